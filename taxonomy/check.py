@@ -1,0 +1,386 @@
+"""What can be wrong with a taxonomy, said in one line each, and where in a JSON file it stands.
+
+Pure functions on plain lists: nothing here opens a file or makes a `Taxonomy`.
+A problem's place is a path into the JSON document, like ("nodes", 3, "parent").
+"""
+
+import bisect
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+FORMAT = "hierclass-taxonomy"
+VERSION = 1
+
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: a line for the user, and the place in the document it is about."""
+
+    message: str
+    place: Place = ()
+
+
+class Document(NamedTuple):
+    """The content of a JSON document, parents as indices; not yet known to be a tree."""
+
+    name: str
+    nodes: list[tuple[str, str, str]]  # id, name, definition
+    parents: list[int]
+    leaves: list[str]
+    tiers: list[list[str]]
+
+
+def listed(values: Iterable[str], limit: int = 3) -> str:
+    """Quote the first few values and count the rest: "'a', 'b', 'c' and 4 more"."""
+    quoted = [repr(value) for value in values]
+    more = len(quoted) - limit
+    return ", ".join(quoted[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+# ---------------------------------------------------------------- the tree and its tiers
+
+
+def structure_problems(
+    ids: Sequence[str],
+    names: Sequence[str],
+    parents: Sequence[int],
+    leaves: Sequence[str],
+    tiers: Sequence[Sequence[str]],
+) -> list[Problem]:
+    """Say what keeps these parts from being a taxonomy.
+
+    A group of checks runs only when the groups before it found nothing, since it relies on them.
+
+    Args:
+        ids: node ids.
+        names: display names, as many as ids.
+        parents: index of each node's parent, -1 for the root.
+        leaves: ids of the classes of the finest tier.
+        tiers: ids of the classes of each tier, coarse to fine.
+
+    Returns:
+        The problems, in the order they are best mended; empty for a valid taxonomy.
+    """
+    return (
+        _node_problems(ids, names)
+        or _parent_problems(ids, parents)
+        or _leaf_problems(ids, parents, leaves)
+        or _tier_problems(ids, parents, leaves, tiers)
+    )
+
+
+def _node_problems(ids: Sequence[str], names: Sequence[str]) -> list[Problem]:
+    if not ids:
+        return [Problem("there are no nodes; list at least a root and one leaf", ("nodes",))]
+    problems = []
+    first_id: dict[str, int] = {}
+    first_name: dict[str, int] = {}
+    for i, (node_id, name) in enumerate(zip(ids, names, strict=True)):
+        if not node_id.strip():
+            problems.append(Problem(f"node {i} has an empty id; give it one", ("nodes", i, "id")))
+        elif node_id in first_id:
+            text = (
+                f"duplicate id {node_id!r} (nodes {first_id[node_id]} and {i}); rename or remove one of them"
+            )
+            problems.append(Problem(text, ("nodes", i, "id")))
+        elif not name.strip():
+            problems.append(Problem(f"node {node_id!r} has an empty name; give it one", ("nodes", i, "name")))
+        elif name in first_name:
+            text = (
+                f"duplicate display name {name!r} (nodes {ids[first_name[name]]!r} and {node_id!r}); "
+                f"names are unique in a taxonomy, so write for example {name + ' (…)'!r}"
+            )
+            problems.append(Problem(text, ("nodes", i, "name")))
+        first_id.setdefault(node_id, i)
+        first_name.setdefault(name, i)
+    return problems
+
+
+def _parent_problems(ids: Sequence[str], parents: Sequence[int]) -> list[Problem]:
+    if len(parents) != len(ids):
+        return [Problem(f"{len(ids)} nodes but {len(parents)} parents; give one parent per node", ("nodes",))]
+    problems = []
+    for i, parent in enumerate(parents):
+        if not -1 <= parent < len(ids):
+            text = f"node {ids[i]!r} has the unknown parent {parent}; parents are 0 to {len(ids) - 1}, or -1 for the root"
+            problems.append(Problem(text, ("nodes", i, "parent")))
+    if problems:
+        return problems
+    for cycle in _cycles(parents):
+        way = " -> ".join(ids[i] for i in [*cycle, cycle[0]])
+        text = f"the parents form a cycle ({way}); give one of these nodes a parent outside the cycle"
+        problems.append(Problem(text, ("nodes", cycle[0], "parent")))
+    if problems:
+        return problems
+    roots = [i for i, parent in enumerate(parents) if parent == -1]
+    if len(roots) > 1:
+        count = "two" if len(roots) == 2 else str(len(roots))
+        text = f"{count} roots ({listed(ids[i] for i in roots)}); only one node may have no parent: give the others one"
+        return [Problem(text, ("nodes", roots[1]))]
+    for i, parent in enumerate(parents):
+        if parent > i:
+            text = f"node {ids[i]!r} stands before its parent {ids[parent]!r}; list every parent before its children"
+            problems.append(Problem(text, ("nodes", i)))
+    return problems
+
+
+def _cycles(parents: Sequence[int]) -> list[list[int]]:
+    """Find the cycles, each as node indices from its smallest one, child before parent."""
+    seen = [0] * len(parents)  # 0 or 1 + the start of the walk that came by
+    cycles = []
+    for start in range(len(parents)):
+        node = start
+        while node != -1 and not seen[node]:
+            seen[node] = start + 1
+            node = parents[node]
+        if node != -1 and seen[node] == start + 1:
+            cycle = [node]
+            while parents[cycle[-1]] != node:
+                cycle.append(parents[cycle[-1]])
+            first = cycle.index(min(cycle))
+            cycles.append(cycle[first:] + cycle[:first])
+    return cycles
+
+
+def _leaf_problems(ids: Sequence[str], parents: Sequence[int], leaves: Sequence[str]) -> list[Problem]:
+    if not leaves:
+        return [Problem("there are no leaves; list the ids of the finest classes in leaves", ("leaves",))]
+    index = {node_id: i for i, node_id in enumerate(ids)}
+    children: dict[int, list[str]] = {}
+    for i, parent in enumerate(parents):
+        children.setdefault(parent, []).append(ids[i])
+    problems = []
+    for j, leaf in enumerate(leaves):
+        if leaf not in index:
+            text = f"leaf {leaf!r} is not a node; add a node with this id or remove it from leaves"
+            problems.append(Problem(text, ("leaves", j)))
+        elif index[leaf] in children:
+            text = (
+                f"leaf {leaf!r} has children ({listed(children[index[leaf]])}); "
+                "only nodes without children can be leaves: remove it from leaves"
+            )
+            problems.append(Problem(text, ("leaves", j)))
+    problems += _repeats(leaves, "leaves", ("leaves",))
+    known = set(leaves)
+    for i, node_id in enumerate(ids):
+        if i not in children and node_id not in known:
+            text = f"node {node_id!r} has no children but is not in leaves; add it there or remove the node"
+            problems.append(Problem(text, ("nodes", i)))
+    return problems
+
+
+def _repeats(values: Sequence[str], where: str, place: Place) -> list[Problem]:
+    first: dict[str, int] = {}
+    problems = []
+    for j, value in enumerate(values):
+        if first.setdefault(value, j) != j:
+            problems.append(Problem(f"{value!r} stands twice in {where}; remove one of them", (*place, j)))
+    return problems
+
+
+def _tier_problems(
+    ids: Sequence[str], parents: Sequence[int], leaves: Sequence[str], tiers: Sequence[Sequence[str]]
+) -> list[Problem]:
+    if not tiers:
+        return [Problem("there are no tiers; list at least one, the leaves", ("tiers",))]
+    index = {node_id: i for i, node_id in enumerate(ids)}
+    problems = []
+    for k, tier in enumerate(tiers):
+        if not tier:
+            problems.append(Problem(f"tier {k} is empty; list its classes or remove the tier", ("tiers", k)))
+        for j, node_id in enumerate(tier):
+            if node_id not in index:
+                text = f"{node_id!r} in tier {k} is not a node; add a node with this id or remove it from the tier"
+                problems.append(Problem(text, ("tiers", k, j)))
+        problems += _repeats(tier, f"tier {k}", ("tiers", k))
+    if problems:
+        return problems
+    above: list[int] = []  # of the tier before: each node's ancestor-or-self in it, or -1
+    for k, tier in enumerate(tiers):
+        found, classes = _classify(ids, index, parents, leaves, tier, k)
+        problems += found
+        for j, node_id in enumerate(tier):
+            if above and above[index[node_id]] == -1 and not problems:
+                below = next(c for c in tiers[k - 1] if classes[index[c]] == index[node_id])
+                text = (
+                    f"tiers do not nest: {node_id!r} of tier {k} lies above {below!r} of tier {k - 1}; "
+                    f"use {node_id!r} in tier {k - 1} or classes below {below!r} in tier {k}"
+                )
+                problems.append(Problem(text, ("tiers", k, j)))
+        above = classes
+    return problems or _last_tier_problems(leaves, tiers)
+
+
+def _classify(
+    ids: Sequence[str],
+    index: dict[str, int],
+    parents: Sequence[int],
+    leaves: Sequence[str],
+    tier: Sequence[str],
+    k: int,
+) -> tuple[list[Problem], list[int]]:
+    """Give every node its class in a tier, and say where a leaf would have none or two."""
+    position = {index[node_id]: j for j, node_id in enumerate(tier)}
+    classes = [-1] * len(ids)
+    problems = []
+    for i, parent in enumerate(parents):
+        upper = classes[parent] if parent >= 0 else -1
+        classes[i] = i if i in position else upper
+        if i in position and upper != -1:
+            text = (
+                f"tier {k} holds {ids[upper]!r} and also {ids[i]!r}, which lies below it; remove one of them"
+            )
+            problems.append(Problem(text, ("tiers", k, position[i])))
+    missing = [leaf for leaf in leaves if classes[index[leaf]] == -1]
+    if missing:
+        verb = "has" if len(missing) == 1 else "have"
+        noun = "leaf" if len(missing) == 1 else "leaves"
+        text = f"{noun} {listed(missing)} {verb} no class in tier {k}; add the leaf or one of its ancestors to the tier"
+        problems.append(Problem(text, ("tiers", k)))
+    return problems, classes
+
+
+def _last_tier_problems(leaves: Sequence[str], tiers: Sequence[Sequence[str]]) -> list[Problem]:
+    last = len(tiers) - 1
+    for j, (leaf, found) in enumerate(zip(leaves, tiers[last], strict=False)):
+        if leaf != found:
+            text = (
+                f"the last tier must be the leaves in the same order, but at position {j} "
+                f"tier {last} has {found!r} and leaves has {leaf!r}; copy leaves to the end of tiers"
+            )
+            return [Problem(text, ("tiers", last, j))]
+    return []
+
+
+# ---------------------------------------------------------------- the JSON document
+
+
+def read_document(data: Any) -> tuple[Document | None, list[Problem]]:
+    """Take a decoded JSON document apart.
+
+    Returns:
+        The document's content, or None where problems were found; and the problems.
+    """
+    problems = _header_problems(data)
+    if problems:
+        return None, problems
+    problems = _type_problems(data)
+    if problems:
+        return None, problems
+    nodes, parents = [], []
+    index: dict[str, int] = {}
+    for i, node in enumerate(data["nodes"]):
+        index.setdefault(node["id"], i)
+        nodes.append((node["id"], node["name"], node.get("definition", "")))
+    for i, node in enumerate(data["nodes"]):
+        parent = node.get("parent")
+        if parent is not None and parent not in index:
+            text = f"node {node['id']!r} has the unknown parent {parent!r}; add a node with this id or correct it"
+            problems.append(Problem(text, ("nodes", i, "parent")))
+        parents.append(-1 if parent is None else index.get(parent, -1))
+    problems += [p for p in _node_problems([n[0] for n in nodes], [n[1] for n in nodes]) if p not in problems]
+    if problems:
+        return None, problems
+    return Document(data["name"], nodes, parents, data["leaves"], data["tiers"]), []
+
+
+def _header_problems(data: Any) -> list[Problem]:
+    if not isinstance(data, dict):
+        return [Problem("a taxonomy is a JSON object with format, version, name, nodes, leaves and tiers")]
+    if data.get("format") != FORMAT:
+        found = repr(data["format"]) if "format" in data else "missing"
+        return [Problem(f'this is no taxonomy: "format" is {found}; it must be "{FORMAT}"', ("format",))]
+    version = data.get("version")
+    if isinstance(version, int) and not isinstance(version, bool) and version > VERSION:
+        text = f"made by a newer version of hierclass (format version {version}, known is {VERSION}); update hierclass"
+        return [Problem(text, ("version",))]
+    if version != VERSION or isinstance(version, bool):
+        found = repr(version) if "version" in data else "missing"
+        return [Problem(f'"version" is {found}; it must be {VERSION}', ("version",))]
+    kinds = {
+        "name": (str, "text"),
+        "nodes": (list, "a list"),
+        "leaves": (list, "a list"),
+        "tiers": (list, "a list"),
+    }
+    problems = []
+    for key, (kind, words) in kinds.items():
+        if key not in data:
+            problems.append(Problem(f'"{key}" is missing; it must be {words}'))
+        elif not isinstance(data[key], kind):
+            problems.append(Problem(f'"{key}" must be {words}', (key,)))
+    return problems
+
+
+def _type_problems(data: dict[str, Any]) -> list[Problem]:
+    problems = []
+    for i, node in enumerate(data["nodes"]):
+        if not isinstance(node, dict):
+            problems.append(Problem(f"node {i} must be an object with id, name and parent", ("nodes", i)))
+            continue
+        for key in ("id", "name"):
+            if key not in node:
+                problems.append(Problem(f'node {i} has no "{key}"; add one', ("nodes", i)))
+        for key, value in node.items():
+            text_or_null = key == "parent" and value is None
+            if key in ("id", "name", "definition", "parent") and not (isinstance(value, str) or text_or_null):
+                problems.append(Problem(f'"{key}" of node {i} must be text', ("nodes", i, key)))
+    id_lists: list[tuple[Any, str, Place]] = [(data["leaves"], "leaves", ("leaves",))]
+    id_lists += [(tier, f"tier {k}", ("tiers", k)) for k, tier in enumerate(data["tiers"])]
+    for values, where, place in id_lists:
+        if not isinstance(values, list):
+            problems.append(Problem(f"{where} must be a list of node ids", place))
+            continue
+        for j, value in enumerate(values):
+            if not isinstance(value, str):
+                problems.append(Problem(f"entry {j} of {where} must be a node id (text)", (*place, j)))
+    return problems
+
+
+# ---------------------------------------------------------------- lines of a JSON file
+
+_BLANK = re.compile(r"[ \t\r\n]*")
+_DEEPEST = 3  # ("nodes", 3, "parent")
+
+
+def json_lines(text: str) -> dict[Place, int]:
+    """Map the places of a valid JSON text to line numbers, counted from 1, three steps deep."""
+    breaks = [match.start() for match in re.finditer("\n", text)]
+    decoder = json.JSONDecoder()
+    lines: dict[Place, int] = {}
+
+    def skip(pos: int) -> int:
+        match = _BLANK.match(text, pos)
+        assert match is not None
+        return match.end()
+
+    def value(pos: int, place: Place) -> int:
+        lines[place] = bisect.bisect_left(breaks, pos) + 1
+        opener = text[pos]
+        if opener not in "{[" or len(place) == _DEEPEST:
+            return decoder.raw_decode(text, pos)[1]
+        pos, count = skip(pos + 1), 0
+        while text[pos] not in "}]":
+            key: str | int = count
+            if opener == "{":
+                key, pos = decoder.raw_decode(text, pos)
+                pos = skip(skip(pos) + 1)  # past the colon
+            pos, count = skip(value(pos, (*place, key))), count + 1
+            if text[pos] == ",":
+                pos = skip(pos + 1)
+        return pos + 1
+
+    value(skip(0), ())
+    return lines
+
+
+def line_of(place: Place, lines: dict[Place, int]) -> int:
+    """Find the line of a place, or of the nearest place around it that exists."""
+    while place and place not in lines:
+        place = place[:-1]
+    return lines.get(place, 1)
