@@ -1,0 +1,44 @@
+"""Every error that callers of hierclass meet.
+
+    HierclassError
+    ├── TaxonomyError    (ValueError)  a tree or a tier is wrong
+    ├── BackboneError    (ValueError)  a network can't be built or cut
+    ├── LevelError       (ValueError)  a level that the model does not have
+    ├── CheckpointError  (ValueError)  a model folder is missing, damaged or of another version
+    ├── ImageError       (ValueError)  an image can't be read
+    └── InputError       (ValueError)  a file, folder or option that a user named
+
+The message of each is one line that says what to do.
+"""
+
+from taxonomy.errors import HierclassError, TaxonomyError
+
+__all__ = [
+    "BackboneError",
+    "CheckpointError",
+    "HierclassError",
+    "ImageError",
+    "InputError",
+    "LevelError",
+    "TaxonomyError",
+]
+
+
+class BackboneError(HierclassError, ValueError):
+    """A backbone is unknown, or holds a layer that can't be cut into levels."""
+
+
+class LevelError(HierclassError, ValueError):
+    """A level was asked for that the network does not have."""
+
+
+class CheckpointError(HierclassError, ValueError):
+    """A model folder is missing, damaged, or was written by another version."""
+
+
+class ImageError(HierclassError, ValueError):
+    """An image can't be read: not an image, truncated, too large."""
+
+
+class InputError(HierclassError, ValueError):
+    """A file, folder or option named by the user does not fit."""

@@ -1,0 +1,77 @@
+"""Where a tensor's channels are cut: the boundaries b_0 < b_1 < … < b_L = C of its slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hierclass.errors import BackboneError
+
+Boundaries = tuple[int, ...]
+"""End of each level's prefix: level k sees channels 0 … boundaries[k] - 1."""
+
+STEPS = (8, 4, 2, 1)
+"""Slice sizes are multiples of the first of these that leaves every level at least one step."""
+
+
+def check_widths(widths: Sequence[float]) -> tuple[float, ...]:
+    """Return the widths as a tuple; raise `BackboneError` unless they rise strictly to 1.
+
+    `widths[k]` in (0, 1] is the share of every layer's channels that level k sees.
+    """
+    widths = tuple(float(width) for width in widths)
+    rising = all(low < high for low, high in zip(widths, widths[1:], strict=False))
+    if not widths or not rising or widths[0] <= 0 or widths[-1] != 1:
+        raise BackboneError(
+            f"widths {list(widths)} do not fit; give one share per level, rising to 1, like 0.25,0.5,1"
+        )
+    return widths
+
+
+def boundaries(channels: int, widths: Sequence[float], group: int = 1) -> Boundaries:
+    """Cut `channels` channels into one slice per width.
+
+    Each boundary is `width * channels` rounded to a multiple of 8 and of `group` (the width of the channel groups
+    that must stay whole); every level gets at least one step. Where channels are too few for steps of 8, steps of
+    4, 2 or 1 are tried. The result depends on the number of channels alone, so that tensors that are added agree.
+
+    Raises:
+        BackboneError: there are fewer groups than levels.
+    """
+    levels = len(widths)
+    for step in STEPS:
+        multiple = math.lcm(step, group)
+        if channels >= multiple * levels:
+            break
+    else:
+        raise BackboneError(
+            f"{channels} channels in groups of {group} can't be shared by {levels} levels; "
+            "use fewer levels or a wider backbone"
+        )
+    cuts: list[int] = []
+    for level, width in enumerate(widths[:-1]):
+        wanted = math.floor(width * channels / multiple + 0.5) * multiple
+        lowest = (cuts[-1] if cuts else 0) + multiple
+        highest = (channels // multiple - (levels - 1 - level)) * multiple
+        cuts.append(min(max(wanted, lowest), highest))
+    return (*cuts, channels)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """The boundaries of every channel count of one network: `chart[C]`.
+
+    `groups` maps a channel count to the width of the groups that any layer cuts it into (1 if absent).
+    """
+
+    widths: tuple[float, ...]
+    groups: Mapping[int, int]
+
+    def __getitem__(self, channels: int) -> Boundaries:
+        return boundaries(channels, self.widths, self.groups.get(channels, 1))
+
+
+def slice_range(cuts: Boundaries, level: int) -> range:
+    """Channels that `level` adds."""
+    return range(cuts[level - 1] if level else 0, cuts[level])

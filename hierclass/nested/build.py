@@ -1,0 +1,94 @@
+"""From a timm name to a nested network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+from torch import nn
+
+from hierclass.errors import BackboneError
+from hierclass.nested.boundaries import check_widths
+from hierclass.nested.graph import read_graph
+from hierclass.nested.network import NestedNetwork
+from hierclass.nested.proof import prove
+
+
+def create_backbone(
+    name: str, *, stem_stride: int | None = None, pretrained: bool = False, **timm_args: Any
+) -> nn.Module:
+    """Make the timm model `name` without its classifier: (B, 3, H, W) → pooled features (B, F).
+
+    `stem_stride` changes by how much the stem shrinks the image before the first stage, for images much smaller than
+    224 pixels (the small-image stem of He et al. 2016, section 4.2): 2 leaves out the pooling of a ResNet's stem, 1
+    also its stride; for MobileNet and EfficientNet 1 leaves out the stride of the stem's convolution. None keeps
+    timm's. `timm_args` go to `timm.create_model`.
+
+    Raises:
+        BackboneError: timm has no such model, the arguments do not fit it, or its stem can't be changed so.
+    """
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+        hint = f", for example {', '.join(close)}" if close else "; timm.list_models() lists them all"
+        raise BackboneError(f"timm has no model called {name!r}{hint}")
+    try:
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **timm_args)
+    except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(f"timm can't make {name}: {reason}") from error
+    if stem_stride is not None:
+        _set_stem_stride(backbone, name, stem_stride)
+    return backbone
+
+
+def _set_stem_stride(backbone: nn.Module, name: str, stride: int) -> None:
+    """Undo as many of the stem's halvings, last first, as `stride` asks for."""
+    halvings = [
+        layer
+        for path in ("conv1", "conv_stem", "maxpool")
+        if isinstance(part := getattr(backbone, path, None), nn.Module)
+        for layer in part.modules()
+        if getattr(layer, "stride", 1) in (2, (2, 2))
+    ]
+    allowed = [2**count for count in range(len(halvings) + 1)]
+    if stride not in allowed or not halvings:
+        raise BackboneError(f"the stem of {name} can't have stride {stride}; it can have {allowed}")
+    while len(halvings) > allowed.index(stride):
+        layer = halvings.pop()
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+        else:
+            backbone.maxpool = nn.Identity()
+
+
+def nest(
+    backbone: nn.Module,
+    *,
+    widths: Sequence[float] = (0.25, 0.5, 1.0),
+    num_classes: Sequence[int],
+    input_size: tuple[int, int, int] = (3, 64, 64),
+) -> NestedNetwork:
+    """Cut a backbone into nested levels (structure `slices`) and prove that they are nested.
+
+    `widths[k]` in (0, 1], rising to 1, is the share of every layer's channels that level k sees; `num_classes[k]` the
+    number of classes of its head; `input_size` (C, H, W) the image that costs and the proof refer to. The weights of
+    `backbone` are copied, those between lower outputs and higher inputs left out; `backbone` stays as it is.
+
+    Source: the block-triangular pattern of Lee & Shin 2018 (slicing networks vertically); channel scheduling of
+    NestedNet (Kim et al. 2018).
+
+    Raises:
+        BackboneError: the widths do not fit, or a layer can't be cut (the message names its path and type).
+    """
+    widths = check_widths(widths)
+    if len(num_classes) != len(widths) or min(num_classes, default=0) < 1:
+        raise BackboneError(f"{len(widths)} widths need {len(widths)} class counts of at least 1, not {list(num_classes)}")
+    training = backbone.training
+    try:
+        graph = read_graph(backbone.eval(), widths, input_size)
+    finally:
+        backbone.train(training)
+    network = NestedNetwork(graph, num_classes, input_size)
+    prove(network)
+    return network.train(training)
