@@ -1,0 +1,67 @@
+"""Image classification from coarse to fine with one nested network.
+
+    import hierclass
+
+    classifier = hierclass.load()
+    print(classifier.predict("photo.jpg").label)            # the finest answer
+    print(classifier.predict("photo.jpg", level=0).label)   # the cheapest answer
+    for prediction in classifier.refine("photo.jpg"):       # coarse first, each step costs its difference
+        print(prediction.level, prediction.label, prediction.score)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hierclass.errors import (
+    BackboneError,
+    CheckpointError,
+    HierclassError,
+    ImageError,
+    InputError,
+    LevelError,
+    TaxonomyError,
+)
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier, Level, load
+    from hierclass.decisions import Prediction, Step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackboneError",
+    "CheckpointError",
+    "Classifier",
+    "HierclassError",
+    "ImageError",
+    "InputError",
+    "Level",
+    "LevelError",
+    "Prediction",
+    "Step",
+    "TaxonomyError",
+    "__version__",
+    "load",
+]
+
+_LAZY = {
+    "Classifier": "hierclass.classifier",
+    "Level": "hierclass.classifier",
+    "Prediction": "hierclass.decisions",
+    "Step": "hierclass.decisions",
+    "load": "hierclass.classifier",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for: torch costs seconds, an error message should not."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'hierclass' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,221 @@
+"""Checkpoints: a folder of config.json and model.safetensors that is all inference needs. Nothing in it is executed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+
+from hierclass.errors import BackboneError, CheckpointError, TaxonomyError
+from hierclass.nested import NestedNetwork, create_backbone, nest
+from taxonomy import Taxonomy
+
+T = TypeVar("T")
+
+FORMAT = "hierclass-checkpoint"
+VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+MAX_CONFIG_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From an RGB image to the network's input.
+
+    The shorter side is resized to `size / crop` pixels, the centre `size` x `size` pixels are kept, values in 0 … 1
+    are normalised with `mean` and `std` per channel.
+    """
+
+    size: int
+    crop: float = 1.0
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the nested network is made; see `create_backbone` and `nest` for the fields."""
+
+    backbone: str
+    widths: tuple[float, ...]
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    stem_stride: int | None = None
+    structure: str = "slices"
+
+
+@dataclass
+class Checkpoint:
+    """A network with all that is needed to use it.
+
+    `results` holds measured figures and where they come from (`results["dev"]["levels"][k]["top1"]` in 0 … 1);
+    `decision` how levels' answers are combined (see `hierclass.decisions`).
+    """
+
+    network: NestedNetwork
+    taxonomy: Taxonomy
+    architecture: Architecture
+    preprocessing: Preprocessing
+    decision: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+
+
+def build(architecture: Architecture, taxonomy: Taxonomy, size: int, *, pretrained: bool = False) -> NestedNetwork:
+    """Make the nested network of an architecture, one level per tier, for `size` x `size` images.
+
+    Raises:
+        BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has tiers.
+    """
+    if architecture.structure != "slices":
+        raise BackboneError(f"structure {architecture.structure!r} is not known here; this version has: slices")
+    if len(architecture.widths) != taxonomy.num_tiers:
+        raise BackboneError(
+            f"taxonomy {taxonomy.name!r} has {taxonomy.num_tiers} tiers but {len(architecture.widths)} widths are given; "
+            "give one width per tier"
+        )
+    backbone = create_backbone(
+        architecture.backbone,
+        stem_stride=architecture.stem_stride,
+        pretrained=pretrained,
+        **{key: _as_tuple(value) for key, value in architecture.backbone_args.items()},
+    )
+    return nest(
+        backbone, widths=architecture.widths, num_classes=taxonomy.num_classes, input_size=(3, size, size)
+    )
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dtype: str = "float16") -> None:
+    """Write a checkpoint folder; `dtype` ("float16" or "float32") is the type of the stored floating-point weights.
+
+    Each file is written under a temporary name and renamed, the weights first, so that a broken write leaves the
+    former checkpoint in place.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = {"float16": torch.float16, "float32": torch.float32}[dtype]
+    tensors = {
+        name: (value.detach().to("cpu", kind) if value.is_floating_point() else value.detach().cpu()).contiguous()
+        for name, value in checkpoint.network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": dataclasses.asdict(checkpoint.architecture),
+        "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
+        "decision": checkpoint.decision,
+        "results": checkpoint.results,
+        "taxonomy": checkpoint.taxonomy.to_dict(),
+    }
+    _replace(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    _replace(folder / CONFIG_FILE, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
+    """Read a checkpoint folder; weights are held as float32, the network is in evaluation mode.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, or another version of hierclass wrote it.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    try:
+        taxonomy = Taxonomy.from_dict(config["taxonomy"])
+        architecture = _from_json(Architecture, config["architecture"])
+        preprocessing = _from_json(Preprocessing, config["preprocessing"])
+        _check(preprocessing)
+        network = build(architecture, taxonomy, preprocessing.size)
+    except (TaxonomyError, BackboneError, KeyError, TypeError, ValueError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
+    _load_weights(network, folder / WEIGHTS_FILE)
+    return Checkpoint(
+        network=network.eval().to(device),
+        taxonomy=taxonomy,
+        architecture=architecture,
+        preprocessing=preprocessing,
+        decision=dict(config.get("decision") or {}),
+        results=dict(config.get("results") or {}),
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check a checkpoint's config.json, without its weights."""
+    file = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no model at {folder}; name a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{file} is larger than {MAX_CONFIG_BYTES >> 20} MB; this is no model of hierclass")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is no model: it has no {CONFIG_FILE}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} can't be read: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f"{file} is not the {CONFIG_FILE} of a hierclass model")
+    if config.get("version") != VERSION:
+        raise CheckpointError(
+            f"{folder} was written in checkpoint version {config.get('version')}; this hierclass reads version "
+            f"{VERSION}. Use the hierclass that wrote it, or train again"
+        )
+    return config
+
+
+def _load_weights(network: NestedNetwork, file: Path) -> None:
+    try:
+        tensors = safetensors.torch.load_file(file)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.parent} is no model: it has no {WEIGHTS_FILE}") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
+    own = network.state_dict()
+    wanted = {name for name in own if not name.endswith("num_batches_tracked")}
+    wrong = sorted(wanted ^ tensors.keys()) or sorted(n for n in wanted if own[n].shape != tensors[n].shape)
+    if wrong:
+        raise CheckpointError(
+            f"{file} does not fit its {CONFIG_FILE}: {len(wrong)} tensors differ, the first is {wrong[0]}"
+        )
+    network.load_state_dict(tensors, strict=False)
+
+
+def _check(preprocessing: Preprocessing) -> None:
+    numbers = (preprocessing.crop, *preprocessing.mean, *preprocessing.std)
+    if not 8 <= preprocessing.size <= 4096 or not all(map(math.isfinite, numbers)):
+        raise ValueError("preprocessing has values that no image can be prepared with")
+    if not 0.05 <= preprocessing.crop <= 1 or min(preprocessing.std) <= 0:
+        raise ValueError("preprocessing has values that no image can be prepared with")
+
+
+def _from_json(kind: type[T], values: Mapping[str, Any]) -> T:
+    known = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(f"{unknown[0]!r} is no field of {kind.__name__}")
+    return kind(**{key: _as_tuple(value) for key, value in values.items()})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+def _replace(file: Path, content: bytes) -> None:
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
