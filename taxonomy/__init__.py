@@ -9,7 +9,7 @@ from taxonomy.errors import HierclassError, TaxonomyError
 from taxonomy.tree import Node, Taxonomy
 
 if TYPE_CHECKING:
-    from taxonomy.build import from_names as from_names
+    from taxonomy.build import from_names
 
 __all__ = ["HierclassError", "Node", "Taxonomy", "TaxonomyError", "from_names"]
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 FORMAT = "hierclass-taxonomy"
 VERSION = 1
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks among them
 
 Place = tuple[str | int, ...]
 
@@ -90,6 +91,9 @@ def _node_problems(ids: Sequence[str], names: Sequence[str]) -> list[Problem]:
             problems.append(Problem(text, ("nodes", i, "id")))
         elif not name.strip():
             problems.append(Problem(f"node {node_id!r} has an empty name; give it one", ("nodes", i, "name")))
+        elif UNPRINTABLE.search(node_id + name):
+            text = f"node {node_id!r} ({name!r}) has a line break or other unprintable character; remove it"
+            problems.append(Problem(text, ("nodes", i)))
         elif name in first_name:
             text = (
                 f"duplicate display name {name!r} (nodes {ids[first_name[name]]!r} and {node_id!r}); "
@@ -107,7 +111,8 @@ def _parent_problems(ids: Sequence[str], parents: Sequence[int]) -> list[Problem
     problems = []
     for i, parent in enumerate(parents):
         if not -1 <= parent < len(ids):
-            text = f"node {ids[i]!r} has the unknown parent {parent}; parents are 0 to {len(ids) - 1}, or -1 for the root"
+            text = f"node {ids[i]!r} has the unknown parent {parent}"
+            text += f"; use 0 to {len(ids) - 1}, or -1 for the root"
             problems.append(Problem(text, ("nodes", i, "parent")))
     if problems:
         return problems
@@ -120,12 +125,12 @@ def _parent_problems(ids: Sequence[str], parents: Sequence[int]) -> list[Problem
     roots = [i for i, parent in enumerate(parents) if parent == -1]
     if len(roots) > 1:
         count = "two" if len(roots) == 2 else str(len(roots))
-        text = f"{count} roots ({listed(ids[i] for i in roots)}); only one node may have no parent: give the others one"
-        return [Problem(text, ("nodes", roots[1]))]
+        text = f"{count} roots ({listed(ids[i] for i in roots)}); only one node may be without a parent"
+        return [Problem(f"{text}: give the others one", ("nodes", roots[1]))]
     for i, parent in enumerate(parents):
         if parent > i:
-            text = f"node {ids[i]!r} stands before its parent {ids[parent]!r}; list every parent before its children"
-            problems.append(Problem(text, ("nodes", i)))
+            text = f"node {ids[i]!r} stands before its parent {ids[parent]!r}"
+            problems.append(Problem(f"{text}; list every parent before its children", ("nodes", i)))
     return problems
 
 
@@ -195,7 +200,7 @@ def _tier_problems(
             problems.append(Problem(f"tier {k} is empty; list its classes or remove the tier", ("tiers", k)))
         for j, node_id in enumerate(tier):
             if node_id not in index:
-                text = f"{node_id!r} in tier {k} is not a node; add a node with this id or remove it from the tier"
+                text = f"{node_id!r} in tier {k} is not a node; add a node with this id or remove it here"
                 problems.append(Problem(text, ("tiers", k, j)))
         problems += _repeats(tier, f"tier {k}", ("tiers", k))
     if problems:
@@ -238,9 +243,8 @@ def _classify(
             problems.append(Problem(text, ("tiers", k, position[i])))
     missing = [leaf for leaf in leaves if classes[index[leaf]] == -1]
     if missing:
-        verb = "has" if len(missing) == 1 else "have"
-        noun = "leaf" if len(missing) == 1 else "leaves"
-        text = f"{noun} {listed(missing)} {verb} no class in tier {k}; add the leaf or one of its ancestors to the tier"
+        subject = f"leaf {missing[0]!r} has" if len(missing) == 1 else f"leaves {listed(missing)} have"
+        text = f"{subject} no class in tier {k}; add the leaf or one of its ancestors to the tier"
         problems.append(Problem(text, ("tiers", k)))
     return problems, classes
 
@@ -280,7 +284,7 @@ def read_document(data: Any) -> tuple[Document | None, list[Problem]]:
     for i, node in enumerate(data["nodes"]):
         parent = node.get("parent")
         if parent is not None and parent not in index:
-            text = f"node {node['id']!r} has the unknown parent {parent!r}; add a node with this id or correct it"
+            text = f"node {node['id']!r} has the unknown parent {parent!r}; add that node or correct the id"
             problems.append(Problem(text, ("nodes", i, "parent")))
         parents.append(-1 if parent is None else index.get(parent, -1))
     problems += [p for p in _node_problems([n[0] for n in nodes], [n[1] for n in nodes]) if p not in problems]
@@ -297,17 +301,15 @@ def _header_problems(data: Any) -> list[Problem]:
         return [Problem(f'this is no taxonomy: "format" is {found}; it must be "{FORMAT}"', ("format",))]
     version = data.get("version")
     if isinstance(version, int) and not isinstance(version, bool) and version > VERSION:
-        text = f"made by a newer version of hierclass (format version {version}, known is {VERSION}); update hierclass"
+        text = (
+            f"made by a newer version of hierclass (format {version}, known is {VERSION}); update hierclass"
+        )
         return [Problem(text, ("version",))]
     if version != VERSION or isinstance(version, bool):
         found = repr(version) if "version" in data else "missing"
         return [Problem(f'"version" is {found}; it must be {VERSION}', ("version",))]
-    kinds = {
-        "name": (str, "text"),
-        "nodes": (list, "a list"),
-        "leaves": (list, "a list"),
-        "tiers": (list, "a list"),
-    }
+    a_list = (list, "a list")
+    kinds = {"name": (str, "text"), "nodes": a_list, "leaves": a_list, "tiers": a_list}
     problems = []
     for key, (kind, words) in kinds.items():
         if key not in data:

@@ -68,6 +68,7 @@ class Taxonomy:
         self._tiers = tuple(tuple(tier) for tier in tiers)
         self._index = {node_id: i for i, node_id in enumerate(ids)}
         self._leaf_index = {leaf: i for i, leaf in enumerate(self._leaves)}
+        self._classes = tuple(tuple(nodes[self._index[c]] for c in tier) for tier in self._tiers)
         self._parents = _frozen(np.array(above, dtype=np.int32))
         self._depths, self._heights = _depths_and_heights(above)
         self._children: tuple[tuple[Node, ...], ...] | None = None
@@ -128,10 +129,10 @@ class Taxonomy:
 
     def classes(self, tier: int) -> tuple[Node, ...]:
         """The classes of a tier: class index -> node."""
-        return tuple(self._nodes[self._index[node_id]] for node_id in self._tiers[self._tier(tier)])
+        return self._classes[self._tier(tier)]
 
     def projection(self, tier: int) -> npt.NDArray[np.int64]:
-        """Map leaves to the classes of a tier: shape (num_leaves,), values 0..num_classes[tier]-1; read-only."""
+        """Class index of every leaf in a tier: shape (num_leaves,), 0..num_classes[tier]-1; read-only."""
         tier = self._tier(tier)
         if tier not in self._projections:
             classes = self._class_of_node(tier)
@@ -153,7 +154,7 @@ class Taxonomy:
 
     def project(self, leaf: str | int, tier: int) -> Node:
         """The class of a leaf (id or index) in a tier: the one ancestor-or-self among its classes."""
-        return self.classes(tier)[self.projection(tier)[self._leaf(leaf)]]
+        return self.classes(tier)[int(self.projection(tier)[self._leaf(leaf)])]
 
     def path(self, leaf: str | int, tier: int | None = None) -> tuple[Node, ...]:
         """The classes of a leaf (id or index) in tiers 0..tier, coarse first; None means the last tier."""
@@ -237,10 +238,9 @@ class Taxonomy:
         document, problems = read_document(data)
         if document is None:
             raise TaxonomyError(problems[0].message)
-        nodes = [Node(*node) for node in document.nodes]
         return cls(
             name=document.name,
-            nodes=nodes,
+            nodes=[Node(*node) for node in document.nodes],
             parents=document.parents,
             leaves=document.leaves,
             tiers=document.tiers,
@@ -290,7 +290,7 @@ class Taxonomy:
 
         Args:
             ids: synset ids of the leaves, like `n02084071`.
-            tiers: wanted numbers of classes of the coarser tiers, coarse to fine; the leaves follow by themselves.
+            tiers: wanted numbers of classes of the coarser tiers, coarse to fine; the leaves follow.
             anchors: per coarser tier the synset ids that must be its classes.
             name: name of the taxonomy.
 

@@ -1,0 +1,136 @@
+"""From rows, one per leaf with its class in each tier, to a taxonomy with ids and unique display names.
+
+Tables and folder trees both become such rows. May import `taxonomy.tree`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from taxonomy.tree import Node, Taxonomy
+
+
+@dataclass
+class Row:
+    """A leaf of a table or folder tree: its class in each tier, coarse to fine, the leaf's own name last."""
+
+    cells: tuple[str, ...]
+    id: str = ""
+    definition: str = ""
+
+
+@dataclass
+class _Group:
+    """A node in the making."""
+
+    name: str
+    parent: "_Group | None" = None
+    children: dict[str, "_Group"] = field(default_factory=dict)
+    row: Row | None = None  # of a leaf
+    merged: "_Group | None" = None  # the parent that took this one's place
+    id: str = ""
+    label: str = ""
+
+    def final(self) -> "_Group":
+        """The group itself or the one it was merged into."""
+        return self if self.merged is None else self.merged.final()
+
+
+def tree_of(
+    rows: Sequence[Row],
+    *,
+    name: str,
+    slug: Callable[[str], str] | None = None,
+    label: Callable[[str], str] = str,
+) -> Taxonomy:
+    """Make a taxonomy of rows without blank cells; no row may repeat another."""
+    root = _Group("")
+    ways: list[list[_Group]] = []
+    for row in rows:
+        way = [root]
+        for cell in row.cells:
+            way.append(way[-1].children.setdefault(cell, _Group(cell, parent=way[-1])))
+        way[-1].row = row
+        ways.append(way[1:])
+    _merge(root)
+    groups = _ordered(root)
+    _name_ids(groups, slug or _slug)
+    _name_labels(groups, label)
+    tiers = [dict.fromkeys(way[k].final().id for way in ways) for k in range(len(ways[0]))]
+    index = {id(group): i for i, group in enumerate(groups)}
+    return Taxonomy(
+        name=name,
+        nodes=[Node(group.id, group.label, group.row.definition if group.row else "") for group in groups],
+        parents=[-1 if group.parent is None else index[id(group.parent)] for group in groups],
+        leaves=list(tiers[-1]),
+        tiers=[list(tier) for tier in tiers],
+    )
+
+
+def _merge(group: _Group) -> None:
+    """Merge an only child of the same name into its parent: one class that serves in both tiers."""
+    for child in group.children.values():
+        _merge(child)
+    if list(group.children) == [group.name] and group.parent is not None:
+        child = group.children[group.name]
+        group.children, group.row, child.merged = child.children, child.row, group
+        for below in group.children.values():
+            below.parent = group
+
+
+def _ordered(root: _Group) -> list[_Group]:
+    """The groups breadth first: parents stand before their children."""
+    groups = [root]
+    for group in groups:
+        groups.extend(group.children.values())
+    return groups
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name.casefold()).strip("-_") or "class"
+
+
+def _name_ids(groups: Sequence[_Group], slug: Callable[[str], str]) -> None:
+    """Give leaves their own ids where they have one, and other groups the path of their names."""
+    taken = {group.row.id for group in groups if group.row}
+    for group in groups:
+        if group.row and group.row.id:
+            group.id = group.row.id
+            continue
+        above = group.parent
+        prefix = f"{above.id}/" if above is not None and above.parent is not None else ""
+        group.id = _free(prefix + slug(group.name) if above else "root", taken, "-")
+
+
+def _name_labels(groups: Sequence[_Group], label: Callable[[str], str]) -> None:
+    """Give groups unique display names: those that share one get the names of as many parents as it takes."""
+    same: dict[str, list[_Group]] = {}
+    for group in groups[1:]:
+        same.setdefault(label(group.name), []).append(group)
+    taken = {name for name, sharing in same.items() if len(sharing) == 1}
+    for name, sharing in same.items():
+        candidates = [name] * len(sharing)
+        above = [[label(upper.name) for upper in _upper(group)] for group in sharing]
+        for count in range(1, max(map(len, above)) + 1):
+            if len(set(candidates)) == len(sharing):
+                break
+            candidates = [name + (f" ({', '.join(names[:count])})" if names else "") for names in above]
+        for group, candidate in zip(sharing, candidates, strict=True):
+            group.label = candidate if len(sharing) == 1 else _free(candidate, taken, " ")
+    groups[0].label = _free("everything", taken, " ")
+
+
+def _upper(group: _Group) -> list[_Group]:
+    """The groups above one, without the root, nearest first."""
+    above = group.parent
+    return [] if above is None or above.parent is None else [above, *_upper(above)]
+
+
+def _free(wish: str, taken: set[str], joint: str) -> str:
+    """Take the wish, or the wish with the first number that makes it new."""
+    number, found = 1, wish
+    while found in taken:
+        number += 1
+        found = f"{wish}{joint}{number}"
+    taken.add(found)
+    return found
