@@ -113,7 +113,7 @@ def examine(path: str | PathLike[str]) -> tuple[Taxonomy | None, list[str]]:
     """
     path = Path(path)
     try:
-        text = _read_text(path)
+        text = read_text(path)
     except TaxonomyError as error:
         return None, [str(error)]
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -138,7 +138,8 @@ def _located(path: Path, text: str, problems: Sequence[Problem]) -> list[str]:
     return [f"{path}:{line_of(problem.place, lines)}: {problem.message}" for problem in problems]
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text, with or without a byte order mark; raises TaxonomyError where it cannot be."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -168,7 +169,7 @@ def from_csv(path: str | PathLike[str]) -> Taxonomy:
     Raises:
         TaxonomyError: FILE:LINE: and what is wrong.
     """
-    taxonomy, problems = _from_table(Path(path), _read_text(Path(path)))
+    taxonomy, problems = _from_table(Path(path), read_text(Path(path)))
     if taxonomy is None:
         raise TaxonomyError(problems[0])
     return taxonomy
