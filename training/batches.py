@@ -1,0 +1,171 @@
+"""Batches for training and for evaluation: augmentation in workers, the same in every run of one seed.
+
+Order and augmentation depend on (seed, epoch, batch) alone, never on what happened before: a resumed run continues
+with the batches that an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hierclass.checkpoint import Preprocessing
+from hierclass.errors import ImageError, InputError
+from hierclass.images import preprocess
+from training.data import ImageSet
+
+Batch = tuple[Tensor, Tensor, list[str]]
+"""Images (uint8 or float32, (B, 3, S, S)), leaves (B,), and one message per image that could not be read."""
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed Python, NumPy and torch from a tuple of integers."""
+    words = np.random.SeedSequence(parts).generate_state(2, dtype=np.uint32)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[0]))
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Shuffled batches of indices of one epoch, dealt out to processes; the last incomplete batch is dropped.
+
+    ``batch_size`` counts the images of all processes together.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        process: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        if batch_size % num_processes:
+            raise InputError(
+                f"--batch-size {batch_size} cannot be dealt out evenly to {num_processes} processes"
+            )
+        if num_samples < batch_size:
+            raise InputError(
+                f"{num_samples} training images do not fill one batch; use --batch-size {num_samples} or less"
+            )
+        order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+        whole = order[: num_samples // batch_size * batch_size].reshape(-1, batch_size)
+        self.batches = whole[:, process::num_processes].tolist()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+class _Images(Dataset[Any]):
+    """Whole batches of one image set; `prepare` makes an array (3, S, S) of an image."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        prepare: Callable[[Image.Image], Any],
+        *,
+        min_side: int,
+        seed: tuple[int, ...] | None,
+    ) -> None:
+        self.images, self.prepare, self.min_side, self.seed = images, prepare, min_side, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        if self.seed is not None:
+            seed_everything(*self.seed, indices[0])
+        arrays: list[npt.NDArray[Any]] = []
+        kept: list[int] = []
+        errors: list[str] = []
+        for index in indices:
+            try:
+                image = self.images.image(index, min_side=self.min_side)
+            except ImageError as error:
+                errors.append(str(error))
+                continue
+            arrays.append(np.asarray(self.prepare(image)))
+            kept.append(index)
+        stacked = np.stack(arrays) if arrays else np.empty((0, 3, 1, 1), dtype=np.uint8)
+        return torch.from_numpy(stacked), torch.from_numpy(self.images.leaves[kept]), errors
+
+
+def _identity(batch: Batch) -> Batch:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def _loader(dataset: _Images, batches: Any, workers: int, **options: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        collate_fn=_identity,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        prefetch_factor=4 if workers else None,
+        **({"batch_sampler": batches} if isinstance(batches, Sampler) else batches),
+        **options,
+    )
+
+
+def training_loader(
+    images: ImageSet,
+    batches: EpochBatches,
+    *,
+    size: int,
+    crop_scale: tuple[float, float],
+    color_jitter: float,
+    auto_augment: str | None,
+    seed: tuple[int, int],
+    workers: int,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """Augmented uint8 batches of one epoch (timm's random resized crop, flip, and what else is switched on)."""
+    transform = create_transform(
+        input_size=size,
+        is_training=True,
+        use_prefetcher=True,  # uint8 out; normalised per batch, where it is cheap
+        scale=crop_scale,
+        color_jitter=color_jitter or None,
+        auto_augment=auto_augment,
+        interpolation="bilinear",
+    )
+    smallest = max(size, round(size / crop_scale[0] ** 0.5))
+    return _loader(
+        _Images(images, transform, min_side=smallest, seed=seed), batches, workers, pin_memory=pin_memory
+    )
+
+
+class _Preprocess:
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        return preprocess(image, self.preprocessing)
+
+
+def evaluation_loader(
+    images: ImageSet, preprocessing: Preprocessing, *, batch_size: int, workers: int
+) -> DataLoader[Any]:
+    """Float32 batches in order, preprocessed exactly as inference does."""
+    dataset = _Images(images, _Preprocess(preprocessing), min_side=preprocessing.size, seed=None)
+    return _loader(dataset, {"batch_size": batch_size, "shuffle": False}, workers)

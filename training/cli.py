@@ -1,0 +1,185 @@
+"""``hierclass-train``: fit a nested classifier, and measure one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hierclass.errors import HierclassError, InputError
+from training import options
+from training.recipe import Recipe, write_json
+
+D = Recipe(data=(), taxonomy="tiny-imagenet")
+TEXTS = {"widths": "--widths", "level_weights": "--level-weights", "crop_scale": "--crop-scale"}
+
+app = typer.Typer(
+    help="Train and measure nested coarse-to-fine image classifiers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@contextlib.contextmanager
+def _one_line_errors(resume: str | None = None) -> Iterator[None]:
+    """Errors become one line and exit code 2; Ctrl-C and SIGTERM one line and 130."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except HierclassError as error:
+        print(f"hierclass-train: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        hint = f"; continue with: {resume}" if resume else ""
+        print(f"hierclass-train: interrupted{hint}", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@app.command()
+def fit(
+    ctx: typer.Context,
+    out: options.Out,
+    data: options.Data = None,
+    taxonomy: options.TaxonomyName = D.taxonomy,
+    resume: options.Resume = False,
+    workers: options.Workers = 1,
+    threads: options.Threads = None,
+    eval_every: options.EvalEvery = 1,
+    dev_from: options.DevFrom = D.dev_from,
+    dev_share: options.DevShare = D.dev_share,
+    limit: options.Limit = D.limit,
+    backbone: options.Backbone = D.backbone,
+    backbone_arg: options.BackboneArg = None,
+    stem_stride: options.StemStride = D.stem_stride,
+    pretrained: options.Pretrained = D.pretrained,
+    widths: options.Widths = "0.25,0.5,1",
+    size: options.Size = D.size,
+    start_size: options.StartSize = D.start_size,
+    grow: options.Grow = D.grow,
+    epochs: options.Epochs = D.epochs,
+    batch_size: options.BatchSize = D.batch_size,
+    opt: options.Opt = D.opt,
+    lr: options.Lr = D.lr,
+    weight_decay: options.WeightDecay = D.weight_decay,
+    momentum: options.Momentum = D.momentum,
+    schedule: options.Schedule = D.schedule,
+    warmup_epochs: options.WarmupEpochs = D.warmup_epochs,
+    clip_grad: options.ClipGrad = D.clip_grad,
+    smoothing: options.Smoothing = D.smoothing,
+    level_weights: options.LevelWeights = "",
+    finest_weight: options.FinestWeight = D.finest_weight,
+    distil: options.Distil = D.distil,
+    crop_scale: options.CropScale = "0.35,1",
+    color_jitter: options.ColorJitter = D.color_jitter,
+    auto_augment: options.AutoAugment = D.auto_augment,
+    erase: options.Erase = D.erase,
+    mixup: options.MixupAlpha = D.mixup,
+    cutmix: options.CutmixAlpha = D.cutmix,
+    mix_prob: options.MixProb = D.mix_prob,
+    ema_decay: options.EmaDecay = D.ema_decay,
+    seed: options.Seed = D.seed,
+    mixed_precision: options.MixedPrecision = D.mixed_precision,
+    channels_last: options.ChannelsLast = D.channels_last,
+) -> None:
+    """Train a nested classifier; the best checkpoint on held-out images is left in OUT/model."""
+    with _one_line_errors(f"hierclass-train fit --out {out} --resume"):
+        recipe = _recipe(ctx, out)
+        from training.loop import fit as run
+
+        run(recipe, out, resume=resume, workers=workers, threads=threads, eval_every=eval_every)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
+    data: options.Data = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write the results here as JSON.")] = None,
+    dev_from: options.DevFrom = None,
+    dev_share: Annotated[
+        float | None, typer.Option(help="Only the share of every class that fit holds out.")
+    ] = None,
+    seed: options.Seed = D.seed,
+    batch_size: options.BatchSize = 256,
+    workers: options.Workers = 1,
+    threads: options.Threads = None,
+) -> None:
+    """Measure a checkpoint on labelled images: all of them, or those that --dev-from or --dev-share hold out."""
+    with _one_line_errors():
+        if not data:
+            raise InputError("give the labelled images with --data")
+        from training.evaluate import evaluate_checkpoint
+
+        results = evaluate_checkpoint(
+            model,
+            tuple(map(str, data)),
+            dev_from=dev_from,
+            dev_share=dev_share,
+            seed=seed,
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+        )
+        _show(results, str(model))
+        if json_ is not None:
+            write_json(json_, results)
+
+
+def _show(results: dict[str, Any], title: str) -> None:
+    from rich.console import Console
+
+    from training.reports import level_table, measure_table
+
+    console = Console()
+    console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
+    console.print(measure_table(results["finest"], title="finest level"))
+    if results["unreadable"]:
+        console.print(
+            f"{len(results['unreadable'])} images could not be read: {'; '.join(results['unreadable'][:5])}"
+        )
+
+
+def _recipe(ctx: typer.Context, out: Path) -> Recipe:
+    """The recipe of the options; with ``--resume`` the one in ``out``, which the options given must not contradict."""
+    values = {f.name: ctx.params[f.name] for f in dataclasses.fields(Recipe) if f.name in ctx.params}
+    values["data"] = tuple(str(path) for path in values["data"] or ())
+    values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])
+    for name, option in TEXTS.items():
+        values[name] = options.numbers(values[name], option)
+    recipe = Recipe(**values)
+    stored_path = out / "recipe.json"
+    if ctx.params["resume"] and stored_path.exists():
+        stored = Recipe.load(stored_path)
+        names = {"backbone_args": "backbone_arg"}
+        for field in dataclasses.fields(Recipe):
+            source = ctx.get_parameter_source(names.get(field.name, field.name))
+            given = source is not None and source.name == "COMMANDLINE"
+            ours, theirs = getattr(recipe, field.name), getattr(stored, field.name)
+            if given and ours != theirs:
+                option = "--" + names.get(field.name, field.name).replace("_", "-")
+                raise InputError(
+                    f"{option} {ours} differs from the run in {out} ({theirs}); leave it out, or change --out"
+                )
+        return stored
+    if not recipe.data:
+        raise InputError(
+            f"{out} holds no run to resume" if ctx.params["resume"] else "give the images with --data"
+        )
+    return recipe
+
+
+def main() -> None:
+    """Entry point of ``hierclass-train``."""
+    app()

@@ -1,0 +1,108 @@
+"""Measures of coarse-to-fine answers against the truth, each with its source.
+
+Leaves are given as indices (N,) of a taxonomy's leaves, answers of a tier as class indices (N,) of that tier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from taxonomy import Taxonomy
+
+Indices = npt.NDArray[np.int64]
+
+
+def accuracy(answers: Indices, truth: Indices) -> float:
+    """Share of the answers (N,) that equal the truth (N,), 0 to 1."""
+    return float(np.mean(answers == truth))
+
+
+def wilson_interval(share: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95% interval of a share of ``count`` independent trials (Wilson 1927, score interval)."""
+    centre = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def mean_lca_height(taxonomy: Taxonomy, answers: Indices, truth: Indices) -> float:
+    """Mean height of the lowest common ancestor of answered and true leaf over all samples.
+
+    Height in edges down to the deepest leaf below; 0 where the answer is right. "Hierarchical distance of the top-1"
+    in Bertinetto et al. 2020, *Making Better Mistakes*, section 4.2.
+    """
+    return float(np.mean(taxonomy.lca_heights[answers, truth]))
+
+
+def mistake_severity(taxonomy: Taxonomy, answers: Indices, truth: Indices) -> float | None:
+    """Mean height of the lowest common ancestor over the wrong answers only; None if there are none.
+
+    "Hierarchical distance of a mistake" in Bertinetto et al. 2020, section 4.2. It can fall while accuracy falls (easy
+    mistakes are added): read it beside top-1.
+    """
+    wrong = answers != truth
+    return float(np.mean(taxonomy.lca_heights[answers[wrong], truth[wrong]])) if wrong.any() else None
+
+
+def hierarchical_distance_at(taxonomy: Taxonomy, ranked: Indices, truth: Indices) -> float:
+    """Mean LCA height of the k highest-ranked leaves (N, k) and the truth (N,) over all samples and ranks.
+
+    "Average hierarchical distance of the top-k" (HD@k), Bertinetto et al. 2020, section 4.2.
+    """
+    return float(np.mean(taxonomy.lca_heights[ranked, truth[:, None]]))
+
+
+def hierarchical_precision_recall(
+    taxonomy: Taxonomy, answers: Indices, truth: Indices
+) -> tuple[float, float, float]:
+    """Hierarchical precision, recall and F1 of answered leaves, micro-averaged over the samples.
+
+    Each leaf stands for the set of itself and its ancestors without the root; hP = Σ|Â∩A| / Σ|Â|, hR = Σ|Â∩A| / Σ|A|
+    and hF their harmonic mean (Kiritchenko et al. 2005; Silla & Freitas 2011, section 5).
+    """
+    depths = np.array([taxonomy.depth(leaf) for leaf in taxonomy.leaves], dtype=np.int64)
+    shared = lca_depths(taxonomy)[answers, truth].sum()
+    precision = _ratio(shared, depths[answers].sum())
+    recall = _ratio(shared, depths[truth].sum())
+    return precision, recall, _ratio(2 * precision * recall, precision + recall)
+
+
+def lca_depths(taxonomy: Taxonomy) -> Indices:
+    """Depth in edges of the lowest common ancestor of every two leaves, (num_leaves, num_leaves)."""
+    ancestors = np.zeros((len(taxonomy.leaves), len(taxonomy.nodes)), dtype=np.float32)
+    for row, leaf in enumerate(taxonomy.leaves):
+        for node in (taxonomy.node(leaf), *taxonomy.ancestors(leaf)):
+            ancestors[row, taxonomy.index(node.id)] = 1.0
+    return (ancestors @ ancestors.T).astype(np.int64) - 1  # shared ancestors, the root not counted
+
+
+def full_path_accuracy(taxonomy: Taxonomy, answers: Sequence[Indices], leaves: Indices) -> float:
+    """Share of samples whose answer is right in every tier at once.
+
+    ``answers``: one (N,) array of class indices per tier, coarse first, each level's own highest score ("full-path
+    accuracy", Park et al. 2024, *Visually Consistent Hierarchical Image Classification*).
+    """
+    right = np.ones(len(leaves), dtype=bool)
+    for tier, answer in enumerate(answers):
+        right &= answer == taxonomy.projection(tier)[leaves]
+    return float(np.mean(right))
+
+
+def inconsistency_rate(taxonomy: Taxonomy, answers: Sequence[Indices]) -> float:
+    """Share of samples whose answers per tier are no path of the tree.
+
+    ``answers`` are the raw highest scores per level, before anything makes them consistent ("tree-based inconsistency
+    error", Park et al. 2024; the complement of the consistency of Wang et al. 2023).
+    """
+    broken = np.zeros(len(answers[0]), dtype=bool)
+    for tier in range(1, len(answers)):
+        broken |= taxonomy.parent_classes(tier)[answers[tier]] != answers[tier - 1]
+    return float(np.mean(broken))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else 0.0

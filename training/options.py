@@ -1,0 +1,94 @@
+"""The options of ``hierclass-train``, each declared once, and how their text becomes values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hierclass.errors import InputError
+
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Parquet files (columns image, wnid, name), or folders of them or of class folders. Repeatable."
+    ),
+]
+TaxonomyName = Annotated[str, typer.Option(help="A bundled name, a .json or .csv file, or a folder tree.")]
+DevFrom = Annotated[int | None, typer.Option(help="Hold out images numbered from here up by file name.")]
+DevShare = Annotated[float, typer.Option(help="Share of every class to hold out, without --dev-from.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, order, augmentation and the split.")]
+Workers = Annotated[int, typer.Option(help="Processes that prepare images; 0: none.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of the network.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out; its recipe is read from there.")
+]
+EvalEvery = Annotated[int, typer.Option(min=1, help="Evaluate on the dev split every so many epochs.")]
+
+Backbone = Annotated[str, typer.Option(help="timm model that is cut into levels.")]
+BackboneArg = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the timm model. Repeatable.")]
+StemStride = Annotated[int | None, typer.Option(help="Total stride of the stem: 1, 2 or 4.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start from timm's pretrained weights.")]
+Widths = Annotated[str, typer.Option(help="Share of the channels up to each level, rising to 1.")]
+Size = Annotated[int, typer.Option(help="Pixels per side.")]
+StartSize = Annotated[int | None, typer.Option(help="Pixels per side at first, growing by 8 to --size.")]
+Grow = Annotated[float, typer.Option(help="Share of the epochs over which the size grows.")]
+Limit = Annotated[int | None, typer.Option(help="Use the first N training images only.")]
+
+Epochs = Annotated[int, typer.Option(min=1)]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per update, over all processes.")]
+Opt = Annotated[str, typer.Option(help="Optimiser, as timm names it.")]
+Lr = Annotated[float, typer.Option(help="Highest learning rate.")]
+WeightDecay = Annotated[float, typer.Option()]
+Momentum = Annotated[float, typer.Option()]
+Schedule = Annotated[str, typer.Option(help="Schedule, as timm names it; stepped every update.")]
+WarmupEpochs = Annotated[int, typer.Option()]
+ClipGrad = Annotated[float | None, typer.Option(help="Highest norm of the gradient.")]
+EmaDecay = Annotated[float, typer.Option(help="Decay of the moving average that is evaluated and shipped.")]
+MixedPrecision = Annotated[str, typer.Option(help="no, bf16 or fp16.")]
+ChannelsLast = Annotated[bool, typer.Option(help="Memory format of images and weights.")]
+
+Smoothing = Annotated[float, typer.Option(help="Label smoothing, on every tier.")]
+LevelWeights = Annotated[str, typer.Option(help="Weight of each level's loss, such as 1,1,1 (the default).")]
+FinestWeight = Annotated[float, typer.Option(help="Weight of teaching lower levels the finest labels.")]
+Distil = Annotated[float, typer.Option(help="Weight of teaching lower levels the last level's answer.")]
+
+CropScale = Annotated[str, typer.Option(help="Area of random crops, lowest and highest share.")]
+ColorJitter = Annotated[float, typer.Option()]
+AutoAugment = Annotated[
+    str | None, typer.Option(help="timm's augmentation policy, such as rand-m7-n2-mstd0.5.")
+]
+Erase = Annotated[float, typer.Option(help="Probability of erasing a random rectangle.")]
+MixupAlpha = Annotated[float, typer.Option("--mixup", help="Alpha of mixup; 0: off.")]
+CutmixAlpha = Annotated[float, typer.Option("--cutmix", help="Alpha of cutmix; 0: off.")]
+MixProb = Annotated[float, typer.Option(help="Share of batches that are mixed, where mixing is on.")]
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """``"0.25,0.5,1"`` as numbers; anything else raises `InputError` naming the option."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(f"{option} {text}: give numbers separated by commas, such as 0.25,0.5,1") from error
+
+
+def arguments(pairs: list[str]) -> dict[str, Any]:
+    """``["channels=32,64", "act_layer=silu"]`` as keyword arguments: numbers, booleans, lists of them, or text."""
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"--backbone-arg {pair}: write it as KEY=VALUE")
+        parts = [_scalar(part) for part in text.split(",")]
+        values[key.strip()] = parts if len(parts) > 1 else parts[0]
+    return values
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return json.loads(text.strip().lower() if text.strip().lower() in {"true", "false"} else text)
+    except ValueError:
+        return text.strip()

@@ -1,0 +1,106 @@
+"""The recipe of a run: every choice that shapes the result, as one frozen value kept as JSON beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hierclass.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is trained, on what, and how. Two runs of one recipe on one machine give the same weights.
+
+    ``dev_from`` holds out images numbered from there up by file name; without it a stratified ``dev_share`` is held out.
+    ``start_size`` (pixels) grows in steps of 8 to ``size`` over the first ``grow`` share of the epochs.
+    ``level_weights`` weigh the cross-entropy of each level on its tier, ``finest_weight`` the auxiliary one of each
+    lower level on the leaves, ``distil`` what a lower level learns from the last level's answer.
+    """
+
+    data: tuple[str, ...]
+    taxonomy: str
+    backbone: str = "resnet18"
+    backbone_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    stem_stride: int | None = None
+    pretrained: bool = False
+    widths: tuple[float, ...] = (0.25, 0.5, 1.0)
+    size: int = 64
+    start_size: int | None = None
+    grow: float = 0.65
+    dev_from: int | None = None
+    dev_share: float = 0.1
+    limit: int | None = None
+    epochs: int = 30
+    batch_size: int = 128
+    opt: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    schedule: str = "cosine"
+    warmup_epochs: int = 1
+    clip_grad: float | None = None
+    smoothing: float = 0.0
+    level_weights: tuple[float, ...] = ()
+    finest_weight: float = 1.0
+    distil: float = 0.0
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    ema_decay: float = 0.999
+    seed: int = 0
+    mixed_precision: str = "no"
+    channels_last: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The recipe that `to_dict` wrote; an unknown or missing key raises `InputError`."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - fields)
+        if unknown:
+            raise InputError(
+                f"recipe: unknown option {', '.join(unknown)}; was it written by another version?"
+            )
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except TypeError as error:
+            raise InputError(f"recipe: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the recipe as JSON, atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read the recipe that `save` wrote; a broken file raises `InputError`."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is no recipe: {error}") from error
+        return cls.from_dict(values)
+
+    def image_size(self, epoch: int) -> int:
+        """Pixels per side of the training images in an epoch (0, 1, …)."""
+        growing = int(self.epochs * self.grow)
+        if self.start_size is None or epoch >= growing:
+            return self.size
+        steps = (self.size - self.start_size) // 8
+        return self.start_size + 8 * (epoch * (steps + 1) // max(growing, 1))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON to a temporary name and rename it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,102 @@
+"""What a person sees while and after training: a progress bar or log lines, and tables per level."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+
+def clock(seconds: float) -> str:
+    """A duration as ``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Reporter:
+    """Shows a run: a bar on a terminal, else a line at most every 30 seconds and one per epoch.
+
+    ``total_steps`` counts updates of the whole run; the time left is the time so far, scaled by the work left. ``work``
+    weighs a step (by pixels), since steps of small images are faster.
+    """
+
+    def __init__(self, console: Console, *, epochs: int, total_work: float, quiet: bool = False) -> None:
+        self.console, self.epochs, self.total_work, self.quiet = console, epochs, total_work, quiet
+        self.done_work = self.first_work = 0.0
+        self.started = self.last_line = time.monotonic()
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+
+    def start(self, done_work: float) -> None:
+        """Begin, with the work done by an earlier part of the run."""
+        self.done_work = self.first_work = done_work
+        self.started = self.last_line = time.monotonic()
+        if self.console.is_terminal and not self.quiet:
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), console=self.console, transient=True
+            )
+            self.task = self.bar.add_task("", total=self.total_work, completed=done_work)
+            self.bar.start()
+
+    def step(self, *, epoch: int, step: int, steps: int, loss: float, rate: float, work: float) -> None:
+        """Report one update: loss averaged over the epoch so far, images per second."""
+        self.done_work += work
+        now = time.monotonic()
+        if self.quiet or (self.bar is None and now - self.last_line < 30):
+            return
+        left = (now - self.started) * (self.total_work - self.done_work) / (self.done_work - self.first_work)
+        text = (
+            f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{steps} loss {loss:.3f} {rate:.0f} img/s "
+            f"left {clock(left)}"
+        )
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=self.done_work, description=text)
+        else:
+            self.last_line = now
+            self.line(text)
+
+    def line(self, text: str) -> None:
+        """Print one plain line."""
+        if not self.quiet:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def level_table(levels: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+    """A table of levels: tier, classes, accuracy with its interval, multiply-accumulates, parameters."""
+    table = Table(title=title)
+    for column in ("level", "tier", "classes", "accuracy", "95% interval", "MACs", "share", "parameters"):
+        table.add_column(column, justify="right")
+    for row in levels:
+        low, high = row["interval"]
+        table.add_row(
+            str(row["level"]),
+            str(row["tier"]),
+            str(row["classes"]),
+            f"{row['top1']:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{row['macs'] / 1e6:.1f} M",
+            f"{row['share']:.3f}",
+            f"{row['parameters']:,}",
+        )
+    return table
+
+
+def measure_table(measures: Mapping[str, Any], *, title: str) -> Table:
+    """A table of the finest level's hierarchical measures."""
+    table = Table(title=title)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in measures.items():
+        table.add_row(name.replace("_", " "), "none" if value is None else f"{value:.4f}")
+    return table

@@ -1,0 +1,198 @@
+"""The pieces of one run: network, loss, optimiser, schedule and moving average, built from a recipe and kept together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from hierclass.checkpoint import Architecture, Checkpoint, Preprocessing, build, save_checkpoint
+from hierclass.errors import InputError
+from hierclass.nested import NestedNetwork
+from taxonomy import Taxonomy
+from training.batches import seed_everything
+from training.losses import NestedLoss, Trainee
+from training.recipe import Recipe
+from training.state import load_state, save_state
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def make_architecture(recipe: Recipe) -> Architecture:
+    """The architecture that a recipe names."""
+    return Architecture(
+        backbone=recipe.backbone,
+        backbone_args=recipe.backbone_args,
+        widths=recipe.widths,
+        stem_stride=recipe.stem_stride,
+    )
+
+
+def make_preprocessing(recipe: Recipe) -> Preprocessing:
+    """Whole image at the recipe's size; the pretrained model's mean and deviation where there is one."""
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    config = timm.get_pretrained_cfg(recipe.backbone, allow_unregistered=True) if recipe.pretrained else None
+    if config is not None:
+        mean, std = tuple(config.mean), tuple(config.std)
+    return Preprocessing(size=recipe.size, mean=mean, std=std)
+
+
+def make_network(recipe: Recipe, taxonomy: Taxonomy) -> NestedNetwork:
+    """The nested network of a recipe, initialised from its seed or from timm's pretrained weights."""
+    if len(recipe.widths) != taxonomy.num_tiers:
+        raise InputError(
+            f"{len(recipe.widths)} widths make {len(recipe.widths)} levels, but taxonomy {taxonomy.name!r} has "
+            f"{taxonomy.num_tiers} tiers; give one of --widths per tier"
+        )
+    seed_everything(recipe.seed)
+    return build(make_architecture(recipe), taxonomy, recipe.size, pretrained=recipe.pretrained)
+
+
+class Run:
+    """Everything that changes while a recipe is trained, on the device and the processes of an accelerator."""
+
+    def __init__(
+        self, recipe: Recipe, taxonomy: Taxonomy, *, steps_per_epoch: int, accelerator: Accelerator
+    ) -> None:
+        self.recipe, self.taxonomy, self.accelerator = recipe, taxonomy, accelerator
+        self.preprocessing = make_preprocessing(recipe)
+        network = make_network(recipe, taxonomy)
+        self.trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
+        self.trainee.to(accelerator.device)
+        if recipe.channels_last:
+            self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = ModelEmaV3(self.trainee.network, decay=recipe.ema_decay, use_warmup=True)
+        self.loss = NestedLoss(
+            taxonomy,
+            level_weights=recipe.level_weights or (1.0,) * taxonomy.num_tiers,
+            finest_weight=recipe.finest_weight,
+            smoothing=recipe.smoothing,
+            distil=recipe.distil,
+        ).to(accelerator.device)
+        optimizer = make_optimizer(recipe, self.trainee)
+        self.scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.schedule,
+            num_epochs=recipe.epochs,
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.lr / 20,
+            min_lr=recipe.lr * 1e-3,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+        self.model, self.optimizer = accelerator.prepare(self.trainee, optimizer)
+        self.mixup = make_mixup(recipe, len(taxonomy.leaves))
+        self.erase = RandomErasing(recipe.erase, mode="const", device="cpu") if recipe.erase else None
+        self.updates = 0
+        mean = torch.tensor(self.preprocessing.mean, device=accelerator.device)
+        std = torch.tensor(self.preprocessing.std, device=accelerator.device)
+        self._shift, self._scale = (mean * 255).view(1, 3, 1, 1), (1 / (std * 255)).view(1, 3, 1, 1)
+
+    def step(self, images: Tensor, leaves: Tensor, *, epoch: int, step: int) -> Tensor:
+        """One update on uint8 images (B, 3, S, S) and leaves (B,); returns the loss, detached."""
+        seed_everything(self.recipe.seed, epoch, step, self.accelerator.process_index + 1)
+        device = self.accelerator.device
+        leaves = leaves.to(device, non_blocking=True)
+        pixels = (images.to(device, non_blocking=True).float() - self._shift) * self._scale
+        target = leaves
+        if self.mixup is not None and len(pixels) % 2 == 0:
+            pixels, target = self.mixup(pixels, leaves)
+        if self.erase is not None:
+            pixels = self.erase(pixels)
+        if self.recipe.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        self.model.train()
+        with self.accelerator.autocast():
+            levels, finest = self.model(pixels)
+            loss: Tensor = self.loss(levels, finest, target)
+        self.accelerator.backward(loss)
+        if self.recipe.clip_grad:
+            self.accelerator.clip_grad_norm_(self.trainee.parameters(), self.recipe.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        self.scheduler.step_update(self.updates)
+        self.ema.update(self.trainee.network, step=self.updates)
+        return loss.detach()
+
+    @property
+    def smoothed(self) -> NestedNetwork:
+        """The moving average of the network: what is evaluated and shipped."""
+        network = self.ema.module
+        assert isinstance(network, NestedNetwork)
+        return network
+
+    def save(self, path: Path, progress: dict[str, Any]) -> None:
+        """Write what a resumed run needs. Random generators are reseeded every step, so none is stored."""
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+        save_state(
+            path,
+            modules=self._modules(),
+            optimizer=self.optimizer.state_dict(),
+            progress={**progress, "updates": self.updates, "scaler": scaler},
+        )
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Continue from what `save` wrote; returns its progress."""
+        optimizer, progress = load_state(path, modules=self._modules())
+        self.optimizer.load_state_dict(optimizer)
+        for parameter, state in self.optimizer.optimizer.state.items():
+            for key, value in state.items():  # same memory format as in an unbroken run: same rounding
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if self.accelerator.scaler is not None and progress["scaler"]:
+            self.accelerator.scaler.load_state_dict(progress["scaler"])
+        self.updates = int(progress["updates"])
+        self.scheduler.step_update(self.updates)
+        return progress
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"model": self.trainee, "ema": self.ema.module}
+
+    def export(self, path: Path, results: dict[str, Any]) -> None:
+        """Store the moving average as a product checkpoint."""
+        save_checkpoint(
+            path,
+            Checkpoint(
+                network=self.smoothed,
+                taxonomy=self.taxonomy,
+                preprocessing=self.preprocessing,
+                architecture=make_architecture(self.recipe),
+                results={"dev": results},
+                decision={},
+            ),
+        )
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimiser of a recipe; biases and normalisation are not decayed."""
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+        )
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"--opt {recipe.opt}: {error}".splitlines()[0]) from error
+    return optimizer
+
+
+def make_mixup(recipe: Recipe, num_leaves: int) -> Mixup | None:
+    """timm's mixup and cutmix of a recipe on leaf targets, or None when both are off."""
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mix_prob,
+        label_smoothing=0.0,  # NestedLoss smooths on every tier
+        num_classes=num_leaves,
+    )

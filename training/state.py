@@ -1,0 +1,101 @@
+"""The state of an unfinished run: one safetensors file per run, replaced atomically after every epoch, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hierclass.errors import CheckpointError
+
+FORMAT = "hierclass-training-state"
+VERSION = 1
+
+
+def save_state(
+    path: Path, *, modules: dict[str, nn.Module], optimizer: dict[str, Any], progress: dict[str, Any]
+) -> None:
+    """Write modules, an optimiser's state dict and progress (JSON values) to ``path``; a kill leaves old or new."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        for key, value in module.state_dict().items():
+            tensors[f"{name}/{key}"] = value.detach().cpu().contiguous().clone()
+    skeleton = _take_tensors(optimizer, "optimizer", tensors)
+    header = {"format": FORMAT, "version": VERSION, "optimizer": skeleton, "progress": progress}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata={"header": json.dumps(header)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fill the modules from ``path``; returns the optimiser's state dict and the progress.
+
+    Raises `CheckpointError` for a broken file, one of another version or one of another network.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; start again without --resume") from error
+    if header.get("format") != FORMAT or header.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} is no training state of version {VERSION}; start again without --resume"
+        )
+    for name, module in modules.items():
+        prefix = f"{name}/"
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{path} belongs to another network: {str(error).splitlines()[0]}"
+            ) from error
+    return _give_tensors(header["optimizer"], tensors), header["progress"]
+
+
+def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A nested value as JSON: tensors move to ``tensors``; dictionaries keep the type of their keys."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        pairs = [[key, _take_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]
+        return {"dict": pairs}
+    if isinstance(value, (list, tuple)):
+        return {
+            type(value).__name__: [
+                _take_tensors(item, f"{name}/{i}", tensors) for i, item in enumerate(value)
+            ]
+        }
+    return value
+
+
+def _give_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "dict" in value:
+        return {key: _give_tensors(item, tensors) for key, item in value["dict"]}
+    items = [_give_tensors(item, tensors) for item in value.get("list", value.get("tuple"))]
+    return tuple(items) if "tuple" in value else items
+
+
+def clone_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's state, detached and on the CPU."""
+    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
+
+
+def finite(loss: Tensor) -> bool:
+    """Whether a loss is a number."""
+    return bool(torch.isfinite(loss))
