@@ -1,0 +1,311 @@
+"""The command `hierclass`: label many images, look at one, list the levels of a model.
+
+The only place of this package that knows the command line, prints, and turns errors into one line and an exit code:
+0 all good, 1 a failure that is not the user's, 2 wrong use, 3 some inputs could not be read, 128 + n stopped by
+signal n. torch is imported by the commands that need it, after everything that can be checked without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+import hierclass
+from hierclass.errors import CheckpointError, HierclassError, ImageError, LevelError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hierclass.classifier import Classifier
+    from hierclass.decisions import Prediction
+    from hierclass.tables import Output, Row
+
+T = TypeVar("T")
+
+SOME_INPUTS_FAILED = 3
+DEBUG_VARIABLE = "HIERCLASS_DEBUG"
+
+app = typer.Typer(
+    name="hierclass",
+    help="Label photographs coarse to fine: what it is for little computing, exactly what for more.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+LevelOption = Annotated[
+    int | None,
+    typer.Option("--level", min=0, help="Answer at this level; 0 is the coarsest. Default: the finest."),
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", help="Folder of a model. Default: the one that comes with hierclass."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"hierclass {hierclass.__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def label(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...", help="Images, folders, or - for a list of paths on standard input."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .csv, .jsonl or .parquet file. Default: CSV to the terminal."),
+    ] = None,
+    level: LevelOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images per call of the network.")
+    ] = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads that read images. Default: one per core.")
+    ] = None,
+) -> None:
+    """Label images: one row of a table for every input, with an error where one can't be read."""
+    from hierclass.inputs import find_inputs
+    from hierclass.labelling import label_rows
+    from hierclass.tables import Output
+
+    destination = Output(output)
+    if output is not None:
+        _survive_closed_pipes()
+    found = list(find_inputs(paths))
+    classifier = _load(model, device)
+    rows = label_rows(classifier, found, level=level, batch_size=batch_size, workers=workers)
+    finest = len(classifier.levels) - 1
+    num_errors = _write(rows, len(found), destination, finest if level is None else level, batch_size)
+    if num_errors:
+        raise typer.Exit(SOME_INPUTS_FAILED)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    level: LevelOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each image.")] = False,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
+    from rich.console import Console
+
+    classifier = _load(model, device)
+    last = _checked_level(classifier, level)
+    console = Console(highlight=False)
+    failed = False
+    for image in images:
+        try:
+            if as_json:
+                _print_json(image, classifier.predict(image, last).to_dict())
+            else:
+                _draw(classifier, image, last, console)
+        except ImageError as error:
+            failed = True
+            if as_json:
+                _print_json(image, {"error": str(error)})
+            else:
+                console.file.flush()
+                _say(f"error: {image}: {error}")
+    if failed:
+        raise typer.Exit(SOME_INPUTS_FAILED)
+
+
+@app.command()
+def levels(model: ModelOption = None) -> None:
+    """List the levels of a model: tier, classes, cost, parameters and accuracy on held-out images."""
+    from rich.console import Console
+
+    from hierclass.terminal import draw_levels
+
+    Console(highlight=False).print(draw_levels(_load(model, "cpu").levels))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line (`sys.argv` if `args` is None) and return its exit code; prints one line for an error."""
+    debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with _signals(), warnings.catch_warnings():
+        if not sys.warnoptions and not debug:
+            warnings.simplefilter("ignore")
+        try:
+            return app(args, prog_name="hierclass", standalone_mode=False) or 0
+        except _Stopped as stop:
+            return _fail(str(stop) or "stopped", stop.code)
+        except HierclassError as error:
+            return _fail(str(error), 2, debug=debug)
+        except Exception as error:
+            show = getattr(error, "format_message", None)  # typer's own errors of wrong use
+            if show is not None:
+                return _fail(show(), 2) if show() else 2
+            if isinstance(error, typer.Abort):
+                return _fail("stopped", 130)
+            hint = f"please report it with what {DEBUG_VARIABLE}=1 prints"
+            return _fail(f"{type(error).__name__}: {error} (unexpected; {hint})", 1, debug=debug)
+
+
+class _Stopped(BaseException):
+    """The user (Ctrl-C) or the system (SIGTERM) ends the program; nothing that catches exceptions shall catch it."""
+
+    def __init__(self, code: int, message: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into `_Stopped`, and die silently where the reader of a pipe has gone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)  # a second one ends the program at once
+        raise _Stopped(128 + number)
+
+    handlers: dict[signal.Signals, object] = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hasattr(signal, "SIGPIPE"):
+        handlers[signal.SIGPIPE] = signal.SIG_DFL
+    before = {each: signal.getsignal(each) for each in handlers}
+    for each, handler in handlers.items():
+        if each == signal.SIGPIPE or before[each] != signal.SIG_IGN:
+            signal.signal(each, handler)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _survive_closed_pipes() -> None:
+    """When the table goes to a file, a message that nobody reads must not end the work."""
+    if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def _load(model: Path | None, device: str) -> Classifier:
+    if model is not None and not (model / "config.json").is_file():
+        raise CheckpointError(
+            f"there is no model at {model}; name a folder with config.json and model.safetensors"
+        )
+    from hierclass.classifier import load
+
+    return load(model, device)
+
+
+def _checked_level(classifier: Classifier, level: int | None) -> int:
+    last = len(classifier.levels) - 1
+    if level is not None and level > last:
+        raise LevelError(f"level {level} does not exist; this model has levels 0 to {last}")
+    return last if level is None else level
+
+
+def _write(rows: Iterator[Row], total: int, output: Output, level: int, batch_size: int) -> int:
+    """Write all rows with progress on standard error; return the number of those with an error."""
+    from rich.console import Console
+
+    from hierclass.terminal import LabelProgress
+
+    console = Console(stderr=True, highlight=False)
+    visible = console.is_terminal and (output.path is not None or not sys.stdout.isatty())
+    progress = LabelProgress(total, console, visible=visible)
+    try:
+        with output.open_table(level) as table, progress:
+            for batch in _batches(rows, batch_size):
+                table.write(batch)
+                progress.advance(len(batch), sum(row.error is not None for row in batch))
+    except _Stopped as stop:
+        done = f"stopped after {progress.num_images:,} of {total:,} images"
+        raise _Stopped(stop.code, done + _what_is_left(output)) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise _Stopped(1, f"writing the table failed: {reason}{_what_is_left(output)}") from error
+    _say(progress.summary() + (f" -> {output.path}" if output.path else ""))
+    return progress.num_errors
+
+
+def _what_is_left(output: Output) -> str:
+    if output.path is None:
+        return ""
+    left = f"; {output.path} was not {'changed' if output.path.exists() else 'written'}"
+    return f"{left}, the rows until then are in {output.kept}" if output.kept else f"{left}, nothing was kept"
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _draw(classifier: Classifier, image: str, last: int, console: Console) -> None:
+    """Draw the path of one image; on a terminal it grows as the levels answer."""
+    from rich.live import Live
+
+    from hierclass.terminal import draw_path
+
+    unicode = (console.encoding or "").lower().startswith("utf")
+
+    def drawing(prediction: Prediction) -> object:
+        return draw_path(image, prediction, classifier.levels, unicode=unicode)
+
+    predictions = islice(classifier.refine(image), last + 1)
+    if not console.is_terminal:
+        *_, final = predictions
+        console.print(drawing(final))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for prediction in predictions:
+            live.update(drawing(prediction), refresh=True)  # type: ignore[arg-type]
+
+
+def _print_json(image: str, values: dict[str, object]) -> None:
+    from hierclass.inputs import display_name
+
+    print(json.dumps({"path": display_name(image), **values}, ensure_ascii=False), flush=True)
+
+
+def _fail(message: str, code: int, *, debug: bool = False) -> int:
+    if debug:
+        traceback.print_exc()
+    _say(f"error: {message}")
+    return code
+
+
+def _say(message: str) -> None:
+    from hierclass.terminal import one_line
+
+    with contextlib.suppress(OSError):
+        print(one_line(message), file=sys.stderr, flush=True)

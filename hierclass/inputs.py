@@ -1,0 +1,149 @@
+"""Find the images that a user names: files, folders, and lists of paths on standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from hierclass.errors import InputError
+
+# What is taken from folders. A file that is named is always read, and judged by its content.
+# HEIC is listed although it is not read: a row that says so is better than a photograph that is silently missing.
+EXTENSIONS = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+    )
+    + (".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+STANDARD_INPUT = "-"
+
+
+def find_inputs(names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = None) -> Iterator[str]:
+    """Yield the path of every image that `names` lead to, in their order.
+
+    A file is yielded as it is named, whether it exists or not. A folder yields its images, recursively, sorted by
+    name, without hidden files and folders; each folder is entered once, so links may form loops. A folder in which
+    there is nothing to read is yielded itself: whoever reads it finds the error. `-` stands for the paths listed on
+    `stdin` (standard input if None), one per line, or separated by NUL bytes.
+
+    Raises InputError, after the last path, if there was nothing but empty folders and lists.
+    """
+    num_files = 0
+    folder = ""
+    for name in _expand(names, stdin):
+        if not os.path.isdir(name):
+            num_files += 1
+            yield name
+            continue
+        folder = name
+        empty = True
+        for path in _walk(name):
+            empty = False
+            num_files += 1
+            yield path
+        if empty:
+            yield name
+    if num_files == 0:
+        found = (
+            f"no images in the folder {display_name(folder)}"
+            if folder
+            else "the list on standard input is empty"
+        )
+        raise InputError(
+            f"nothing to do: {found}; name image files, folders of images, or - for a list of paths"
+        )
+
+
+def display_name(path: str | os.PathLike[str]) -> str:
+    """Return a path as text that every terminal and every UTF-8 file takes: bytes that are no UTF-8 become `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _expand(names: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None) -> Iterator[str]:
+    for name in names:
+        if os.fspath(name) == STANDARD_INPUT:
+            yield from _listed(sys.stdin.buffer if stdin is None else stdin)
+        else:
+            yield os.fspath(name)
+
+
+def _listed(stream: BinaryIO) -> Iterator[str]:
+    head = stream.read(1 << 16)  # longer than any path: a list separated by NUL bytes shows one here
+    separator = b"\0" if b"\0" in head else b"\n"
+    rest = head.removeprefix(b"\xef\xbb\xbf")
+    while True:
+        chunk = stream.read(1 << 16)
+        *lines, rest = (rest + chunk).split(separator)
+        if not chunk:
+            lines.append(rest)
+        for line in lines:
+            path = line if separator == b"\0" else line.removesuffix(b"\r")
+            if path.strip():
+                yield os.fsdecode(path)
+        if not chunk:
+            return
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield the images under a folder: a stack of sorted listings, so that depth costs no recursion."""
+    entered = {_identity(folder)}
+    stack = [iter(_listing(folder) or ())]
+    while stack:
+        path, is_folder = next(stack[-1], ("", False))
+        if not path:
+            stack.pop()
+        elif not is_folder:
+            if _is_image_name(path):
+                yield path
+        elif (identity := _identity(path)) not in entered:
+            entered.add(identity)
+            listing = _listing(path)
+            # A folder that can't be listed, and an empty one called photo.jpg, would be missed by the user.
+            if listing is None or (not listing and _is_image_name(path)):
+                yield path
+            else:
+                stack.append(iter(listing))
+
+
+def _listing(folder: str) -> list[tuple[str, bool]] | None:
+    """Return the entries of a folder by name, each with whether it is a folder; None if it can't be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                (entry.path, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")
+            )
+    except OSError:
+        return None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_image_name(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
+
+
+def _identity(folder: str) -> tuple[int, int] | str:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return folder
+    return status.st_dev, status.st_ino

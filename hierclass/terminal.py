@@ -1,0 +1,126 @@
+"""What the command line draws: the progress of a run, the path of a prediction, the table of levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from hierclass.inputs import display_name
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Level
+    from hierclass.decisions import Prediction
+
+_BAR_WIDTH = 10
+
+
+def one_line(text: str) -> str:
+    """Return text with every character that could end a line or steer a terminal written as an escape."""
+    shown = display_name(text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
+
+
+class LabelProgress:
+    """Counts images and errors, and shows them as a bar on a terminal: images done, rate, errors, time left."""
+
+    def __init__(self, total: int, console: Console, *, visible: bool) -> None:
+        self.num_images = 0
+        self.num_errors = 0
+        self._progress = Progress(
+            TextColumn("labelling"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TextColumn("{task.fields[errors]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not visible,
+            transient=True,
+        )
+        self._task = self._progress.add_task("labelling", total=total, errors="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, num_images: int, num_errors: int) -> None:
+        """Count images that are done, and how many of them have an error."""
+        self.num_images += num_images
+        self.num_errors += num_errors
+        errors = f"[red]{plural(self.num_errors, 'error')}" if self.num_errors else ""
+        self._progress.update(self._task, advance=num_images, errors=errors)
+
+    def summary(self) -> str:
+        """Return one line: how many images were labelled and how many not, the time and the rate."""
+        seconds = self._progress.tasks[0].elapsed or 0.0
+        rate = f", {self.num_images / seconds:,.0f} images/s" if seconds else ""
+        errors = f", {plural(self.num_errors, 'error')} (see the column error)" if self.num_errors else ""
+        return (
+            f"{plural(self.num_images - self.num_errors, 'image')} labelled{errors} in {seconds:.1f} s{rate}"
+        )
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 error`, `1,200 errors`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, unicode: bool) -> RenderableType:
+    """Draw a prediction for a person: a line per tier, coarse first, with a bar and what its level costs."""
+    full, empty = "█░" if unicode else "#."
+    grid = Table.grid(padding=(0, 2))
+    shares = [0.0, *(level.share for level in levels)]
+    for tier, step in enumerate(prediction.path):
+        filled = round(step.score * _BAR_WIDTH)
+        cost = f"{'+' if tier else ''}{shares[tier + 1] - shares[tier]:.0%} of the cost"
+        grid.add_row(
+            Text(f"level {tier}", "dim"),
+            Text(step.label, "bold" if tier == prediction.level else ""),
+            Text(full * filled + empty * (_BAR_WIDTH - filled), "green"),
+            f"{step.score:.2f}",
+            Text(cost, "dim"),
+        )
+    return Group(Text(one_line(path)), grid)
+
+
+def draw_levels(levels: Sequence[Level]) -> RenderableType:
+    """Draw the table of levels: the tier each answers, its cost for one image and its accuracy."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("level", "tier", "classes", "MMACs", "cost", "parameters", "dev accuracy"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for level in levels:
+        table.add_row(
+            str(level.index),
+            str(level.index),
+            f"{level.num_classes:,}",
+            f"{level.macs / 1e6:,.1f}",
+            f"{level.share:.1%}",
+            f"{level.parameters:,}",
+            "not measured" if level.accuracy is None else f"{level.accuracy:.1%}",
+        )
+    return table
