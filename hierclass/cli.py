@@ -1,8 +1,9 @@
 """The command `hierclass`: label many images, look at one, list the levels of a model.
 
-The only place of this package that knows the command line, prints, and turns errors into one line and an exit code:
-0 all good, 1 a failure that is not the user's, 2 wrong use, 3 some inputs could not be read, 128 + n stopped by
-signal n. torch is imported by the commands that need it, after everything that can be checked without it.
+The only place of this package that knows the command line, prints, and turns errors into one line and an exit
+code: 0 all good, 1 a failure that is not the user's, 2 wrong use, 3 some inputs could not be read, 128 + n
+stopped by signal n. torch is imported by the commands that need it, after everything that can be checked
+without it.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def levels(model: ModelOption = None) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line (`sys.argv` if `args` is None) and return its exit code; prints one line for an error."""
+    """Run the command line (`sys.argv` if `args` is None) and return its exit code."""
     debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -177,7 +178,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 class _Stopped(BaseException):
-    """The user (Ctrl-C) or the system (SIGTERM) ends the program; nothing that catches exceptions shall catch it."""
+    """Ctrl-C or SIGTERM, as what nothing that catches exceptions catches."""
 
     def __init__(self, code: int, message: str = "") -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
 """Read any picture a user may have as RGB, and turn it into the network's input.
 
-Every way in which a file can be broken, hostile or odd ends in an `ImageError` of one short line; the path is not in
-it, since the caller knows which file was meant. Pillow's global settings are neither used nor changed.
+Every way in which a file can be broken, hostile or odd ends in an `ImageError` of one short line; the path is
+not in it, since the caller knows which file was meant. Pillow's global settings are neither used nor changed.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
-# Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked from the header, before a pixel is decoded.
+# Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked from the header, before a pixel is
+# decoded.
 MAX_PIXELS = 178_956_970
 # An uncompressed 16-bit RGB picture of MAX_PIXELS; some decoders read the whole file at once.
 MAX_BYTES = 1 << 30
 
-# Photographs only: no EPS (runs Ghostscript), no documents. Naming the plugins imports them here, once and not in
-# the worker threads.
+# Photographs only: no EPS (runs Ghostscript), no documents. Naming the plugins imports them here, once and
+# not in the worker threads.
 _FORMATS = tuple(
     plugin.format
     for plugin in (
@@ -59,12 +60,13 @@ _FORMATS = tuple(
     )
 )
 
-# A picture is decoded at no less than this many times the side that is asked for. Against a full decode, 100 ImageNet
-# photographs brought to 64 pixels differ by 1.3 grey levels on average (of 255; bicubic against Lanczos: 1.2), where
-# a margin of 1 differs by 3.3; it costs 0.6 of a full decode's time (12 megapixels: 0.2), a margin of 1 costs 0.5.
+# A picture is decoded at no less than this many times the side that is asked for. Against a full decode, 100
+# ImageNet photographs brought to 64 pixels differ by 1.3 grey levels on average (of 255; bicubic against
+# Lanczos: 1.2), where a margin of 1 differs by 3.3; it costs 0.6 of a full decode's time (12 megapixels:
+# 0.2), a margin of 1 costs 0.5.
 _MARGIN = 2
-# Above this many pixels other formats than JPEG are reduced as well, and pictures are decoded one at a time, so that
-# memory is bounded by one large picture and not by one per thread.
+# Above this many pixels other formats than JPEG are reduced as well, and pictures are decoded one at a time,
+# so that memory is bounded by one large picture and not by one per thread.
 _LARGE = 24_000_000
 _large_turn = threading.Lock()
 
@@ -84,10 +86,10 @@ _TRANSPOSES = {
 def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Image:
     """Read a picture as RGB, upright.
 
-    `source` is a path, the bytes of a file, a PIL image or a uint8 array (H, W, 3) in RGB order. EXIF orientation is
-    applied; transparent pixels lie on white; 16-bit grey is scaled to 8 bits; an animation gives its first frame.
-    With `min_side`, the side in pixels that the shorter side will be resized to, a large picture is decoded at a
-    reduced scale where that is cheaper, never below twice `min_side`.
+    `source` is a path, the bytes of a file, a PIL image or a uint8 array (H, W, 3) in RGB order. EXIF
+    orientation is applied; transparent pixels lie on white; 16-bit grey is scaled to 8 bits; an animation
+    gives its first frame. With `min_side`, the side in pixels that the shorter side will be resized to, a
+    large picture is decoded at a reduced scale where that is cheaper, never below twice `min_side`.
 
     Raises ImageError for anything that is not a complete picture of at most 178 megapixels in a regular file.
     """
@@ -100,22 +102,24 @@ def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Ima
             return _finish(source, min_side)
         if not isinstance(source, str | bytes | os.PathLike):
             raise ImageError(
-                f"an image is a path, bytes, a PIL image or a uint8 array (H, W, 3), not a {type(source).__name__}"
+                "an image is a path, bytes, a PIL image or a uint8 array (H, W, 3), "
+                f"not a {type(source).__name__}"
             )
         with _open_stream(source) as stream:
             return _decode(stream, min_side)
     except ImageError:
         raise
     except Exception as error:
-        # Pillow's plugins raise what their parsers meet: OSError, SyntaxError, ValueError, struct.error, MemoryError …
+        # Pillow's plugins raise what their parsers meet: OSError, SyntaxError, ValueError, struct.error,
+        # MemoryError …
         raise ImageError(_reason(error)) from error
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Turn an RGB picture into the network's input (3, size, size), float32, RGB, normalised by mean and std.
 
-    What the usual "shorter side to round(size / crop), then the centre square" shows, cut first and resized once: a
-    picture of any aspect ratio costs no more than its centre.
+    What the usual "shorter side to round(size / crop), then the centre square" shows, cut first and resized
+    once: a picture of any aspect ratio costs no more than its centre.
     """
     size = preprocessing.size
     side = min(image.size) * size / resize_side(preprocessing)
@@ -129,17 +133,20 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.f
 
 
 def resize_side(preprocessing: Preprocessing) -> int:
-    """Return the length in pixels to which the shorter side is resized: what `read_image` wants as `min_side`."""
+    """Return the pixels to which the shorter side is resized: what `read_image` wants as `min_side`."""
     return max(preprocessing.size, round(preprocessing.size / preprocessing.crop))
 
 
 def read_input(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Read a picture and turn it into the network's input (3, size, size). Raises ImageError as `read_image` does."""
+    """Read a picture and turn it into the network's input (3, size, size).
+
+    Raises ImageError as `read_image` does.
+    """
     return preprocess(read_image(source, min_side=resize_side(preprocessing)), preprocessing)
 
 
 class _Stream(io.BufferedReader):
-    """A file that, while a JPEG is decoded, refuses to end: Pillow, told so by anyone, fills the rest with grey."""
+    """A file that refuses to end while a JPEG is decoded: Pillow may have been told to fill it with grey."""
 
     endless = False
 
@@ -195,7 +202,7 @@ def _decode(stream: _Stream, min_side: int | None) -> Image.Image:
 
 
 def _open_image(stream: _Stream) -> Image.Image:
-    """Read the header by the first format whose signature fits; like Image.open, without its global limits."""
+    """Read the header by the first format whose signature fits: Image.open without its global limits."""
     prefix = stream.read(16)
     for name in _FORMATS:
         factory, accept = Image.OPEN[name]
@@ -232,7 +239,7 @@ def _finish(image: Image.Image, min_side: int | None) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """Convert to RGB at 1/factor of the size, strip by strip: no second copy of a large picture in its own mode."""
+    """Convert to RGB at 1/factor of the size, strip by strip: large pictures are not held twice."""
     if factor == 1 and image.mode == "RGB" and not image.has_transparency_data:
         return image
     levels = _grey_levels(image)

@@ -9,36 +9,24 @@ from typing import BinaryIO
 
 from hierclass.errors import InputError
 
-# What is taken from folders. A file that is named is always read, and judged by its content.
-# HEIC is listed although it is not read: a row that says so is better than a photograph that is silently missing.
-EXTENSIONS = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".mpo",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-    )
-    + (".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm")
-)
+# What is taken from folders. A file that is named is always read, and judged by its content. HEIC is listed
+# although it is not read: a row that says so is better than a photograph that is silently missing.
+# fmt: off
+EXTENSIONS = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm",
+))
+# fmt: on
 STANDARD_INPUT = "-"
 
 
 def find_inputs(names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = None) -> Iterator[str]:
     """Yield the path of every image that `names` lead to, in their order.
 
-    A file is yielded as it is named, whether it exists or not. A folder yields its images, recursively, sorted by
-    name, without hidden files and folders; each folder is entered once, so links may form loops. A folder in which
-    there is nothing to read is yielded itself: whoever reads it finds the error. `-` stands for the paths listed on
-    `stdin` (standard input if None), one per line, or separated by NUL bytes.
+    A file is yielded as it is named, whether it exists or not. A folder yields its images, recursively,
+    sorted by name, without hidden files and folders; each folder is entered once, so links may form loops. A
+    folder in which there is nothing to read is yielded itself: whoever reads it finds the error. `-` stands
+    for the paths listed on `stdin` (standard input if None), one per line, or separated by NUL bytes.
 
     Raises InputError, after the last path, if there was nothing but empty folders and lists.
     """
@@ -69,7 +57,7 @@ def find_inputs(names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | No
 
 
 def display_name(path: str | os.PathLike[str]) -> str:
-    """Return a path as text that every terminal and every UTF-8 file takes: bytes that are no UTF-8 become `\\xff`."""
+    """Return a path as text that every UTF-8 file takes: bytes that are no UTF-8 become `\\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -120,7 +108,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _listing(folder: str) -> list[tuple[str, bool]] | None:
-    """Return the entries of a folder by name, each with whether it is a folder; None if it can't be listed."""
+    """Return a folder's entries by name, each with whether it is a folder; None if it can't be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted(

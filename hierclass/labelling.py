@@ -1,7 +1,7 @@
 """Label many images: one row for each input, in order, whatever is wrong with an input.
 
-Threads read and decode (Pillow releases Python's lock), the caller's thread runs the network on dense batches. What
-is in flight is bounded, so that memory does not grow with the number of inputs.
+Threads read and decode (Pillow releases Python's lock), the caller's thread runs the network on dense
+batches. What is in flight is bounded, so that memory does not grow with the number of inputs.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def label_rows(
 ) -> Iterator[Row]:
     """Yield exactly one row per path, in the order of `paths`.
 
-    `level` is the level that answers (None: the finest), `batch_size` the number of images per call of the network,
-    `workers` the number of threads that decode (None: one per core). An image that cannot be read, or on which the
-    network fails, gives a row with an error; the others of its batch are not touched.
+    `level` is the level that answers (None: the finest), `batch_size` the number of images per call of the
+    network, `workers` the number of threads that decode (None: one per core). An image that cannot be read,
+    or on which the network fails, gives a row with an error; the others of its batch are not touched.
 
     Raises LevelError and InputError at the call, before anything is read.
     """
@@ -70,7 +70,8 @@ def _rows(
     for item in _read_ahead(paths, classifier.preprocessing, workers, ahead=2 * batch_size + workers):
         waiting.append(item)
         num_ready += not isinstance(item[1], str)
-        # Rows come in order, so broken inputs wait for the batch; a long run of them must not grow without bound.
+        # Rows come in order, so broken inputs wait for the batch; a long run of them must not grow without
+        # bound.
         if num_ready == batch_size or len(waiting) >= 4 * batch_size:
             yield from _label(classifier, waiting, level)
             waiting, num_ready = [], 0
@@ -117,7 +118,7 @@ def _label(classifier: Classifier, items: list[_Item], level: int | None) -> Ite
 def _predict(
     classifier: Classifier, tensors: list[NDArray[np.float32]], level: int | None
 ) -> list[tuple[Step, ...] | str]:
-    """Return the path or the error of every tensor; a batch that fails is halved, down to the image that fails."""
+    """Return the path or the error of every tensor; a batch that fails is halved, down to one image."""
     if not tensors:
         return []
     try:

@@ -1,6 +1,7 @@
 """The one table of labels: its rows, its columns, and how it is written as CSV, JSON lines or Parquet.
 
-A table appears under its name when it is complete, never before: it is written beside the target under another name.
+A table appears under its name when it is complete, never before: it is written beside the target under
+another name.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Row:
     error: str | None = None
 
     def to_dict(self, level: int) -> dict[str, Value]:
-        """Return the row as the columns of a table up to `level`; what an input with an error lacks is None."""
+        """Return the row as the columns of a table up to `level`; what a broken input lacks is None."""
         values: dict[str, Value] = dict.fromkeys(columns(level))
         values["path"] = display_name(self.path)
         values["error"] = self.error
@@ -63,7 +64,7 @@ def columns(level: int) -> tuple[str, ...]:
 
 
 class Table(ABC):
-    """A table being written: `write` rows, then `close`. Rows that were written and flushed survive a `recover`."""
+    """A table being written: `write` rows, then `close`; or, after a failure, `recover` what was written."""
 
     def __init__(self, file: IO[bytes], level: int) -> None:
         self.level = level
@@ -75,6 +76,7 @@ class Table(ABC):
         self._append([row.to_dict(self.level) for row in rows])
         self.num_rows += len(rows)
 
+    @abstractmethod
     def close(self) -> None:
         """Write what is still held back; the file itself stays open."""
 
@@ -93,6 +95,9 @@ class _TextTable(Table):
         super().__init__(file, level)
         self._complete = 0
         self._emit(self._header())
+
+    def close(self) -> None:
+        pass  # every write was flushed
 
     def recover(self) -> None:
         self._file.truncate(self._complete)
@@ -177,7 +182,8 @@ class Output:
     """Where a table goes: a file that is either complete or absent, or standard output as CSV.
 
     Made before the work begins, so that a wrong ending or a folder that cannot be written is found at once
-    (InputError). After `open_table` failed, `kept` is the file that holds the rows written until then, or None.
+    (InputError). After `open_table` failed, `kept` is the file that holds the rows written until then, or
+    None.
     """
 
     MESSAGE: ClassVar[str] = "the output must end in .csv, .jsonl or .parquet"
@@ -205,7 +211,7 @@ class Output:
 
     @contextlib.contextmanager
     def open_table(self, level: int) -> Iterator[Table]:
-        """Yield the table of rows down to `level`; it gets its name when the block ends without an exception."""
+        """Yield a table of rows down to `level`; it gets its name when the block ends without exception."""
         if self.path is None:
             yield _CsvTable(sys.stdout.buffer, level)
             return
@@ -231,7 +237,7 @@ class Output:
         return open(self._temporary, "xb", buffering=0)
 
     def _keep(self, table: Table | None) -> Path | None:
-        """Save the rows of a broken-off table as `name.partial.ending`, if there are any and the disk takes them."""
+        """Save the rows of a broken-off table as `name.partial.ending`, if there are any and they can be."""
         if table is None or table.num_rows == 0:
             return None
         partial = self._target.with_name(f"{self._target.stem}.partial{self._target.suffix}")

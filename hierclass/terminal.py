@@ -36,7 +36,7 @@ def one_line(text: str) -> str:
 
 
 class LabelProgress:
-    """Counts images and errors, and shows them as a bar on a terminal: images done, rate, errors, time left."""
+    """Counts images and errors; on a terminal, a bar with images done, rate, errors and time left."""
 
     def __init__(self, total: int, console: Console, *, visible: bool) -> None:
         self.num_images = 0
