@@ -191,11 +191,10 @@ def _print_senses(choices: Iterable[Any], taxonomy: Taxonomy) -> None:
     """One line a name with its sense, and one for each rejected sense."""
     for choice in choices:
         chosen = choice.synset if isinstance(choice.synset, Node) else taxonomy.node(choice.synset)
-        _print(
-            f"[bold]{escape(choice.name)}[/bold] = {chosen.id} {escape(chosen.name)}: {escape(chosen.definition)}"
-        )
+        sense = escape(f"{chosen.id} {chosen.name}: {chosen.definition}")
+        _print(f"[bold]{escape(choice.name)}[/bold] = {sense}")
         for other in choice.rejected:
-            _print(f"  [dim]not {other.id} {escape(other.name)}: {escape(other.definition)}[/dim]")
+            _print(f"  [dim]not {escape(f'{other.id} {other.name}: {other.definition}')}[/dim]")
     if any(choice.rejected for choice in choices):
         _print("another sense: --pin NAME=SYNSET")
 
@@ -248,18 +247,15 @@ def _branch(node: Node, count: int, is_leaf: bool) -> str:
 def _draw_tiers(tree: Taxonomy, last: int) -> Tree:
     """The classes of tiers 0..last; a class that serves in several tiers is drawn once."""
     drawing = Tree(_title(tree))
-    branches: list[Tree] = []
+    known = set(tree.leaves)
+    branches: dict[str, Tree] = {}  # by id of the class
     for tier in range(last + 1):
         counts = _leaf_counts(tree, tier)
-        above = branches
-        branches = []
-        for i, node in enumerate(tree.classes(tier)):
-            upper = int(tree.parent_classes(tier)[i]) if tier else -1
-            if tier and tree.classes(tier - 1)[upper] == node:
-                branches.append(above[upper])
-                continue
-            text = _branch(node, counts[i], node.id in tree.leaves)
-            branches.append((above[upper] if tier else drawing).add(text))
+        uppers = tree.parent_classes(tier).tolist() if tier else [0] * len(counts)
+        above = [branches[node.id] for node in tree.classes(tier - 1)] if tier else [drawing]
+        for node, count, upper in zip(tree.classes(tier), counts, uppers, strict=True):
+            if node.id not in branches:
+                branches[node.id] = above[upper].add(_branch(node, count, node.id in known))
     return drawing
 
 
@@ -312,7 +308,8 @@ def check(
         for problem in problems:
             print(problem)
         raise typer.Exit(1)
-    table = Table(title=f"{escape(str(file))}: a good taxonomy", title_justify="left")
+    _print(escape(f"{file}: a good taxonomy of {len(tree.leaves)} leaves and {len(tree.nodes)} nodes"))
+    table = Table()
     for heading in ("tier", "classes", "leaves per class", "with one leaf"):
         table.add_column(heading, justify="right")
     table.add_column("for example", overflow="fold")

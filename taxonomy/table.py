@@ -47,10 +47,15 @@ def read_table(text: str) -> tuple[list[Row], list[LinedProblem]]:
         problems += [(line, message) for message in messages]
     if not rows and not problems:
         problems.append((header_line, "the table has a header but no rows; add a row per leaf"))
-    if not problems and len({row.cells[0] for row in rows}) > len({row.cells[-1] for row in rows}):
-        text = f"tier {header[tiers[0]]!r} has more classes than {header[tiers[-1]]!r}"
+    if not problems and _runs_backwards(rows):
+        text = f"no two leaves share a class in tier {header[tiers[0]]!r} but some in {header[tiers[-1]]!r}"
         problems.append((header_line, f"{text}; put the columns in the order coarse to fine"))
     return rows, problems
+
+
+def _runs_backwards(rows: Sequence[Row]) -> bool:
+    """Whether the first column tells all rows apart and the last, which should, does not."""
+    return len({row.cells[0] for row in rows}) == len(rows) > len({row.cells[-1] for row in rows})
 
 
 def _records(text: str) -> tuple[list[tuple[int, list[str]]], list[LinedProblem]]:
