@@ -1,0 +1,377 @@
+"""The command line: what it prints, where, and with which exit code. Errors are one line on standard error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import hierclass
+from hierclass.cli import main
+from hierclass.tables import columns
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(4):
+        Image.fromarray(random.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "hierclass", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error, and nothing on standard output."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_labels_go_to_a_file_and_a_summary_to_standard_error(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out.csv"
+    assert main(["label", str(photos), "-o", str(target), "--model", str(tiny_checkpoint)]) == 0
+    rows = rows_of(target.read_text())
+    assert [Path(row["path"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png"]
+    assert tuple(rows[0]) == columns(2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("4 images labelled in ")
+    assert err.endswith(f"-> {target}\n")
+
+
+def test_without_a_file_csv_goes_to_standard_output(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["label", str(photos), "--model", str(tiny_checkpoint), "--level", "0"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert len(rows) == 4
+    assert tuple(rows[0]) == columns(0)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_the_ending_chooses_the_format(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, ending: str
+) -> None:
+    target = tmp_path / f"out{ending}"
+    assert main(["label", str(photos), "-o", str(target), "--model", str(tiny_checkpoint)]) == 0
+    assert target.read_bytes()[:4] == {".jsonl": b'{"pa', ".parquet": b"PAR1"}[ending]
+
+
+def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "bad.jpg").write_text("no picture")
+    missing = str(photos / "missing.jpg")
+    assert main(["label", str(photos), missing, "--model", str(tiny_checkpoint)]) == 3
+    out, err = capsys.readouterr()
+    rows = rows_of(out)
+    assert [bool(row["error"]) for row in rows] == [False, False, False, False, True, True]
+    assert "4 images labelled, 2 errors" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["label"], "Missing argument 'PATH...'"),
+        (["label", "x.jpg", "--frobnicate"], "No such option: --frobnicate"),
+        (["label", "x.jpg", "--level", "-1"], "-1 is not in the range x>=0"),
+        (["label", "x.jpg", "--batch-size", "0"], "0 is not in the range x>=1"),
+        (["label", "x.jpg", "-o", "out.xlsx"], "must end in .csv, .jsonl or .parquet"),
+        (["label", "x.jpg", "-o", "missing/folder/out.csv"], "cannot write missing/folder/out.csv"),
+        (["label", "x.jpg", "--model", "missing"], "there is no model at missing"),
+        (["predict", "x.jpg", "--model", "missing"], "there is no model at missing"),
+        (["levels", "--model", "missing"], "there is no model at missing"),
+        (["lable", "x.jpg"], "No such command 'lable'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in one_error(capsys)
+
+
+def test_an_empty_folder_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["label", str(tmp_path)]) == 2
+    assert "nothing to do: no images in the folder" in one_error(capsys)
+
+
+@pytest.mark.parametrize("verb", ["label", "predict"])
+def test_an_unknown_level_is_one_line(
+    verb: str, photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, str(photos / "0.png"), "--level", "7", "--model", str(tiny_checkpoint)]) == 2
+    assert "level 7 does not exist; this model has levels 0 to 2" in one_error(capsys)
+
+
+def test_a_checkpoint_of_another_version_is_one_line(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "version": 99}))
+    assert main(["label", str(photos), "--model", str(model)]) == 2
+    assert "99" in one_error(capsys)
+
+
+def test_a_wrong_device_is_one_line(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["label", str(photos), "--model", str(tiny_checkpoint), "--device", "toaster"]) == 2
+    assert "toaster" in one_error(capsys)
+
+
+def test_predict_draws_the_path_with_scores_and_costs(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(photos / "0.png"), "--model", str(tiny_checkpoint)]) == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("level")]
+    assert [line.split()[1] for line in lines] == ["0", "1", "2"]
+    assert all("of the cost" in line for line in lines)
+    last = hierclass.load(tiny_checkpoint, device="cpu").predict(photos / "0.png").path
+    assert all(
+        step.label in line and f"{step.score:.2f}" in line for step, line in zip(last, lines, strict=True)
+    )
+
+
+def test_predict_stops_at_the_level(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(photos / "0.png"), "--level", "1", "--model", str(tiny_checkpoint)]) == 0
+    assert capsys.readouterr().out.count("level") == 2
+
+
+def test_predict_prints_a_line_of_json_for_each_image(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(photos / "0.png"), str(photos / "none.png"), str(photos / "1.png")]
+    assert main(["predict", *images, "--json", "--model", str(tiny_checkpoint)]) == 3
+    first, second, third = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [first["path"][-5:], third["path"][-5:]] == ["0.png", "1.png"]
+    assert first["level"] == 2
+    assert second == {"path": images[1], "error": "no such file"}
+
+
+def test_predict_says_which_image_cannot_be_read_and_draws_the_others(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(photos / "none.png"), str(photos / "1.png")]
+    assert main(["predict", *images, "--model", str(tiny_checkpoint)]) == 3
+    out, err = capsys.readouterr()
+    assert err == f"error: {images[0]}: no such file\n"
+    assert "level 2" in out
+
+
+def test_levels_are_a_table(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["levels", "--model", str(tiny_checkpoint)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
+    assert [row[2] for row in rows] == ["2", "5", "12"]
+    assert [row[-1] for row in rows] == ["50.0%", "25.0%", "12.5%"]
+    assert rows[2][4] == "100.0%"
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hierclass {hierclass.__version__}\n"
+    for arguments in (["--help"], ["label", "-h"]):
+        assert main(arguments) == 0
+        assert "Usage: hierclass" in capsys.readouterr().out
+
+
+def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert "Usage: hierclass" in out + err
+    assert "error:" not in out + err
+
+
+def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
+    photos: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("hierclass.labelling.label_rows", fail)
+    arguments = ["label", str(photos), "--model", str(tiny_checkpoint)]
+    assert main(arguments) == 1
+    line = one_error(capsys)
+    assert "RuntimeError: two" in line
+    assert "HIERCLASS_DEBUG=1" in line
+    monkeypatch.setenv("HIERCLASS_DEBUG", "1")
+    assert main(arguments) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["label", "--help"],
+        ["label", "x", "-o", "y.xls"],
+        ["label", "x", "--model", "nowhere"],
+        ["label"],
+    ],
+)
+def test_help_and_wrong_use_do_not_wait_for_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys; from hierclass.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=60,
+    )
+    assert ran.returncode == 0
+
+
+def test_a_list_on_standard_input_with_odd_names(photos: Path, tiny_checkpoint: Path) -> None:
+    odd = os.fsencode(photos) + b'/caf\xe9, "a"\nb.png'
+    os.rename(os.fsencode(photos / "0.png"), odd)
+    listed = odd + b"\0" + os.fsencode(photos / "1.png")
+    ran = subprocess.run(
+        command("label", "-", "--model", tiny_checkpoint),
+        input=listed,
+        capture_output=True,
+        env=environment(),
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = list(csv.DictReader(ran.stdout.decode().splitlines(keepends=True)))
+    assert [row["path"].rpartition("/")[2] for row in rows] == ['caf\\xe9, "a"\nb.png', "1.png"]
+    assert not any(row["error"] for row in rows)
+
+
+def test_a_reader_that_goes_away_is_no_error(photos: Path, tiny_checkpoint: Path) -> None:
+    listed = f"{photos / '0.png'}\n" * 3000
+    arguments = command("label", "-", "--model", tiny_checkpoint, "--batch-size", "8")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(arguments, env=environment(), **pipes) as process:  # type: ignore[call-overload]
+        process.stdin.write(listed.encode())
+        process.stdin.close()
+        assert process.stdout.readline().startswith(b"path,")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == -signal.SIGPIPE
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_stopped_run_says_what_it_kept(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals, code: int, ending: str
+) -> None:
+    target = tmp_path / f"out{ending}"
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{photos / '0.png'}\n" * 100_000)
+    arguments = command("label", "-", "-o", target, "--model", tiny_checkpoint, "--batch-size", "4")
+    with (
+        open(listed, "rb") as stdin,
+        subprocess.Popen(
+            arguments, env=environment(), stdin=stdin, stderr=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        deadline = time.monotonic() + 60
+        while not any(file.stat().st_size for file in tmp_path.glob(".out*.part")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+    kept = tmp_path / f"out.partial{ending}"
+    assert process.returncode == code
+    assert error.startswith("error: stopped after ")
+    assert error.endswith(f"; {target} was not written, the rows until then are in {kept}\n")
+    assert error.count("\n") == 1
+    assert kept.exists()
+    assert not target.exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.csv"
+    script = (
+        "import resource, sys\n"
+        "from hierclass.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = [sys.executable, "-c", script, "label", *[str(photos)] * 50, "-o", str(target)]
+    arguments += ["--model", str(tiny_checkpoint), "--batch-size", "4"]
+    ran = subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=60)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: writing the table failed: File too large; ")
+    assert ran.stderr.count("\n") == 1
+    assert not target.exists()
+    assert (tmp_path / "out.partial.csv").read_text().endswith("\n")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory from /proc")
+def test_a_folder_of_bad_files_gives_an_error_for_each_in_bounded_memory(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from test_images import png_of_one_colour
+
+    good = (photos / "0.png").read_bytes()
+    (photos / "text.jpg").write_text("no picture")
+    Image.open(photos / "0.png").save(photos / "cut.jpg")
+    (photos / "cut.jpg").write_bytes((photos / "cut.jpg").read_bytes()[:-300])
+    (photos / "zero.jpg").touch()
+    (photos / "bomb.png").write_bytes(png_of_one_colour(30_000, 30_000))
+    (photos / "folder.jpg").mkdir()
+    (photos / "dangling.jpg").symlink_to(photos / "nowhere")
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "last.png").write_bytes(good)
+    script = (
+        "import sys\n"
+        "from hierclass.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"
+        "sys.exit(code)\n"
+    )
+    target = tmp_path / "out.csv"
+    arguments = ["label", str(photos), "-o", str(target), "--model", str(tiny_checkpoint), "--device", "cpu"]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+    )
+    assert ran.returncode == 3, ran.stderr
+    rows = {Path(row["path"]).name: row for row in rows_of(target.read_text())}
+    broken = {"text.jpg", "cut.jpg", "zero.jpg", "bomb.png", "folder.jpg", "dangling.jpg", "pipe.jpg"}
+    assert {name for name, row in rows.items() if row["error"]} == broken
+    assert len(rows) == len(broken) + 5
+    assert rows["last.png"]["synset"] == rows["0.png"]["synset"]
+    assert int(ran.stdout) < 1_500_000
