@@ -1,0 +1,173 @@
+"""The classifier that Python, the command line and the page share: images in, predictions out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hierclass.checkpoint import Checkpoint, Preprocessing, load_checkpoint
+from hierclass.decisions import Prediction, agree, decide
+from hierclass.errors import ImageError, InputError
+from hierclass.images import ImageSource, preprocess, read_image
+from taxonomy import Taxonomy
+
+BUNDLED = Path(__file__).parent / "models" / "tiny-imagenet"
+"""The model that comes with the package."""
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What one level answers and what it costs for one image, everything below it included."""
+
+    index: int
+    num_classes: int
+    macs: int
+    """Multiply-accumulates."""
+    share: float
+    """Multiply-accumulates relative to the last level's, 0 … 1."""
+    parameters: int
+    bytes: int
+    accuracy: float | None
+    """Share of right answers on its own tier, 0 … 1, measured on the dev split; None if it was not measured."""
+
+
+def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Classifier:
+    """Load a model folder, or the bundled model; `device` is "auto", "cpu", "cuda", "cuda:1", "mps" ….
+
+    Raises:
+        CheckpointError: there is no model at `path`, or this version can't read it.
+        InputError: this machine has no such device.
+    """
+    return Classifier(load_checkpoint(BUNDLED if path is None else path), device=device)
+
+
+class Classifier:
+    """Classifies images at any level of one nested network. Safe to share between threads."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "auto"):
+        """Use `checkpoint` on `device`; the network is moved there."""
+        self.checkpoint = checkpoint
+        self.device = _find_device(device)
+        self._network = checkpoint.network.eval().to(self.device)
+        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._lower_weight = float(checkpoint.decision.get("lower_weight", 0.0))
+        self.levels = _describe_levels(checkpoint)
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The tree of the classes; level k answers its tier k."""
+        return self.checkpoint.taxonomy
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the network's input."""
+        return self.checkpoint.preprocessing
+
+    def check_level(self, level: int | None) -> int:
+        """Return the level, the finest for None; raise `LevelError` if the model does not have it."""
+        return self._network.check_level(level)
+
+    def predict(self, image: ImageSource, level: int | None = None) -> Prediction:
+        """Answer at one level (None: the finest). An image is a path, bytes, a PIL image or uint8 (H, W, 3).
+
+        Raises:
+            LevelError: the model has no such level.
+            ImageError: the image can't be read.
+        """
+        return self.predict_batch([image], level)[0]
+
+    def predict_batch(self, images: Sequence[ImageSource], level: int | None = None) -> list[Prediction]:
+        """Answer for every image at one level, in order.
+
+        Raises:
+            LevelError: the model has no such level.
+            ImageError: an image can't be read; the message says which. To get past broken files use
+                `hierclass.labelling`.
+        """
+        level = self.check_level(level)
+        predictions: list[Prediction] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = [self._prepare(image, start + i, len(images)) for i, image in enumerate(images[start:][:BATCH_SIZE])]
+            predictions += self.predict_tensors(np.stack(batch), level)
+        return predictions
+
+    def refine(self, image: ImageSource) -> Iterator[Prediction]:
+        """Answer at level 0, then at each finer level; every step computes only what the level adds.
+
+        Nothing above a level is computed before the next prediction is asked for.
+
+        Raises:
+            ImageError: the image can't be read (on the call, before anything is computed).
+        """
+        return self._refine(self._prepare(image, 0, 1)[None])
+
+    def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
+        """Answer for images that are prepared already: float32 (B, 3, size, size), as `preprocess` returns them."""
+        with torch.inference_mode():
+            logits = [_numpy(values) for values in self._network.forward_all(self._tensor(batch), level)]
+        return decide(agree(logits, self.taxonomy, self._lower_weight), self.taxonomy)
+
+    def _refine(self, batch: NDArray[np.float32]) -> Iterator[Prediction]:
+        state = self._network.start(self._tensor(batch))
+        logits: list[NDArray[np.float32]] = []
+        for _ in self.levels:
+            with torch.inference_mode():
+                logits.append(_numpy(self._network.refine(state)))
+            yield decide(agree(logits, self.taxonomy, self._lower_weight), self.taxonomy)[0]
+
+    def _prepare(self, image: ImageSource, index: int, count: int) -> NDArray[np.float32]:
+        try:
+            wanted = round(self.preprocessing.size / self.preprocessing.crop)
+            return preprocess(read_image(image, min_side=wanted), self.preprocessing)
+        except ImageError as error:
+            name = str(image) if isinstance(image, (str, os.PathLike)) else f"image {index + 1} of {count}"
+            raise ImageError(f"{name}: {error}") from error
+
+    def _tensor(self, batch: NDArray[np.float32]) -> torch.Tensor:
+        return torch.from_numpy(batch).to(self.device).contiguous(memory_format=torch.channels_last)
+
+
+def _numpy(logits: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = logits.float().cpu().numpy()
+    return array
+
+
+def _find_device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {name!r} can't be used on this machine; try auto or cpu") from error
+    return device
+
+
+def _describe_levels(checkpoint: Checkpoint) -> tuple[Level, ...]:
+    network = checkpoint.network
+    costs = [network.cost(level) for level in range(network.num_levels)]
+    measured: list[dict[str, Any]] = checkpoint.results.get("dev", {}).get("levels", [])
+    accuracies = [row.get("top1") for row in measured] or [None] * network.num_levels
+    return tuple(
+        Level(
+            index=index,
+            num_classes=network.num_classes[index],
+            macs=cost.macs,
+            share=cost.macs / costs[-1].macs,
+            parameters=cost.parameters,
+            bytes=cost.bytes,
+            accuracy=accuracy,
+        )
+        for index, (cost, accuracy) in enumerate(zip(costs, accuracies, strict=False))
+    )
