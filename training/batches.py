@@ -1,7 +1,7 @@
 """Batches for training and for evaluation: augmentation in workers, the same in every run of one seed.
 
-Order and augmentation depend on (seed, epoch, batch) alone, never on what happened before: a resumed run continues
-with the batches that an unbroken one would have seen.
+Order and augmentation depend on (seed, epoch, batch) alone, never on what happened before: a resumed run
+continues with the batches that an unbroken one would have seen.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class _Images(Dataset[Any]):
         return torch.from_numpy(stacked), torch.from_numpy(self.images.leaves[kept]), errors
 
 
-def _identity(batch: Batch) -> Batch:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -139,13 +139,13 @@ def training_loader(
     workers: int,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """Augmented uint8 batches of one epoch (timm's random resized crop, flip, and what else is switched on)."""
+    """Augmented uint8 batches of one epoch (timm's random resized crop, flip and what else is on)."""
     transform = create_transform(
         input_size=size,
         is_training=True,
         use_prefetcher=True,  # uint8 out; normalised per batch, where it is cheap
         scale=crop_scale,
-        color_jitter=color_jitter or None,
+        color_jitter=color_jitter or None,  # type: ignore[arg-type]  # None is documented as off
         auto_augment=auto_augment,
         interpolation="bilinear",
     )

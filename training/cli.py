@@ -116,7 +116,7 @@ def evaluate(
     workers: options.Workers = 1,
     threads: options.Threads = None,
 ) -> None:
-    """Measure a checkpoint on labelled images: all of them, or those that --dev-from or --dev-share hold out."""
+    """Measure a checkpoint on labelled images: all, or those that --dev-from or --dev-share hold out."""
     with _one_line_errors():
         if not data:
             raise InputError("give the labelled images with --data")
@@ -152,7 +152,7 @@ def _show(results: dict[str, Any], title: str) -> None:
 
 
 def _recipe(ctx: typer.Context, out: Path) -> Recipe:
-    """The recipe of the options; with ``--resume`` the one in ``out``, which the options given must not contradict."""
+    """The recipe of the options; with ``--resume`` the one in ``out``, which they must not contradict."""
     values = {f.name: ctx.params[f.name] for f in dataclasses.fields(Recipe) if f.name in ctx.params}
     values["data"] = tuple(str(path) for path in values["data"] or ())
     values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])

@@ -30,8 +30,8 @@ LeafArray = npt.NDArray[np.int64]
 class ImageSet:
     """Images with their leaves.
 
-    ``sources`` hold a path or the bytes of a file, or an already decoded (H, W, 3) uint8 array; ``names`` are file names
-    for people and for splits; ``leaves`` (N,) are leaf indices of the taxonomy.
+    ``sources`` hold a path or the bytes of a file, or an already decoded (H, W, 3) uint8 array; ``names`` are
+    file names for people and for splits; ``leaves`` (N,) are leaf indices of the taxonomy.
     """
 
     sources: Sequence[Path | bytes | npt.NDArray[np.uint8]]
@@ -89,9 +89,10 @@ class LeafNames:
 def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy) -> ImageSet:
     """List the labelled images of Parquet files and of folders (of Parquet files or of class folders).
 
-    A Parquet file has columns ``image`` (bytes, or a struct with ``bytes``), ``wnid`` and optionally ``name``. In class
-    folders the deepest folder on an image's path that names a leaf is its label. Parquet files are read into memory.
-    Raises `InputError` for a missing path, a missing column, a label that the taxonomy lacks, or no image at all.
+    A Parquet file has columns ``image`` (bytes, or a struct with ``bytes``), ``wnid`` and optionally
+    ``name``. In class folders the deepest folder on an image's path that names a leaf is its label. Parquet
+    files are read into memory. Raises `InputError` for a missing path, a missing column, a label that the
+    taxonomy lacks, or no image at all.
     """
     labels = LeafNames(taxonomy)
     parts: list[ImageSet] = []
@@ -156,8 +157,9 @@ def _read_folder(path: Path, labels: LeafNames) -> ImageSet:
 def decode_small(images: ImageSet, *, max_side: int, max_bytes: int = 8 << 30) -> tuple[ImageSet, list[str]]:
     """Decode the small images once, so that no epoch pays for it; drop what cannot be read.
 
-    Images with both sides up to ``max_side`` pixels become arrays, until they fill ``max_bytes``; larger ones stay as
-    they are and are decoded whenever they are used. Returns the readable images and one message per unreadable one.
+    Images with both sides up to ``max_side`` pixels become arrays, until they fill ``max_bytes``; larger ones
+    stay as they are and are decoded whenever they are used. Returns the readable images and one message per
+    unreadable one.
     """
 
     def decode(index: int) -> Path | bytes | npt.NDArray[np.uint8] | ImageError:
@@ -190,10 +192,10 @@ def decode_small(images: ImageSet, *, max_side: int, max_bytes: int = 8 << 30) -
 
 
 def split_by_number(names: Sequence[str], dev_from: int) -> tuple[LeafArray, LeafArray]:
-    """Indices of the training and of the dev samples: dev is what is numbered ``dev_from`` and up by file name.
+    """Indices of the training and of the dev samples; dev is numbered ``dev_from`` and up by file name.
 
-    ``n01443537_450.JPEG`` has number 450, the last run of digits before the ending. A name without a number raises
-    `InputError`.
+    ``n01443537_450.JPEG`` has number 450, the last run of digits before the ending. A name without a number
+    raises `InputError`.
     """
     numbers = np.empty(len(names), dtype=np.int64)
     for index, name in enumerate(names):

@@ -24,7 +24,7 @@ from training.data import read_images, split
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answers:
-    """What a network said: per level the highest class (N,), the best leaves (N, k) best first, and the truth (N,).
+    """What a network said: per level the highest class (N,), the k best leaves (N, k), and the truth (N,).
 
     ``errors`` holds one message per image that could not be read; those are in none of the arrays.
     """
@@ -39,7 +39,7 @@ class Answers:
 def collect_answers(
     network: NestedNetwork, loader: DataLoader[Any], device: torch.device, *, top: int = 5
 ) -> Answers:
-    """Run a network (set to evaluation) over preprocessed batches; each level answers with its own head alone."""
+    """Run a network, put in evaluation mode, over preprocessed batches; each level answers alone."""
     network.eval()
     top = min(top, network.num_classes[-1])
     per_level: list[list[torch.Tensor]] = [[] for _ in range(network.num_levels)]
@@ -74,7 +74,7 @@ def count_right(answers: Answers, taxonomy: Taxonomy) -> list[int]:
 def level_rows(
     network: NestedNetwork, taxonomy: Taxonomy, right: list[int], count: int
 ) -> list[dict[str, Any]]:
-    """One row per level: tier, classes, accuracy with its 95% Wilson interval, cost, share of the last level's MACs."""
+    """One row per level: tier, classes, top-1 (0 to 1), its 95% Wilson interval, cost, share of all MACs."""
     last = network.cost(network.num_levels - 1)
     rows = []
     for level, num_right in enumerate(right):
@@ -126,8 +126,8 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Measures of a stored checkpoint as JSON values: ``images``, ``unreadable``, ``levels``, ``finest``.
 
-    On all the labelled images, or on those that ``dev_from`` or ``dev_share`` hold out. Raises `CheckpointError` for the
-    model and `InputError` for the data.
+    On all the labelled images, or on those that ``dev_from`` or ``dev_share`` hold out. Raises
+    `CheckpointError` for the model and `InputError` for the data.
     """
     if threads:
         torch.set_num_threads(threads)

@@ -3,7 +3,7 @@
 OUT/recipe.json            the recipe
 OUT/history.jsonl          one line per epoch
 OUT/last/state.safetensors what --resume continues from
-OUT/model/                 the best checkpoint on the dev split, as a product, with recipe.json and training.json
+OUT/model/                 the best model on the dev split, with recipe.json and training.json
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def fit(
 ) -> dict[str, Any]:
     """Train a recipe into the folder ``out``; returns the results of the best checkpoint.
 
-    With ``resume`` a run found in ``out`` is continued after its last whole epoch; without one it begins. Ends with a
-    table per level. Raises `InputError` for bad data or options, and when the loss stops being a number.
+    With ``resume`` a run found in ``out`` is continued after its last whole epoch; without one it begins.
+    Ends with a table per level. Raises `InputError` for bad data or options, and when the loss stops being a
+    number.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -83,7 +84,7 @@ def fit(
 
 
 def load_data(recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> tuple[ImageSet, ImageSet]:
-    """The training images and the held-out ones of a recipe; unreadable ones are reported and left out of both."""
+    """The training images and the held-out ones of a recipe; unreadable ones are reported and left out."""
     images = read_images(recipe.data, taxonomy)
     train, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
     parts = []

@@ -1,4 +1,4 @@
-"""The loss of a nested network: one cross-entropy per level on its tier, and helpers that are dropped afterwards."""
+"""The loss of a nested network: one cross-entropy per level on its tier, and helpers for training only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from taxonomy import Taxonomy
 class Trainee(nn.Module):
     """A nested network with an auxiliary linear head onto the leaves for every level but the last.
 
-    The heads exist while training only: a low level that also sees the finest labels is better on its own tier
-    (FACTS.md; Bilal et al. 2017, arXiv 1901.07012). The last level's own tier is the leaves already.
+    The heads exist while training only: a low level that also sees the finest labels is better on its own
+    tier (FACTS.md; Bilal et al. 2017, arXiv 1901.07012). The last level's own tier is the leaves already.
     """
 
     def __init__(self, network: NestedNetwork, num_leaves: int, *, auxiliary: bool = True) -> None:
@@ -26,7 +26,7 @@ class Trainee(nn.Module):
         self.finest = nn.ModuleList(nn.Linear(num_features, num_leaves) for num_features in lower)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Images (B, 3, H, W) → logits of every level on its tier, and of the auxiliary heads on the leaves."""
+        """Images (B, 3, H, W) → logits of every level on its tier and of the auxiliary heads on leaves."""
         features = self.network.features_all(images)
         levels = [self.network.classify(feature, level) for level, feature in enumerate(features)]
         finest = [head(feature) for head, feature in zip(self.finest, features, strict=False)]
@@ -36,8 +36,9 @@ class Trainee(nn.Module):
 class NestedLoss(nn.Module):
     """Weighted sum of the levels' cross-entropies, of the auxiliary finest ones and of the distillation.
 
-    Targets are leaves: indices (B,) or, mixed by mixup or cutmix, soft (B, num_leaves). A soft target of a coarser
-    tier is the sum over the leaves below each class, so that all levels always learn one consistent answer.
+    Targets are leaves: indices (B,) or, mixed by mixup or cutmix, soft (B, num_leaves). A soft target of a
+    coarser tier is the sum over the leaves below each class, so that all levels always learn one consistent
+    answer.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class NestedLoss(nn.Module):
         return target.new_zeros(len(target), self.num_classes[tier]).index_add_(1, projection, target)
 
     def distillation(self, levels: Sequence[Tensor]) -> Tensor:
-        """Mean KL divergence of each lower level from the last level's answer summed up the tree (detached)."""
+        """Mean KL divergence of each lower level from the last level's answer, summed up the tree."""
         answer = levels[-1].detach().float().softmax(dim=1)
         total = answer.new_zeros(())
         for tier, logits in enumerate(levels[:-1]):

@@ -32,8 +32,8 @@ def wilson_interval(share: float, count: int, z: float = 1.959963984540054) -> t
 def mean_lca_height(taxonomy: Taxonomy, answers: Indices, truth: Indices) -> float:
     """Mean height of the lowest common ancestor of answered and true leaf over all samples.
 
-    Height in edges down to the deepest leaf below; 0 where the answer is right. "Hierarchical distance of the top-1"
-    in Bertinetto et al. 2020, *Making Better Mistakes*, section 4.2.
+    Height in edges down to the deepest leaf below; 0 where the answer is right. "Hierarchical distance of the
+    top-1" in Bertinetto et al. 2020, *Making Better Mistakes*, section 4.2.
     """
     return float(np.mean(taxonomy.lca_heights[answers, truth]))
 
@@ -41,8 +41,8 @@ def mean_lca_height(taxonomy: Taxonomy, answers: Indices, truth: Indices) -> flo
 def mistake_severity(taxonomy: Taxonomy, answers: Indices, truth: Indices) -> float | None:
     """Mean height of the lowest common ancestor over the wrong answers only; None if there are none.
 
-    "Hierarchical distance of a mistake" in Bertinetto et al. 2020, section 4.2. It can fall while accuracy falls (easy
-    mistakes are added): read it beside top-1.
+    "Hierarchical distance of a mistake" in Bertinetto et al. 2020, section 4.2. It can fall
+    while accuracy falls (easy mistakes are added): read it beside top-1.
     """
     wrong = answers != truth
     return float(np.mean(taxonomy.lca_heights[answers[wrong], truth[wrong]])) if wrong.any() else None
@@ -61,8 +61,8 @@ def hierarchical_precision_recall(
 ) -> tuple[float, float, float]:
     """Hierarchical precision, recall and F1 of answered leaves, micro-averaged over the samples.
 
-    Each leaf stands for the set of itself and its ancestors without the root; hP = Σ|Â∩A| / Σ|Â|, hR = Σ|Â∩A| / Σ|A|
-    and hF their harmonic mean (Kiritchenko et al. 2005; Silla & Freitas 2011, section 5).
+    Each leaf stands for the set of itself and its ancestors without the root; hP = Σ|Â∩A| / Σ|Â|, hR = Σ|Â∩A|
+    / Σ|A| and hF their harmonic mean (Kiritchenko et al. 2005; Silla & Freitas 2011, section 5).
     """
     depths = np.array([taxonomy.depth(leaf) for leaf in taxonomy.leaves], dtype=np.int64)
     shared = lca_depths(taxonomy)[answers, truth].sum()
@@ -83,8 +83,8 @@ def lca_depths(taxonomy: Taxonomy) -> Indices:
 def full_path_accuracy(taxonomy: Taxonomy, answers: Sequence[Indices], leaves: Indices) -> float:
     """Share of samples whose answer is right in every tier at once.
 
-    ``answers``: one (N,) array of class indices per tier, coarse first, each level's own highest score ("full-path
-    accuracy", Park et al. 2024, *Visually Consistent Hierarchical Image Classification*).
+    ``answers``: one (N,) array of class indices per tier, coarse first, each level's own highest score
+    ("full-path accuracy", Park et al. 2024, *Visually Consistent Hierarchical Image Classification*).
     """
     right = np.ones(len(leaves), dtype=bool)
     for tier, answer in enumerate(answers):
@@ -95,8 +95,8 @@ def full_path_accuracy(taxonomy: Taxonomy, answers: Sequence[Indices], leaves: I
 def inconsistency_rate(taxonomy: Taxonomy, answers: Sequence[Indices]) -> float:
     """Share of samples whose answers per tier are no path of the tree.
 
-    ``answers`` are the raw highest scores per level, before anything makes them consistent ("tree-based inconsistency
-    error", Park et al. 2024; the complement of the consistency of Wang et al. 2023).
+    ``answers`` are the raw highest scores per level, before anything makes them consistent ("tree-based
+    inconsistency error", Park et al. 2024; the complement of the consistency of Wang et al. 2023).
     """
     broken = np.zeros(len(answers[0]), dtype=bool)
     for tier in range(1, len(answers)):

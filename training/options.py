@@ -76,7 +76,7 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def arguments(pairs: list[str]) -> dict[str, Any]:
-    """``["channels=32,64", "act_layer=silu"]`` as keyword arguments: numbers, booleans, lists of them, or text."""
+    """``["channels=32,64", "act_layer=silu"]`` as keyword arguments: numbers, booleans, lists, text."""
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")

@@ -1,4 +1,4 @@
-"""The recipe of a run: every choice that shapes the result, as one frozen value kept as JSON beside the weights."""
+"""The recipe of a run: every choice that shapes the result, one frozen value, JSON beside the weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hierclass.errors import InputError
 class Recipe:
     """What is trained, on what, and how. Two runs of one recipe on one machine give the same weights.
 
-    ``dev_from`` holds out images numbered from there up by file name; without it a stratified ``dev_share`` is held out.
-    ``start_size`` (pixels) grows in steps of 8 to ``size`` over the first ``grow`` share of the epochs.
-    ``level_weights`` weigh the cross-entropy of each level on its tier, ``finest_weight`` the auxiliary one of each
-    lower level on the leaves, ``distil`` what a lower level learns from the last level's answer.
+    ``dev_from`` holds out images numbered from there up by file name; without it a stratified ``dev_share``
+    is held out. ``start_size`` (pixels) grows in steps of 8 to ``size`` over the first ``grow`` share of the
+    epochs. ``level_weights`` weigh the cross-entropy of each level on its tier, ``finest_weight`` the
+    auxiliary one of each lower level on the leaves, ``distil`` what a lower level learns from the last
+    level's answer.
     """
 
     data: tuple[str, ...]
@@ -73,7 +74,8 @@ class Recipe:
                 f"recipe: unknown option {', '.join(unknown)}; was it written by another version?"
             )
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**arguments)
         except TypeError as error:
             raise InputError(f"recipe: {error}") from error
 

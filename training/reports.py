@@ -21,8 +21,8 @@ def clock(seconds: float) -> str:
 class Reporter:
     """Shows a run: a bar on a terminal, else a line at most every 30 seconds and one per epoch.
 
-    ``total_steps`` counts updates of the whole run; the time left is the time so far, scaled by the work left. ``work``
-    weighs a step (by pixels), since steps of small images are faster.
+    ``total_steps`` counts updates of the whole run; the time left is the time so far, scaled by the work
+    left. ``work`` weighs a step (by pixels), since steps of small images are faster.
     """
 
     def __init__(self, console: Console, *, epochs: int, total_work: float, quiet: bool = False) -> None:
@@ -40,7 +40,8 @@ class Reporter:
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), console=self.console, transient=True
             )
-            self.task = self.bar.add_task("", total=self.total_work, completed=done_work)
+            self.task = self.bar.add_task("", total=self.total_work)
+            self.bar.update(self.task, completed=done_work)
             self.bar.start()
 
     def step(self, *, epoch: int, step: int, steps: int, loss: float, rate: float, work: float) -> None:

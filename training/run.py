@@ -1,4 +1,4 @@
-"""The pieces of one run: network, loss, optimiser, schedule and moving average, built from a recipe and kept together."""
+"""The pieces of one run: network, loss, optimiser, schedule and moving average, built from a recipe."""
 
 from __future__ import annotations
 
@@ -40,26 +40,27 @@ def make_architecture(recipe: Recipe) -> Architecture:
 
 def make_preprocessing(recipe: Recipe) -> Preprocessing:
     """Whole image at the recipe's size; the pretrained model's mean and deviation where there is one."""
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     config = timm.get_pretrained_cfg(recipe.backbone, allow_unregistered=True) if recipe.pretrained else None
     if config is not None:
-        mean, std = tuple(config.mean), tuple(config.std)
-    return Preprocessing(size=recipe.size, mean=mean, std=std)
+        mean, std = config.mean, config.std
+    return Preprocessing(size=recipe.size, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
 
 
 def make_network(recipe: Recipe, taxonomy: Taxonomy) -> NestedNetwork:
     """The nested network of a recipe, initialised from its seed or from timm's pretrained weights."""
     if len(recipe.widths) != taxonomy.num_tiers:
         raise InputError(
-            f"{len(recipe.widths)} widths make {len(recipe.widths)} levels, but taxonomy {taxonomy.name!r} has "
-            f"{taxonomy.num_tiers} tiers; give one of --widths per tier"
+            f"{len(recipe.widths)} --widths make as many levels, but taxonomy {taxonomy.name!r} has "
+            f"{taxonomy.num_tiers} tiers; give one width per tier"
         )
     seed_everything(recipe.seed)
     return build(make_architecture(recipe), taxonomy, recipe.size, pretrained=recipe.pretrained)
 
 
 class Run:
-    """Everything that changes while a recipe is trained, on the device and the processes of an accelerator."""
+    """Everything that changes while a recipe is trained, on the device and processes of an accelerator."""
 
     def __init__(
         self, recipe: Recipe, taxonomy: Taxonomy, *, steps_per_epoch: int, accelerator: Accelerator
@@ -70,7 +71,7 @@ class Run:
         self.trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
         self.trainee.to(accelerator.device)
         if recipe.channels_last:
-            self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.trainee.to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(self.trainee.network, decay=recipe.ema_decay, use_warmup=True)
         self.loss = NestedLoss(
             taxonomy,

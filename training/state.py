@@ -1,4 +1,4 @@
-"""The state of an unfinished run: one safetensors file per run, replaced atomically after every epoch, no pickle."""
+"""The state of an unfinished run: one safetensors file, replaced atomically after every epoch, no pickle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ VERSION = 1
 def save_state(
     path: Path, *, modules: dict[str, nn.Module], optimizer: dict[str, Any], progress: dict[str, Any]
 ) -> None:
-    """Write modules, an optimiser's state dict and progress (JSON values) to ``path``; a kill leaves old or new."""
+    """Write modules, an optimiser's state dict and progress (JSON values); a kill leaves one whole file."""
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         for key, value in module.state_dict().items():
@@ -42,7 +41,7 @@ def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, 
     Raises `CheckpointError` for a broken file, one of another version or one of another network.
     """
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
@@ -87,15 +86,6 @@ def _give_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[value["tensor"]]
     if "dict" in value:
         return {key: _give_tensors(item, tensors) for key, item in value["dict"]}
-    items = [_give_tensors(item, tensors) for item in value.get("list", value.get("tuple"))]
-    return tuple(items) if "tuple" in value else items
-
-
-def clone_state(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's state, detached and on the CPU."""
-    return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}
-
-
-def finite(loss: Tensor) -> bool:
-    """Whether a loss is a number."""
-    return bool(torch.isfinite(loss))
+    if "tuple" in value:
+        return tuple(_give_tensors(item, tensors) for item in value["tuple"])
+    return [_give_tensors(item, tensors) for item in value["list"]]
