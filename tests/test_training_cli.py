@@ -1,0 +1,176 @@
+"""``hierclass-train`` as a person or a script meets it: real processes, exit codes, one line per error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_data import write_parquet
+
+from hierclass.errors import InputError
+from taxonomy import Taxonomy
+from training import options
+
+ROOT = Path(__file__).resolve().parents[1]
+STATE = Path("last") / "state.safetensors"
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "training", *map(str, arguments)]
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    process = start(*arguments)
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    tiny_taxonomy.save(folder / "tiny.json")
+    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
+    return folder
+
+
+def fit_options(data: Path) -> list[object]:
+    return [
+        *("fit", "--data", data / "shapes.parquet", "--taxonomy", data / "tiny.json", "--dev-from", 10),
+        *("--backbone", "test_resnet", "--size", 32, "--batch-size", 4, "--epochs", 2, "--warmup-epochs", 0),
+        *("--workers", 0, "--threads", 1, "--lr", 0.05),
+    ]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_killed_without_warning_continues_to_the_same_weights(data: Path, tmp_path: Path) -> None:
+    code, _, error = run(*fit_options(data), "--out", tmp_path / "whole")
+    assert (code, error) == (0, "")
+    process = start(*fit_options(data), "--out", tmp_path / "broken")
+    wait_for(tmp_path / "broken" / STATE, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, out, error = run("fit", "--out", tmp_path / "broken", "--resume", "--workers", 0, "--threads", 1)
+    assert (code, error) == (0, "")
+    assert "resumed after epoch" in out
+    ours, theirs = (load_file(tmp_path / name / STATE) for name in ("broken", "whole"))
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+
+
+def test_sigterm_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
+    process = start(*fit_options(data), "--epochs", 1000, "--out", tmp_path)
+    wait_for(tmp_path / STATE, process)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == (
+        f"hierclass-train: interrupted; continue with: hierclass-train fit --out {tmp_path} --resume\n"
+    )
+
+
+def test_evaluate_writes_json_and_prints_tables(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    code, out, error = run(
+        *("evaluate", tiny_checkpoint, "--data", data / "shapes.parquet", "--dev-from", 10),
+        *("--json", tmp_path / "out.json", "--workers", 0),
+    )
+    assert (code, error) == (0, "")
+    assert "finest level" in out and "mistake severity" in out
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["images"] == 60 and results["unreadable"] == []
+    assert [row["classes"] for row in results["levels"]] == [2, 5, 12]
+    assert set(results["finest"]) == {
+        *("top1", "top5", "full_path_accuracy", "inconsistency_rate", "mistake_severity", "mean_lca_height"),
+        *("hierarchical_distance_at_5", "hierarchical_precision", "hierarchical_recall", "hierarchical_f1"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--out", "{tmp}"], "give the images with --data"),
+        (["fit", "--out", "{tmp}", "--resume"], "holds no run to resume"),
+        (["fit", "--out", "{tmp}", "--data", "{tmp}/none"], "does not exist"),
+        (["fit", "--out", "{tmp}", "--data", "{data}", "--widths", "a,b"], "--widths a,b: give numbers"),
+        (["fit", "--out", "{tmp}", "--data", "{data}"], "is no leaf of taxonomy 'tiny-imagenet'"),
+        (["evaluate", "{tmp}/none", "--data", "{data}"], "there is no model at"),
+        (["evaluate", "{tmp}"], "give the labelled images with --data"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from training.cli import app
+
+    values = {"tmp": str(tmp_path), "data": str(data)}
+    with pytest.raises(SystemExit) as ended:
+        app([argument.format(**values) for argument in arguments])
+    error = capfd.readouterr().err
+    assert ended.value.code == 2
+    assert message in error and error.startswith("hierclass-train: ") and error.count("\n") == 1
+
+
+def test_an_option_that_contradicts_the_resumed_run_is_refused(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from training.cli import app
+    from training.recipe import Recipe
+
+    Recipe(data=("x",), taxonomy="tiny-imagenet", lr=0.1).save(tmp_path / "recipe.json")
+    with pytest.raises(SystemExit):
+        app(["fit", "--out", str(tmp_path), "--resume", "--lr", "0.2"])
+    assert "--lr 0.2 differs from the run" in capfd.readouterr().err
+
+
+def test_backbone_arguments_are_read_as_python_values() -> None:
+    text = ["channels=32,64", "act_layer=silu", "drop_rate=0.1", "aa=true", "name=a=b"]
+    assert options.arguments(text) == {
+        "channels": [32, 64],
+        "act_layer": "silu",
+        "drop_rate": 0.1,
+        "aa": True,
+        "name": "a=b",
+    }
+    with pytest.raises(InputError, match="KEY=VALUE"):
+        options.arguments(["channels"])
+
+
+def test_help_needs_no_torch() -> None:
+    program = "import sys; from training.cli import app; app(['fit', '--help'], standalone_mode=False); "
+    check = "assert 'torch' not in sys.modules and 'nltk' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program + check], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout
+
+
+def test_training_needs_neither_nltk_nor_gradio() -> None:
+    program = (
+        "import sys, training.loop, training.evaluate; from taxonomy import Taxonomy; "
+        "Taxonomy.load('tiny-imagenet'); assert not {'nltk', 'gradio'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

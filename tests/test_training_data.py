@@ -1,0 +1,158 @@
+"""Reading labelled images, holding some out, and making the same batches again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_data import draw, jpeg, write_folder, write_parquet
+
+from hierclass.checkpoint import Preprocessing
+from hierclass.errors import InputError
+from hierclass.images import preprocess
+from taxonomy import Taxonomy
+from training.batches import EpochBatches, evaluation_loader, training_loader
+from training.data import ImageSet, decode_small, read_images, split
+
+
+def test_parquet_and_folders_give_the_same_leaves(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
+    table = read_images([write_parquet(tmp_path / "a.parquet", tiny_taxonomy, 2)], tiny_taxonomy)
+    folder = read_images([write_folder(tmp_path / "classes", tiny_taxonomy, 2)], tiny_taxonomy)
+    assert np.bincount(table.leaves).tolist() == np.bincount(folder.leaves).tolist() == [2] * 12
+
+
+def test_a_folder_of_parquet_files_and_several_paths_are_read_as_one(
+    tmp_path: Path, tiny_taxonomy: Taxonomy
+) -> None:
+    (tmp_path / "tables").mkdir()
+    write_parquet(tmp_path / "tables" / "0.parquet", tiny_taxonomy, 1)
+    write_parquet(tmp_path / "tables" / "1.parquet", tiny_taxonomy, 2)
+    folder = write_folder(tmp_path / "classes", tiny_taxonomy, 1)
+    assert len(read_images([tmp_path / "tables", folder], tiny_taxonomy)) == 12 * 4
+
+
+def test_a_folder_tree_finds_its_own_images(tmp_path: Path) -> None:
+    for leaf, path in enumerate(("animal/dog/a b", "animal/cat/tom", "thing/tool/saw")):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "0.jpg").write_bytes(jpeg(draw(leaf, 0)))
+    images = read_images([tmp_path], Taxonomy.load(str(tmp_path)))
+    assert sorted(images.leaves.tolist()) == [0, 1, 2]
+
+
+def test_images_inside_a_class_folder_may_lie_deeper(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
+    (tmp_path / "beagle" / "images").mkdir(parents=True)
+    (tmp_path / "beagle" / "images" / "0.jpg").write_bytes(jpeg(draw(1, 0)))
+    assert read_images([tmp_path], tiny_taxonomy).leaves.tolist() == [1]
+
+
+def test_a_label_that_the_taxonomy_lacks_is_named(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
+    (tmp_path / "unicorn").mkdir()
+    (tmp_path / "unicorn" / "0.jpg").write_bytes(jpeg(draw(0, 0)))
+    with pytest.raises(InputError, match="'unicorn' is no leaf of taxonomy 'tiny'"):
+        read_images([tmp_path], tiny_taxonomy)
+
+
+def test_a_missing_path_a_missing_column_and_an_empty_folder_are_named(
+    tmp_path: Path, tiny_taxonomy: Taxonomy
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"picture": [b""]}), tmp_path / "bad.parquet")
+    (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("none", "does not exist"),
+        ("bad.parquet", "no column image and wnid"),
+        ("text.parquet", "no readable Parquet"),
+        ("empty", "no images found"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_images([tmp_path / name], tiny_taxonomy)
+
+
+def test_numbered_names_split_at_the_number(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
+    images = read_images([write_parquet(tmp_path / "a.parquet", tiny_taxonomy, 5)], tiny_taxonomy)
+    train, dev = split(images, dev_from=3, dev_share=0.0, seed=0)
+    assert {images.names[i].split("_")[1] for i in dev} == {"3.JPEG", "4.JPEG"}
+    assert sorted([*train, *dev]) == list(range(60))
+
+
+def test_a_share_is_held_out_of_every_leaf_and_always_the_same(tiny_taxonomy: Taxonomy) -> None:
+    leaves = np.repeat(np.arange(12), 10)
+    images = ImageSet([b""] * 120, [""] * 120, leaves)
+    train, dev = split(images, dev_from=None, dev_share=0.2, seed=1)
+    again = split(images, dev_from=None, dev_share=0.2, seed=1)
+    assert np.bincount(leaves[dev]).tolist() == [2] * 12
+    assert not set(train.tolist()) & set(dev.tolist())
+    assert dev.tolist() == again[1].tolist()
+
+
+def test_a_split_that_cannot_be_made_is_refused() -> None:
+    images = ImageSet([b""] * 3, ["a_1", "b_2", "c"], np.arange(3))
+    with pytest.raises(InputError, match="--dev-share"):
+        split(images, dev_from=2, dev_share=0.0, seed=0)
+    with pytest.raises(InputError, match="cannot be held out"):
+        split(images, dev_from=None, dev_share=0.5, seed=0)
+
+
+def test_unreadable_images_are_counted_and_no_neighbour_takes_their_place(tiny_taxonomy: Taxonomy) -> None:
+    sources = [jpeg(draw(0, 0)), b"not an image", jpeg(draw(2, 0)), jpeg(draw(3, 0))[:200]]
+    images = ImageSet(sources, ["a", "broken", "c", "cut"], np.arange(4))
+    readable, errors = decode_small(images, max_side=64)
+    assert readable.leaves.tolist() == [0, 2]
+    assert [message.split(":")[0] for message in errors] == ["broken", "cut"]
+    batch, leaves, messages = next(iter(evaluation_loader(images, Preprocessing(32), batch_size=4, workers=0)))
+    assert (len(batch), leaves.tolist(), len(messages)) == (2, [0, 2], 2)
+
+
+def test_large_images_stay_encoded() -> None:
+    images = ImageSet([jpeg(draw(0, 0, 32)), jpeg(draw(0, 0, 96))], ["a", "b"], np.zeros(2, dtype=np.int64))
+    readable, _ = decode_small(images, max_side=64)
+    assert [type(source) for source in readable.sources] == [np.ndarray, bytes]
+
+
+def test_an_epoch_holds_every_image_once_and_depends_on_seed_and_epoch_alone() -> None:
+    def order(epoch: int) -> list[int]:
+        return [i for batch in EpochBatches(40, 10, seed=3, epoch=epoch) for i in batch]
+
+    assert sorted(order(0)) == list(range(40))
+    assert order(0) == order(0) != order(1)
+
+
+def test_processes_share_every_batch_out() -> None:
+    whole = list(EpochBatches(40, 10, seed=3, epoch=0))
+    parts = [list(EpochBatches(40, 10, seed=3, epoch=0, process=p, num_processes=2)) for p in range(2)]
+    assert [sorted(batch) for batch in whole] == [sorted(a + b) for a, b in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: int) -> None:
+    images = ImageSet([jpeg(draw(i, 0)) for i in range(12)], [str(i) for i in range(12)], np.arange(12))
+
+    def batches(epoch: int, count: int) -> list[torch.Tensor]:
+        loader = training_loader(
+            images,
+            EpochBatches(12, 4, seed=0, epoch=0),
+            size=16,
+            crop_scale=(0.35, 1.0),
+            color_jitter=0.2,
+            auto_augment="rand-m5-n1",
+            seed=(0, epoch),
+            workers=count,
+        )
+        return [batch for batch, _, _ in loader]
+
+    first, again, other = batches(0, workers), batches(0, 0), batches(1, 0)
+    assert first[0].shape == (4, 3, 16, 16) and first[0].dtype == torch.uint8
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_evaluation_sees_what_inference_sees() -> None:
+    image = draw(3, 1, 48)
+    images = ImageSet([np.asarray(image)], ["a"], np.array([3]))
+    batch, _, _ = next(iter(evaluation_loader(images, Preprocessing(32), batch_size=1, workers=0)))
+    assert np.array_equal(batch[0].numpy(), preprocess(image, Preprocessing(32)))

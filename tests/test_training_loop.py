@@ -1,0 +1,235 @@
+"""A whole run on coloured shapes: it learns, it resumes exactly, it never looks at what is held out."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from training_data import write_parquet
+
+from hierclass.checkpoint import load_checkpoint
+from hierclass.errors import CheckpointError, InputError
+from taxonomy import Taxonomy
+from training import loop
+from training.evaluate import evaluate_checkpoint
+from training.losses import NestedLoss, Trainee
+from training.recipe import Recipe
+from training.run import Run, make_network
+
+STATE = Path("last") / "state.safetensors"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
+    """Two epochs of 5 steps on 120 images, 60 held out."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny_taxonomy.save(folder / "tiny.json")
+    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
+    return Recipe(
+        data=(str(folder / "shapes.parquet"),),
+        taxonomy=str(folder / "tiny.json"),
+        backbone="test_resnet",
+        size=32,
+        start_size=24,
+        grow=0.5,
+        dev_from=10,
+        epochs=2,
+        batch_size=24,
+        warmup_epochs=0,
+        lr=0.05,
+        cutmix=1.0,
+        mix_prob=0.5,
+        ema_decay=0.9,
+    )
+
+
+def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict[str, object], str]:
+    text = io.StringIO()
+    results = loop.fit(recipe, out, resume=resume, workers=0, console=Console(file=text, width=100))
+    return results, text.getvalue()
+
+
+def without_seconds(out: Path) -> list[dict[str, object]]:
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def unbroken(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run that nobody stopped, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    return out, fit(recipe, out)[1]
+
+
+def test_a_run_leaves_a_model_its_recipe_and_a_table(unbroken: tuple[Path, str], recipe: Recipe) -> None:
+    out, text = unbroken
+    checkpoint = load_checkpoint(out / "model")
+    rows = checkpoint.results["dev"]["levels"]
+    assert [row["classes"] for row in rows] == [2, 5, 12]
+    assert all(row["interval"][0] <= row["top1"] <= row["interval"][1] for row in rows)
+    assert Recipe.load(out / "model" / "recipe.json") == recipe
+    facts = json.loads((out / "model" / "training.json").read_text())
+    assert facts["epochs_done"] == 2 and facts["seconds"] > 0 and facts["hardware"]["device"] == "cpu"
+    assert "epoch 2/2" in text and "accuracy" in text and "MACs" in text and "parameters" in text
+
+
+def test_the_size_of_the_images_grows(recipe: Recipe) -> None:
+    assert [recipe.image_size(epoch) for epoch in range(2)] == [24, 32]
+    long = dataclasses.replace(recipe, size=64, start_size=48, epochs=10, grow=0.6)
+    assert [long.image_size(epoch) for epoch in range(10)] == [48, 48, 56, 56, 64, 64, 64, 64, 64, 64]
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    original = Run.step
+
+    def step(self: Run, images: torch.Tensor, leaves: torch.Tensor, *, epoch: int, step: int) -> torch.Tensor:
+        if epoch == 1 and step == 2:
+            raise Killed
+        return original(self, images, leaves, epoch=epoch, step=step)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "step", step)
+        fit(recipe, tmp_path)
+    _, text = fit(recipe, tmp_path, resume=True)
+    assert "resumed after epoch 1 of 2" in text
+    ours, theirs = load_file(tmp_path / STATE), load_file(unbroken[0] / STATE)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    assert without_seconds(tmp_path) == without_seconds(unbroken[0])
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (
+        unbroken[0] / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_resuming_a_finished_run_only_shows_its_table(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
+    before = (unbroken[0] / STATE).read_bytes()
+    results, text = fit(recipe, unbroken[0], resume=True)
+    assert "accuracy" in text and results["images"] == 60
+    assert (unbroken[0] / STATE).read_bytes() == before
+
+
+def test_a_run_is_not_overwritten_by_accident(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
+    with pytest.raises(InputError, match="add --resume"):
+        fit(recipe, unbroken[0])
+
+
+def test_a_state_of_another_network_is_refused(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
+    other = dataclasses.replace(recipe, widths=(0.5, 0.75, 1.0))
+    with pytest.raises(CheckpointError, match="another network"):
+        fit(other, unbroken[0], resume=True)
+
+
+def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) -> None:
+    longer = dataclasses.replace(recipe, epochs=14, cutmix=0.0, start_size=None, crop_scale=(0.8, 1.0), lr=0.1)
+    results, _ = fit(longer, tmp_path)
+    losses = [row["loss"] for row in without_seconds(tmp_path)]
+    assert losses[-1] < 0.6 * losses[0]
+    assert [row["top1"] for row in results["levels"]][0] > 0.75  # type: ignore[index, attr-defined]
+
+
+def test_held_out_images_are_never_trained_on(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:
+    from training.reports import Reporter
+
+    reporter = Reporter(Console(file=io.StringIO()), epochs=1, total_work=1.0)
+    train, dev = loop.load_data(recipe, tiny_taxonomy, reporter)
+    assert {int(name.split("_")[1].split(".")[0]) for name in train.names} == set(range(10))
+    assert {int(name.split("_")[1].split(".")[0]) for name in dev.names} == set(range(10, 15))
+    limited, same = loop.load_data(dataclasses.replace(recipe, limit=30), tiny_taxonomy, reporter)
+    assert (len(limited), len(same)) == (30, 60)
+
+
+def test_evaluating_the_stored_model_gives_the_results_it_carries(
+    recipe: Recipe, unbroken: tuple[Path, str]
+) -> None:
+    stored = load_checkpoint(unbroken[0] / "model").results["dev"]
+    again = evaluate_checkpoint(unbroken[0] / "model", recipe.data, dev_from=10, workers=0)
+    assert again["images"] == 60
+    for ours, theirs in zip(again["levels"], stored["levels"], strict=True):
+        assert abs(ours["top1"] - theirs["top1"]) <= 1 / 60  # stored as half precision
+    assert evaluate_checkpoint(unbroken[0] / "model", recipe.data, workers=0)["images"] == 180
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lower --lr"):
+        fit(dataclasses.replace(recipe, lr=1e18), tmp_path)
+
+
+def test_a_soft_leaf_target_is_summed_up_the_tree(tiny_taxonomy: Taxonomy) -> None:
+    loss = NestedLoss(tiny_taxonomy, level_weights=(1, 1, 1), finest_weight=0)
+    target = torch.zeros(1, 12)
+    target[0, 0], target[0, 2], target[0, 11] = 0.5, 0.25, 0.25
+    assert loss.project(target, 0).tolist() == [[0.75, 0.25]]
+    assert loss.project(target, 1).tolist() == [[0.75, 0.0, 0.0, 0.0, 0.25]]
+    assert loss.project(torch.tensor([0, 11]), 1).tolist() == [0, 4]
+
+
+def test_hard_and_one_hot_targets_cost_the_same(tiny_taxonomy: Taxonomy) -> None:
+    torch.manual_seed(0)
+    loss = NestedLoss(tiny_taxonomy, level_weights=(1, 0.5, 2), finest_weight=1, smoothing=0.1, distil=0.5)
+    levels = [torch.randn(4, count) for count in (2, 5, 12)]
+    finest = [torch.randn(4, 12) for _ in range(2)]
+    hard = torch.tensor([0, 5, 7, 11])
+    soft = torch.eye(12)[hard]
+    torch.testing.assert_close(loss(levels, finest, hard), loss(levels, finest, soft))
+
+
+def test_distillation_teaches_the_summed_answer_and_leaves_the_last_level_alone(
+    tiny_taxonomy: Taxonomy,
+) -> None:
+    loss = NestedLoss(tiny_taxonomy, level_weights=(0, 0, 0), finest_weight=0, distil=1)
+    levels = [torch.zeros(1, count, requires_grad=True) for count in (2, 5, 12)]
+    loss(levels, [], torch.tensor([0])).backward()
+    assert levels[2].grad is None
+    torch.testing.assert_close(levels[0].grad, torch.tensor([[0.5 - 7 / 12, 0.5 - 5 / 12]]))
+
+
+def test_lower_levels_learn_the_leaves_and_the_helpers_are_dropped(
+    recipe: Recipe, tiny_taxonomy: Taxonomy
+) -> None:
+    network = make_network(recipe, tiny_taxonomy)
+    trainee = Trainee(network, 12)
+    levels, finest = trainee(torch.zeros(2, 3, 32, 32))
+    assert [tuple(logits.shape) for logits in levels] == [(2, 2), (2, 5), (2, 12)]
+    assert [tuple(logits.shape) for logits in finest] == [(2, 12), (2, 12)]
+    assert not any("finest" in name for name in network.state_dict())
+
+
+def test_one_seed_makes_one_network(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:
+    first, second = (make_network(recipe, tiny_taxonomy).state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other = make_network(dataclasses.replace(recipe, seed=1), tiny_taxonomy).state_dict()
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_the_number_of_widths_must_be_the_number_of_tiers(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one width per tier"):
+        fit(dataclasses.replace(recipe, widths=(0.5, 1.0)), tmp_path)
+
+
+def test_images_that_cannot_be_read_are_reported_and_left_out(
+    tiny_taxonomy: Taxonomy, recipe: Recipe, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(recipe.data[0])
+    images = table.column("image").to_pylist()
+    images[0] = b"broken"
+    pq.write_table(table.set_column(0, "image", pa.array(images)), tmp_path / "shapes.parquet")
+    broken = dataclasses.replace(recipe, data=(str(tmp_path / "shapes.parquet"),), epochs=1)
+    _, text = fit(broken, tmp_path / "run")
+    assert "1 of 120 training images cannot be read and are left out: chihuahua_0.JPEG" in " ".join(text.split())
+    assert "119 training images" in text
+    assert np.isfinite(without_seconds(tmp_path / "run")[0]["loss"])  # type: ignore[call-overload]
