@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 import hierclass
-from hierclass.errors import CheckpointError, HierclassError, ImageError, LevelError
+from hierclass.errors import CheckpointError, HierclassError, ImageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hierclass.classifier import Classifier
+    from hierclass.classifier import Classifier, Level
     from hierclass.decisions import Prediction
     from hierclass.tables import Output, Row
 
@@ -121,23 +121,26 @@ def predict(
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
     from rich.console import Console
 
+    from hierclass.images import read_image, resize_side
+
     classifier = _load(model, device)
-    last = _checked_level(classifier, level)
+    last = classifier.check_level(level)
     console = Console(highlight=False)
     failed = False
-    for image in images:
+    for path in images:
         try:
-            if as_json:
-                _print_json(image, classifier.predict(image, last).to_dict())
-            else:
-                _draw(classifier, image, last, console)
+            image = read_image(path, min_side=resize_side(classifier.preprocessing))
         except ImageError as error:
             failed = True
             if as_json:
-                _print_json(image, {"error": str(error)})
+                _print_json(path, {"error": str(error)})
             else:
-                console.file.flush()
-                _say(f"error: {image}: {error}")
+                _say(f"error: {path}: {error}")
+            continue
+        if as_json:
+            _print_json(path, classifier.predict(image, last).to_dict())
+        else:
+            _draw(path, islice(classifier.refine(image), last + 1), classifier.levels, console)
     if failed:
         raise typer.Exit(SOME_INPUTS_FAILED)
 
@@ -227,13 +230,6 @@ def _load(model: Path | None, device: str) -> Classifier:
     return load(model, device)
 
 
-def _checked_level(classifier: Classifier, level: int | None) -> int:
-    last = len(classifier.levels) - 1
-    if level is not None and level > last:
-        raise LevelError(f"level {level} does not exist; this model has levels 0 to {last}")
-    return last if level is None else level
-
-
 def _write(rows: Iterator[Row], total: int, output: Output, level: int, batch_size: int) -> int:
     """Write all rows with progress on standard error; return the number of those with an error."""
     from rich.console import Console
@@ -271,31 +267,27 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _draw(classifier: Classifier, image: str, last: int, console: Console) -> None:
+def _draw(path: str, predictions: Iterator[Prediction], levels: Sequence[Level], console: Console) -> None:
     """Draw the path of one image; on a terminal it grows as the levels answer."""
     from rich.live import Live
 
     from hierclass.terminal import draw_path
 
     unicode = (console.encoding or "").lower().startswith("utf")
-
-    def drawing(prediction: Prediction) -> object:
-        return draw_path(image, prediction, classifier.levels, unicode=unicode)
-
-    predictions = islice(classifier.refine(image), last + 1)
+    drawings = (draw_path(path, prediction, levels, unicode=unicode) for prediction in predictions)
     if not console.is_terminal:
-        *_, final = predictions
-        console.print(drawing(final))
+        *_, final = drawings
+        console.print(final)
         return
     with Live(console=console, auto_refresh=False) as live:
-        for prediction in predictions:
-            live.update(drawing(prediction), refresh=True)  # type: ignore[arg-type]
+        for drawing in drawings:
+            live.update(drawing, refresh=True)
 
 
-def _print_json(image: str, values: dict[str, object]) -> None:
+def _print_json(path: str, values: dict[str, object]) -> None:
     from hierclass.inputs import display_name
 
-    print(json.dumps({"path": display_name(image), **values}, ensure_ascii=False), flush=True)
+    print(json.dumps({"path": display_name(path), **values}, ensure_ascii=False), flush=True)
 
 
 def _fail(message: str, code: int, *, debug: bool = False) -> int:

@@ -13,6 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -164,7 +165,7 @@ def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[_Stream]:
         raw: io.BytesIO | io.FileIO = io.BytesIO(source)
     else:
         # Ask before opening: to open a device can do something, to open a pipe can block for ever.
-        _check_regular(os.stat(source).st_mode)
+        _check_regular(Path(source).stat().st_mode)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         raw = io.FileIO(os.open(source, flags), "r")
         size = os.fstat(raw.fileno()).st_size
@@ -231,11 +232,18 @@ def _finish(image: Image.Image, min_side: int | None) -> Image.Image:
     if min_side is not None and image.width * image.height > _LARGE:
         factor = max(1, min(image.size) // (_MARGIN * min_side))
     rgb = _to_rgb(image, factor)
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # broken metadata does not make a good picture unreadable
+    if (turn := _TRANSPOSES.get(_orientation(image))) is None:
         return rgb
-    return rgb.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else rgb
+    upright = rgb.transpose(turn)
+    upright.info = {}  # what still said how to turn it; read again, it stays as it is
+    return upright
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken metadata does not make a good picture unreadable
+        return 1
 
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:

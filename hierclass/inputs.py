@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from hierclass.errors import InputError
@@ -33,7 +34,7 @@ def find_inputs(names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | No
     num_files = 0
     folder = ""
     for name in _expand(names, stdin):
-        if not os.path.isdir(name):
+        if not os.path.isdir(name):  # noqa: PTH112 - Path.is_dir raises where a name is too long
             num_files += 1
             yield name
             continue
@@ -126,12 +127,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image_name(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in EXTENSIONS
+    return PurePath(path).suffix.lower() in EXTENSIONS
 
 
 def _identity(folder: str) -> tuple[int, int] | str:
     try:
-        status = os.stat(folder)
+        status = Path(folder).stat()
     except OSError:
         return folder
     return status.st_dev, status.st_ino

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.errors import ImageError, InputError, LevelError
+from hierclass.errors import ImageError, InputError
 from hierclass.images import read_input
 from hierclass.tables import Row
 
@@ -47,9 +47,7 @@ def label_rows(
 
     Raises LevelError and InputError at the call, before anything is read.
     """
-    num_levels = len(classifier.levels)
-    if level is not None and not 0 <= level < num_levels:
-        raise LevelError(f"level {level} does not exist; this model has levels 0 to {num_levels - 1}")
+    classifier.check_level(level)
     if batch_size < 1 or (workers is not None and workers < 1):
         raise InputError("the batch size and the number of workers must be at least 1")
     return _rows(classifier, paths, level, batch_size, workers or num_cores())

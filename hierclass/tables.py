@@ -67,6 +67,7 @@ class Table(ABC):
     """A table being written: `write` rows, then `close`; or, after a failure, `recover` what was written."""
 
     def __init__(self, file: IO[bytes], level: int) -> None:
+        """Begin a table of rows down to `level` in an empty file."""
         self.level = level
         self.num_rows = 0
         self._file = file
@@ -189,6 +190,7 @@ class Output:
     MESSAGE: ClassVar[str] = "the output must end in .csv, .jsonl or .parquet"
 
     def __init__(self, path: Path | None) -> None:
+        """Check that a table can be written to `path` (None: standard output)."""
         self.path = path
         self.kept: Path | None = None
         if path is None:

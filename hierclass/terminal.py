@@ -39,6 +39,7 @@ class LabelProgress:
     """Counts images and errors; on a terminal, a bar with images done, rate, errors and time left."""
 
     def __init__(self, total: int, console: Console, *, visible: bool) -> None:
+        """Count up to `total` images; without `visible` nothing is drawn."""
         self.num_images = 0
         self.num_errors = 0
         self._progress = Progress(

@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and with which exit code. Errors are one line on standard error."""
+"""The command line: what it prints, where, and with which exit code; an error is one line."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_help_and_wrong_use_do_not_wait_for_torch(arguments: list[str]) -> None:
 
 def test_a_list_on_standard_input_with_odd_names(photos: Path, tiny_checkpoint: Path) -> None:
     odd = os.fsencode(photos) + b'/caf\xe9, "a"\nb.png'
-    os.rename(os.fsencode(photos / "0.png"), odd)
+    (photos / "0.png").rename(os.fsdecode(odd))
     listed = odd + b"\0" + os.fsencode(photos / "1.png")
     ran = subprocess.run(
         command("label", "-", "--model", tiny_checkpoint),

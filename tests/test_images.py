@@ -80,12 +80,15 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     image = read_image(encoded(stored, kind, exif=exif))
     assert image.size == (SIZE, SIZE * 2)
     assert corners(image) == UPRIGHT
+    assert corners(read_image(image)) == UPRIGHT  # and once only
 
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("RGB", "JPEG"), ("RGB", "PNG"), ("RGB", "BMP"), ("RGB", "TIFF"), ("RGB", "WEBP"), ("RGB", "PPM")]
-    + [("P", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "JPEG")],
+    [
+        *[("RGB", kind) for kind in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")],
+        *[("P", "PNG"), ("P", "GIF"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "JPEG")],
+    ],
 )
 def test_colours_survive_every_mode_and_format(mode: str, kind: str) -> None:
     image = read_image(encoded(quadrants().convert(mode), kind))  # type: ignore[arg-type]

@@ -70,12 +70,10 @@ def test_a_broken_input_has_its_row_and_leaves_the_others_alone(
     assert [row.path for row in rows] == paths
     assert [row.path for row in rows if row.error] == [*broken, broken[0]]
     assert all(bool(row.error) != bool(row.steps) for row in rows)
-    good = [row for row in rows if not row.error]
-    assert [row.steps for row in good] == [
-        row.steps for row in label_rows(classifier, photos, batch_size=2)
-    ] or [[step.synset for step in row.steps] for row in good] == [
-        [step.synset for step in classifier.predict(path).path] for path in photos
-    ]
+    for row in rows:
+        if not row.error:
+            alone = classifier.predict(row.path).path
+            assert [step.synset for step in row.steps] == [step.synset for step in alone]
 
 
 def test_nothing_but_broken_inputs_gives_rows_while_they_are_read(classifier: Classifier) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -40,6 +39,16 @@ def write(path: Path, rows: list[Row]) -> None:
     with Output(path).open_table(1) as table:
         for row in rows:
             table.write([row])
+
+
+def interrupted(output: Output, rows: list[Row]) -> None:
+    with output.open_table(1) as table:
+        table.write(rows)
+        raise KeyboardInterrupt
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_columns_are_fixed_by_the_level() -> None:
@@ -88,7 +97,7 @@ def test_every_format_holds_the_same_rows(ending: str, tmp_path: Path) -> None:
     assert rows[1]["score"] is None
     assert int(rows[0]["level"]) == 1
     assert rows[2]["label"] == "toy, dog"
-    assert os.listdir(tmp_path) == [file.name]
+    assert names(tmp_path) == [file.name]
 
 
 def test_parquet_has_types_even_if_every_row_is_an_error(tmp_path: Path) -> None:
@@ -140,21 +149,20 @@ def test_after_a_failure_the_old_table_stands_and_the_rows_so_far_are_kept(
     file = tmp_path / f"out{ending}"
     file.write_text("old")
     output = Output(file)
-    with pytest.raises(KeyboardInterrupt), output.open_table(1) as table:
-        table.write([GOOD, BAD])
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(output, [GOOD, BAD])
     assert file.read_text() == "old"
     assert output.kept == tmp_path / f"out.partial{ending}"
     assert [row["path"] for row in read(output.kept)] == ["a.jpg", "b.jpg"]
-    assert sorted(os.listdir(tmp_path)) == sorted([file.name, output.kept.name])
+    assert names(tmp_path) == sorted([file.name, output.kept.name])
 
 
 def test_a_failure_before_the_first_row_leaves_nothing(tmp_path: Path) -> None:
     output = Output(tmp_path / "out.csv")
-    with pytest.raises(KeyboardInterrupt), output.open_table(1):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(output, [])
     assert output.kept is None
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -181,10 +189,10 @@ def test_a_full_disk_leaves_whole_rows_or_nothing(ending: str, tmp_path: Path) -
     assert ran.stdout.startswith("OSError")
     _, kept, num_rows = ran.stdout.split()
     if ending == ".parquet":
-        assert os.listdir(tmp_path) == []
+        assert names(tmp_path) == []
     else:
         assert len(read(Path(kept))) == int(num_rows) > 1000
-        assert os.listdir(tmp_path) == [f"out.partial{ending}"]
+        assert names(tmp_path) == [f"out.partial{ending}"]
 
 
 def test_a_table_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
