@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,8 +17,13 @@ from rich.table import Table
 from rich.tree import Tree
 
 from taxonomy import files
+from taxonomy.check import json_lines, line_of
 from taxonomy.errors import HierclassError, TaxonomyError
 from taxonomy.tree import Node, Taxonomy
+
+if TYPE_CHECKING:
+    from taxonomy.build import Anchors
+    from taxonomy.senses import SenseChoice
 
 app = typer.Typer(
     name="taxonomy",
@@ -119,7 +124,7 @@ def build(
         taxonomy, choices = builder.from_names(
             wanted, tiers=sizes, anchors=groups, pins=_pins(pin or [], wanted), name=title
         )
-        _print_senses(choices, taxonomy)
+        _print_senses(choices)
     taxonomy.save(output)
     classes = " / ".join(map(str, taxonomy.num_classes))
     _print(f"wrote {output}: {len(taxonomy.leaves)} leaves, tiers of {classes}")
@@ -137,20 +142,39 @@ def _sizes(text: str | None) -> list[int] | None:
     return sizes
 
 
-def _anchors(path: Path | None) -> list[list[str]] | None:
+def _anchors(path: Path | None) -> "Anchors | None":
     if path is None:
         return None
+    text = files.read_text(path)
     try:
-        data = json.loads(files.read_text(path))
+        data = json.loads(text)
     except json.JSONDecodeError as error:
         raise TaxonomyError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-    good = isinstance(data, list) and all(
-        isinstance(tier, list) and all(isinstance(entry, str) for entry in tier) for tier in data
-    )
-    if not good:
+    except RecursionError:
+        raise TaxonomyError(f"{path}:1: not anchors: nested too deeply") from None
+    if not isinstance(data, list):
         example = '[["n00015388"], ["n02084071"]]'
         raise TaxonomyError(f"{path}:1: anchors are a list of synset ids per tier, like {example}")
-    return [list(tier) for tier in data]
+    lines = json_lines(text)
+    for tier, entries in enumerate(data):
+        if entries is not None and not isinstance(entries, list):
+            line = line_of((tier,), lines)
+            raise TaxonomyError(f"{path}:{line}: the anchors of tier {tier} must be a list, or null for none")
+        for i, entry in enumerate(entries or []):
+            if not (isinstance(entry, str) or _is_anchor(entry)):
+                line = line_of((tier, i), lines)
+                text = f"{path}:{line}: anchor {i} of tier {tier} must be a synset id, or an object with"
+                raise TaxonomyError(f"{text} id, name and under (text) and of (a list of synset ids)")
+    return data
+
+
+def _is_anchor(entry: object) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(value, list) and all(isinstance(synset, str) for synset in value)
+        if key == "of"
+        else isinstance(value, str) or (key == "under" and value is None)
+        for key, value in entry.items()
+    )
 
 
 def _pins(texts: Iterable[str], names: Sequence[str]) -> Mapping[str, str]:
@@ -187,10 +211,10 @@ def _read_ids(path: Path) -> list[str]:
     return ids
 
 
-def _print_senses(choices: Iterable[Any], taxonomy: Taxonomy) -> None:
+def _print_senses(choices: Sequence["SenseChoice"]) -> None:
     """One line a name with its sense, and one for each rejected sense."""
     for choice in choices:
-        chosen = choice.synset if isinstance(choice.synset, Node) else taxonomy.node(choice.synset)
+        chosen = choice.synset
         sense = escape(f"{chosen.id} {chosen.name}: {chosen.definition}")
         _print(f"[bold]{escape(choice.name)}[/bold] = {sense}")
         for other in choice.rejected:

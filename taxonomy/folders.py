@@ -6,6 +6,7 @@ from pathlib import Path
 from taxonomy.check import listed
 from taxonomy.errors import TaxonomyError
 
+MAX_DEPTH = 64
 IMAGE_ENDINGS = frozenset(
     ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
 )
@@ -31,6 +32,10 @@ def leaf_folders(folder: Path, parts: tuple[str, ...], chain: tuple[Path, ...]) 
     Raises:
         TaxonomyError: a folder cannot be read, or holds images beside folders.
     """
+    if len(parts) > MAX_DEPTH:
+        raise TaxonomyError(
+            f"{folder}: more than {MAX_DEPTH} folders deep; give the folder of the class folders"
+        )
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from taxonomy.check import UNPRINTABLE
 from taxonomy.rows import Row
 
+MAX_TIERS = 64  # a table with more columns is something else
 LinedProblem = tuple[int, str]
 
 
@@ -82,6 +83,8 @@ def _header_problems(line: int, header: Sequence[str], tiers: Sequence[int]) -> 
             problems.append((line, f"column {i + 1} has no name; write the name of its tier"))
         elif cell.lower() in [other.lower() for other in header[:i]]:
             problems.append((line, f"two columns are called {cell!r}; rename one of them"))
+    if len(tiers) > MAX_TIERS:
+        problems.append((line, f"{len(tiers)} tier columns; a taxonomy has at most {MAX_TIERS}"))
     if not tiers:
         problems.append((line, "no tier columns; name at least one column for the leaves"))
     return problems

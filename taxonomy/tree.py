@@ -9,13 +9,16 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from taxonomy.check import FORMAT, VERSION, read_document, structure_problems
 from taxonomy.errors import TaxonomyError
+
+if TYPE_CHECKING:
+    from taxonomy.build import Anchors
 
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
@@ -283,7 +286,7 @@ class Taxonomy:
         ids: Sequence[str],
         *,
         tiers: Sequence[int] | None = None,
-        anchors: Sequence[Sequence[str]] | None = None,
+        anchors: "Anchors | None" = None,
         name: str = "",
     ) -> "Taxonomy":
         """Build a taxonomy of WordNet 3.0 synsets; see `taxonomy.build.from_synsets`.
@@ -291,7 +294,7 @@ class Taxonomy:
         Args:
             ids: synset ids of the leaves, like `n02084071`.
             tiers: wanted numbers of classes of the coarser tiers, coarse to fine; the leaves follow.
-            anchors: per coarser tier the synset ids that must be its classes.
+            anchors: per coarser tier the classes it must have: synset ids, or mappings as described there.
             name: name of the taxonomy.
 
         Raises:
@@ -307,7 +310,7 @@ class Taxonomy:
         names: Sequence[str],
         *,
         tiers: Sequence[int] | None = None,
-        anchors: Sequence[Sequence[str]] | None = None,
+        anchors: "Anchors | None" = None,
         pins: Mapping[str, str] | None = None,
         name: str = "",
     ) -> "Taxonomy":
@@ -316,7 +319,7 @@ class Taxonomy:
         Args:
             names: class names, like "tabby cat".
             tiers: wanted numbers of classes of the coarser tiers, coarse to fine.
-            anchors: per coarser tier the synset ids that must be its classes.
+            anchors: per coarser tier the classes it must have.
             pins: synset ids for names whose sense the caller decides.
             name: name of the taxonomy.
 
