@@ -1,0 +1,86 @@
+"""The taxonomies that come with the package."""
+
+from importlib.resources import files
+
+import json
+
+import numpy as np
+import pytest
+
+from taxonomy import Taxonomy
+from taxonomy.build import from_synsets
+
+# Words of WordNet's upper floors and of zoologists; nobody answers them when asked what a picture shows.
+UNLAY = {
+    "entity", "thing", "whole", "object", "matter", "artifact", "instrumentality", "organism", "living thing",
+    "substance", "covering", "commodity", "chordate", "vertebrate", "placental", "natural object", "conveyance",
+}  # fmt: skip
+SIZES = {"tiny-imagenet": (13, 47, 200), "imagenet-1k": (16, 112, 1000)}
+
+
+@pytest.fixture(params=sorted(SIZES))
+def bundled(request: pytest.FixtureRequest) -> Taxonomy:
+    return Taxonomy.load(request.param)
+
+
+def test_tiers_have_the_sizes_we_say(bundled: Taxonomy) -> None:
+    assert bundled.num_classes == SIZES[bundled.name]
+
+
+def test_leaves_are_in_the_order_of_their_ids(bundled: Taxonomy) -> None:
+    assert list(bundled.leaves) == sorted(bundled.leaves)
+
+
+def test_coarse_classes_have_words_that_people_say(bundled: Taxonomy) -> None:
+    for node in bundled.classes(0):
+        assert not {word.strip() for word in node.name.replace(" or ", ",").split(",")} & UNLAY
+        assert "(" not in node.name
+
+
+def test_coarse_classes_are_balanced(bundled: Taxonomy) -> None:
+    counts = np.bincount(bundled.projection(0))
+    assert counts.max() <= 0.25 * len(bundled.leaves)
+    assert counts.min() >= 0.02 * len(bundled.leaves)
+
+
+def test_no_class_of_a_coarser_tier_is_a_singleton(bundled: Taxonomy) -> None:
+    for tier in (0, 1):
+        assert np.bincount(bundled.projection(tier)).min() >= 2
+
+
+def test_every_coarse_class_falls_apart_in_the_next_tier(bundled: Taxonomy) -> None:
+    assert np.bincount(bundled.parent_classes(1)).min() >= 2
+
+
+def test_the_files_are_what_their_anchors_make(bundled: Taxonomy) -> None:
+    folder = files("taxonomy") / "data" / "anchors"
+    ids = [line.split()[0] for line in (folder / f"{bundled.name}.ids.txt").read_text("utf-8").splitlines()]
+    anchors = json.loads((folder / f"{bundled.name}.json").read_text("utf-8"))
+    assert from_synsets(ids, anchors=anchors, name=bundled.name) == bundled
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "path"),
+    [
+        ("tiny-imagenet", "n02085620", ["mammal", "dog", "Chihuahua"]),
+        ("tiny-imagenet", "n04146614", ["vehicle", "bus, train or van", "school bus"]),
+        ("tiny-imagenet", "n04275548", ["insect, spider or snail", "spider, scorpion or web", "spider web"]),
+        ("tiny-imagenet", "n07873807", ["food", "meal or snack", "pizza"]),
+        ("imagenet-1k", "n02085620", ["mammal", "dog", "Chihuahua"]),
+        ("imagenet-1k", "n02129165", ["mammal", "wild cat", "lion"]),
+        ("imagenet-1k", "n02012849", ["bird", "stork, heron or crane", "crane (bird)"]),
+        ("imagenet-1k", "n04285008", ["vehicle", "car", "sports car"]),
+    ],
+)
+def test_paths_read_as_people_would_say_them(name: str, leaf: str, path: list[str]) -> None:
+    assert [node.name for node in Taxonomy.load(name).path(leaf)] == path
+
+
+def test_the_classes_a_model_was_trained_on_stay_in_their_order() -> None:
+    taxonomy = Taxonomy.load("tiny-imagenet")
+    assert [node.name for node in taxonomy.classes(0)] == [
+        "fish or sea life", "reptile or amphibian", "insect, spider or snail", "bird", "mammal", "tool or device",
+        "clothing or accessory", "building or structure", "household item", "toy or sports gear", "vehicle", "food",
+        "landscape",
+    ]  # fmt: skip
+    assert taxonomy.projection(1)[:12].tolist() == [0, 1, 1, 1, 2, 2, 0, 3, 3, 3, 4, 5]
