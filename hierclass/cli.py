@@ -60,15 +60,20 @@ ModelOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hierclass {hierclass.__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
 def _common(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    if version:
-        typer.echo(f"hierclass {hierclass.__version__}")
-        raise typer.Exit()
+    pass
 
 
 @app.command()
@@ -287,7 +292,7 @@ def _draw(path: str, predictions: Iterator[Prediction], levels: Sequence[Level],
 def _print_json(path: str, values: dict[str, object]) -> None:
     from hierclass.inputs import display_name
 
-    print(json.dumps({"path": display_name(path), **values}, ensure_ascii=False), flush=True)
+    print(json.dumps({"image": display_name(path), **values}, ensure_ascii=False), flush=True)
 
 
 def _fail(message: str, code: int, *, debug: bool = False) -> int:

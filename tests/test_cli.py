@@ -20,6 +20,7 @@ from hierclass.cli import main
 from hierclass.tables import columns
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 300  # seconds; on a busy machine torch alone takes many
 
 
 @pytest.fixture
@@ -102,8 +103,8 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
     [
         (["label"], "Missing argument 'PATH...'"),
         (["label", "x.jpg", "--frobnicate"], "No such option: --frobnicate"),
-        (["label", "x.jpg", "--level", "-1"], "-1 is not in the range x>=0"),
-        (["label", "x.jpg", "--batch-size", "0"], "0 is not in the range x>=1"),
+        (["label", "x.jpg", "--level", "-1"], "Invalid value for '--level'"),
+        (["label", "x.jpg", "--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["label", "x.jpg", "-o", "out.xlsx"], "must end in .csv, .jsonl or .parquet"),
         (["label", "x.jpg", "-o", "missing/folder/out.csv"], "cannot write missing/folder/out.csv"),
         (["label", "x.jpg", "--model", "missing"], "there is no model at missing"),
@@ -177,9 +178,10 @@ def test_predict_prints_a_line_of_json_for_each_image(
     images = [str(photos / "0.png"), str(photos / "none.png"), str(photos / "1.png")]
     assert main(["predict", *images, "--json", "--model", str(tiny_checkpoint)]) == 3
     first, second, third = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [first["path"][-5:], third["path"][-5:]] == ["0.png", "1.png"]
+    assert [first["image"][-5:], third["image"][-5:]] == ["0.png", "1.png"]
     assert first["level"] == 2
-    assert second == {"path": images[1], "error": "no such file"}
+    assert len(first["path"]) == 3
+    assert second == {"image": images[1], "error": "no such file"}
 
 
 def test_predict_says_which_image_cannot_be_read_and_draws_the_others(
@@ -252,7 +254,7 @@ def test_help_and_wrong_use_do_not_wait_for_torch(arguments: list[str]) -> None:
         capture_output=True,
         cwd=ROOT,
         env=environment(),
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert ran.returncode == 0
 
@@ -277,43 +279,46 @@ def test_a_reader_that_goes_away_is_no_error(photos: Path, tiny_checkpoint: Path
     listed = f"{photos / '0.png'}\n" * 3000
     arguments = command("label", "-", "--model", tiny_checkpoint, "--batch-size", "8")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(arguments, env=environment(), **pipes) as process:  # type: ignore[call-overload]
+    process = subprocess.Popen(arguments, env=environment(), **pipes)  # type: ignore[call-overload]
+    try:
         process.stdin.write(listed.encode())
         process.stdin.close()
         assert process.stdout.readline().startswith(b"path,")
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=60) == -signal.SIGPIPE
+        assert process.wait(timeout=PATIENCE) == -signal.SIGPIPE
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("ending", [".csv", ".parquet"])
 def test_a_stopped_run_says_what_it_kept(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals, code: int, ending: str
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    target = tmp_path / f"out{ending}"
+    target = tmp_path / "out.csv"
     listed = tmp_path / "list.txt"
     listed.write_text(f"{photos / '0.png'}\n" * 100_000)
     arguments = command("label", "-", "-o", target, "--model", tiny_checkpoint, "--batch-size", "4")
-    with (
-        open(listed, "rb") as stdin,
-        subprocess.Popen(
+    with open(listed, "rb") as stdin:
+        process = subprocess.Popen(
             arguments, env=environment(), stdin=stdin, stderr=subprocess.PIPE, text=True
-        ) as process,
-    ):
-        deadline = time.monotonic() + 60
-        while not any(file.stat().st_size for file in tmp_path.glob(".out*.part")):
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not any(file.stat().st_size > 2000 for file in tmp_path.glob(".out*.part")):
             assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(1)
+            assert process.poll() is None
+            time.sleep(0.02)
         process.send_signal(number)
-        error = process.communicate(timeout=60)[1]
-    kept = tmp_path / f"out.partial{ending}"
+        error = process.communicate(timeout=PATIENCE)[1]
+    finally:
+        process.kill()
+    kept = tmp_path / "out.partial.csv"
     assert process.returncode == code
     assert error.startswith("error: stopped after ")
     assert error.endswith(f"; {target} was not written, the rows until then are in {kept}\n")
     assert error.count("\n") == 1
-    assert kept.exists()
+    assert kept.read_text().endswith("\n")
     assert not target.exists()
     assert not list(tmp_path.glob(".out*"))
 
@@ -328,7 +333,7 @@ def test_a_full_disk_is_one_line_and_exit_code_1(photos: Path, tiny_checkpoint: 
     )
     arguments = [sys.executable, "-c", script, "label", *[str(photos)] * 50, "-o", str(target)]
     arguments += ["--model", str(tiny_checkpoint), "--batch-size", "4"]
-    ran = subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=60)
+    ran = subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=PATIENCE)
     assert ran.returncode == 1
     assert ran.stderr.startswith("error: writing the table failed: File too large; ")
     assert ran.stderr.count("\n") == 1
@@ -366,7 +371,7 @@ def test_a_folder_of_bad_files_gives_an_error_for_each_in_bounded_memory(
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert ran.returncode == 3, ran.stderr
     rows = {Path(row["path"]).name: row for row in rows_of(target.read_text())}
