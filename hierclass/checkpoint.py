@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from hierclass.errors import BackboneError, CheckpointError, TaxonomyError
+from hierclass.errors import BackboneError, CheckpointError
 from hierclass.nested import NestedNetwork, create_backbone, nest
 from taxonomy import Taxonomy
 
@@ -27,6 +27,9 @@ VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 MAX_CONFIG_BYTES = 64 * 2**20
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
+"""Arguments of timm that name files of weights: a checkpoint holds its own, so reading one ignores them."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     folder.mkdir(parents=True, exist_ok=True)
     kind = {"float16": torch.float16, "float32": torch.float32}[dtype]
     tensors = {
-        name: (value.detach().to("cpu", kind) if value.is_floating_point() else value.detach().cpu()).contiguous()
+        name: _stored(value.detach().cpu(), kind)
         for name, value in checkpoint.network.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
@@ -135,8 +138,11 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         architecture = _from_json(Architecture, config["architecture"])
         preprocessing = _from_json(Preprocessing, config["preprocessing"])
         _check(preprocessing)
-        network = build(architecture, taxonomy, preprocessing.size)
-    except (TaxonomyError, BackboneError, KeyError, TypeError, ValueError) as error:
+        decision, results = _mapping(config, "decision"), _mapping(config, "results")
+        if not 0 <= float(decision.get("lower_weight", 0.0)) < math.inf:
+            raise ValueError("'lower_weight' must be a number from 0")
+        network = build(_without_weight_sources(architecture), taxonomy, preprocessing.size)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
     _load_weights(network, folder / WEIGHTS_FILE)
@@ -145,8 +151,8 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         taxonomy=taxonomy,
         architecture=architecture,
         preprocessing=preprocessing,
-        decision=dict(config.get("decision") or {}),
-        results=dict(config.get("results") or {}),
+        decision=decision,
+        results=results,
     )
 
 
@@ -190,11 +196,35 @@ def _load_weights(network: NestedNetwork, file: Path) -> None:
     network.load_state_dict(tensors, strict=False)
 
 
+def _stored(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    """Convert to the type of storage, unless values would leave its range (a variance above 65504, say)."""
+    fits = tensor.is_floating_point() and not bool((tensor.abs() > torch.finfo(kind).max).any())
+    return (tensor.to(kind) if fits else tensor).contiguous()
+
+
+def _without_weight_sources(architecture: Architecture) -> Architecture:
+    kept = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
+    return dataclasses.replace(architecture, backbone_args=kept)
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key!r} is no object")
+    return value
+
+
 def _check(preprocessing: Preprocessing) -> None:
+    triples = (preprocessing.mean, preprocessing.std)
     numbers = (preprocessing.crop, *preprocessing.mean, *preprocessing.std)
-    if not 8 <= preprocessing.size <= 4096 or not all(map(math.isfinite, numbers)):
-        raise ValueError("preprocessing has values that no image can be prepared with")
-    if not 0.05 <= preprocessing.crop <= 1 or min(preprocessing.std) <= 0:
+    if (
+        not 8 <= preprocessing.size <= 4096
+        or not all(map(math.isfinite, numbers))
+        or any(len(triple) != 3 for triple in triples)
+        or not 0.05 <= preprocessing.crop <= 1
+        or min(preprocessing.std) <= 0
+        or preprocessing.interpolation not in INTERPOLATIONS
+    ):
         raise ValueError("preprocessing has values that no image can be prepared with")
 
 

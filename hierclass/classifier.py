@@ -157,8 +157,6 @@ def _find_device(name: str) -> torch.device:
 def _describe_levels(checkpoint: Checkpoint) -> tuple[Level, ...]:
     network = checkpoint.network
     costs = [network.cost(level) for level in range(network.num_levels)]
-    measured: list[dict[str, Any]] = checkpoint.results.get("dev", {}).get("levels", [])
-    accuracies = [row.get("top1") for row in measured] or [None] * network.num_levels
     return tuple(
         Level(
             index=index,
@@ -167,7 +165,15 @@ def _describe_levels(checkpoint: Checkpoint) -> tuple[Level, ...]:
             share=cost.macs / costs[-1].macs,
             parameters=cost.parameters,
             bytes=cost.bytes,
-            accuracy=accuracy,
+            accuracy=_measured_accuracy(checkpoint.results, index),
         )
-        for index, (cost, accuracy) in enumerate(zip(costs, accuracies, strict=False))
+        for index, cost in enumerate(costs)
     )
+
+
+def _measured_accuracy(results: dict[str, Any], level: int) -> float | None:
+    """`results["dev"]["levels"][level]["top1"]` if it was measured, else None."""
+    try:
+        return float(results["dev"]["levels"][level]["top1"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None

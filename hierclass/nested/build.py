@@ -11,7 +11,7 @@ from torch import nn
 from hierclass.errors import BackboneError
 from hierclass.nested.boundaries import check_widths
 from hierclass.nested.graph import read_graph
-from hierclass.nested.network import NestedNetwork
+from hierclass.nested.network import NestedNetwork, evaluating
 from hierclass.nested.proof import prove
 
 
@@ -84,11 +84,9 @@ def nest(
     widths = check_widths(widths)
     if len(num_classes) != len(widths) or min(num_classes, default=0) < 1:
         raise BackboneError(f"{len(widths)} widths need {len(widths)} class counts of at least 1, not {list(num_classes)}")
-    training = backbone.training
-    try:
-        graph = read_graph(backbone.eval(), widths, input_size)
-    finally:
-        backbone.train(training)
+    with evaluating(backbone):
+        graph = read_graph(backbone, widths, input_size)
     network = NestedNetwork(graph, num_classes, input_size)
+    network.heads.to(next(backbone.parameters()))
     prove(network)
-    return network.train(training)
+    return network.train(backbone.training)

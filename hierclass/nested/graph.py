@@ -6,6 +6,7 @@ and no family needs code of ours. What can't be cut is refused here, by module p
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ FUNCTIONS: dict[Any, Callable[..., torch.Tensor]] = {
     **dict.fromkeys((F.adaptive_avg_pool2d,), F.adaptive_avg_pool2d),
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), F.max_pool2d),
     F.avg_pool2d: F.avg_pool2d,
+    F.dropout: F.dropout,
     **dict.fromkeys((torch.flatten, "flatten"), torch.flatten),
 }
 """Function or tensor method of traced code → its out-of-place form. All of them treat every channel alike."""
@@ -101,7 +103,8 @@ def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModu
         graph = _Tracer(autowrap_functions=tuple(_features_fx.get_notrace_functions())).trace(backbone)
         traced = fx.GraphModule(backbone, graph)
         with torch.no_grad():
-            ShapeProp(traced).propagate(torch.zeros(1, *input_size))
+            weight = next(backbone.parameters(), torch.empty(0))
+            ShapeProp(traced).propagate(torch.zeros(1, *input_size).to(weight))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(f"{name} can't be traced with an image of {input_size}: {reason}") from error
@@ -130,8 +133,7 @@ def _group_widths(traced: fx.GraphModule) -> dict[int, int]:
         layer = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
         rule = rule_for(layer) if layer is not None else None
         for channels, width in rule.groups(layer).items() if rule and layer is not None else ():
-            known = widths.get(channels, 1)
-            widths[channels] = int(torch.lcm(torch.tensor(known), torch.tensor(width)))
+            widths[channels] = math.lcm(widths.get(channels, 1), width)
     return widths
 
 
@@ -155,7 +157,9 @@ class _Reader:
         elif node.op in ("call_function", "call_method"):
             self._read_function(node)
         else:
-            raise BackboneError(f"{node.target}: a tensor used on its own ({node.op}) can't be cut yet")
+            path, _, name = str(node.target).rpartition(".")
+            where = f"{path or 'backbone'} ({type(self.traced.get_submodule(path)).__name__})"
+            raise BackboneError(f"{where} can't be cut into levels: its tensor {name!r} is used outside a layer with a rule")
 
     def finish(self, node: Any) -> Graph:
         if not isinstance(node, fx.Node) or len(_shape(node)) != 2:
@@ -215,8 +219,8 @@ class _Reader:
         (outputs,) = inputs
         growth = _shape(node)[CHANNEL_AXIS] // outputs[-1]
         outputs = tuple(end * growth for end in outputs)
-        call = Call(function, tuple(constants), options)
-        self._add_step(node, sources, "slice", [call] * self.levels, outputs)
+        layer = _layer_for(function, tuple(constants), options)
+        self._add_step(node, sources, "slice", [layer] * self.levels, outputs)
 
     @staticmethod
     def _check_axes(where: str, function: Any, constants: Sequence[Any], options: dict[str, Any]) -> None:
@@ -238,6 +242,15 @@ class _Reader:
             raise BackboneError(f"{_owner(node)}: {node.target} changes its channels in a way that has no rule")
         self.steps.append(Step(node.name, inputs, self._add_value(node, cuts), reads))
         self.layers[node.name] = layers
+
+
+def _layer_for(
+    function: Callable[..., torch.Tensor], constants: tuple[Any, ...], options: dict[str, Any]
+) -> nn.Module:
+    if function is F.dropout:
+        # The traced call holds the mode of the moment it was traced in; a layer follows the network's mode.
+        return nn.Dropout(constants[0] if constants else options.get("p", 0.5))
+    return Call(function, constants, options)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:

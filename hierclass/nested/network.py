@@ -6,6 +6,7 @@ run different levels of one network at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -71,8 +72,7 @@ class NestedNetwork(nn.Module):
         self._plan()
 
     def _plan(self) -> None:
-        """Note which values are read by prefix, and after which step a value is read no more."""
-        self._by_prefix = frozenset(i for step in self.steps if step.reads == "prefix" for i in step.inputs)
+        """Note after which step a value is read no more."""
         last_reader = {i: index for index, step in enumerate(self.steps) for i in step.inputs}
         self._done_after: list[tuple[int, ...]] = [
             tuple(i for i, last in last_reader.items() if last == index) for index in range(len(self.steps))
@@ -156,14 +156,10 @@ class NestedNetwork(nn.Module):
     def cost(self, level: int) -> Cost:
         """Count what `level` costs for one image of `input_size`, by running it once."""
         level = self.check_level(level)
-        training = self.training
         weight = self.heads[0].weight
         image = torch.zeros(1, *self.input_size, device=weight.device, dtype=weight.dtype)  # type: ignore[arg-type]
-        try:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                self.eval()(image, level)
-        finally:
-            self.train(training)
+        with evaluating(self), FlopCounterMode(display=False) as counter, torch.no_grad():
+            self(image, level)
         used = [value for name, value in self.named_parameters() if level_of(name) <= level]
         held = used + [value for name, value in self.named_buffers() if level_of(name) <= level]
         return Cost(
@@ -215,6 +211,18 @@ def _grow(prefix: Tensor | None, slices: Sequence[Tensor]) -> list[Tensor]:
             prefix = torch.cat((prefix, new), 1)
         prefixes.append(prefix)
     return prefixes
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Hold a module in evaluation mode, then give every part of it back the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def level_of(name: str) -> int:

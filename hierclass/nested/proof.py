@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from hierclass.errors import BackboneError
-from hierclass.nested.network import NestedNetwork, level_of
+from hierclass.nested.network import NestedNetwork, evaluating, level_of
 
 
 def prove(network: NestedNetwork) -> None:
@@ -21,12 +21,12 @@ def prove(network: NestedNetwork) -> None:
     Raises:
         BackboneError: one of them fails, which means that a rule in `hierclass.nested.rules` is wrong.
     """
-    training = network.training
     try:
-        with torch.no_grad():
-            _prove(network.eval())
-    finally:
-        network.train(training)
+        with evaluating(network), torch.no_grad():
+            _prove(network)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BackboneError(f"the cut network does not run, so a rule is wrong: {reason}") from error
 
 
 def _prove(network: NestedNetwork) -> None:

@@ -1,0 +1,186 @@
+"""Families of timm: cut as one level they answer like timm; cut as three they are the dense network with holes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hierclass.errors import BackboneError
+from hierclass.nested import NestedNetwork, create_backbone, nest
+
+WIDTHS = (0.25, 0.5, 1.0)
+SHORT: dict[str, Any] = {"layers": (1, 1, 1, 1)}
+"""One block per stage: the family's blocks and widths without its depth."""
+
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("test_resnet", {}),
+    ("test_efficientnet", {}),
+    ("resnet10t", {}),
+    ("resnet18", {}),
+    ("resnet26", SHORT),
+    ("resnet26d", SHORT),
+    ("resnet50", SHORT),
+    ("wide_resnet50_2", {**SHORT, "channels": (32, 64, 64, 128)}),
+    ("resnext50_32x4d", SHORT),
+    ("seresnet18", SHORT),
+    ("seresnet50", SHORT),
+    ("mobilenetv3_small_050", {}),
+    ("mobilenetv3_small_100", {}),
+    ("mobilenetv3_large_100", {}),
+    ("efficientnet_b0", {}),
+    ("tf_efficientnet_b0", {}),
+]
+WHOLE = ["resnet26", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "seresnet18", "resnet101", "resnet152"]
+
+
+def dense(name: str, **timm_args: Any) -> nn.Module:
+    """A backbone whose every weight matters (timm starts residual branches at zero)."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name, **timm_args).eval()
+    with torch.no_grad():
+        for key, value in (*backbone.named_parameters(), *backbone.named_buffers()):
+            if value.is_floating_point() and value.ndim == 1 and not key.endswith(("bias", "mean")):
+                value.uniform_(0.8, 1.2)
+    return backbone
+
+
+def cut(backbone: nn.Module, widths: tuple[float, ...], size: int = 32) -> NestedNetwork:
+    return nest(backbone, widths=widths, num_classes=[3] * len(widths), input_size=(3, size, size))
+
+
+def close(left: Tensor, right: Tensor) -> bool:
+    return torch.allclose(left, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
+
+
+def open_holes(backbone: nn.Module, network: NestedNetwork) -> int:
+    """Zero the weights of `backbone` that the cut left out: higher inputs of lower outputs. Return how many."""
+    holes = 0
+    for path, layer in backbone.named_modules():
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+            row = 0
+            for part in network.layers[path.replace(".", "_")]:  # type: ignore[union-attr]
+                kept: Tensor = part.weight
+                layer.weight.data[row : row + len(kept), kept.shape[1] :] = 0
+                holes += len(kept) * (layer.weight.shape[1] - kept.shape[1])
+                row += len(kept)
+            assert row == len(layer.weight)
+    return holes
+
+
+@pytest.mark.parametrize(("name", "timm_args"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_a_family_can_be_cut_and_answers_like_timm(name: str, timm_args: dict[str, Any]) -> None:
+    backbone = dense(name, **timm_args)
+    image = torch.randn(2, 3, 32, 32)
+    network = cut(backbone, WIDTHS).eval()
+    with torch.no_grad():
+        whole = backbone(image)
+        holes = open_holes(backbone, network)
+        expected, features = backbone(image), network.features_all(image)
+    assert holes > 0
+    assert close(features[-1], expected)
+    assert not close(expected, whole)
+    assert close(expected[:, : network.num_features[0]], features[0])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+def test_one_level_is_the_dense_network(name: str) -> None:
+    backbone = dense(name)
+    image = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        assert close(cut(backbone, (1.0,)).eval().features_all(image)[0], backbone(image))
+
+
+@pytest.mark.skipif("HIERCLASS_SLOW" not in os.environ, reason="takes minutes; set HIERCLASS_SLOW=1")
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_family_can_be_cut_in_its_full_depth(name: str) -> None:
+    network = cut(dense(name), WIDTHS, 64)
+    costs = [network.cost(level).macs for level in range(3)]
+    assert costs[0] < costs[2] / 8 and costs[1] < costs[2] / 2
+
+
+def test_a_dense_channel_of_level_k_reads_only_slices_up_to_k() -> None:
+    backbone = dense("test_resnet")
+    network = cut(backbone, WIDTHS)
+    weight = backbone.get_submodule("layer1.0.conv2").weight
+    assert isinstance(weight, Tensor)
+    parts = [layer.weight for layer in network.layers["layer1_0_conv2"]]  # type: ignore[union-attr]
+    ends, start = (8, 16, 32), 0
+    for part, end in zip(parts, ends, strict=True):
+        assert torch.equal(part, weight[start:end, :end])
+        start = end
+
+
+def test_pretrained_weights_of_timm_are_kept(tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(7)
+    model = timm.create_model("test_resnet")
+    file = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), file)
+    backbone = create_backbone("test_resnet", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    network = cut(backbone, WIDTHS)
+    parts = [layer.weight for layer in network.layers["layer4_0_conv1"]]  # type: ignore[union-attr]
+    weight = model.layer4[0].conv1.weight
+    assert [tuple(part.shape[:2]) for part in parts] == [(24, 16), (24, 24), (48, 48)]
+    assert torch.equal(parts[0], weight[:24, :16])
+    assert torch.equal(parts[1], weight[24:48, :24])
+    assert torch.equal(parts[2], weight[48:, :48])
+
+
+def test_more_levels_than_the_narrowest_layer_has_channels_are_refused_with_the_layer() -> None:
+    with pytest.raises(BackboneError, match=r"conv_reduce \(Conv2d\) .* 4 channels .* by 5 levels; use fewer levels"):
+        cut(create_backbone("efficientnet_b0"), (0.1, 0.2, 0.3, 0.6, 1.0))
+
+
+@pytest.mark.parametrize(("stride", "side"), [(None, 1), (4, 1), (2, 2), (1, 4)])
+def test_the_stem_of_a_resnet_can_shrink_less(stride: int | None, side: int) -> None:
+    backbone = create_backbone("test_resnet", stem_stride=stride)
+    with torch.no_grad():
+        maps = backbone.forward_features(torch.zeros(1, 3, 32, 32))  # type: ignore[operator]
+    assert maps.shape[-2:] == (side, side)
+    cut(backbone, (0.5, 1.0))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "tf_efficientnet_b0"])
+def test_the_stem_of_an_efficientnet_can_keep_the_size(name: str) -> None:
+    image = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        kept, shrunk = (
+            create_backbone(name, stem_stride=stride).eval().forward_features(image)  # type: ignore[operator]
+            for stride in (1, 2)
+        )
+    assert kept.shape[-1] == 2 * shrunk.shape[-1]
+
+
+@pytest.mark.parametrize(("name", "stride"), [("test_resnet", 8), ("test_resnet", 3), ("test_efficientnet", 4)])
+def test_a_stem_stride_that_cannot_be_is_refused_with_those_that_can(name: str, stride: int) -> None:
+    with pytest.raises(BackboneError, match=rf"stem of {name} can't have stride {stride}; it can have \[1, 2"):
+        create_backbone(name, stem_stride=stride)
+
+
+def test_an_unknown_model_is_refused_with_names_that_are_near() -> None:
+    with pytest.raises(BackboneError, match="timm has no model called 'resnet_huge', for example .*resnet"):
+        create_backbone("resnet_huge")
+    with pytest.raises(BackboneError, match=r"timm\.list_models\(\) lists them all"):
+        create_backbone("zzz")
+
+
+def test_arguments_that_timm_does_not_take_are_one_line() -> None:
+    with pytest.raises(BackboneError, match="timm can't make test_resnet: ") as caught:
+        create_backbone("test_resnet", wings=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_that_does_not_end_in_pooled_features_is_refused() -> None:
+    with pytest.raises(BackboneError, match="must end in pooled features"):
+        cut(create_backbone("test_resnet", global_pool=""), (0.5, 1.0))
+
+
+def test_an_image_that_the_backbone_cannot_take_is_refused() -> None:
+    with pytest.raises(BackboneError, match=r"ResNet can't be traced with an image of \(4, 32, 32\)"):
+        nest(create_backbone("test_resnet"), widths=(1.0,), num_classes=(2,), input_size=(4, 32, 32))
