@@ -15,6 +15,7 @@ from taxonomy.errors import TaxonomyError
 from taxonomy.naming import Named
 from taxonomy.senses import SenseChoice, choose_senses
 from taxonomy.tiers import (
+    GRAFTS,
     Anchor,
     Group,
     Namer,
@@ -23,20 +24,13 @@ from taxonomy.tiers import (
     assign,
     automatic_sizes,
     by_first_leaf,
+    reached,
     read_anchors,
     split,
 )
 from taxonomy.tree import Node, Taxonomy
 
 ROOT = wordnet.ROOT
-
-# Hypernyms that replace WordNet's where people see things otherwise.
-_GRAFTS = {
-    "n07555863": ("n00021265",),  # solid food is food
-    "n04576211": ("n04524313",),  # wheeled vehicle is a vehicle, no container
-    "n04019101": ("n04524313",),  # so is public transport
-    "n03380867": ("n03051540",),  # footwear is clothing
-}
 
 Anchors = Sequence[Iterable[str | Mapping[str, Any]] | None]
 
@@ -158,7 +152,7 @@ def tree_parents(leaves: Sequence[str]) -> dict[str, str]:
     Returns:
         Parent of every leaf and of every node above the leaves, but the root n00001740.
     """
-    company = Counter(above for leaf in leaves for above in _ancestors(leaf))
+    company = Counter(above for leaf in leaves for above in reached(leaf))
     chosen: dict[str, str] = {}
     for leaf in leaves:
         node = leaf
@@ -183,7 +177,7 @@ def tree_parents(leaves: Sequence[str]) -> dict[str, str]:
 
 def _parent(node: str, company: Mapping[str, int]) -> str:
     hypernyms = _hypernyms(node)
-    lines = {hypernym: _ancestors(hypernym) for hypernym in hypernyms}
+    lines = {hypernym: reached(hypernym) for hypernym in hypernyms}
     shared = frozenset.intersection(*lines.values())
 
     def rank(hypernym: str) -> tuple[int, int, str]:
@@ -194,12 +188,7 @@ def _parent(node: str, company: Mapping[str, int]) -> str:
 
 
 def _hypernyms(node: str) -> tuple[str, ...]:
-    return _GRAFTS.get(node) or wordnet.known(node).parents
-
-
-def _ancestors(node: str) -> frozenset[str]:
-    found = wordnet.ancestors(node)
-    return found.union(*(wordnet.ancestors(over) for low, over in _GRAFTS.items() if low in found for over in over))
+    return (GRAFTS[node],) if node in GRAFTS else wordnet.known(node).parents
 
 
 # ---------------------------------------------------------------- tiers, and the tree with them

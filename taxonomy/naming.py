@@ -128,7 +128,7 @@ def unique_names(nodes: Sequence[Named]) -> list[str]:
             names[i] = _told_apart(i, same, nodes)
     taken = Counter(name.lower() for name in names)
     for i in inner:
-        wanted = [names[i], *_lemmas(nodes[i].id)[1:], _told_apart(i, [i], nodes)]
+        wanted = [names[i], *_lemmas(nodes[i].id), _told_apart(i, [i], nodes)]
         taken[names[i].lower()] -= 1
         names[i] = next((name for name in wanted if not taken[name.lower()]), names[i])
         taken[names[i].lower()] += 1

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 RANK = 0.15  # how much less likely each later sense of WordNet's order is (natural logarithm)
 CASE = 0.5  # bonus of a sense that is spelled with the same capitals
-CONTEXT = 1.5  # weight of the other names
+CONTEXT = 1.0  # weight of the other names
 STRANGER = 0.1  # chance, in names, that a name has nothing to do with the others
 ROUNDS = 8
 

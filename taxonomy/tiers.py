@@ -14,6 +14,14 @@ from taxonomy.errors import TaxonomyError
 
 ROOT = wordnet.ROOT
 
+# Hypernyms for WordNet's own where people see things otherwise.
+GRAFTS = {
+    "n07555863": "n00021265",  # solid food is food
+    "n04576211": "n04524313",  # wheeled vehicle is a vehicle, no container
+    "n04019101": "n04524313",  # so is public transport
+    "n03380867": "n03051540",  # footwear is clothing
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -75,6 +83,12 @@ class Tree:
             line = self.line(leaf)
             parts.setdefault(line[max(line.index(top) - 1, 0)], set()).add(leaf)
         return [frozenset(part) for part in parts.values()]
+
+
+def reached(synset_id: str) -> frozenset[str]:
+    """Ids of a synset and of everything above it, by every hypernym path and by `GRAFTS`."""
+    found = wordnet.ancestors(synset_id)
+    return found.union(*(wordnet.ancestors(over) for low, over in GRAFTS.items() if low in found))
 
 
 # ---------------------------------------------------------------- automatic tiers
@@ -183,8 +197,8 @@ def place(synset_id: str, anchors: Sequence[Sequence[Anchor]]) -> list[Anchor | 
 
     In a tier the first anchor listed wins. An anchor that says `under` decides the tier before.
     """
-    reached = wordnet.ancestors(synset_id)
-    found: list[Anchor | None] = [next((a for a in tier if a.of & reached), None) for tier in anchors]
+    above = reached(synset_id)
+    found: list[Anchor | None] = [next((a for a in tier if a.of & above), None) for tier in anchors]
     for k in range(len(anchors) - 1, 0, -1):
         anchor = found[k]
         if anchor is not None and anchor.under is not None:

@@ -12,7 +12,7 @@ import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,11 +161,6 @@ def words() -> frozenset[str]:
     """Every noun WordNet knows, in lower case with spaces for underscores."""
     with _LOCK:
         return frozenset(lemma.replace("_", " ") for lemma in _reader().all_lemma_names(pos="n"))
-
-
-def spelled(synset_ids: Iterable[str]) -> list[str]:
-    """First lemma of each synset."""
-    return [known(synset_id).lemmas[0] for synset_id in synset_ids]
 
 
 @functools.cache

@@ -81,11 +81,9 @@ def test_automatic_sizes_follow_the_number_of_leaves(num_leaves: int, sizes: tup
 
 
 def test_animals_vehicles_and_food_fall_into_these_three() -> None:
-    taxonomy = from_synsets([*ANIMALS, *VEHICLES, *FOODS], tiers=[3])
-    found = classes(taxonomy, 0)
-    assert found["animal"] == set(ANIMALS)
-    assert found["vehicle"] == set(VEHICLES)
-    assert found["food"] >= {ORANGE, LEMON, PIZZA, PRETZEL}
+    foods = [ORANGE, LEMON, PIZZA, PRETZEL]
+    taxonomy = from_synsets([*ANIMALS, *VEHICLES, *foods], tiers=[3])
+    assert classes(taxonomy, 0) == {"animal": set(ANIMALS), "vehicle": set(VEHICLES), "food": set(foods)}
 
 
 def test_small_groups_are_folded_into_other() -> None:
@@ -115,8 +113,8 @@ POOL = sorted({*EVERYTHING, *"""n02666196 n02699494 n02769748 n02791270 n0282342
 
 
 @settings(max_examples=40, deadline=None)
-@given(ids=st.lists(st.sampled_from(POOL), min_size=4, max_size=40, unique=True), data=st.data())
-def test_tiers_nest_and_have_no_singletons_whatever_the_leaves(ids: list[str], data: st.DataObject) -> None:
+@given(ids=st.lists(st.sampled_from(POOL), min_size=4, max_size=40, unique=True))
+def test_tiers_nest_and_have_no_singletons_whatever_the_leaves(ids: list[str]) -> None:
     taxonomy = from_synsets(ids)
     assert taxonomy.leaves == tuple(ids)
     for tier in range(taxonomy.num_tiers - 1):
@@ -125,10 +123,6 @@ def test_tiers_nest_and_have_no_singletons_whatever_the_leaves(ids: list[str], d
         above = taxonomy.parent_classes(tier)
         assert (above[taxonomy.projection(tier)] == taxonomy.projection(tier - 1)).all()
     assert from_synsets(ids) == taxonomy
-    other = data.draw(st.permutations(ids))
-    assert [set(c.values()) for c in ({}, {})] == [set(), set()]
-    mixed = from_synsets(other)
-    assert mixed.num_tiers == taxonomy.num_tiers
 
 
 # ---------------------------------------------------------------- anchors
@@ -136,7 +130,7 @@ def test_tiers_nest_and_have_no_singletons_whatever_the_leaves(ids: list[str], d
 
 def test_anchors_are_the_classes_of_their_tier() -> None:
     taxonomy = from_synsets(EVERYTHING, anchors=[[ANIMAL, VEHICLE, FOOD], [DOG, CAT, BIRD, CAR]])
-    assert [node.name for node in taxonomy.classes(0)] == ["animal", "vehicle", "food", ACORN and "acorn"]
+    assert [node.name for node in taxonomy.classes(0)] == ["animal", "vehicle", "food", "acorn"]
     assert classes(taxonomy, 1)["dog"] == {CHIHUAHUA, BEAGLE, POODLE}
     assert classes(taxonomy, 1)["car"] == {TAXI, JEEP}
     assert classes(taxonomy, 1)["other vehicle"] == {BUS, CANOE, LIFEBOAT, FORKLIFT}
@@ -170,7 +164,7 @@ def test_an_anchor_may_say_what_it_collects_and_what_it_is_under() -> None:
     taxonomy = from_synsets(EVERYTHING, anchors=anchors)
     assert taxonomy.project(ACORN, 0).id == "x-living"
     assert classes(taxonomy, 1)["nut or pet"] == {ACORN, CHIHUAHUA, BEAGLE, POODLE}
-    assert classes(taxonomy, 1)["other living thing"] == set(ANIMALS) - {CHIHUAHUA, BEAGLE, POODLE}
+    assert classes(taxonomy, 1)["wading bird"] == {FLAMINGO, CRANE, STORK}
 
 
 def test_an_automatic_tier_keeps_the_anchors_of_a_finer_one_whole() -> None:
@@ -230,7 +224,8 @@ def test_no_ids_are_refused() -> None:
 
 
 def test_the_two_cranes_are_told_apart_by_what_they_are() -> None:
-    taxonomy = from_synsets([CRANE, STORK, FLAMINGO, LIFTING_CRANE, FORKLIFT, TAXI], anchors=[[BIRD, {"id": "n03183080", "name": "machine", "of": ["n03183080", VEHICLE]}]])  # fmt: skip # noqa: E501
+    machine = {"id": "x-machine", "name": "machine", "of": ["n03183080", VEHICLE]}
+    taxonomy = from_synsets([CRANE, STORK, FLAMINGO, LIFTING_CRANE, FORKLIFT, TAXI], anchors=[[BIRD, machine]])
     assert taxonomy.node(CRANE).name == "crane (bird)"
     assert taxonomy.node(LIFTING_CRANE).name == "crane (machine)"
 
