@@ -283,7 +283,8 @@ def test_a_reader_that_goes_away_is_no_error(photos: Path, tiny_checkpoint: Path
     try:
         process.stdin.write(listed.encode())
         process.stdin.close()
-        assert process.stdout.readline().startswith(b"path,")
+        header = process.stdout.readline()
+        assert header.startswith(b"path,"), process.stderr.read()
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=PATIENCE) == -signal.SIGPIPE
