@@ -1,4 +1,7 @@
-"""Checkpoints: a folder of config.json and model.safetensors that is all inference needs. Nothing in it is executed."""
+"""Checkpoints: a folder of config.json and model.safetensors that is all inference needs.
+
+Nothing in it is executed.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,8 @@ WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg
 class Preprocessing:
     """From an RGB image to the network's input.
 
-    The shorter side is resized to `size / crop` pixels, the centre `size` x `size` pixels are kept, values in 0 … 1
-    are normalised with `mean` and `std` per channel.
+    The shorter side is resized to `size / crop` pixels, the centre `size` x `size` pixels are kept, values in
+    0 … 1 are normalised with `mean` and `std` per channel.
     """
 
     size: int
@@ -62,8 +65,8 @@ class Architecture:
 class Checkpoint:
     """A network with all that is needed to use it.
 
-    `results` holds measured figures and where they come from (`results["dev"]["levels"][k]["top1"]` in 0 … 1);
-    `decision` how levels' answers are combined (see `hierclass.decisions`).
+    `results` holds measured figures and where they come from (`results["dev"]["levels"][k]["top1"]`,
+    0 … 1); `decision` how levels' answers are combined (see `hierclass.decisions`).
     """
 
     network: NestedNetwork
@@ -74,24 +77,29 @@ class Checkpoint:
     results: dict[str, Any] = field(default_factory=dict)
 
 
-def build(architecture: Architecture, taxonomy: Taxonomy, size: int, *, pretrained: bool = False) -> NestedNetwork:
+def build(
+    architecture: Architecture, taxonomy: Taxonomy, size: int, *, pretrained: bool = False
+) -> NestedNetwork:
     """Make the nested network of an architecture, one level per tier, for `size` x `size` images.
 
     Raises:
-        BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has tiers.
+        BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
+        tiers.
     """
     if architecture.structure != "slices":
-        raise BackboneError(f"structure {architecture.structure!r} is not known here; this version has: slices")
+        raise BackboneError(
+            f"structure {architecture.structure!r} is not known here; this version has: slices"
+        )
     if len(architecture.widths) != taxonomy.num_tiers:
         raise BackboneError(
-            f"taxonomy {taxonomy.name!r} has {taxonomy.num_tiers} tiers but {len(architecture.widths)} widths are given; "
-            "give one width per tier"
+            f"taxonomy {taxonomy.name!r} has {taxonomy.num_tiers} tiers but {len(architecture.widths)} "
+            "widths are given; give one width per tier"
         )
     backbone = create_backbone(
         architecture.backbone,
         stem_stride=architecture.stem_stride,
         pretrained=pretrained,
-        **{key: _as_tuple(value) for key, value in architecture.backbone_args.items()},
+        **_as_tuple(architecture.backbone_args),
     )
     return nest(
         backbone, widths=architecture.widths, num_classes=taxonomy.num_classes, input_size=(3, size, size)
@@ -99,10 +107,10 @@ def build(architecture: Architecture, taxonomy: Taxonomy, size: int, *, pretrain
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dtype: str = "float16") -> None:
-    """Write a checkpoint folder; `dtype` ("float16" or "float32") is the type of the stored floating-point weights.
+    """Write a checkpoint folder; `dtype` ("float16" or "float32") is the type of the stored weights.
 
-    Each file is written under a temporary name and renamed, the weights first, so that a broken write leaves the
-    former checkpoint in place.
+    Each file is written under a temporary name and renamed, the weights first, so that a broken write leaves
+    the former checkpoint in place.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,10 +168,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read and check a checkpoint's config.json, without its weights."""
     file = folder / CONFIG_FILE
     if not folder.is_dir():
-        raise CheckpointError(f"there is no model at {folder}; name a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+        raise CheckpointError(
+            f"there is no model at {folder}; name a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{file} is larger than {MAX_CONFIG_BYTES >> 20} MB; this is no model of hierclass")
+            raise CheckpointError(
+                f"{file} is larger than {MAX_CONFIG_BYTES >> 20} MB; this is no model of hierclass"
+            )
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is no model: it has no {CONFIG_FILE}") from None
@@ -173,8 +185,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not the {CONFIG_FILE} of a hierclass model")
     if config.get("version") != VERSION:
         raise CheckpointError(
-            f"{folder} was written in checkpoint version {config.get('version')}; this hierclass reads version "
-            f"{VERSION}. Use the hierclass that wrote it, or train again"
+            f"{folder} was written in checkpoint version {config.get('version')}; this hierclass reads "
+            f"version {VERSION}. Use the hierclass that wrote it, or train again"
         )
     return config
 
@@ -236,6 +248,8 @@ def _from_json(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _as_tuple(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_tuple(item) for key, item in value.items()}
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
 
 

@@ -37,7 +37,7 @@ class Level:
     parameters: int
     bytes: int
     accuracy: float | None
-    """Share of right answers on its own tier, 0 … 1, measured on the dev split; None if it was not measured."""
+    """Share of right answers on its own tier, 0 … 1, on the dev split; None if it was not measured."""
 
 
 def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Classifier:
@@ -58,7 +58,7 @@ class Classifier:
         self.checkpoint = checkpoint
         self.device = _find_device(device)
         self._network = checkpoint.network.eval().to(self.device)
-        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network.to(memory_format=torch.channels_last)
         self._lower_weight = float(checkpoint.decision.get("lower_weight", 0.0))
         self.levels = _describe_levels(checkpoint)
 
@@ -96,7 +96,10 @@ class Classifier:
         level = self.check_level(level)
         predictions: list[Prediction] = []
         for start in range(0, len(images), BATCH_SIZE):
-            batch = [self._prepare(image, start + i, len(images)) for i, image in enumerate(images[start:][:BATCH_SIZE])]
+            batch = [
+                self._prepare(image, start + i, len(images))
+                for i, image in enumerate(images[start:][:BATCH_SIZE])
+            ]
             predictions += self.predict_tensors(np.stack(batch), level)
         return predictions
 
@@ -111,7 +114,7 @@ class Classifier:
         return self._refine(self._prepare(image, 0, 1)[None])
 
     def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
-        """Answer for images that are prepared already: float32 (B, 3, size, size), as `preprocess` returns them."""
+        """Answer for images that are prepared already: float32 (B, 3, size, size) from `preprocess`."""
         with torch.inference_mode():
             logits = [_numpy(values) for values in self._network.forward_all(self._tensor(batch), level)]
         return decide(agree(logits, self.taxonomy, self._lower_weight), self.taxonomy)

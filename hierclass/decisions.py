@@ -55,7 +55,7 @@ class Prediction:
         return self.path[-1].score
 
     def top(self, k: int = 5) -> tuple[Step, ...]:
-        """Return the k most probable classes of the level's tier, best first (fewer if the tier has fewer)."""
+        """Return the k most probable classes of the level's tier, best first."""
         order = np.argsort(-self._scores, kind="stable")[: max(k, 0)]
         return tuple(_step(self._classes[i], self._scores[i]) for i in order)
 
@@ -65,13 +65,15 @@ class Prediction:
         return {"level": self.level, **last, "path": [step.to_dict() for step in self.path]}
 
 
-def agree(logits: Sequence[NDArray[np.floating[Any]]], taxonomy: Taxonomy, lower_weight: float = 0.0) -> list[Scores]:
+def agree(
+    logits: Sequence[NDArray[np.floating[Any]]], taxonomy: Taxonomy, lower_weight: float = 0.0
+) -> list[Scores]:
     """Make the answers of levels 0 … k one distribution on tier k, and sum it up the tree.
 
-    `logits[j]` (B, num_classes[j]) come from level j. Class c of tier k gets a score proportional to
-    p_k(c) · Π_{j<k} p_j(ancestor of c in tier j) ** lower_weight (a product of experts; with weight 0 the last level
-    decides alone). Every coarser tier is the sum over its descendants. Returns scores (B, num_classes[j]) for tiers
-    0 … k; each row sums to 1, and no class scores more than its parent.
+    `logits[j]` (B, num_classes[j]) come from level j. Class c of tier k gets a score proportional to p_k(c) ·
+    Π_{j<k} p_j(ancestor of c in tier j) ** lower_weight (a product of experts; with weight 0 the last level
+    decides alone). Every coarser tier is the sum over its descendants. Returns scores (B, num_classes[j]) for
+    tiers 0 … k; each row sums to 1, and no class scores more than its parent.
     """
     last = len(logits) - 1
     joint = _log_softmax(logits[last])
@@ -116,4 +118,5 @@ def _step(node: Node, score: float) -> Step:
 def _log_softmax(logits: NDArray[np.floating[Any]]) -> Scores:
     shifted = np.asarray(logits, dtype=np.float64)
     shifted = shifted - shifted.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    scores: Scores = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return scores

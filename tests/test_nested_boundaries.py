@@ -88,7 +88,9 @@ def test_a_boundary_is_within_half_a_step_of_its_share_unless_a_neighbour_needs_
 
 
 def test_fewer_groups_than_levels_are_refused_with_what_to_do() -> None:
-    with pytest.raises(BackboneError, match="2 channels in groups of 1 can't be shared by 3 levels; use fewer"):
+    with pytest.raises(
+        BackboneError, match="2 channels in groups of 1 can't be shared by 3 levels; use fewer"
+    ):
         boundaries(2, QUARTERS)
     with pytest.raises(BackboneError, match="groups of 32"):
         boundaries(64, QUARTERS, 32)

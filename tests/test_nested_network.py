@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ SIZE = (3, 32, 32)
 
 
 def liven(backbone: nn.Module) -> None:
-    """Give every norm a weight (timm starts residual branches at zero) and statistics that fit random images."""
+    """Give norms weights (timm starts residual branches at zero) and statistics that fit random images."""
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         for norm in norms:
@@ -37,7 +38,7 @@ def liven(backbone: nn.Module) -> None:
 
 def make(name: str = "test_resnet", widths: tuple[float, ...] = WIDTHS, **timm_args: object) -> NestedNetwork:
     torch.manual_seed(0)
-    backbone = create_backbone(name, **timm_args)  # type: ignore[arg-type]
+    backbone = create_backbone(name, **timm_args)
     liven(backbone)
     return nest(backbone, widths=widths, num_classes=CLASSES[-len(widths) :], input_size=SIZE).eval()
 
@@ -67,7 +68,7 @@ def images(batch: int = 2) -> Tensor:
 
 def macs_of(run: object, *arguments: object) -> int:
     with FlopCounterMode(display=False) as counter:
-        run(*arguments)  # type: ignore[operator]
+        run(*arguments)
     return counter.get_total_flops() // 2
 
 
@@ -156,8 +157,10 @@ def test_refining_computes_only_the_new_slice(shared: NestedNetwork) -> None:
 
 def test_a_lower_level_costs_less_of_everything(shared: NestedNetwork) -> None:
     costs = [shared.cost(level) for level in range(3)]
-    for low, high in zip(costs, costs[1:], strict=False):
-        assert low.macs < high.macs and low.parameters < high.parameters and low.bytes < high.bytes
+    for low, high in itertools.pairwise(costs):
+        assert low.macs < high.macs
+        assert low.parameters < high.parameters
+        assert low.bytes < high.bytes
     assert costs[0].macs < costs[2].macs / 4
 
 
@@ -177,7 +180,7 @@ class Toy(nn.Module):
         self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(torch.relu(self.norm(self.conv1(x)))).mean((2, 3))  # type: ignore[no-any-return]
+        return self.conv2(torch.relu(self.norm(self.conv1(x)))).mean((2, 3))
 
 
 def test_costs_are_what_one_counts_by_hand() -> None:
@@ -187,7 +190,8 @@ def test_costs_are_what_one_counts_by_hand() -> None:
     # Level 1 adds 8 channels that read the image and 16 that read all 16 channels before them.
     high = 16 * 27 * 64 + 16 * 72 * 16 + 16 * 144 * 16 + 32 * 3
     assert (low, high) == (32_288, 83_040)
-    # Weights and norms (weight, bias), then heads; statistics are 2 per channel and one int64 counter per layer.
+    # Weights and norms (weight, bias), then heads; statistics are 2 per channel and one int64 counter per
+    # layer.
     weights = 216 + 16 + 1152 + 34, 216 + 16 + 1152 + 34 + 216 + 16 + 2304 + 99
     assert weights == (1418, 4053)
     assert network.cost(0) == Cost(macs=low, parameters=1418, bytes=4 * 1418 + 4 * 16 + 8)
@@ -206,7 +210,9 @@ def test_counting_leaves_every_part_in_the_mode_it_had(network: NestedNetwork) -
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_an_extracted_level_answers_alike_and_holds_no_other_weights(shared: NestedNetwork, level: int) -> None:
+def test_an_extracted_level_answers_alike_and_holds_no_other_weights(
+    shared: NestedNetwork, level: int
+) -> None:
     alone = shared.extract(level)
     assert torch.equal(alone(images()), shared(images(), level))
     assert alone.num_levels == level + 1
@@ -320,12 +326,14 @@ def test_levels_hold_in_double_precision(network: NestedNetwork) -> None:
 
 
 def test_a_backbone_in_double_precision_gives_a_network_in_double_precision() -> None:
-    network = nest(create_backbone("test_resnet").double(), widths=(0.5, 1.0), num_classes=(2, 3), input_size=SIZE)
+    network = nest(
+        create_backbone("test_resnet").double(), widths=(0.5, 1.0), num_classes=(2, 3), input_size=SIZE
+    )
     assert {value.dtype for value in network.parameters()} == {torch.float64}
 
 
 def test_channels_last_answers_alike(shared: NestedNetwork, network: NestedNetwork) -> None:
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     image = images().contiguous(memory_format=torch.channels_last)
     state = network.start(image)
     for level in range(3):

@@ -15,20 +15,22 @@ SIZE = (3, 32, 32)
 
 def make() -> NestedNetwork:
     torch.manual_seed(0)
-    return nest(create_backbone("test_resnet"), widths=(0.25, 0.5, 1.0), num_classes=(2, 5, 12), input_size=SIZE)
+    return nest(
+        create_backbone("test_resnet"), widths=(0.25, 0.5, 1.0), num_classes=(2, 5, 12), input_size=SIZE
+    )
 
 
 class Leaky(NestedNetwork):
     """Level 0 looks at the last head."""
 
     def classify(self, features: Tensor, level: int) -> Tensor:
-        return super().classify(features, level) + self.heads[-1].bias.sum()  # type: ignore[union-attr, operator]
+        return super().classify(features, level) + self.heads[-1].bias.sum()
 
 
 class Forgetful(NestedNetwork):
     """Refining starts from another image."""
 
-    def refine(self, state):  # type: ignore[no-untyped-def]
+    def refine(self, state):
         state.image = state.image + 1
         return super().refine(state)
 

@@ -44,13 +44,14 @@ def test_a_convolution_reads_the_prefix_and_writes_its_slice() -> None:
     rows = (slice(0, 16), slice(16, 32))
     for level, columns in enumerate((8, 16)):
         layer = part(network, "conv2", level)
-        assert torch.equal(layer.weight, dense.conv2.weight[rows[level], :columns])  # type: ignore[arg-type]
-        assert torch.equal(layer.bias, dense.conv2.bias[rows[level]])  # type: ignore[index, arg-type]
+        assert torch.equal(layer.weight, dense.conv2.weight[rows[level], :columns])
+        assert torch.equal(layer.bias, dense.conv2.bias[rows[level]])
 
 
 def test_the_first_convolution_reads_the_whole_image_at_every_level() -> None:
     network = cut(Toy())
-    assert [tuple(part(network, "conv1", k).weight.shape) for k in (0, 1)] == [(8, 3, 3, 3)] * 2  # type: ignore[union-attr, operator]
+    shapes = [tuple(part(network, "conv1", level).weight.shape) for level in range(2)]
+    assert shapes == [(8, 3, 3, 3), (8, 3, 3, 3)]
 
 
 def test_weights_are_copies_so_that_the_backbone_stays_as_it_is() -> None:
@@ -94,8 +95,8 @@ def test_whole_groups_of_a_convolution_are_dealt_to_the_slices(
         dense.conv2 = nn.Conv2d(64, 32, 3, padding=1)
     network = cut(dense, widths)
     assert [part(network, "middle", level).groups for level in range(2)] == expected
-    kept = torch.cat([part(network, "middle", level).weight for level in range(2)])  # type: ignore[misc]
-    assert torch.equal(kept, dense.middle.weight)  # type: ignore[arg-type]
+    kept = torch.cat([part(network, "middle", level).weight for level in range(2)])
+    assert torch.equal(kept, dense.middle.weight)
 
 
 def test_flattened_channels_keep_their_slices() -> None:
@@ -107,8 +108,8 @@ def test_flattened_channels_keep_their_slices() -> None:
     dense = Flat()
     dense.flatten, dense.head = nn.Flatten(), nn.Linear(16 * 64, 32)
     network = cut(dense)
-    assert tuple(part(network, "head", 0).weight.shape) == (16, 8 * 64)  # type: ignore[union-attr, operator]
-    assert torch.equal(part(network, "head", 1).weight, dense.head.weight[16:])  # type: ignore[arg-type]
+    assert tuple(part(network, "head", 0).weight.shape) == (16, 8 * 64)
+    assert torch.equal(part(network, "head", 1).weight, dense.head.weight[16:])
 
 
 def test_layers_are_made_out_of_place_because_refining_reads_activations_again() -> None:
@@ -220,14 +221,16 @@ class ScaleRule(Rule):
 
 
 def test_a_layer_type_is_added_by_registering_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackboneError, match=r"middle \(Scale\) can't be cut into levels: its tensor 'weight'"):
+    with pytest.raises(
+        BackboneError, match=r"middle \(Scale\) can't be cut into levels: its tensor 'weight'"
+    ):
         cut(Toy(Scale(16)))
     monkeypatch.setitem(RULES, Scale, ScaleRule())
     dense = Toy(Scale(16)).eval()
     network = cut(dense, (1.0,))
     image = torch.randn(2, *SIZE)
     assert torch.allclose(network.features_all(image)[0], dense(image), atol=1e-6)
-    assert part(cut(dense), "middle", 1).weight.shape == (8,)  # type: ignore[union-attr]
+    assert part(cut(dense), "middle", 1).weight.shape == (8,)
 
 
 class _Leaking(Scale):

@@ -1,7 +1,8 @@
 """The one place that knows how a backbone is cut into nested levels.
 
-Read it in this order: `boundaries` (where channels are cut), `rules` (how each layer type is cut), `graph` (how a timm
-model becomes steps), `network` (how levels run), `proof` (what must hold), `build` (`nest` puts them together).
+Read it in this order: `boundaries` (where channels are cut), `rules` (how each layer type is cut), `graph`
+(how a timm model becomes steps), `network` (how levels run), `proof` (what must hold), `build` (`nest` puts
+them together).
 """
 
 from hierclass.nested.build import create_backbone, nest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ def check_widths(widths: Sequence[float]) -> tuple[float, ...]:
     `widths[k]` in (0, 1] is the share of every layer's channels that level k sees.
     """
     widths = tuple(float(width) for width in widths)
-    rising = all(low < high for low, high in zip(widths, widths[1:], strict=False))
+    rising = all(low < high for low, high in itertools.pairwise(widths))
     if not widths or not rising or widths[0] <= 0 or widths[-1] != 1:
         raise BackboneError(
             f"widths {list(widths)} do not fit; give one share per level, rising to 1, like 0.25,0.5,1"
@@ -32,9 +33,10 @@ def check_widths(widths: Sequence[float]) -> tuple[float, ...]:
 def boundaries(channels: int, widths: Sequence[float], group: int = 1) -> Boundaries:
     """Cut `channels` channels into one slice per width.
 
-    Each boundary is `width * channels` rounded to a multiple of 8 and of `group` (the width of the channel groups
-    that must stay whole); every level gets at least one step. Where channels are too few for steps of 8, steps of
-    4, 2 or 1 are tried. The result depends on the number of channels alone, so that tensors that are added agree.
+    Each boundary is `width * channels` rounded to a multiple of 8 and of `group` (the width of the channel
+    groups that must stay whole); every level gets at least one step. Where channels are too few for steps of
+    8, steps of 4, 2 or 1 are tried. The result depends on the number of channels alone, so that tensors that
+    are added agree.
 
     Raises:
         BackboneError: there are fewer groups than levels.

@@ -20,10 +20,10 @@ def create_backbone(
 ) -> nn.Module:
     """Make the timm model `name` without its classifier: (B, 3, H, W) → pooled features (B, F).
 
-    `stem_stride` changes by how much the stem shrinks the image before the first stage, for images much smaller than
-    224 pixels (the small-image stem of He et al. 2016, section 4.2): 2 leaves out the pooling of a ResNet's stem, 1
-    also its stride; for MobileNet and EfficientNet 1 leaves out the stride of the stem's convolution. None keeps
-    timm's. `timm_args` go to `timm.create_model`.
+    `stem_stride` changes by how much the stem shrinks the image before the first stage, for images much
+    smaller than 224 pixels (the small-image stem of He et al. 2016, section 4.2): 2 leaves out the pooling of
+    a ResNet's stem, 1 also its stride; for MobileNet and EfficientNet 1 leaves out the stride of the stem's
+    convolution. None keeps timm's. `timm_args` go to `timm.create_model`.
 
     Raises:
         BackboneError: timm has no such model, the arguments do not fit it, or its stem can't be changed so.
@@ -71,19 +71,22 @@ def nest(
 ) -> NestedNetwork:
     """Cut a backbone into nested levels (structure `slices`) and prove that they are nested.
 
-    `widths[k]` in (0, 1], rising to 1, is the share of every layer's channels that level k sees; `num_classes[k]` the
-    number of classes of its head; `input_size` (C, H, W) the image that costs and the proof refer to. The weights of
-    `backbone` are copied, those between lower outputs and higher inputs left out; `backbone` stays as it is.
+    `widths[k]` in (0, 1], rising to 1, is the share of every layer's channels that level k sees;
+    `num_classes[k]` the number of classes of its head; `input_size` (C, H, W) the image that costs and the
+    proof refer to. The weights of `backbone` are copied, those between lower outputs and higher inputs left
+    out; `backbone` stays as it is.
 
-    Source: the block-triangular pattern of Lee & Shin 2018 (slicing networks vertically); channel scheduling of
-    NestedNet (Kim et al. 2018).
+    Source: the block-triangular pattern of Lee & Shin 2018 (slicing networks vertically); channel scheduling
+    of NestedNet (Kim et al. 2018).
 
     Raises:
         BackboneError: the widths do not fit, or a layer can't be cut (the message names its path and type).
     """
     widths = check_widths(widths)
     if len(num_classes) != len(widths) or min(num_classes, default=0) < 1:
-        raise BackboneError(f"{len(widths)} widths need {len(widths)} class counts of at least 1, not {list(num_classes)}")
+        raise BackboneError(
+            f"{len(widths)} widths need {len(widths)} class counts of at least 1, not {list(num_classes)}"
+        )
     with evaluating(backbone):
         graph = read_graph(backbone, widths, input_size)
     network = NestedNetwork(graph, num_classes, input_size)

@@ -1,7 +1,7 @@
 """Read a timm backbone as a list of steps: which operation reads which values, and where each value is cut.
 
-The backbone's own `forward` is traced once (torch.fx), so residual additions, gates and pooling come from timm's code
-and no family needs code of ours. What can't be cut is refused here, by module path and type.
+The backbone's own `forward` is traced once (torch.fx), so residual additions, gates and pooling come from
+timm's code and no family needs code of ours. What can't be cut is refused here, by module path and type.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CHANNEL_AXIS = 1
 class Step:
     """One operation: it reads the values `inputs` and writes value `output` (value 0 is the image).
 
-    `name` is also the key of its layers, one per level. `reads` says whether the layer of level k is given its slice
-    of the inputs or the prefix of slices 0 … k.
+    `name` is also the key of its layers, one per level. `reads` says whether the layer of level k is given
+    its slice of the inputs or the prefix of slices 0 … k.
     """
 
     name: str
@@ -51,7 +51,9 @@ class Graph:
 class Call(nn.Module):
     """A function of the traced code (an addition, a gate, a mean over space), applied to one slice."""
 
-    def __init__(self, function: Callable[..., torch.Tensor], arguments: tuple[Any, ...], options: dict[str, Any]):
+    def __init__(
+        self, function: Callable[..., torch.Tensor], arguments: tuple[Any, ...], options: dict[str, Any]
+    ):
         """`arguments` and `options` are those of the traced call, without its leading tensors."""
         super().__init__()
         self.function, self.arguments, self.options = function, arguments, options
@@ -89,7 +91,11 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         timms_own = tuple(_features_fx.get_notrace_modules())
-        return rule_for(m) is not None or isinstance(m, timms_own) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            rule_for(m) is not None
+            or isinstance(m, timms_own)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
@@ -157,18 +163,21 @@ class _Reader:
         elif node.op in ("call_function", "call_method"):
             self._read_function(node)
         else:
-            path, _, name = str(node.target).rpartition(".")
-            where = f"{path or 'backbone'} ({type(self.traced.get_submodule(path)).__name__})"
-            raise BackboneError(f"{where} can't be cut into levels: its tensor {name!r} is used outside a layer with a rule")
+            name = str(node.target).rpartition(".")[2]
+            raise BackboneError(
+                f"{_owner(node)} can't be cut into levels: its tensor {name!r} is used outside a layer with a rule"
+            )
 
     def finish(self, node: Any) -> Graph:
         if not isinstance(node, fx.Node) or len(_shape(node)) != 2:
             raise BackboneError(
-                "the backbone must end in pooled features (B, F); make it with create_backbone or num_classes=0"
+                "the backbone must end in pooled features (B, F); make it with create_backbone"
             )
         # The features are the last value, even where timm's forward returns an earlier one.
         last = self.values[node]
-        return Graph(tuple(step for step in self.steps if step.output <= last), tuple(self.boundaries), self.layers)
+        return Graph(
+            tuple(step for step in self.steps if step.output <= last), tuple(self.boundaries), self.layers
+        )
 
     def _add_value(self, node: fx.Node, cuts: Boundaries) -> int:
         self.values[node] = len(self.boundaries)
@@ -239,7 +248,9 @@ class _Reader:
         self, node: fx.Node, inputs: tuple[int, ...], reads: Reads, layers: list[nn.Module], cuts: Boundaries
     ) -> None:
         if cuts[-1] != _shape(node)[CHANNEL_AXIS]:
-            raise BackboneError(f"{_owner(node)}: {node.target} changes its channels in a way that has no rule")
+            raise BackboneError(
+                f"{_owner(node)}: {node.target} changes its channels in a way that has no rule"
+            )
         self.steps.append(Step(node.name, inputs, self._add_value(node, cuts), reads))
         self.layers[node.name] = layers
 
@@ -256,7 +267,9 @@ def _layer_for(
 def _shape(node: fx.Node) -> tuple[int, ...]:
     meta = node.meta.get("tensor_meta")
     if meta is None or not hasattr(meta, "shape") or len(meta.shape) < 2:
-        raise BackboneError(f"{_owner(node)}: {node.target} can't be cut into levels: its result is no feature map")
+        raise BackboneError(
+            f"{_owner(node)}: {node.target} can't be cut into levels: its result is no feature map"
+        )
     return tuple(meta.shape)
 
 

@@ -1,7 +1,7 @@
 """The nested network: runs any level directly, all levels at once, or refines one level to the next.
 
-Everything a level needs flows with the call, in a `State`: the network itself holds weights only, so that threads may
-run different levels of one network at the same time.
+Everything a level needs flows with the call, in a `State`: the network itself holds weights only, so that
+threads may run different levels of one network at the same time.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Cost:
 class State:
     """What has been computed for one batch of images (B, 3, H, W).
 
-    `level` is -1 before the first call of `NestedNetwork.refine`; `prefixes` holds slices 0 … level of every value
-    that the next level reads again.
+    `level` is -1 before the first call of `NestedNetwork.refine`; `prefixes` holds slices 0 … level of every
+    value that the next level reads again.
     """
 
     image: Tensor
@@ -53,8 +53,8 @@ class State:
 class NestedNetwork(nn.Module):
     """A backbone cut into nested levels, with one linear classifier (head) per level.
 
-    Level k computes slices 0 … k of every layer; its head reads the pooled features of those slices. Make one with
-    `hierclass.nested.nest`.
+    Level k computes slices 0 … k of every layer; its head reads the pooled features of those slices. Make one
+    with `hierclass.nested.nest`.
     """
 
     def __init__(self, graph: Graph, num_classes: Sequence[int], input_size: tuple[int, int, int]):
@@ -93,7 +93,9 @@ class NestedNetwork(nn.Module):
         if level is None:
             return self.num_levels - 1
         if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < self.num_levels:
-            raise LevelError(f"level {level} does not exist; this model has levels 0 to {self.num_levels - 1}")
+            raise LevelError(
+                f"level {level} does not exist; this model has levels 0 to {self.num_levels - 1}"
+            )
         return level
 
     def forward(self, image: Tensor, level: int | None = None) -> Tensor:
@@ -134,7 +136,7 @@ class NestedNetwork(nn.Module):
         return self.classify(self._run(state, level, keep=True)[-1], level)
 
     def extract(self, level: int) -> NestedNetwork:
-        """Return a stand-alone network of levels 0 … `level`, with copies of their weights and nothing else."""
+        """Return a stand-alone network of levels 0 … `level`, with copies of their weights alone."""
         keep = self.check_level(level) + 1
         graph = Graph(
             self.steps,
@@ -145,7 +147,7 @@ class NestedNetwork(nn.Module):
         network.heads.load_state_dict(
             {key: value for key, value in self.heads.state_dict().items() if int(key.split(".")[0]) < keep}
         )
-        return network.train(self.training).to(self.heads[0].weight)  # type: ignore[call-overload, no-any-return]
+        return network.train(self.training).to(next(self.parameters()))
 
     def slice_parameters(self, level: int) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield name and value of every weight that `level` adds to the level below."""
@@ -156,8 +158,7 @@ class NestedNetwork(nn.Module):
     def cost(self, level: int) -> Cost:
         """Count what `level` costs for one image of `input_size`, by running it once."""
         level = self.check_level(level)
-        weight = self.heads[0].weight
-        image = torch.zeros(1, *self.input_size, device=weight.device, dtype=weight.dtype)  # type: ignore[arg-type]
+        image = torch.zeros(1, *self.input_size).to(next(self.parameters()))
         with evaluating(self), FlopCounterMode(display=False) as counter, torch.no_grad():
             self(image, level)
         used = [value for name, value in self.named_parameters() if level_of(name) <= level]
@@ -169,10 +170,12 @@ class NestedNetwork(nn.Module):
         )
 
     def _parts(self, step: Step) -> list[nn.Module]:
-        return list(self.layers[step.name])  # type: ignore[arg-type]
+        parts = self.layers[step.name]
+        assert isinstance(parts, nn.ModuleList)
+        return list(parts)
 
     def _run(self, state: State, level: int, *, keep: bool) -> list[Tensor]:
-        """Compute the slices of levels `state.level + 1` … `level`, step by step; return the features of each.
+        """Compute the slices of levels `state.level + 1` … `level`, step by step; return their features.
 
         With `keep`, `state` can be refined afterwards; without, values go as soon as nothing reads them.
         """
@@ -186,11 +189,11 @@ class NestedNetwork(nn.Module):
                 grown[source] = _grow(state.prefixes.get(source), fresh[source])
                 if keep:
                     state.prefixes[source] = grown[source][-1]
-            parts = self.layers[step.name]
+            parts = self._parts(step)
             fresh[step.output] = [
-                parts[k](grown[source][k - first])  # type: ignore[index]
+                parts[k](grown[source][k - first])
                 if step.reads == "prefix"
-                else parts[k](*(fresh[i][k - first] for i in step.inputs))  # type: ignore[index]
+                else parts[k](*(fresh[i][k - first] for i in step.inputs))
                 for k in range(first, level + 1)
             ]
             for value in self._done_after[index]:

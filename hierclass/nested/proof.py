@@ -1,4 +1,4 @@
-"""The proof of nestedness: a network shows on a small random input that its levels are what they claim to be."""
+"""The proof of nestedness: a network shows on a small random input that its levels are nested."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hierclass.nested.network import NestedNetwork, evaluating, level_of
 def prove(network: NestedNetwork) -> None:
     """Check that levels are nested; cheap enough to run whenever a network is built.
 
-    1. With every weight above level k set to NaN, level k's logits stay the same bit for bit, also when all levels run
-       in one pass.
+    1. With every weight above level k set to NaN, level k's logits stay the same bit for bit, also when all
+       levels run in one pass.
     2. Refining 0 → 1 → … → k gives the logits of running k directly.
     3. Logits have the shape of the head.
 
@@ -38,8 +38,12 @@ def _prove(network: NestedNetwork) -> None:
     for level in range(network.num_levels):
         expected = (2, network.num_classes[level])
         if tuple(everything[level].shape) != expected:
-            raise BackboneError(f"level {level} gives {tuple(everything[level].shape)} logits, not {expected}")
-        if not _same(network.refine(state), everything[level]) or not _same(network(image, level), everything[level]):
+            raise BackboneError(
+                f"level {level} gives {tuple(everything[level].shape)} logits, not {expected}"
+            )
+        if not _same(network.refine(state), everything[level]) or not _same(
+            network(image, level), everything[level]
+        ):
             raise BackboneError(f"refining to level {level} differs from running it directly")
         if not torch.equal(_without_levels_above(network, image, level), everything[level]):
             raise BackboneError(f"level {level} reads weights of a level above it")
@@ -53,10 +57,14 @@ def _without_levels_above(network: NestedNetwork, image: Tensor, level: int) -> 
     """Logits of `level` in one pass of all levels, with NaN in every weight and statistic above it."""
     tensors = dict(network.named_parameters()) | dict(network.named_buffers())
     spoilt = {
-        name: torch.full_like(value, torch.nan) if value.is_floating_point() and level_of(name) > level else value
+        name: torch.full_like(value, torch.nan)
+        if value.is_floating_point() and level_of(name) > level
+        else value
         for name, value in tensors.items()
     }
-    logits: list[Tensor] = functional_call(_AllLevels(network), {f"network.{k}": v for k, v in spoilt.items()}, image)
+    logits: list[Tensor] = functional_call(
+        _AllLevels(network), {f"network.{k}": v for k, v in spoilt.items()}, image
+    )
     return logits[level]
 
 

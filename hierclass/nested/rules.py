@@ -1,9 +1,10 @@
 """How each type of layer is cut: one `Rule` per type, registered in `RULES`.
 
-A layer of a dense network becomes one ordinary, smaller layer per level. The layer of level k writes slice k of the
-output. What it reads is the rule's choice: its own slice of the input (batch norm, depth-wise convolution, pooling,
-activations), or the whole prefix of slices 0 … k (convolution, linear), which makes the dense weight block
-lower-triangular. To add a layer type, write a `Rule` and register it; the proof of nestedness checks the rest.
+A layer of a dense network becomes one ordinary, smaller layer per level. The layer of level k writes slice k
+of the output. What it reads is the rule's choice: its own slice of the input (batch norm, depth-wise
+convolution, pooling, activations), or the whole prefix of slices 0 … k (convolution, linear), which makes the
+dense weight block lower-triangular. To add a layer type, write a `Rule` and register it; the proof of
+nestedness checks the rest.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _out_of_place(layer: nn.Module) -> nn.Module:
 
 
 def _part(layer: nn.Module, writes: range, columns: range | None = None) -> nn.Module:
-    """Copy a layer, keeping of its weights and buffers the given outputs (rows) and, if given, inputs (columns)."""
+    """Copy a layer, keeping of its weights and buffers the given outputs (rows) and inputs (columns)."""
     if any(True for child in layer.children() for _ in child.parameters()):
         raise BackboneError("a layer inside it has weights of its own")
     part = _out_of_place(copy.deepcopy(layer))
@@ -90,7 +91,7 @@ class LinearRule(Rule):
 
 
 class ConvRule(Rule):
-    """Convolution. Ungrouped, it reads the prefix; grouped or depth-wise, whole groups are dealt to the slices."""
+    """Convolution. Ungrouped, it reads the prefix; otherwise whole groups are dealt to the slices."""
 
     def reads(self, layer: nn.Module) -> Reads:
         """The slice if the convolution is grouped, else the prefix."""
@@ -118,12 +119,13 @@ class ConvRule(Rule):
         outputs = tuple(end // width_in * width_out for end in inputs)
         if any(end % width_in for end in inputs) or outputs != chart[channels]:
             raise BackboneError(
-                f"its {layer.groups} groups can't be dealt to the slices {inputs} of its input; try other widths"
+                f"its {layer.groups} groups can't be dealt to the slices {inputs} of its input; "
+                "try other widths"
             )
         return outputs
 
     def cut(self, layer: nn.Module, reads: range, writes: range) -> nn.Module:
-        """Keep the filters of the slice and, of an ungrouped convolution, the input channels of the prefix."""
+        """Keep the filters of the slice and, if ungrouped, the input channels of the prefix."""
         assert isinstance(layer, nn.Conv2d)
         part = _part(layer, writes, reads if layer.groups == 1 else None)
         assert isinstance(part, nn.Conv2d)
@@ -134,7 +136,7 @@ class ConvRule(Rule):
 
 
 class BatchNormRule(Rule):
-    """Batch norm (and timm's batch norm with activation): statistics are per channel, so each slice has its own."""
+    """Batch norm (with activation, too): statistics are per channel, so each slice has its own."""
 
     def cut(self, layer: nn.Module, reads: range, writes: range) -> nn.Module:
         """Keep the weights and running statistics of the slice."""
