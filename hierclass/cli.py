@@ -80,9 +80,7 @@ def _common(
 def label(
     paths: Annotated[
         list[str],
-        typer.Argument(
-            metavar="PATH...", help="Images, folders, or - for a list of paths on standard input."
-        ),
+        typer.Argument(metavar="PATH", help="Images, folders, or - for a list of paths on standard input."),
     ],
     output: Annotated[
         Path | None,
@@ -117,7 +115,7 @@ def label(
 
 @app.command()
 def predict(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files.")],
     level: LevelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each image.")] = False,
     model: ModelOption = None,

@@ -101,7 +101,7 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["label"], "Missing argument 'PATH...'"),
+        (["label"], "Missing argument 'PATH"),
         (["label", "x.jpg", "--frobnicate"], "No such option: --frobnicate"),
         (["label", "x.jpg", "--level", "-1"], "Invalid value for '--level'"),
         (["label", "x.jpg", "--batch-size", "0"], "Invalid value for '--batch-size'"),
