@@ -104,7 +104,8 @@ def test_unreadable_images_are_counted_and_no_neighbour_takes_their_place(tiny_t
     readable, errors = decode_small(images, max_side=64)
     assert readable.leaves.tolist() == [0, 2]
     assert [message.split(":")[0] for message in errors] == ["broken", "cut"]
-    batch, leaves, messages = next(iter(evaluation_loader(images, Preprocessing(32), batch_size=4, workers=0)))
+    loader = evaluation_loader(images, Preprocessing(32), batch_size=4, workers=0)
+    batch, leaves, messages = next(iter(loader))
     assert (len(batch), leaves.tolist(), len(messages)) == (2, [0, 2], 2)
 
 
@@ -146,7 +147,8 @@ def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: i
         return [batch for batch, _, _ in loader]
 
     first, again, other = batches(0, workers), batches(0, 0), batches(1, 0)
-    assert first[0].shape == (4, 3, 16, 16) and first[0].dtype == torch.uint8
+    assert first[0].shape == (4, 3, 16, 16)
+    assert first[0].dtype == torch.uint8
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
 

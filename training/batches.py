@@ -52,6 +52,7 @@ class EpochBatches(Sampler[list[int]]):
         process: int = 0,
         num_processes: int = 1,
     ) -> None:
+        """Draw the order; raises `InputError` when the batch size does not fit."""
         if batch_size % num_processes:
             raise InputError(
                 f"--batch-size {batch_size} cannot be dealt out evenly to {num_processes} processes"
@@ -140,15 +141,20 @@ def training_loader(
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
     """Augmented uint8 batches of one epoch (timm's random resized crop, flip and what else is on)."""
-    transform = create_transform(
-        input_size=size,
-        is_training=True,
-        use_prefetcher=True,  # uint8 out; normalised per batch, where it is cheap
-        scale=crop_scale,
-        color_jitter=color_jitter or None,  # type: ignore[arg-type]  # None is documented as off
-        auto_augment=auto_augment,
-        interpolation="bilinear",
-    )
+    try:
+        transform = create_transform(
+            input_size=size,
+            is_training=True,
+            use_prefetcher=True,  # uint8 out; normalised per batch, where it is cheap
+            scale=crop_scale,
+            color_jitter=color_jitter or None,  # type: ignore[arg-type]  # None is documented as off
+            auto_augment=auto_augment,
+            interpolation="bilinear",
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(
+            f"--auto-augment {auto_augment} is no policy of timm; try rand-m7-n2-mstd0.5"
+        ) from error
     smallest = max(size, round(size / crop_scale[0] ** 0.5))
     return _loader(
         _Images(images, transform, min_side=smallest, seed=seed), batches, workers, pin_memory=pin_memory

@@ -63,6 +63,7 @@ class LeafNames:
     """Finds the leaf that a label names: by id, by display name, or by display name with underscores."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
+        """Index the leaves of a taxonomy."""
         self.taxonomy = taxonomy
         self._index: dict[str, int] = {}
         for index, leaf in enumerate(taxonomy.leaves):

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from hierclass.checkpoint import load_checkpoint
+from hierclass.decisions import agree
 from hierclass.errors import InputError
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
@@ -21,26 +22,57 @@ from training import metrics
 from training.batches import evaluation_loader
 from training.data import read_images, split
 
+LOWER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
+"""How much lower levels may count in an answer; the best on the dev split goes into the checkpoint."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answers:
     """What a network said: per level the highest class (N,), the k best leaves (N, k), and the truth (N,).
 
-    ``errors`` holds one message per image that could not be read; those are in none of the arrays.
+    ``right[w, k, j]`` counts the images whose tier j is right when level k is asked and lower levels count
+    with ``lower_weights[w]`` (`hierclass.decisions`). ``errors`` holds one message per image that could not
+    be read; those are in none of the arrays.
     """
 
     per_level: tuple[npt.NDArray[np.int64], ...]
     ranked: npt.NDArray[np.int64]
     leaves: npt.NDArray[np.int64]
+    lower_weights: tuple[float, ...]
+    right: npt.NDArray[np.int64]
     errors: tuple[str, ...]
+
+    @classmethod
+    def join(cls, parts: Sequence[Answers]) -> Answers:
+        """The answers of several processes as one."""
+        return cls(
+            tuple(np.concatenate(level) for level in zip(*(part.per_level for part in parts), strict=True)),
+            np.concatenate([part.ranked for part in parts]),
+            np.concatenate([part.leaves for part in parts]),
+            parts[0].lower_weights,
+            np.sum([part.right for part in parts], axis=0),
+            tuple(message for part in parts for message in part.errors),
+        )
+
+    @property
+    def best_weight(self) -> int:
+        """Index of the lower weight with most right answers, each level on its tier; the first of equals."""
+        return int(np.trace(self.right, axis1=1, axis2=2).argmax())
 
 
 @torch.inference_mode()
 def collect_answers(
-    network: NestedNetwork, loader: DataLoader[Any], device: torch.device, *, top: int = 5
+    network: NestedNetwork,
+    loader: DataLoader[Any],
+    device: torch.device,
+    taxonomy: Taxonomy,
+    *,
+    lower_weights: Sequence[float] = LOWER_WEIGHTS,
+    top: int = 5,
 ) -> Answers:
-    """Run a network, put in evaluation mode, over preprocessed batches; each level answers alone."""
+    """Run a network, put in evaluation mode, over preprocessed batches (B, 3, S, S) and their leaves."""
     network.eval()
+    right = np.zeros((len(lower_weights), network.num_levels, network.num_levels), dtype=np.int64)
     top = min(top, network.num_classes[-1])
     per_level: list[list[torch.Tensor]] = [[] for _ in range(network.num_levels)]
     ranked, leaves, errors = [], [], []
@@ -49,6 +81,7 @@ def collect_answers(
         if not len(images):
             continue
         logits = network.forward_all(images.to(device))
+        right += count_right(logits, target.numpy(), taxonomy, lower_weights)
         for answers, level in zip(per_level, logits, strict=True):
             answers.append(level.argmax(dim=1).cpu())
         ranked.append(logits[-1].topk(top, dim=1).indices.cpu())
@@ -59,44 +92,71 @@ def collect_answers(
         tuple(torch.cat(answers).numpy() for answers in per_level),
         torch.cat(ranked).numpy(),
         torch.cat(leaves).numpy(),
+        tuple(lower_weights),
+        right,
         tuple(errors),
     )
 
 
-def count_right(answers: Answers, taxonomy: Taxonomy) -> list[int]:
-    """How many answers of each level are right on its tier."""
-    return [
-        int((answer == taxonomy.projection(tier)[answers.leaves]).sum())
-        for tier, answer in enumerate(answers.per_level)
-    ]
+def count_right(
+    logits: Sequence[torch.Tensor],
+    leaves: npt.NDArray[np.int64],
+    taxonomy: Taxonomy,
+    lower_weights: Sequence[float],
+) -> npt.NDArray[np.int64]:
+    """Right answers of a batch as the product decides: (weights, levels, tiers), as in `Answers.right`.
+
+    ``logits[k]`` (B, num_classes[k]) come from level k; ``leaves`` (B,) are the truth.
+    """
+    arrays = [values.float().cpu().numpy() for values in logits]
+    right = np.zeros((len(lower_weights), len(arrays), len(arrays)), dtype=np.int64)
+    for w, weight in enumerate(lower_weights):
+        for level in range(len(arrays)):
+            answer = agree(arrays[: level + 1], taxonomy, weight)[level].argmax(axis=1)
+            for tier in range(level, -1, -1):
+                right[w, level, tier] = (answer == taxonomy.projection(tier)[leaves]).sum()
+                answer = taxonomy.parent_classes(tier)[answer] if tier else answer
+    return right
 
 
-def level_rows(
-    network: NestedNetwork, taxonomy: Taxonomy, right: list[int], count: int
-) -> list[dict[str, Any]]:
-    """One row per level: tier, classes, top-1 (0 to 1), its 95% Wilson interval, cost, share of all MACs."""
-    last = network.cost(network.num_levels - 1)
-    rows = []
-    for level, num_right in enumerate(right):
-        cost = network.cost(level)
-        low, high = metrics.wilson_interval(num_right / count, count)
-        rows.append(
+def summarise(network: NestedNetwork, taxonomy: Taxonomy, answers: Answers) -> dict[str, Any]:
+    """All measures of a network's answers as JSON values.
+
+    ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson
+    interval, cost; ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
+    were measured with (the best of those tried); ``finest`` the hierarchical measures of the finest level.
+    """
+    count, best = len(answers.leaves), answers.best_weight
+    costs = [network.cost(level) for level in range(network.num_levels)]
+    levels = []
+    for level, cost in enumerate(costs):
+        top1 = float(answers.right[best, level, level]) / count
+        levels.append(
             {
                 "level": level,
                 "tier": level,
                 "classes": taxonomy.num_classes[level],
-                "top1": num_right / count,
-                "interval": [low, high],
+                "top1": top1,
+                "interval": list(metrics.wilson_interval(top1, count)),
                 "macs": cost.macs,
-                "share": cost.macs / last.macs,
+                "share": cost.macs / costs[-1].macs,
                 "parameters": cost.parameters,
             }
         )
-    return rows
+    return {
+        "images": count,
+        "unreadable": len(answers.errors),
+        "levels": levels,
+        "answers": [
+            (answers.right[best, level, : level + 1] / count).tolist() for level in range(network.num_levels)
+        ],
+        "lower_weight": answers.lower_weights[best],
+        "finest": finest_measures(answers, taxonomy),
+    }
 
 
 def finest_measures(answers: Answers, taxonomy: Taxonomy) -> dict[str, float | None]:
-    """The hierarchical measures of the finest level (`training.metrics` defines them)."""
+    """The hierarchical measures of the finest level's head (`training.metrics` defines them)."""
     finest, leaves = answers.per_level[-1], answers.leaves
     precision, recall, f1 = metrics.hierarchical_precision_recall(taxonomy, finest, leaves)
     return {
@@ -124,7 +184,7 @@ def evaluate_checkpoint(
     workers: int = 1,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Measures of a stored checkpoint as JSON values: ``images``, ``unreadable``, ``levels``, ``finest``.
+    """Measures of a stored checkpoint as JSON values: ``images``, ``unreadable`` and what `summarise` gives.
 
     On all the labelled images, or on those that ``dev_from`` or ``dev_share`` hold out. Raises
     `CheckpointError` for the model and `InputError` for the data.
@@ -138,11 +198,9 @@ def evaluate_checkpoint(
         _, dev = split(images, dev_from=dev_from, dev_share=dev_share or 0.0, seed=seed)
         images = images.subset(dev)
     loader = evaluation_loader(images, checkpoint.preprocessing, batch_size=batch_size, workers=workers)
-    answers = collect_answers(checkpoint.network, loader, device)
-    right = count_right(answers, checkpoint.taxonomy)
-    return {
-        "images": len(answers.leaves),
-        "unreadable": list(answers.errors),
-        "levels": level_rows(checkpoint.network, checkpoint.taxonomy, right, len(answers.leaves)),
-        "finest": finest_measures(answers, checkpoint.taxonomy),
-    }
+    weight = float(checkpoint.decision.get("lower_weight", 0.0))
+    answers = collect_answers(
+        checkpoint.network, loader, device, checkpoint.taxonomy, lower_weights=(weight,)
+    )
+    results = summarise(checkpoint.network, checkpoint.taxonomy, answers)
+    return {**results, "unreadable": list(answers.errors)}

@@ -20,6 +20,7 @@ class Trainee(nn.Module):
     """
 
     def __init__(self, network: NestedNetwork, num_leaves: int, *, auxiliary: bool = True) -> None:
+        """Wrap a network; without ``auxiliary`` no head is added."""
         super().__init__()
         self.network = network
         lower = network.num_features[:-1] if auxiliary else ()
@@ -50,6 +51,7 @@ class NestedLoss(nn.Module):
         smoothing: float = 0.0,
         distil: float = 0.0,
     ) -> None:
+        """Take one weight per level; label smoothing is spread over the classes of each tier."""
         super().__init__()
         if len(level_weights) != taxonomy.num_tiers:
             raise ValueError(f"{len(level_weights)} level weights for {taxonomy.num_tiers} levels")

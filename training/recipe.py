@@ -64,6 +64,10 @@ class Recipe:
         """The recipe as plain JSON values."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
+    def without_paths(self) -> Recipe:
+        """The recipe as it goes out with the weights: data by its last name, nothing else of this machine."""
+        return dataclasses.replace(self, data=tuple(Path(path).name for path in self.data))
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """The recipe that `to_dict` wrote; an unknown or missing key raises `InputError`."""
@@ -78,6 +82,26 @@ class Recipe:
             return cls(**arguments)
         except TypeError as error:
             raise InputError(f"recipe: {error}") from error
+
+    def check(self) -> None:
+        """Refuse values that no run can have; raises `InputError` naming the option."""
+        sizes = (self.start_size or self.size, self.size)
+        wrong = {
+            f"--size {self.size}: give 8 to 4096": not 8 <= self.size <= 4096,
+            f"--start-size {self.start_size}: give 8 up to --size": not 8 <= sizes[0] <= sizes[1],
+            f"--dev-share {self.dev_share}: give more than 0, less than 1": not 0 < self.dev_share < 1,
+            f"--limit {self.limit}: give at least 1": self.limit is not None and self.limit < 1,
+            f"--lr {self.lr}: give more than 0": not self.lr > 0,
+            f"--ema-decay {self.ema_decay}: give 0 up to less than 1": not 0 <= self.ema_decay < 1,
+            f"--mixed-precision {self.mixed_precision}: give no, bf16 or fp16": self.mixed_precision
+            not in ("no", "bf16", "fp16"),
+            "--crop-scale: give two shares, such as 0.35,1": len(self.crop_scale) != 2
+            or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+            "--level-weights: give one per level": len(self.level_weights) not in (0, len(self.widths)),
+        }
+        for message, failed in wrong.items():
+            if failed:
+                raise InputError(message)
 
     def save(self, path: Path) -> None:
         """Write the recipe as JSON, atomically."""

@@ -21,11 +21,12 @@ def clock(seconds: float) -> str:
 class Reporter:
     """Shows a run: a bar on a terminal, else a line at most every 30 seconds and one per epoch.
 
-    ``total_steps`` counts updates of the whole run; the time left is the time so far, scaled by the work
-    left. ``work`` weighs a step (by pixels), since steps of small images are faster.
+    The time left is the time so far, scaled by the work left; work is counted in pixels, since steps of small
+    images are faster.
     """
 
     def __init__(self, console: Console, *, epochs: int, total_work: float, quiet: bool = False) -> None:
+        """Show a run of so many epochs on a console; ``quiet`` shows nothing."""
         self.console, self.epochs, self.total_work, self.quiet = console, epochs, total_work, quiet
         self.done_work = self.first_work = 0.0
         self.started = self.last_line = time.monotonic()

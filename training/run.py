@@ -12,6 +12,7 @@ from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -65,6 +66,7 @@ class Run:
     def __init__(
         self, recipe: Recipe, taxonomy: Taxonomy, *, steps_per_epoch: int, accelerator: Accelerator
     ) -> None:
+        """Build everything from the recipe and its seed."""
         self.recipe, self.taxonomy, self.accelerator = recipe, taxonomy, accelerator
         self.preprocessing = make_preprocessing(recipe)
         network = make_network(recipe, taxonomy)
@@ -81,16 +83,7 @@ class Run:
             distil=recipe.distil,
         ).to(accelerator.device)
         optimizer = make_optimizer(recipe, self.trainee)
-        self.scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=recipe.schedule,
-            num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=recipe.lr / 20,
-            min_lr=recipe.lr * 1e-3,
-            step_on_epochs=False,
-            updates_per_epoch=steps_per_epoch,
-        )
+        self.scheduler = make_scheduler(recipe, optimizer, steps_per_epoch)
         self.model, self.optimizer = accelerator.prepare(self.trainee, optimizer)
         self.mixup = make_mixup(recipe, len(taxonomy.leaves))
         self.erase = RandomErasing(recipe.erase, mode="const", device="cpu") if recipe.erase else None
@@ -170,7 +163,7 @@ class Run:
                 preprocessing=self.preprocessing,
                 architecture=make_architecture(self.recipe),
                 results={"dev": results},
-                decision={},
+                decision={"lower_weight": results["lower_weight"]},
             ),
         )
 
@@ -184,6 +177,30 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     except (AssertionError, ValueError) as error:
         raise InputError(f"--opt {recipe.opt}: {error}".splitlines()[0]) from error
     return optimizer
+
+
+def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
+    """timm's schedule of a recipe, stepped every update: warm-up from lr / 20, down to lr / 1000."""
+    if recipe.warmup_epochs >= recipe.epochs:
+        raise InputError(
+            f"--warmup-epochs {recipe.warmup_epochs} leaves no epoch of {recipe.epochs}; lower it"
+        )
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=recipe.schedule,
+            num_epochs=recipe.epochs,
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_lr=recipe.lr / 20,
+            min_lr=recipe.lr * 1e-3,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"--schedule {recipe.schedule}: {error}".splitlines()[0]) from error
+    if scheduler is None:
+        raise InputError(f"--schedule {recipe.schedule} is no schedule of timm; use cosine, or constant")
+    return scheduler
 
 
 def make_mixup(recipe: Recipe, num_leaves: int) -> Mixup | None:

@@ -1,0 +1,108 @@
+"""The folder of a run: what lies where, who may write to it, and the facts kept beside the weights.
+
+recipe.json            the recipe
+history.jsonl          one line per epoch
+last/state.safetensors what --resume continues from
+model/                 the best model on the dev split, with recipe.json, training.json and MODEL_CARD.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hierclass.errors import InputError
+from taxonomy import Taxonomy
+from training.card import model_card
+from training.recipe import Recipe, write_json
+
+
+class RunFolder:
+    """The output folder of one run; only the main process of a run writes to it."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the folder; it is made by `claim`."""
+        self.path = path
+        self.state = path / "last" / "state.safetensors"
+        self.model = path / "model"
+        self.history = path / "history.jsonl"
+
+    @contextlib.contextmanager
+    def claim(self, *, resume: bool) -> Iterator[None]:
+        """Keep other runs out while this one lasts; the system frees the folder if the process is killed.
+
+        Raises `InputError` when another process writes to the folder, or it holds a run and ``resume`` is not
+        set.
+        """
+        if self.state.exists() and not resume:
+            raise InputError(f"{self.path} holds a run; add --resume to continue it, or choose another --out")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
+        with lock:
+            try:
+                import fcntl  # absent on Windows, where nothing keeps a second run out
+
+                fcntl.lockf(
+                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # not inherited by data workers, unlike flock
+            except ImportError:
+                pass
+            except OSError as error:
+                raise InputError(f"another run writes to {self.path}; choose another --out") from error
+            yield
+
+    def begin(self, recipe: Recipe, epochs_done: int) -> None:
+        """Store the recipe, and keep the history lines of the epochs done; a kill can leave one more."""
+        recipe.save(self.path / "recipe.json")
+        lines = self.history.read_text(encoding="utf-8").splitlines() if self.history.exists() else []
+        text = "".join(line + "\n" for line in lines[:epochs_done])
+        temporary = self.history.with_name(self.history.name + ".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.history)
+
+    def add_epoch(self, row: dict[str, Any]) -> None:
+        """Add an epoch's line to the history."""
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def describe_model(
+        self, recipe: Recipe, taxonomy: Taxonomy, progress: dict[str, Any], device: torch.device
+    ) -> None:
+        """Write the recipe, the facts and the model card beside the weights."""
+        shared = recipe.without_paths()
+        facts = {
+            "recipe": shared.to_dict(),
+            "epochs_done": progress["epoch"],
+            "seconds": round(progress["seconds"], 1),
+            "hardware": hardware(device),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "best": progress["best"],
+        }
+        shared.save(self.model / "recipe.json")
+        write_json(self.model / "training.json", facts)
+        (self.model / "MODEL_CARD.md").write_text(model_card(facts, taxonomy), encoding="utf-8")
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What a run runs on: kind of device, its name, processors of the machine, threads used."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"device": device.type, "name": name, "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
