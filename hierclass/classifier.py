@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hierclass.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from hierclass.decisions import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
-from hierclass.images import ImageSource, preprocess, read_image
+from hierclass.images import ImageSource, read_input
 from taxonomy import Taxonomy
 
 BUNDLED = Path(__file__).parent / "models" / "tiny-imagenet"
@@ -129,8 +129,7 @@ class Classifier:
 
     def _prepare(self, image: ImageSource, index: int, count: int) -> NDArray[np.float32]:
         try:
-            wanted = round(self.preprocessing.size / self.preprocessing.crop)
-            return preprocess(read_image(image, min_side=wanted), self.preprocessing)
+            return read_input(image, self.preprocessing)
         except ImageError as error:
             name = str(image) if isinstance(image, (str, os.PathLike)) else f"image {index + 1} of {count}"
             raise ImageError(f"{name}: {error}") from error
