@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import hierclass
-from hierclass.checkpoint import Architecture
+from hierclass.checkpoint import WEIGHT_SOURCES, Architecture
 from hierclass.nested import NestedNetwork, create_backbone
 
 SAMPLE_SECONDS = 0.05
@@ -60,7 +60,7 @@ class Timing:
 
 def dense_network(network: NestedNetwork, architecture: Architecture) -> nn.Module:
     """Return the un-nested network: the timm backbone with a classifier of the last level's classes."""
-    arguments = {key: value for key, value in architecture.backbone_args.items() if key != "checkpoint_path"}
+    arguments = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
     backbone = create_backbone(architecture.backbone, stem_stride=architecture.stem_stride, **arguments)
     return nn.Sequential(backbone, nn.Linear(network.num_features[-1], network.num_classes[-1]))
 
@@ -129,7 +129,7 @@ def measure_rounds(calls: dict[str, Call], rounds: int, wait: Call, seed: int = 
 @torch.inference_mode()
 def measure(network: NestedNetwork, dense: nn.Module, batches: Sequence[int], rounds: int) -> list[Timing]:
     """Time every contender at every batch size; `rounds` is at least 2."""
-    device = network.heads[0].weight.device
+    device = next(network.parameters()).device
     wait: Call = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     image = torch.randn(1, *network.input_size, device=device)
     macs = count_macs(network, dense, image)

@@ -118,6 +118,15 @@ def test_refining_gives_what_running_the_level_directly_gives(shared: NestedNetw
         assert state.level == level
 
 
+def test_a_state_holds_only_what_the_next_level_reads_again(shared: NestedNetwork) -> None:
+    state = shared.start(images())
+    shared.refine(state)
+    shared.refine(state)
+    assert {value.shape[1] for value in state.prefixes.values()} > {3}  # the image and more
+    shared.refine(state)
+    assert state.prefixes == {}
+
+
 def test_a_state_at_the_last_level_cannot_be_refined(shared: NestedNetwork) -> None:
     state = shared.start(images())
     for _ in range(3):

@@ -133,7 +133,7 @@ class NestedNetwork(nn.Module):
             LevelError: the state is at the last level already.
         """
         level = self.check_level(state.level + 1)
-        return self.classify(self._run(state, level, keep=True)[-1], level)
+        return self.classify(self._run(state, level, keep=level < self.num_levels - 1)[-1], level)
 
     def extract(self, level: int) -> NestedNetwork:
         """Return a stand-alone network of levels 0 … `level`, with copies of their weights alone."""
@@ -186,7 +186,7 @@ class NestedNetwork(nn.Module):
         for index, step in enumerate(self.steps):
             source = step.inputs[0]
             if step.reads == "prefix" and source not in grown:
-                grown[source] = _grow(state.prefixes.get(source), fresh[source])
+                grown[source] = _grow(state.prefixes.pop(source, None), fresh[source])
                 if keep:
                     state.prefixes[source] = grown[source][-1]
             parts = self._parts(step)
