@@ -7,6 +7,7 @@ Importing this file starts nothing and needs neither Gradio nor torch.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
@@ -53,7 +54,7 @@ CSS = """
 .hc { display: flex; flex-direction: column; gap: 14px; }
 .hc-path { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; min-height: 44px; margin: 0;
   font-size: 18px; }
-.hc-path .arrow { color: var(--body-text-color-subdued); }
+.hc-path .arrow { color: var(--block-label-text-color); }
 .hc-path .last { font-weight: 700; font-size: 24px; }
 .hc ol { list-style: none; margin: 0; padding: 0; }
 .hc li { position: relative; margin: 0; padding: 0 0 14px 30px; }
@@ -65,15 +66,15 @@ CSS = """
 .hc li:last-child::after { display: none; }
 .hc li.waiting::before, .hc li.skipped::before { background: var(--background-fill-primary);
   border: 2px solid var(--border-color-primary); width: 9px; height: 9px; }
-.hc .card { box-sizing: border-box; min-height: 172px; padding: 12px 16px;
+.hc .card { display: flex; flex-direction: column; box-sizing: border-box; min-height: 172px; padding: 12px 16px;
   border: 1px solid var(--border-color-primary);
   border-radius: 12px; background: var(--background-fill-primary); }
 .hc li.waiting .card, .hc li.skipped .card { border-style: dashed; background: transparent; }
 .hc .tier { display: flex; justify-content: space-between; font-size: 13px;
-  color: var(--body-text-color-subdued); }
-.hc .row { display: grid; grid-template-columns: minmax(7em, 1fr) minmax(60px, 1fr) 3.4em; gap: 12px;
+  color: var(--block-label-text-color); }
+.hc .row { display: grid; grid-template-columns: minmax(90px, 1fr) minmax(50px, 1fr) 52px; gap: 12px;
   align-items: center;
-  font-size: 14px; line-height: 24px; color: var(--body-text-color-subdued); }
+  font-size: 14px; line-height: 24px; color: var(--block-label-text-color); }
 .hc .row.best { font-size: 19px; line-height: 36px; font-weight: 650; color: var(--body-text-color); }
 .hc .row .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .hc .row .score { text-align: right; font-variant-numeric: tabular-nums; }
@@ -81,7 +82,7 @@ CSS = """
 .hc .bar i { display: block; height: 100%; border-radius: 3px; background: var(--body-text-color-subdued); }
 .hc .best .bar { height: 10px; border-radius: 5px; }
 .hc .best .bar i { border-radius: 5px; background: var(--color-accent); }
-.hc .cost { margin-top: 6px; font-size: 13px; color: var(--body-text-color-subdued);
+.hc .cost { margin-top: auto; padding-top: 6px; font-size: 13px; color: var(--block-label-text-color);
   font-variant-numeric: tabular-nums; }
 .hc .later { font-size: 13px; color: var(--body-text-color); }
 .hc .total { display: flex; height: 12px; border-radius: 6px; overflow: hidden;
@@ -89,7 +90,14 @@ CSS = """
 .hc .total i { box-sizing: border-box; background: var(--color-accent);
   border-right: 2px solid var(--background-fill-primary); }
 .hc .sum { margin: 6px 0 0; min-height: 44px; font-size: 14px; }
-.hc .trouble { color: var(--body-text-color); font-size: 16px; }
+.trouble { margin: 0; padding: 12px 16px; border-left: 4px solid var(--color-accent); font-size: 15px; }
+.privacy p { font-size: 13px; }
+@media (max-width: 767px) {
+  .controls { display: contents !important; }
+  .controls > *, .answer { flex: 1 1 100% !important; order: 3; }
+  .controls > .photo { order: 0; } .controls > .problem { order: 1; } .controls > .gallery-of-examples { order: 1; }
+  .answer { order: 2; }
+}
 @media (max-width: 600px) { .hc li { padding-left: 22px; } .hc li::before { left: 0; }
   .hc li::after { left: 6px; } }
 """
@@ -160,8 +168,8 @@ def draw(levels: Sequence[Level], stages: Sequence[Stage], last: int) -> str:
 
 
 def draw_trouble(message: str) -> str:
-    """Draw what is wrong with a photograph, where the answer would be."""
-    return f'<div class="hc"><p class="trouble" role="alert">{escape(message)}</p></div>'
+    """Draw what is wrong with a photograph, to be shown below it."""
+    return f'<p class="trouble" role="alert">{escape(message)}</p>'
 
 
 def explain(error: HierclassError) -> str:
@@ -209,9 +217,7 @@ def _draw_empty(level: Level, state: str, text: str) -> str:
 
 
 def _draw_tier(level: Level) -> str:
-    return (
-        f'<div class="tier"><span>Level {level.index}</span><span>one of {level.num_classes:,}</span></div>'
-    )
+    return f'<div class="tier"><span>Level {level.index}</span><span>one of {level.num_classes:,} classes</span></div>'
 
 
 def _draw_total(stages: Sequence[Stage]) -> str:
@@ -248,26 +254,26 @@ def count(number: int) -> str:
 def build_page(classifier: Classifier) -> gr.Blocks:
     """Build the page around a model that is loaded already; nothing is started.
 
-    Besides the page there is one endpoint for programs, /classify (image, level): it streams one JSON value
+    Besides the page there is one endpoint for programs, /classify (photo, level): it streams one JSON value
     per level, coarse first (`Stage.to_dict`).
     """
     import gradio as gr
 
     levels = classifier.levels
 
-    def show(photo: dict[str, Any] | None, level: int | None) -> Iterator[str]:
+    def show(photo: dict[str, Any] | None, level: int | None) -> Iterator[tuple[gr.HTML, str]]:
+        stages: list[Stage] = []
+        last = levels[-1].index
         try:
             last = classifier.check_level(level)
-            stages: list[Stage] = []
             if photo is None:
-                yield draw(levels, stages, last)
+                yield gr.HTML(visible=False), draw(levels, stages, last)
                 return
             for stage in classify(classifier, _uploaded(photo), last):
                 stages.append(stage)
-                yield draw(levels, stages, last)
+                yield gr.HTML(visible=False), draw(levels, stages, last)
         except HierclassError as error:
-            gr.Warning(escape(explain(error)), title="No answer")
-            yield draw_trouble(explain(error))
+            yield gr.HTML(draw_trouble(explain(error)), visible=True), draw(levels, (), last)
 
     def answer(photo: dict[str, Any] | None, level: int | None) -> Iterator[dict[str, Any]]:
         try:
@@ -276,35 +282,14 @@ def build_page(classifier: Classifier) -> gr.Blocks:
         except HierclassError as error:
             raise gr.Error(escape(explain(error)), print_exception=False) from error
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING_SECONDS) as page:
-        gr.Markdown(INTRODUCTION)
-        with gr.Row():
-            with gr.Column(scale=5, min_width=320):
-                image = gr.Image(
-                    label="Your photograph",
-                    image_mode=None,
-                    height=340,
-                    buttons=[],
-                    alt_text="Your photograph",
-                )
-                level = gr.Radio(
-                    _level_choices(levels),
-                    value=levels[-1].index,
-                    label="How fine?",
-                    info="Stop early, and the finer levels are never computed.",
-                )
-                if examples := sorted(str(path) for path in EXAMPLES.glob("*.jpg")):
-                    gr.Examples(
-                        examples, image, label="No photograph at hand? Try one of these", cache_examples=False
-                    )
-                gr.Markdown(PRIVACY, elem_classes="privacy")
-            with gr.Column(scale=7, min_width=320):
-                result = gr.HTML(draw(levels, (), levels[-1].index), label="Answer")
+    page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING_SECONDS)
+    with page:
+        image, level, problem, result = _lay_out(levels)
         gr.on(
             [image.change, level.change],
             show,
             [image, level],
-            result,
+            [problem, result],
             preprocess=False,  # the file as it came: hierclass reads it, with its own limits and messages
             show_progress="hidden",
             trigger_mode="always_last",
@@ -326,9 +311,35 @@ def build_page(classifier: Classifier) -> gr.Blocks:
     return page
 
 
-def _level_choices(levels: Sequence[Level]) -> list[tuple[str, int]]:
-    words = {levels[-1].index: " (finest)", levels[0].index: " (fastest)"}
-    return [(f"{level.num_classes:,} classes{words.get(level.index, '')}", level.index) for level in levels]
+def _lay_out(levels: Sequence[Level]) -> tuple[gr.Image, gr.Radio, gr.HTML, gr.HTML]:
+    """Place the widgets in the page that is being built: photograph, level, what is wrong, answer."""
+    import gradio as gr
+
+    gr.Markdown(INTRODUCTION)
+    with gr.Row():
+        with gr.Column(scale=5, min_width=320, elem_classes="controls"):
+            image = gr.Image(
+                label="Your photograph",
+                image_mode=None,
+                height=340,
+                buttons=[],
+                alt_text="Your photograph",
+                elem_classes="photo",
+            )
+            problem = gr.HTML(visible=False, padding=False, elem_classes="problem")
+            choice = gr.Radio(
+                [(f"{level.num_classes:,} classes", level.index) for level in levels],
+                value=levels[-1].index,
+                label="How fine?",
+                info="Fewer classes cost less: a finer level that you don't ask for is never computed.",
+            )
+            if examples := sorted(str(path) for path in EXAMPLES.glob("*.jpg")):
+                with gr.Column(elem_classes="gallery-of-examples"):
+                    gr.Examples(examples, image, label="Or try one of these", cache_examples=False)
+            gr.Markdown(PRIVACY, elem_classes="privacy")
+        with gr.Column(scale=7, min_width=320, elem_classes="answer"):
+            result = gr.HTML(draw(levels, (), levels[-1].index), padding=False)
+    return image, choice, problem, result
 
 
 def _uploaded(photo: dict[str, Any] | None) -> str:
@@ -362,7 +373,8 @@ def launch(page: gr.Blocks, host: str, port: int | None) -> str:
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
-        footer_links=["api", "settings"],
+        allowed_paths=[str(EXAMPLES)],
+        footer_links=["api"],
         theme=theme,
         css=CSS,
     )
@@ -380,9 +392,7 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
 ) -> None:
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
-    try:
-        import gradio  # noqa: F401
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("gradio") is None:
         _stop("the page needs Gradio; install it with: pip install 'hierclass[demo]'", 1)
     import hierclass
 
