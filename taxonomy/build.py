@@ -4,6 +4,7 @@ The way: WordNet's graph becomes a tree (`tree_parents`), tiers are cut (`taxono
 together and named (`_assemble`).
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -109,7 +110,11 @@ def _check_ids(ids: Sequence[str]) -> None:
         raise TaxonomyError("there are no classes; give at least one synset id")
     unknown = [synset_id for synset_id in ids if wordnet.synset(synset_id) is None]
     if unknown:
-        form = "" if all(re.fullmatch(r"n\d{8}", i) for i in unknown) else "; write n and 8 digits, like n02084071"
+        form = (
+            ""
+            if all(re.fullmatch(r"n\d{8}", i) for i in unknown)
+            else "; write n and 8 digits, like n02084071"
+        )
         what = "is no noun synset" if len(unknown) == 1 else "are no noun synsets"
         raise TaxonomyError(f"{listed(unknown, 8)} {what} of WordNet 3.0{form}")
     twice = [synset_id for synset_id, count in Counter(ids).items() if count > 1]
@@ -119,19 +124,31 @@ def _check_ids(ids: Sequence[str]) -> None:
         raise TaxonomyError(f"{ROOT} (entity) is everything, so it is no class; remove it")
 
 
-def _sizes(num_leaves: int, tiers: Sequence[int] | None, anchors: Sequence[Sequence[Anchor]]) -> tuple[int, ...]:
+def _sizes(
+    num_leaves: int, tiers: Sequence[int] | None, anchors: Sequence[Sequence[Anchor]]
+) -> tuple[int, ...]:
     if tiers is None:
         if not anchors:
             return automatic_sizes(num_leaves)
-        return tuple(len(tier) for tier in anchors)
+        return tuple(len(tier) or _automatic_size(k, num_leaves) for k, tier in enumerate(anchors))
     sizes = tuple(int(size) for size in tiers)
     if len(anchors) > len(sizes):
-        raise TaxonomyError(f"anchors for {len(anchors)} tiers but sizes for {len(sizes)}; give as many sizes")
-    wrong = any(size < 2 for size in sizes) or any(b <= a for a, b in zip(sizes, sizes[1:], strict=False))
+        raise TaxonomyError(
+            f"anchors for {len(anchors)} tiers but sizes for {len(sizes)}; give as many sizes"
+        )
+    wrong = any(size < 2 for size in sizes) or any(b <= a for a, b in itertools.pairwise(sizes))
     if wrong or (sizes and sizes[-1] >= num_leaves):
         text = ", ".join(map(str, sizes))
-        raise TaxonomyError(f"tier sizes {text} for {num_leaves} leaves: they start at 2, grow, and stay below the leaves")
+        raise TaxonomyError(
+            f"tier sizes {text} for {num_leaves} leaves: they start at 2, grow, and stay below the leaves"
+        )
     return sizes
+
+
+def _automatic_size(tier: int, num_leaves: int) -> int:
+    """Size of a tier that has no anchors among tiers that have some."""
+    sizes = automatic_sizes(num_leaves)
+    return sizes[min(tier, len(sizes) - 1)] if sizes else 2
 
 
 # ---------------------------------------------------------------- WordNet's graph becomes a tree
@@ -198,40 +215,59 @@ def _cut(
     tree: Tree, sizes: Sequence[int], given: Sequence[Sequence[Anchor]], namer: Namer, *, strict: bool
 ) -> list[list[Group]]:
     holders = assign(tree.leaves, given)
+    for tier, holder in zip(given, holders, strict=True):
+        for anchor in tier:
+            mine = frozenset(leaf for leaf, held in holder.items() if held == anchor)
+            if len(mine) > 1:
+                namer.reserve(Group(anchor.id, anchor.name, mine))
     cut: list[list[Group]] = []
     for k, size in enumerate(sizes):
         before = cut[-1] if cut else [Group(ROOT, namer.word(ROOT), frozenset(tree.leaves))]
         if given[k]:
             groups = anchored(tree, before, given[k], holders[k], namer)
         else:
-            groups = _yield_to_anchors(split(tree, before, size, namer), given[k + 1 :], holders[k + 1 :], namer)
-            if len(groups) < 2 or len(groups) == len(before) and cut:
-                if strict:
-                    raise TaxonomyError(
-                        f"these {len(tree.leaves)} classes do not fall into about {size} groups in WordNet; "
-                        "ask for fewer tiers, or give the groups as anchors"
-                    )
+            groups = _yield_to_anchors(
+                split(tree, before, size, namer), given[k + 1 :], holders[k + 1 :], namer
+            )
+            same = len(groups) == len(before)
+            if strict and (same or 2 * len(groups) < size):
+                raise TaxonomyError(
+                    f"these {len(tree.leaves)} classes do not fall into about {size} groups in WordNet; "
+                    "ask for fewer tiers or other sizes, or give the groups as anchors"
+                )
+            if same:
                 continue
         cut.append(by_first_leaf(groups, tree.order))
     return cut
 
 
 def _yield_to_anchors(
-    groups: list[Group], given: Sequence[Sequence[Anchor]], holders: Sequence[Mapping[str, Anchor]], namer: Namer
+    groups: list[Group],
+    given: Sequence[Sequence[Anchor]],
+    holders: Sequence[Mapping[str, Anchor]],
+    namer: Namer,
 ) -> list[Group]:
-    """Keep the leaves of a finer tier's anchor together: all move to the automatic group that has most of them."""
+    """Keep the leaves of a finer tier's anchor together: all move to the automatic group that has most of them.
+
+    That group keeps its name. A single leaf that another group keeps moves along.
+    """
     for anchors, holder in zip(given, holders, strict=True):
         for anchor in anchors:
             mine = frozenset(leaf for leaf, held in holder.items() if held == anchor)
             if not mine or any(mine <= group.leaves for group in groups):
                 continue
             home = max(groups, key=lambda group: len(group.leaves & mine))
-            moved = [group.leaves | mine if group is home else group.leaves - mine for group in groups]
-            groups = [
-                group if leaves == group.leaves else namer.group(leaves)
-                for group, leaves in zip(groups, moved, strict=True)
-                if leaves
-            ]
+            whole = home.leaves | mine
+            kept: list[Group] = []
+            for group in groups:
+                rest = group.leaves - mine
+                if group is home or rest == group.leaves:
+                    kept += [] if group is home else [group]
+                elif len(rest) > 1:
+                    kept.append(namer.group(rest))
+                else:
+                    whole |= rest
+            groups = [*kept, namer.changed(home, whole)]
     return groups
 
 
@@ -250,7 +286,11 @@ def _assemble(tree: Tree, cut: Sequence[Sequence[Group]], namer: Namer, name: st
         below = tree.below[node]
         if len(below) > 1 and node not in used | {ROOT} and below not in labels and _fits(below, cut):
             labels[below] = (node, namer.word(node))
-    root = labels.pop(everything) if everything in labels and everything not in classes else (ROOT, namer.word(ROOT))
+    root = (
+        labels.pop(everything)
+        if everything in labels and everything not in classes
+        else (ROOT, namer.word(ROOT))
+    )
     for leaf in tree.leaves:
         general = f"{leaf}-group" in tree.below
         labels[frozenset({leaf})] = (leaf, ("other " if general else "") + wordnet.known(leaf).lemmas[0])
@@ -278,7 +318,9 @@ def _nested(
 ) -> tuple[list[frozenset[str]], list[int]]:
     """Order nested sets depth first, siblings by first leaf; and the position of each one's parent, 0 for the root."""
     children: dict[frozenset[str], list[frozenset[str]]] = {}
-    smallest = dict.fromkeys(everything, frozenset[str]())  # per leaf the smallest set so far; empty is the root
+    smallest = dict.fromkeys(
+        everything, frozenset[str]()
+    )  # per leaf the smallest set so far; empty is the root
     first = {found: min(order[leaf] for leaf in found) for found in sets}
     for found in sorted(first, key=lambda found: (-len(found), first[found])):
         children.setdefault(smallest[next(iter(found))], []).append(found)

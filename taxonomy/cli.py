@@ -217,6 +217,8 @@ def _print_senses(choices: Sequence["SenseChoice"]) -> None:
         chosen = choice.synset
         sense = escape(f"{chosen.id} {chosen.name}: {chosen.definition}")
         _print(f"[bold]{escape(choice.name)}[/bold] = {sense}")
+        if choice.note:
+            _print(f"  [yellow]{escape(choice.note)}[/yellow]")
         for other in choice.rejected:
             _print(f"  [dim]not {escape(f'{other.id} {other.name}: {other.definition}')}[/dim]")
     if any(choice.rejected for choice in choices):

@@ -119,7 +119,8 @@ def unique_names(nodes: Sequence[Named]) -> list[str]:
     Of classes that want the same name, one that lies above all the rest keeps it; each other one adds the nearest
     ancestor in the tree that the rest do not share, as in "crane (bird)"; where there is none, the nearest in
     WordNet, then another lemma, then the id. Names with "or" are not added. Then a node that is no class, and wants a
-    name that is taken, takes its next free lemma, or adds an ancestor in the same way.
+    name that is taken, takes its next free lemma, or adds an ancestor in the same way; where it has none of its own,
+    the class adds one.
     """
     names = [node.name for node in nodes]
     inner = [i for i, node in enumerate(nodes) if not node.is_class]
@@ -134,7 +135,9 @@ def unique_names(nodes: Sequence[Named]) -> list[str]:
         taken[names[i].lower()] += 1
     for same in _clashes(names, range(len(names))):
         for i in same[1:]:
-            names[i] = f"{nodes[i].name} ({nodes[i].id})"
+            apart = _told_apart(i, same, nodes)
+            free = apart.lower() not in {name.lower() for name in names}
+            names[i] = apart if free else f"{nodes[i].name} ({nodes[i].id})"
     return names
 
 

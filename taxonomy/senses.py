@@ -28,7 +28,7 @@ VISIBLE = {
     "animal": 1.0,
     "artifact": 1.0,
     "food": 1.0,
-    "plant": 1.0,
+    "plant": 0.5,  # crops have a plant sense and a food sense; pictures show what is eaten
     "object": 0.6,
     "body": 0.5,
     "person": 0.3,
@@ -54,10 +54,10 @@ def choose_senses(names: Sequence[str], *, pins: Mapping[str, str] | None = None
     The rule. Each sense of a name starts with a weight: how visible its kind is (`VISIBLE`), times exp(-RANK) per
     step in WordNet's order, times exp(CASE) where the capitals agree. Then, for ROUNDS rounds, it is multiplied by
     how well it keeps company with the other names, to the power CONTEXT, and the weights of a name's senses are
-    scaled to sum to 1. The company of a sense is the chance to draw it as follows: take another name, take one of its
-    senses by weight, take one of that sense's ancestors, take one of the synsets below that ancestor. So a sense
-    gains from near relatives most, from far ones a little. The heaviest sense wins, the surest name first; a sense
-    that another name has is taken only where no other is left.
+    scaled to sum to 1. The company of a sense is the chance to draw it as follows: take another name (one with the
+    same senses is not another), take one of its senses by weight, take one of that sense's ancestors, take one of the
+    synsets below that ancestor. So a sense gains from near relatives most, from far ones a little. The heaviest sense
+    wins, the surest name first; a sense that another name has is taken only where no other is left.
 
     A name is looked up as it is (any case; spaces, underscores or hyphens), then as a plural, then by its last words
     ("spotted tabby cat" as "tabby cat", with a note). "goldfish, Carassius auratus" keeps the senses that have most
@@ -136,7 +136,9 @@ def _check_pins(names: Sequence[str], pins: Mapping[str, str]) -> None:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TaxonomyError(f"{name!r} is pinned but is none of the names{hint}")
         if wordnet.synset(synset_id) is None:
-            raise TaxonomyError(f"{name!r} is pinned to {synset_id!r}, which is no noun synset of WordNet 3.0")
+            raise TaxonomyError(
+                f"{name!r} is pinned to {synset_id!r}, which is no noun synset of WordNet 3.0"
+            )
 
 
 def _check_found(names: Sequence[str], senses: Sequence[Sequence[str]]) -> None:
@@ -148,7 +150,9 @@ def _check_found(names: Sequence[str], senses: Sequence[Sequence[str]]) -> None:
         close = close_words(name)
         texts.append(f"{name!r} (close: {', '.join(close)})" if close else repr(name))
     verb = "is" if len(missing) == 1 else "are"
-    raise TaxonomyError(f"not among WordNet's nouns {verb} {', '.join(texts)}; correct them, or pin a synset for each")
+    raise TaxonomyError(
+        f"not among WordNet's nouns {verb} {', '.join(texts)}; correct them, or pin a synset for each"
+    )
 
 
 def close_words(name: str, num: int = 3) -> list[str]:
@@ -171,7 +175,9 @@ def _weights(names: Sequence[str], senses: Sequence[Sequence[str]]) -> list[Floa
     flat = [sense for found in senses for sense in found]
     starts = np.cumsum([0, *(len(found) for found in senses)])[:-1]
     owner = np.repeat(np.arange(len(senses)), [len(found) for found in senses])
-    prior = np.array([_prior(name, s, k) for name, found in zip(names, senses, strict=True) for k, s in enumerate(found)])
+    prior = np.array(
+        [_prior(name, s, k) for name, found in zip(names, senses, strict=True) for k, s in enumerate(found)]
+    )
     column = {a: j for j, a in enumerate(sorted({a for sense in flat for a in wordnet.ancestors(sense)}))}
     above = np.zeros((len(flat), len(column)))  # (senses, ancestors), 1 where an ancestor-or-self
     for i, sense in enumerate(flat):
@@ -179,10 +185,16 @@ def _weights(names: Sequence[str], senses: Sequence[Sequence[str]]) -> list[Floa
     drawn = above / above.sum(1, keepdims=True)  # chance to take each ancestor of a sense
     below = wordnet.num_below()
     size = np.array([below[a] for a in column], dtype=np.float64)
+    kinds = {tuple(found): k for k, found in enumerate(dict.fromkeys(map(tuple, senses)))}
+    kind = np.array(
+        [kinds[tuple(found)] for found in senses]
+    )  # the same word twice gives no company to itself
     weight = _scaled(prior, starts, owner)
     for _ in range(ROUNDS):
         votes = np.add.reduceat(drawn * weight[:, None], starts, axis=0)  # (names, ancestors)
-        chance = (votes.sum(0) - votes) / size
+        own = np.zeros((len(kinds), len(column)))
+        np.add.at(own, kind, votes)
+        chance = (votes.sum(0) - own[kind]) / size
         company = np.einsum("sa,sa->s", above, chance[owner]) / max(len(senses) - 1, 1)
         weight = _scaled(prior + CONTEXT * np.log(company + STRANGER / below[wordnet.ROOT]), starts, owner)
     return np.split(weight, starts[1:])

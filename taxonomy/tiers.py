@@ -55,6 +55,7 @@ class Tree:
     """
 
     def __init__(self, parents: Mapping[str, str], leaves: Sequence[str]) -> None:
+        """Find the leaves below each node."""
         self.parents = parents
         self.leaves = tuple(leaves)
         self.order = {leaf: i for i, leaf in enumerate(leaves)}
@@ -112,40 +113,68 @@ def split(tree: Tree, before: Sequence[Group], size: int, namer: "Namer") -> lis
 
     Splits the largest group that can be split, again and again, until the wanted size is met as nearly as it can be.
     A group falls into the parts below its lowest common node. Parts smaller than a quarter of the average group (at
-    least 2) are folded into one "other ..." group; where that would be a single leaf, the smallest part joins it.
+    least 2) are folded into one "other ..." group; where that would be a single leaf, it joins the nearest part
+    (`nearest`), which keeps its name.
     """
     smallest = max(2, round(len(tree.leaves) / (4 * size)))
     done: list[frozenset[str]] = []
     waiting = [group.leaves for group in before]
+    joined: dict[frozenset[str], frozenset[str]] = {}  # leaves with a stray -> the part that gives the name
     while waiting and len(done) + len(waiting) < size:
         waiting.sort(key=lambda leaves: (-len(leaves), tree.order[_first(tree, leaves)]))
         largest = waiting.pop(0)
-        parts = _split_once(tree, largest, smallest)
+        parts, stray = _split_once(tree, largest, smallest)
+        if stray is not None:
+            home = nearest(stray, parts)
+            joined[parts[home] | {stray}] = parts[home]
+            parts[home] |= {stray}
         count = len(done) + len(waiting)
         if len(parts) < 2 or count + len(parts) - size > size - (count + 1):
             done.append(largest)  # it cannot be split, or doing so would miss the size by more
         else:
             waiting += parts
     kept = {group.leaves: group for group in before}
-    return [kept.get(leaves) or namer.group(leaves) for leaves in (*done, *waiting)]
+    groups = []
+    for leaves in (*done, *waiting):
+        named = joined.get(leaves, leaves)
+        whole = next(group for group in before if leaves <= group.leaves)
+        near = whole if whole.leaves <= tree.below[tree.top(named)] else None
+        new = kept.get(leaves) or namer.group(named, near)
+        groups.append(new if new.leaves == leaves else namer.changed(new, leaves))
+    return groups
 
 
-def _split_once(tree: Tree, leaves: frozenset[str], smallest: int) -> list[frozenset[str]]:
-    """Large parts and at most one leftover of at least 2 leaves; the leaves themselves where that cannot be."""
+def nearest(leaf: str, groups: Sequence[frozenset[str]]) -> int:
+    """Position of the group with the nearest relative of a leaf; the first of equals.
+
+    The nearest relative is the one whose lowest common ancestor with the leaf, by any hypernym path, has the fewest
+    synsets below it.
+    """
+    above = reached(leaf)
+    below = wordnet.num_below()
+    return min(
+        range(len(groups)), key=lambda k: min(below[a] for other in groups[k] for a in above & reached(other))
+    )
+
+
+def _split_once(tree: Tree, leaves: frozenset[str], smallest: int) -> tuple[list[frozenset[str]], str | None]:
+    """Large parts and at most one leftover of at least 2 leaves, and a single leaf that is left over.
+
+    Where that cannot be, the leaves themselves as the one part.
+    """
     parts = tree.parts(leaves)
     while True:
         large = sorted((part for part in parts if len(part) >= smallest), key=lambda p: (-len(p), min(p)))
         rest = frozenset(leaf for part in parts if len(part) < smallest for leaf in part)
         if not large:
-            return [leaves]
+            return [leaves], None
         if len(rest) != 1:
-            return [*large, rest] if rest else large
+            return ([*large, rest] if rest else large), None
         if len(large) > 1:
-            rest |= large.pop()
-            return [*large, rest]
+            return large, min(rest)
         deeper = tree.parts(large[0])  # one large part and one stray leaf: look inside the part
         if len(deeper) < 2:
-            return [leaves]
+            return [leaves], None
         parts = [*deeper, rest]
 
 
@@ -168,7 +197,9 @@ def read_anchors(anchors: Iterable[Iterable[str | Mapping[str, Any]]]) -> list[l
             if any(anchor.id == other.id for other in tier):
                 raise TaxonomyError(f"anchor {anchor.id!r} stands twice in tier {k}; remove one")
             if anchor.under is not None and anchor.under not in above:
-                raise TaxonomyError(f"anchor {anchor.id!r} is under {anchor.under!r}, which tier {k - 1} does not have")
+                raise TaxonomyError(
+                    f"anchor {anchor.id!r} is under {anchor.under!r}, which tier {k - 1} does not have"
+                )
             tier.append(anchor)
         tiers.append(tier)
     return tiers
@@ -184,7 +215,9 @@ def _anchor(entry: Mapping[str, Any], tier: int) -> Anchor:
     of = frozenset(entry.get("of") or ([anchor_id] if found else []))
     wrong_ids = sorted(synset_id for synset_id in of if wordnet.synset(synset_id) is None)
     if wrong_ids:
-        raise TaxonomyError(f"anchor {anchor_id!r} needs {wrong_ids[0]!r}, which is no noun synset of WordNet 3.0")
+        raise TaxonomyError(
+            f"anchor {anchor_id!r} needs {wrong_ids[0]!r}, which is no noun synset of WordNet 3.0"
+        )
     if not of or not (found or entry.get("name")):
         raise TaxonomyError(
             f"anchor {anchor_id!r} is no noun synset of WordNet 3.0; correct it, or give it a name and synsets (of)"
@@ -202,7 +235,7 @@ def place(synset_id: str, anchors: Sequence[Sequence[Anchor]]) -> list[Anchor | 
     for k in range(len(anchors) - 1, 0, -1):
         anchor = found[k]
         if anchor is not None and anchor.under is not None:
-            found[k - 1] = next(a for a in anchors[k - 1] if a.id == anchor.under)
+            found[k - 1] = next((a for a in anchors[k - 1] if a.id == anchor.under), None)
     return found
 
 
@@ -227,14 +260,18 @@ def assign(leaves: Sequence[str], anchors: Sequence[Sequence[Anchor]]) -> list[d
                 placed[leaf][k - 1] = placed[leaf][k - 1] or best
     result: list[dict[str, Anchor]] = [{} for _ in anchors]
     for leaf in leaves:
-        for k, anchor in enumerate(placed[leaf]):
-            if anchor is not None and (k == 0 or home.get((k, anchor.id)) == result[k - 1].get(leaf)):
-                result[k][leaf] = anchor
+        for k, mine_here in enumerate(placed[leaf]):
+            if mine_here and (k == 0 or home.get((k, mine_here.id)) == result[k - 1].get(leaf)):
+                result[k][leaf] = mine_here
     return result
 
 
 def anchored(
-    tree: Tree, before: Sequence[Group], anchors: Sequence[Anchor], holder: Mapping[str, Anchor], namer: "Namer"
+    tree: Tree,
+    before: Sequence[Group],
+    anchors: Sequence[Anchor],
+    holder: Mapping[str, Anchor],
+    namer: "Namer",
 ) -> list[Group]:
     """Refine groups by anchors.
 
@@ -255,7 +292,9 @@ def anchored(
             continue
         groups += [Group(a.id, a.name, frozenset(held[a.id])) for a in anchors if a.id in held]
         covered = frozenset(leaf for leaf in group.leaves if leaf in holder)
-        groups += [namer.group(rest, near=group) for rest in _leftovers(tree, group.leaves - covered, covered)]
+        groups += [
+            namer.group(rest, near=group) for rest in _leftovers(tree, group.leaves - covered, covered)
+        ]
     got = {group.id for group in groups}
     empty = [anchor for anchor in anchors if anchor.id not in got]
     if empty:
@@ -269,7 +308,9 @@ def anchored(
 def _leftovers(tree: Tree, leaves: frozenset[str], covered: frozenset[str]) -> list[frozenset[str]]:
     near: dict[str, set[str]] = {}
     for leaf in leaves:
-        near.setdefault(next(n for n in tree.line(leaf) if tree.below[n] & covered or n == ROOT), set()).add(leaf)
+        near.setdefault(next(n for n in tree.line(leaf) if tree.below[n] & covered or n == ROOT), set()).add(
+            leaf
+        )
     groups = [frozenset(found) for found in near.values() if len(found) > 1]
     strays = frozenset(leaf for found in near.values() if len(found) == 1 for leaf in found)
     if len(strays) == 1 and groups:
@@ -291,6 +332,7 @@ class Namer:
         self._tree = tree
         self._used = set(used)
         self._groups: dict[frozenset[str], Group] = {}
+        self._anchors: set[str] = set()
 
     def group(self, leaves: frozenset[str], near: Group | None = None) -> Group:
         """Name a group: the synset whose leaves these are, else "other ..." after the nearest node above them.
@@ -303,6 +345,20 @@ class Namer:
             self._groups[leaves] = self._made(leaves, near)
         return self._groups[leaves]
 
+    def reserve(self, group: Group) -> None:
+        """Keep the id and name of an anchor for its leaves, also in an automatic tier above it."""
+        self._anchors.add(group.id)
+        self._groups.setdefault(group.leaves, group)
+
+    def changed(self, group: Group, leaves: frozenset[str]) -> Group:
+        """The group with other leaves; it keeps its name, and its id if that is no anchor's."""
+        if group.id in self._anchors:
+            self._groups[leaves] = self._new(f"{group.id}-wide", group.name, leaves)
+        else:
+            self._groups.pop(group.leaves, None)  # its old leaves give the id up
+            self._groups[leaves] = Group(group.id, group.name, leaves)
+        return self._groups[leaves]
+
     def _made(self, leaves: frozenset[str], near: Group | None) -> Group:
         tree = self._tree
         top = tree.top(leaves)
@@ -311,7 +367,11 @@ class Namer:
         above = tree.line(top)
         if top != ROOT and tree.below[top] == leaves and top not in self._used:
             return self._new(top, self.word(top), leaves)
-        if near is not None and near.id != ROOT and (top == ROOT or near.id in above or near.leaves <= tree.below[top]):
+        if (
+            near is not None
+            and near.id != ROOT
+            and (top == ROOT or near.id in above or near.leaves <= tree.below[top])
+        ):
             return self._new(f"{near.id}-other", f"other {near.name.removeprefix('other ')}", leaves)
         return self._new(f"{top}-other", f"other {self.word(top)}", leaves)
 

@@ -73,7 +73,9 @@ def _unpacked(name: str) -> bytes:
         with resource.open("rb") as file, zipfile.ZipFile(file) as archive:
             return archive.read(name)
     except (OSError, KeyError, zipfile.BadZipFile):
-        raise TaxonomyError("the WordNet archive of this package is missing or broken; install it again") from None
+        raise TaxonomyError(
+            "the WordNet archive of this package is missing or broken; install it again"
+        ) from None
 
 
 @functools.cache
@@ -100,7 +102,9 @@ def known(synset_id: str) -> Synset:
     """Look a synset up that is known to exist; raises TaxonomyError where it does not."""
     found = synset(synset_id)
     if found is None:
-        raise TaxonomyError(f"WordNet 3.0 has no noun synset {synset_id!r}; write `n` and 8 digits, like n02084071")
+        raise TaxonomyError(
+            f"WordNet 3.0 has no noun synset {synset_id!r}; write `n` and 8 digits, like n02084071"
+        )
     return found
 
 

@@ -1,8 +1,7 @@
 """The taxonomies that come with the package."""
 
-from importlib.resources import files
-
 import json
+from importlib.resources import files
 
 import numpy as np
 import pytest

@@ -16,13 +16,15 @@ def test_a_synset_has_its_lemmas_definition_category_and_hypernyms() -> None:
     assert dog.parents == ("n01317541", "n02083346")  # domestic animal, canine
 
 
-@pytest.mark.parametrize("wrong", ["n00000001", "n02084072", "n2084071", "v00001740", "dog", "", "n020840711"])
+@pytest.mark.parametrize(
+    "wrong", ["n00000001", "n02084072", "n2084071", "v00001740", "dog", "", "n020840711"]
+)
 def test_what_is_no_noun_synset_is_none(wrong: str) -> None:
     assert wordnet.synset(wrong) is None
 
 
 def test_an_unknown_synset_says_how_ids_look() -> None:
-    with pytest.raises(TaxonomyError, match="'n00000001'.*n02084071"):
+    with pytest.raises(TaxonomyError, match=r"'n00000001'.*n02084071"):
         wordnet.known("n00000001")
 
 
