@@ -65,9 +65,19 @@ def measure(truth: Mapping[str, frozenset[str]], samples: Sequence[Sequence[str]
         shares = [len(first) / len(names), len(chosen) / len(names)]
         shares += [len(found & ambiguous) / max(len(ambiguous), 1) for found in (first, chosen)]
         rows.append([float(len(ambiguous)), *shares])
-    means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
+    ambiguous_names, *means = (statistics.fmean(column) for column in zip(*rows, strict=True))
     of_rule = [row[2] for row in rows]
-    return Accuracy(len(samples[0]), len(samples), *means, min(of_rule), max(of_rule))
+    return Accuracy(
+        names=len(samples[0]),
+        samples=len(samples),
+        ambiguous=ambiguous_names,
+        first_sense=means[0],
+        rule=means[1],
+        first_sense_ambiguous=means[2],
+        rule_ambiguous=means[3],
+        rule_lowest=min(of_rule),
+        rule_highest=max(of_rule),
+    )
 
 
 def draw(results: Sequence[Accuracy]) -> Table:

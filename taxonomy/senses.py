@@ -40,7 +40,10 @@ INVISIBLE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class SenseChoice:
-    """The sense chosen for a name, those rejected (likeliest first), and a note where the name was read differently."""
+    """The sense chosen for a name, those rejected, and a note where the name was read differently.
+
+    Rejected are the likeliest first; where a pin decides, in WordNet's order.
+    """
 
     name: str
     synset: Node
