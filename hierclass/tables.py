@@ -126,9 +126,13 @@ class _CsvTable(_TextTable):
         return ",".join(columns(self.level)) + "\n"
 
     def _lines(self, rows: list[dict[str, Value]]) -> str:
+        return "".join(self._line(row) for row in rows)
+
+    def _line(self, row: dict[str, Value]) -> str:
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(row.values() for row in rows)
-        return text.getvalue()
+        # Before Python 3.13, only what ends the writer's own lines is quoted: "a\rb.jpg" would be two rows.
+        csv.writer(text, lineterminator="\r\n").writerow(row.values())
+        return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 class _JsonTable(_TextTable):

@@ -217,3 +217,8 @@ def test_without_a_path_csv_goes_to_standard_output(monkeypatch: pytest.MonkeyPa
         table.write([Row("é.jpg", (Step("n1", "animal", 0.5),))])
     lines = stdout.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
     assert lines == [",".join(columns(0)), "é.jpg,,0,n1,animal,0.5,n1,animal,0.5"]
+
+
+def test_a_carriage_return_in_a_path_does_not_end_a_row_of_csv(tmp_path: Path) -> None:
+    write(tmp_path / "out.csv", [Row("a\rb.jpg", error="is truncated")])
+    assert [row["path"] for row in read(tmp_path / "out.csv")] == ["a\rb.jpg"]

@@ -40,6 +40,10 @@ def _one_line_errors(resume: str | None = None) -> Iterator[None]:
     except HierclassError as error:
         print(f"hierclass-train: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        hint = "install what training needs with: pip install 'hierclass[train]'"
+        print(f"hierclass-train: there is no module {error.name}; {hint}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         hint = f"; continue with: {resume}" if resume else ""
         print(f"hierclass-train: interrupted{hint}", file=sys.stderr)
@@ -120,6 +124,8 @@ def evaluate(
     with _one_line_errors():
         if not data:
             raise InputError("give the labelled images with --data")
+        if json_ is not None and (json_.is_dir() or not json_.parent.is_dir()):
+            raise InputError(f"--json {json_} cannot be written: it is a folder, or in none that exists")
         from training.evaluate import evaluate_checkpoint
 
         results = evaluate_checkpoint(

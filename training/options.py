@@ -20,8 +20,8 @@ TaxonomyName = Annotated[str, typer.Option(help="A bundled name, a .json or .csv
 DevFrom = Annotated[int | None, typer.Option(help="Hold out images numbered from here up by file name.")]
 DevShare = Annotated[float, typer.Option(help="Share of every class to hold out, without --dev-from.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights, order, augmentation and the split.")]
-Workers = Annotated[int, typer.Option(help="Processes that prepare images; 0: none.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of the network.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that prepare images; 0: none.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")]
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out; its recipe is read from there.")
