@@ -44,7 +44,9 @@ def fit(
     recipe.check()
     if threads:
         torch.set_num_threads(threads)
-    accelerator = accelerator or Accelerator(mixed_precision=recipe.mixed_precision)
+    if accelerator is None:  # "cpu" also joins the processes of torchrun where there is no accelerator
+        cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu)
     reporter = Reporter(
         console or Console(),
         epochs=recipe.epochs,
@@ -183,6 +185,7 @@ def _train_epoch(
         rate = seen / (time.monotonic() - started)
         work = size * size / len(batches)
         reporter.step(epoch=epoch, step=step, steps=len(batches), loss=mean, rate=rate, work=work)
+    mean = float(run.accelerator.reduce(total, "mean")) / len(batches)
     _report_unreadable(errors, f"training images of epoch {epoch + 1}", reporter)
     lr = run.optimizer.param_groups[0]["lr"]
     return {"epoch": epoch + 1, "loss": mean, "lr": lr, "size": size, "images_per_second": round(rate, 1)}

@@ -65,8 +65,9 @@ class Recipe:
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
     def without_paths(self) -> Recipe:
-        """The recipe as it goes out with the weights: data by its last name, nothing else of this machine."""
-        return dataclasses.replace(self, data=tuple(Path(path).name for path in self.data))
+        """The recipe as it goes out with the weights: files by their last names, no folder of this machine."""
+        names = tuple(Path(path).name for path in self.data)
+        return dataclasses.replace(self, data=names, taxonomy=Path(self.taxonomy).name)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:

@@ -186,6 +186,7 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_e
             f"--warmup-epochs {recipe.warmup_epochs} leaves no epoch of {recipe.epochs}; lower it"
         )
     try:
+        scheduler: Scheduler | None
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=recipe.schedule,
