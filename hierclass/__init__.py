@@ -1,12 +1,12 @@
 """Image classification from coarse to fine with one nested network.
 
-    import hierclass
+import hierclass
 
-    classifier = hierclass.load()
-    print(classifier.predict("photo.jpg").label)            # the finest answer
-    print(classifier.predict("photo.jpg", level=0).label)   # the cheapest answer
-    for prediction in classifier.refine("photo.jpg"):       # coarse first, each step costs its difference
-        print(prediction.level, prediction.label, prediction.score)
+classifier = hierclass.load()
+print(classifier.predict("photo.jpg").label)            # the finest answer
+print(classifier.predict("photo.jpg", level=0).label)   # the cheapest answer
+for prediction in classifier.refine("photo.jpg"):       # coarse first, each step costs its difference
+    print(prediction.level, prediction.label, prediction.score)
 """
 
 from __future__ import annotations

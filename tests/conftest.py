@@ -9,7 +9,11 @@ import pytest
 from taxonomy import Node, Taxonomy
 
 TREE = {
-    "animal": {"dog": ("chihuahua", "beagle", "husky"), "cat": ("tabby", "persian"), "bird": ("robin", "owl")},
+    "animal": {
+        "dog": ("chihuahua", "beagle", "husky"),
+        "cat": ("tabby", "persian"),
+        "bird": ("robin", "owl"),
+    },
     "vehicle": {"car": ("taxi", "limousine", "jeep"), "boat": ("canoe", "ferry")},
 }
 
@@ -54,6 +58,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     results = {"dev": {"levels": [{"top1": 0.5}, {"top1": 0.25}, {"top1": 0.125}]}}
     save_checkpoint(
-        folder, Checkpoint(network, taxonomy, architecture, Preprocessing(32), results=results), dtype="float32"
+        folder,
+        Checkpoint(network, taxonomy, architecture, Preprocessing(32), results=results),
+        dtype="float32",
     )
     return folder
