@@ -55,12 +55,12 @@ def measure(folder: Path, model: Path | None) -> dict[str, Any]:
             truth = truths.get(Path(str(values["path"])).name)
             if truth is None or values["error"]:
                 continue
-            wnid, known, superclass = truth
+            leaf, known, superclass = truth
             group = "known" if known else "unknown" if superclass else "elsewhere"
             counts[group] += 1
             counts[f"{group} tier 0 right"] += values["tier0_synset"] == superclass
             last = len(classifier.levels) - 1
-            counts["known leaf right"] += known and level == last and values["synset"] == wnid
+            counts["known leaf right"] += known and level == last and values["synset"] == leaf
         levels.append(dict(counts))
     return {"photographs": len(inputs), "model": taxonomy.name, "levels": levels}
 

@@ -6,9 +6,11 @@ continues with the batches that an unbroken one would have seen.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from hierclass.errors import ImageError, InputError
 from hierclass.images import preprocess
 from training.data import ImageSet
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 Batch = tuple[Tensor, Tensor, list[str]]
 """Images (uint8 or float32, (B, 3, S, S)), leaves (B,), and one message per image that could not be read."""
 
@@ -111,9 +114,38 @@ def _identity(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # the main process is told as well, and ends its workers
     torch.set_num_threads(1)
+
+
+def read_batches(loader: DataLoader[Any]) -> Generator[Batch]:
+    """The batches of a loader; close the generator to end its workers.
+
+    While the workers start, Ctrl-C and SIGTERM wait: raised inside a fork, the exception would be lost.
+    """
+    with _held_signals():
+        iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        del iterator
+
+
+@contextlib.contextmanager
+def _held_signals() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    previous = {number: signal.signal(number, lambda got, _: arrived.append(got)) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def _loader(dataset: _Images, batches: Any, workers: int, **options: Any) -> DataLoader[Any]:

@@ -44,6 +44,15 @@ def _one_line_errors(resume: str | None = None) -> Iterator[None]:
         hint = "install what training needs with: pip install 'hierclass[train]'"
         print(f"hierclass-train: there is no module {error.name}; {hint}", file=sys.stderr)
         raise SystemExit(2) from None
+    except RuntimeError as error:  # what torch raises when a worker is killed
+        if "DataLoader worker" not in str(error):
+            raise
+        hint = f" and continue with: {resume}" if resume else ""
+        print(
+            f"hierclass-train: a process that prepares images died; use fewer --workers{hint}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         hint = f"; continue with: {resume}" if resume else ""
         print(f"hierclass-train: interrupted{hint}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from hierclass.errors import InputError
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
 from training import metrics
-from training.batches import evaluation_loader
+from training.batches import evaluation_loader, read_batches
 from training.data import read_images, split
 
 LOWER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
@@ -76,16 +77,17 @@ def collect_answers(
     top = min(top, network.num_classes[-1])
     per_level: list[list[torch.Tensor]] = [[] for _ in range(network.num_levels)]
     ranked, leaves, errors = [], [], []
-    for images, target, messages in loader:
-        errors += messages
-        if not len(images):
-            continue
-        logits = network.forward_all(images.to(device))
-        right += count_right(logits, target.numpy(), taxonomy, lower_weights)
-        for answers, level in zip(per_level, logits, strict=True):
-            answers.append(level.argmax(dim=1).cpu())
-        ranked.append(logits[-1].topk(top, dim=1).indices.cpu())
-        leaves.append(target)
+    with contextlib.closing(read_batches(loader)) as stream:
+        for images, target, messages in stream:
+            errors += messages
+            if not len(images):
+                continue
+            logits = network.forward_all(images.to(device))
+            right += count_right(logits, target.numpy(), taxonomy, lower_weights)
+            for answers, level in zip(per_level, logits, strict=True):
+                answers.append(level.argmax(dim=1).cpu())
+            ranked.append(logits[-1].topk(top, dim=1).indices.cpu())
+            leaves.append(target)
     if not leaves:
         raise InputError(f"none of the {len(errors)} images can be read: {'; '.join(errors[:3])}")
     return Answers(

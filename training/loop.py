@@ -15,7 +15,7 @@ from rich.console import Console
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training.batches import EpochBatches, evaluation_loader, training_loader
+from training.batches import EpochBatches, evaluation_loader, read_batches, training_loader
 from training.data import ImageSet, decode_small, read_images, split
 from training.evaluate import Answers, collect_answers, summarise
 from training.outputs import RunFolder
@@ -172,19 +172,20 @@ def _train_epoch(
     )
     total = torch.zeros((), device=run.accelerator.device)
     started, seen, mean, rate, errors = time.monotonic(), 0, 0.0, 0.0, list[str]()
-    for step, (images, leaves, messages) in enumerate(loader):
-        errors += messages
-        if not len(images):
-            raise InputError(f"no image of a whole batch could be read: {messages[0]}")
-        total += run.step(images, leaves, epoch=epoch, step=step)
-        seen += len(images) * run.accelerator.num_processes
-        if step % 10 == 0 or step + 1 == len(batches):
-            mean = float(total) / (step + 1)
-            if not np.isfinite(mean):
-                raise InputError(f"the loss is not a number in epoch {epoch + 1}; lower --lr")
-        rate = seen / (time.monotonic() - started)
-        work = size * size / len(batches)
-        reporter.step(epoch=epoch, step=step, steps=len(batches), loss=mean, rate=rate, work=work)
+    work = size * size / len(batches)
+    with contextlib.closing(read_batches(loader)) as stream:
+        for step, (images, leaves, messages) in enumerate(stream):
+            errors += messages
+            if not len(images):
+                raise InputError(f"no image of a whole batch could be read: {messages[0]}")
+            total += run.step(images, leaves, epoch=epoch, step=step)
+            seen += len(images) * run.accelerator.num_processes
+            if step % 10 == 0 or step + 1 == len(batches):
+                mean = float(total) / (step + 1)
+                if not np.isfinite(mean):
+                    raise InputError(f"the loss is not a number in epoch {epoch + 1}; lower --lr")
+            rate = seen / (time.monotonic() - started)
+            reporter.step(epoch=epoch, step=step, steps=len(batches), loss=mean, rate=rate, work=work)
     mean = float(run.accelerator.reduce(total, "mean")) / len(batches)
     _report_unreadable(errors, f"training images of epoch {epoch + 1}", reporter)
     lr = run.optimizer.param_groups[0]["lr"]
