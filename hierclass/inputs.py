@@ -65,6 +65,8 @@ def display_name(path: str | os.PathLike[str]) -> str:
 def _expand(names: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None) -> Iterator[str]:
     for name in names:
         if os.fspath(name) == STANDARD_INPUT:
+            if stdin is None and sys.stdin is None:
+                raise InputError("standard input is closed; name image files or folders")
             yield from _listed(sys.stdin.buffer if stdin is None else stdin)
         else:
             yield os.fspath(name)

@@ -203,7 +203,8 @@ class Output:
             raise InputError(f"{self.MESSAGE}, not {display_name(path.name)!r}")
         # Through a link, the file it points at is replaced and not the link.
         self._target = Path(os.path.realpath(path))
-        if self._target.exists() and not self._target.is_file():
+        # os.path: unlike Path, it raises nothing where a name is too long
+        if os.path.exists(self._target) and not os.path.isfile(self._target):  # noqa: PTH110, PTH113
             raise InputError(f"the output {display_name(path)} is no file; name a file that may be replaced")
         self._temporary = self._target.with_name(f".{self._target.name}.{os.getpid()}.part")
         try:
