@@ -16,6 +16,7 @@ from hierclass.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from hierclass.decisions import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
 from hierclass.images import ImageSource, read_input
+from hierclass.nested.fuse import fuse
 from taxonomy import Taxonomy
 
 BUNDLED = Path(__file__).parent / "models" / "tiny-imagenet"
@@ -54,10 +55,10 @@ class Classifier:
     """Classifies images at any level of one nested network. Safe to share between threads."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto"):
-        """Use `checkpoint` on `device`; the network is moved there."""
+        """Use `checkpoint` on `device`, with a fused copy of its network."""
         self.checkpoint = checkpoint
         self.device = _find_device(device)
-        self._network = checkpoint.network.eval().to(self.device)
+        self._network = fuse(checkpoint.network).to(self.device)
         self._network.to(memory_format=torch.channels_last)
         self._lower_weight = float(checkpoint.decision.get("lower_weight", 0.0))
         self.levels = _describe_levels(checkpoint)

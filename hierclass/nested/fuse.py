@@ -1,0 +1,54 @@
+"""A network made ready for inference: fewer, equal operations."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+
+import timm.layers as timm_layers
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from hierclass.nested.graph import Graph, Step
+from hierclass.nested.network import NestedNetwork
+
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, timm_layers.DropPath)
+"""Layers that change nothing in evaluation mode."""
+
+
+def fuse(network: NestedNetwork) -> NestedNetwork:
+    """Return a copy for inference only, in evaluation mode, that gives the same logits up to rounding.
+
+    Every batch norm that alone reads a convolution is folded into its weights, slice by slice, so that levels stay
+    nested; layers that do nothing in evaluation mode are left out; activations overwrite what nothing else reads.
+    """
+    source = copy.deepcopy(network).eval()
+    layers = {step.name: list(source.layers[step.name]) for step in source.steps}  # type: ignore[call-overload]
+    readers = Counter(value for step in source.steps for value in step.inputs)
+    renamed: dict[int, int] = {}
+    steps: list[Step] = []
+    for step in source.steps:
+        step = dataclasses.replace(step, inputs=tuple(renamed.get(value, value) for value in step.inputs))
+        parts = layers[step.name]
+        before = next((done for done in steps if done.output == step.inputs[0]), None)
+        if isinstance(parts[0], nn.BatchNorm2d) and before is not None and readers[before.output] == 1:
+            convolutions = layers[before.name]
+            if isinstance(convolutions[0], nn.Conv2d):
+                layers[before.name] = [
+                    fuse_conv_bn_eval(conv, norm) for conv, norm in zip(convolutions, parts, strict=True)
+                ]
+                parts = layers[step.name] = [getattr(norm, "act", nn.Identity()) for norm in parts]
+        if isinstance(parts[0], NOTHING):
+            renamed[step.output] = step.inputs[0]
+            readers[step.inputs[0]] += readers[step.output] - 1
+            continue
+        alone = before is not None and readers[before.output] == 1
+        if alone and all(hasattr(part, "inplace") for part in parts):
+            for part in parts:
+                part.inplace = True
+        steps.append(step)
+    graph = Graph(tuple(steps), source.boundaries, {step.name: layers[step.name] for step in steps})
+    fused = NestedNetwork(graph, source.num_classes, source.input_size)
+    fused.heads = source.heads
+    return fused.to(next(network.parameters()).device).eval()
