@@ -13,7 +13,7 @@ from hierclass.checkpoint import Preprocessing
 from hierclass.errors import InputError
 from hierclass.images import preprocess
 from taxonomy import Taxonomy
-from training.batches import EpochBatches, evaluation_loader, training_loader
+from training.batches import EpochBatches, evaluation_loader, read_batches, training_loader
 from training.data import ImageSet, decode_small, read_images, split
 
 
@@ -105,7 +105,7 @@ def test_unreadable_images_are_counted_and_no_neighbour_takes_their_place(tiny_t
     assert readable.leaves.tolist() == [0, 2]
     assert [message.split(":")[0] for message in errors] == ["broken", "cut"]
     loader = evaluation_loader(images, Preprocessing(32), batch_size=4, workers=0)
-    batch, leaves, messages = next(iter(loader))
+    batch, leaves, messages = next(read_batches(loader))
     assert (len(batch), leaves.tolist(), len(messages)) == (2, [0, 2], 2)
 
 
@@ -144,7 +144,7 @@ def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: i
             seed=(0, epoch),
             workers=count,
         )
-        return [batch for batch, _, _ in loader]
+        return [batch for batch, _, _ in read_batches(loader)]
 
     first, again, other = batches(0, workers), batches(0, 0), batches(1, 0)
     assert first[0].shape == (4, 3, 16, 16)
@@ -156,5 +156,5 @@ def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: i
 def test_evaluation_sees_what_inference_sees() -> None:
     image = draw(3, 1, 48)
     images = ImageSet([np.asarray(image)], ["a"], np.array([3]))
-    batch, _, _ = next(iter(evaluation_loader(images, Preprocessing(32), batch_size=1, workers=0)))
+    batch, _, _ = next(read_batches(evaluation_loader(images, Preprocessing(32), batch_size=1, workers=0)))
     assert np.array_equal(batch[0].numpy(), preprocess(image, Preprocessing(32)))

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hierclass.checkpoint import Preprocessing
 from hierclass.errors import ImageError, InputError
 from hierclass.images import preprocess
-from training.data import ImageSet
+from training.data import ImageSet, LeafArray
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 Batch = tuple[Tensor, Tensor, list[str]]
@@ -91,7 +91,7 @@ class _Images(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[npt.NDArray[Any], LeafArray, list[str]]:
         if self.seed is not None:
             seed_everything(*self.seed, indices[0])
         arrays: list[npt.NDArray[Any]] = []
@@ -106,7 +106,7 @@ class _Images(Dataset[Any]):
             arrays.append(np.asarray(self.prepare(image)))
             kept.append(index)
         stacked = np.stack(arrays) if arrays else np.empty((0, 3, 1, 1), dtype=np.uint8)
-        return torch.from_numpy(stacked), torch.from_numpy(self.images.leaves[kept]), errors
+        return stacked, self.images.leaves[kept], errors
 
 
 def _identity(batch: Any) -> Any:
@@ -122,12 +122,14 @@ def _start_worker(_: int) -> None:
 def read_batches(loader: DataLoader[Any]) -> Generator[Batch]:
     """The batches of a loader; close the generator to end its workers.
 
+    Workers send arrays through a pipe: shared memory, which tensors would take, is small in many containers.
     While the workers start, Ctrl-C and SIGTERM wait: raised inside a fork, the exception would be lost.
     """
     with _held_signals():
         iterator = iter(loader)
     try:
-        yield from iterator
+        for images, leaves, errors in iterator:
+            yield torch.from_numpy(images), torch.from_numpy(leaves), errors
     finally:
         del iterator
 
@@ -144,11 +146,11 @@ def _held_signals() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        for number in arrived:
-            signal.raise_signal(number)
+        for late in arrived:
+            signal.raise_signal(late)
 
 
-def _loader(dataset: _Images, batches: Any, workers: int, **options: Any) -> DataLoader[Any]:
+def _loader(dataset: _Images, batches: Any, workers: int) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         collate_fn=_identity,
@@ -156,7 +158,6 @@ def _loader(dataset: _Images, batches: Any, workers: int, **options: Any) -> Dat
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
         **({"batch_sampler": batches} if isinstance(batches, Sampler) else batches),
-        **options,
     )
 
 
@@ -170,7 +171,6 @@ def training_loader(
     auto_augment: str | None,
     seed: tuple[int, int],
     workers: int,
-    pin_memory: bool = False,
 ) -> DataLoader[Any]:
     """Augmented uint8 batches of one epoch (timm's random resized crop, flip and what else is on)."""
     try:
@@ -188,9 +188,7 @@ def training_loader(
             f"--auto-augment {auto_augment} is no policy of timm; try rand-m7-n2-mstd0.5"
         ) from error
     smallest = max(size, round(size / crop_scale[0] ** 0.5))
-    return _loader(
-        _Images(images, transform, min_side=smallest, seed=seed), batches, workers, pin_memory=pin_memory
-    )
+    return _loader(_Images(images, transform, min_side=smallest, seed=seed), batches, workers)
 
 
 class _Preprocess:

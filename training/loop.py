@@ -168,7 +168,6 @@ def _train_epoch(
         auto_augment=recipe.auto_augment,
         seed=(recipe.seed, epoch),
         workers=workers,
-        pin_memory=run.accelerator.device.type == "cuda",
     )
     total = torch.zeros((), device=run.accelerator.device)
     started, seen, mean, rate, errors = time.monotonic(), 0, 0.0, 0.0, list[str]()
