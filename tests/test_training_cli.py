@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from training_data import write_parquet
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training import options
+from training.cli import _one_line_errors
+from training.state import save_state
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = Path("last") / "state.safetensors"
@@ -180,3 +184,24 @@ def test_training_needs_neither_nltk_nor_gradio() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, _one_line_errors("hierclass-train fit --out run --resume"):
+        raise OSError(errno.ENOSPC, "No space left on device", "run/last")
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "run/last: No space left on device" in message
+    assert "--resume" in message
+
+
+def test_a_state_that_can_not_be_written_is_an_error_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("training.state.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(tmp_path / "state.safetensors", modules={}, optimizer={}, progress={})

@@ -53,6 +53,11 @@ def _one_line_errors(resume: str | None = None) -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
+    except OSError as error:  # a full disk, a folder that went away
+        hint = f"; make room and continue with: {resume}" if resume else ""
+        what = " ".join(filter(None, (error.filename and f"{error.filename}:", error.strerror or str(error))))
+        print(f"hierclass-train: {what}{hint}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         hint = f"; continue with: {resume}" if resume else ""
         print(f"hierclass-train: interrupted{hint}", file=sys.stderr)

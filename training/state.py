@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -29,7 +30,11 @@ def save_state(
     header = {"format": FORMAT, "version": VERSION, "optimizer": skeleton, "progress": progress}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"header": json.dumps(header)})
+    try:
+        save_file(tensors, temporary, metadata={"header": json.dumps(header)})
+    except SafetensorError as error:  # how safetensors reports a full disk
+        temporary.unlink(missing_ok=True)
+        raise OSError(errno.EIO, str(error), str(path)) from error
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
