@@ -9,15 +9,8 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from hierclass.errors import InputError
+from taxonomy.folders import IMAGE_ENDINGS
 
-# What is taken from folders. A file that is named is always read, and judged by its content. HEIC is listed
-# although it is not read: a row that says so is better than a photograph that is silently missing.
-# fmt: off
-EXTENSIONS = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
-    ".tif", ".tiff", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm",
-))
-# fmt: on
 STANDARD_INPUT = "-"
 
 
@@ -129,7 +122,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image_name(path: str) -> bool:
-    return PurePath(path).suffix.lower() in EXTENSIONS
+    return PurePath(path).suffix.lower() in IMAGE_ENDINGS
 
 
 def _identity(folder: str) -> tuple[int, int] | str:

@@ -7,9 +7,14 @@ from taxonomy.check import listed
 from taxonomy.errors import TaxonomyError
 
 MAX_DEPTH = 64
-IMAGE_ENDINGS = frozenset(
-    ".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()  # noqa: SIM905
-)
+# What counts as an image in a folder, for trees, labelling and training alike; a file that is named is judged by
+# its content. HEIC is listed although it is not read: a row that says so is better than a silently missing one.
+# fmt: off
+IMAGE_ENDINGS = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
+    ".tif", ".tiff", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm",
+))
+# fmt: on
 
 
 def spaced(part: str) -> str:

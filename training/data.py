@@ -18,8 +18,8 @@ from PIL import Image
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images import read_image
-from hierclass.inputs import EXTENSIONS
 from taxonomy import Taxonomy
+from taxonomy.folders import IMAGE_ENDINGS
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def _read_parquet(path: Path, labels: LeafNames) -> ImageSet:
 
 
 def _read_folder(path: Path, labels: LeafNames) -> ImageSet:
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_ENDINGS and f.is_file())
     found: dict[Path, int] = {}
     for folder in sorted({file.parent for file in files}):
         relative = folder.relative_to(path)
