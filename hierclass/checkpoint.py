@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import safetensors.torch
 import torch
 
 from hierclass.errors import BackboneError, CheckpointError
+from hierclass.files import replacing
 from hierclass.nested import NestedNetwork, create_backbone, nest
 from taxonomy import Taxonomy
 
@@ -129,8 +129,10 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
         "results": checkpoint.results,
         "taxonomy": checkpoint.taxonomy.to_dict(),
     }
-    _replace(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
-    _replace(folder / CONFIG_FILE, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
+    with replacing(folder / WEIGHTS_FILE) as file:
+        file.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    with replacing(folder / CONFIG_FILE) as file:
+        file.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
@@ -251,15 +253,3 @@ def _as_tuple(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _as_tuple(item) for key, item in value.items()}
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
-
-
-def _replace(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

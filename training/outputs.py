@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from hierclass.errors import InputError
+from hierclass.files import replacing
 from taxonomy import Taxonomy
 from training.card import model_card
 from training.recipe import Recipe, write_json
@@ -66,9 +67,8 @@ class RunFolder:
         recipe.save(self.path / "recipe.json")
         lines = self.history.read_text(encoding="utf-8").splitlines() if self.history.exists() else []
         text = "".join(line + "\n" for line in lines[:epochs_done])
-        temporary = self.history.with_name(self.history.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.history)
+        with replacing(self.history) as file:
+            file.write_text(text, encoding="utf-8")
 
     def add_epoch(self, row: dict[str, Any]) -> None:
         """Add an epoch's line to the history."""
@@ -90,7 +90,8 @@ class RunFolder:
         }
         shared.save(self.model / "recipe.json")
         write_json(self.model / "training.json", facts)
-        (self.model / "MODEL_CARD.md").write_text(model_card(facts, taxonomy), encoding="utf-8")
+        with replacing(self.model / "MODEL_CARD.md") as file:
+            file.write_text(model_card(facts, taxonomy), encoding="utf-8")
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hierclass.errors import CheckpointError
+from hierclass.files import replacing
 
 FORMAT = "hierclass-training-state"
 VERSION = 1
@@ -29,15 +29,11 @@ def save_state(
     skeleton = _take_tensors(optimizer, "optimizer", tensors)
     header = {"format": FORMAT, "version": VERSION, "optimizer": skeleton, "progress": progress}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(tensors, temporary, metadata={"header": json.dumps(header)})
-    except SafetensorError as error:  # how safetensors reports a full disk
-        temporary.unlink(missing_ok=True)
-        raise OSError(errno.EIO, str(error), str(path)) from error
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        try:
+            save_file(tensors, file, metadata={"header": json.dumps(header)})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(errno.EIO, str(error), str(path)) from error
 
 
 def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
