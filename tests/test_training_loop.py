@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 import subprocess
@@ -179,6 +180,12 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         ({"start_size": 65, "size": 64}, "--start-size 65"),
         ({"mixed_precision": "int8"}, "--mixed-precision int8"),
         ({"crop_scale": (0.5,)}, "--crop-scale"),
+        ({"grow": 1.5}, "--grow 1.5"),
+        ({"smoothing": 1.0}, "--smoothing 1.0"),
+        ({"erase": -0.1}, "--erase -0.1"),
+        ({"mix_prob": 2.0}, "--mix-prob 2.0"),
+        ({"color_jitter": -1.0}, "--color-jitter -1.0"),
+        ({"cutmix": -1.0}, "--mixup 0.0, --cutmix -1.0"),
         ({"level_weights": (1.0, 2.0)}, "--level-weights: give one per level"),
         ({"opt": "nosuch"}, "--opt nosuch"),
         ({"schedule": "nosuch"}, "--schedule nosuch"),
@@ -192,6 +199,30 @@ def test_an_option_that_cannot_work_is_named(
 ) -> None:
     with pytest.raises(InputError, match=message):
         fit(dataclasses.replace(recipe, **change), tmp_path)
+
+
+def test_a_compiled_run_learns_what_an_uncompiled_one_learns(
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # "aot_eager" traces and differentiates as the default does, and needs no C++ compiler
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    fit(dataclasses.replace(recipe, compile=True), tmp_path)
+    plain, compiled = (
+        [json.loads(line)["loss"] for line in (out / "history.jsonl").read_text().splitlines()]
+        for out in (unbroken[0], tmp_path)
+    )
+    assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+def test_a_network_that_cannot_be_compiled_is_one_clear_error(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: Any) -> None:
+        raise RuntimeError("no working compiler")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
+    with pytest.raises(InputError, match=r"--compile: .*no working compiler.*leave it out"):
+        fit(dataclasses.replace(recipe, compile=True), tmp_path)
 
 
 def test_a_state_of_another_network_is_refused(recipe: Recipe, unbroken: tuple[Path, str]) -> None:

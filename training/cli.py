@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from hierclass.errors import HierclassError, InputError
+from taxonomy.files import bundled
 from training import options
 from training.recipe import Recipe, write_json
 
@@ -110,6 +111,7 @@ def fit(
     ema_decay: options.EmaDecay = D.ema_decay,
     seed: options.Seed = D.seed,
     mixed_precision: options.MixedPrecision = D.mixed_precision,
+    compile: options.Compile = D.compile,
     channels_last: options.ChannelsLast = D.channels_last,
 ) -> None:
     """Train a nested classifier; the best checkpoint on held-out images is left in OUT/model."""
@@ -172,9 +174,14 @@ def _show(results: dict[str, Any], title: str) -> None:
 
 
 def _recipe(ctx: typer.Context, out: Path) -> Recipe:
-    """The recipe of the options; with ``--resume`` the one in ``out``, which they must not contradict."""
+    """The recipe of the options; with ``--resume`` the one in ``out``, which they must not contradict.
+
+    Paths are made absolute, so that a run can be resumed from another working directory.
+    """
     values = {f.name: ctx.params[f.name] for f in dataclasses.fields(Recipe) if f.name in ctx.params}
-    values["data"] = tuple(str(path) for path in values["data"] or ())
+    values["data"] = tuple(str(path.resolve()) for path in values["data"] or ())
+    if values["taxonomy"] not in bundled():
+        values["taxonomy"] = str(Path(values["taxonomy"]).resolve())
     values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])
     for name, option in TEXTS.items():
         values[name] = options.numbers(values[name], option)

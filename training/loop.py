@@ -183,7 +183,9 @@ def _train_epoch(
                 mean = float(total) / (step + 1)
                 if not np.isfinite(mean):
                     raise InputError(f"the loss is not a number in epoch {epoch + 1}; lower --lr")
-            rate = seen / (time.monotonic() - started)
+            if step == 0 and len(batches) > 1:  # starting workers and compiling is not the rate to come
+                started, seen = time.monotonic(), 0
+            rate = seen / max(time.monotonic() - started, 1e-9)
             reporter.step(epoch=epoch, step=step, steps=len(batches), loss=mean, rate=rate, work=work)
     mean = float(run.accelerator.reduce(total, "mean")) / len(batches)
     _report_unreadable(errors, f"training images of epoch {epoch + 1}", reporter)

@@ -49,6 +49,9 @@ WarmupEpochs = Annotated[int, typer.Option()]
 ClipGrad = Annotated[float | None, typer.Option(help="Highest norm of the gradient.")]
 EmaDecay = Annotated[float, typer.Option(help="Decay of the moving average that is evaluated and shipped.")]
 MixedPrecision = Annotated[str, typer.Option(help="no, bf16 or fp16.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the network (torch.compile): a slow start, faster updates.")
+]
 ChannelsLast = Annotated[bool, typer.Option(help="Memory format of images and weights.")]
 
 Smoothing = Annotated[float, typer.Option(help="Label smoothing, on every tier.")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from hierclass.errors import InputError
+from hierclass.files import replacing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,7 @@ class Recipe:
     seed: int = 0
     mixed_precision: str = "no"
     channels_last: bool = True
+    compile: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
@@ -94,6 +95,13 @@ class Recipe:
             f"--limit {self.limit}: give at least 1": self.limit is not None and self.limit < 1,
             f"--lr {self.lr}: give more than 0": not self.lr > 0,
             f"--ema-decay {self.ema_decay}: give 0 up to less than 1": not 0 <= self.ema_decay < 1,
+            f"--grow {self.grow}: give a share from 0 to 1": not 0 <= self.grow <= 1,
+            f"--smoothing {self.smoothing}: give 0 up to less than 1": not 0 <= self.smoothing < 1,
+            f"--erase {self.erase}: give a probability from 0 to 1": not 0 <= self.erase <= 1,
+            f"--mix-prob {self.mix_prob}: give a share from 0 to 1": not 0 <= self.mix_prob <= 1,
+            f"--color-jitter {self.color_jitter}: give 0 or more": not self.color_jitter >= 0,
+            f"--mixup {self.mixup}, --cutmix {self.cutmix}: give 0 or more": not min(self.mixup, self.cutmix)
+            >= 0,
             f"--mixed-precision {self.mixed_precision}: give no, bf16 or fp16": self.mixed_precision
             not in ("no", "bf16", "fp16"),
             "--crop-scale: give two shares, such as 0.35,1": len(self.crop_scale) != 2
@@ -127,7 +135,6 @@ class Recipe:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON to a temporary name and rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a value as readable JSON, atomically."""
+    with replacing(path) as file:
+        file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

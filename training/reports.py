@@ -22,26 +22,27 @@ class Reporter:
     """Shows a run: a bar on a terminal, else a line at most every 30 seconds and one per epoch.
 
     The time left is the time so far, scaled by the work left; work is counted in pixels, since steps of small
-    images are faster.
+    images are faster. The first step, in which workers start and networks are compiled, is not counted.
     """
 
     def __init__(self, console: Console, *, epochs: int, total_work: float, quiet: bool = False) -> None:
         """Show a run of so many epochs on a console; ``quiet`` shows nothing."""
         self.console, self.epochs, self.total_work, self.quiet = console, epochs, total_work, quiet
-        self.done_work = self.first_work = 0.0
-        self.started = self.last_line = time.monotonic()
+        self.done_work = 0.0
+        self.last_line = time.monotonic()
+        self.timed_from: tuple[float, float] | None = None
         self.bar: Progress | None = None
         self.task: TaskID | None = None
 
     def start(self, done_work: float) -> None:
         """Begin, with the work done by an earlier part of the run."""
-        self.done_work = self.first_work = done_work
-        self.started = self.last_line = time.monotonic()
+        self.done_work = done_work
+        self.last_line = time.monotonic()
         if self.console.is_terminal and not self.quiet:
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), console=self.console, transient=True
             )
-            self.task = self.bar.add_task("", total=self.total_work)
+            self.task = self.bar.add_task("starting", total=self.total_work)
             self.bar.update(self.task, completed=done_work)
             self.bar.start()
 
@@ -49,13 +50,15 @@ class Reporter:
         """Report one update: loss averaged over the epoch so far, images per second."""
         self.done_work += work
         now = time.monotonic()
+        if self.timed_from is None:
+            self.timed_from = (now, self.done_work)
+        started, first = self.timed_from
         if self.quiet or (self.bar is None and now - self.last_line < 30):
             return
-        left = (now - self.started) * (self.total_work - self.done_work) / (self.done_work - self.first_work)
-        text = (
-            f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{steps} loss {loss:.3f} {rate:.0f} img/s "
-            f"left {clock(left)}"
-        )
+        text = f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{steps} loss {loss:.3f}"
+        if self.done_work > first:
+            left = (now - started) * (self.total_work - self.done_work) / (self.done_work - first)
+            text += f" {rate:.0f} img/s left {clock(left)}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.done_work, description=text)
         else:

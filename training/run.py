@@ -85,6 +85,8 @@ class Run:
         optimizer = make_optimizer(recipe, self.trainee)
         self.scheduler = make_scheduler(recipe, optimizer, steps_per_epoch)
         self.model, self.optimizer = accelerator.prepare(self.trainee, optimizer)
+        if recipe.compile:  # one compilation per image size: growing sizes are few, and fixed ones run faster
+            self.model = torch.compile(self.model, dynamic=False)
         self.mixup = make_mixup(recipe, len(taxonomy.leaves))
         self.erase = RandomErasing(recipe.erase, mode="const", device="cpu") if recipe.erase else None
         self.updates = 0
@@ -106,10 +108,13 @@ class Run:
         if self.recipe.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         self.model.train()
-        with self.accelerator.autocast():
-            levels, finest = self.model(pixels)
-            loss: Tensor = self.loss(levels, finest, target)
-        self.accelerator.backward(loss)
+        try:
+            loss = self._backward(pixels, target)
+        except RuntimeError as error:
+            if not (self.recipe.compile and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
+                raise
+            reason = " ".join(str(error).split("\n\n")[0].split())
+            raise InputError(f"--compile: {reason}; leave it out, or install a C++ compiler") from error
         if self.recipe.clip_grad:
             self.accelerator.clip_grad_norm_(self.trainee.parameters(), self.recipe.clip_grad)
         self.optimizer.step()
@@ -118,6 +123,14 @@ class Run:
         self.scheduler.step_update(self.updates)
         self.ema.update(self.trainee.network, step=self.updates)
         return loss.detach()
+
+    def _backward(self, pixels: Tensor, target: Tensor) -> Tensor:
+        """Add the gradients of one batch; returns its loss."""
+        with self.accelerator.autocast():
+            levels, finest = self.model(pixels)
+            loss: Tensor = self.loss(levels, finest, target)
+        self.accelerator.backward(loss)
+        return loss
 
     @property
     def smoothed(self) -> NestedNetwork:
