@@ -191,7 +191,6 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         ({"schedule": "nosuch"}, "--schedule nosuch"),
         ({"auto_augment": "nosuch"}, "--auto-augment nosuch"),
         ({"warmup_epochs": 2}, "--warmup-epochs 2 leaves no epoch"),
-        ({"batch_size": 1000}, "use --batch-size 120 or less"),
     ],
 )
 def test_an_option_that_cannot_work_is_named(
@@ -223,6 +222,12 @@ def test_a_network_that_cannot_be_compiled_is_one_clear_error(
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
     with pytest.raises(InputError, match=r"--compile: .*no working compiler.*leave it out"):
         fit(dataclasses.replace(recipe, compile=True), tmp_path)
+
+
+def test_fewer_images_than_a_batch_are_one_batch(recipe: Recipe, tmp_path: Path) -> None:
+    _, text = fit(dataclasses.replace(recipe, batch_size=1000, epochs=1), tmp_path)
+    assert "--batch-size 1000 is more than there are images: one batch an epoch" in text
+    assert load_checkpoint(tmp_path / "model").results["dev"]["images"] == 60
 
 
 def test_a_state_of_another_network_is_refused(recipe: Recipe, unbroken: tuple[Path, str]) -> None:

@@ -42,7 +42,7 @@ def seed_everything(*parts: int) -> None:
 class EpochBatches(Sampler[list[int]]):
     """Shuffled batches of indices of one epoch, dealt out to processes; the last incomplete batch is dropped.
 
-    ``batch_size`` counts the images of all processes together.
+    ``batch_size`` counts the images of all processes together; a smaller set is one batch.
     """
 
     def __init__(
@@ -60,10 +60,9 @@ class EpochBatches(Sampler[list[int]]):
             raise InputError(
                 f"--batch-size {batch_size} cannot be dealt out evenly to {num_processes} processes"
             )
-        if num_samples < batch_size:
-            raise InputError(
-                f"{num_samples} training images do not fill one batch; use --batch-size {num_samples} or less"
-            )
+        if num_samples < num_processes:
+            raise InputError(f"{num_samples} training images are too few for {num_processes} processes")
+        batch_size = min(batch_size, num_samples // num_processes * num_processes)
         order = np.random.default_rng((seed, epoch)).permutation(num_samples)
         whole = order[: num_samples // batch_size * batch_size].reshape(-1, batch_size)
         self.batches = whole[:, process::num_processes].tolist()

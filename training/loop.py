@@ -58,6 +58,10 @@ def fit(
     claim = folder.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
     with claim:
         train, dev = load_data(recipe, taxonomy, reporter)
+        if len(train) < recipe.batch_size:
+            reporter.line(
+                f"--batch-size {recipe.batch_size} is more than there are images: one batch an epoch"
+            )
         run = Run(
             recipe,
             taxonomy,
