@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from training_data import draw, jpeg, write_folder, write_parquet
 
 from hierclass.checkpoint import Preprocessing
 from hierclass.errors import InputError
-from hierclass.images import preprocess
+from hierclass.images import read_input
 from taxonomy import Taxonomy
 from training.batches import EpochBatches, evaluation_loader, read_batches, training_loader
 from training.data import ImageSet, decode_small, read_images, split
@@ -153,8 +154,11 @@ def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: i
     assert not torch.equal(first[0], other[0])
 
 
-def test_evaluation_sees_what_inference_sees() -> None:
-    image = draw(3, 1, 48)
-    images = ImageSet([np.asarray(image)], ["a"], np.array([3]))
-    batch, _, _ = next(read_batches(evaluation_loader(images, Preprocessing(32), batch_size=1, workers=0)))
-    assert np.array_equal(batch[0].numpy(), preprocess(image, Preprocessing(32)))
+@pytest.mark.parametrize("crop", [1.0, 0.8])
+def test_evaluation_sees_what_inference_sees(crop: float) -> None:
+    file = io.BytesIO()
+    draw(3, 1, 48).resize((512, 384)).save(file, "jpeg")  # large enough to be decoded at a reduced scale
+    images = ImageSet([file.getvalue()], ["a"], np.array([3]))
+    preprocessing = Preprocessing(48, crop=crop)
+    batch, _, _ = next(read_batches(evaluation_loader(images, preprocessing, batch_size=1, workers=0)))
+    assert np.array_equal(batch[0].numpy(), read_input(file.getvalue(), preprocessing))

@@ -181,6 +181,7 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         ({"mixed_precision": "int8"}, "--mixed-precision int8"),
         ({"crop_scale": (0.5,)}, "--crop-scale"),
         ({"grow": 1.5}, "--grow 1.5"),
+        ({"crop": 0.0}, "--crop 0.0"),
         ({"smoothing": 1.0}, "--smoothing 1.0"),
         ({"erase": -0.1}, "--erase -0.1"),
         ({"mix_prob": 2.0}, "--mix-prob 2.0"),

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hierclass.checkpoint import Preprocessing
 from hierclass.errors import ImageError, InputError
-from hierclass.images import preprocess
+from hierclass.images import preprocess, resize_side
 from training.data import ImageSet, LeafArray
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -202,5 +202,5 @@ def evaluation_loader(
     images: ImageSet, preprocessing: Preprocessing, *, batch_size: int, workers: int
 ) -> DataLoader[Any]:
     """Float32 batches in order, preprocessed exactly as inference does."""
-    dataset = _Images(images, _Preprocess(preprocessing), min_side=preprocessing.size, seed=None)
+    dataset = _Images(images, _Preprocess(preprocessing), min_side=resize_side(preprocessing), seed=None)
     return _loader(dataset, {"batch_size": batch_size, "shuffle": False}, workers)

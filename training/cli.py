@@ -86,6 +86,7 @@ def fit(
     pretrained: options.Pretrained = D.pretrained,
     widths: options.Widths = "0.25,0.5,1",
     size: options.Size = D.size,
+    crop: options.Crop = D.crop,
     start_size: options.StartSize = D.start_size,
     grow: options.Grow = D.grow,
     epochs: options.Epochs = D.epochs,

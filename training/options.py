@@ -34,6 +34,7 @@ StemStride = Annotated[int | None, typer.Option(help="Total stride of the stem: 
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start from timm's pretrained weights.")]
 Widths = Annotated[str, typer.Option(help="Share of the channels up to each level, rising to 1.")]
 Size = Annotated[int, typer.Option(help="Pixels per side.")]
+Crop = Annotated[float, typer.Option(help="Share of the shorter side that is seen when it answers.")]
 StartSize = Annotated[int | None, typer.Option(help="Pixels per side at first, growing by 8 to --size.")]
 Grow = Annotated[float, typer.Option(help="Share of the epochs over which the size grows.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first N training images only.")]

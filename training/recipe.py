@@ -30,6 +30,7 @@ class Recipe:
     pretrained: bool = False
     widths: tuple[float, ...] = (0.25, 0.5, 1.0)
     size: int = 64
+    crop: float = 1.0
     start_size: int | None = None
     grow: float = 0.65
     dev_from: int | None = None
@@ -91,6 +92,7 @@ class Recipe:
         wrong = {
             f"--size {self.size}: give 8 to 4096": not 8 <= self.size <= 4096,
             f"--start-size {self.start_size}: give 8 up to --size": not 8 <= sizes[0] <= sizes[1],
+            f"--crop {self.crop}: give more than 0, up to 1": not 0 < self.crop <= 1,
             f"--dev-share {self.dev_share}: give more than 0, less than 1": not 0 < self.dev_share < 1,
             f"--limit {self.limit}: give at least 1": self.limit is not None and self.limit < 1,
             f"--lr {self.lr}: give more than 0": not self.lr > 0,

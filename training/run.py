@@ -40,13 +40,18 @@ def make_architecture(recipe: Recipe) -> Architecture:
 
 
 def make_preprocessing(recipe: Recipe) -> Preprocessing:
-    """Whole image at the recipe's size; the pretrained model's mean and deviation where there is one."""
+    """The recipe's size and centre crop; the pretrained model's mean and deviation where there is one."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     config = timm.get_pretrained_cfg(recipe.backbone, allow_unregistered=True) if recipe.pretrained else None
     if config is not None:
         mean, std = config.mean, config.std
-    return Preprocessing(size=recipe.size, mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
+    return Preprocessing(
+        size=recipe.size,
+        crop=recipe.crop,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+    )
 
 
 def make_network(recipe: Recipe, taxonomy: Taxonomy) -> NestedNetwork:
