@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -151,9 +152,53 @@ def test_an_option_that_contradicts_the_resumed_run_is_refused(
     from training.recipe import Recipe
 
     Recipe(data=("x",), taxonomy="tiny-imagenet", lr=0.1).save(tmp_path / "recipe.json")
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "state.safetensors").touch()
     with pytest.raises(SystemExit):
         app(["fit", "--out", str(tmp_path), "--resume", "--lr", "0.2"])
     assert "--lr 0.2 differs from the run" in capfd.readouterr().err
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The recipes of the runs that a command would start."""
+    recipes: list[Any] = []
+    monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: recipes.append(recipe))
+    return recipes
+
+
+def test_a_run_remembers_its_data_by_absolute_paths(
+    tmp_path: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    app(["fit", "--out", "run", "--data", "linked", "--taxonomy", "mine.json"], standalone_mode=False)
+    app(["fit", "--out", "run", "--data", "linked", "--taxonomy", "tiny-imagenet"], standalone_mode=False)
+    assert [recipe.data for recipe in started] == [(str(tmp_path / "linked"),)] * 2
+    assert [recipe.taxonomy for recipe in started] == [str(tmp_path / "mine.json"), "tiny-imagenet"]
+
+
+def test_what_stopped_the_first_epoch_can_be_changed_on_resuming(tmp_path: Path, started: list[Any]) -> None:
+    from training.cli import app
+    from training.recipe import Recipe
+
+    Recipe(data=("x",), taxonomy="tiny-imagenet", lr=9.0, epochs=3).save(tmp_path / "recipe.json")
+    app(["fit", "--out", str(tmp_path), "--resume", "--lr", "0.2"], standalone_mode=False)
+    assert (started[0].lr, started[0].epochs, started[0].data) == (0.2, 3, ("x",))
+
+
+def test_compiling_can_be_given_up_on_resuming(tmp_path: Path, started: list[Any]) -> None:
+    from training.cli import app
+    from training.recipe import Recipe
+
+    Recipe(data=("x",), taxonomy="tiny-imagenet", compile=True).save(tmp_path / "recipe.json")
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "state.safetensors").touch()
+    app(["fit", "--out", str(tmp_path), "--resume"], standalone_mode=False)
+    app(["fit", "--out", str(tmp_path), "--resume", "--no-compile"], standalone_mode=False)
+    assert [recipe.compile for recipe in started] == [True, False]
 
 
 def test_backbone_arguments_are_read_as_python_values() -> None:

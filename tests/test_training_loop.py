@@ -22,10 +22,12 @@ from hierclass.checkpoint import load_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
 from training import loop
+from training.batches import EpochBatches
 from training.evaluate import Answers, evaluate_checkpoint
 from training.losses import NestedLoss, Trainee
 from training.outputs import RunFolder
 from training.recipe import Recipe
+from training.reports import Reporter
 from training.run import Run, make_network
 
 STATE = Path("last") / "state.safetensors"
@@ -181,7 +183,12 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         ({"mixed_precision": "int8"}, "--mixed-precision int8"),
         ({"crop_scale": (0.5,)}, "--crop-scale"),
         ({"grow": 1.5}, "--grow 1.5"),
-        ({"crop": 0.0}, "--crop 0.0"),
+        ({"crop": 0.01}, "--crop 0.01"),
+        ({"start_size": 0}, "--start-size 0"),
+        ({"clip_grad": -1.0}, "--clip-grad -1.0"),
+        ({"seed": -1}, "--seed -1"),
+        ({"eval_every": 0}, "--eval-every 0"),
+        ({"limit": 1}, "1 training images are too few; give at least 2"),
         ({"smoothing": 1.0}, "--smoothing 1.0"),
         ({"erase": -0.1}, "--erase -0.1"),
         ({"mix_prob": 2.0}, "--mix-prob 2.0"),
@@ -204,9 +211,17 @@ def test_an_option_that_cannot_work_is_named(
 def test_a_compiled_run_learns_what_an_uncompiled_one_learns(
     recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # "aot_eager" traces and differentiates as the default does, and needs no C++ compiler
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    sizes = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:  # needs no C++ compiler
+        sizes.extend(
+            value.shape[-1] for value in inputs if isinstance(value, torch.Tensor) and value.ndim == 4
+        )
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     fit(dataclasses.replace(recipe, compile=True), tmp_path)
+    assert {24, 32} <= set(sizes)
     plain, compiled = (
         [json.loads(line)["loss"] for line in (out / "history.jsonl").read_text().splitlines()]
         for out in (unbroken[0], tmp_path)
@@ -226,9 +241,47 @@ def test_a_network_that_cannot_be_compiled_is_one_clear_error(
 
 
 def test_fewer_images_than_a_batch_are_one_batch(recipe: Recipe, tmp_path: Path) -> None:
-    _, text = fit(dataclasses.replace(recipe, batch_size=1000, epochs=1), tmp_path)
+    _, text = fit(dataclasses.replace(recipe, batch_size=1000, epochs=1, crop=0.9), tmp_path)
     assert "--batch-size 1000 is more than there are images: one batch an epoch" in text
-    assert load_checkpoint(tmp_path / "model").results["dev"]["images"] == 60
+    checkpoint = load_checkpoint(tmp_path / "model")
+    assert checkpoint.results["dev"]["images"] == 60
+    assert checkpoint.preprocessing.crop == 0.9
+
+
+@pytest.mark.parametrize(("images", "processes", "size"), [(7, 1, 6), (9, 2, 8), (3, 1, 2), (128, 1, 128)])
+def test_a_batch_of_few_images_is_even_on_every_process(images: int, processes: int, size: int) -> None:
+    batches = EpochBatches(images, 128, seed=0, epoch=0, num_processes=processes)
+    assert [len(batch) * processes for batch in batches] == [size]
+
+
+def test_the_dev_split_is_looked_at_every_so_many_epochs(recipe: Recipe, tmp_path: Path) -> None:
+    fit(dataclasses.replace(recipe, epochs=3, eval_every=2), tmp_path)
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert ["dev" in json.loads(line) for line in lines] == [False, True, True]
+
+
+def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("training.reports.time.monotonic", lambda: now[0])
+    text = io.StringIO()
+    reporter = Reporter(Console(file=text, width=100), epochs=1, total_work=10)
+    reporter.start(0)
+    for step, (seconds, rate) in enumerate([(200.0, 0.0), (231.0, 4.0)]):
+        now[0] = seconds
+        reporter.step(epoch=0, step=step, steps=10, loss=1.0, rate=rate, work=1)
+    first, second = text.getvalue().splitlines()
+    assert first == "epoch 1/1 step 1/10 loss 1.000"
+    assert second == "epoch 1/1 step 2/10 loss 1.000 4 img/s left 4:08"
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_run(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "last").mkdir()
+    half = tmp_path / "last" / ".state.safetensors.123.tmp"
+    half.write_bytes(b"half")
+    fit(dataclasses.replace(recipe, epochs=1), tmp_path)
+    assert not half.exists()
 
 
 def test_a_state_of_another_network_is_refused(recipe: Recipe, unbroken: tuple[Path, str]) -> None:

@@ -60,9 +60,10 @@ class EpochBatches(Sampler[list[int]]):
             raise InputError(
                 f"--batch-size {batch_size} cannot be dealt out evenly to {num_processes} processes"
             )
-        if num_samples < num_processes:
-            raise InputError(f"{num_samples} training images are too few for {num_processes} processes")
-        batch_size = min(batch_size, num_samples // num_processes * num_processes)
+        if num_samples < batch_size:
+            batch_size = num_samples // (2 * num_processes) * 2 * num_processes  # mixing takes pairs
+        if not batch_size:
+            raise InputError(f"{num_samples} training images are too few; give at least {2 * num_processes}")
         order = np.random.default_rng((seed, epoch)).permutation(num_samples)
         whole = order[: num_samples // batch_size * batch_size].reshape(-1, batch_size)
         self.batches = whole[:, process::num_processes].tolist()

@@ -18,6 +18,8 @@ from training import options
 from training.recipe import Recipe, write_json
 
 D = Recipe(data=(), taxonomy="tiny-imagenet")
+PARAMETERS = {"backbone_args": "backbone_arg"}
+"""Field of a recipe → its parameter, where the two are called differently."""
 TEXTS = {"widths": "--widths", "level_weights": "--level-weights", "crop_scale": "--crop-scale"}
 
 app = typer.Typer(
@@ -76,7 +78,7 @@ def fit(
     resume: options.Resume = False,
     workers: options.Workers = 1,
     threads: options.Threads = None,
-    eval_every: options.EvalEvery = 1,
+    eval_every: options.EvalEvery = D.eval_every,
     dev_from: options.DevFrom = D.dev_from,
     dev_share: options.DevShare = D.dev_share,
     limit: options.Limit = D.limit,
@@ -120,7 +122,7 @@ def fit(
         recipe = _recipe(ctx, out)
         from training.loop import fit as run
 
-        run(recipe, out, resume=resume, workers=workers, threads=threads, eval_every=eval_every)
+        run(recipe, out, resume=resume, workers=workers, threads=threads)
 
 
 @app.command()
@@ -177,35 +179,49 @@ def _show(results: dict[str, Any], title: str) -> None:
 def _recipe(ctx: typer.Context, out: Path) -> Recipe:
     """The recipe of the options; with ``--resume`` the one in ``out``, which they must not contradict.
 
-    Paths are made absolute, so that a run can be resumed from another working directory.
+    Before the first epoch is done, and for --compile always, an option that is given wins.
     """
-    values = {f.name: ctx.params[f.name] for f in dataclasses.fields(Recipe) if f.name in ctx.params}
-    values["data"] = tuple(str(path.resolve()) for path in values["data"] or ())
-    if values["taxonomy"] not in bundled():
-        values["taxonomy"] = str(Path(values["taxonomy"]).resolve())
-    values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])
-    for name, option in TEXTS.items():
-        values[name] = options.numbers(values[name], option)
-    recipe = Recipe(**values)
-    stored_path = out / "recipe.json"
-    if ctx.params["resume"] and stored_path.exists():
-        stored = Recipe.load(stored_path)
-        names = {"backbone_args": "backbone_arg"}
-        for field in dataclasses.fields(Recipe):
-            source = ctx.get_parameter_source(names.get(field.name, field.name))
-            given = source is not None and source.name == "COMMANDLINE"
-            ours, theirs = getattr(recipe, field.name), getattr(stored, field.name)
-            if given and ours != theirs:
-                option = "--" + names.get(field.name, field.name).replace("_", "-")
+    recipe = _given_recipe(ctx)
+    if ctx.params["resume"] and (out / "recipe.json").exists():
+        stored = Recipe.load(out / "recipe.json")
+        given = {
+            field.name: getattr(recipe, field.name)
+            for field in dataclasses.fields(Recipe)
+            if _is_given(ctx, field.name)
+        }
+        from training.outputs import RunFolder
+
+        begun = RunFolder(out).state.exists()
+        for name, ours in given.items():
+            theirs = getattr(stored, name)
+            if begun and ours != theirs and name != "compile":
+                option = "--" + PARAMETERS.get(name, name).replace("_", "-")
                 raise InputError(
                     f"{option} {ours} differs from the run in {out} ({theirs}); leave it out, or change --out"
                 )
-        return stored
+        return dataclasses.replace(stored, **given)
     if not recipe.data:
         raise InputError(
             f"{out} holds no run to resume" if ctx.params["resume"] else "give the images with --data"
         )
     return recipe
+
+
+def _given_recipe(ctx: typer.Context) -> Recipe:
+    """The recipe of the options; paths absolute, so that a run resumes from another working directory."""
+    values = {f.name: ctx.params[f.name] for f in dataclasses.fields(Recipe) if f.name in ctx.params}
+    values["data"] = tuple(str(path.absolute()) for path in values["data"] or ())
+    if values["taxonomy"] not in bundled():
+        values["taxonomy"] = str(Path(values["taxonomy"]).absolute())
+    values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])
+    for name, option in TEXTS.items():
+        values[name] = options.numbers(values[name], option)
+    return Recipe(**values)
+
+
+def _is_given(ctx: typer.Context, field: str) -> bool:
+    source = ctx.get_parameter_source(PARAMETERS.get(field, field))
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def main() -> None:

@@ -31,7 +31,6 @@ def fit(
     resume: bool = False,
     workers: int = 1,
     threads: int | None = None,
-    eval_every: int = 1,
     console: Console | None = None,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def fit(
             steps_per_epoch=len(_batches(recipe, train, 0, accelerator)),
             accelerator=accelerator,
         )
-        best = _epochs(run, train, dev, folder, reporter, workers=workers, eval_every=eval_every)
+        best = _epochs(run, train, dev, folder, reporter, workers=workers)
     results: dict[str, Any] = best["results"]
     if not reporter.quiet:
         title = f"{folder.model}: epoch {best['epoch']}, {results['images']} dev images"
@@ -107,7 +106,6 @@ def _epochs(
     reporter: Reporter,
     *,
     workers: int,
-    eval_every: int,
 ) -> dict[str, Any]:
     """Train from where the folder stands to the last epoch; returns the best epoch and its results."""
     recipe = run.recipe
@@ -124,7 +122,7 @@ def _epochs(
             started = time.monotonic()
             row = _train_epoch(run, train, epoch, reporter, workers=workers)
             results = None
-            if epoch + 1 == recipe.epochs or (epoch + 1) % eval_every == 0:
+            if epoch + 1 == recipe.epochs or (epoch + 1) % recipe.eval_every == 0:
                 results = evaluate_run(run, dev, workers=workers)
                 row["dev"] = [level["top1"] for level in results["levels"]]
             row["seconds"] = round(time.monotonic() - started, 2)

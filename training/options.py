@@ -19,7 +19,7 @@ Data = Annotated[
 TaxonomyName = Annotated[str, typer.Option(help="A bundled name, a .json or .csv file, or a folder tree.")]
 DevFrom = Annotated[int | None, typer.Option(help="Hold out images numbered from here up by file name.")]
 DevShare = Annotated[float, typer.Option(help="Share of every class to hold out, without --dev-from.")]
-Seed = Annotated[int, typer.Option(help="Seed of weights, order, augmentation and the split.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order, augmentation and the split.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that prepare images; 0: none.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")]
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
@@ -51,7 +51,10 @@ ClipGrad = Annotated[float | None, typer.Option(help="Highest norm of the gradie
 EmaDecay = Annotated[float, typer.Option(help="Decay of the moving average that is evaluated and shipped.")]
 MixedPrecision = Annotated[str, typer.Option(help="no, bf16 or fp16.")]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the network (torch.compile): a slow start, faster updates.")
+    bool,
+    typer.Option(
+        "--compile/--no-compile", help="Compile the network (torch.compile): a slow start, faster updates."
+    ),
 ]
 ChannelsLast = Annotated[bool, typer.Option(help="Memory format of images and weights.")]
 

@@ -19,7 +19,7 @@ class Recipe:
     is held out. ``start_size`` (pixels) grows in steps of 8 to ``size`` over the first ``grow`` share of the
     epochs. ``level_weights`` weigh the cross-entropy of each level on its tier, ``finest_weight`` the
     auxiliary one of each lower level on the leaves, ``distil`` what a lower level learns from the last
-    level's answer.
+    level's answer. Every ``eval_every`` epochs the dev split is looked at, and the best epoch kept.
     """
 
     data: tuple[str, ...]
@@ -57,6 +57,7 @@ class Recipe:
     cutmix: float = 0.0
     mix_prob: float = 1.0
     ema_decay: float = 0.999
+    eval_every: int = 1
     seed: int = 0
     mixed_precision: str = "no"
     channels_last: bool = True
@@ -88,15 +89,19 @@ class Recipe:
 
     def check(self) -> None:
         """Refuse values that no run can have; raises `InputError` naming the option."""
-        sizes = (self.start_size or self.size, self.size)
+        start_size = self.size if self.start_size is None else self.start_size
         wrong = {
             f"--size {self.size}: give 8 to 4096": not 8 <= self.size <= 4096,
-            f"--start-size {self.start_size}: give 8 up to --size": not 8 <= sizes[0] <= sizes[1],
-            f"--crop {self.crop}: give more than 0, up to 1": not 0 < self.crop <= 1,
+            f"--start-size {self.start_size}: give 8 up to --size": not 8 <= start_size <= self.size,
+            f"--crop {self.crop}: give 0.05 to 1": not 0.05 <= self.crop <= 1,
             f"--dev-share {self.dev_share}: give more than 0, less than 1": not 0 < self.dev_share < 1,
             f"--limit {self.limit}: give at least 1": self.limit is not None and self.limit < 1,
             f"--lr {self.lr}: give more than 0": not self.lr > 0,
             f"--ema-decay {self.ema_decay}: give 0 up to less than 1": not 0 <= self.ema_decay < 1,
+            f"--clip-grad {self.clip_grad}: give more than 0": self.clip_grad is not None
+            and not self.clip_grad > 0,
+            f"--seed {self.seed}: give 0 or more": self.seed < 0,
+            f"--eval-every {self.eval_every}: give at least 1": self.eval_every < 1,
             f"--grow {self.grow}: give a share from 0 to 1": not 0 <= self.grow <= 1,
             f"--smoothing {self.smoothing}: give 0 up to less than 1": not 0 <= self.smoothing < 1,
             f"--erase {self.erase}: give a probability from 0 to 1": not 0 <= self.erase <= 1,

@@ -22,7 +22,7 @@ class Reporter:
     """Shows a run: a bar on a terminal, else a line at most every 30 seconds and one per epoch.
 
     The time left is the time so far, scaled by the work left; work is counted in pixels, since steps of small
-    images are faster. The first step, in which workers start and networks are compiled, is not counted.
+    images are faster. The first step of the run, in which workers start and networks are compiled, is not counted.
     """
 
     def __init__(self, console: Console, *, epochs: int, total_work: float, quiet: bool = False) -> None:
@@ -47,7 +47,7 @@ class Reporter:
             self.bar.start()
 
     def step(self, *, epoch: int, step: int, steps: int, loss: float, rate: float, work: float) -> None:
-        """Report one update: loss averaged over the epoch so far, images per second."""
+        """Report one update: loss averaged over the epoch so far, images per second (0: not known yet)."""
         self.done_work += work
         now = time.monotonic()
         if self.timed_from is None:
@@ -58,7 +58,7 @@ class Reporter:
         text = f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{steps} loss {loss:.3f}"
         if self.done_work > first:
             left = (now - started) * (self.total_work - self.done_work) / (self.done_work - first)
-            text += f" {rate:.0f} img/s left {clock(left)}"
+            text += (f" {rate:.0f} img/s" if rate else "") + f" left {clock(left)}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.done_work, description=text)
         else:

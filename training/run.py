@@ -90,8 +90,8 @@ class Run:
         optimizer = make_optimizer(recipe, self.trainee)
         self.scheduler = make_scheduler(recipe, optimizer, steps_per_epoch)
         self.model, self.optimizer = accelerator.prepare(self.trainee, optimizer)
-        if recipe.compile:  # one compilation per image size: growing sizes are few, and fixed ones run faster
-            self.model = torch.compile(self.model, dynamic=False)
+        self.compiled = torch.compile(self.model, dynamic=False) if recipe.compile else None
+        self._compiled_shape = torch.Size((0, 0, 0, 0))
         self.mixup = make_mixup(recipe, len(taxonomy.leaves))
         self.erase = RandomErasing(recipe.erase, mode="const", device="cpu") if recipe.erase else None
         self.updates = 0
@@ -131,11 +131,22 @@ class Run:
 
     def _backward(self, pixels: Tensor, target: Tensor) -> Tensor:
         """Add the gradients of one batch; returns its loss."""
+        model = self.model if self.compiled is None else self._compiled_for(pixels.shape)
         with self.accelerator.autocast():
-            levels, finest = self.model(pixels)
+            levels, finest = model(pixels)
             loss: Tensor = self.loss(levels, finest, target)
         self.accelerator.backward(loss)
         return loss
+
+    def _compiled_for(self, shape: torch.Size) -> Any:
+        """The network compiled for batches of one size of image; for smaller batches the plain one.
+
+        torch keeps few compilations and then stops compiling: those of former sizes are dropped.
+        """
+        if shape[2:] != self._compiled_shape[2:] or shape[0] > self._compiled_shape[0]:
+            torch.compiler.reset()
+            self._compiled_shape = shape
+        return self.compiled if shape == self._compiled_shape else self.model
 
     @property
     def smoothed(self) -> NestedNetwork:
