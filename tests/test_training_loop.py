@@ -22,7 +22,7 @@ from hierclass.checkpoint import load_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
 from training import loop
-from training.batches import EpochBatches
+from training.batches import INTERPOLATION, EpochBatches
 from training.evaluate import Answers, evaluate_checkpoint
 from training.losses import NestedLoss, Trainee
 from training.outputs import RunFolder
@@ -246,6 +246,7 @@ def test_fewer_images_than_a_batch_are_one_batch(recipe: Recipe, tmp_path: Path)
     checkpoint = load_checkpoint(tmp_path / "model")
     assert checkpoint.results["dev"]["images"] == 60
     assert checkpoint.preprocessing.crop == 0.9
+    assert checkpoint.preprocessing.interpolation == INTERPOLATION
 
 
 @pytest.mark.parametrize(("images", "processes", "size"), [(7, 1, 6), (9, 2, 8), (3, 1, 2), (128, 1, 128)])

@@ -26,6 +26,8 @@ from hierclass.errors import ImageError, InputError
 from hierclass.images import preprocess, resize_side
 from training.data import ImageSet, LeafArray
 
+INTERPOLATION = "bilinear"
+"""How images are resized, in training and in the answers alike: a network that learnt from one errs on another."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 Batch = tuple[Tensor, Tensor, list[str]]
 """Images (uint8 or float32, (B, 3, S, S)), leaves (B,), and one message per image that could not be read."""
@@ -181,7 +183,7 @@ def training_loader(
             scale=crop_scale,
             color_jitter=color_jitter or None,  # type: ignore[arg-type]  # None is documented as off
             auto_augment=auto_augment,
-            interpolation="bilinear",
+            interpolation=INTERPOLATION,
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(

@@ -20,7 +20,7 @@ from hierclass.checkpoint import Architecture, Checkpoint, Preprocessing, build,
 from hierclass.errors import InputError
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
-from training.batches import seed_everything
+from training.batches import INTERPOLATION, seed_everything
 from training.losses import NestedLoss, Trainee
 from training.recipe import Recipe
 from training.state import load_state, save_state
@@ -40,7 +40,7 @@ def make_architecture(recipe: Recipe) -> Architecture:
 
 
 def make_preprocessing(recipe: Recipe) -> Preprocessing:
-    """The recipe's size and centre crop; the pretrained model's mean and deviation where there is one."""
+    """Size and centre crop of the recipe, resized as in training; mean and deviation of a pretrained model."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     config = timm.get_pretrained_cfg(recipe.backbone, allow_unregistered=True) if recipe.pretrained else None
@@ -49,6 +49,7 @@ def make_preprocessing(recipe: Recipe) -> Preprocessing:
     return Preprocessing(
         size=recipe.size,
         crop=recipe.crop,
+        interpolation=INTERPOLATION,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
     )
