@@ -281,8 +281,12 @@ def test_what_a_kill_left_half_written_goes_with_the_next_run(recipe: Recipe, tm
     (tmp_path / "last").mkdir()
     half = tmp_path / "last" / ".state.safetensors.123.tmp"
     half.write_bytes(b"half")
+    other = tmp_path / "other" / ".state.safetensors.124.tmp"
+    other.parent.mkdir()
+    other.write_bytes(b"of a run that goes on")
     fit(dataclasses.replace(recipe, epochs=1), tmp_path)
     assert not half.exists()
+    assert other.exists()
 
 
 def test_a_state_of_another_network_is_refused(recipe: Recipe, unbroken: tuple[Path, str]) -> None:

@@ -60,8 +60,9 @@ class RunFolder:
                 pass
             except OSError as error:
                 raise InputError(f"another run writes to {self.path}; choose another --out") from error
-            for left_by_a_kill in self.path.glob("**/.*.tmp"):
-                left_by_a_kill.unlink(missing_ok=True)
+            for folder in (self.state.parent, self.model):  # nothing else below --out is ours to remove
+                for left_by_a_kill in folder.glob(".*.safetensors.*.tmp"):
+                    left_by_a_kill.unlink(missing_ok=True)
             yield
 
     def begin(self, recipe: Recipe, epochs_done: int) -> None:
