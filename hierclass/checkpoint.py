@@ -116,9 +116,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     folder.mkdir(parents=True, exist_ok=True)
     kind = {"float16": torch.float16, "float32": torch.float32}[dtype]
     tensors = {
-        name: _stored(value.detach().cpu(), kind)
-        for name, value in checkpoint.network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        name: _stored(value.detach().cpu(), kind) for name, value in checkpoint.network.stored().items()
     }
     config = {
         "format": FORMAT,
@@ -200,14 +198,10 @@ def _load_weights(network: NestedNetwork, file: Path) -> None:
         raise CheckpointError(f"{file.parent} is no model: it has no {WEIGHTS_FILE}") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
-    own = network.state_dict()
-    wanted = {name for name in own if not name.endswith("num_batches_tracked")}
-    wrong = sorted(wanted ^ tensors.keys()) or sorted(n for n in wanted if own[n].shape != tensors[n].shape)
-    if wrong:
-        raise CheckpointError(
-            f"{file} does not fit its {CONFIG_FILE}: {len(wrong)} tensors differ, the first is {wrong[0]}"
-        )
-    network.load_state_dict(tensors, strict=False)
+    try:
+        network.load_stored(tensors)
+    except ValueError as error:
+        raise CheckpointError(f"{file} does not fit its {CONFIG_FILE}: {error}") from error
 
 
 def _stored(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hierclass.errors import BackboneError, LevelError
 from hierclass.nested import Cost, NestedNetwork, State, create_backbone, nest
-from hierclass.nested.network import level_of
+from hierclass.nested.slices import level_of
 
 WIDTHS = (0.25, 0.5, 1.0)
 CLASSES = (2, 5, 12)

@@ -7,27 +7,28 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested import NestedNetwork, create_backbone, nest
+from hierclass.nested import create_backbone, nest
 from hierclass.nested.proof import prove
+from hierclass.nested.slices import SlicedNetwork
 
 SIZE = (3, 32, 32)
 
 
-def make() -> NestedNetwork:
+def make() -> SlicedNetwork:
     torch.manual_seed(0)
     return nest(
         create_backbone("test_resnet"), widths=(0.25, 0.5, 1.0), num_classes=(2, 5, 12), input_size=SIZE
     )
 
 
-class Leaky(NestedNetwork):
+class Leaky(SlicedNetwork):
     """Level 0 looks at the last head."""
 
     def classify(self, features: Tensor, level: int) -> Tensor:
         return super().classify(features, level) + self.heads[-1].bias.sum()
 
 
-class Forgetful(NestedNetwork):
+class Forgetful(SlicedNetwork):
     """Refining starts from another image."""
 
     def refine(self, state):
@@ -35,7 +36,7 @@ class Forgetful(NestedNetwork):
         return super().refine(state)
 
 
-class Misshapen(NestedNetwork):
+class Misshapen(SlicedNetwork):
     """Answers with one class too many."""
 
     def classify(self, features: Tensor, level: int) -> Tensor:
@@ -56,12 +57,12 @@ def test_a_right_network_passes_and_keeps_its_modes_and_statistics() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Leaky, "level 0 reads weights of a level above it"),
+        (Leaky, "level 1 reads weights of a level above it"),
         (Forgetful, "refining to level 0 differs from running it directly"),
         (Misshapen, r"level 0 gives \(2, 3\) logits, not \(2, 2\)"),
     ],
 )
-def test_a_network_that_is_not_nested_is_refused(kind: type[NestedNetwork], message: str) -> None:
+def test_a_network_that_is_not_nested_is_refused(kind: type[SlicedNetwork], message: str) -> None:
     network = make()
     network.__class__ = kind
     with pytest.raises(BackboneError, match=message):

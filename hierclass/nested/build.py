@@ -13,6 +13,7 @@ from hierclass.nested.boundaries import check_widths
 from hierclass.nested.graph import read_graph
 from hierclass.nested.network import NestedNetwork, evaluating
 from hierclass.nested.proof import prove
+from hierclass.nested.slices import SlicedNetwork
 
 
 def create_backbone(
@@ -89,7 +90,7 @@ def nest(
         )
     with evaluating(backbone):
         graph = read_graph(backbone, widths, input_size)
-    network = NestedNetwork(graph, num_classes, input_size)
+    network = SlicedNetwork(graph, num_classes, input_size)
     network.heads.to(next(backbone.parameters()))
     prove(network)
     return network.train(backbone.training)

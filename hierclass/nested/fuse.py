@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hierclass.nested.graph import Graph, Step
 from hierclass.nested.network import NestedNetwork
+from hierclass.nested.slices import SlicedNetwork
 
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, timm_layers.DropPath)
 """Layers that change nothing in evaluation mode."""
@@ -24,6 +25,8 @@ def fuse(network: NestedNetwork) -> NestedNetwork:
     nested; layers that do nothing in evaluation mode are left out; activations overwrite what nothing else reads.
     """
     source = copy.deepcopy(network).eval()
+    if not isinstance(source, SlicedNetwork):
+        return source
     layers = {step.name: list(source.layers[step.name]) for step in source.steps}  # type: ignore[call-overload]
     readers = Counter(value for step in source.steps for value in step.inputs)
     renamed: dict[int, int] = {}
@@ -49,6 +52,6 @@ def fuse(network: NestedNetwork) -> NestedNetwork:
                 part.inplace = True
         steps.append(step)
     graph = Graph(tuple(steps), source.boundaries, {step.name: layers[step.name] for step in steps})
-    fused = NestedNetwork(graph, source.num_classes, source.input_size)
+    fused = SlicedNetwork(graph, source.num_classes, source.input_size)
     fused.heads = source.heads
     return fused.to(next(network.parameters()).device).eval()

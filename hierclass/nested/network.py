@@ -1,4 +1,4 @@
-"""The nested network: runs any level directly, all levels at once, or refines one level to the next.
+"""What every nested network has in common, whatever its structure: levels, heads, costs.
 
 Everything a level needs flows with the call, in a `State`: the network itself holds weights only, so that
 threads may run different levels of one network at the same time.
@@ -6,21 +6,17 @@ threads may run different levels of one network at the same time.
 
 from __future__ import annotations
 
+import abc
 import contextlib
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hierclass.errors import LevelError
-from hierclass.nested.boundaries import Boundaries
-from hierclass.nested.graph import Graph, Step
-
-IMAGE = 0
-"""Index of the value that is the image itself."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Cost:
     """What one level costs for one image, everything below it included."""
 
     macs: int
-    """Multiply-accumulates of convolutions and linear layers, counted while they run."""
+    """Multiply-accumulates of convolutions, linear layers and matrix products, counted while they run."""
     parameters: int
     """Number of weights that the level uses."""
     bytes: int
@@ -39,54 +35,47 @@ class Cost:
 class State:
     """What has been computed for one batch of images (B, 3, H, W).
 
-    `level` is -1 before the first call of `NestedNetwork.refine`; `prefixes` holds slices 0 … level of every
-    value that the next level reads again.
+    `level` is -1 before the first call of `NestedNetwork.refine`. Only structure `slices` fills `prefixes`
+    (slices 0 … level of every value that the next level reads again) and `shared` (what all levels read).
     """
 
     image: Tensor
     prefixes: dict[int, Tensor] = field(default_factory=dict)
+    shared: dict[int, Any] = field(default_factory=dict)
     level: int = -1
     features: Tensor | None = None
     """Pooled features (B, num_features[level]) of the last level computed."""
 
 
-class NestedNetwork(nn.Module):
-    """A backbone cut into nested levels, with one linear classifier (head) per level.
+class NestedNetwork(nn.Module, abc.ABC):
+    """A network of nested levels, with one linear classifier (head) per level.
 
-    Level k computes slices 0 … k of every layer; its head reads the pooled features of those slices. Make one
-    with `hierclass.nested.nest`.
+    Level k computes pooled features (B, num_features[k]), which its head reads. A structure is a subclass: it
+    says how a level's features are computed (`features`), which weights the level uses (`level_tensors`) and
+    how levels are taken out (`truncate`, `extract`). Make one with `hierclass.nested.nest`.
     """
 
-    def __init__(self, graph: Graph, num_classes: Sequence[int], input_size: tuple[int, int, int]):
-        """`graph` comes from `read_graph`; `num_classes[k]` is the number of classes of level k."""
+    structure: ClassVar[str]
+    """Its name: slices, prefix, masks or depths."""
+
+    def __init__(
+        self, num_features: Sequence[int], num_classes: Sequence[int], input_size: tuple[int, int, int]
+    ):
+        """Level k has `num_features[k]` pooled features and `num_classes[k]` classes."""
         super().__init__()
-        self.steps: tuple[Step, ...] = graph.steps
-        self.boundaries: tuple[Boundaries, ...] = graph.boundaries
+        self.num_features = tuple(num_features)
+        """Number of pooled features that the head of each level reads."""
         self.num_classes = tuple(num_classes)
         self.input_size = input_size
-        self.layers = nn.ModuleDict({name: nn.ModuleList(parts) for name, parts in graph.layers.items()})
         self.heads = nn.ModuleList(
             nn.Linear(features, classes)
             for features, classes in zip(self.num_features, self.num_classes, strict=True)
         )
-        self._plan()
-
-    def _plan(self) -> None:
-        """Note after which step a value is read no more."""
-        last_reader = {i: index for index, step in enumerate(self.steps) for i in step.inputs}
-        self._done_after: list[tuple[int, ...]] = [
-            tuple(i for i, last in last_reader.items() if last == index) for index in range(len(self.steps))
-        ]
 
     @property
     def num_levels(self) -> int:
         """Number of levels; level numbers run from 0 to `num_levels - 1`."""
         return len(self.num_classes)
-
-    @property
-    def num_features(self) -> tuple[int, ...]:
-        """Number of pooled features that the head of each level reads."""
-        return self.boundaries[self.steps[-1].output]
 
     def check_level(self, level: int | None) -> int:
         """Return the level, the finest for None; raise `LevelError` if the network does not have it."""
@@ -98,6 +87,26 @@ class NestedNetwork(nn.Module):
             )
         return level
 
+    @abc.abstractmethod
+    def features(self, image: Tensor, level: int) -> Tensor:
+        """Return the pooled features (B, num_features[level]) of one level, computing nothing above it."""
+
+    @abc.abstractmethod
+    def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield name, value and whether it is trained of every weight and statistic that `level` uses, but heads'."""
+
+    @abc.abstractmethod
+    def spoil_above(self, level: int) -> None:
+        """Set every weight and statistic that `level` does not use to NaN, in place; heads are left alone."""
+
+    @abc.abstractmethod
+    def truncate(self, level: int) -> NestedNetwork:
+        """Return a stand-alone network of levels 0 … `level`, with copies of their weights alone."""
+
+    def extract(self, level: int) -> nn.Module:
+        """Return the smallest stand-alone module, (B, 3, H, W) → logits (B, num_classes[level]), of a level."""
+        return self.truncate(level)
+
     def forward(self, image: Tensor, level: int | None = None) -> Tensor:
         """Return the logits (B, num_classes[level]) of one level for normalised images (B, 3, H, W).
 
@@ -105,15 +114,15 @@ class NestedNetwork(nn.Module):
             LevelError: the network has no such level.
         """
         level = self.check_level(level)
-        return self.classify(self._run(self.start(image), level, keep=False)[-1], level)
+        return self.classify(self.features(image, level), level)
 
     def forward_all(self, image: Tensor, level: int | None = None) -> list[Tensor]:
-        """Return the logits of levels 0 … `level` from one pass over images (B, 3, H, W)."""
+        """Return the logits of levels 0 … `level` for images (B, 3, H, W)."""
         return [self.classify(features, k) for k, features in enumerate(self.features_all(image, level))]
 
     def features_all(self, image: Tensor, level: int | None = None) -> list[Tensor]:
-        """Return the pooled features (B, num_features[k]) of levels k = 0 … `level` from one pass."""
-        return self._run(self.start(image), self.check_level(level), keep=False)
+        """Return the pooled features (B, num_features[k]) of levels k = 0 … `level`."""
+        return [self.features(image, k) for k in range(self.check_level(level) + 1)]
 
     def classify(self, features: Tensor, level: int) -> Tensor:
         """Return the logits (B, num_classes[level]) for the pooled features (B, num_features[level])."""
@@ -125,7 +134,7 @@ class NestedNetwork(nn.Module):
         return State(image)
 
     def refine(self, state: State) -> Tensor:
-        """Compute the slices of the next level only, and return its logits (B, num_classes[state.level]).
+        """Compute the next level, reusing what the structure can, and return its logits.
 
         The state is changed: it now holds the level that was computed.
 
@@ -133,27 +142,12 @@ class NestedNetwork(nn.Module):
             LevelError: the state is at the last level already.
         """
         level = self.check_level(state.level + 1)
-        return self.classify(self._run(state, level, keep=level < self.num_levels - 1)[-1], level)
+        state.features = self.features(state.image, level)
+        state.level = level
+        return self.classify(state.features, level)
 
-    def extract(self, level: int) -> NestedNetwork:
-        """Return a stand-alone network of levels 0 … `level`, with copies of their weights alone."""
-        keep = self.check_level(level) + 1
-        graph = Graph(
-            self.steps,
-            tuple(cuts[:keep] for cuts in self.boundaries),
-            {step.name: [copy.deepcopy(part) for part in self._parts(step)[:keep]] for step in self.steps},
-        )
-        network = NestedNetwork(graph, self.num_classes[:keep], self.input_size)
-        network.heads.load_state_dict(
-            {key: value for key, value in self.heads.state_dict().items() if int(key.split(".")[0]) < keep}
-        )
-        return network.train(self.training).to(next(self.parameters()))
-
-    def slice_parameters(self, level: int) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield name and value of every weight that `level` adds to the level below."""
-        for name, parameter in self.named_parameters():
-            if level_of(name) == level:
-                yield name, parameter
+    def train_progress(self, progress: float) -> None:
+        """Hear how far training is (0 … 1); called before every update. `masks` prunes by it."""
 
     def cost(self, level: int) -> Cost:
         """Count what `level` costs for one image of `input_size`, by running it once."""
@@ -161,59 +155,36 @@ class NestedNetwork(nn.Module):
         image = torch.zeros(1, *self.input_size).to(next(self.parameters()))
         with evaluating(self), FlopCounterMode(display=False) as counter, torch.no_grad():
             self(image, level)
-        used = [value for name, value in self.named_parameters() if level_of(name) <= level]
-        held = used + [value for name, value in self.named_buffers() if level_of(name) <= level]
+        held = [(value, trained) for _, value, trained in self.level_tensors(level)]
+        held += [(value, True) for value in self.heads[: level + 1].parameters()]
         return Cost(
             macs=counter.get_total_flops() // 2,
-            parameters=sum(value.numel() for value in used),
-            bytes=sum(value.numel() * value.element_size() for value in held),
+            parameters=sum(value.numel() for value, trained in held if trained),
+            bytes=sum(value.numel() * value.element_size() for value, _ in held),
         )
 
-    def _parts(self, step: Step) -> list[nn.Module]:
-        parts = self.layers[step.name]
-        assert isinstance(parts, nn.ModuleList)
-        return list(parts)
+    def stored(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds of the network: name → tensor; `load_stored` reads it."""
+        return {
+            name: value.detach()
+            for name, value in self.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        }
 
-    def _run(self, state: State, level: int, *, keep: bool) -> list[Tensor]:
-        """Compute the slices of levels `state.level + 1` … `level`, step by step; return their features.
+    def load_stored(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `stored` gave, floating-point numbers of any precision.
 
-        With `keep`, `state` can be refined afterwards; without, values go as soon as nothing reads them.
+        Raises:
+            ValueError: the tensors do not fit this network.
         """
-        first = state.level + 1
-        # Level 0 sees the whole image: the slices that higher levels add to it are empty.
-        fresh = {IMAGE: [state.image if k == 0 else state.image[:, :0] for k in range(first, level + 1)]}
-        grown: dict[int, list[Tensor]] = {}
-        for index, step in enumerate(self.steps):
-            source = step.inputs[0]
-            if step.reads == "prefix" and source not in grown:
-                grown[source] = _grow(state.prefixes.pop(source, None), fresh[source])
-                if keep:
-                    state.prefixes[source] = grown[source][-1]
-            parts = self._parts(step)
-            fresh[step.output] = [
-                parts[k](grown[source][k - first])
-                if step.reads == "prefix"
-                else parts[k](*(fresh[i][k - first] for i in step.inputs))
-                for k in range(first, level + 1)
-            ]
-            for value in self._done_after[index]:
-                fresh.pop(value, None)
-                grown.pop(value, None)
-        features = _grow(state.features, fresh[self.steps[-1].output])
-        state.level, state.features = level, features[-1]
-        return features
-
-
-def _grow(prefix: Tensor | None, slices: Sequence[Tensor]) -> list[Tensor]:
-    """Append slices to a prefix one by one along the channels; return every prefix on the way."""
-    prefixes: list[Tensor] = []
-    for new in slices:
-        if prefix is None:
-            prefix = new
-        elif new.shape[1]:
-            prefix = torch.cat((prefix, new), 1)
-        prefixes.append(prefix)
-    return prefixes
+        own = self.state_dict()
+        wanted = {name for name in own if not name.endswith("num_batches_tracked")}
+        wrong = sorted(wanted ^ tensors.keys()) or sorted(
+            name for name in wanted if own[name].shape != tensors[name].shape
+        )
+        if wrong:
+            raise ValueError(f"{len(wrong)} tensors differ, the first is {wrong[0]}")
+        self.load_state_dict(tensors, strict=False)
 
 
 @contextlib.contextmanager
@@ -226,9 +197,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-def level_of(name: str) -> int:
-    """Return the level that a parameter or buffer belongs to, from its name in the network."""
-    parts = name.split(".")
-    return int(parts[1] if parts[0] == "heads" else parts[2])

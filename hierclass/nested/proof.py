@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from hierclass.errors import BackboneError
-from hierclass.nested.network import NestedNetwork, evaluating, level_of
+from hierclass.nested.network import NestedNetwork, evaluating
 
 
 def prove(network: NestedNetwork) -> None:
@@ -45,35 +46,14 @@ def _prove(network: NestedNetwork) -> None:
             network(image, level), everything[level]
         ):
             raise BackboneError(f"refining to level {level} differs from running it directly")
-        if not torch.equal(_without_levels_above(network, image, level), everything[level]):
+    spoilt = copy.deepcopy(network)
+    for level in reversed(range(network.num_levels - 1)):
+        spoilt.spoil_above(level)
+        for value in spoilt.heads[level + 1 :].parameters():
+            value.fill_(torch.nan)
+        if not torch.equal(spoilt.forward_all(image)[level], everything[level]):
             raise BackboneError(f"level {level} reads weights of a level above it")
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
     return torch.allclose(left, right, rtol=1e-3, atol=1e-4 * max(1.0, float(right.abs().max())))
-
-
-def _without_levels_above(network: NestedNetwork, image: Tensor, level: int) -> Tensor:
-    """Logits of `level` in one pass of all levels, with NaN in every weight and statistic above it."""
-    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
-    spoilt = {
-        name: torch.full_like(value, torch.nan)
-        if value.is_floating_point() and level_of(name) > level
-        else value
-        for name, value in tensors.items()
-    }
-    logits: list[Tensor] = functional_call(
-        _AllLevels(network), {f"network.{k}": v for k, v in spoilt.items()}, image
-    )
-    return logits[level]
-
-
-class _AllLevels(torch.nn.Module):
-    """`forward_all` as a forward, which `functional_call` needs."""
-
-    def __init__(self, network: NestedNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        return self.network.forward_all(image)

@@ -1,0 +1,142 @@
+"""Structure `slices`: each level adds a slice of channels to every layer, and reuses all that is computed below."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hierclass.nested.boundaries import Boundaries
+from hierclass.nested.graph import Graph, Step
+from hierclass.nested.network import NestedNetwork, State
+
+IMAGE = 0
+"""Index of the value that is the image itself."""
+
+
+class SlicedNetwork(NestedNetwork):
+    """Level k computes slices 0 … k of every layer; slices below the last are the same numbers at every level.
+
+    Source: the block-triangular pattern of Lee & Shin 2018 (slicing networks vertically); channel scheduling
+    of NestedNet (Kim et al. 2018).
+    """
+
+    structure = "slices"
+
+    def __init__(self, graph: Graph, num_classes: Sequence[int], input_size: tuple[int, int, int]):
+        """`graph` comes from `read_graph`; `num_classes[k]` is the number of classes of level k."""
+        super().__init__(graph.boundaries[graph.steps[-1].output], num_classes, input_size)
+        self.steps: tuple[Step, ...] = graph.steps
+        self.boundaries: tuple[Boundaries, ...] = graph.boundaries
+        self.layers = nn.ModuleDict({name: nn.ModuleList(parts) for name, parts in graph.layers.items()})
+        # Note after which step a value is read no more.
+        last_reader = {i: index for index, step in enumerate(self.steps) for i in step.inputs}
+        self._done_after: list[tuple[int, ...]] = [
+            tuple(i for i, last in last_reader.items() if last == index) for index in range(len(self.steps))
+        ]
+
+    def features(self, image: Tensor, level: int) -> Tensor:
+        """Return the pooled features (B, num_features[level]) of one level, computing nothing above it."""
+        return self._run(self.start(image), level, keep=False)[-1]
+
+    def features_all(self, image: Tensor, level: int | None = None) -> list[Tensor]:
+        """Return the pooled features (B, num_features[k]) of levels k = 0 … `level` from one pass."""
+        return self._run(self.start(image), self.check_level(level), keep=False)
+
+    def refine(self, state: State) -> Tensor:
+        """Compute the slices of the next level only, and return its logits (B, num_classes[state.level]).
+
+        Raises:
+            LevelError: the state is at the last level already.
+        """
+        level = self.check_level(state.level + 1)
+        return self.classify(self._run(state, level, keep=level < self.num_levels - 1)[-1], level)
+
+    def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield name, value and whether it is trained of every weight and statistic up to `level`."""
+        for name, weight in self.layers.named_parameters(prefix="layers"):
+            if level_of(name) <= level:
+                yield name, weight, True
+        for name, value in self.layers.named_buffers(prefix="layers"):
+            if level_of(name) <= level:
+                yield name, value, False
+
+    def spoil_above(self, level: int) -> None:
+        """Set every weight and statistic of a higher slice to NaN."""
+        for name, value in self.layers.state_dict(prefix="layers.").items():
+            if level_of(name) > level and value.is_floating_point():
+                value.fill_(torch.nan)
+
+    def truncate(self, level: int) -> SlicedNetwork:
+        """Return a stand-alone network of levels 0 … `level`, with copies of their weights alone."""
+        keep = self.check_level(level) + 1
+        graph = Graph(
+            self.steps,
+            tuple(cuts[:keep] for cuts in self.boundaries),
+            {step.name: [copy.deepcopy(part) for part in self._parts(step)[:keep]] for step in self.steps},
+        )
+        network = SlicedNetwork(graph, self.num_classes[:keep], self.input_size)
+        network.heads.load_state_dict(
+            {key: value for key, value in self.heads.state_dict().items() if int(key.split(".")[0]) < keep}
+        )
+        return network.train(self.training).to(next(self.parameters()))
+
+    def slice_parameters(self, level: int) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield name and value of every weight that `level` adds to the level below."""
+        for name, parameter in self.named_parameters():
+            if level_of(name) == level:
+                yield name, parameter
+
+    def _parts(self, step: Step) -> list[nn.Module]:
+        parts = self.layers[step.name]
+        assert isinstance(parts, nn.ModuleList)
+        return list(parts)
+
+    def _run(self, state: State, level: int, *, keep: bool) -> list[Tensor]:
+        """Compute the slices of levels `state.level + 1` … `level`, step by step; return their features.
+
+        With `keep`, `state` can be refined afterwards; without, values go as soon as nothing reads them.
+        """
+        first = state.level + 1
+        # Level 0 sees the whole image: the slices that higher levels add to it are empty.
+        fresh = {IMAGE: [state.image if k == 0 else state.image[:, :0] for k in range(first, level + 1)]}
+        grown: dict[int, list[Tensor]] = {}
+        for index, step in enumerate(self.steps):
+            source = step.inputs[0]
+            if step.reads == "prefix" and source not in grown:
+                grown[source] = _grow(state.prefixes.pop(source, None), fresh[source])
+                if keep:
+                    state.prefixes[source] = grown[source][-1]
+            parts = self._parts(step)
+            fresh[step.output] = [
+                parts[k](grown[source][k - first])
+                if step.reads == "prefix"
+                else parts[k](*(fresh[i][k - first] for i in step.inputs))
+                for k in range(first, level + 1)
+            ]
+            for value in self._done_after[index]:
+                fresh.pop(value, None)
+                grown.pop(value, None)
+        features = _grow(state.features, fresh[self.steps[-1].output])
+        state.level, state.features = level, features[-1]
+        return features
+
+
+def _grow(prefix: Tensor | None, slices: Sequence[Tensor]) -> list[Tensor]:
+    """Append slices to a prefix one by one along the channels; return every prefix on the way."""
+    prefixes: list[Tensor] = []
+    for new in slices:
+        if prefix is None:
+            prefix = new
+        elif new.shape[1]:
+            prefix = torch.cat((prefix, new), 1)
+        prefixes.append(prefix)
+    return prefixes
+
+
+def level_of(name: str) -> int:
+    """Return the level that a parameter or buffer belongs to, from its name in the network."""
+    parts = name.split(".")
+    return int(parts[1] if parts[0] == "heads" else parts[2])
