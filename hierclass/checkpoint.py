@@ -20,7 +20,7 @@ import torch
 
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import replacing
-from hierclass.nested import NestedNetwork, create_backbone, nest
+from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone, nest
 from taxonomy import Taxonomy
 
 T = TypeVar("T")
@@ -52,13 +52,25 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How the nested network is made; see `create_backbone` and `nest` for the fields."""
+    """How the nested network is made; see `create_backbone` and `nest` for the fields.
+
+    `levels` is the number of levels that are left of a compressed model, None if all are there.
+    """
 
     backbone: str
-    widths: tuple[float, ...]
+    widths: tuple[float, ...] | None = None
     backbone_args: dict[str, Any] = field(default_factory=dict)
     stem_stride: int | None = None
     structure: str = "slices"
+    depths: tuple[float, ...] | None = None
+    densities: tuple[float, ...] | None = None
+    levels: int | None = None
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels before any were left out."""
+        shares = {"masks": self.densities, "depths": self.depths}.get(self.structure, self.widths)
+        return len(shares or DEFAULT_SHARES)
 
 
 @dataclass
@@ -86,13 +98,9 @@ def build(
         BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
         tiers.
     """
-    if architecture.structure != "slices":
+    if architecture.num_levels != taxonomy.num_tiers:
         raise BackboneError(
-            f"structure {architecture.structure!r} is not known here; this version has: slices"
-        )
-    if len(architecture.widths) != taxonomy.num_tiers:
-        raise BackboneError(
-            f"taxonomy {taxonomy.name!r} has {taxonomy.num_tiers} tiers but {len(architecture.widths)} "
+            f"taxonomy {taxonomy.name!r} has {taxonomy.num_tiers} tiers but {architecture.num_levels} "
             "widths are given; give one width per tier"
         )
     backbone = create_backbone(
@@ -102,7 +110,13 @@ def build(
         **_as_tuple(architecture.backbone_args),
     )
     return nest(
-        backbone, widths=architecture.widths, num_classes=taxonomy.num_classes, input_size=(3, size, size)
+        backbone,
+        structure=architecture.structure,
+        widths=architecture.widths,
+        depths=architecture.depths,
+        densities=architecture.densities,
+        num_classes=taxonomy.num_classes,
+        input_size=(3, size, size),
     )
 
 

@@ -5,7 +5,7 @@ Read it in this order: `boundaries` (where channels are cut), `rules` (how each 
 them together).
 """
 
-from hierclass.nested.build import create_backbone, nest
+from hierclass.nested.build import DEFAULT_SHARES, create_backbone, nest
 from hierclass.nested.network import Cost, NestedNetwork, State
 
-__all__ = ["Cost", "NestedNetwork", "State", "create_backbone", "nest"]
+__all__ = ["DEFAULT_SHARES", "Cost", "NestedNetwork", "State", "create_backbone", "nest"]

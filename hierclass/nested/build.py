@@ -15,6 +15,9 @@ from hierclass.nested.network import NestedNetwork, evaluating
 from hierclass.nested.proof import prove
 from hierclass.nested.slices import SlicedNetwork
 
+DEFAULT_SHARES = (0.25, 0.5, 1.0)
+"""Of channels, blocks or weights, for the levels 0, 1, 2."""
+
 
 def create_backbone(
     name: str, *, stem_stride: int | None = None, pretrained: bool = False, **timm_args: Any
@@ -66,24 +69,32 @@ def _set_stem_stride(backbone: nn.Module, name: str, stride: int) -> None:
 def nest(
     backbone: nn.Module,
     *,
-    widths: Sequence[float] = (0.25, 0.5, 1.0),
+    structure: str = "slices",
+    widths: Sequence[float] | None = None,
+    depths: Sequence[float] | None = None,
+    densities: Sequence[float] | None = None,
+    order: str = "given",
     num_classes: Sequence[int],
     input_size: tuple[int, int, int] = (3, 64, 64),
 ) -> NestedNetwork:
-    """Cut a backbone into nested levels (structure `slices`) and prove that they are nested.
+    """Cut a backbone into nested levels and prove that they are nested.
 
-    `widths[k]` in (0, 1], rising to 1, is the share of every layer's channels that level k sees;
-    `num_classes[k]` the number of classes of its head; `input_size` (C, H, W) the image that costs and the
-    proof refer to. The weights of `backbone` are copied, those between lower outputs and higher inputs left
-    out; `backbone` stays as it is.
-
-    Source: the block-triangular pattern of Lee & Shin 2018 (slicing networks vertically); channel scheduling
-    of NestedNet (Kim et al. 2018).
+    `structure` says how levels are nested: "slices", "prefix", "masks" or "depths". Each of the following has one
+    value per level, strictly rising (`depths` may also stay equal) in (0, 1]: `widths` the share of every layer's
+    channels that a level sees (slices, prefix; the last is 1), `depths` the share of the residual blocks of every
+    stage that it runs (depths; may be added to the others; the last is 1), `densities` the share of the weights
+    that it uses (masks). None takes 0.25, 0.5, 1 where the structure needs it. `order` "importance" deals the
+    channels with the largest weights to the lowest levels (slices; for pretrained weights), "given" keeps their
+    order.
+    `num_classes[k]` is the number of classes of level k's head; `input_size` (C, H, W) the image that costs and
+    the proof refer to. The weights of `backbone` are copied; `backbone` stays as it is.
 
     Raises:
-        BackboneError: the widths do not fit, or a layer can't be cut (the message names its path and type).
+        BackboneError: the shares do not fit, or a layer can't be cut (the message names its path and type).
     """
-    widths = check_widths(widths)
+    if structure != "slices" or depths is not None or densities is not None or order != "given":
+        raise BackboneError(f"structure {structure!r} is not known here; this version has: slices")
+    widths = check_widths(DEFAULT_SHARES if widths is None else widths)
     if len(num_classes) != len(widths) or min(num_classes, default=0) < 1:
         raise BackboneError(
             f"{len(widths)} widths need {len(widths)} class counts of at least 1, not {list(num_classes)}"
