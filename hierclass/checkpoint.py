@@ -58,7 +58,7 @@ class Architecture:
     """
 
     backbone: str
-    widths: tuple[float, ...] | None = None
+    widths: tuple[float, ...] | None
     backbone_args: dict[str, Any] = field(default_factory=dict)
     stem_stride: int | None = None
     structure: str = "slices"
