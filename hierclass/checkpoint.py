@@ -69,8 +69,12 @@ class Architecture:
     @property
     def num_levels(self) -> int:
         """Number of levels before any were left out."""
-        shares = {"masks": self.densities, "depths": self.depths}.get(self.structure, self.widths)
-        return len(shares or DEFAULT_SHARES)
+        return len(getattr(self, self.shares) or DEFAULT_SHARES)
+
+    @property
+    def shares(self) -> str:
+        """Name of the field that has one number per level."""
+        return {"masks": "densities", "depths": "depths"}.get(self.structure, "widths")
 
 
 @dataclass
@@ -90,34 +94,54 @@ class Checkpoint:
 
 
 def build(
-    architecture: Architecture, taxonomy: Taxonomy, size: int, *, pretrained: bool = False
+    architecture: Architecture,
+    taxonomy: Taxonomy,
+    size: int,
+    *,
+    pretrained: bool = False,
+    order: str = "given",
 ) -> NestedNetwork:
     """Make the nested network of an architecture, one level per tier, for `size` x `size` images.
+
+    `order` is that of `nest`; weights that are loaded later bring their own.
 
     Raises:
         BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
         tiers.
     """
-    if architecture.num_levels != taxonomy.num_tiers:
-        raise BackboneError(
-            f"taxonomy {taxonomy.name!r} has {taxonomy.num_tiers} tiers but {architecture.num_levels} "
-            "widths are given; give one width per tier"
-        )
+    left_out = _left_out(architecture, taxonomy)
     backbone = create_backbone(
         architecture.backbone,
         stem_stride=architecture.stem_stride,
         pretrained=pretrained,
         **_as_tuple(architecture.backbone_args),
     )
-    return nest(
+    network = nest(
         backbone,
         structure=architecture.structure,
         widths=architecture.widths,
         depths=architecture.depths,
         densities=architecture.densities,
-        num_classes=taxonomy.num_classes,
+        order=order,
+        num_classes=(*taxonomy.num_classes, *[1] * left_out),
         input_size=(3, size, size),
     )
+    return network.truncate(taxonomy.num_tiers - 1) if left_out else network
+
+
+def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
+    """Number of levels that were left out of a compressed model."""
+    full, left, tiers = architecture.num_levels, architecture.levels, taxonomy.num_tiers
+    if left is None and full != tiers:
+        raise BackboneError(
+            f"taxonomy {taxonomy.name!r} has {tiers} tiers but {full} {architecture.shares} are given; "
+            "give one per tier"
+        )
+    if left is not None and not (left == tiers and left <= full):
+        raise BackboneError(
+            f"taxonomy {taxonomy.name!r} has {tiers} tiers but {left} of {full} levels are said to be left"
+        )
+    return full - tiers
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dtype: str = "float16") -> None:

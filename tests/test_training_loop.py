@@ -194,7 +194,6 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         ({"mix_prob": 2.0}, "--mix-prob 2.0"),
         ({"color_jitter": -1.0}, "--color-jitter -1.0"),
         ({"cutmix": -1.0}, "--mixup 0.0, --cutmix -1.0"),
-        ({"level_weights": (1.0, 2.0)}, "--level-weights: give one per level"),
         ({"opt": "nosuch"}, "--opt nosuch"),
         ({"schedule": "nosuch"}, "--schedule nosuch"),
         ({"auto_augment": "nosuch"}, "--auto-augment nosuch"),
@@ -376,11 +375,6 @@ def test_one_seed_makes_one_network(recipe: Recipe, tiny_taxonomy: Taxonomy) -> 
     assert all(torch.equal(first[key], second[key]) for key in first)
     other = make_network(dataclasses.replace(recipe, seed=1), tiny_taxonomy).state_dict()
     assert not all(torch.equal(first[key], other[key]) for key in first)
-
-
-def test_the_number_of_widths_must_be_the_number_of_tiers(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="one width per tier"):
-        fit(dataclasses.replace(recipe, widths=(0.5, 1.0)), tmp_path)
 
 
 def test_images_that_cannot_be_read_are_reported_and_left_out(

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from taxonomy import Taxonomy
+from training.recipe import Recipe
 from training.reports import clock
+from training.run import make_architecture
 
 
 def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
@@ -19,7 +21,7 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             f"# Model card: {taxonomy.name or 'own classes'}",
             "",
             f"A nested classifier of {len(taxonomy.num_classes)} levels ({classes} classes): timm's "
-            f"`{recipe['backbone']}` cut at widths {_list(recipe['widths'])}, input {recipe['size']} x "
+            f"`{recipe['backbone']}` {_nesting(recipe)}, input {recipe['size']} x "
             f"{recipe['size']} pixels. Level k answers tier k of the taxonomy stored with the weights.",
             "",
             "## Results on the dev split",
@@ -53,6 +55,13 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             "",
         ]
     )
+
+
+def _nesting(recipe: Mapping[str, Any]) -> str:
+    architecture = make_architecture(Recipe.from_dict(dict(recipe)))
+    shares = {name: getattr(architecture, name) for name in ("widths", "depths", "densities")}
+    given = " and ".join(f"{name} {_list(values)}" for name, values in shares.items() if values)
+    return f"cut by structure `{architecture.structure}` at {given}"
 
 
 def _level_table(results: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,8 @@ from training.recipe import Recipe, write_json
 D = Recipe(data=(), taxonomy="tiny-imagenet")
 PARAMETERS = {"backbone_args": "backbone_arg"}
 """Field of a recipe → its parameter, where the two are called differently."""
-TEXTS = {"widths": "--widths", "level_weights": "--level-weights", "crop_scale": "--crop-scale"}
+NUMBERS = ("widths", "depths", "densities", "level_weights", "crop_scale")
+"""Fields of a recipe that are written as numbers with commas; empty text is the default."""
 
 app = typer.Typer(
     help="Train and measure nested coarse-to-fine image classifiers.",
@@ -86,7 +87,11 @@ def fit(
     backbone_arg: options.BackboneArg = None,
     stem_stride: options.StemStride = D.stem_stride,
     pretrained: options.Pretrained = D.pretrained,
-    widths: options.Widths = "0.25,0.5,1",
+    structure: options.Structure = D.structure,
+    widths: options.Widths = "",
+    depths: options.Depths = "",
+    densities: options.Densities = "",
+    order: options.Order = D.order,
     size: options.Size = D.size,
     crop: options.Crop = D.crop,
     start_size: options.StartSize = D.start_size,
@@ -195,9 +200,8 @@ def _recipe(ctx: typer.Context, out: Path) -> Recipe:
         for name, ours in given.items():
             theirs = getattr(stored, name)
             if begun and ours != theirs and name != "compile":
-                option = "--" + PARAMETERS.get(name, name).replace("_", "-")
                 raise InputError(
-                    f"{option} {ours} differs from the run in {out} ({theirs}); leave it out, or change --out"
+                    f"{_option(name)} {ours} differs from the run in {out} ({theirs}); leave it out, or change --out"
                 )
         return dataclasses.replace(stored, **given)
     if not recipe.data:
@@ -214,9 +218,13 @@ def _given_recipe(ctx: typer.Context) -> Recipe:
     if values["taxonomy"] not in bundled():
         values["taxonomy"] = str(Path(values["taxonomy"]).absolute())
     values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])
-    for name, option in TEXTS.items():
-        values[name] = options.numbers(values[name], option)
+    for name in NUMBERS:
+        values[name] = options.numbers(values[name], _option(name)) or getattr(D, name)
     return Recipe(**values)
+
+
+def _option(field: str) -> str:
+    return "--" + PARAMETERS.get(field, field).replace("_", "-")
 
 
 def _is_given(ctx: typer.Context, field: str) -> bool:

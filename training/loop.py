@@ -53,6 +53,7 @@ def fit(
         quiet=not accelerator.is_main_process,
     )
     taxonomy = Taxonomy.load(recipe.taxonomy)
+    recipe.check_levels(taxonomy.num_tiers)
     folder = RunFolder(out)
     claim = folder.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
     with claim:

@@ -32,7 +32,21 @@ Backbone = Annotated[str, typer.Option(help="timm model that is cut into levels.
 BackboneArg = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the timm model. Repeatable.")]
 StemStride = Annotated[int | None, typer.Option(help="Total stride of the stem: 1, 2 or 4.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start from timm's pretrained weights.")]
-Widths = Annotated[str, typer.Option(help="Share of the channels up to each level, rising to 1.")]
+Structure = Annotated[
+    str, typer.Option(help="How levels are nested: slices, prefix, masks or depths (docs/nested.md).")
+]
+Widths = Annotated[
+    str, typer.Option(help="slices, prefix: share of the channels up to each level. Default: 0.25,0.5,1.")
+]
+Depths = Annotated[
+    str, typer.Option(help="Share of the blocks of each stage that a level runs; also with other structures.")
+]
+Densities = Annotated[
+    str, typer.Option(help="masks: share of the weights that each level uses. Default: 0.25,0.5,1.")
+]
+Order = Annotated[
+    str, typer.Option(help="given, or importance: the largest pretrained channels to the lowest levels.")
+]
 Size = Annotated[int, typer.Option(help="Pixels per side.")]
 Crop = Annotated[float, typer.Option(help="Share of the shorter side that is seen when it answers.")]
 StartSize = Annotated[int | None, typer.Option(help="Pixels per side at first, growing by 8 to --size.")]

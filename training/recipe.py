@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hierclass.errors import InputError
 from hierclass.files import replacing
 
+SHARES = {"slices": "widths", "prefix": "widths", "masks": "densities", "depths": "depths"}
+"""Structure → the field whose numbers make its levels; `hierclass.nested.nest` says what they are shares of."""
+DEFAULT_LEVELS = 3
+"""Levels that a structure makes of shares that are not given."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What is trained, on what, and how. Two runs of one recipe on one machine give the same weights.
 
+    ``structure``, ``widths``, ``depths``, ``densities`` and ``order`` say how levels are nested, as
+    `hierclass.nested.nest` takes them: a number per level, where the structure needs it None for 0.25, 0.5, 1.
     ``dev_from`` holds out images numbered from there up by file name; without it a stratified ``dev_share``
     is held out. ``start_size`` (pixels) grows in steps of 8 to ``size`` over the first ``grow`` share of the
     epochs. ``level_weights`` weigh the cross-entropy of each level on its tier, ``finest_weight`` the
@@ -28,7 +36,11 @@ class Recipe:
     backbone_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     stem_stride: int | None = None
     pretrained: bool = False
-    widths: tuple[float, ...] = (0.25, 0.5, 1.0)
+    structure: str = "slices"
+    widths: tuple[float, ...] | None = None
+    depths: tuple[float, ...] | None = None
+    densities: tuple[float, ...] | None = None
+    order: str = "given"
     size: int = 64
     crop: float = 1.0
     start_size: int | None = None
@@ -89,35 +101,69 @@ class Recipe:
 
     def check(self) -> None:
         """Refuse values that no run can have; raises `InputError` naming the option."""
+        for message, failed in {**self._wrong_data(), **self._wrong_training()}.items():
+            if failed:
+                raise InputError(message)
+        self._check_structure()
+
+    def check_levels(self, num_tiers: int) -> None:
+        """Refuse numbers of which there is not one per tier; raises `InputError` naming the option."""
+        for name in ("widths", "depths", "densities", "level_weights"):
+            values = getattr(self, name)
+            if values and len(values) != num_tiers:
+                raise InputError(
+                    f"{_option(name)}: give one per level, {num_tiers} for {num_tiers} tiers, not {len(values)}"
+                )
+        shares = SHARES[self.structure]
+        if not getattr(self, shares) and num_tiers != DEFAULT_LEVELS:
+            raise InputError(
+                f"the taxonomy has {num_tiers} tiers; give one number per level with {_option(shares)}"
+            )
+
+    def _check_structure(self) -> None:
+        if self.structure not in SHARES:
+            raise InputError(f"--structure {self.structure}: give {_choice(SHARES)}")
+        if self.order not in ("given", "importance"):
+            raise InputError(f"--order {self.order}: give given or importance")
+        needed = SHARES[self.structure]
+        for name in ("widths", "densities"):
+            if name != needed and getattr(self, name):
+                raise InputError(
+                    f"{_option(name)} does not fit --structure {self.structure}; give {_option(needed)}"
+                )
+
+    def _wrong_data(self) -> dict[str, bool]:
+        """Message → whether it applies, for images, sizes and what is held out."""
         start_size = self.size if self.start_size is None else self.start_size
-        wrong = {
+        return {
             f"--size {self.size}: give 8 to 4096": not 8 <= self.size <= 4096,
             f"--start-size {self.start_size}: give 8 up to --size": not 8 <= start_size <= self.size,
             f"--crop {self.crop}: give 0.05 to 1": not 0.05 <= self.crop <= 1,
             f"--dev-share {self.dev_share}: give more than 0, less than 1": not 0 < self.dev_share < 1,
             f"--limit {self.limit}: give at least 1": self.limit is not None and self.limit < 1,
+            f"--grow {self.grow}: give a share from 0 to 1": not 0 <= self.grow <= 1,
+            f"--erase {self.erase}: give a probability from 0 to 1": not 0 <= self.erase <= 1,
+            f"--mix-prob {self.mix_prob}: give a share from 0 to 1": not 0 <= self.mix_prob <= 1,
+            f"--color-jitter {self.color_jitter}: give 0 or more": not self.color_jitter >= 0,
+            f"--mixup {self.mixup}, --cutmix {self.cutmix}: give 0 or more": not min(self.mixup, self.cutmix)
+            >= 0,
+            "--crop-scale: give two shares, such as 0.35,1": len(self.crop_scale) != 2
+            or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+        }
+
+    def _wrong_training(self) -> dict[str, bool]:
+        """Message → whether it applies, for the loss and the updates."""
+        return {
             f"--lr {self.lr}: give more than 0": not self.lr > 0,
             f"--ema-decay {self.ema_decay}: give 0 up to less than 1": not 0 <= self.ema_decay < 1,
             f"--clip-grad {self.clip_grad}: give more than 0": self.clip_grad is not None
             and not self.clip_grad > 0,
             f"--seed {self.seed}: give 0 or more": self.seed < 0,
             f"--eval-every {self.eval_every}: give at least 1": self.eval_every < 1,
-            f"--grow {self.grow}: give a share from 0 to 1": not 0 <= self.grow <= 1,
             f"--smoothing {self.smoothing}: give 0 up to less than 1": not 0 <= self.smoothing < 1,
-            f"--erase {self.erase}: give a probability from 0 to 1": not 0 <= self.erase <= 1,
-            f"--mix-prob {self.mix_prob}: give a share from 0 to 1": not 0 <= self.mix_prob <= 1,
-            f"--color-jitter {self.color_jitter}: give 0 or more": not self.color_jitter >= 0,
-            f"--mixup {self.mixup}, --cutmix {self.cutmix}: give 0 or more": not min(self.mixup, self.cutmix)
-            >= 0,
             f"--mixed-precision {self.mixed_precision}: give no, bf16 or fp16": self.mixed_precision
             not in ("no", "bf16", "fp16"),
-            "--crop-scale: give two shares, such as 0.35,1": len(self.crop_scale) != 2
-            or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-            "--level-weights: give one per level": len(self.level_weights) not in (0, len(self.widths)),
         }
-        for message, failed in wrong.items():
-            if failed:
-                raise InputError(message)
 
     def save(self, path: Path) -> None:
         """Write the recipe as JSON, atomically."""
@@ -139,6 +185,15 @@ class Recipe:
             return self.size
         steps = (self.size - self.start_size) // 8
         return self.start_size + 8 * (epoch * (steps + 1) // max(growing, 1))
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _choice(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from hierclass.checkpoint import Architecture, Checkpoint, Preprocessing, build, save_checkpoint
 from hierclass.errors import InputError
-from hierclass.nested import NestedNetwork
+from hierclass.nested import DEFAULT_SHARES, NestedNetwork
 from taxonomy import Taxonomy
 from training.batches import INTERPOLATION, seed_everything
 from training.losses import NestedLoss, Trainee
-from training.recipe import Recipe
+from training.recipe import SHARES, Recipe
 from training.state import load_state, save_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,11 +31,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def make_architecture(recipe: Recipe) -> Architecture:
     """The architecture that a recipe names."""
+    shares = {name: getattr(recipe, name) for name in ("widths", "depths", "densities")}
+    shares[SHARES[recipe.structure]] = shares[SHARES[recipe.structure]] or DEFAULT_SHARES
     return Architecture(
         backbone=recipe.backbone,
         backbone_args=recipe.backbone_args,
-        widths=recipe.widths,
         stem_stride=recipe.stem_stride,
+        structure=recipe.structure,
+        **shares,
     )
 
 
@@ -57,13 +60,14 @@ def make_preprocessing(recipe: Recipe) -> Preprocessing:
 
 def make_network(recipe: Recipe, taxonomy: Taxonomy) -> NestedNetwork:
     """The nested network of a recipe, initialised from its seed or from timm's pretrained weights."""
-    if len(recipe.widths) != taxonomy.num_tiers:
-        raise InputError(
-            f"{len(recipe.widths)} --widths make as many levels, but taxonomy {taxonomy.name!r} has "
-            f"{taxonomy.num_tiers} tiers; give one width per tier"
-        )
     seed_everything(recipe.seed)
-    return build(make_architecture(recipe), taxonomy, recipe.size, pretrained=recipe.pretrained)
+    return build(
+        make_architecture(recipe),
+        taxonomy,
+        recipe.size,
+        pretrained=recipe.pretrained,
+        order=recipe.order,
+    )
 
 
 class Run:
@@ -74,6 +78,7 @@ class Run:
     ) -> None:
         """Build everything from the recipe and its seed."""
         self.recipe, self.taxonomy, self.accelerator = recipe, taxonomy, accelerator
+        self.total_updates = recipe.epochs * steps_per_epoch
         self.preprocessing = make_preprocessing(recipe)
         network = make_network(recipe, taxonomy)
         self.trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
@@ -114,6 +119,7 @@ class Run:
         if self.recipe.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         self.model.train()
+        self.trainee.network.train_progress(self.updates / self.total_updates)
         try:
             loss = self._backward(pixels, target)
         except RuntimeError as error:

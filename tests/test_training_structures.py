@@ -1,0 +1,151 @@
+"""Structures in training: their options, how far training is, and recipes written before there were any."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from training_data import write_parquet
+
+from hierclass.classifier import BUNDLED
+from hierclass.errors import InputError
+from hierclass.nested import NestedNetwork
+from taxonomy import Taxonomy
+from training import loop
+from training.card import model_card
+from training.recipe import Recipe
+from training.run import Run, make_architecture
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
+    """Two epochs of 5 steps on 120 images, 60 held out."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny_taxonomy.save(folder / "tiny.json")
+    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
+    return Recipe(
+        data=(str(folder / "shapes.parquet"),),
+        taxonomy=str(folder / "tiny.json"),
+        backbone="test_resnet",
+        size=32,
+        dev_from=10,
+        epochs=2,
+        batch_size=24,
+        warmup_epochs=0,
+        lr=0.05,
+        ema_decay=0.9,
+    )
+
+
+def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    console = Console(file=io.StringIO(), width=100)
+    return loop.fit(recipe, out, resume=resume, workers=0, console=console)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"structure": "rings"}, "--structure rings: give slices, prefix, masks or depths"),
+        ({"order": "size"}, "--order size: give given or importance"),
+        ({"densities": (0.1, 0.5, 1.0)}, "--densities does not fit --structure slices; give --widths"),
+        (
+            {"structure": "masks", "widths": (0.1, 0.5, 1.0)},
+            "--widths does not fit --structure masks; give --densities",
+        ),
+        (
+            {"structure": "depths", "widths": (0.1, 0.5, 1.0)},
+            "--widths does not fit --structure depths; give --depths",
+        ),
+        ({"widths": (0.5, 1.0)}, "--widths: give one per level, 3 for 3 tiers, not 2"),
+        ({"depths": (0.5, 1.0)}, "--depths: give one per level, 3 for 3 tiers, not 2"),
+        (
+            {"structure": "masks", "densities": (0.5,)},
+            "--densities: give one per level, 3 for 3 tiers, not 1",
+        ),
+        ({"level_weights": (1.0, 2.0)}, "--level-weights: give one per level, 3 for 3 tiers, not 2"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_structure_are_refused_before_images_are_read(
+    change: dict[str, Any], message: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        fit(dataclasses.replace(recipe, data=("nowhere",), **change), tmp_path)
+    assert str(caught.value) == message
+
+
+def test_without_numbers_a_taxonomy_of_three_tiers_is_expected() -> None:
+    Recipe(data=(), taxonomy="x").check_levels(3)
+    Recipe(data=(), taxonomy="x", widths=(0.5, 1.0)).check_levels(2)
+    with pytest.raises(InputError, match="has 2 tiers; give one number per level with --densities"):
+        Recipe(data=(), taxonomy="x", structure="masks").check_levels(2)
+
+
+@pytest.mark.parametrize(
+    ("structure", "shares"), [("slices", "widths"), ("prefix", "widths"), ("masks", "densities")]
+)
+def test_the_architecture_says_what_the_recipe_left_to_the_structure(structure: str, shares: str) -> None:
+    recipe = Recipe(data=(), taxonomy="x", structure=structure, depths=(0.5, 0.5, 1.0))
+    architecture = make_architecture(recipe)
+    assert getattr(architecture, shares) == (0.25, 0.5, 1.0)
+    assert {"widths", "densities"} - {shares} == {
+        name for name in ("widths", "densities") if getattr(architecture, name) is None
+    }
+    assert (architecture.structure, architecture.depths) == (structure, (0.5, 0.5, 1.0))
+    assert architecture.num_levels == 3
+
+
+def test_a_recipe_written_before_there_were_structures_is_read() -> None:
+    recipe = Recipe.load(BUNDLED / "recipe.json")
+    recipe.check()
+    assert (recipe.structure, recipe.order, recipe.widths) == ("slices", "given", (0.25, 0.5, 1.0))
+
+
+def test_the_model_card_of_a_run_before_structures_is_written(tiny_taxonomy: Taxonomy) -> None:
+    facts = json.loads((BUNDLED / "training.json").read_text())
+    card = model_card(facts, tiny_taxonomy)
+    assert "timm's `resnet10t` cut by structure `slices` at widths 0.25, 0.5, 1.0, input 64 x 64" in card
+
+
+def test_the_network_hears_before_every_update_how_far_training_is(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[float] = []
+    step = Run.step
+
+    def killed(self: Run, images: torch.Tensor, leaves: torch.Tensor, **at: int) -> torch.Tensor:
+        if (at["epoch"], at["step"]) == (1, 2):
+            raise KeyboardInterrupt
+        return step(self, images, leaves, **at)
+
+    monkeypatch.setattr(NestedNetwork, "train_progress", lambda _, progress: heard.append(progress))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, tmp_path)
+    assert heard == [update / 10 for update in range(7)]
+    heard.clear()
+    fit(recipe, tmp_path, resume=True)
+    assert heard == [update / 10 for update in range(5, 10)]
+
+
+def test_options_of_the_command_line_become_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.cli import app
+
+    started: list[Recipe] = []
+    monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: started.append(recipe))
+    given = ["fit", "--out", str(tmp_path), "--data", "x"]
+    app(given, standalone_mode=False)
+    app([*given, "--structure", "masks", "--densities", "0.1,0.3,1"], standalone_mode=False)
+    app([*given, "--widths", "0.5,1", "--depths", "0.5,1", "--order", "importance"], standalone_mode=False)
+    plain, masks, slices = started
+    assert (plain.structure, plain.widths, plain.depths, plain.densities) == ("slices", None, None, None)
+    assert (masks.structure, masks.densities) == ("masks", (0.1, 0.3, 1.0))
+    assert (slices.widths, slices.depths, slices.order) == ((0.5, 1.0), (0.5, 1.0), "importance")
