@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from hierclass.errors import BackboneError
 
@@ -60,20 +59,12 @@ def boundaries(channels: int, widths: Sequence[float], group: int = 1) -> Bounda
     return (*cuts, channels)
 
 
-@dataclass(frozen=True)
-class Chart:
-    """The boundaries of every channel count of one network: `chart[C]`.
+def share_out(count: int, widths: Sequence[float], size: int = 1) -> Boundaries:
+    """Cut `count` units of `size` channels each, as `boundaries` does; boundaries are in units.
 
-    `groups` maps a channel count to the width of the groups that any layer cuts it into (1 if absent).
+    Where units are fewer than levels, a level may add none, but level 0 has at least one.
     """
-
-    widths: tuple[float, ...]
-    groups: Mapping[int, int]
-
-    def __getitem__(self, channels: int) -> Boundaries:
-        return boundaries(channels, self.widths, self.groups.get(channels, 1))
-
-
-def slice_range(cuts: Boundaries, level: int) -> range:
-    """Channels that `level` adds."""
-    return range(cuts[level - 1] if level else 0, cuts[level])
+    if count >= len(widths):
+        return tuple(end // size for end in boundaries(count * size, widths, size))
+    cuts = [max(1, math.floor(width * count + 0.5)) for width in widths]
+    return tuple(itertools.accumulate((*cuts[:-1], count), max))

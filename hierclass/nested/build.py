@@ -10,8 +10,9 @@ from torch import nn
 
 from hierclass.errors import BackboneError
 from hierclass.nested.boundaries import check_widths
-from hierclass.nested.graph import read_graph
+from hierclass.nested.graph import analyse
 from hierclass.nested.network import NestedNetwork, evaluating
+from hierclass.nested.program import write_program
 from hierclass.nested.proof import prove
 from hierclass.nested.slices import SlicedNetwork
 
@@ -92,7 +93,7 @@ def nest(
     Raises:
         BackboneError: the shares do not fit, or a layer can't be cut (the message names its path and type).
     """
-    if structure != "slices" or depths is not None or densities is not None or order != "given":
+    if structure != "slices" or depths is not None or densities is not None:
         raise BackboneError(f"structure {structure!r} is not known here; this version has: slices")
     widths = check_widths(DEFAULT_SHARES if widths is None else widths)
     if len(num_classes) != len(widths) or min(num_classes, default=0) < 1:
@@ -100,8 +101,8 @@ def nest(
             f"{len(widths)} widths need {len(widths)} class counts of at least 1, not {list(num_classes)}"
         )
     with evaluating(backbone):
-        graph = read_graph(backbone, widths, input_size)
-    network = SlicedNetwork(graph, num_classes, input_size)
+        program = write_program(analyse(backbone, widths, input_size, order=order))
+    network = SlicedNetwork(program, num_classes, input_size)
     network.heads.to(next(backbone.parameters()))
     prove(network)
     return network.train(backbone.training)

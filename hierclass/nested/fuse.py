@@ -10,8 +10,8 @@ import timm.layers as timm_layers
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hierclass.nested.graph import Graph, Step
 from hierclass.nested.network import NestedNetwork
+from hierclass.nested.program import Program, Step
 from hierclass.nested.slices import SlicedNetwork
 
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, timm_layers.DropPath)
@@ -34,7 +34,7 @@ def fuse(network: NestedNetwork) -> NestedNetwork:
     for step in source.steps:
         step = dataclasses.replace(step, inputs=tuple(renamed.get(value, value) for value in step.inputs))
         parts = layers[step.name]
-        before = next((done for done in steps if done.output == step.inputs[0]), None)
+        before = next((done for done in steps if step.inputs and done.output == step.inputs[0]), None)
         if isinstance(parts[0], nn.BatchNorm2d) and before is not None and readers[before.output] == 1:
             convolutions = layers[before.name]
             if isinstance(convolutions[0], nn.Conv2d):
@@ -51,7 +51,7 @@ def fuse(network: NestedNetwork) -> NestedNetwork:
             for part in parts:
                 part.inplace = True
         steps.append(step)
-    graph = Graph(tuple(steps), source.boundaries, {step.name: layers[step.name] for step in steps})
-    fused = SlicedNetwork(graph, source.num_classes, source.input_size)
+    program = Program(tuple(steps), {step.name: layers[step.name] for step in steps}, source.num_features)
+    fused = SlicedNetwork(program, source.num_classes, source.input_size)
     fused.heads = source.heads
     return fused.to(next(network.parameters()).device).eval()

@@ -1,276 +1,294 @@
-"""Read a timm backbone as a list of steps: which operation reads which values, and where each value is cut.
+"""Read a timm backbone: which channels meet where, and so where every value of it is cut.
 
-The backbone's own `forward` is traced once (torch.fx), so residual additions, gates and pooling come from
-timm's code and no family needs code of ours. What can't be cut is refused here, by module path and type.
+The backbone's own `forward` is traced once (torch.fx), so residual additions, gates, heads and concatenations come
+from timm's code and no family needs code of ours. What can't be cut is refused here, by module path and type.
 """
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from timm.models import _features_fx
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.boundaries import Boundaries, Chart, slice_range
-from hierclass.nested.rules import Reads, rule_for
-
-CHANNEL_AXIS = 1
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation: it reads the values `inputs` and writes value `output` (value 0 is the image).
-
-    `name` is also the key of its layers, one per level. `reads` says whether the layer of level k is given
-    its slice of the inputs or the prefix of slices 0 … k.
-    """
-
-    name: str
-    inputs: tuple[int, ...]
-    output: int
-    reads: Reads
+from hierclass.nested.channels import GROUND, OWN, Channels, compact, varies
+from hierclass.nested.functions import FlowCall, flow, function_name, has_rule, out_of_place, tensors_in
+from hierclass.nested.rules import Flow, rule_for, type_name
+from hierclass.nested.trace import Trace, attribute, trace
 
 
 @dataclass(frozen=True)
-class Graph:
-    """The steps in order, the boundaries of every value, and per step the layers of all levels."""
+class Cut:
+    """How one value is dealt to levels: `index[k]` are the positions of level k along `axis` (of `size`).
 
-    steps: tuple[Step, ...]
-    boundaries: tuple[Boundaries, ...]
-    layers: dict[str, list[nn.Module]]
-
-
-class Call(nn.Module):
-    """A function of the traced code (an addition, a gate, a mean over space), applied to one slice."""
-
-    def __init__(
-        self, function: Callable[..., torch.Tensor], arguments: tuple[Any, ...], options: dict[str, Any]
-    ):
-        """`arguments` and `options` are those of the traced call, without its leading tensors."""
-        super().__init__()
-        self.function, self.arguments, self.options = function, arguments, options
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """Apply the function to slices of its inputs."""
-        return self.function(*tensors, *self.arguments, **self.options)
-
-    def extra_repr(self) -> str:
-        """Name the function."""
-        return getattr(self.function, "__name__", str(self.function))
-
-
-FUNCTIONS: dict[Any, Callable[..., torch.Tensor]] = {
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), torch.add),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), torch.mul),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_"), torch.sigmoid),
-    **dict.fromkeys((torch.relu, F.relu, "relu", "relu_"), torch.relu),
-    F.silu: F.silu,
-    F.gelu: F.gelu,
-    F.hardswish: F.hardswish,
-    F.hardsigmoid: F.hardsigmoid,
-    **dict.fromkeys((torch.mean, "mean"), torch.mean),
-    **dict.fromkeys((F.adaptive_avg_pool2d,), F.adaptive_avg_pool2d),
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), F.max_pool2d),
-    F.avg_pool2d: F.avg_pool2d,
-    F.dropout: F.dropout,
-    **dict.fromkeys((torch.flatten, "flatten"), torch.flatten),
-}
-"""Function or tensor method of traced code → its out-of-place form. All of them treat every channel alike."""
-
-
-class _Tracer(fx.Tracer):
-    """Stops at layers that have a rule, and where timm says that tracing must stop."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        timms_own = tuple(_features_fx.get_notrace_modules())
-        return (
-            rule_for(m) is not None
-            or isinstance(m, timms_own)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-
-def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> fx.GraphModule:
-    """Trace the backbone and note the shape of every value for an image of `input_size` (C, H, W).
-
-    Raises:
-        BackboneError: its forward has control flow that depends on values, or does not take such an image.
+    Where a value belongs to one level as a whole, `axis` is None and only that level's index is not empty. `shared`
+    values are seen by every level; of `owned` values each level has its own.
     """
-    name = type(backbone).__name__
-    try:
-        graph = _Tracer(autowrap_functions=tuple(_features_fx.get_notrace_functions())).trace(backbone)
-        traced = fx.GraphModule(backbone, graph)
-        with torch.no_grad():
-            weight = next(backbone.parameters(), torch.empty(0))
-            ShapeProp(traced).propagate(torch.zeros(1, *input_size).to(weight))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackboneError(f"{name} can't be traced with an image of {input_size}: {reason}") from error
-    return traced
+
+    index: tuple[NDArray[np.int64], ...]
+    axis: int | None = None
+    size: int = 1
+    shared: bool = False
+    owned: bool = False
+
+    def up_to(self, level: int) -> NDArray[np.int64]:
+        """Positions of levels 0 … `level`, one level after the other."""
+        return np.concatenate(self.index[: level + 1])
 
 
-def read_graph(backbone: nn.Module, widths: tuple[float, ...], input_size: tuple[int, int, int]) -> Graph:
-    """Cut every layer of the backbone; `backbone` maps (B, C, H, W) to pooled features (B, F).
+@dataclass
+class Value:
+    """What a node of the graph gives for one image: sizes (tensors without memory) and ids in the same layout."""
+
+    meta: Any
+    ids: Any
+    cut: Any = None
+    """A `Cut` for each tensor, in the same layout; None for what is no tensor."""
+
+
+@dataclass
+class Analysis:
+    """A traced backbone with the cut of every value."""
+
+    trace: Trace
+    levels: int
+    values: dict[fx.Node, Value]
+    flows: dict[fx.Node, Flow]
+    channels: Channels
+    output: fx.Node
+    repeated: set[str] = field(default_factory=set)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The calls in order, the image first, without the output."""
+        return [node for node in self.trace.graph.nodes if node.op != "output"]
+
+
+def analyse(
+    backbone: nn.Module, widths: Sequence[float], input_size: tuple[int, int, int], *, order: str = "given"
+) -> Analysis:
+    """Find the cut of every value of a backbone that maps (B, C, H, W) to pooled features (B, F).
 
     Raises:
         BackboneError: a layer or function can't be cut; the message names its module path and type.
     """
     traced = trace(backbone, input_size)
-    reader = _Reader(traced, Chart(widths, _group_widths(traced)), input_size[0])
-    for node in traced.graph.nodes:
-        if node.op == "output":
-            return reader.finish(node.args[0])
-        reader.read(node)
-    raise AssertionError("a traced graph ends with its output")
-
-
-def _group_widths(traced: fx.GraphModule) -> dict[int, int]:
-    """Channel count → least common multiple of the group widths of all layers that see that many channels."""
-    widths: dict[int, int] = {}
-    for node in traced.graph.nodes:
-        layer = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        rule = rule_for(layer) if layer is not None else None
-        for channels, width in rule.groups(layer).items() if rule and layer is not None else ():
-            widths[channels] = math.lcm(widths.get(channels, 1), width)
-    return widths
+    channels = Channels()
+    reader = _Reader(traced, channels, input_size)
+    output = reader.read_all()
+    analysis = Analysis(traced, len(widths), reader.values, reader.flows, channels, output)
+    scores = _importance(analysis) if order == "importance" else None
+    for attempt in range(4):
+        levels = channels.levels(widths, scores)
+        torn = _deal(analysis, levels)
+        if not torn:
+            break
+        if attempt == 3:
+            raise BackboneError(f"{where(torn[0][0])} can't be cut into levels: channels meet crosswise")
+        for node, ids in torn:
+            channels.where = where(node)
+            axes = [axis for axis in range(ids.ndim) if varies(ids, axis)]
+            channels.tie_along(ids, *axes[1:])
+    _check_features(analysis)
+    return analysis
 
 
 class _Reader:
-    """Turns the nodes of a traced graph into steps, one after the other."""
+    """Runs the graph once on sizes and ids."""
 
-    def __init__(self, traced: fx.GraphModule, chart: Chart, image_channels: int) -> None:
-        self.traced, self.chart, self.levels = traced, chart, len(chart.widths)
-        self.values: dict[fx.Node, int] = {}
-        # Every level sees the whole image: its slices above level 0 are empty.
-        self.image: Boundaries = (image_channels,) * self.levels
-        self.boundaries: list[Boundaries] = []
-        self.steps: list[Step] = []
-        self.layers: dict[str, list[nn.Module]] = {}
+    def __init__(self, traced: Trace, channels: Channels, input_size: tuple[int, int, int]) -> None:
+        self.traced, self.channels, self.input_size = traced, channels, input_size
+        self.values: dict[fx.Node, Value] = {}
+        self.flows: dict[fx.Node, Flow] = {}
 
-    def read(self, node: fx.Node) -> None:
+    def read_all(self) -> fx.Node:
+        for node in self.traced.graph.nodes:
+            if node.op == "output":
+                return _checked_output(node.args[0], self.values)
+            self.channels.where = where(node)
+            try:
+                self.values[node] = self._read(node)
+            except BackboneError as error:
+                raise BackboneError(f"{where(node)} can't be cut into levels: {error}") from None
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise BackboneError(
+                    f"{where(node)} does not run on an image of {self.input_size}: {reason}"
+                ) from error
+        raise AssertionError("a traced graph ends with its output")
+
+    def _read(self, node: fx.Node) -> Value:
         if node.op == "placeholder":
-            self._add_value(node, self.image)
-        elif node.op == "call_module":
-            self._read_layer(node)
-        elif node.op in ("call_function", "call_method"):
-            self._read_function(node)
-        else:
-            name = str(node.target).rpartition(".")[2]
-            raise BackboneError(
-                f"{_owner(node)} can't be cut into levels: its tensor {name!r} is used outside a layer with a rule"
-            )
+            if any(value.meta is not None for value in self.values.values()):
+                return Value(node.args[0] if node.args else None, None)
+            shape = (1, *self.input_size)
+            dtype = next((p.dtype for p in self.traced.skeleton.parameters()), torch.float32)
+            return Value(torch.zeros(shape, device="meta", dtype=dtype), ground(shape))
+        if node.op == "get_attr":
+            return self._read_tensor(str(node.target))
+        if node.op == "call_module":
+            return self._read_layer(node)
+        return self._read_call(node)
 
-    def finish(self, node: Any) -> Graph:
-        if not isinstance(node, fx.Node) or len(_shape(node)) != 2:
-            raise BackboneError(
-                "the backbone must end in pooled features (B, F); make it with create_backbone"
-            )
-        # The features are the last value, even where timm's forward returns an earlier one.
-        last = self.values[node]
-        return Graph(
-            tuple(step for step in self.steps if step.output <= last), tuple(self.boundaries), self.layers
-        )
+    def _read_tensor(self, path: str) -> Value:
+        tensor = attribute(self.traced.skeleton, path)
+        if not isinstance(tensor, Tensor):
+            return Value(tensor, None)
+        if tensor.numel() < 2 or not tensor.is_floating_point():
+            return Value(tensor, ground(tensor.shape))
+        return Value(tensor, self.channels.loose(tensor.shape))
 
-    def _add_value(self, node: fx.Node, cuts: Boundaries) -> int:
-        self.values[node] = len(self.boundaries)
-        self.boundaries.append(cuts)
-        return self.values[node]
-
-    def _read_layer(self, node: fx.Node) -> None:
-        path = str(node.target)
-        layer = self.traced.get_submodule(path)
-        where = f"{path} ({type(layer).__name__})"
+    def _read_layer(self, node: fx.Node) -> Value:
+        layer = self.traced.skeleton.get_submodule(str(node.target))
         rule = rule_for(layer)
         if rule is None:
-            raise BackboneError(f"{where} can't be cut into levels: no rule for this layer type")
-        if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
-            raise BackboneError(f"{where} can't be cut into levels: it takes more than one tensor")
+            raise BackboneError("no rule for this layer type")
+        if (
+            len(node.args) != 1
+            or not isinstance(node.args[0], fx.Node)
+            or any(map(_holds_node, node.kwargs.values()))
+        ):
+            raise BackboneError("it takes more than one tensor")
         source = self.values[node.args[0]]
-        try:
-            inputs = self.boundaries[source]
-            outputs = rule.boundaries(layer, inputs, _shape(node)[CHANNEL_AXIS], self.chart)
-            reads = rule.reads(layer)
-            layers = [
-                rule.cut(
-                    layer,
-                    range(inputs[level]) if reads == "prefix" else slice_range(inputs, level),
-                    slice_range(outputs, level),
-                )
-                for level in range(self.levels)
-            ]
-        except BackboneError as error:
-            raise BackboneError(f"{where} can't be cut into levels: {error}") from None
-        self._add_step(node, (source,), reads, layers, outputs)
+        if self.channels.is_loose(source.ids):  # a table that goes through layers serves all levels
+            self.channels.tie_to_ground(source.ids)
+            source = Value(source.meta, ground(source.ids.shape))
+        with torch.no_grad():
+            result = layer(source.meta, **node.kwargs)
+        if not isinstance(result, Tensor):
+            raise BackboneError("its result is no tensor")
+        found = rule.flow(layer, source.ids, tuple(result.shape), self.channels)
+        self.flows[node] = found
+        return Value(result, found.ids)
 
-    def _read_function(self, node: fx.Node) -> None:
-        name = getattr(node.target, "__name__", str(node.target))
-        where = f"{_owner(node)}: {name}()"
-        function = FUNCTIONS.get(node.target)
-        tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]
-        constants = node.args[len(tensors) :]
-        nested = [argument for argument in (*constants, *node.kwargs.values()) if _holds_node(argument)]
-        if function is None or not tensors or nested:
-            raise BackboneError(f"{where} can't be cut into levels: no rule for this operation")
-        options = {key: value for key, value in node.kwargs.items() if key != "inplace"}
-        self._check_axes(where, function, constants, options)
-        sources = tuple(self.values[tensor] for tensor in tensors)
-        inputs = {self.boundaries[source] for source in sources}
-        if len(inputs) != 1:
-            raise BackboneError(f"{where} can't be cut into levels: its inputs are cut at {sorted(inputs)}")
-        (outputs,) = inputs
-        growth = _shape(node)[CHANNEL_AXIS] // outputs[-1]
-        outputs = tuple(end * growth for end in outputs)
-        layer = _layer_for(function, tuple(constants), options)
-        self._add_step(node, sources, "slice", [layer] * self.levels, outputs)
-
-    @staticmethod
-    def _check_axes(where: str, function: Any, constants: Sequence[Any], options: dict[str, Any]) -> None:
-        """Means must leave the channels alone; flattening must start at them."""
-        if function is torch.mean:
-            axes = constants[0] if constants else options.get("dim")
-            spatial = {2, 3, -1, -2}
-            if axes is None or not set(axes if isinstance(axes, (tuple, list)) else (axes,)) <= spatial:
-                raise BackboneError(f"{where} can't be cut into levels: a mean over channels")
-        if function is torch.flatten:
-            start = constants[0] if constants else options.get("start_dim", 0)
-            if start != CHANNEL_AXIS:
-                raise BackboneError(f"{where} can't be cut into levels: it flattens from axis {start}")
-
-    def _add_step(
-        self, node: fx.Node, inputs: tuple[int, ...], reads: Reads, layers: list[nn.Module], cuts: Boundaries
-    ) -> None:
-        if cuts[-1] != _shape(node)[CHANNEL_AXIS]:
-            raise BackboneError(
-                f"{_owner(node)}: {node.target} changes its channels in a way that has no rule"
-            )
-        self.steps.append(Step(node.name, inputs, self._add_value(node, cuts), reads))
-        self.layers[node.name] = layers
-
-
-def _layer_for(
-    function: Callable[..., torch.Tensor], constants: tuple[Any, ...], options: dict[str, Any]
-) -> nn.Module:
-    if function is F.dropout:
-        # The traced call holds the mode of the moment it was traced in; a layer follows the network's mode.
-        return nn.Dropout(constants[0] if constants else options.get("p", 0.5))
-    return Call(function, constants, options)
-
-
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    meta = node.meta.get("tensor_meta")
-    if meta is None or not hasattr(meta, "shape") or len(meta.shape) < 2:
-        raise BackboneError(
-            f"{_owner(node)}: {node.target} can't be cut into levels: its result is no feature map"
+    def _read_call(self, node: fx.Node) -> Value:
+        function = out_of_place(node.target)
+        args, kwargs = _with(node, lambda value: value.meta, self.values)
+        kwargs.pop("inplace", None)
+        if "device" in kwargs and kwargs["device"] is not None:
+            kwargs["device"] = "meta"
+        with torch.no_grad():
+            result = function(*args, **kwargs)
+        tensors = tensors_in(result)
+        if not tensors:
+            return Value(result, None)
+        id_args, id_kwargs = _with(
+            node, lambda value: value.meta if value.ids is None else value.ids, self.values
         )
-    return tuple(meta.shape)
+        id_kwargs.pop("inplace", None)
+        name = function_name(node.target)
+        known = [ids for ids in tensors_in((id_args, id_kwargs)) if bool((compact(ids) != 0).any())]
+        if known and all(map(self.channels.is_loose, known)) and not has_rule(name):
+            for ids in known:
+                self.channels.tie_to_ground(ids)
+            known = []
+        if not known:
+            return Value(result, _map(result, lambda tensor: ground(tensor.shape)))
+        if name == "getattr":
+            return Value(result, getattr(id_args[0], id_args[1]))
+        call = FlowCall(name, function, id_args, id_kwargs, tuple(tensors[0].shape))
+        ids = flow(call, self.channels)
+        if isinstance(ids, Tensor) and not isinstance(result, Tensor):  # values and indices of max
+            ids = _map(result, lambda tensor: ids)
+        return Value(result, ids)
+
+
+def ground(shape: Sequence[int]) -> Tensor:
+    """Ids of a value that every level sees."""
+    return torch.zeros(1, dtype=torch.long).expand(tuple(shape))
+
+
+def _with(node: fx.Node, pick: Any, values: dict[fx.Node, Value]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a node, with what `pick` takes of each value that they hold."""
+    args = fx.map_arg(node.args, lambda n: pick(values[n]))
+    kwargs = fx.map_arg(node.kwargs, lambda n: pick(values[n]))
+    return tuple(args), dict(kwargs)
+
+
+def _map(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (tuple, list)):
+        return tuple(_map(item, function) for item in value)
+    return None
+
+
+def _checked_output(node: Any, values: dict[fx.Node, Value]) -> fx.Node:
+    if (
+        not isinstance(node, fx.Node)
+        or not isinstance(values[node].meta, Tensor)
+        or values[node].meta.ndim != 2
+    ):
+        raise BackboneError("the backbone must end in pooled features (B, F); make it with create_backbone")
+    return node
+
+
+def _deal(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, Tensor]]:
+    """Note the cut of every value; return those that are cut along more than one axis."""
+    torn: list[tuple[fx.Node, Tensor]] = []
+
+    def cut_of(node: fx.Node, ids: Tensor) -> Cut | None:
+        found = make_cut(ids, levels, analysis.levels)
+        if found is None:
+            torn.append((node, ids))
+        return found
+
+    for node, value in analysis.values.items():
+        value.cut = _map(value.ids, lambda ids, node=node: cut_of(node, ids))
+    return torn
+
+
+def make_cut(ids: Tensor, levels: NDArray[np.int64], num_levels: int) -> Cut | None:
+    """The cut of a value with these ids, or None if levels change along more than one axis."""
+    dealt = torch.from_numpy(levels)[compact(ids)]
+    axes = [axis for axis, size in enumerate(dealt.shape) if size > 1 and bool(dealt.diff(dim=axis).any())]
+    nothing = np.zeros(0, np.int64)
+    if not axes:
+        level = int(dealt.flatten()[0]) if dealt.numel() else GROUND
+        index = tuple(np.zeros(1, np.int64) if level in (k, OWN) else nothing for k in range(num_levels))
+        return Cut(index, shared=level == GROUND, owned=level == OWN)
+    if len(axes) > 1:
+        return None
+    row = dealt.movedim(axes[0], 0).reshape(dealt.shape[axes[0]], -1)[:, 0].numpy()
+    if (row == OWN).any():
+        raise BackboneError("channels of levels and what levels own lie side by side; this has no rule")
+    row = np.maximum(row, 0)  # what all levels see is made by level 0
+    return Cut(tuple(np.flatnonzero(row == k) for k in range(num_levels)), axes[0], len(row))
+
+
+def _check_features(analysis: Analysis) -> None:
+    cut: Cut = analysis.values[analysis.output].cut
+    size = analysis.values[analysis.output].meta.shape[1]
+    if analysis.levels > 1 and (cut.axis != 1 or not all(len(index) for index in cut.index)):
+        raise BackboneError(
+            f"the {size} pooled features can't be shared by {analysis.levels} levels; "
+            "use fewer levels or a wider backbone"
+        )
+
+
+def _importance(analysis: Analysis) -> NDArray[np.float64]:
+    """Score of every id: the size of the weights that make its channel, on average 1 in each layer.
+
+    The L1 norm of filters (Li et al. 2017, pruning filters for efficient ConvNets) and the scale of norms (Liu et al.
+    2017, network slimming).
+    """
+    scores = np.zeros(analysis.channels.count)
+    for node, found in analysis.flows.items():
+        layer = analysis.trace.layer(str(node.target))
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor) or found.reads == "whole":
+            continue
+        size = weight.detach().abs().float().reshape(len(weight), -1).mean(1).cpu().numpy()
+        row = found.ids.movedim(found.axis, 0).reshape(found.ids.shape[found.axis], -1)[:, 0].numpy()
+        if len(row) == len(size) and size.mean() > 0:
+            np.add.at(scores, row, size / size.mean())
+    scores[0] = 0.0
+    return scores
 
 
 def _holds_node(argument: Any) -> bool:
@@ -279,10 +297,18 @@ def _holds_node(argument: Any) -> bool:
     return isinstance(argument, fx.Node)
 
 
-def _owner(node: fx.Node) -> str:
-    """Module path and type in whose forward the node was traced."""
+def where(node: fx.Node) -> str:
+    """Module path and type in whose forward the node was traced, for messages."""
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        path = str(node.target)
+        layer = owner.get_submodule(path) if owner is not None else None
+        stack = node.meta.get("nn_module_stack") or {}
+        kind = next((k for p, k in stack.values() if p == path), None)
+        return f"{path} ({type_name(layer) if layer is not None else getattr(kind, '__name__', kind)})"
     stack = node.meta.get("nn_module_stack") or {}
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     if not stack:
-        return "backbone"
+        return f"backbone: {name}()"
     path, kind = list(stack.values())[-1]
-    return f"{path or 'backbone'} ({getattr(kind, '__name__', kind)})"
+    return f"{path or 'backbone'} ({getattr(kind, '__name__', kind)}): {name}()"

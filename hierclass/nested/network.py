@@ -153,7 +153,7 @@ class NestedNetwork(nn.Module, abc.ABC):
         """Count what `level` costs for one image of `input_size`, by running it once."""
         level = self.check_level(level)
         image = torch.zeros(1, *self.input_size).to(next(self.parameters()))
-        with evaluating(self), FlopCounterMode(display=False) as counter, torch.no_grad():
+        with evaluating(self), _frozen(self), torch.no_grad(), FlopCounterMode(display=False) as counter:
             self(image, level)
         held = [(value, trained) for _, value, trained in self.level_tensors(level)]
         held += [(value, True) for value in self.heads[: level + 1].parameters()]
@@ -197,3 +197,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextlib.contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Hold all weights fixed: torch's counter trips over weights that code uses outside layers."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

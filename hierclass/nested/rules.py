@@ -1,25 +1,45 @@
 """How each type of layer is cut: one `Rule` per type, registered in `RULES`.
 
-A layer of a dense network becomes one ordinary, smaller layer per level. The layer of level k writes slice k
-of the output. What it reads is the rule's choice: its own slice of the input (batch norm, depth-wise
-convolution, pooling, activations), or the whole prefix of slices 0 … k (convolution, linear), which makes the
-dense weight block lower-triangular. To add a layer type, write a `Rule` and register it; the proof of
-nestedness checks the rest.
+A rule says how channels flow through the layer (which ids leave it, what it ties), and how the layer is made smaller:
+`cut` keeps its weights between given input and output channels. The layer that a level runs then reads either its
+own slice of the input, the prefix of all slices up to it (which makes the dense weight block lower-triangular), or
+is a copy of the whole layer. To add a layer type, write a `Rule` and register it; the proof of nestedness checks the
+rest.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import timm.layers as timm_layers
-from torch import nn
+import torch
+from timm.layers.grn import GlobalResponseNorm
+from timm.layers.std_conv import ScaledStdConv2d
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from hierclass.errors import BackboneError
-from hierclass.nested.boundaries import Boundaries, Chart
+from hierclass.nested.channels import Channels, varies
 
-Reads = Literal["slice", "prefix"]
+Reads = Literal["slice", "prefix", "whole"]
+Index = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Channels through a layer: the ids of its output, and what the layer of a level reads.
+
+    "slice": the level's own slice; "prefix": all slices up to it; "whole": its slice, with a copy of the whole layer
+    (one that mixes no channels of different levels, like one over the places of an image). Channels lie along `axis`.
+    """
+
+    ids: Tensor
+    reads: Reads
+    axis: int = 1
 
 
 class Rule:
@@ -28,24 +48,50 @@ class Rule:
     Subclass it for layers that mix channels or hold weights per channel.
     """
 
-    def reads(self, layer: nn.Module) -> Reads:
-        """Whether the layer of level k reads its slice of the input or the whole prefix."""
-        return "slice"
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """How channels go through: `ids` of the input, `shape` of the output; ties are made in `channels`."""
+        return Flow(respread(ids, shape, channels), "whole")
 
-    def groups(self, layer: nn.Module) -> Mapping[int, int]:
-        """Channel count → width of the channel groups in it that must stay whole."""
-        return {}
+    def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
+        """Which rows, columns … of each own parameter and buffer a smaller layer keeps (None: all).
 
-    def boundaries(self, layer: nn.Module, inputs: Boundaries, channels: int, chart: Chart) -> Boundaries:
-        """Boundaries of the output, which has `channels` channels, given those of the input."""
-        return inputs
+        By default the first axis of each belongs to the output channels.
+        """
+        return {name: (writes,) for name, value in own_tensors(layer) if value.ndim}
 
-    def cut(self, layer: nn.Module, reads: range, writes: range) -> nn.Module:
-        """Make one level's layer, with the weights of `layer` between the channels it reads and writes."""
-        return _out_of_place(copy.deepcopy(layer))
+    def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
+        """Set the numbers that a smaller layer `part`, a copy of `layer`, keeps about itself."""
+
+    def cut(self, layer: nn.Module, reads: Index, writes: Index) -> nn.Module:
+        """Make the smaller layer that reads and writes the given channels, with their weights."""
+        if any(True for child in layer.children() for _ in child.parameters()):
+            raise BackboneError("a layer inside it has weights of its own")
+        part = out_of_place(copy.deepcopy(layer))
+        for name, kept in self.select(layer, reads, writes).items():
+            tensor = getattr(layer, name)
+            smaller = take(tensor.detach(), kept)
+            if isinstance(tensor, nn.Parameter):
+                setattr(part, name, nn.Parameter(smaller, tensor.requires_grad))
+            else:
+                part.register_buffer(name, smaller, name not in layer._non_persistent_buffers_set)
+        self.resize(part, layer, reads, writes)
+        return part
 
 
-def _out_of_place(layer: nn.Module) -> nn.Module:
+def own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    """Name and value of a layer's own parameters and buffers."""
+    return [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+
+
+def take(tensor: Tensor, kept: Sequence[Index | None]) -> Tensor:
+    """Copy the given positions along the first axes of a tensor (None: all of an axis)."""
+    for axis, index in enumerate(kept):
+        if index is not None:
+            tensor = tensor.index_select(axis, torch.as_tensor(index, dtype=torch.long, device=tensor.device))
+    return tensor.clone()
+
+
+def out_of_place(layer: nn.Module) -> nn.Module:
     """Refining reads a level's activations again: no layer may overwrite its input."""
     for module in layer.modules():
         if getattr(module, "inplace", False):
@@ -53,121 +99,290 @@ def _out_of_place(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _part(layer: nn.Module, writes: range, columns: range | None = None) -> nn.Module:
-    """Copy a layer, keeping of its weights and buffers the given outputs (rows) and inputs (columns)."""
-    if any(True for child in layer.children() for _ in child.parameters()):
-        raise BackboneError("a layer inside it has weights of its own")
-    part = _out_of_place(copy.deepcopy(layer))
-    for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
-        kept = tensor.detach()
-        if kept.ndim:
-            kept = kept[writes.start : writes.stop]
-        if kept.ndim > 1 and columns is not None:
-            kept = kept[:, columns.start : columns.stop]
-        if isinstance(tensor, nn.Parameter):
-            setattr(part, name, nn.Parameter(kept.clone(), tensor.requires_grad))
-        else:
-            part.register_buffer(name, kept.clone())
-    return part
+def respread(ids: Tensor, shape: Sequence[int], channels: Channels) -> Tensor:
+    """Ids of a value of `shape` made place by place: what differs along axes that change is tied."""
+    if tuple(ids.shape) == tuple(shape):
+        return ids
+    if ids.ndim != len(shape):
+        raise BackboneError("it changes the number of axes in a way that has no rule")
+    changed = [axis for axis, size in enumerate(shape) if size != ids.shape[axis]]
+    return channels.mix(ids, *changed).expand(tuple(shape))
 
 
-class LinearRule(Rule):
-    """`out_k = W_k · in_{0…k}`: a slice of rows that read the prefix."""
-
-    def reads(self, layer: nn.Module) -> Reads:
-        """Always the prefix."""
-        return "prefix"
-
-    def boundaries(self, layer: nn.Module, inputs: Boundaries, channels: int, chart: Chart) -> Boundaries:
-        """Those of its number of output features."""
-        return chart[channels]
-
-    def cut(self, layer: nn.Module, reads: range, writes: range) -> nn.Module:
-        """Keep the rows of the slice and the columns of the prefix."""
-        part = _part(layer, writes, reads)
-        assert isinstance(part, nn.Linear)
-        part.in_features, part.out_features = len(reads), len(writes)
-        return part
+def varies_beside(ids: Tensor, axis: int) -> bool:
+    """Whether ids differ along any axis but `axis`, or nowhere at all: not a plain row of channels there."""
+    others = any(varies(ids, other) for other in range(ids.ndim) if other != axis % ids.ndim)
+    return others or not varies(ids, axis)
 
 
-class ConvRule(Rule):
-    """Convolution. Ungrouped, it reads the prefix; otherwise whole groups are dealt to the slices."""
+class MatrixRule(Rule):
+    """Linear layers and ungrouped convolutions: `out_k = W_k · in_{0…k}`, a slice of rows that read the prefix.
 
-    def reads(self, layer: nn.Module) -> Reads:
-        """The slice if the convolution is grouped, else the prefix."""
-        assert isinstance(layer, nn.Conv2d)
-        return "slice" if layer.groups > 1 else "prefix"
+    Over an axis that holds no channels (tokens), or inside each group of them (a head), every level runs a copy.
+    """
 
-    def groups(self, layer: nn.Module) -> Mapping[int, int]:
-        """Channels per group, of the input and of the output."""
-        assert isinstance(layer, nn.Conv2d)
-        if layer.groups == 1:
-            return {}
-        widths = {layer.in_channels: layer.in_channels // layer.groups}
-        widths[layer.out_channels] = max(
-            layer.out_channels // layer.groups, widths.get(layer.out_channels, 1)
-        )
-        return widths
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """New channels, unless the layer works inside each channel or group of channels."""
+        axis = 1 if isinstance(layer, _ConvNd) else ids.ndim - 1
+        if isinstance(layer, _ConvNd) and ids.ndim != layer.weight.ndim:
+            raise BackboneError("its input has no batch axis")
+        if bool((ids != 0).any()) and varies_beside(ids, axis):
+            mixed = channels.tie_along(ids, axis)
+            changed = [a for a in range(ids.ndim) if mixed.shape[a] != shape[a] and a != axis]
+            return Flow(channels.tie_along(mixed, *changed).expand(tuple(shape)), "whole")
+        return Flow(channels.new(shape, axis), "prefix", axis)
 
-    def boundaries(self, layer: nn.Module, inputs: Boundaries, channels: int, chart: Chart) -> Boundaries:
-        """Those of its number of output channels; a grouped convolution's follow the groups of its input."""
-        assert isinstance(layer, nn.Conv2d)
-        if layer.groups == 1:
-            return chart[channels]
-        width_in = layer.in_channels // layer.groups
-        width_out = layer.out_channels // layer.groups
-        outputs = tuple(end // width_in * width_out for end in inputs)
-        if any(end % width_in for end in inputs) or outputs != chart[channels]:
-            raise BackboneError(
-                f"its {layer.groups} groups can't be dealt to the slices {inputs} of its input; "
-                "try other widths"
-            )
-        return outputs
+    def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
+        """Rows of the output and columns of the input."""
+        return {
+            name: (writes, reads) if name == "weight" else (writes,)
+            for name, value in own_tensors(layer)
+            if value.ndim
+        }
 
-    def cut(self, layer: nn.Module, reads: range, writes: range) -> nn.Module:
-        """Keep the filters of the slice and, if ungrouped, the input channels of the prefix."""
-        assert isinstance(layer, nn.Conv2d)
-        part = _part(layer, writes, reads if layer.groups == 1 else None)
-        assert isinstance(part, nn.Conv2d)
+    def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
+        """Numbers of features or channels."""
+        if isinstance(part, nn.Linear):
+            part.in_features, part.out_features = len(reads), len(writes)
+            return
+        assert isinstance(part, _ConvNd)
         part.in_channels, part.out_channels = len(reads), len(writes)
+        _rescale(part, layer)
+
+
+class ConvRule(MatrixRule):
+    """Convolution. Ungrouped, it is a matrix; otherwise whole groups are dealt to the levels."""
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """A group's outputs belong to the level of its inputs."""
+        assert isinstance(layer, _ConvNd)
+        if layer.transposed:
+            raise BackboneError("transposed convolutions have no rule")
+        if layer.groups == 1 or not bool((ids > 0).any()):
+            return super().flow(layer, ids, shape, channels)
+        row = channels.tie_along(ids, *(axis for axis in range(ids.ndim) if axis != 1)).flatten()
+        groups = channels.tie_along(row.reshape(layer.groups, -1), 1)
+        outputs = groups.expand(layer.groups, layer.out_channels // layer.groups).reshape(-1)
+        view = outputs.reshape(1, -1, *[1] * (ids.ndim - 2))
+        return Flow(view.expand(tuple(shape)), "slice")
+
+    def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
+        """Filters of the output and, if ungrouped, channels of the input."""
+        assert isinstance(layer, _ConvNd)
         if layer.groups > 1:
-            part.groups = len(reads) * layer.groups // layer.in_channels
-        return part
+            return Rule.select(self, layer, reads, writes)
+        return super().select(layer, reads, writes)
+
+    def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
+        """Numbers of channels and groups."""
+        super().resize(part, layer, reads, writes)
+        assert isinstance(part, _ConvNd)
+        assert isinstance(layer, _ConvNd)
+        if layer.groups > 1:
+            part.groups = max(1, len(reads) * layer.groups // layer.in_channels)
 
 
-class BatchNormRule(Rule):
-    """Batch norm (with activation, too): statistics are per channel, so each slice has its own."""
+def _rescale(part: nn.Module, layer: nn.Module) -> None:
+    """Weight standardisation (Brock et al. 2021) scales by the number of inputs of a filter."""
+    if isinstance(part, ScaledStdConv2d) and isinstance(layer, ScaledStdConv2d):
+        part.scale = layer.scale * (layer.weight[0].numel() / max(part.weight[0].numel(), 1)) ** 0.5
 
-    def cut(self, layer: nn.Module, reads: range, writes: range) -> nn.Module:
-        """Keep the weights and running statistics of the slice."""
-        part = _part(layer, writes)
-        assert isinstance(part, nn.BatchNorm2d)
-        part.num_features = len(writes)
-        return part
+
+class ChannelRule(Rule):
+    """A layer with weights per channel: batch norm, and norms over channels, which see their slice alone.
+
+    `axis` is where the channels lie: 1 behind the batch, or -1. `counts` are the layer's own names for their number.
+    """
+
+    def __init__(self, axis: int = 1, counts: Sequence[str] = ("num_features", "num_channels")) -> None:
+        """Channels lie along `axis`."""
+        self.axis, self.counts = axis, tuple(counts)
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """Channels stay what they are; inside a head or group, those of the group are tied and the layer is copied."""
+        if tuple(ids.shape) != tuple(shape):
+            raise BackboneError("its output has another shape than its input")
+        axis = self.axis % ids.ndim
+        if varies_beside(ids, axis) or not own_tensors(layer):
+            groups = self.axis == 1 and not own_tensors(layer)
+            return Flow(ids if groups else channels.tie_along(ids, axis).expand(tuple(shape)), "whole")
+        return Flow(ids, "slice", axis)
+
+    def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
+        """Numbers of channels."""
+        for name in self.counts:
+            if isinstance(getattr(part, name, None), int):
+                setattr(part, name, len(writes))
+
+
+class LayerNormRule(ChannelRule):
+    """Layer norm, RMS norm: mean and variance are taken over the slice that is normalised."""
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """As any norm over channels; without weights it is told its new size all the same."""
+        axis = self.axis % ids.ndim
+        if varies_beside(ids, axis):
+            return super().flow(layer, ids, shape, channels)
+        return Flow(ids, "slice", axis)
+
+    def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
+        """Weights of the slice, if it has any."""
+        return {name: (writes,) for name, _ in own_tensors(layer)}
+
+    def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
+        """The shape that is normalised."""
+        if isinstance(getattr(layer, "normalized_shape", None), tuple):
+            part.normalized_shape = (len(writes),)
+
+
+class GroupNormRule(ChannelRule):
+    """Group norm: whole groups are dealt to the levels; a single group becomes one for each slice."""
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """Channels of a group are tied, if there are several groups."""
+        assert isinstance(layer, nn.GroupNorm)
+        if layer.num_groups > 1 and bool((ids > 0).any()):
+            row = channels.tie_along(ids, *range(2, ids.ndim))
+            channels.tie_along(row.reshape(len(ids), layer.num_groups, -1), 2)
+        return super().flow(layer, ids, shape, channels)
+
+    def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
+        """Numbers of channels and groups."""
+        assert isinstance(part, nn.GroupNorm)
+        assert isinstance(layer, nn.GroupNorm)
+        part.num_channels = len(writes)
+        if layer.num_groups > 1:
+            part.num_groups = len(writes) * layer.num_groups // layer.num_channels
+
+
+class ResponseNormRule(ChannelRule):
+    """Global response norm (ConvNeXt V2): responses are compared within the slice."""
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """Channels stay what they are; they lie first or last, as the layer was told."""
+        return ChannelRule(-1 if layer.channel_dim == -1 else 1).flow(layer, ids, shape, channels)
+
+
+class NeighbourRule(Rule):
+    """Efficient channel attention: each channel is weighed by its neighbours, here those of its slice."""
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """Channels stay what they are."""
+        return Flow(ids, "whole")
+
+
+class BlurRule(ChannelRule):
+    """A fixed filter per channel, kept by the layer once or once for each channel."""
+
+    def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
+        """Filters of the slice."""
+        many = {name for name, value in own_tensors(layer) if value.ndim and len(value) > 1}
+        return dict.fromkeys(many, (writes,))
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """Channels stay what they are, places become fewer."""
+        return Flow(respread(ids, shape, channels), "slice")
+
+    def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
+        """Numbers of channels."""
+        part.channels = len(writes)
+
+
+class UnfoldRule(Rule):
+    """Patches of an image: each channel becomes as many as a patch has places."""
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """Channel by channel, the places of a patch."""
+        row = channels.tie_along(ids, 2, 3)[..., 0]
+        return Flow(row.repeat_interleave(shape[1] // ids.shape[1], 1).expand(tuple(shape)), "whole")
+
+
+class SoftmaxRule(Rule):
+    """A softmax ties what it compares."""
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """Everything along its axis belongs together."""
+        assert isinstance(layer, nn.Softmax)
+        return Flow(channels.mix(ids, layer.dim or 0).expand(tuple(shape)), "whole")
 
 
 class FlattenRule(Rule):
-    """Flattening (C, H, W) keeps each channel's values together, so boundaries grow by H x W."""
+    """Flattening keeps the order of the channels' values."""
 
-    def boundaries(self, layer: nn.Module, inputs: Boundaries, channels: int, chart: Chart) -> Boundaries:
-        """Those of the input, H x W times."""
-        return tuple(end * (channels // inputs[-1]) for end in inputs)
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """Move the ids as the layer moves values."""
+        moved: Tensor = layer(ids)
+        return Flow(moved, "whole")
+
+
+def _norms(names: str, rule: Rule) -> dict[type[nn.Module], Rule]:
+    """timm's norms of these names, and their forms that compute in float32, as far as this timm has them."""
+    wanted = [form for name in names.split() for form in (name, f"{name}Fp32")]
+    return {getattr(timm_layers, name): rule for name in wanted if hasattr(timm_layers, name)}
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nn.Conv2d: ConvRule(),
-    nn.Linear: LinearRule(),
-    nn.BatchNorm2d: BatchNormRule(),
+    nn.Linear: MatrixRule(),
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), ConvRule()),
+    _BatchNorm: ChannelRule(),
+    nn.GroupNorm: GroupNormRule(),
+    nn.LayerNorm: LayerNormRule(-1),
+    **_norms("LayerNorm2d LayerNormAct2d RmsNorm2d RmsNormAct2d SimpleNorm2d", LayerNormRule(1)),
+    **_norms("RmsNorm RmsNormAct SimpleNorm", LayerNormRule(-1)),
+    GlobalResponseNorm: ResponseNormRule(),
+    timm_layers.EcaModule: NeighbourRule(),
+    timm_layers.CecaModule: NeighbourRule(),
+    timm_layers.BlurPool2d: BlurRule(),
+    nn.Softmax: SoftmaxRule(),
+    nn.Unfold: UnfoldRule(),
     nn.Flatten: FlattenRule(),
+    nn.Unflatten: FlattenRule(),
+    nn.PixelShuffle: FlattenRule(),
+    nn.PixelUnshuffle: FlattenRule(),
 }
 """Layer type → rule. A subclass follows the rule of its nearest base class."""
 
 ALIKE: tuple[type[nn.Module], ...] = (
-    *(nn.Identity, nn.Dropout, nn.Dropout2d, timm_layers.DropPath),
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh),
+    *(
+        nn.Identity,
+        nn.Dropout,
+        nn.Dropout1d,
+        nn.Dropout2d,
+        timm_layers.DropPath,
+        nn.ZeroPad2d,
+        nn.ReflectionPad2d,
+    ),
+    *(
+        nn.ReLU,
+        nn.ReLU6,
+        nn.LeakyReLU,
+        nn.ELU,
+        nn.CELU,
+        nn.GELU,
+        nn.SiLU,
+        nn.Mish,
+        nn.Sigmoid,
+        nn.Tanh,
+        nn.Softplus,
+    ),
     *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, timm_layers.Swish, timm_layers.Mish, timm_layers.GELUTanh),
-    *(timm_layers.HardSwish, timm_layers.HardSigmoid, timm_layers.Sigmoid, timm_layers.Tanh),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(
+        timm_layers.HardSwish,
+        timm_layers.HardSigmoid,
+        timm_layers.HardMish,
+        timm_layers.Sigmoid,
+        timm_layers.Tanh,
+    ),
+    *(timm_layers.GELU, timm_layers.QuickGELU),
+    *(
+        nn.MaxPool2d,
+        nn.AvgPool2d,
+        nn.AdaptiveAvgPool2d,
+        nn.AdaptiveMaxPool2d,
+        nn.AdaptiveAvgPool1d,
+        nn.AvgPool1d,
+    ),
+    *(nn.Upsample, nn.UpsamplingBilinear2d),
 )
 """Layers that treat every channel alike and hold no weights."""
 
@@ -177,3 +392,8 @@ RULES.update(dict.fromkeys(ALIKE, Rule()))
 def rule_for(layer: nn.Module) -> Rule | None:
     """Return the rule of the layer's type or of its nearest base class; None if there is none."""
     return next((RULES[base] for base in type(layer).__mro__ if base in RULES), None)
+
+
+def type_name(layer: Any) -> str:
+    """Name of a layer's type, for messages."""
+    return type(layer).__name__

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hierclass.nested.boundaries import Boundaries
-from hierclass.nested.graph import Graph, Step
 from hierclass.nested.network import NestedNetwork, State
+from hierclass.nested.program import Program, Step
 
 IMAGE = 0
 """Index of the value that is the image itself."""
@@ -25,12 +25,12 @@ class SlicedNetwork(NestedNetwork):
 
     structure = "slices"
 
-    def __init__(self, graph: Graph, num_classes: Sequence[int], input_size: tuple[int, int, int]):
-        """`graph` comes from `read_graph`; `num_classes[k]` is the number of classes of level k."""
-        super().__init__(graph.boundaries[graph.steps[-1].output], num_classes, input_size)
-        self.steps: tuple[Step, ...] = graph.steps
-        self.boundaries: tuple[Boundaries, ...] = graph.boundaries
-        self.layers = nn.ModuleDict({name: nn.ModuleList(parts) for name, parts in graph.layers.items()})
+    def __init__(self, program: Program, num_classes: Sequence[int], input_size: tuple[int, int, int]):
+        """`program` comes from `write_program`; `num_classes[k]` is the number of classes of level k."""
+        super().__init__(program.num_features, num_classes, input_size)
+        self.steps: tuple[Step, ...] = program.steps
+        self.layers = nn.ModuleDict({name: nn.ModuleList(parts) for name, parts in program.layers.items()})
+        self._shared = frozenset((IMAGE, *(step.output for step in self.steps if step.reads == "shared")))
         # Note after which step a value is read no more.
         last_reader = {i: index for index, step in enumerate(self.steps) for i in step.inputs}
         self._done_after: list[tuple[int, ...]] = [
@@ -72,12 +72,11 @@ class SlicedNetwork(NestedNetwork):
     def truncate(self, level: int) -> SlicedNetwork:
         """Return a stand-alone network of levels 0 … `level`, with copies of their weights alone."""
         keep = self.check_level(level) + 1
-        graph = Graph(
-            self.steps,
-            tuple(cuts[:keep] for cuts in self.boundaries),
-            {step.name: [copy.deepcopy(part) for part in self._parts(step)[:keep]] for step in self.steps},
-        )
-        network = SlicedNetwork(graph, self.num_classes[:keep], self.input_size)
+        layers = {
+            step.name: [copy.deepcopy(part) for part in self._parts(step)[:keep]] for step in self.steps
+        }
+        program = Program(self.steps, layers, self.num_features[:keep])
+        network = SlicedNetwork(program, self.num_classes[:keep], self.input_size)
         network.heads.load_state_dict(
             {key: value for key, value in self.heads.state_dict().items() if int(key.split(".")[0]) < keep}
         )
@@ -100,38 +99,48 @@ class SlicedNetwork(NestedNetwork):
         With `keep`, `state` can be refined afterwards; without, values go as soon as nothing reads them.
         """
         first = state.level + 1
-        # Level 0 sees the whole image: the slices that higher levels add to it are empty.
-        fresh = {IMAGE: [state.image if k == 0 else state.image[:, :0] for k in range(first, level + 1)]}
-        grown: dict[int, list[Tensor]] = {}
+        levels = range(first, level + 1)
+        shared = state.shared
+        shared[IMAGE] = state.image
+        fresh: dict[int, list[Any]] = {}
+        grown: dict[int, list[Any]] = {}
         for index, step in enumerate(self.steps):
-            source = step.inputs[0]
-            if step.reads == "prefix" and source not in grown:
-                grown[source] = _grow(state.prefixes.pop(source, None), fresh[source])
-                if keep:
-                    state.prefixes[source] = grown[source][-1]
             parts = self._parts(step)
-            fresh[step.output] = [
-                parts[k](grown[source][k - first])
-                if step.reads == "prefix"
-                else parts[k](*(fresh[i][k - first] for i in step.inputs))
-                for k in range(first, level + 1)
-            ]
+            if step.reads == "shared":
+                if step.output not in shared:
+                    shared[step.output] = parts[0](
+                        *(shared[i] if i in self._shared else fresh[i][0] for i in step.inputs)
+                    )
+            elif step.reads == "prefix" and step.inputs[0] not in self._shared:
+                source = step.inputs[0]
+                if source not in grown:
+                    grown[source] = _grow(state.prefixes.pop(source, None), fresh[source], step.axis)
+                    if keep:
+                        state.prefixes[source] = grown[source][-1]
+                fresh[step.output] = [parts[k](grown[source][k - first]) for k in levels]
+            else:
+                fresh[step.output] = [
+                    parts[k](*(shared[i] if i in self._shared else fresh[i][k - first] for i in step.inputs))
+                    for k in levels
+                ]
             for value in self._done_after[index]:
                 fresh.pop(value, None)
                 grown.pop(value, None)
-        features = _grow(state.features, fresh[self.steps[-1].output])
+                if not keep and value != IMAGE:
+                    shared.pop(value, None)
+        features = _grow(state.features, fresh[self.steps[-1].output], 1)
         state.level, state.features = level, features[-1]
         return features
 
 
-def _grow(prefix: Tensor | None, slices: Sequence[Tensor]) -> list[Tensor]:
+def _grow(prefix: Tensor | None, slices: Sequence[Tensor | None], axis: int) -> list[Any]:
     """Append slices to a prefix one by one along the channels; return every prefix on the way."""
-    prefixes: list[Tensor] = []
+    prefixes: list[Tensor | None] = []
     for new in slices:
         if prefix is None:
             prefix = new
-        elif new.shape[1]:
-            prefix = torch.cat((prefix, new), 1)
+        elif new is not None:
+            prefix = torch.cat((prefix, new), axis)
         prefixes.append(prefix)
     return prefixes
 

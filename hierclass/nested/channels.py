@@ -1,0 +1,203 @@
+"""Which channels must belong to the same level: identities that flow through a network, and how they are dealt.
+
+Every channel that a layer makes gets an id. Tensors of ids take the place of activations and go through timm's
+own code: a reshape moves them, an addition ties the ids that it adds, a grouped convolution ties those of a group,
+attention those of a head. What is tied is one class and belongs to one level. Classes that are used alike (the
+channels of a residual stream, the heads of an attention) form an orbit, and each orbit is cut at its boundaries.
+
+Two ids are special. `GROUND_ID` is what every level sees as a whole: the image, sizes, tables of positions.
+`OWN_ID` is what every level makes for itself from its slice: a mean over channels, the attention of a single head.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hierclass.errors import BackboneError
+from hierclass.nested.boundaries import share_out
+
+GROUND_ID, OWN_ID = 0, -1
+
+GROUND, OWN = -1, -2
+"""In place of a level: of what all levels share, and of what each level has for itself."""
+
+
+@dataclass(frozen=True)
+class _Mixing:
+    """A place where channels were tied, to be named when nothing is left to be cut."""
+
+    where: str
+    ids: Tensor
+
+
+class Channels:
+    """The ids of one network and what is tied; tensors of ids have the shape of the values they stand for."""
+
+    def __init__(self) -> None:
+        """Begin with the ground alone."""
+        self.count = 1
+        self.where = ""
+        """Path and type of the layer or function that is being read, for messages."""
+        self._ties: list[Tensor] = []
+        self._spaces: list[Tensor] = []
+        self._loose: list[range] = []
+        self._mixings: list[_Mixing] = []
+        self._classes: NDArray[np.int64] | None = None
+
+    def new(self, shape: Sequence[int], axis: int) -> Tensor:
+        """Return ids of a value of `shape` whose channels lie along `axis` and are new."""
+        ids = torch.arange(self.count, self.count + shape[axis])
+        self.count += len(ids)
+        self._spaces.append(ids)
+        return spread(ids, shape, axis)
+
+    def loose(self, shape: Sequence[int]) -> Tensor:
+        """Return ids of a parameter: one for every element, until its use shows which axis holds channels."""
+        size = int(np.prod(shape))
+        self._loose.append(range(self.count, self.count + size))
+        self.count += size
+        return torch.arange(self.count - size, self.count).reshape(tuple(shape))
+
+    def is_loose(self, ids: Tensor) -> bool:
+        """Whether ids are those of parameters that nothing firm has been tied to in this value."""
+        known = compact(ids).flatten()
+        first = int(known.max()) if len(known) else 0
+        span = bisect.bisect_right(self._loose, first, key=lambda span: span.start) - 1
+        return span >= 0 and first in self._loose[span]
+
+    def mark(self, ids: Tensor) -> None:
+        """Note that these channels are used together, so that they are cut by themselves."""
+        self._spaces.append(compact(ids).flatten().unique())
+
+    def tie(self, left: Tensor, right: Tensor) -> None:
+        """Let channels that meet when `left` and `right` are broadcast belong to one level."""
+        if left is right:
+            return
+        pairs = torch.stack(torch.broadcast_tensors(compact(left), compact(right))).reshape(2, -1)
+        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs > 0).all(0)]
+        if pairs.shape[1]:
+            self._ties.append(pairs)
+
+    def tie_to_ground(self, ids: Tensor) -> None:
+        """Let channels be seen by every level."""
+        known = compact(ids).flatten().unique()
+        known = known[known > 0]
+        self._ties.append(torch.stack((known, torch.zeros_like(known))))
+
+    def tie_along(self, ids: Tensor, *axes: int) -> Tensor:
+        """Tie everything along `axes`; return the ids with size 1 there."""
+        for axis in axes:
+            first = ids[(slice(None),) * (axis % ids.ndim) + (slice(1),)]
+            if varies(ids, axis):
+                self.tie(ids, first)
+                self._mixings.append(_Mixing(self.where, first))
+            ids = first
+        return ids
+
+    def mix(self, ids: Tensor, *axes: int) -> Tensor:
+        """Note that values are combined along `axes`; return the ids with size 1 there.
+
+        A plain row of channels is combined slice by slice, and each level owns the result. Channels inside
+        groups (heads) are tied.
+        """
+        varying = [axis for axis in range(ids.ndim) if varies(ids, axis)]
+        if len(varying) == 1 and varying[0] in {axis % ids.ndim for axis in axes} and not self.is_loose(ids):
+            for axis in axes:
+                ids = ids.narrow(axis, 0, 1)
+            return torch.full_like(ids, OWN_ID)
+        return self.tie_along(ids, *axes)
+
+    def classes(self) -> NDArray[np.int64]:
+        """Return the class of every id: the lowest id that it is tied to."""
+        if self._classes is None or len(self._classes) != self.count or self._ties:
+            before = self._classes if self._classes is not None else np.arange(0)
+            label = np.concatenate((before, np.arange(len(before), self.count)))
+            ties = torch.cat(self._ties, 1).numpy() if self._ties else np.zeros((2, 0), np.int64)
+            self._classes, self._ties = _components(label, ties), []
+        return self._classes
+
+    def levels(self, widths: Sequence[float], scores: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+        """Deal the channels to levels: the level of every id, `GROUND` for what all levels see.
+
+        Of each orbit, level k sees the first `widths[k]` share of classes; with `scores` (one number per id),
+        those whose ids score highest in sum come first.
+
+        Raises:
+            BackboneError: an orbit holds one class of many channels, so that nothing is left to cut.
+        """
+        label = self.classes()
+        firm = np.ones(self.count, bool)
+        firm[0] = False
+        for span in self._loose:
+            firm[span.start : span.stop] = False
+        roots = np.unique(label[firm & (label != 0)])
+        signature, unit = np.zeros(self.count, np.uint64), np.zeros(self.count, np.int64)
+        hashes = np.random.default_rng(0).integers(1, 2**63, len(self._spaces), dtype=np.uint64)
+        for space, code in zip(self._spaces, hashes, strict=True):
+            members, counts = np.unique(label[space.numpy()], return_counts=True)
+            signature[members] += code
+            unit[members] = np.maximum(unit[members], counts)
+        rank = np.zeros(self.count) if scores is None else -np.bincount(label, scores, self.count)
+        levels = np.full(self.count, GROUND)
+        order = roots[np.argsort(signature[roots], kind="stable")]
+        for orbit in np.split(order, np.flatnonzero(np.diff(signature[order])) + 1):
+            size = int(unit[orbit].max(initial=1))
+            if len(orbit) == 1 and size > 1 and len(widths) > 1:
+                raise BackboneError(self._why_tied(int(orbit[0]), size))
+            cuts = share_out(len(orbit), widths, size)
+            ranked = orbit[np.argsort(rank[orbit], kind="stable")]
+            levels[ranked] = np.searchsorted(cuts, np.arange(len(orbit)), side="right")
+        levels[0] = GROUND
+        dealt: NDArray[np.int64] = np.append(levels[label], OWN)  # OWN_ID is the last index
+        return dealt
+
+    def _why_tied(self, root: int, size: int) -> str:
+        label = self.classes()
+        for mixing in self._mixings:
+            if (label[mixing.ids.flatten().numpy()] == root).any():
+                return (
+                    f"{mixing.where} can't be cut into levels: it mixes all {size} channels with each other"
+                )
+        return f"{size} channels can't be cut into levels: all of them are added to each other"
+
+
+def compact(ids: Tensor) -> Tensor:
+    """Return ids with size 1 along every axis that only repeats them."""
+    for axis, stride in enumerate(ids.stride()):
+        if stride == 0 and ids.shape[axis] > 1:
+            ids = ids.narrow(axis, 0, 1)
+    return ids
+
+
+def varies(ids: Tensor, axis: int) -> bool:
+    """Whether ids differ along an axis."""
+    if ids.shape[axis] < 2 or ids.stride(axis) == 0 or not ids.numel():
+        return False
+    ids = compact(ids)
+    return bool((ids != ids.narrow(axis, 0, 1)).any())
+
+
+def spread(ids: Tensor, shape: Sequence[int], axis: int) -> Tensor:
+    """Lay a row of ids along `axis` of `shape`, the same everywhere else."""
+    view = [1] * len(shape)
+    view[axis] = len(ids)
+    return ids.reshape(view).expand(tuple(shape))
+
+
+def _components(label: NDArray[np.int64], ties: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Lowest member of each connected component; `label` are the components so far."""
+    while True:
+        left, right = label[ties[0]], label[ties[1]]
+        apart = left != right
+        if not apart.any():
+            return label
+        np.minimum.at(label, np.maximum(left, right)[apart], np.minimum(left, right)[apart])
+        while not np.array_equal(label, shorter := label[label]):
+            label = shorter

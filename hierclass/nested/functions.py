@@ -1,0 +1,427 @@
+"""How channels flow through the functions of traced code, and how a function's constants change with the level.
+
+Functions are known by name (`torch.add`, `operator.iadd` and `Tensor.add_` are all "add") and fall into few kinds:
+those that work element by element, those that move elements, those that mix along axes, products of matrices, and
+functions over places. To add a function, add its name to the kind that it belongs to.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hierclass.errors import BackboneError
+from hierclass.nested.channels import Channels, varies
+from hierclass.nested.rules import respread
+
+ELEMENTWISE = frozenset(
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "truediv",
+        "pow",
+        "neg",
+        "abs",
+        "exp",
+        "log",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "clamp",
+        "clip",
+        "maximum",
+        "minimum",
+        "lerp",
+        "addcmul",
+        "sigmoid",
+        "tanh",
+        "relu",
+        "relu6",
+        "silu",
+        "gelu",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "mish",
+        "elu",
+        "leaky_relu",
+        "softplus",
+        "logsigmoid",
+        "dropout",
+        "where",
+        "masked_fill",
+        "maybe_add_mask",
+        "type_as",
+        "to",
+        "float",
+        "half",
+        "bfloat16",
+        "contiguous",
+        "clone",
+        "detach",
+        "sin",
+        "cos",
+        "erf",
+        "reciprocal",
+        "nan_to_num",
+        "xlogy",
+        "drop_path",
+    ]
+)
+"""Work element by element: what meets belongs to one level."""
+
+MOVING = frozenset(
+    [
+        "reshape",
+        "view",
+        "flatten",
+        "unflatten",
+        "permute",
+        "transpose",
+        "swapaxes",
+        "movedim",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "expand_as",
+        "repeat",
+        "repeat_interleave",
+        "tile",
+        "broadcast_to",
+        "unbind",
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "getitem",
+        "roll",
+        "flip",
+        "narrow",
+        "select",
+        "t",
+        "mT",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "window_partition",
+        "window_reverse",
+        "window_partition_nchw",
+        "window_reverse_nchw",
+        "grid_partition",
+        "grid_reverse",
+        "grid_partition_nchw",
+        "grid_reverse_nchw",
+        "blockify",
+        "deblockify",
+        "reshape_pre_pool",
+        "reshape_post_pool",
+        "view_as",
+        "reshape_as",
+    ]
+)
+"""Move elements: run on the ids themselves."""
+
+REDUCING = frozenset(["mean", "sum", "amax", "amin", "std", "var", "norm", "prod", "logsumexp"])
+"""Reduce axes: what is reduced belongs together."""
+
+COMPARING = {"softmax": 1, "log_softmax": 1, "normalize": 2, "cumsum": 1}
+"""Keep the shape and mix along one axis, the argument at this position."""
+
+PLACES = frozenset(
+    [
+        "interpolate",
+        "max_pool2d",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+        "pad",
+        "upsample",
+        "avg_pool2d_same",
+        "max_pool2d_same",
+        "adaptive_avg_pool1d",
+        "resample_abs_pos_embed",
+        "resample_abs_pos_embed_nhwc",
+        "pad_same",
+    ]
+)
+"""Work over places, channel by channel."""
+
+RESHAPING = frozenset(["reshape", "view", "expand", "broadcast_to", "unflatten"])
+SPLITTING = frozenset(["chunk", "split", "split_with_sizes", "tensor_split"])
+
+
+def has_rule(name: str) -> bool:
+    """Whether parameters can be followed through a function, or are best taken as a whole behind it."""
+    return name in ELEMENTWISE | MOVING | PLACES or name in ("cat", "stack", "getattr")
+
+
+def function_name(target: Any) -> str:
+    """Name of a function or method without what marks its in-place form: iadd, add_ → add."""
+    name = str(target if isinstance(target, str) else getattr(target, "__name__", target)).lower()
+    if getattr(target, "__module__", "") == "_operator" and name in IN_PLACE:
+        return name[1:]
+    return name.strip("_")
+
+
+IN_PLACE = {"iadd": operator.add, "isub": operator.sub, "imul": operator.mul, "itruediv": operator.truediv}
+
+
+def out_of_place(target: Any) -> Callable[..., Any]:
+    """Return a function that computes what the traced one does and overwrites nothing."""
+    if isinstance(target, str):
+        plain = target.rstrip("_") if not target.startswith("__") else target
+        method: Callable[..., Any] = getattr(Tensor, plain)
+        return method
+    name = getattr(target, "__name__", "")
+    if name in IN_PLACE:
+        return IN_PLACE[name]
+    if name.endswith("_") and not name.startswith("_") and hasattr(torch, name[:-1]):
+        plain_function: Callable[..., Any] = getattr(torch, name[:-1])
+        return plain_function
+    function: Callable[..., Any] = target
+    return function
+
+
+@dataclass(frozen=True)
+class FlowCall:
+    """One call of traced code: its arguments with ids for tensors, and the shape of its result."""
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shape: tuple[int, ...]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All ids among the arguments."""
+        return tensors_in((self.args, self.kwargs))
+
+    def argument(self, position: int, *names: str, default: Any = None) -> Any:
+        """Return an argument by position or by one of its names."""
+        if len(self.args) > position:
+            return self.args[position]
+        return next((self.kwargs[name] for name in names if name in self.kwargs), default)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of nested tuples, lists, mappings and slices."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []
+
+
+def flow(call: FlowCall, channels: Channels) -> Any:
+    """Return the ids of the result of a call, one that reads more than the ground; ties are made in `channels`.
+
+    Raises:
+        BackboneError: there is no rule for the function.
+    """
+    name = call.name
+    if name in ("cat", "concat", "concatenate"):
+        return _concatenate(call, channels)
+    if name == "stack":
+        return torch.stack(
+            [t.expand(call.args[0][0].shape) for t in call.args[0]], call.argument(1, "dim", default=0)
+        )
+    if name in ELEMENTWISE:
+        return elementwise(call.tensors, call.shape, channels)
+    if name in MOVING:
+        return _move(call, channels)
+    if name in REDUCING:
+        return _reduce(call, channels)
+    if name in COMPARING:
+        axis = call.argument(COMPARING[name], "dim", "axis", default=1 if name == "normalize" else None)
+        if [a for a in range(call.args[0].ndim) if varies(call.args[0], a)] == [axis % call.args[0].ndim]:
+            return call.args[0]  # within the slice
+        return channels.mix(call.args[0], axis).expand(call.shape)
+    if name in ("layer_norm", "rms_norm"):
+        return call.args[0]
+    if name in ("matmul", "bmm"):
+        return _product(call.args[0], call.args[1], call.shape, channels)
+    if name == "unfold" and len(call.args[0].shape) == 4:
+        row = channels.tie_along(call.args[0], 2, 3)[..., 0]
+        return row.repeat_interleave(call.shape[1] // row.shape[1], 1).expand(call.shape)
+    if name == "scaled_dot_product_attention":
+        return _attention(call, channels)
+    if name == "einsum":
+        return _einsum(call, channels)
+    if name in PLACES:
+        return respread(call.args[0] if call.args else call.kwargs["input"], call.shape, channels)
+    raise BackboneError("no rule for this operation")
+
+
+def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: Channels) -> Tensor:
+    """Tie what meets. What is the same for all channels that it meets is seen by every level."""
+    aligned = [ids.reshape([1] * (len(shape) - ids.ndim) + list(ids.shape)) for ids in operands]
+    known = [ids for ids in aligned if bool((ids > 0).any())]
+    owned = [ids for ids in aligned if bool((ids < 0).any())]
+    if owned and all(channels.is_loose(ids) for ids in known):
+        for ids in known:
+            channels.tie_to_ground(ids)
+        return owned[0].flatten()[0].expand(tuple(shape))
+    firm = [ids for ids in known if not channels.is_loose(ids)]
+    rows = [ids for ids in (firm or known) if not _serves_all(ids, firm or known)]
+    if not rows:
+        return torch.zeros(1, dtype=torch.long).expand(tuple(shape))
+    for ids in known:
+        if _serves_all(ids, rows):
+            channels.tie_to_ground(ids)
+        else:
+            channels.tie(rows[0], ids)
+    merged = rows[0]
+    for ids in rows[1:]:  # one operand may know more than another that was spread
+        if any(varies(ids, axis) and merged.shape[axis] == 1 for axis in range(merged.ndim)):
+            merged = ids
+    return merged.expand(tuple(shape))
+
+
+def _serves_all(ids: Tensor, others: Sequence[Tensor]) -> bool:
+    return any(
+        ids.shape[axis] == 1 and other.shape[axis] > 1 and varies(other, axis)
+        for other in others
+        if other is not ids
+        for axis in range(ids.ndim)
+    )
+
+
+def _concatenate(call: FlowCall, channels: Channels) -> Tensor:
+    """Along channels: their rows one after the other. Along places: what lies at the same place is tied."""
+    parts: list[Tensor] = list(call.args[0] if call.args else call.kwargs["tensors"])
+    axis = call.argument(1, "dim", "axis", default=0) % len(call.shape)
+    known = [ids for ids in parts if bool((ids > 0).any())]
+    firm = [ids for ids in known if not channels.is_loose(ids)]
+    if any(varies(ids, axis) for ids in firm) or not firm or _all_rows(firm, axis):
+        return torch.cat(parts, axis)
+    row = firm[0].narrow(axis, 0, 1)
+    for ids in known:
+        channels.tie(row, ids)
+    return row.expand(call.shape)
+
+
+def _all_rows(parts: Sequence[Tensor], axis: int) -> bool:
+    """Whether parts of one channel each, that differ nowhere, are laid side by side."""
+    return all(not any(varies(ids, other) for other in range(ids.ndim)) for ids in parts) and any(
+        ids.shape[axis] == 1 for ids in parts
+    )
+
+
+def _move(call: FlowCall, channels: Channels) -> Any:
+    if call.name == "getitem" and isinstance(call.args[0], Tensor):
+        return _index(call.args[0], call.args[1], call.shape, channels)
+    function = (
+        torch.Tensor.reshape if call.name == "view" else call.function
+    )  # spread ids have no memory to view
+    moved = function(*call.args, **call.kwargs)
+    if call.name in SPLITTING and isinstance(moved, (tuple, list)):
+        axis = call.argument(2, "dim", "axis", default=0)
+        if isinstance(call.args[0], Tensor) and varies(call.args[0], axis):
+            for part in moved:
+                channels.mark(part)
+    return moved
+
+
+def _index(ids: Tensor, index: Any, shape: Sequence[int], channels: Channels) -> Tensor:
+    """Indexing; where places are looked up by a tensor, all places along that axis are tied."""
+    items = index if isinstance(index, tuple) else (index,)
+    if not any(isinstance(item, Tensor) for item in items):
+        moved: Tensor = ids[index]
+        return moved
+    axis = next(i for i, item in enumerate(items) if isinstance(item, Tensor))
+    if any(not isinstance(item, Tensor) and item != slice(None) for item in items):
+        raise BackboneError("indexing with a tensor and other things has no rule")
+    count = sum(isinstance(item, Tensor) for item in items)
+    mixed = channels.mix(ids, *range(axis, axis + count))
+    for _ in range(count):
+        mixed = mixed.squeeze(axis)
+    new = len(shape) - mixed.ndim
+    for _ in range(new):
+        mixed = mixed.unsqueeze(axis)
+    return mixed.expand(tuple(shape))
+
+
+def _reduce(call: FlowCall, channels: Channels) -> Tensor:
+    ids = call.args[0] if call.args else call.kwargs["input"]
+    position = 2 if call.name == "norm" else 1
+    axes = call.argument(position, "dim", "axis")
+    if axes is None:
+        axes = tuple(range(ids.ndim))
+    axes = tuple(axis % ids.ndim for axis in (axes if isinstance(axes, (tuple, list)) else (axes,)))
+    mixed = channels.mix(ids, *axes)
+    if len(call.shape) != ids.ndim:
+        for axis in sorted(axes, reverse=True):
+            mixed = mixed.squeeze(axis)
+    return mixed.expand(call.shape)
+
+
+def _product(left: Tensor, right: Tensor, shape: Sequence[int], channels: Channels) -> Tensor:
+    """Matrix product: each element belongs to the level of all it sums over."""
+    rows, columns = channels.mix(left, left.ndim - 1), channels.mix(right, right.ndim - 2)
+    if channels.is_loose(rows) and bool((right != 0).any()):
+        rows = channels.tie_along(rows, rows.ndim - 2).expand(rows.shape)
+    if channels.is_loose(columns) and bool((left != 0).any()):
+        columns = channels.tie_along(columns, columns.ndim - 1).expand(columns.shape)
+    ndim = len(shape)
+    aligned = [ids.reshape([1] * (ndim - ids.ndim) + list(ids.shape)) for ids in (rows, columns)]
+    known = [ids for ids in aligned if bool((ids > 0).any())]
+    if not known:
+        return min(aligned, key=lambda ids: int(ids.min())).flatten()[0].expand(tuple(shape))
+    if len(known) == 2:
+        if not (varies(aligned[0], ndim - 2) or varies(aligned[1], ndim - 1)):
+            flat = (*shape[:-2], 1, 1)
+            ids = [a[..., :1, :1] for a in aligned]
+            return elementwise(ids, flat, channels).expand(tuple(shape))
+        channels.tie(aligned[0], aligned[1])
+    return known[0].expand(tuple(shape)) if len(known) == 1 else _widest(known).expand(tuple(shape))
+
+
+def _widest(known: Sequence[Tensor]) -> Tensor:
+    return max(known, key=lambda ids: sum(varies(ids, axis) for axis in range(ids.ndim)))
+
+
+def _attention(call: FlowCall, channels: Channels) -> Tensor:
+    """softmax(q · kᵀ + mask) · v: heads meet heads."""
+    query, key, value = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
+    mask = call.argument(3, "attn_mask")
+    logits_shape = (*call.shape[:-1], key.shape[-2])
+    logits = _product(query, key.transpose(-2, -1), logits_shape, channels)
+    if isinstance(mask, Tensor):
+        logits = elementwise((logits, mask), logits_shape, channels)
+    logits = channels.mix(logits, len(logits_shape) - 1).expand(logits_shape)
+    return _product(logits, value, call.shape, channels)
+
+
+def _einsum(call: FlowCall, channels: Channels) -> Tensor:
+    """Sums over the letters that the result lacks: what is summed over is tied, what meets is tied."""
+    equation, operands = call.args[0], call.args[1:]
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = tuple(operands[0])
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    letters = inputs.split(",")
+    if not arrow or "." in equation or len(letters) != len(operands):
+        raise BackboneError(f"einsum {equation!r} has no rule")
+    aligned = []
+    for names, ids in zip(letters, operands, strict=True):
+        if bool((ids > 0).any()):
+            ids = channels.mix(ids, *(i for i, name in enumerate(names) if name not in output))
+        kept = [name for name in names if name in output]
+        for axis in reversed([i for i, name in enumerate(names) if name not in output]):
+            ids = ids.select(axis, 0)
+        ids = ids.permute(*(kept.index(name) for name in output if name in kept))
+        for axis, name in enumerate(output):
+            if name not in kept:
+                ids = ids.unsqueeze(axis)
+        aligned.append(ids)
+    return elementwise(aligned, call.shape, channels)
