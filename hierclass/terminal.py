@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hierclass.classifier import Level
     from hierclass.decisions import Prediction
 
+SAVES_NOTHING = "Every level runs the whole network: a coarser answer costs the same."
+
 _BAR_WIDTH = 10
 
 
@@ -111,6 +113,8 @@ def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, uni
 
 def draw_levels(levels: Sequence[Level]) -> RenderableType:
     """Draw the table of levels: the tier each answers, its cost for one image and its accuracy."""
+    from hierclass.classifier import cost_alike
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("level", "tier", "classes", "MMACs", "cost", "parameters", "dev accuracy"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -124,4 +128,4 @@ def draw_levels(levels: Sequence[Level]) -> RenderableType:
             f"{level.parameters:,}",
             "not measured" if level.accuracy is None else f"{level.accuracy:.1%}",
         )
-    return table
+    return Group(table, SAVES_NOTHING) if cost_alike(levels) else table
