@@ -232,7 +232,7 @@ def _draw_tier(level: Level) -> str:
 
 
 def _draw_total(stages: Sequence[Stage]) -> str:
-    parts = "".join(f'<i style="width:{stage.share:.2%}"></i>' for stage in stages)
+    parts = "".join(f'<i style="width:{stage.share:.2%}"></i>' for stage in stages if stage.share)
     text = "What each level costs is shown as it arrives."
     if stages:
         share = sum(stage.share for stage in stages)
