@@ -1,4 +1,4 @@
-"""The command `hierclass`: label many images, look at one, list the levels of a model.
+"""The command `hierclass`: label many images, look at one, list the levels of a model, compress one.
 
 The only place of this package that knows the command line, prints, and turns errors into one line and an exit
 code: 0 all good, 1 a failure that is not the user's, 2 wrong use, 3 some inputs could not be read, 128 + n
@@ -9,6 +9,7 @@ without it.
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import json
 import os
@@ -27,6 +28,7 @@ import typer
 
 import hierclass
 from hierclass.errors import CheckpointError, HierclassError, ImageError, InputError
+from hierclass.files import check_model_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +50,14 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class DType(enum.StrEnum):
+    """How the weights of a model are stored."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
 
 LevelOption = Annotated[
     int | None,
@@ -172,6 +182,39 @@ def levels(model: ModelOption = None, timm: TimmOption = None, weights: WeightsO
     from hierclass.terminal import draw_levels
 
     Console(highlight=False).print(draw_levels(open_classifier(model, timm, weights, "cpu").levels))
+
+
+@app.command()
+def compress(
+    level: Annotated[int, typer.Option("--level", min=0, help="The finest level to keep; 0: the coarsest.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")],
+    model: ModelOption = None,
+    dtype: Annotated[
+        DType | None, typer.Option("--dtype", help="Type of the stored weights. Default: as in MODEL.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model in the folder.")] = False,
+) -> None:
+    """Make a smaller model of a model's levels up to one; it answers as they do. Print what that saves."""
+    check_model_folder(output, model, force=force)
+    from rich.console import Console
+
+    from hierclass.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
+    from hierclass.classifier import BUNDLED
+    from hierclass.compress import ROUNDS, compare
+    from hierclass.compress import compress as keep_levels
+    from hierclass.terminal import draw_footprints
+
+    source = BUNDLED if model is None else model
+    whole = load_checkpoint(source)
+    small = keep_levels(whole, level)
+    try:
+        save_checkpoint(output, small, dtype=dtype or stored_dtype(source))
+    except OSError as error:
+        raise _Stopped(1, f"writing the model failed: {error.strerror or error}") from error
+    footprints = compare(source, whole, output, load_checkpoint(output))
+    Console(highlight=False).print(draw_footprints(footprints))
+    print(f"Times: the network alone, medians of {ROUNDS} rounds in turn, on the processor.")
+    _say(f"levels 0 to {level} -> {output}")
 
 
 def main(args: Sequence[str] | None = None) -> int:

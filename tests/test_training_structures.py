@@ -131,7 +131,7 @@ def test_the_network_hears_before_every_update_how_far_training_is(
     assert heard == [update / 10 for update in range(7)]
     heard.clear()
     fit(recipe, tmp_path, resume=True)
-    assert heard == [update / 10 for update in range(5, 10)]
+    assert heard == [update / 10 for update in range(5, 11)]  # the end, before the last evaluation
 
 
 def test_options_of_the_command_line_become_the_recipe(

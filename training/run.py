@@ -133,6 +133,8 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
+        if self.updates == self.total_updates:
+            self.trainee.network.train_progress(1.0)
         self.scheduler.step_update(self.updates)
         self.ema.update(self.trainee.network, step=self.updates)
         return loss.detach()
