@@ -131,6 +131,8 @@ class Recipe:
             raise InputError(f"--structure {self.structure}: give {_choice(SHARES)}")
         if self.order not in ("given", "importance"):
             raise InputError(f"--order {self.order}: give given or importance")
+        if self.compile and self.structure == "masks":
+            raise InputError("--compile does not speed up --structure masks; leave it out")
         needed = SHARES[self.structure]
         for name in ("widths", "densities"):
             if name != needed and getattr(self, name):
