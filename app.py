@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hierclass.cli import TimmOption, WeightsOption, open_classifier
 from hierclass.errors import HierclassError, ImageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,13 @@ INTRODUCTION = (
     "A small network first says what **kind** of thing is in your photograph. "
     "Each finer level only adds to what is already computed, until the thing has a name."
 )
+INTRODUCTION_WHOLE = (
+    "# From coarse to fine\n"
+    "One network looks at your photograph once. Its answer is then added up from fine to coarse: "
+    "what **kind** of thing is in it, and its name. "
+    "Every level runs the whole network, so a coarser answer costs the same."
+)
+"""For a classifier whose levels all cost the same."""
 PRIVACY = (
     "The photograph goes to the computer that runs this page and nowhere else. "
     "It is deleted within 65 minutes, or when the page stops."
@@ -154,6 +162,8 @@ def draw(levels: Sequence[Level], stages: Sequence[Stage], last: int) -> str:
 
     `last` is the level at which the answer is to stop.
     """
+    from hierclass.classifier import cost_alike
+
     cards = []
     for level in levels:
         if level.index < len(stages):
@@ -161,7 +171,8 @@ def draw(levels: Sequence[Level], stages: Sequence[Stage], last: int) -> str:
         elif stages and level.index <= last:
             cards.append(_draw_empty(level, "waiting", "is being computed …"))
         elif stages:
-            cards.append(_draw_empty(level, "skipped", "not computed: you asked for a coarser answer"))
+            skipped = "not shown" if cost_alike(levels) else "not computed"
+            cards.append(_draw_empty(level, "skipped", f"{skipped}: you asked for a coarser answer"))
         else:
             cards.append(_draw_empty(level, "waiting", ""))
     return f'<div class="hc">{_draw_path(stages)}<ol>{"".join(cards)}</ol>{_draw_total(stages)}</div>'
@@ -221,7 +232,7 @@ def _draw_tier(level: Level) -> str:
 
 
 def _draw_total(stages: Sequence[Stage]) -> str:
-    parts = "".join(f'<i style="width:{stage.share:.2%}"></i>' for stage in stages)
+    parts = "".join(f'<i style="width:{stage.share:.2%}"></i>' for stage in stages if stage.share)
     text = "What each level costs is shown as it arrives."
     if stages:
         share = sum(stage.share for stage in stages)
@@ -315,7 +326,10 @@ def _lay_out(levels: Sequence[Level]) -> tuple[gr.Image, gr.Radio, gr.HTML, gr.H
     """Place the widgets in the page that is being built: photograph, level, what is wrong, answer."""
     import gradio as gr
 
-    gr.Markdown(INTRODUCTION)
+    from hierclass.classifier import cost_alike
+
+    whole = cost_alike(levels)
+    gr.Markdown(INTRODUCTION_WHOLE if whole else INTRODUCTION)
     with gr.Row():
         with gr.Column(scale=5, min_width=320, elem_classes="controls"):
             image = gr.Image(
@@ -331,7 +345,9 @@ def _lay_out(levels: Sequence[Level]) -> tuple[gr.Image, gr.Radio, gr.HTML, gr.H
                 [(f"{level.num_classes:,} classes", level.index) for level in levels],
                 value=levels[-1].index,
                 label="How fine?",
-                info="Fewer classes cost less: a finer level that you don't ask for is never computed.",
+                info="Fewer classes cost the same: every level runs the whole network."
+                if whole
+                else "Fewer classes cost less: a finer level that you don't ask for is never computed.",
             )
             if examples := sorted(str(path) for path in EXAMPLES.glob("*.jpg")):
                 with gr.Column(elem_classes="gallery-of-examples"):
@@ -385,6 +401,8 @@ def serve(
     model: Annotated[
         Path | None, typer.Option(help="Folder of a model. Default: the one that comes with hierclass.")
     ] = None,
+    timm: TimmOption = None,
+    weights: WeightsOption = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
@@ -394,10 +412,8 @@ def serve(
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
     if importlib.util.find_spec("gradio") is None:
         _stop("the page needs Gradio; install it with: pip install 'hierclass[demo]'", 1)
-    import hierclass
-
     try:
-        classifier = hierclass.load(model, device)
+        classifier = open_classifier(model, timm, weights, device)
     except HierclassError as error:
         _stop(str(error), 2)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

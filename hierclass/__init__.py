@@ -27,6 +27,7 @@ from hierclass.errors import (
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier, Level, load
     from hierclass.decisions import Prediction, Step
+    from hierclass.wrapped import from_timm
 
 __version__ = "0.1.0"
 
@@ -43,6 +44,7 @@ __all__ = [
     "Step",
     "TaxonomyError",
     "__version__",
+    "from_timm",
     "load",
 ]
 
@@ -51,6 +53,7 @@ _LAZY = {
     "Level": "hierclass.classifier",
     "Prediction": "hierclass.decisions",
     "Step": "hierclass.decisions",
+    "from_timm": "hierclass.wrapped",
     "load": "hierclass.classifier",
 }
 

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from hierclass.errors import BackboneError, CheckpointError
-from hierclass.files import replacing
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, replacing
 from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone, nest
 from taxonomy import Taxonomy
 
@@ -27,8 +27,6 @@ T = TypeVar("T")
 
 FORMAT = "hierclass-checkpoint"
 VERSION = 1
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 MAX_CONFIG_BYTES = 64 * 2**20
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
@@ -139,7 +137,7 @@ def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
         )
     if left is not None and not (left == tiers and left <= full):
         raise BackboneError(
-            f"taxonomy {taxonomy.name!r} has {tiers} tiers but {left} of {full} levels are said to be left"
+            f"taxonomy {taxonomy.name!r} has {tiers} tiers but {left!r} of {full} levels are said to be left"
         )
     return full - tiers
 
@@ -200,6 +198,13 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         decision=decision,
         results=results,
     )
+
+
+def stored_dtype(path: str | os.PathLike[str]) -> str:
+    """Return the `dtype` that a readable checkpoint was written with: "float16" or "float32"."""
+    with safetensors.safe_open(Path(path) / WEIGHTS_FILE, framework="pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return "float16" if "F16" in kinds else "float32"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

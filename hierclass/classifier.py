@@ -41,6 +41,11 @@ class Level:
     """Share of right answers on its own tier, 0 … 1, on the dev split; None if it was not measured."""
 
 
+def cost_alike(levels: Sequence[Level]) -> bool:
+    """Whether every level runs the whole network, so that a coarser answer saves nothing (see `from_timm`)."""
+    return len(levels) > 1 and levels[0].share == 1
+
+
 def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Classifier:
     """Load a model folder, or the bundled model; `device` is "auto", "cpu", "cuda", "cuda:1", "mps" ….
 

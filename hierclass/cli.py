@@ -1,4 +1,4 @@
-"""The command `hierclass`: label many images, look at one, list the levels of a model.
+"""The command `hierclass`: label many images, look at one, list the levels of a model, compress one.
 
 The only place of this package that knows the command line, prints, and turns errors into one line and an exit
 code: 0 all good, 1 a failure that is not the user's, 2 wrong use, 3 some inputs could not be read, 128 + n
@@ -9,6 +9,7 @@ without it.
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import json
 import os
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 import hierclass
-from hierclass.errors import CheckpointError, HierclassError, ImageError
+from hierclass.errors import CheckpointError, HierclassError, ImageError, InputError
+from hierclass.files import check_model_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +51,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+class DType(enum.StrEnum):
+    """How the weights of a model are stored."""
+
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
 LevelOption = Annotated[
     int | None,
     typer.Option("--level", min=0, help="Answer at this level; 0 is the coarsest. Default: the finest."),
@@ -56,6 +66,18 @@ LevelOption = Annotated[
 ModelOption = Annotated[
     Path | None,
     typer.Option("--model", help="Folder of a model. Default: the one that comes with hierclass."),
+]
+TimmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--timm",
+        metavar="NAME",
+        help="A timm classifier of ImageNet instead of a model; every level costs the whole network.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option("--weights", help="File of the timm classifier's weights. Default: timm's local cache."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
 
@@ -88,6 +110,8 @@ def label(
     ] = None,
     level: LevelOption = None,
     model: ModelOption = None,
+    timm: TimmOption = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Images per call of the network.")
@@ -105,7 +129,7 @@ def label(
     if output is not None:
         _survive_closed_pipes()
     found = list(find_inputs(paths))
-    classifier = _load(model, device)
+    classifier = open_classifier(model, timm, weights, device)
     rows = label_rows(classifier, found, level=level, batch_size=batch_size, workers=workers)
     finest = len(classifier.levels) - 1
     num_errors = _write(rows, len(found), destination, finest if level is None else level, batch_size)
@@ -119,6 +143,8 @@ def predict(
     level: LevelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each image.")] = False,
     model: ModelOption = None,
+    timm: TimmOption = None,
+    weights: WeightsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
@@ -126,7 +152,7 @@ def predict(
 
     from hierclass.images import read_image, resize_side
 
-    classifier = _load(model, device)
+    classifier = open_classifier(model, timm, weights, device)
     last = classifier.check_level(level)
     console = Console(highlight=False)
     failed = False
@@ -149,13 +175,46 @@ def predict(
 
 
 @app.command()
-def levels(model: ModelOption = None) -> None:
+def levels(model: ModelOption = None, timm: TimmOption = None, weights: WeightsOption = None) -> None:
     """List the levels of a model: tier, classes, cost, parameters and accuracy on held-out images."""
     from rich.console import Console
 
     from hierclass.terminal import draw_levels
 
-    Console(highlight=False).print(draw_levels(_load(model, "cpu").levels))
+    Console(highlight=False).print(draw_levels(open_classifier(model, timm, weights, "cpu").levels))
+
+
+@app.command()
+def compress(
+    level: Annotated[int, typer.Option("--level", min=0, help="The finest level to keep; 0: the coarsest.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")],
+    model: ModelOption = None,
+    dtype: Annotated[
+        DType | None, typer.Option("--dtype", help="Type of the stored weights. Default: as in MODEL.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model in the folder.")] = False,
+) -> None:
+    """Make a smaller model of a model's levels up to one; it answers as they do. Print what that saves."""
+    check_model_folder(output, model, force=force)
+    from rich.console import Console
+
+    from hierclass.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
+    from hierclass.classifier import BUNDLED
+    from hierclass.compress import ROUNDS, compare
+    from hierclass.compress import compress as keep_levels
+    from hierclass.terminal import draw_footprints
+
+    source = BUNDLED if model is None else model
+    whole = load_checkpoint(source)
+    small = keep_levels(whole, level)
+    try:
+        save_checkpoint(output, small, dtype=dtype or stored_dtype(source))
+    except OSError as error:
+        raise _Stopped(1, f"writing the model failed: {error.strerror or error}") from error
+    footprints = compare(source, whole, output, load_checkpoint(output))
+    Console(highlight=False).print(draw_footprints(footprints))
+    print(f"Times: the network alone, medians of {ROUNDS} rounds in turn, on the processor.")
+    _say(f"levels 0 to {level} -> {output}")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -223,14 +282,25 @@ def _survive_closed_pipes() -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-def _load(model: Path | None, device: str) -> Classifier:
+def open_classifier(model: Path | None, timm: str | None, weights: Path | None, device: str) -> Classifier:
+    """Load what the options --model, --timm and --weights name; wrong use is refused before torch is imported.
+
+    Raises:
+        HierclassError: the options do not fit together, or what they name can't be loaded.
+    """
+    if timm is not None:
+        if model is not None:
+            raise InputError("--model and --timm each name what answers; give one of them")
+        if weights is not None and not weights.is_file():
+            raise CheckpointError(f"there is no file of weights at {weights}")
+        return hierclass.from_timm(timm, weights=weights, device=device)
+    if weights is not None:
+        raise InputError("--weights belongs to a timm classifier; name that with --timm")
     if model is not None and not (model / "config.json").is_file():
         raise CheckpointError(
             f"there is no model at {model}; name a folder with config.json and model.safetensors"
         )
-    from hierclass.classifier import load
-
-    return load(model, device)
+    return hierclass.load(model, device)
 
 
 def _write(rows: Iterator[Row], total: int, output: Output, level: int, batch_size: int) -> int:

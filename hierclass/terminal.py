@@ -24,7 +24,10 @@ from hierclass.inputs import display_name
 
 if TYPE_CHECKING:
     from hierclass.classifier import Level
+    from hierclass.compress import Footprint
     from hierclass.decisions import Prediction
+
+SAVES_NOTHING = "Every level runs the whole network: a coarser answer costs the same."
 
 _BAR_WIDTH = 10
 
@@ -111,6 +114,8 @@ def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, uni
 
 def draw_levels(levels: Sequence[Level]) -> RenderableType:
     """Draw the table of levels: the tier each answers, its cost for one image and its accuracy."""
+    from hierclass.classifier import cost_alike
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("level", "tier", "classes", "MMACs", "cost", "parameters", "dev accuracy"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -124,4 +129,26 @@ def draw_levels(levels: Sequence[Level]) -> RenderableType:
             f"{level.parameters:,}",
             "not measured" if level.accuracy is None else f"{level.accuracy:.1%}",
         )
+    return Group(table, SAVES_NOTHING) if cost_alike(levels) else table
+
+
+def draw_footprints(footprints: Sequence[Footprint]) -> RenderableType:
+    """Draw what each of several ways to answer takes; the last columns relate the last way to the others."""
+    *others, last = footprints
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    headings = [footprint.name for footprint in footprints] + [f"of {other.name}" for other in others]
+    table.add_column("")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows: list[tuple[str, str, list[float]]] = [
+        ("kB on disk", "{:,.0f}", [footprint.bytes / 1e3 for footprint in footprints]),
+        ("parameters", "{:,.0f}", [footprint.parameters for footprint in footprints]),
+        ("MMACs, 1 image", "{:,.1f}", [footprint.macs / 1e6 for footprint in footprints]),
+    ]
+    for batch in last.seconds:
+        times = [1e3 * footprint.seconds[batch] for footprint in footprints]
+        rows.append((f"ms, {plural(batch, 'image')}", "{:,.2f}", times))
+    for name, form, values in rows:
+        shares = [f"{values[-1] / value:.3f}" for value in values[:-1]]
+        table.add_row(name, *(form.format(value) for value in values), *shares)
     return table

@@ -220,6 +220,23 @@ class Taxonomy:
 
     # -- other forms
 
+    def truncate(self, tier: int) -> Self:
+        """The taxonomy of tiers 0..tier: its leaves are the classes of that tier, in their order.
+
+        Nodes keep ids, names and definitions, and the taxonomy its name; whatever lies below the tier is gone.
+        """
+        below = self._class_of_node(self._tier(tier)) != -1
+        below[[self._index[node_id] for node_id in self._tiers[tier]]] = False
+        kept = np.flatnonzero(~below)
+        position = {-1: -1, **{int(i): new for new, i in enumerate(kept)}}
+        return type(self)(
+            name=self._name,
+            nodes=[self._nodes[i] for i in kept],
+            parents=[position[parent] for parent in self._parents[kept].tolist()],
+            leaves=self._tiers[tier],
+            tiers=self._tiers[: tier + 1],
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The taxonomy as a JSON document; `from_dict` reads it back."""
         nodes = []

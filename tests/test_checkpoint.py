@@ -114,6 +114,16 @@ def test_a_model_needs_nothing_but_its_folder(tiny_taxonomy: Taxonomy, tmp_path:
         assert torch.equal(load_checkpoint(tmp_path / "model").network(IMAGES), network(IMAGES))
 
 
+def test_a_network_of_which_levels_were_left_out_is_made_whole_and_cut(tiny_taxonomy: Taxonomy) -> None:
+    architecture = Architecture("test_resnet", (0.25, 0.5, 1.0), levels=2)
+    network = build(architecture, tiny_taxonomy.truncate(1), 32)
+    whole = build(Architecture("test_resnet", (0.25, 0.5, 1.0)), tiny_taxonomy, 32)
+    assert network.num_classes == (2, 5)
+    assert {name: value.shape for name, value in network.stored().items()} == {
+        name: value.shape for name, value in whole.truncate(1).stored().items()
+    }
+
+
 def test_arguments_of_the_backbone_survive_the_way_through_json(
     tiny_taxonomy: Taxonomy, tmp_path: Path
 ) -> None:
@@ -198,6 +208,9 @@ def test_preprocessing_that_no_image_can_be_prepared_with_is_refused(
         ({"widths": [0.5, 1.0]}, "3 tiers but 2 widths"),
         ({"widths": [0.5, 0.4, 1.0]}, "rising to 1"),
         ({"structure": "masks"}, "structure 'masks' is not known here"),
+        ({"levels": 2}, "has 3 tiers but 2 of 3 levels are said to be left"),
+        ({"levels": 3, "widths": [0.5, 1.0]}, "has 3 tiers but 3 of 2 levels are said to be left"),
+        ({"levels": "3"}, "'3' of 3 levels"),
         ({"stem_stride": 7}, "can't have stride 7"),
         ({"backbone_args": {"wings": 2}}, "timm can't make test_resnet"),
         ({"backbone_args": {"pretrained": True}}, "pretrained"),

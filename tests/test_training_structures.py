@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from training_data import write_parquet
 
+from hierclass.checkpoint import load_checkpoint
 from hierclass.classifier import BUNDLED
-from hierclass.errors import InputError
+from hierclass.errors import BackboneError, InputError
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
 from training import loop
 from training.card import model_card
+from training.evaluate import evaluate_checkpoint
 from training.recipe import Recipe
-from training.run import Run, make_architecture
+from training.run import Run, make_architecture, make_network
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) ->
 def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
     console = Console(file=io.StringIO(), width=100)
     return loop.fit(recipe, out, resume=resume, workers=0, console=console)
+
+
+def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..., torch.Tensor]:
+    """`Run.step`, interrupted at one update."""
+
+    def step(self: Run, *batch: torch.Tensor, **at: int) -> torch.Tensor:
+        if at == where:
+            raise KeyboardInterrupt
+        return original(self, *batch, **at)
+
+    return step
 
 
 @pytest.mark.parametrize(
@@ -116,22 +131,70 @@ def test_the_network_hears_before_every_update_how_far_training_is(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[float] = []
-    step = Run.step
-
-    def killed(self: Run, images: torch.Tensor, leaves: torch.Tensor, **at: int) -> torch.Tensor:
-        if (at["epoch"], at["step"]) == (1, 2):
-            raise KeyboardInterrupt
-        return step(self, images, leaves, **at)
-
     monkeypatch.setattr(NestedNetwork, "train_progress", lambda _, progress: heard.append(progress))
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", killed)
+        patch.setattr(Run, "step", stopping(Run.step, epoch=1, step=2))
         with pytest.raises(KeyboardInterrupt):
             fit(recipe, tmp_path)
     assert heard == [update / 10 for update in range(7)]
     heard.clear()
     fit(recipe, tmp_path, resume=True)
-    assert heard == [update / 10 for update in range(5, 10)]
+    assert heard == [update / 10 for update in range(5, 11)]  # the end, before the last evaluation
+
+
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "prefix": {},
+    "masks": {"densities": (0.1, 0.3, 0.6)},
+    "depths": {"depths": (0.5, 0.5, 1.0)},
+    "slices": {"depths": (0.5, 0.5, 1.0)},
+}
+
+
+@pytest.mark.parametrize("structure", sorted(STRUCTURES))
+def test_every_structure_is_trained_resumed_and_kept(
+    structure: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = {"distil": 0.5, "distil_from": "next", "distil_teacher": "ema"}
+    changed = dataclasses.replace(recipe, structure=structure, **STRUCTURES[structure], **taught)
+    try:
+        results = fit(changed, tmp_path / "whole")
+    except BackboneError as error:
+        pytest.skip(str(error))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", stopping(Run.step, epoch=1, step=2))
+        with pytest.raises(KeyboardInterrupt):
+            fit(changed, tmp_path / "broken")
+    fit(changed, tmp_path / "broken", resume=True)
+    state = Path("last") / "state.safetensors"
+    ours, theirs = (load_file(tmp_path / name / state) for name in ("broken", "whole"))
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    checkpoint = load_checkpoint(tmp_path / "whole" / "model")
+    assert checkpoint.architecture == make_architecture(changed)
+    assert [checkpoint.network.cost(level).parameters for level in range(3)] == [
+        row["parameters"] for row in results["levels"]
+    ]
+    again = evaluate_checkpoint(tmp_path / "whole" / "model", recipe.data, dev_from=10, workers=0)
+    for ours_row, theirs_row in zip(again["levels"], results["levels"], strict=True):
+        assert abs(ours_row["top1"] - theirs_row["top1"]) <= 1 / 60  # stored as half precision
+
+
+def test_a_network_of_masks_is_kept_at_the_densities_asked_for(recipe: Recipe, tmp_path: Path) -> None:
+    changed = dataclasses.replace(recipe, structure="masks", densities=(0.1, 0.3, 0.6), epochs=4)
+    try:
+        results = fit(changed, tmp_path)
+    except BackboneError as error:
+        pytest.skip(str(error))
+    weights = [weight for name, weight in load_file(tmp_path / "model" / "model.safetensors").items()]
+    dense = sum(p.numel() for p in make_network(changed, Taxonomy.load(recipe.taxonomy)).parameters())
+    shares = [row["parameters"] / dense for row in results["levels"]]
+    assert shares == pytest.approx([0.1, 0.3, 0.6], abs=0.05)  # norms and heads are dense
+    assert sum(weight.numel() for weight in weights if weight.is_floating_point()) < 0.7 * dense
+
+
+def test_a_network_of_masks_is_not_compiled(recipe: Recipe) -> None:
+    with pytest.raises(InputError) as caught:
+        dataclasses.replace(recipe, structure="masks", compile=True).check()
+    assert str(caught.value) == "--compile does not speed up --structure masks; leave it out"
 
 
 def test_options_of_the_command_line_become_the_recipe(

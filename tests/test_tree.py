@@ -101,6 +101,19 @@ def test_ancestors_and_children() -> None:
     assert tree.children("pug") == ()
 
 
+def test_the_tree_of_the_coarser_tiers_ends_at_their_classes() -> None:
+    tree = make().truncate(1)
+    assert [node.id for node in tree.nodes] == ["all", "animal", "plant", "dog", "fish", "tree"]
+    assert tree.parents.tolist() == [-1, 0, 0, 1, 1, 2]
+    assert tree.leaves == ("fish", "dog", "tree")
+    assert tree.tiers == (("animal", "plant"), ("fish", "dog", "tree"))
+    assert (tree.name, tree.node("dog").name) == ("nine", "DOG")
+    assert make().truncate(2) == make()
+    assert make().truncate(0).leaves == ("animal", "plant")
+    with pytest.raises(TaxonomyError, match="tier 3 does not exist"):
+        make().truncate(3)
+
+
 def test_a_tree_cannot_be_changed() -> None:
     tree = make()
     for array in (tree.parents, tree.projection(0), tree.lca_heights):
@@ -271,6 +284,19 @@ def test_lca_heights_agree_with_lca(tree: Taxonomy) -> None:
     for i, a in enumerate(tree.leaves):
         for j, b in enumerate(tree.leaves):
             assert tree.lca_heights[i, j] == tree.height(tree.lca(a, b).id)
+
+
+@given(taxonomies())
+def test_coarser_tiers_are_the_same_without_the_finer_ones(tree: Taxonomy) -> None:
+    for last in range(tree.num_tiers):
+        upper = tree.truncate(last)
+        assert upper.num_classes == tree.num_classes[: last + 1]
+        for tier in range(last + 1):
+            assert upper.classes(tier) == tree.classes(tier)
+            if tier:
+                assert upper.parent_classes(tier).tolist() == tree.parent_classes(tier).tolist()
+            assert upper.truncate(tier) == tree.truncate(tier)
+        assert all(upper.lca(a, b) == tree.lca(a, b) for a in upper.leaves for b in upper.leaves)
 
 
 @given(taxonomies())

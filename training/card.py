@@ -26,12 +26,15 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             "",
             "## Results on the dev split",
             "",
-            f"{results['images']} held-out images, never trained on. The dev split chose the epoch and the "
-            "weight of the lower levels, so these figures are slightly optimistic.",
+            f"{results['images']} held-out images, never trained on. The dev split chose the epoch"
+            + (" and the weight of the lower levels" if recipe.get("consensus", "auto") == "auto" else "")
+            + ", so these figures are slightly optimistic.",
             "",
             *_level_table(results),
             "",
             *_answer_table(results),
+            "",
+            *_consensus_table(results),
             "",
             *_measure_table(results["finest"]),
             "",
@@ -89,6 +92,22 @@ def _answer_table(results: Mapping[str, Any]) -> list[str]:
         "",
         "| level asked | " + " | ".join(f"tier {tier}" for tier in tiers) + " |",
         "| --- | " + " | ".join("---" for _ in tiers) + " |",
+        *rows,
+    ]
+
+
+def _consensus_table(results: Mapping[str, Any]) -> list[str]:
+    levels = [f"level {row['level']}" for row in results["levels"]]
+    rows = [
+        f"| {row['lower_weight']:g} | " + " | ".join(f"{top1:.1%}" for top1 in row["top1"]) + " |"
+        for row in results.get("consensus", ())  # absent from runs of older versions
+    ]
+    return [
+        f"What a consensus of the levels is worth: top-1 of each level by the weight of the levels below it; 0: "
+        f"it answers alone. The model uses {results['lower_weight']:g}.",
+        "",
+        "| weight | " + " | ".join(levels) + " |",
+        "| --- | " + " | ".join("---" for _ in levels) + " |",
         *rows,
     ]
 

@@ -109,6 +109,9 @@ def fit(
     level_weights: options.LevelWeights = "",
     finest_weight: options.FinestWeight = D.finest_weight,
     distil: options.Distil = D.distil,
+    distil_from: options.DistilFrom = D.distil_from,
+    distil_teacher: options.DistilTeacher = D.distil_teacher,
+    consensus: options.Consensus = "auto",
     crop_scale: options.CropScale = "0.35,1",
     color_jitter: options.ColorJitter = D.color_jitter,
     auto_augment: options.AutoAugment = D.auto_augment,
@@ -170,10 +173,11 @@ def evaluate(
 def _show(results: dict[str, Any], title: str) -> None:
     from rich.console import Console
 
-    from training.reports import level_table, measure_table
+    from training.reports import consensus_table, level_table, measure_table
 
     console = Console()
     console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
+    console.print(consensus_table(results))
     console.print(measure_table(results["finest"], title="finest level"))
     if results["unreadable"]:
         console.print(
@@ -218,6 +222,7 @@ def _given_recipe(ctx: typer.Context) -> Recipe:
     if values["taxonomy"] not in bundled():
         values["taxonomy"] = str(Path(values["taxonomy"]).absolute())
     values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])
+    values["consensus"] = options.number_or_auto(values["consensus"])
     for name in NUMBERS:
         values[name] = options.numbers(values[name], _option(name)) or getattr(D, name)
     return Recipe(**values)

@@ -24,7 +24,7 @@ from training.batches import evaluation_loader, read_batches
 from training.data import read_images, split
 
 LOWER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
-"""How much lower levels may count in an answer; the best on the dev split goes into the checkpoint."""
+"""How much lower levels count in an answer, in the answers that are measured; 0: each level answers alone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,10 +55,16 @@ class Answers:
             tuple(message for part in parts for message in part.errors),
         )
 
-    @property
-    def best_weight(self) -> int:
-        """Index of the lower weight with most right answers, each level on its tier; the first of equals."""
+    def chosen(self, consensus: float | str) -> int:
+        """Index of a lower weight; "auto": that with most right answers, each level on its tier, first of equals."""
+        if consensus != "auto":
+            return self.lower_weights.index(float(consensus))
         return int(np.trace(self.right, axis1=1, axis2=2).argmax())
+
+
+def weights_to_try(consensus: float | str) -> tuple[float, ...]:
+    """The lower weights that answers are measured with, rising from 0, the chosen one among them."""
+    return tuple(sorted({*LOWER_WEIGHTS, *(() if consensus == "auto" else (float(consensus),))}))
 
 
 @torch.inference_mode()
@@ -121,14 +127,17 @@ def count_right(
     return right
 
 
-def summarise(network: NestedNetwork, taxonomy: Taxonomy, answers: Answers) -> dict[str, Any]:
+def summarise(
+    network: NestedNetwork, taxonomy: Taxonomy, answers: Answers, consensus: float | str = "auto"
+) -> dict[str, Any]:
     """All measures of a network's answers as JSON values.
 
     ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson
     interval, cost; ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
-    were measured with (the best of those tried); ``finest`` the hierarchical measures of the finest level.
+    were measured with: ``consensus``, or the best of those tried where that is "auto"; ``consensus`` every
+    level's top-1 with each weight tried; ``finest`` the hierarchical measures of the finest level.
     """
-    count, best = len(answers.leaves), answers.best_weight
+    count, best = len(answers.leaves), answers.chosen(consensus)
     costs = [network.cost(level) for level in range(network.num_levels)]
     levels = []
     for level, cost in enumerate(costs):
@@ -153,6 +162,10 @@ def summarise(network: NestedNetwork, taxonomy: Taxonomy, answers: Answers) -> d
             (answers.right[best, level, : level + 1] / count).tolist() for level in range(network.num_levels)
         ],
         "lower_weight": answers.lower_weights[best],
+        "consensus": [
+            {"lower_weight": weight, "top1": (np.diagonal(right) / count).tolist()}
+            for weight, right in zip(answers.lower_weights, answers.right, strict=True)
+        ],
         "finest": finest_measures(answers, taxonomy),
     }
 
@@ -202,7 +215,7 @@ def evaluate_checkpoint(
     loader = evaluation_loader(images, checkpoint.preprocessing, batch_size=batch_size, workers=workers)
     weight = float(checkpoint.decision.get("lower_weight", 0.0))
     answers = collect_answers(
-        checkpoint.network, loader, device, checkpoint.taxonomy, lower_weights=(weight,)
+        checkpoint.network, loader, device, checkpoint.taxonomy, lower_weights=weights_to_try(weight)
     )
-    results = summarise(checkpoint.network, checkpoint.taxonomy, answers)
+    results = summarise(checkpoint.network, checkpoint.taxonomy, answers, weight)
     return {**results, "unreadable": list(answers.errors)}

@@ -17,10 +17,10 @@ from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.batches import EpochBatches, evaluation_loader, read_batches, training_loader
 from training.data import ImageSet, decode_small, read_images, split
-from training.evaluate import Answers, collect_answers, summarise
+from training.evaluate import Answers, collect_answers, summarise, weights_to_try
 from training.outputs import RunFolder
 from training.recipe import Recipe
-from training.reports import Reporter, clock, level_table
+from training.reports import Reporter, clock, consensus_table, level_table
 from training.run import Run
 
 
@@ -73,6 +73,7 @@ def fit(
     if not reporter.quiet:
         title = f"{folder.model}: epoch {best['epoch']}, {results['images']} dev images"
         reporter.console.print(level_table(results["levels"], title=title))
+        reporter.console.print(consensus_table(results))
     return results
 
 
@@ -93,10 +94,13 @@ def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
     accelerator = run.accelerator
     share = dev.subset(np.arange(accelerator.process_index, len(dev), accelerator.num_processes))
     loader = evaluation_loader(share, run.preprocessing, batch_size=256, workers=workers)
-    answers = collect_answers(run.smoothed, loader, accelerator.device, run.taxonomy)
+    consensus = run.recipe.consensus
+    answers = collect_answers(
+        run.smoothed, loader, accelerator.device, run.taxonomy, lower_weights=weights_to_try(consensus)
+    )
     if accelerator.num_processes > 1:
         answers = Answers.join(gather_object([answers]))
-    return summarise(run.smoothed, run.taxonomy, answers)
+    return summarise(run.smoothed, run.taxonomy, answers, consensus)
 
 
 def _epochs(
@@ -140,10 +144,7 @@ def _keep(
     run: Run, folder: RunFolder, progress: dict[str, Any], row: dict[str, Any], results: dict[str, Any] | None
 ) -> None:
     """Write what an epoch leaves: the model if it is the best so far, the history, last of all the state."""
-    best = progress["best"]
-    better = results is not None and (
-        best is None or results["levels"][-1]["top1"] > best["results"]["levels"][-1]["top1"]
-    )
+    better = results is not None and _is_better(results, progress["best"])
     if better:
         progress["best"] = {"epoch": row["epoch"], "results": results}
     if run.accelerator.is_main_process:
@@ -154,6 +155,18 @@ def _keep(
         folder.add_epoch(row)
         run.save(folder.state, progress)
     run.accelerator.wait_for_everyone()
+
+
+def _is_better(results: dict[str, Any], best: dict[str, Any] | None) -> bool:
+    """Whether an epoch's network is to be kept instead of the best so far: by the accuracy of the last level.
+
+    While a network is still being pruned, its levels have more weights than asked for, and are better for that:
+    networks of other numbers of weights are not compared, the later one is kept.
+    """
+    if best is None:
+        return True
+    weights, former = ([row["parameters"] for row in r["levels"]] for r in (results, best["results"]))
+    return weights != former or bool(results["levels"][-1]["top1"] > best["results"]["levels"][-1]["top1"])
 
 
 def _train_epoch(

@@ -50,8 +50,12 @@ class NestedLoss(nn.Module):
         finest_weight: float,
         smoothing: float = 0.0,
         distil: float = 0.0,
+        distil_from: str = "last",
     ) -> None:
-        """Take one weight per level; label smoothing is spread over the classes of each tier."""
+        """Take one weight per level; label smoothing is spread over the classes of each tier.
+
+        ``distil_from`` is the level that teaches a lower one: the "last", or the "next" higher.
+        """
         super().__init__()
         if len(level_weights) != taxonomy.num_tiers:
             raise ValueError(f"{len(level_weights)} level weights for {taxonomy.num_tiers} levels")
@@ -59,13 +63,27 @@ class NestedLoss(nn.Module):
         self.finest_weight = finest_weight
         self.smoothing = smoothing
         self.distil = distil
+        self.distil_from = distil_from
         for tier in range(taxonomy.num_tiers):
             projection = torch.tensor(taxonomy.projection(tier), dtype=torch.long)
             self.register_buffer(f"projection{tier}", projection, persistent=False)
+            if tier and distil_from == "next":
+                parents = torch.tensor(taxonomy.parent_classes(tier), dtype=torch.long)
+                self.register_buffer(f"parents{tier}", parents, persistent=False)
         self.num_classes = tuple(taxonomy.num_classes)
 
-    def forward(self, levels: Sequence[Tensor], finest: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Logits per level (B, num_classes[k]), auxiliary logits (B, num_leaves), target → a scalar."""
+    def forward(
+        self,
+        levels: Sequence[Tensor],
+        finest: Sequence[Tensor],
+        target: Tensor,
+        teachers: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Logits per level (B, num_classes[k]), auxiliary logits (B, num_leaves), target → a scalar.
+
+        ``teachers`` are the logits to distil from, per level like ``levels`` (which is None's meaning); where
+        the last level teaches, its own are enough.
+        """
         total = levels[-1].new_zeros(())
         for tier, (logits, weight) in enumerate(zip(levels, self.level_weights, strict=True)):
             if weight:
@@ -74,7 +92,7 @@ class NestedLoss(nn.Module):
             for logits in finest:
                 total = total + self.finest_weight * self.cross_entropy(logits, target)
         if self.distil:
-            total = total + self.distil * self.distillation(levels)
+            total = total + self.distil * self.distillation(levels, teachers or levels)
         return total
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -84,15 +102,23 @@ class NestedLoss(nn.Module):
     def project(self, target: Tensor, tier: int) -> Tensor:
         """A target on the leaves, (B,) or (B, num_leaves), as the target on a tier."""
         projection: Tensor = getattr(self, f"projection{tier}")
-        if target.ndim == 1:
-            return projection[target]
-        return target.new_zeros(len(target), self.num_classes[tier]).index_add_(1, projection, target)
+        return projection[target] if target.ndim == 1 else self._sum_up(target, projection, tier)
 
-    def distillation(self, levels: Sequence[Tensor]) -> Tensor:
-        """Mean KL divergence of each lower level from the last level's answer, summed up the tree."""
-        answer = levels[-1].detach().float().softmax(dim=1)
-        total = answer.new_zeros(())
+    def distillation(self, levels: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+        """Sum over the lower levels: mean KL divergence from the teaching level's answer, summed up the tree.
+
+        A higher level teaches the ones inside it (NestedNet, Kim et al. 2018).
+        """
+        total = levels[-1].new_zeros((), dtype=torch.float32)
         for tier, logits in enumerate(levels[:-1]):
-            teacher = self.project(answer, tier)
-            total = total + F.kl_div(logits.float().log_softmax(dim=1), teacher, reduction="batchmean")
+            if self.distil_from == "next":
+                source, classes = teachers[tier + 1], getattr(self, f"parents{tier + 1}")
+            else:
+                source, classes = teachers[-1], getattr(self, f"projection{tier}")
+            answer = self._sum_up(source.detach().float().softmax(dim=1), classes, tier)
+            total = total + F.kl_div(logits.float().log_softmax(dim=1), answer, reduction="batchmean")
         return total
+
+    def _sum_up(self, shares: Tensor, classes: Tensor, tier: int) -> Tensor:
+        """Shares (B, C) of finer classes as shares (B, num_classes[tier]) of ``classes`` (C,), theirs in a tier."""
+        return shares.new_zeros(len(shares), self.num_classes[tier]).index_add_(1, classes, shares)

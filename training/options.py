@@ -75,7 +75,17 @@ ChannelsLast = Annotated[bool, typer.Option(help="Memory format of images and we
 Smoothing = Annotated[float, typer.Option(help="Label smoothing, on every tier.")]
 LevelWeights = Annotated[str, typer.Option(help="Weight of each level's loss, such as 1,1,1 (the default).")]
 FinestWeight = Annotated[float, typer.Option(help="Weight of teaching lower levels the finest labels.")]
-Distil = Annotated[float, typer.Option(help="Weight of teaching lower levels the last level's answer.")]
+Distil = Annotated[float, typer.Option(help="Weight of teaching lower levels a higher level's answer.")]
+DistilFrom = Annotated[
+    str, typer.Option(help="Which level teaches the lower ones: last, or the next higher.")
+]
+DistilTeacher = Annotated[
+    str, typer.Option(help="live, or ema: the moving average teaches, at the price of one more forward pass.")
+]
+Consensus = Annotated[
+    str,
+    typer.Option(help="How much lower levels count in an answer: 0 not at all; auto: the best of a few."),
+]
 
 CropScale = Annotated[str, typer.Option(help="Area of random crops, lowest and highest share.")]
 ColorJitter = Annotated[float, typer.Option()]
@@ -94,6 +104,14 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError as error:
         raise InputError(f"{option} {text}: give numbers separated by commas, such as 0.25,0.5,1") from error
+
+
+def number_or_auto(text: str) -> float | str:
+    """``"0.25"`` as a number; other text stays, for `Recipe.check` to judge."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def arguments(pairs: list[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ class Recipe:
     ``dev_from`` holds out images numbered from there up by file name; without it a stratified ``dev_share``
     is held out. ``start_size`` (pixels) grows in steps of 8 to ``size`` over the first ``grow`` share of the
     epochs. ``level_weights`` weigh the cross-entropy of each level on its tier, ``finest_weight`` the
-    auxiliary one of each lower level on the leaves, ``distil`` what a lower level learns from the last
-    level's answer. Every ``eval_every`` epochs the dev split is looked at, and the best epoch kept.
+    auxiliary one of each lower level on the leaves, ``distil`` what a lower level learns from the answer of a
+    higher one: ``distil_from`` the "last" level or the "next", ``distil_teacher`` the "live" network or its
+    moving average ("ema"). ``consensus`` is how much lower levels count in an answer, "auto" what is best on
+    the dev split. Every ``eval_every`` epochs the dev split is looked at, and the best epoch kept.
     """
 
     data: tuple[str, ...]
@@ -61,6 +64,9 @@ class Recipe:
     level_weights: tuple[float, ...] = ()
     finest_weight: float = 1.0
     distil: float = 0.0
+    distil_from: str = "last"
+    distil_teacher: str = "live"
+    consensus: float | str = "auto"
     crop_scale: tuple[float, float] = (0.35, 1.0)
     color_jitter: float = 0.0
     auto_augment: str | None = None
@@ -125,6 +131,8 @@ class Recipe:
             raise InputError(f"--structure {self.structure}: give {_choice(SHARES)}")
         if self.order not in ("given", "importance"):
             raise InputError(f"--order {self.order}: give given or importance")
+        if self.compile and self.structure == "masks":
+            raise InputError("--compile does not speed up --structure masks; leave it out")
         needed = SHARES[self.structure]
         for name in ("widths", "densities"):
             if name != needed and getattr(self, name):
@@ -163,6 +171,12 @@ class Recipe:
             f"--smoothing {self.smoothing}: give 0 up to less than 1": not 0 <= self.smoothing < 1,
             f"--mixed-precision {self.mixed_precision}: give no, bf16 or fp16": self.mixed_precision
             not in ("no", "bf16", "fp16"),
+            f"--distil {self.distil}: give 0 or more": not 0 <= self.distil < math.inf,
+            f"--distil-from {self.distil_from}: give last or next": self.distil_from not in ("last", "next"),
+            f"--distil-teacher {self.distil_teacher}: give live or ema": self.distil_teacher
+            not in ("live", "ema"),
+            f"--consensus {self.consensus}: give auto, or a number from 0": self.consensus != "auto"
+            and (isinstance(self.consensus, str) or not 0 <= self.consensus < math.inf),
         }
 
     def save(self, path: Path) -> None:

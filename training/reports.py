@@ -97,6 +97,19 @@ def level_table(levels: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     return table
 
 
+def consensus_table(results: Mapping[str, Any]) -> Table:
+    """A table of what a consensus of the levels is worth: accuracy per level by the weight of lower levels."""
+    table = Table(title="accuracy by how much lower levels count in an answer")
+    table.add_column("lower levels count")
+    for row in results["levels"]:
+        table.add_column(f"level {row['level']}", justify="right")
+    for row in results.get("consensus", ()):  # absent from runs of older versions
+        name = f"{row['lower_weight']:g}" if row["lower_weight"] else "not at all"
+        used = " (used)" if row["lower_weight"] == results["lower_weight"] else ""
+        table.add_row(name + used, *(f"{top1:.1%}" for top1 in row["top1"]))
+    return table
+
+
 def measure_table(measures: Mapping[str, Any], *, title: str) -> Table:
     """A table of the finest level's hierarchical measures."""
     table = Table(title=title)

@@ -92,6 +92,7 @@ class Run:
             finest_weight=recipe.finest_weight,
             smoothing=recipe.smoothing,
             distil=recipe.distil,
+            distil_from=recipe.distil_from,
         ).to(accelerator.device)
         optimizer = make_optimizer(recipe, self.trainee)
         self.scheduler = make_scheduler(recipe, optimizer, steps_per_epoch)
@@ -132,6 +133,8 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
+        if self.updates == self.total_updates:
+            self.trainee.network.train_progress(1.0)
         self.scheduler.step_update(self.updates)
         self.ema.update(self.trainee.network, step=self.updates)
         return loss.detach()
@@ -141,9 +144,18 @@ class Run:
         model = self.model if self.compiled is None else self._compiled_for(pixels.shape)
         with self.accelerator.autocast():
             levels, finest = model(pixels)
-            loss: Tensor = self.loss(levels, finest, target)
+            loss: Tensor = self.loss(levels, finest, target, self._teachers(pixels))
         self.accelerator.backward(loss)
         return loss
+
+    @torch.no_grad()
+    def _teachers(self, pixels: Tensor) -> list[Tensor] | None:
+        """The moving average's logits to distil from, of all levels or the last alone; None: the live ones."""
+        if not self.recipe.distil or self.recipe.distil_teacher == "live":
+            return None
+        if self.recipe.distil_from == "last":
+            return [self.smoothed(pixels)]
+        return self.smoothed.forward_all(pixels)
 
     def _compiled_for(self, shape: torch.Size) -> Any:
         """The network compiled for batches of one size of image; for smaller batches the plain one.

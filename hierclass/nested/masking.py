@@ -1,0 +1,380 @@
+"""Any module with nested masks over its weights: every level uses some, a higher level those and more."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hierclass.errors import BackboneError, LevelError
+from hierclass.nested import sparse
+from hierclass.nested.shells import Kept, shell
+from hierclass.nested.stages import (
+    LevelNorms,
+    as_stages,
+    deal,
+    find_stages,
+    level_parts,
+    with_level_norms,
+)
+
+SCHEDULE = (0.1, 0.6)
+"""Shares of training at which pruning starts and ends."""
+
+UPDATES = 100
+"""How often masks are chosen anew between start and end."""
+
+
+class Masked(nn.Module):
+    """Any module, with nested masks over its weights: level k uses the weights of M_k, and M_0 ⊂ M_1 ⊂ ….
+
+    What a weight is worth and where it lies are shared by all levels: one byte per weight holds the lowest level
+    that uses it. Masked are parameters of two and more dimensions (convolution, linear, recurrent and attention
+    weights, embeddings); dense, shared by all levels, stay biases and other vectors, weights below 16 values,
+    kernels of depth-wise convolutions (few, and masking them silences channels: Zhu & Gupta 2017, section 4.2)
+    and what is named. Norms with running statistics have a copy per level.
+
+    The level flows with the call: each call runs a shallow copy of the module tree that holds the masked weights,
+    so threads may run different levels at once. Without gradients, masked weights are kept per level until the
+    weights change (writing through `parameter.data` in place goes unseen). A part that is used at several places
+    of the tree belongs to the first. What a part's forward assigns to its own attributes is lost after the call;
+    buffers are kept. On dense hardware masked weights save no time.
+
+    Sources: weight connection learning of NestedNet (Kim et al. 2018); multi-level sparse networks (arXiv
+    2112.10930); magnitudes and schedule of gradual pruning (Zhu & Gupta 2017, equation 1).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        densities: Sequence[float],
+        *,
+        stages: Sequence[Sequence[str]] | None = None,
+        dense: Sequence[str] = (),
+        schedule: tuple[float, float] = SCHEDULE,
+    ):
+        """Copy `module` and mask it by magnitude: level k uses the share `densities[k]` of every masked weight.
+
+        `densities` rise in (0, 1]. `stages` are the parts whose level `route` sets, each a list of names of
+        modules; what no stage names joins the stage before it. None takes the stages that a timm model names in
+        `feature_info`, else one per child that holds masked weights. `dense` names modules and weights to be left
+        dense. `schedule` are the shares of training, 0 … 1, at which `prune` starts and ends.
+
+        Raises:
+            BackboneError: these do not fit, or the module has no weight to mask.
+        """
+        super().__init__()
+        self.densities = check_densities(densities)
+        self.schedule = _check_schedule(schedule)
+        self.module = with_level_norms(module, self.num_levels)
+        parts = list(level_parts(self.module, dense))
+        masked = [(name, value) for name, value in parts if isinstance(value, Tensor)]
+        if not masked:
+            raise BackboneError(f"{type(module).__name__} has no weights that can be masked")
+        self._names = tuple(name for name, _ in masked)
+        self.stages = find_stages(self.module, self._names) if stages is None else as_stages(stages)
+        """Names of the modules in each stage."""
+        self._stage_of = deal(self.stages, [name for name, _ in parts])
+        self.maps = nn.Module()
+        for name, weight in masked:
+            self.maps.register_buffer(_key(name), torch.zeros_like(weight, dtype=torch.uint8))
+        self.pruned = -1
+        """Number of the last choice of masks, 0 … `UPDATES`; -1 before the first call of `prune`."""
+        self._kept = Kept()
+        self._choose(1.0)
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels; level numbers run from 0 to `num_levels - 1`."""
+        return len(self.densities)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(
+        self, *args: Any, level: int | None = None, route: Sequence[int] | None = None, **kwargs: Any
+    ) -> Any:
+        """Run one level of the module (None: the last), or stage s at level `route[s]`.
+
+        Raises:
+            LevelError: there is no such level, or `route` does not name one for every stage.
+        """
+        if torch.is_grad_enabled():
+            self._kept.clear()
+        levels = self._levels(level, route)
+
+        def weight_of(name: str, weight: nn.Parameter) -> Tensor:
+            return (
+                self._value(name, weight, levels[self._stage_of[name]]) if name in self._stage_of else weight
+            )
+
+        def part_of(name: str, part: nn.Module) -> nn.Module:
+            return part[levels[self._stage_of[name]]] if isinstance(part, LevelNorms) else part
+
+        return shell(self.module, weight_of, part_of)(*args, **kwargs)
+
+    def prune(self, progress: float) -> None:
+        """Choose the masks anew for the share of training, 0 … 1, that is done; call it before every update.
+
+        From the start of the schedule the density of level k falls from 1 to d_k as d_k + (1 - d_k)(1 - t)³, in
+        `UPDATES` steps; in every layer the weights of largest magnitude stay, so a weight that has grown comes
+        back. Until the end, weights that no level uses still follow the gradient that the last level has for them
+        (straight through its mask; Lin et al. 2020, dynamic model pruning with feedback). Then the masks are
+        frozen and only weights in use are trained, until `prune` hears of less progress: a new training.
+        """
+        start, end = self.schedule
+        share = 1.0 if progress >= end else 0.0
+        if start < progress < end:
+            share = (progress - start) / (end - start)
+        step = math.floor(UPDATES * share)
+        if step != self.pruned:
+            self._choose(step / UPDATES)
+            self.pruned = step
+
+    def weights(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Yield name, value and level map (uint8, `num_levels` where unused) of every masked weight."""
+        for name in self._names:
+            yield name, self.module.get_parameter(name), self.maps.get_buffer(_key(name))
+
+    def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield name, value and whether it is trained of all that `level` uses; of masked weights what is used (n,)."""
+        maps = {name: levels for name, _, levels in self.weights()}
+        others = self._norm_levels()
+        for name, weight in self.module.named_parameters():
+            if name in maps:
+                yield name, weight.detach()[maps[name] <= level], True
+            elif others.get(id(weight), level) == level:
+                yield name, weight, True
+        for name, value in self.module.named_buffers():
+            if others.get(id(value), level) == level:
+                yield name, value, False
+
+    @torch.no_grad()
+    def spoil_above(self, level: int) -> None:
+        """Set weights that no level up to `level` uses, and norms of levels above it, to NaN."""
+        for _, weight, levels in self.weights():
+            weight.masked_fill_(levels > level, torch.nan)
+        others = self._norm_levels()
+        for value in itertools.chain(self.module.parameters(), self.module.buffers()):
+            if others.get(id(value), level) > level and value.is_floating_point():
+                value.fill_(torch.nan)
+
+    @torch.no_grad()
+    def truncate(self, level: int) -> Masked:
+        """Return a copy with levels 0 … `level`: weights above are zero, norms above are gone."""
+        keep = self._levels(level, None)[0] + 1
+        other = copy.deepcopy(self)
+        other.densities = self.densities[:keep]
+        for _, weight, levels in other.weights():
+            weight.masked_fill_(levels >= keep, 0)
+            levels.clamp_(max=keep)
+        for part in list(other.module.modules()):
+            if isinstance(part, LevelNorms):
+                del part[keep:]
+        return other
+
+    def extract(self, level: int | None = None, route: Sequence[int] | None = None) -> nn.Module:
+        """Return a copy of the module as one level or route runs it, without masks: unused weights are zero.
+
+        Raises:
+            LevelError: as for `forward`.
+        """
+        levels = self._levels(level, route)
+        copies: dict[int, Any] = {}
+        for name, weight, lowest in self.weights():
+            value = weight.detach().masked_fill(lowest > levels[self._stage_of[name]], 0)
+            copies[id(weight)] = nn.Parameter(value, weight.requires_grad)
+        for name, part in self.module.named_modules():
+            if isinstance(part, LevelNorms):
+                copies[id(part)] = copy.deepcopy(part[levels[self._stage_of[name]]])
+        return copy.deepcopy(self.module, copies)
+
+    def stored(self) -> dict[str, Tensor]:
+        """Return name → tensor for a checkpoint, of masked weights the compact form of `hierclass.nested.sparse`."""
+        tensors = {name: value.detach() for name, value in self._dense().items()}
+        for name, weight, levels in self.weights():
+            parts = sparse.pack(weight, levels, self.num_levels)
+            tensors.update({f"{name}.{part}": value for part, value in parts.items()})
+        return tensors
+
+    @torch.no_grad()
+    def load_stored(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `stored` gave; weights that no level uses become zero. All is checked before any is changed.
+
+        Raises:
+            ValueError: the tensors do not fit this module.
+        """
+        dense, parts = self._dense(), {name: dict[str, Tensor]() for name in self._names}
+        for key, value in tensors.items():
+            name, _, part = key.rpartition(".")
+            if part in sparse.PARTS and name in parts:
+                parts[name][part] = value
+        known = {f"{name}.{part}" for name, found in parts.items() for part in found}
+        check_fit(dense, {key: value for key, value in tensors.items() if key not in known})
+        unpacked = []
+        for name, weight, levels in self.weights():
+            try:
+                found = sparse.unpack(parts[name], weight.numel(), self.num_levels)
+            except ValueError as error:
+                raise ValueError(f"{name} does not fit: {error}") from error
+            unpacked.append((weight, levels, found))
+        for name, value in dense.items():
+            value.copy_(tensors[name])
+        for weight, levels, (positions, values, lowest) in unpacked:
+            at = positions.to(weight.device)
+            flat = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
+            weight.copy_(flat.index_copy_(0, at, values.to(flat)).view_as(weight))
+            flat = torch.full_like(flat, self.num_levels, dtype=torch.uint8)
+            levels.copy_(flat.index_copy_(0, at, lowest.to(flat)).view_as(weight))
+
+    def get_extra_state(self) -> Tensor:
+        """Return how far the masks are, so that a resumed training goes on with them."""
+        return torch.tensor(self.pruned)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over how far the masks are."""
+        self.pruned = int(state)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Masked:
+        self._kept.clear()
+        applied: Masked = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return applied
+
+    @torch.no_grad()
+    def _choose(self, share: float) -> None:
+        """Choose every mask by magnitude, `share` (0 … 1) of the way from dense to the densities."""
+        densities = [density + (1 - density) * (1 - share) ** 3 for density in self.densities]
+        for _, weight, levels in self.weights():
+            levels.copy_(_rank(weight, densities))
+
+    def _levels(self, level: int | None, route: Sequence[int] | None) -> list[int]:
+        """Return the level of every stage."""
+        last = self.num_levels - 1
+        if route is not None:
+            given = list(route) if isinstance(route, Sequence) else []
+            if len(given) == len(self.stages) and all(_is_level(k, last) for k in given):
+                return given
+            names = ", ".join("+".join(stage) for stage in self.stages)
+            raise LevelError(
+                f"route {' '.join(repr(route).split())} does not fit; give one level (0 to {last}) for each of "
+                f"{len(self.stages)} stages: {names}"
+            )
+        level = last if level is None else level
+        if not _is_level(level, last):
+            raise LevelError(f"level {level} does not exist; this network has levels 0 to {last}")
+        return [level] * len(self.stages)
+
+    def _norm_levels(self) -> dict[int, int]:
+        """Return the level of every weight and statistic of a norm that each level has a copy of, by id."""
+        norms = [part for part in self.module.modules() if isinstance(part, LevelNorms)]
+        return {
+            id(value): level
+            for copies in norms
+            for level, norm in enumerate(copies)
+            for value in itertools.chain(norm.parameters(), norm.buffers())
+        }
+
+    def _dense(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds whole, each tensor once."""
+        seen = {id(weight) for _, weight, _ in self.weights()}
+        dense = {}
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            if (
+                isinstance(value, Tensor)
+                and id(value) not in seen
+                and not name.endswith("num_batches_tracked")
+            ):
+                seen.add(id(value))
+                dense[name] = value
+        return dense
+
+    def _value(self, name: str, weight: nn.Parameter, level: int) -> Tensor:
+        """Return the weight with zero where `level` does not use it; never by product, 0 times NaN is NaN."""
+        levels = self.maps.get_buffer(_key(name))
+        if torch.is_grad_enabled() and weight.requires_grad:
+            if 0 <= self.pruned < UPDATES and level == self.num_levels - 1:
+                through: Tensor = _Through.apply(weight, levels > level)
+                return through
+            return weight.masked_fill(levels > level, 0)
+        return self._kept.value(
+            (name, level), (weight, levels), lambda w, lowest: w.masked_fill(lowest > level, 0)
+        )
+
+
+class _Through(torch.autograd.Function):
+    """Zero where unused; the gradient passes to unused values too."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, unused: Tensor) -> Tensor:
+        return weight.masked_fill(unused, 0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def check_densities(densities: Sequence[float]) -> tuple[float, ...]:
+    """Return the densities as a tuple; raise `BackboneError` unless they rise strictly in (0, 1]."""
+    densities = tuple(float(density) for density in densities)
+    rising = all(low < high for low, high in itertools.pairwise(densities))
+    if not 0 < len(densities) < sparse.ESCAPE or not rising or densities[0] <= 0 or not densities[-1] <= 1:
+        raise BackboneError(
+            f"densities {list(densities)} do not fit; give one share per level, rising in (0, 1], "
+            "like 0.05,0.1,0.2"
+        )
+    return densities
+
+
+def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` unless the tensors have the names, the shapes and the kinds of our own."""
+    wrong = sorted(own.keys() ^ given.keys()) or sorted(
+        name
+        for name, value in own.items()
+        if value.shape != given[name].shape
+        or (
+            given[name].dtype not in sparse.FLOATS
+            if value.is_floating_point()
+            else given[name].dtype != value.dtype
+        )
+    )
+    if wrong:
+        raise ValueError(f"{len(wrong)} tensors differ, the first is {wrong[0]}")
+
+
+def _check_schedule(schedule: tuple[float, float]) -> tuple[float, float]:
+    start, end = schedule
+    if not 0 <= start <= end <= 1:
+        raise BackboneError(
+            f"schedule {schedule} does not fit; give the shares of training at which pruning "
+            "starts and ends, like 0.1,0.6"
+        )
+    return start, end
+
+
+def _is_level(level: object, last: int) -> bool:
+    return isinstance(level, int) and not isinstance(level, bool) and 0 <= level <= last
+
+
+def _rank(weight: Tensor, densities: Sequence[float]) -> Tensor:
+    """Return for every value the lowest level that uses it (uint8), `len(densities)` for none.
+
+    Level k uses the `densities[k]` of largest magnitude, rounded and at least one; of equal ones the first.
+    """
+    size = weight.numel()
+    magnitude = weight.detach().float().abs().flatten().nan_to_num(0)
+    levels = torch.full_like(magnitude, len(densities), dtype=torch.uint8)
+    for level in reversed(range(len(densities))):
+        count = max(1, math.floor(densities[level] * size + 0.5))
+        smallest = magnitude.kthvalue(size - count + 1).values
+        used = magnitude > smallest
+        used[(magnitude == smallest).nonzero()[: count - int(used.sum()), 0]] = True
+        levels[used] = level
+    return levels.view_as(weight)
+
+
+def _key(name: str) -> str:
+    """Return the name of a weight as the name of a buffer, which has no dots."""
+    return name.replace(".", "/")

@@ -1,0 +1,150 @@
+"""Structure `masks`: levels share positions and values of weights; a higher level uses those of a lower and more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hierclass.errors import BackboneError
+from hierclass.nested.masking import SCHEDULE, Masked, check_fit
+from hierclass.nested.network import NestedNetwork, evaluating
+
+
+class MaskedNetwork(NestedNetwork):
+    """Nested masks over a timm backbone; all levels have pooled features of the same number.
+
+    A higher level costs more parameters and bytes, not more operations: dense hardware multiplies zeros as well.
+    """
+
+    structure = "masks"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        densities: Sequence[float],
+        num_classes: Sequence[int],
+        input_size: tuple[int, int, int],
+        *,
+        stages: Sequence[Sequence[str]] | None = None,
+        dense: Sequence[str] = (),
+        schedule: tuple[float, float] = SCHEDULE,
+    ):
+        """Copy and mask `backbone`, (B, 3, H, W) → (B, F); `num_classes[k]` is the number of classes of level k.
+
+        For the other arguments see `Masked`.
+
+        Raises:
+            BackboneError: they do not fit, or the backbone does not give pooled features.
+        """
+        masked = Masked(backbone, densities, stages=stages, dense=dense, schedule=schedule)
+        if len(num_classes) != masked.num_levels or min(num_classes, default=0) < 1:
+            raise BackboneError(
+                f"{masked.num_levels} densities need {masked.num_levels} class counts of at least 1, "
+                f"not {list(num_classes)}"
+            )
+        features = _num_features(backbone, input_size)
+        super().__init__([features] * masked.num_levels, num_classes, input_size)
+        self.masked = masked
+        self.heads.to(next(backbone.parameters()))
+
+    def features(self, image: Tensor, level: int, route: Sequence[int] | None = None) -> Tensor:
+        """Return the pooled features (B, F) of one level, or with stage s at level `route[s]`."""
+        features: Tensor = self.masked(image, level=level, route=route)
+        return features
+
+    def forward(self, image: Tensor, level: int | None = None, route: Sequence[int] | None = None) -> Tensor:
+        """Return the logits (B, num_classes[level]) of one level for normalised images (B, 3, H, W).
+
+        With `route`, stage s runs at level `route[s]` and the head of `level` reads the result.
+
+        Raises:
+            LevelError: there is no such level, or `route` does not name one for every stage.
+        """
+        level = self.check_level(level)
+        return self.classify(self.features(image, level, route), level)
+
+    def train_progress(self, progress: float) -> None:
+        """Prune by how far training is, 0 … 1; see `Masked.prune`."""
+        self.masked.prune(progress)
+
+    def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield name, value and whether it is trained of all that `level` uses; of masked weights what is used (n,)."""
+        for name, value, trained in self.masked.level_tensors(level):
+            yield f"masked.{name}", value, trained
+
+    def spoil_above(self, level: int) -> None:
+        """Set every weight and statistic of a higher level to NaN."""
+        self.masked.spoil_above(level)
+
+    def truncate(self, level: int) -> MaskedNetwork:
+        """Return a stand-alone network of levels 0 … `level`: weights above are zero, norms above are gone."""
+        keep = self.check_level(level) + 1
+        network = copy.deepcopy(self, {id(self.masked): self.masked.truncate(level)})
+        network.heads = network.heads[:keep]
+        network.num_classes = self.num_classes[:keep]
+        network.num_features = self.num_features[:keep]
+        return network
+
+    def extract(self, level: int) -> nn.Module:
+        """Return a level as an ordinary model, (B, 3, H, W) → logits: masked weights zero, its norms, its head.
+
+        The head becomes the classifier of a timm model; of other backbones it follows in an `nn.Sequential`.
+        """
+        level = self.check_level(level)
+        return _classifier(self.masked.extract(level), self.heads[level], self.input_size)
+
+    def stored(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds: heads whole, the rest as `Masked.stored` gives it."""
+        heads = self.heads.state_dict(prefix="heads.")
+        return {**heads, **{f"masked.{name}": value for name, value in self.masked.stored().items()}}
+
+    def load_stored(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `stored` gave, floating-point numbers of any precision.
+
+        Raises:
+            ValueError: the tensors do not fit this network, which stays as it is.
+        """
+        heads = {name: value for name, value in tensors.items() if not name.startswith("masked.")}
+        check_fit(self.heads.state_dict(prefix="heads."), heads)
+        self.masked.load_stored(
+            {name.removeprefix("masked."): value for name, value in tensors.items() if name not in heads}
+        )
+        self.heads.load_state_dict({name.removeprefix("heads."): value for name, value in heads.items()})
+
+
+def _num_features(backbone: nn.Module, input_size: tuple[int, int, int]) -> int:
+    with evaluating(backbone), torch.no_grad():
+        features = backbone(torch.zeros(2, *input_size).to(next(backbone.parameters())))
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        raise BackboneError(
+            f"{type(backbone).__name__} gives no pooled features (B, F); create it without a classifier"
+        )
+    return features.shape[1]
+
+
+def _classifier(backbone: nn.Module, head: nn.Module, input_size: tuple[int, int, int]) -> nn.Module:
+    """Return the backbone with a head (linear, F → classes) as its classifier, if it can have it, else behind it."""
+    assert isinstance(head, nn.Linear)
+    alone = nn.Sequential(backbone, copy.deepcopy(head)).train(backbone.training)
+    if not hasattr(backbone, "reset_classifier"):
+        return alone
+    whole: Any = copy.deepcopy(backbone)
+    whole.reset_classifier(head.out_features)
+    classifier = whole.get_classifier()
+    if (
+        not isinstance(classifier, nn.Linear)
+        or classifier.weight.shape != head.weight.shape
+        or classifier.bias is None
+    ):
+        return alone
+    whole.to(head.weight)
+    classifier.load_state_dict(head.state_dict())
+    # Resetting may have changed the pooling.
+    image = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(head.weight)
+    with evaluating(whole), evaluating(alone), torch.no_grad():
+        same = torch.allclose(whole(image), alone(image), rtol=1e-3, atol=1e-3)
+    return whole.train(backbone.training) if same else alone

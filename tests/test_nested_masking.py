@@ -1,0 +1,272 @@
+"""Nested masks over any module: an LSTM that translates words, graph attention."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masked_modules import (
+    CLASSES,
+    DENSITIES,
+    SIZE,
+    Call,
+    GraphAttention,
+    Small,
+    Translator,
+    any_module,
+    graph,
+    translator,
+    used,
+)
+from torch import Tensor, nn
+
+from hierclass.errors import BackboneError
+from hierclass.nested.masking import UPDATES, Masked
+from hierclass.nested.masks import MaskedNetwork
+
+
+@pytest.fixture(autouse=True)
+def no_gradients(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Only tests that train need gradients."""
+    with torch.set_grad_enabled("train" in request.node.name):
+        yield
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.floats(0.001, 1), min_size=1, max_size=6, unique=True).map(sorted),
+    st.floats(0, 1),
+    st.integers(0, 99),
+)
+def test_masks_are_nested_and_share_their_values_at_any_densities(
+    densities: list[float], progress: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    masked = Masked(nn.Sequential(nn.Linear(9, 7), nn.Linear(7, 11)), densities)
+    masked.prune(progress)
+    for low, high in itertools.pairwise(range(len(densities))):
+        assert all(not (a & ~b).any() for a, b in zip(used(masked, low), used(masked, high), strict=True))
+    for level in range(len(densities)):
+        weights = dict(masked.extract(level).named_parameters())
+        for name, weight, levels in masked.weights():
+            assert torch.equal(weights[name], weight * (levels <= level))
+
+
+@any_module
+def test_each_level_uses_the_share_of_every_weight_that_its_density_says(
+    make: Callable[[], tuple[Masked, Call]],
+) -> None:
+    masked = make()[0]
+    for level, density in enumerate(DENSITIES):
+        for mask in used(masked, level):
+            assert mask.sum() == max(1, int(density * mask.numel() + 0.5))
+
+
+def test_the_largest_magnitudes_are_used_first_and_of_equal_ones_the_first() -> None:
+    layer = nn.Linear(4, 4, bias=False)
+    layer.weight.copy_(torch.tensor([[1.0, -9, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 8, 0]]))
+    masked = Masked(layer, (1 / 16, 2 / 16, 4 / 16, 11 / 16))
+    (levels,) = [levels for _, _, levels in masked.weights()]
+    assert levels.tolist() == [[2, 0, 2, 3], [3, 3, 3, 3], [3, 3, 4, 4], [4, 4, 1, 4]]
+    assert levels.dtype == torch.uint8
+
+
+def test_recurrent_attention_and_tied_weights_are_masked_and_vectors_are_not() -> None:
+    names = [name for name, _, _ in translator()[0].weights()]
+    lstm = [
+        f"lstm.weight_{kind}_l{layer}{way}"
+        for layer in (0, 1)
+        for way in ("", "_reverse")
+        for kind in ("ih", "hh")
+    ]
+    assert names == ["embed.weight", *lstm, "back.weight"]
+    assert [name for name, _, _ in graph()[0].weights()] == ["attention", "project.weight", "out.weight"]
+    layers = nn.Sequential(
+        nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 32, 3, groups=4), nn.Linear(3, 5), nn.LayerNorm(64)
+    )
+    layers.register_parameter("gain", nn.Parameter(torch.ones(64, 1, 1, 1)))
+    assert [name for name, _, _ in Masked(layers, DENSITIES).weights()] == ["1.weight"]
+
+
+def test_what_is_named_stays_dense() -> None:
+    masked = Masked(Translator(), DENSITIES, dense=("lstm", "embed.weight"))
+    assert [name for name, _, _ in masked.weights()] == ["back.weight"]
+
+
+def test_masking_copies_the_module() -> None:
+    module = GraphAttention()
+    before = copy.deepcopy(module.state_dict())
+    masked = Masked(module, DENSITIES)
+    masked.spoil_above(0)
+    assert module.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("densities", [(), (0.5, 0.5), (0.5, 0.2), (0, 0.5), (0.5, 1.1), (float("nan"),)])
+def test_densities_that_do_not_fit_are_refused(densities: tuple[float, ...]) -> None:
+    with pytest.raises(BackboneError, match="give one share per level, rising in"):
+        Masked(nn.Linear(8, 8), densities)
+
+
+def test_other_arguments_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(BackboneError, match="LayerNorm has no weights that can be masked"):
+        Masked(nn.LayerNorm(64), DENSITIES)
+    with pytest.raises(BackboneError, match="give the shares of training"):
+        Masked(nn.Linear(8, 8), DENSITIES, schedule=(0.8, 0.5))
+    with pytest.raises(BackboneError, match="3 densities need 3 class counts of at least 1"):
+        MaskedNetwork(Small(), DENSITIES, (2, 5), SIZE)
+    with pytest.raises(BackboneError, match="Conv2d gives no pooled features"):
+        MaskedNetwork(nn.Conv2d(3, 8, 3), DENSITIES, CLASSES, SIZE)
+
+
+@any_module
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_level_of_any_module_ignores_every_weight_above_it(
+    make: Callable[[], tuple[Masked, Call]], level: int
+) -> None:
+    masked, call = make()
+    masked.eval()
+    before = call(masked, level=level)
+    assert not torch.equal(before, call(masked))
+    masked.spoil_above(level)
+    assert torch.equal(call(masked, level=level), before)
+    assert call(masked).isnan().any()
+
+
+@any_module
+def test_modules_have_a_stage_per_child_with_weights_or_what_is_asked_for(
+    make: Callable[[], tuple[Masked, Call]],
+) -> None:
+    masked, call = make()
+    masked.eval()
+    children = [("embed",), ("lstm",), ("back",)] if make is translator else [("project",), ("out",)]
+    assert list(masked.stages) == children
+    mixed = call(masked, route=[0, *[2] * (len(children) - 1)])
+    assert not torch.allclose(mixed, call(masked, level=2))
+    assert not torch.allclose(mixed, call(masked, level=0))
+    whole = Masked(masked.extract(2), DENSITIES, stages=[[stage for (stage,) in children]]).eval()
+    assert torch.equal(call(whole, route=(1,)), call(whole, level=1))
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"),
+    [
+        ([["lstm"], ["decoder"]], "stage 'decoder' names no module"),
+        ([["lstm"], ["lstm.weight_ih_l0"]], "lstm.weight_ih_l0 is in stages 0 and 1"),
+        ([["lstm"], []], "a stage is empty"),
+        ([], "a stage is empty"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(stages: list[list[str]], reason: str) -> None:
+    with pytest.raises(BackboneError, match=reason):
+        Masked(Translator(), DENSITIES, stages=stages)
+
+
+def test_threads_may_run_levels_of_an_lstm_at_once() -> None:
+    masked, call = translator()
+    alone = [call(masked, level=level) for level in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        for level, result in enumerate(
+            pool.map(lambda k: [call(masked, level=k) for _ in range(20)], range(3))
+        ):
+            assert all(torch.allclose(value, alone[level], atol=1e-6) for value in result)
+
+
+def test_a_module_may_change_its_buffers_in_a_call() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(8, 8)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return super().forward(x)
+
+    masked = Masked(nn.Sequential(Counting(), nn.ReLU()), DENSITIES)
+    for level in range(3):
+        masked(torch.randn(2, 8), level=level)
+    assert masked.module.get_buffer("0.calls") == 3
+
+
+def test_a_module_that_occurs_twice_is_one_at_every_level() -> None:
+    layer = nn.Linear(8, 8)
+    masked = Masked(nn.Sequential(layer, nn.Sequential(nn.ReLU(), layer)), DENSITIES)
+    assert [name for name, _, _ in masked.weights()] == ["0.weight"]
+    alone = masked.extract(0)
+    assert alone[0] is alone[1][1]
+    x = torch.randn(2, 8)
+    assert torch.equal(masked(x, level=0), alone(x))
+
+
+@any_module
+def test_any_module_trains_at_every_level(make: Callable[[], tuple[Masked, Call]]) -> None:
+    masked, call = make()
+    optimiser = torch.optim.Adam(masked.parameters(), lr=0.003)
+    history = []
+    for _ in range(3):
+        losses = [call(masked, level=level).square().mean() for level in range(3)]
+        optimiser.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimiser.step()
+        history.append([loss.item() for loss in losses])
+    assert all(new < old for new, old in zip(history[-1], history[0], strict=True))
+
+
+@pytest.mark.parametrize("schedule", [(0.0, 1.0), (0.2, 0.7), (0.5, 0.5)])
+def test_densities_fall_along_the_cubic_schedule_and_end_exactly(schedule: tuple[float, float]) -> None:
+    start, end = schedule
+    masked = Masked(nn.Linear(50, 40), DENSITIES, schedule=schedule)
+    former = [2000] * 3
+    for progress in (0.0, 0.1, 0.2, 0.35, 0.5, 0.69, 0.7, 0.9, 1.0):
+        masked.prune(progress)
+        share = (progress - start) / (end - start) if start < progress < end else float(progress >= end)
+        share = int(share * UPDATES + 1e-9) / UPDATES
+        counts = [int(used(masked, level)[0].sum()) for level in range(3)]
+        for density, count, before in zip(DENSITIES, counts, former, strict=True):
+            assert abs(count - 2000 * (density + (1 - density) * (1 - share) ** 3)) <= 0.51
+            assert count <= before
+        former = counts
+    assert former == [200, 600, 1400]
+
+
+def test_a_weight_that_grew_comes_back() -> None:
+    masked = Masked(nn.Linear(10, 10, bias=False), (0.1, 0.5), schedule=(0.0, 1.0))
+    masked.prune(0.5)
+    ((_, weight, levels),) = masked.weights()
+    place = (levels == 2).nonzero()[0]
+    weight[tuple(place)] = 100
+    masked.prune(0.501)
+    assert levels[tuple(place)] == 2  # not within one step of the schedule
+    masked.prune(0.52)
+    assert levels[tuple(place)] == 0
+
+
+@any_module
+def test_modules_hold_in_other_precisions(make: Callable[[], tuple[Masked, Call]]) -> None:
+    masked, _ = make()
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        other = copy.deepcopy(masked).to(dtype)
+        for (_, weight, levels), (_, _, wanted) in zip(other.weights(), masked.weights(), strict=True):
+            assert weight.dtype == dtype
+            assert torch.equal(levels, wanted)
+        other.prune(0.4)
+        other.prune(1.0)
+        assert abs(used(other, 1)[0].float().mean() - 0.3) < 0.05
+
+
+@any_module
+def test_an_extracted_module_runs_without_masks(make: Callable[[], tuple[Masked, Call]]) -> None:
+    masked, call = make()
+    masked.eval()
+    for level in range(3):
+        alone = masked.extract(level)
+        assert torch.allclose(
+            call(lambda *a, level, m=alone, **k: m(*a, **k), level=level), call(masked, level=level)
+        )
+        assert type(alone) is type(masked.module)

@@ -1,0 +1,234 @@
+"""Levels that teach each other while training, and levels that answer together afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from training_data import write_parquet
+
+from hierclass.checkpoint import load_checkpoint
+from hierclass.errors import InputError
+from taxonomy import Taxonomy
+from training import loop
+from training.evaluate import Answers, evaluate_checkpoint, weights_to_try
+from training.losses import NestedLoss
+from training.recipe import Recipe
+from training.reports import consensus_table
+from training.run import Run
+
+HALVES = torch.tensor([[0.0, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
+    """One epoch of 5 steps on 120 images, 60 held out, in which levels teach each other."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny_taxonomy.save(folder / "tiny.json")
+    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
+    return Recipe(
+        data=(str(folder / "shapes.parquet"),),
+        taxonomy=str(folder / "tiny.json"),
+        backbone="test_resnet",
+        size=32,
+        dev_from=10,
+        epochs=1,
+        batch_size=24,
+        warmup_epochs=0,
+        distil=1.0,
+        ema_decay=0.9,
+    )
+
+
+def fit(recipe: Recipe, out: Path) -> tuple[dict[str, Any], str]:
+    text = io.StringIO()
+    results = loop.fit(recipe, out, workers=0, console=Console(file=text, width=100))
+    return results, text.getvalue()
+
+
+def loss_of(out: Path) -> float:
+    loss: float = json.loads((out / "history.jsonl").read_text().splitlines()[-1])["loss"]
+    return loss
+
+
+def distilling(taxonomy: Taxonomy, distil_from: str) -> NestedLoss:
+    return NestedLoss(taxonomy, level_weights=(0, 0, 0), finest_weight=0, distil=1, distil_from=distil_from)
+
+
+def levels(values: dict[int, list[float]]) -> list[torch.Tensor]:
+    """Logits of one image per level: those given, zeros elsewhere."""
+    return [
+        torch.tensor([values.get(level, [0.0] * count)], requires_grad=True)
+        for level, count in enumerate((2, 5, 12))
+    ]
+
+
+def test_the_next_level_teaches_its_answer_summed_up_one_tier(tiny_taxonomy: Taxonomy) -> None:
+    # level 1 says dog, cat, bird, car, boat; level 2 would teach other shares
+    logits = levels({1: np.log([0.5, 0.1, 0.1, 0.2, 0.1]).tolist(), 2: [9.0] + [0.0] * 11})
+    distilling(tiny_taxonomy, "next")(logits, [], torch.tensor([0])).backward()
+    torch.testing.assert_close(logits[0].grad, torch.tensor([[0.5 - 0.7, 0.5 - 0.3]]))
+    assert logits[1].grad is not None  # from its own teacher
+    assert logits[2].grad is None
+
+
+def test_the_last_level_teaches_all_below_it(tiny_taxonomy: Taxonomy) -> None:
+    logits = levels({1: [9.0, 0.0, 0.0, 0.0, 0.0], 2: np.log([0.2] * 3 + [0.05] * 4 + [0.04] * 5).tolist()})
+    distilling(tiny_taxonomy, "last")(logits, [], torch.tensor([0])).backward()
+    torch.testing.assert_close(logits[0].grad, torch.tensor([[0.5 - 0.8, 0.5 - 0.2]]))
+
+
+@pytest.mark.parametrize("distil_from", ["last", "next"])
+def test_another_network_may_teach(distil_from: str, tiny_taxonomy: Taxonomy) -> None:
+    logits = levels({})
+    teachers = [HALVES, torch.tensor([[9.0, 9.0, 9.0, -9.0, -9.0]]), torch.tensor([[9.0] * 7 + [-9.0] * 5])]
+    loss = distilling(tiny_taxonomy, distil_from)
+    loss(logits, [], torch.tensor([0]), teachers).backward()
+    assert logits[0].grad is not None
+    torch.testing.assert_close(logits[0].grad, torch.tensor([[-0.5, 0.5]]), atol=1e-4, rtol=0)
+
+
+def test_a_level_that_agrees_with_its_teacher_costs_nothing(tiny_taxonomy: Taxonomy) -> None:
+    logits = levels({0: np.log([7, 5]).tolist(), 1: np.log([3, 2, 2, 3, 2]).tolist()})
+    for distil_from in ("last", "next"):
+        cost = distilling(tiny_taxonomy, distil_from)(logits, [], torch.tensor([0]))
+        assert cost.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_moving_average_teaches_what_it_answers(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[torch.Size]] = []
+    original = Run._teachers
+
+    def teachers(self: Run, pixels: torch.Tensor) -> list[torch.Tensor] | None:
+        logits = original(self, pixels)
+        assert logits is not None
+        assert not any(level.requires_grad for level in logits)
+        assert torch.equal(logits[-1], self.smoothed(pixels))
+        seen.append([level.shape for level in logits])
+        return logits
+
+    monkeypatch.setattr(Run, "_teachers", teachers)
+    for distil_from in ("last", "next"):
+        changed = dataclasses.replace(recipe, distil_from=distil_from, distil_teacher="ema")
+        fit(changed, tmp_path / distil_from)
+    assert seen == [[(24, 12)]] * 5 + [[(24, 2), (24, 5), (24, 12)]] * 5
+
+
+def test_who_teaches_changes_what_is_learnt(recipe: Recipe, tmp_path: Path) -> None:
+    losses = set()
+    for distil_from in ("last", "next"):
+        for teacher in ("live", "ema"):
+            out = tmp_path / distil_from / teacher
+            fit(dataclasses.replace(recipe, distil_from=distil_from, distil_teacher=teacher), out)
+            losses.add(loss_of(out))
+    assert len(losses) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distil": -1.0}, "--distil -1.0: give 0 or more"),
+        ({"distil_from": "first"}, "--distil-from first: give last or next"),
+        ({"distil_teacher": "dead"}, "--distil-teacher dead: give live or ema"),
+        ({"consensus": "much"}, "--consensus much: give auto, or a number from 0"),
+        ({"consensus": -0.5}, "--consensus -0.5: give auto, or a number from 0"),
+        ({"consensus": float("nan")}, "--consensus nan: give auto, or a number from 0"),
+    ],
+)
+def test_an_option_that_cannot_work_is_named(change: dict[str, Any], message: str, recipe: Recipe) -> None:
+    with pytest.raises(InputError) as caught:
+        dataclasses.replace(recipe, **change).check()
+    assert str(caught.value) == message
+
+
+def test_the_command_line_takes_auto_or_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.cli import app
+
+    started: list[Recipe] = []
+    monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: started.append(recipe))
+    for text in ("auto", "0", "0.25", "much"):
+        given = ["--consensus", text, "--distil-from", "next", "--distil-teacher", "ema"]
+        app(["fit", "--out", str(tmp_path), "--data", "x", *given], standalone_mode=False)
+    assert [run.consensus for run in started] == ["auto", 0, 0.25, "much"]
+    assert (started[0].distil_from, started[0].distil_teacher) == ("next", "ema")
+
+
+def test_the_chosen_weight_is_measured_beside_those_that_are_always_tried() -> None:
+    assert weights_to_try("auto") == (0.0, 0.25, 0.5, 1.0)
+    assert weights_to_try(0.25) == (0.0, 0.25, 0.5, 1.0)
+    assert weights_to_try(0.3) == (0.0, 0.25, 0.3, 0.5, 1.0)
+
+
+def test_auto_is_the_weight_with_most_right_answers_the_lowest_of_equals() -> None:
+    right = np.array([[[5, 0], [0, 3]], [[5, 0], [9, 4]], [[5, 9], [9, 4]]])
+    answers = Answers((), np.zeros((9, 1)), np.zeros(9), (0.0, 0.5, 1.0), right, ())  # type: ignore[arg-type]
+    assert answers.chosen("auto") == 1
+    assert answers.chosen(1) == 2
+
+
+def test_a_chosen_consensus_is_stored_and_its_effect_is_reported(recipe: Recipe, tmp_path: Path) -> None:
+    results, text = fit(dataclasses.replace(recipe, consensus=0.3), tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "model")
+    assert checkpoint.decision == {"lower_weight": 0.3}
+    assert checkpoint.results["dev"] == results
+    effect = {row["lower_weight"]: row["top1"] for row in results["consensus"]}
+    assert list(effect) == [0.0, 0.25, 0.3, 0.5, 1.0]
+    assert effect[0.3] == [row["top1"] for row in results["levels"]]
+    assert {top1[0] for top1 in effect.values()} == {results["levels"][0]["top1"]}  # nothing is below level 0
+    assert effect[0.0][2] == results["finest"]["top1"]  # the last level's own head
+    assert "0.3 (used)" in text
+    card = (tmp_path / "model" / "MODEL_CARD.md").read_text()
+    assert "| 0.3 | " + " | ".join(f"{top1:.1%}" for top1 in effect[0.3]) + " |" in card
+    assert "The model uses 0.3." in card
+    assert "The dev split chose the epoch, so" in card
+
+
+def test_auto_keeps_the_best_weight_and_says_that_the_dev_split_chose_it(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    results, _ = fit(recipe, tmp_path)
+    sums = {row["lower_weight"]: sum(row["top1"]) for row in results["consensus"]}
+    assert sums[results["lower_weight"]] == pytest.approx(max(sums.values()))
+    card = (tmp_path / "model" / "MODEL_CARD.md").read_text()
+    assert "chose the epoch and the weight of the lower levels" in card
+
+
+def test_evaluating_a_model_shows_its_consensus_beside_others(
+    recipe: Recipe, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from hierclass.checkpoint import save_checkpoint
+
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    checkpoint.decision = {"lower_weight": 0.3}
+    save_checkpoint(tmp_path, checkpoint)
+    results = evaluate_checkpoint(tmp_path, recipe.data, dev_from=10, workers=0)
+    assert [row["lower_weight"] for row in results["consensus"]] == [0.0, 0.25, 0.3, 0.5, 1.0]
+    assert results["consensus"][2]["top1"] == [row["top1"] for row in results["levels"]]
+    text = io.StringIO()
+    Console(file=text, width=100).print(consensus_table(results))
+    assert "0.3 (used)" in text.getvalue()
+    assert "not at all" in text.getvalue()
+
+
+def row(top1: float, parameters: int = 10) -> dict[str, Any]:
+    return {"levels": [{"top1": 0.5, "parameters": 5}, {"top1": top1, "parameters": parameters}]}
+
+
+def test_the_best_epoch_is_that_with_the_best_last_level() -> None:
+    assert loop._is_better(row(0.3), None)
+    assert loop._is_better(row(0.4), {"results": row(0.3)})
+    assert not loop._is_better(row(0.3), {"results": row(0.3)})
+
+
+def test_an_epoch_before_pruning_ended_is_not_kept_for_its_extra_weights() -> None:
+    assert loop._is_better(row(0.3, parameters=8), {"results": row(0.9, parameters=9)})
+    assert not loop._is_better(row(0.3, parameters=8), {"results": row(0.9, parameters=8)})
