@@ -131,11 +131,18 @@ def test_pretrained_weights_of_timm_are_kept(tmp_path: Path) -> None:
     assert torch.equal(parts[2], weight[48:])
 
 
-def test_more_levels_than_the_narrowest_layer_has_channels_are_refused_with_the_layer() -> None:
-    with pytest.raises(
-        BackboneError, match=r"conv_reduce \(Conv2d\) .* 4 channels .* by 5 levels; use fewer levels"
-    ):
-        cut(create_backbone("efficientnet_b0"), (0.1, 0.2, 0.3, 0.6, 1.0))
+def test_a_layer_with_fewer_channels_than_levels_gives_some_levels_none() -> None:
+    network = cut(create_backbone("efficientnet_b0"), (0.1, 0.2, 0.3, 0.6, 1.0))
+    parts = network.layers["blocks_1_0_se_conv_reduce"]
+    assert [getattr(part, "out_channels", 0) for part in parts] == [1, 0, 0, 1, 2]
+
+
+def test_fewer_features_than_levels_are_refused() -> None:
+    with pytest.raises(BackboneError, match="the 3 pooled features can't be shared by 5 levels; use fewer"):
+        cut(
+            nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            (0.1, 0.2, 0.3, 0.6, 1.0),
+        )
 
 
 @pytest.mark.parametrize(("stride", "side"), [(None, 1), (4, 1), (2, 2), (1, 4)])
@@ -186,5 +193,5 @@ def test_a_backbone_that_does_not_end_in_pooled_features_is_refused() -> None:
 
 
 def test_an_image_that_the_backbone_cannot_take_is_refused() -> None:
-    with pytest.raises(BackboneError, match=r"ResNet can't be traced with an image of \(4, 32, 32\)"):
+    with pytest.raises(BackboneError, match=r"conv1.0 \(Conv2d\) does not run on an image of \(4, 32"):
         nest(create_backbone("test_resnet"), widths=(1.0,), num_classes=(2,), input_size=(4, 32, 32))

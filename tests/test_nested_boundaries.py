@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierclass.errors import BackboneError
-from hierclass.nested.boundaries import Chart, boundaries, check_widths, slice_range
+from hierclass.nested.boundaries import boundaries, check_widths, share_out
 
 QUARTERS = (0.25, 0.5, 1.0)
 
@@ -108,12 +109,26 @@ def test_widths_may_be_any_numbers_in_any_sequence() -> None:
     assert check_widths([0.5, 1]) == (0.5, 1.0)
 
 
-def test_a_chart_keeps_the_groups_of_each_channel_count_whole() -> None:
-    chart = Chart(QUARTERS, {48: 16})
-    assert chart[48] == (16, 32, 48)
-    assert chart[64] == (16, 32, 64)
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [
+        (12, 64, (3, 6, 12)),  # heads of an attention
+        (32, 4, (8, 16, 32)),  # branches of a ResNeXt
+        (3, 32, (1, 2, 3)),
+        (2, 32, (1, 1, 2)),
+        (1, 8, (1, 1, 1)),
+        (64, 1, (16, 32, 64)),
+    ],
+)
+def test_units_of_channels_are_shared_out_and_some_levels_may_add_none(
+    count: int, size: int, expected: tuple[int, ...]
+) -> None:
+    assert share_out(count, QUARTERS, size) == expected
 
 
-def test_slices_follow_each_other_without_gap() -> None:
-    cuts = (16, 32, 64)
-    assert [slice_range(cuts, level) for level in range(3)] == [range(16), range(16, 32), range(32, 64)]
+@given(st.integers(1, 200), st.sets(st.floats(0.01, 0.99), max_size=5), st.sampled_from((1, 3, 4, 8, 64)))
+def test_units_are_never_lost_and_level_0_has_one(count: int, lower: set[float], size: int) -> None:
+    cuts = share_out(count, (*sorted(lower), 1.0), size)
+    assert cuts[0] >= 1
+    assert cuts[-1] == count
+    assert all(low <= high for low, high in itertools.pairwise(cuts))

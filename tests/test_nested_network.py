@@ -122,7 +122,7 @@ def test_a_state_holds_only_what_the_next_level_reads_again(shared: NestedNetwor
     state = shared.start(images())
     shared.refine(state)
     shared.refine(state)
-    assert {value.shape[1] for value in state.prefixes.values()} > {3}  # the image and more
+    assert len({value.shape[1] for value in state.prefixes.values()}) > 2
     shared.refine(state)
     assert state.prefixes == {}
 

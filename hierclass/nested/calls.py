@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Slot:
-    """Stands for the i-th input of a call, times `scale` over `total` where it is a size that shrinks with the level."""
+    """Stands for the i-th input of a call, times `scale` / `total` where it is a size that shrinks with the level."""
 
     index: int
     scale: int = 1

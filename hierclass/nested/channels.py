@@ -74,20 +74,20 @@ class Channels:
 
     def mark(self, ids: Tensor) -> None:
         """Note that these channels are used together, so that they are cut by themselves."""
-        self._spaces.append(compact(ids).flatten().unique())
+        self._spaces.append(torch.unique(compact(ids)))
 
     def tie(self, left: Tensor, right: Tensor) -> None:
         """Let channels that meet when `left` and `right` are broadcast belong to one level."""
         if left is right:
             return
-        pairs = torch.stack(torch.broadcast_tensors(compact(left), compact(right))).reshape(2, -1)
+        pairs = torch.stack(_broadcast(compact(left), compact(right))).reshape(2, -1)
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs > 0).all(0)]
         if pairs.shape[1]:
             self._ties.append(pairs)
 
     def tie_to_ground(self, ids: Tensor) -> None:
         """Let channels be seen by every level."""
-        known = compact(ids).flatten().unique()
+        known = torch.unique(compact(ids))
         known = known[known > 0]
         self._ties.append(torch.stack((known, torch.zeros_like(known))))
 
@@ -189,6 +189,11 @@ def spread(ids: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     view = [1] * len(shape)
     view[axis] = len(ids)
     return ids.reshape(view).expand(tuple(shape))
+
+
+def _broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    both: tuple[Tensor, Tensor] = torch.broadcast_tensors(left, right)  # type: ignore[no-untyped-call]
+    return both
 
 
 def _components(label: NDArray[np.int64], ties: NDArray[np.int64]) -> NDArray[np.int64]:

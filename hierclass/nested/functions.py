@@ -19,143 +19,50 @@ from hierclass.errors import BackboneError
 from hierclass.nested.channels import Channels, varies
 from hierclass.nested.rules import respread
 
-ELEMENTWISE = frozenset(
-    [
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "truediv",
-        "pow",
-        "neg",
-        "abs",
-        "exp",
-        "log",
-        "log1p",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "clamp",
-        "clip",
-        "maximum",
-        "minimum",
-        "lerp",
-        "addcmul",
-        "sigmoid",
-        "tanh",
-        "relu",
-        "relu6",
-        "silu",
-        "gelu",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "mish",
-        "elu",
-        "leaky_relu",
-        "softplus",
-        "logsigmoid",
-        "dropout",
-        "where",
-        "masked_fill",
-        "maybe_add_mask",
-        "type_as",
-        "to",
-        "float",
-        "half",
-        "bfloat16",
-        "contiguous",
-        "clone",
-        "detach",
-        "sin",
-        "cos",
-        "erf",
-        "reciprocal",
-        "nan_to_num",
-        "xlogy",
-        "drop_path",
-    ]
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ELEMENTWISE = _names(
+    """
+    add sub rsub mul div truediv pow neg abs exp log log1p sqrt rsqrt square clamp clip maximum
+    minimum lerp addcmul sigmoid tanh relu relu6 silu gelu hardswish hardsigmoid hardtanh mish elu
+    leaky_relu softplus logsigmoid dropout where masked_fill maybe_add_mask type_as to float half
+    bfloat16 contiguous clone detach sin cos erf reciprocal nan_to_num xlogy drop_path
+    """
 )
 """Work element by element: what meets belongs to one level."""
 
-MOVING = frozenset(
-    [
-        "reshape",
-        "view",
-        "flatten",
-        "unflatten",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "movedim",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "expand_as",
-        "repeat",
-        "repeat_interleave",
-        "tile",
-        "broadcast_to",
-        "unbind",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "getitem",
-        "roll",
-        "flip",
-        "narrow",
-        "select",
-        "t",
-        "mT",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "window_partition",
-        "window_reverse",
-        "window_partition_nchw",
-        "window_reverse_nchw",
-        "grid_partition",
-        "grid_reverse",
-        "grid_partition_nchw",
-        "grid_reverse_nchw",
-        "blockify",
-        "deblockify",
-        "reshape_pre_pool",
-        "reshape_post_pool",
-        "view_as",
-        "reshape_as",
-    ]
+MOVING = _names(
+    """
+    reshape view flatten unflatten permute transpose swapaxes movedim unsqueeze squeeze expand
+    expand_as repeat repeat_interleave tile broadcast_to unbind chunk split split_with_sizes
+    tensor_split getitem roll flip narrow select t mT pixel_shuffle pixel_unshuffle window_partition
+    window_reverse window_partition_nchw window_reverse_nchw grid_partition grid_reverse
+    grid_partition_nchw grid_reverse_nchw blockify deblockify reshape_pre_pool reshape_post_pool
+    view_as reshape_as
+    """
 )
 """Move elements: run on the ids themselves."""
 
-REDUCING = frozenset(["mean", "sum", "amax", "amin", "std", "var", "norm", "prod", "logsumexp"])
+REDUCING = _names("mean sum amax amin std var norm prod logsumexp")
 """Reduce axes: what is reduced belongs together."""
 
 COMPARING = {"softmax": 1, "log_softmax": 1, "normalize": 2, "cumsum": 1}
 """Keep the shape and mix along one axis, the argument at this position."""
 
-PLACES = frozenset(
-    [
-        "interpolate",
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "pad",
-        "upsample",
-        "avg_pool2d_same",
-        "max_pool2d_same",
-        "adaptive_avg_pool1d",
-        "resample_abs_pos_embed",
-        "resample_abs_pos_embed_nhwc",
-        "pad_same",
-    ]
+PLACES = _names(
+    """
+    interpolate max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d pad upsample
+    avg_pool2d_same max_pool2d_same adaptive_avg_pool1d resample_abs_pos_embed
+    resample_abs_pos_embed_nhwc pad_same
+    """
 )
 """Work over places, channel by channel."""
 
-RESHAPING = frozenset(["reshape", "view", "expand", "broadcast_to", "unflatten"])
-SPLITTING = frozenset(["chunk", "split", "split_with_sizes", "tensor_split"])
+RESHAPING = _names("reshape view expand broadcast_to unflatten")
+SPLITTING = _names("chunk split split_with_sizes tensor_split")
 
 
 def has_rule(name: str) -> bool:
