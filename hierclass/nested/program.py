@@ -99,10 +99,11 @@ class _Writer:
         self, node: fx.Node, inputs: Sequence[fx.Node], reads: Kind, layers: list[nn.Module], axis: int = 1
     ) -> None:
         self.numbers[node] = len(self.steps) + 1
+        name = f"{node.name}_call" if hasattr(nn.ModuleDict, node.name) else node.name
         self.steps.append(
-            Step(node.name, tuple(self.numbers[source] for source in inputs), self.numbers[node], reads, axis)
+            Step(name, tuple(self.numbers[source] for source in inputs), self.numbers[node], reads, axis)
         )
-        self.layers[node.name] = layers
+        self.layers[name] = layers
 
     def _write_tensor(self, node: fx.Node) -> None:
         tensor = self.analysis.trace.tensor(str(node.target))
