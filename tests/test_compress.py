@@ -64,6 +64,8 @@ def big(
     try:
         network = build(architecture, tiny_taxonomy, 32).train()
     except BackboneError as error:
+        if "is not known here" not in str(error):
+            raise
         pytest.skip(str(error))
     with torch.no_grad():
         network.forward_all(torch.randn(8, 3, 32, 32))  # so that every norm has statistics of its own
