@@ -35,9 +35,9 @@ class Masked(nn.Module):
 
     What a weight is worth and where it lies are shared by all levels: one byte per weight holds the lowest level
     that uses it. Masked are parameters of two and more dimensions (convolution, linear, recurrent and attention
-    weights, embeddings); dense, shared by all levels, stay biases and other vectors, weights below 16 values,
-    kernels of depth-wise convolutions (few, and masking them silences channels: Zhu & Gupta 2017, section 4.2)
-    and what is named. Norms with running statistics have a copy per level.
+    weights, embeddings). Dense, and shared by all levels, stay biases and other vectors, weights of fewer than 16
+    values, kernels of depth-wise convolutions (a small part, which Zhu & Gupta 2017 leave dense too) and what is
+    named. Norms with running statistics have a copy per level.
 
     The level flows with the call: each call runs a shallow copy of the module tree that holds the masked weights,
     so threads may run different levels at once. Without gradients, masked weights are kept per level until the
