@@ -77,6 +77,14 @@ def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..
             {"structure": "depths", "widths": (0.1, 0.5, 1.0)},
             "--widths does not fit --structure depths; give --depths",
         ),
+        (
+            {"structure": "masks", "depths": (0.1, 0.5, 1.0)},
+            "--depths does not fit --structure masks; give --densities",
+        ),
+        (
+            {"structure": "prefix", "order": "importance"},
+            "--order importance does not fit --structure prefix; leave it out",
+        ),
         ({"widths": (0.5, 1.0)}, "--widths: give one per level, 3 for 3 tiers, not 2"),
         ({"depths": (0.5, 1.0)}, "--depths: give one per level, 3 for 3 tiers, not 2"),
         (
@@ -102,17 +110,14 @@ def test_without_numbers_a_taxonomy_of_three_tiers_is_expected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("structure", "shares"), [("slices", "widths"), ("prefix", "widths"), ("masks", "densities")]
+    ("structure", "shares"),
+    [("slices", "widths"), ("prefix", "widths"), ("masks", "densities"), ("depths", "depths")],
 )
 def test_the_architecture_says_what_the_recipe_left_to_the_structure(structure: str, shares: str) -> None:
-    recipe = Recipe(data=(), taxonomy="x", structure=structure, depths=(0.5, 0.5, 1.0))
-    architecture = make_architecture(recipe)
-    assert getattr(architecture, shares) == (0.25, 0.5, 1.0)
-    assert {"widths", "densities"} - {shares} == {
-        name for name in ("widths", "densities") if getattr(architecture, name) is None
-    }
-    assert (architecture.structure, architecture.depths) == (structure, (0.5, 0.5, 1.0))
-    assert architecture.num_levels == 3
+    architecture = make_architecture(Recipe(data=(), taxonomy="x", structure=structure))
+    given = {name: getattr(architecture, name) for name in ("widths", "depths", "densities")}
+    assert given == {**dict.fromkeys(given), shares: (0.25, 0.5, 1.0)}
+    assert (architecture.structure, architecture.num_levels) == (structure, 3)
 
 
 def test_a_recipe_written_before_there_were_structures_is_read() -> None:

@@ -39,13 +39,13 @@ Widths = Annotated[
     str, typer.Option(help="slices, prefix: share of the channels up to each level. Default: 0.25,0.5,1.")
 ]
 Depths = Annotated[
-    str, typer.Option(help="Share of the blocks of each stage that a level runs; also with other structures.")
+    str, typer.Option(help="depths, slices, prefix: share of the blocks of each stage that a level runs.")
 ]
 Densities = Annotated[
     str, typer.Option(help="masks: share of the weights that each level uses. Default: 0.25,0.5,1.")
 ]
 Order = Annotated[
-    str, typer.Option(help="given, or importance: the largest pretrained channels to the lowest levels.")
+    str, typer.Option(help="slices: given, or importance: the largest channels to the lowest levels.")
 ]
 Size = Annotated[int, typer.Option(help="Pixels per side.")]
 Crop = Annotated[float, typer.Option(help="Share of the shorter side that is seen when it answers.")]

@@ -12,8 +12,13 @@ from typing import Any
 from hierclass.errors import InputError
 from hierclass.files import replacing
 
-SHARES = {"slices": "widths", "prefix": "widths", "masks": "densities", "depths": "depths"}
-"""Structure → the field whose numbers make its levels; `hierclass.nested.nest` says what they are shares of."""
+SHARES = {
+    "slices": ("widths", "depths"),
+    "prefix": ("widths", "depths"),
+    "masks": ("densities",),
+    "depths": ("depths",),
+}
+"""Structure → the fields with a number per level that it takes, first the one that makes its levels."""
 DEFAULT_LEVELS = 3
 """Levels that a structure makes of shares that are not given."""
 
@@ -120,7 +125,7 @@ class Recipe:
                 raise InputError(
                     f"{_option(name)}: give one per level, {num_tiers} for {num_tiers} tiers, not {len(values)}"
                 )
-        shares = SHARES[self.structure]
+        shares = SHARES[self.structure][0]
         if not getattr(self, shares) and num_tiers != DEFAULT_LEVELS:
             raise InputError(
                 f"the taxonomy has {num_tiers} tiers; give one number per level with {_option(shares)}"
@@ -131,13 +136,15 @@ class Recipe:
             raise InputError(f"--structure {self.structure}: give {_choice(SHARES)}")
         if self.order not in ("given", "importance"):
             raise InputError(f"--order {self.order}: give given or importance")
+        if self.order == "importance" and self.structure != "slices":
+            raise InputError(f"--order importance does not fit --structure {self.structure}; leave it out")
         if self.compile and self.structure == "masks":
             raise InputError("--compile does not speed up --structure masks; leave it out")
-        needed = SHARES[self.structure]
-        for name in ("widths", "densities"):
-            if name != needed and getattr(self, name):
+        taken = SHARES[self.structure]
+        for name in ("widths", "depths", "densities"):
+            if name not in taken and getattr(self, name):
                 raise InputError(
-                    f"{_option(name)} does not fit --structure {self.structure}; give {_option(needed)}"
+                    f"{_option(name)} does not fit --structure {self.structure}; give {_option(taken[0])}"
                 )
 
     def _wrong_data(self) -> dict[str, bool]:

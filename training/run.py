@@ -32,7 +32,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def make_architecture(recipe: Recipe) -> Architecture:
     """The architecture that a recipe names."""
     shares = {name: getattr(recipe, name) for name in ("widths", "depths", "densities")}
-    shares[SHARES[recipe.structure]] = shares[SHARES[recipe.structure]] or DEFAULT_SHARES
+    makes_levels = SHARES[recipe.structure][0]
+    shares[makes_levels] = shares[makes_levels] or DEFAULT_SHARES
     return Architecture(
         backbone=recipe.backbone,
         backbone_args=recipe.backbone_args,
