@@ -176,6 +176,21 @@ def compact(ids: Tensor) -> Tensor:
     return ids
 
 
+def touched(ids: Tensor) -> bool:
+    """Whether ids hold more than the ground."""
+    return bool((compact(ids) != 0).any())
+
+
+def has_channels(ids: Tensor) -> bool:
+    """Whether ids hold channels."""
+    return bool((compact(ids) > 0).any())
+
+
+def has_owned(ids: Tensor) -> bool:
+    """Whether ids hold what every level makes for itself."""
+    return bool((compact(ids) < 0).any())
+
+
 def varies(ids: Tensor, axis: int) -> bool:
     """Whether ids differ along an axis."""
     if ids.shape[axis] < 2 or ids.stride(axis) == 0 or not ids.numel():

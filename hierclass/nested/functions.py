@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import Channels, varies
-from hierclass.nested.rules import respread
+from hierclass.nested.channels import Channels, has_channels, varies
+from hierclass.nested.elementwise import FlowCall, elementwise
+from hierclass.nested.flow import respread
+from hierclass.nested.products import attention, einsum, product
 
 
 def _names(text: str) -> frozenset[str]:
@@ -97,39 +98,6 @@ def out_of_place(target: Any) -> Callable[..., Any]:
     return function
 
 
-@dataclass(frozen=True)
-class FlowCall:
-    """One call of traced code: its arguments with ids for tensors, and the shape of its result."""
-
-    name: str
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    shape: tuple[int, ...]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All ids among the arguments."""
-        return tensors_in((self.args, self.kwargs))
-
-    def argument(self, position: int, *names: str, default: Any = None) -> Any:
-        """Return an argument by position or by one of its names."""
-        if len(self.args) > position:
-            return self.args[position]
-        return next((self.kwargs[name] for name in names if name in self.kwargs), default)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors of nested tuples, lists, mappings and slices."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
-
-
 def flow(call: FlowCall, channels: Channels) -> Any:
     """Return the ids of the result of a call, one that reads more than the ground; ties are made in `channels`.
 
@@ -157,58 +125,24 @@ def flow(call: FlowCall, channels: Channels) -> Any:
     if name in ("layer_norm", "rms_norm"):
         return call.args[0]
     if name in ("matmul", "bmm"):
-        return _product(call.args[0], call.args[1], call.shape, channels)
+        return product(call.args[0], call.args[1], call.shape, channels)
     if name == "unfold" and len(call.args[0].shape) == 4:
         row = channels.tie_along(call.args[0], 2, 3)[..., 0]
         return row.repeat_interleave(call.shape[1] // row.shape[1], 1).expand(call.shape)
     if name == "scaled_dot_product_attention":
-        return _attention(call, channels)
+        return attention(call, channels)
     if name == "einsum":
-        return _einsum(call, channels)
+        return einsum(call, channels)
     if name in PLACES:
         return respread(call.args[0] if call.args else call.kwargs["input"], call.shape, channels)
     raise BackboneError("no rule for this operation")
-
-
-def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: Channels) -> Tensor:
-    """Tie what meets. What is the same for all channels that it meets is seen by every level."""
-    aligned = [ids.reshape([1] * (len(shape) - ids.ndim) + list(ids.shape)) for ids in operands]
-    known = [ids for ids in aligned if bool((ids > 0).any())]
-    owned = [ids for ids in aligned if bool((ids < 0).any())]
-    if owned and all(channels.is_loose(ids) for ids in known):
-        for ids in known:
-            channels.tie_to_ground(ids)
-        return owned[0].flatten()[0].expand(tuple(shape))
-    firm = [ids for ids in known if not channels.is_loose(ids)]
-    rows = [ids for ids in (firm or known) if not _serves_all(ids, firm or known)]
-    if not rows:
-        return torch.zeros(1, dtype=torch.long).expand(tuple(shape))
-    for ids in known:
-        if _serves_all(ids, rows):
-            channels.tie_to_ground(ids)
-        else:
-            channels.tie(rows[0], ids)
-    merged = rows[0]
-    for ids in rows[1:]:  # one operand may know more than another that was spread
-        if any(varies(ids, axis) and merged.shape[axis] == 1 for axis in range(merged.ndim)):
-            merged = ids
-    return merged.expand(tuple(shape))
-
-
-def _serves_all(ids: Tensor, others: Sequence[Tensor]) -> bool:
-    return any(
-        ids.shape[axis] == 1 and other.shape[axis] > 1 and varies(other, axis)
-        for other in others
-        if other is not ids
-        for axis in range(ids.ndim)
-    )
 
 
 def _concatenate(call: FlowCall, channels: Channels) -> Tensor:
     """Along channels: their rows one after the other. Along places: what lies at the same place is tied."""
     parts: list[Tensor] = list(call.args[0] if call.args else call.kwargs["tensors"])
     axis = call.argument(1, "dim", "axis", default=0) % len(call.shape)
-    known = [ids for ids in parts if bool((ids > 0).any())]
+    known = [ids for ids in parts if has_channels(ids)]
     firm = [ids for ids in known if not channels.is_loose(ids)]
     if any(varies(ids, axis) for ids in firm) or not firm or _all_rows(firm, axis):
         return torch.cat(parts, axis)
@@ -271,64 +205,3 @@ def _reduce(call: FlowCall, channels: Channels) -> Tensor:
         for axis in sorted(axes, reverse=True):
             mixed = mixed.squeeze(axis)
     return mixed.expand(call.shape)
-
-
-def _product(left: Tensor, right: Tensor, shape: Sequence[int], channels: Channels) -> Tensor:
-    """Matrix product: each element belongs to the level of all it sums over."""
-    rows, columns = channels.mix(left, left.ndim - 1), channels.mix(right, right.ndim - 2)
-    if channels.is_loose(rows) and bool((right != 0).any()):
-        rows = channels.tie_along(rows, rows.ndim - 2).expand(rows.shape)
-    if channels.is_loose(columns) and bool((left != 0).any()):
-        columns = channels.tie_along(columns, columns.ndim - 1).expand(columns.shape)
-    ndim = len(shape)
-    aligned = [ids.reshape([1] * (ndim - ids.ndim) + list(ids.shape)) for ids in (rows, columns)]
-    known = [ids for ids in aligned if bool((ids > 0).any())]
-    if not known:
-        return min(aligned, key=lambda ids: int(ids.min())).flatten()[0].expand(tuple(shape))
-    if len(known) == 2:
-        if not (varies(aligned[0], ndim - 2) or varies(aligned[1], ndim - 1)):
-            flat = (*shape[:-2], 1, 1)
-            ids = [a[..., :1, :1] for a in aligned]
-            return elementwise(ids, flat, channels).expand(tuple(shape))
-        channels.tie(aligned[0], aligned[1])
-    return known[0].expand(tuple(shape)) if len(known) == 1 else _widest(known).expand(tuple(shape))
-
-
-def _widest(known: Sequence[Tensor]) -> Tensor:
-    return max(known, key=lambda ids: sum(varies(ids, axis) for axis in range(ids.ndim)))
-
-
-def _attention(call: FlowCall, channels: Channels) -> Tensor:
-    """softmax(q · kᵀ + mask) · v: heads meet heads."""
-    query, key, value = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
-    mask = call.argument(3, "attn_mask")
-    logits_shape = (*call.shape[:-1], key.shape[-2])
-    logits = _product(query, key.transpose(-2, -1), logits_shape, channels)
-    if isinstance(mask, Tensor):
-        logits = elementwise((logits, mask), logits_shape, channels)
-    logits = channels.mix(logits, len(logits_shape) - 1).expand(logits_shape)
-    return _product(logits, value, call.shape, channels)
-
-
-def _einsum(call: FlowCall, channels: Channels) -> Tensor:
-    """Sums over the letters that the result lacks: what is summed over is tied, what meets is tied."""
-    equation, operands = call.args[0], call.args[1:]
-    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
-        operands = tuple(operands[0])
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    letters = inputs.split(",")
-    if not arrow or "." in equation or len(letters) != len(operands):
-        raise BackboneError(f"einsum {equation!r} has no rule")
-    aligned = []
-    for names, ids in zip(letters, operands, strict=True):
-        if bool((ids > 0).any()):
-            ids = channels.mix(ids, *(i for i, name in enumerate(names) if name not in output))
-        kept = [name for name in names if name in output]
-        for axis in reversed([i for i, name in enumerate(names) if name not in output]):
-            ids = ids.select(axis, 0)
-        ids = ids.permute(*(kept.index(name) for name in output if name in kept))
-        for axis, name in enumerate(output):
-            if name not in kept:
-                ids = ids.unsqueeze(axis)
-        aligned.append(ids)
-    return elementwise(aligned, call.shape, channels)

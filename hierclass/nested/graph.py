@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import GROUND, OWN, Channels, compact, varies
-from hierclass.nested.functions import FlowCall, flow, function_name, has_rule, out_of_place, tensors_in
-from hierclass.nested.rules import Flow, rule_for, type_name
+from hierclass.nested.channels import GROUND, OWN, Channels, compact, touched, varies
+from hierclass.nested.elementwise import FlowCall, tensors_in
+from hierclass.nested.flow import Flow
+from hierclass.nested.functions import flow, function_name, has_rule, out_of_place
+from hierclass.nested.rules import rule_for, type_name
 from hierclass.nested.trace import Trace, attribute, trace
 
 
@@ -182,7 +184,7 @@ class _Reader:
         )
         id_kwargs.pop("inplace", None)
         name = function_name(node.target)
-        known = [ids for ids in tensors_in((id_args, id_kwargs)) if bool((compact(ids) != 0).any())]
+        known = [ids for ids in tensors_in((id_args, id_kwargs)) if touched(ids)]
         if known and all(map(self.channels.is_loose, known)) and not has_rule(name):
             for ids in known:
                 self.channels.tie_to_ground(ids)

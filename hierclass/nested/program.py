@@ -14,10 +14,11 @@ from torch import Tensor, fx, nn
 from hierclass.errors import BackboneError
 from hierclass.nested.adapt import adapt
 from hierclass.nested.calls import Call, Nothing, Sizes, Slot, Weight
+from hierclass.nested.flow import Flow, take
+from hierclass.nested.flow import out_of_place as copy_out_of_place
 from hierclass.nested.functions import function_name, out_of_place
 from hierclass.nested.graph import Analysis, Cut, where
-from hierclass.nested.rules import Flow, rule_for, take
-from hierclass.nested.rules import out_of_place as copy_out_of_place
+from hierclass.nested.rules import rule_for
 
 Kind = Literal["slice", "prefix", "shared"]
 
