@@ -9,9 +9,12 @@ import timm
 from torch import nn
 
 from hierclass.errors import BackboneError
+from hierclass.nested.blocks import check_depths, schedule
 from hierclass.nested.boundaries import check_widths
 from hierclass.nested.graph import analyse
+from hierclass.nested.masks import MaskedNetwork
 from hierclass.nested.network import NestedNetwork, evaluating
+from hierclass.nested.prefix import nest_prefix, seen_by
 from hierclass.nested.program import write_program
 from hierclass.nested.proof import prove
 from hierclass.nested.slices import SlicedNetwork
@@ -93,16 +96,108 @@ def nest(
     Raises:
         BackboneError: the shares do not fit, or a layer can't be cut (the message names its path and type).
     """
-    if structure != "slices" or depths is not None or densities is not None:
-        raise BackboneError(f"structure {structure!r} is not known here; this version has: slices")
-    widths = check_widths(DEFAULT_SHARES if widths is None else widths)
-    if len(num_classes) != len(widths) or min(num_classes, default=0) < 1:
-        raise BackboneError(
-            f"{len(widths)} widths need {len(widths)} class counts of at least 1, not {list(num_classes)}"
-        )
+    shares = {"masks": densities, "depths": depths}.get(structure, widths) or DEFAULT_SHARES
+    _check_arguments(structure, widths, depths, densities, order, shares, num_classes)
     with evaluating(backbone):
-        program = write_program(analyse(backbone, widths, input_size, order=order))
-    network = SlicedNetwork(program, num_classes, input_size)
+        network = _STRUCTURES[structure](
+            backbone, widths, depths, shares, order, tuple(num_classes), input_size
+        )
     network.heads.to(next(backbone.parameters()))
     prove(network)
     return network.train(backbone.training)
+
+
+def _check_arguments(
+    structure: str,
+    widths: Sequence[float] | None,
+    depths: Sequence[float] | None,
+    densities: Sequence[float] | None,
+    order: str,
+    shares: Sequence[float],
+    num_classes: Sequence[int],
+) -> None:
+    if structure not in _STRUCTURES:
+        raise BackboneError(f"structure {structure!r} is not known; there are: {', '.join(_STRUCTURES)}")
+    given = {"widths": widths, "depths": depths, "densities": densities}
+    for name, value in given.items():
+        if value is not None and name not in _TAKES[structure]:
+            raise BackboneError(
+                f"structure {structure!r} takes {' and '.join(_TAKES[structure])}, not {name}"
+            )
+    if order not in ("given", "importance") or (order != "given" and structure != "slices"):
+        raise BackboneError(f"order {order!r} does not fit; it is 'given' or, for slices, 'importance'")
+    if len(num_classes) != len(shares) or min(num_classes, default=0) < 1:
+        raise BackboneError(
+            f"{len(shares)} {_TAKES[structure][0]} need {len(shares)} class counts of at least 1, "
+            f"not {list(num_classes)}"
+        )
+    if depths is not None and len(check_depths(depths)) != len(shares):
+        raise BackboneError(
+            f"{len(shares)} {_TAKES[structure][0]} need {len(shares)} depths, not {list(depths)}"
+        )
+
+
+def _make_slices(
+    backbone: nn.Module,
+    widths: Sequence[float] | None,
+    depths: Sequence[float] | None,
+    shares: Sequence[float],
+    order: str,
+    num_classes: tuple[int, ...],
+    input_size: tuple[int, int, int],
+) -> NestedNetwork:
+    analysis = analyse(backbone, check_widths(shares), input_size, order=order)
+    return SlicedNetwork(write_program(analysis), num_classes, input_size)
+
+
+def _make_prefix(
+    backbone: nn.Module,
+    widths: Sequence[float] | None,
+    depths: Sequence[float] | None,
+    shares: Sequence[float],
+    order: str,
+    num_classes: tuple[int, ...],
+    input_size: tuple[int, int, int],
+) -> NestedNetwork:
+    analysis = analyse(backbone, check_widths(shares), input_size)
+    levels = range(len(shares))
+    blocks = schedule(analysis, depths) if depths is not None else []
+    left_out = [[block for block in blocks if block.born > level] for level in levels]
+    analyses = [seen_by(analysis, level) for level in levels]
+    return nest_prefix(backbone, analyses, left_out, num_classes, input_size, "prefix")
+
+
+def _make_depths(
+    backbone: nn.Module,
+    widths: Sequence[float] | None,
+    depths: Sequence[float] | None,
+    shares: Sequence[float],
+    order: str,
+    num_classes: tuple[int, ...],
+    input_size: tuple[int, int, int],
+) -> NestedNetwork:
+    analysis = analyse(backbone, (1.0,), input_size)
+    blocks = schedule(analysis, check_depths(shares))
+    left_out = [[block for block in blocks if block.born > level] for level in range(len(shares))]
+    return nest_prefix(backbone, [analysis] * len(shares), left_out, num_classes, input_size, "depths")
+
+
+def _make_masks(
+    backbone: nn.Module,
+    widths: Sequence[float] | None,
+    depths: Sequence[float] | None,
+    shares: Sequence[float],
+    order: str,
+    num_classes: tuple[int, ...],
+    input_size: tuple[int, int, int],
+) -> NestedNetwork:
+    return MaskedNetwork(backbone, shares, num_classes, input_size)
+
+
+_STRUCTURES = {"slices": _make_slices, "prefix": _make_prefix, "masks": _make_masks, "depths": _make_depths}
+_TAKES = {
+    "slices": ("widths", "depths"),
+    "prefix": ("widths", "depths"),
+    "masks": ("densities",),
+    "depths": ("depths",),
+}
