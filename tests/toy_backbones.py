@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hierclass.nested import NestedNetwork, nest
+from hierclass.nested.graph import Cut, analyse
+from hierclass.nested.program import positions
 
 SIZE = (3, 8, 8)
 THIRDS = (0.25, 0.5, 1.0)
@@ -58,3 +62,28 @@ def close(left: Tensor, right: Tensor) -> bool:
     """Whether two results are the same but for the order of sums."""
     left, right = left.detach(), right.detach()
     return torch.allclose(left, right, rtol=1e-3, atol=1e-5 * max(1.0, float(right.abs().max())))
+
+
+def with_holes(
+    backbone: nn.Module, widths: Sequence[float], size: tuple[int, int, int] = SIZE
+) -> tuple[nn.Module, list[int], int]:
+    """A copy with zeros for the weights that the cut into slices leaves out.
+
+    Also the order in which levels hold its features, and the number of holes. As long as no layer mixes channels in
+    another way than by its weights, the copy answers like the last level.
+    """
+    analysis = analyse(backbone, widths, size)
+    holed, holes = copy.deepcopy(backbone), 0
+    for node, flow in analysis.flows.items():
+        inputs, outputs = (analysis.values[value].cut for value in (node.args[0], node))
+        if flow.reads != "prefix" or inputs.shared:
+            continue
+        path = analysis.trace.made.get(node.target, f"{node.target}.weight")
+        weight = holed.get_parameter(path).detach()
+        for level in range(len(widths)):
+            rows = positions(outputs, level, weight.shape[0])
+            above = [i for k in range(level + 1, len(widths)) for i in positions(inputs, k, weight.shape[1])]
+            weight[np.ix_(rows, above)] = 0
+            holes += len(rows) * len(above)
+    features: Cut = analysis.values[analysis.output].cut
+    return holed, features.up_to(len(widths) - 1).tolist(), holes
