@@ -78,7 +78,9 @@ def find_stages(analysis: Analysis) -> list[list[Block | None]]:
             inside.setdefault(path, []).append(node)
     stages: dict[str, list[Block | None]] = {}
     for path, module in analysis.trace.skeleton.named_modules():
-        children = {f"{path}.{name}" if path else name: child for name, child in module.named_children()}
+        if not path:
+            continue  # the parts of a backbone are its stages, not blocks of one
+        children = {f"{path}.{name}": child for name, child in module.named_children()}
         blocks = {p: _residual_block(p, inside[p], analysis) for p in children if p in inside}
         kinds = {type(children[p]) for p, block in blocks.items() if block}
         if not isinstance(module, (nn.Sequential, nn.ModuleList)):
@@ -86,9 +88,7 @@ def find_stages(analysis: Analysis) -> list[list[Block | None]]:
         if len(blocks) > 1 and any(blocks.values()):
             stages[path] = list(blocks.values())
     return [
-        stage
-        for path, stage in stages.items()
-        if not any(other != path and (not path or other.startswith(f"{path}.")) for other in stages)
+        stage for path, stage in stages.items() if not any(other.startswith(f"{path}.") for other in stages)
     ]
 
 

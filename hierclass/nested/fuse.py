@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
 
 import timm.layers as timm_layers
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from hierclass.errors import LevelError
 from hierclass.nested.network import NestedNetwork
+from hierclass.nested.prefix import PrefixNetwork
 from hierclass.nested.program import Program, Step
 from hierclass.nested.slices import SlicedNetwork
 
@@ -24,9 +28,48 @@ def fuse(network: NestedNetwork) -> NestedNetwork:
     Every batch norm that alone reads a convolution is folded into its weights, slice by slice, so that levels stay
     nested; layers that do nothing in evaluation mode are left out; activations overwrite what nothing else reads.
     """
+    if isinstance(network, PrefixNetwork):
+        return _Levels(network)
     source = copy.deepcopy(network).eval()
-    if not isinstance(source, SlicedNetwork):
-        return source
+    return _fuse_slices(source) if isinstance(source, SlicedNetwork) else source
+
+
+class _Levels(NestedNetwork):
+    """Levels that share nothing when they run, each with its own copy of its weights, fused."""
+
+    def __init__(self, network: PrefixNetwork) -> None:
+        super().__init__(network.num_features, network.num_classes, network.input_size)
+        self.structure = network.structure  # type: ignore[misc]
+        self.heads = copy.deepcopy(network.heads)
+        self.levels = nn.ModuleList(
+            _fuse_slices(SlicedNetwork(network.standalone(level), (classes,), network.input_size).eval())
+            for level, classes in enumerate(network.num_classes)
+        )
+        self.to(next(network.parameters())).eval()
+
+    def features(self, image: Tensor, level: int) -> Tensor:
+        """Return the pooled features (B, num_features[level]) of one level."""
+        network = self.levels[level]
+        assert isinstance(network, SlicedNetwork)
+        return network.features(image, 0)
+
+    def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield what the level's copy holds."""
+        network = self.levels[level]
+        assert isinstance(network, SlicedNetwork)
+        yield from network.level_tensors(0)
+
+    def spoil_above(self, level: int) -> None:
+        """Set the copies of higher levels to NaN."""
+        for value in self.levels[level + 1 :].parameters():
+            value.data.fill_(torch.nan)
+
+    def truncate(self, level: int) -> NestedNetwork:
+        """Not for networks that are ready for inference."""
+        raise LevelError("a fused network can't be truncated; truncate the network it was made of")
+
+
+def _fuse_slices(source: SlicedNetwork) -> SlicedNetwork:
     layers = {step.name: list(source.layers[step.name]) for step in source.steps}  # type: ignore[call-overload]
     readers = Counter(value for step in source.steps for value in step.inputs)
     renamed: dict[int, int] = {}
@@ -54,4 +97,4 @@ def fuse(network: NestedNetwork) -> NestedNetwork:
     program = Program(tuple(steps), {step.name: layers[step.name] for step in steps}, source.num_features)
     fused = SlicedNetwork(program, source.num_classes, source.input_size)
     fused.heads = source.heads
-    return fused.to(next(network.parameters()).device).eval()
+    return fused.to(next(source.parameters()).device).eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from hierclass.errors import BackboneError
 from hierclass.nested.masking import SCHEDULE, Masked, check_fit
 from hierclass.nested.network import NestedNetwork, evaluating
+from hierclass.nested.thin import with_classifier
 
 
 class MaskedNetwork(NestedNetwork):
@@ -95,7 +95,7 @@ class MaskedNetwork(NestedNetwork):
         The head becomes the classifier of a timm model; of other backbones it follows in an `nn.Sequential`.
         """
         level = self.check_level(level)
-        return _classifier(self.masked.extract(level), self.heads[level], self.input_size)
+        return with_classifier(self.masked.extract(level), self.heads[level], self.input_size)
 
     def stored(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds: heads whole, the rest as `Masked.stored` gives it."""
@@ -124,27 +124,3 @@ def _num_features(backbone: nn.Module, input_size: tuple[int, int, int]) -> int:
             f"{type(backbone).__name__} gives no pooled features (B, F); create it without a classifier"
         )
     return features.shape[1]
-
-
-def _classifier(backbone: nn.Module, head: nn.Module, input_size: tuple[int, int, int]) -> nn.Module:
-    """Return the backbone with a head (linear, F → classes) as its classifier, if it can have it, else behind it."""
-    assert isinstance(head, nn.Linear)
-    alone = nn.Sequential(backbone, copy.deepcopy(head)).train(backbone.training)
-    if not hasattr(backbone, "reset_classifier"):
-        return alone
-    whole: Any = copy.deepcopy(backbone)
-    whole.reset_classifier(head.out_features)
-    classifier = whole.get_classifier()
-    if (
-        not isinstance(classifier, nn.Linear)
-        or classifier.weight.shape != head.weight.shape
-        or classifier.bias is None
-    ):
-        return alone
-    whole.to(head.weight)
-    classifier.load_state_dict(head.state_dict())
-    # Resetting may have changed the pooling.
-    image = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(head.weight)
-    with evaluating(whole), evaluating(alone), torch.no_grad():
-        same = torch.allclose(whole(image), alone(image), rtol=1e-3, atol=1e-3)
-    return whole.train(backbone.training) if same else alone

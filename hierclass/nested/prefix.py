@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from hierclass.nested.blocks import Block
 from hierclass.nested.flow import own_tensors
 from hierclass.nested.graph import Analysis, Cut
-from hierclass.nested.network import NestedNetwork
+from hierclass.nested.network import NestedNetwork, evaluating
 from hierclass.nested.program import Program, Step, write_program
 from hierclass.nested.rules import ChannelRule, rule_for
+from hierclass.nested.thin import check_thin, fill, thin_skeleton, with_classifier
 
 Index = tuple[NDArray[np.int64], ...]
 """Positions along every axis of a weight."""
@@ -48,6 +49,10 @@ class LevelPlan:
     steps: tuple[Step, ...]
     parts: tuple[Part, ...]
     num_features: int
+    model: nn.Module
+    """The level as a timm model without memory for weights."""
+    paths: Mapping[int, str]
+    """Output of a step → path of its layer or weight in `model`."""
 
 
 class PrefixNetwork(NestedNetwork):
@@ -149,18 +154,38 @@ class PrefixNetwork(NestedNetwork):
         network.heads.load_state_dict(self.heads[:keep].state_dict())
         return network.train(self.training).to(next(self.parameters()))
 
-    def standalone(self, level: int) -> tuple[Program, nn.Module]:
-        """Return the program of one level with copies of its weights, and its head."""
+    def extract(self, level: int) -> nn.Module:
+        """Return a level as an ordinary thinner timm model, (B, 3, H, W) → logits, that runs without our code.
+
+        Raises:
+            BackboneError: the backbone's code keeps numbers of channels where they can't be found.
+        """
+        level = self.check_level(level)
+        plan, tensors = self.plans[level], dict[str, Tensor]()
+        outputs = {step.name: step.output for step in plan.steps}
+        for step in plan.steps:
+            if path := plan.paths.get(step.output):
+                for key, value in _own(self.layers[step.name], level):
+                    tensors[_joined(path, key)] = value
+        for number, taken in enumerate(self._taken[level]):
+            path = plan.paths[outputs[taken.part.step]]
+            tensors[_joined(path, taken.part.name)] = self._part(level, number, taken)
+        model = fill(plan.model, tensors).train(self.training)
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(2, *self.input_size, generator=generator).to(next(self.parameters()))
+        with evaluating(self), torch.no_grad():
+            check_thin(model, self.features(image, level), image, level)
+        return with_classifier(model, self.heads[level], self.input_size)
+
+    def standalone(self, level: int) -> Program:
+        """Return the program of one level alone, with copies of its weights."""
         layers: dict[str, list[nn.Module]] = {}
-        used = {part.step for part in self.plans[level].parts}
         for step in self.plans[level].steps:
             layers[step.name] = [copy.deepcopy(self._layer(step.name, level))]
         for number, taken in enumerate(self._taken[level]):
-            assert taken.part.step in used
             value = nn.Parameter(self._part(level, number, taken).detach().clone())
             setattr(layers[taken.part.step][0], taken.part.name, value)
-        program = Program(self.plans[level].steps, layers, (self.num_features[level],))
-        return program, copy.deepcopy(self.heads[level])
+        return Program(self.plans[level].steps, layers, (self.num_features[level],))
 
     def _all_layers(self) -> list[tuple[str, nn.ModuleList]]:
         return [(name, parts) for name, parts in self.layers.items() if isinstance(parts, nn.ModuleList)]
@@ -171,7 +196,7 @@ class PrefixNetwork(NestedNetwork):
         return parts[level]
 
     def _part(self, level: int, number: int, taken: _Taken) -> Tensor:
-        weight = self.weights[taken.part.weight]
+        weight: Tensor = self.weights[taken.part.weight]
         for axis, (start, stop) in taken.runs.items():
             weight = weight.narrow(axis, start, stop - start)
         for axis in taken.scattered:
@@ -220,7 +245,8 @@ def nest_prefix(
             layers.setdefault(name, [nn.Identity() for _ in range(level)]).append(layer)
         for listed in layers.values():
             listed += [nn.Identity() for _ in range(level + 1 - len(listed))]
-        plans.append(LevelPlan(program.steps, tuple(parts), program.num_features[0]))
+        model, paths = thin_skeleton(analysis, blocks), _paths(analysis)
+        plans.append(LevelPlan(program.steps, tuple(parts), program.num_features[0], model, paths))
     used = {part.weight for plan in plans for part in plan.parts}
     shared = {
         _key(name): nn.Parameter(value.detach().clone(), value.requires_grad)
@@ -262,6 +288,21 @@ def leave_out(program: Program, analysis: Analysis, blocks: Sequence[Block]) -> 
     return Program(
         tuple(steps), {step.name: program.layers[step.name] for step in steps}, program.num_features
     )
+
+
+def _paths(analysis: Analysis) -> dict[int, str]:
+    nodes = [node for node in analysis.nodes if _is_step(node, analysis)]
+    return {
+        number: analysis.trace.made.get(str(node.target), str(node.target))
+        for number, node in enumerate(nodes)
+        if node.op in ("call_module", "get_attr")
+    }
+
+
+def _joined(path: str, key: str) -> str:
+    """Path of a tensor: the `value` of a stand-alone weight and the matrix of a made layer are at `path` itself."""
+    whole = key == "value" or (key == "weight" and path.rpartition(".")[2] == "weight")
+    return path if whole else f"{path}.{key}"
 
 
 def _is_step(node: Any, analysis: Analysis) -> bool:
