@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from hierclass.errors import BackboneError
-from hierclass.nested.calls import Picked, Slot
+from hierclass.nested.calls import Picked, Resized, Slot
 from hierclass.nested.functions import ELEMENTWISE, RESHAPING, SPLITTING
 from hierclass.nested.graph import Analysis, Cut
 
@@ -51,10 +51,20 @@ def adapt(
             raise BackboneError("it takes single channels out")
     if name in ("cat", "concat", "concatenate", "stack"):
         return function, (_present(analysis, node, inputs, args[0], level), *args[1:]), kwargs
-    if isinstance(output, Cut) and output.axis is not None and (name in ELEMENTWISE or "attention" in name):
+    if (
+        isinstance(output, Cut)
+        and output.axis is not None
+        and _meets(name, output, analysis.values[node].meta.ndim)
+    ):
         args = tuple(_pick(analysis, inputs, arg, node, output, level) for arg in args)
         kwargs = {key: _pick(analysis, inputs, arg, node, output, level) for key, arg in kwargs.items()}
     return function, args, kwargs
+
+
+def _meets(name: str, output: Cut, ndim: int) -> bool:
+    """Whether operands of a call meet the channels of its result place by place."""
+    heads = output.axis is not None and output.axis < ndim - 2
+    return name in ELEMENTWISE or "attention" in name or (name in ("matmul", "bmm") and heads)
 
 
 def _resize(
@@ -79,6 +89,8 @@ def _resize(
     packed = len(args) > 1 and isinstance(args[1], tuple)
     if len(args) == 1:
         sizes, packed = list(kwargs.get("shape") or kwargs.get("size") or ()), True
+    elif len(args) == 2 and isinstance(args[1], Slot):  # a whole shape
+        return function, (args[0], Resized(args[1], axis, count, total)), {}
     else:
         sizes = list(args[1]) if packed else list(args[1:])
     sizes[axis] = _scaled(sizes[axis], count, total)
@@ -135,6 +147,8 @@ def _index_channels(analysis: Analysis, inputs: list[fx.Node], item: Any, cut: C
         for end in (item.start, item.stop, item.step)
     ]
     chosen = range(*slice(*known).indices(cut.size))
+    if chosen == range(cut.size):
+        return slice(None)
     here = np.flatnonzero(np.isin(cut.index[level], np.asarray(chosen)))
     if not len(here) or here[-1] - here[0] + 1 != len(here) or chosen.step != 1:
         raise BackboneError("it takes scattered channels out")

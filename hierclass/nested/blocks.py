@@ -6,12 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
 from hierclass.nested.boundaries import Boundaries
+from hierclass.nested.channels import GROUND, compact
 from hierclass.nested.functions import function_name
-from hierclass.nested.graph import Analysis
+from hierclass.nested.graph import Analysis, deal, importance
 from hierclass.nested.rules import ALIKE
 
 PASSED_THROUGH = frozenset(
@@ -65,6 +68,41 @@ def schedule(analysis: Analysis, depths: Sequence[float]) -> list[Block]:
             "no stage has a residual block that a level could leave out; use a deeper backbone, or leave depths out"
         )
     return blocks
+
+
+def delay(analysis: Analysis, blocks: Sequence[Block], widths: Sequence[float], order: str) -> None:
+    """Deal the channels inside of blocks anew: those of levels below a block's first one go to that level.
+
+    Levels below run nothing of the block. What it adds to their slices is left out at every level, so that slices
+    stay the same numbers.
+    """
+    channels = analysis.channels
+    levels = channels.levels(widths, importance(analysis) if order == "importance" else None)
+    label = channels.classes()
+    outside = np.zeros(channels.count, bool)
+    members = {node: block for block in blocks for node in block.nodes}
+    made = {node: _made_ids(node, analysis) for node in analysis.nodes}
+    for node, ids in made.items():
+        if node not in members:
+            outside[label[ids]] = True
+    for node, ids in made.items():
+        if node in members:
+            inside = ids[~outside[label[ids]]]
+            levels[inside] = np.where(
+                levels[inside] == GROUND, GROUND, np.maximum(levels[inside], members[node].born)
+            )
+    deal(analysis, levels)
+
+
+def _made_ids(node: fx.Node, analysis: Analysis) -> NDArray[np.int64]:
+    """Ids that begin at a node: new channels of a layer, or a parameter."""
+    found = analysis.flows.get(node)
+    fresh = found is not None and found.reads == "prefix"
+    ids = analysis.values[node].ids if fresh or node.op == "get_attr" else None
+    if not isinstance(ids, Tensor):
+        return np.zeros(0, np.int64)
+    known: NDArray[np.int64] = np.unique(compact(ids).numpy())
+    return known[known > 0]
 
 
 def find_stages(analysis: Analysis) -> list[list[Block | None]]:

@@ -9,7 +9,7 @@ import timm
 from torch import nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.blocks import check_depths, schedule
+from hierclass.nested.blocks import check_depths, delay, schedule
 from hierclass.nested.boundaries import check_widths
 from hierclass.nested.graph import analyse
 from hierclass.nested.masks import MaskedNetwork
@@ -147,7 +147,10 @@ def _make_slices(
     input_size: tuple[int, int, int],
 ) -> NestedNetwork:
     analysis = analyse(backbone, check_widths(shares), input_size, order=order)
-    return SlicedNetwork(write_program(analysis), num_classes, input_size)
+    blocks = schedule(analysis, depths) if depths is not None else []
+    if blocks:
+        delay(analysis, blocks, shares, order)
+    return SlicedNetwork(write_program(analysis, blocks), num_classes, input_size)
 
 
 def _make_prefix(

@@ -28,6 +28,16 @@ class Picked:
     index: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Resized:
+    """Stands for the shape that an input holds, times `scale` / `total` along `axis`."""
+
+    slot: Slot
+    axis: int
+    scale: int
+    total: int
+
+
 class Call(nn.Module):
     """A function of the traced code (an addition, a gate, a reshape), applied to one level's slice."""
 
@@ -61,6 +71,11 @@ def fill(argument: Any, values: Sequence[Any]) -> Any:
     if isinstance(argument, Picked):
         tensor: Tensor = values[argument.slot.index]
         return tensor.index_select(argument.axis, torch.tensor(argument.index, device=tensor.device))
+    if isinstance(argument, Resized):
+        sizes = list(values[argument.slot.index])
+        if sizes[argument.axis] != -1:
+            sizes[argument.axis] = sizes[argument.axis] * argument.scale // argument.total
+        return tuple(sizes)
     if isinstance(argument, tuple):
         return tuple(fill(item, values) for item in argument)
     if isinstance(argument, slice):

@@ -25,6 +25,9 @@ from hierclass.nested.boundaries import share_out
 
 GROUND_ID, OWN_ID = 0, -1
 
+MANY = 1 << 14
+"""Ids from which on it pays to look for repetitions."""
+
 GROUND, OWN = -1, -2
 """In place of a level: of what all levels share, and of what each level has for itself."""
 
@@ -80,7 +83,8 @@ class Channels:
         """Let channels that meet when `left` and `right` are broadcast belong to one level."""
         if left is right:
             return
-        pairs = torch.stack(_broadcast(compact(left), compact(right))).reshape(2, -1)
+        pairs = torch.stack(_broadcast(compact(left), compact(right)))
+        pairs = compact(settle(pairs)).expand(2, *[-1] * (pairs.ndim - 1)).reshape(2, -1)
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs > 0).all(0)]
         if pairs.shape[1]:
             self._ties.append(pairs)
@@ -174,6 +178,17 @@ def compact(ids: Tensor) -> Tensor:
         if stride == 0 and ids.shape[axis] > 1:
             ids = ids.narrow(axis, 0, 1)
     return ids
+
+
+def settle(ids: Tensor) -> Tensor:
+    """Return the same ids, without memory for what a reshape has written out many times."""
+    if compact(ids).numel() < MANY:
+        return ids
+    shape = ids.shape
+    for axis, size in enumerate(shape):
+        if size > 1 and not varies(ids, axis):
+            ids = ids.narrow(axis, 0, 1)
+    return ids.clone().expand(shape)
 
 
 def touched(ids: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hierclass.errors import BackboneError
 from hierclass.nested.channels import Channels, has_channels, has_owned, varies
 
 
@@ -58,6 +59,8 @@ def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: Chan
     rows = [ids for ids in (firm or known) if not _serves_all(ids, firm or known)]
     if not rows:
         return torch.zeros(1, dtype=torch.long).expand(tuple(shape))
+    if any(_lies_across(ids, row) for ids in owned for row in rows):
+        raise BackboneError("what each level makes of its own slice meets channels of all levels")
     for ids in known:
         if _serves_all(ids, rows):
             channels.tie_to_ground(ids)
@@ -68,6 +71,10 @@ def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: Chan
         if any(varies(ids, axis) and merged.shape[axis] == 1 for axis in range(merged.ndim)):
             merged = ids
     return merged.expand(tuple(shape))
+
+
+def _lies_across(ids: Tensor, row: Tensor) -> bool:
+    return any(ids.shape[axis] > 1 and varies(row, axis) for axis in range(row.ndim))
 
 
 def _serves_all(ids: Tensor, others: Sequence[Tensor]) -> bool:

@@ -18,7 +18,7 @@ from hierclass.errors import BackboneError
 from hierclass.nested.channels import Channels, has_channels, varies
 from hierclass.nested.elementwise import FlowCall, elementwise
 from hierclass.nested.flow import respread
-from hierclass.nested.products import attention, einsum, product
+from hierclass.nested.products import attention, einsum, product, relative_positions
 
 
 def _names(text: str) -> frozenset[str]:
@@ -126,11 +126,18 @@ def flow(call: FlowCall, channels: Channels) -> Any:
         return call.args[0]
     if name in ("matmul", "bmm"):
         return product(call.args[0], call.args[1], call.shape, channels)
+    if name == "unfold" and len(call.args) == 4:  # the method, over one axis
+        return call.function(*call.args)
     if name == "unfold" and len(call.args[0].shape) == 4:
         row = channels.tie_along(call.args[0], 2, 3)[..., 0]
         return row.repeat_interleave(call.shape[1] // row.shape[1], 1).expand(call.shape)
+    if name == "fold":
+        shape = (len(call.args[0]), call.shape[1], -1, call.args[0].shape[2])
+        return channels.tie_along(call.args[0].reshape(shape), 2, 3).expand(call.shape)
     if name == "scaled_dot_product_attention":
         return attention(call, channels)
+    if name == "cal_rel_pos_type":
+        return relative_positions(call, channels)
     if name == "einsum":
         return einsum(call, channels)
     if name in PLACES:
@@ -166,8 +173,8 @@ def _move(call: FlowCall, channels: Channels) -> Any:
         torch.Tensor.reshape if call.name == "view" else call.function
     )  # spread ids have no memory to view
     moved = function(*call.args, **call.kwargs)
-    if call.name in SPLITTING and isinstance(moved, (tuple, list)):
-        axis = call.argument(2, "dim", "axis", default=0)
+    if call.name in (*SPLITTING, "unbind") and isinstance(moved, (tuple, list)):
+        axis = call.argument(1 if call.name == "unbind" else 2, "dim", "axis", default=0)
         if isinstance(call.args[0], Tensor) and varies(call.args[0], axis):
             for part in moved:
                 channels.mark(part)
@@ -179,6 +186,8 @@ def _index(ids: Tensor, index: Any, shape: Sequence[int], channels: Channels) ->
     items = index if isinstance(index, tuple) else (index,)
     if not any(isinstance(item, Tensor) for item in items):
         moved: Tensor = ids[index]
+        if isinstance(items[0], int) and varies(ids, 0):
+            channels.mark(moved)
         return moved
     axis = next(i for i, item in enumerate(items) if isinstance(item, Tensor))
     if any(not isinstance(item, Tensor) and item != slice(None) for item in items):

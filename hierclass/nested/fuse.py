@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hierclass.errors import LevelError
+from hierclass.nested.calls import Nothing
 from hierclass.nested.network import NestedNetwork
 from hierclass.nested.prefix import PrefixNetwork
 from hierclass.nested.program import Program, Step
@@ -69,6 +70,11 @@ class _Levels(NestedNetwork):
         raise LevelError("a fused network can't be truncated; truncate the network it was made of")
 
 
+def _kind(parts: list[nn.Module]) -> nn.Module:
+    """A layer that stands for those of all levels."""
+    return next((part for part in parts if not isinstance(part, Nothing)), parts[0])
+
+
 def _fuse_slices(source: SlicedNetwork) -> SlicedNetwork:
     layers = {step.name: list(source.layers[step.name]) for step in source.steps}  # type: ignore[call-overload]
     readers = Counter(value for step in source.steps for value in step.inputs)
@@ -78,14 +84,17 @@ def _fuse_slices(source: SlicedNetwork) -> SlicedNetwork:
         step = dataclasses.replace(step, inputs=tuple(renamed.get(value, value) for value in step.inputs))
         parts = layers[step.name]
         before = next((done for done in steps if step.inputs and done.output == step.inputs[0]), None)
-        if isinstance(parts[0], nn.BatchNorm2d) and before is not None and readers[before.output] == 1:
+        kind = _kind(parts)
+        if isinstance(kind, nn.BatchNorm2d) and before is not None and readers[before.output] == 1:
             convolutions = layers[before.name]
-            if isinstance(convolutions[0], nn.Conv2d):
+            if isinstance(_kind(convolutions), nn.Conv2d):
                 layers[before.name] = [
-                    fuse_conv_bn_eval(conv, norm) for conv, norm in zip(convolutions, parts, strict=True)
+                    conv if isinstance(conv, Nothing) else fuse_conv_bn_eval(conv, norm)
+                    for conv, norm in zip(convolutions, parts, strict=True)
                 ]
                 parts = layers[step.name] = [getattr(norm, "act", nn.Identity()) for norm in parts]
-        if isinstance(parts[0], NOTHING):
+                kind = _kind(parts)
+        if isinstance(kind, NOTHING):
             renamed[step.output] = step.inputs[0]
             readers[step.inputs[0]] += readers[step.output] - 1
             continue

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import GROUND, OWN, Channels, compact, touched, varies
+from hierclass.nested.channels import GROUND, OWN, Channels, compact, settle, touched, varies
 from hierclass.nested.elementwise import FlowCall, tensors_in
 from hierclass.nested.flow import Flow
 from hierclass.nested.functions import flow, function_name, has_rule, out_of_place
@@ -84,10 +84,10 @@ def analyse(
     reader = _Reader(traced, channels, input_size)
     output = reader.read_all()
     analysis = Analysis(traced, len(widths), reader.values, reader.flows, channels, output)
-    scores = _importance(analysis) if order == "importance" else None
+    scores = importance(analysis) if order == "importance" else None
     for attempt in range(4):
         levels = channels.levels(widths, scores)
-        torn = _deal(analysis, levels)
+        torn = deal(analysis, levels)
         if not torn:
             break
         if attempt == 3:
@@ -114,7 +114,8 @@ class _Reader:
                 return _checked_output(node.args[0], self.values)
             self.channels.where = where(node)
             try:
-                self.values[node] = self._read(node)
+                value = self._read(node)
+                self.values[node] = Value(value.meta, _map(value.ids, settle))
             except BackboneError as error:
                 raise BackboneError(f"{where(node)} can't be cut into levels: {error}") from None
             except Exception as error:
@@ -230,7 +231,7 @@ def _checked_output(node: Any, values: dict[fx.Node, Value]) -> fx.Node:
     return node
 
 
-def _deal(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, Tensor]]:
+def deal(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, Tensor]]:
     """Note the cut of every value; return those that are cut along more than one axis."""
     torn: list[tuple[fx.Node, Tensor]] = []
 
@@ -273,7 +274,7 @@ def _check_features(analysis: Analysis) -> None:
         )
 
 
-def _importance(analysis: Analysis) -> NDArray[np.float64]:
+def importance(analysis: Analysis) -> NDArray[np.float64]:
     """Score of every id: the size of the weights that make its channel, on average 1 in each layer.
 
     The L1 norm of filters (Li et al. 2017, pruning filters for efficient ConvNets) and the scale of norms (Liu et al.

@@ -4,32 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import Channels, has_channels, touched, varies
+from hierclass.nested.channels import OWN_ID, Channels, has_channels, has_owned, touched, varies
 from hierclass.nested.elementwise import FlowCall, elementwise
 
 
 def product(left: Tensor, right: Tensor, shape: Sequence[int], channels: Channels) -> Tensor:
-    """Matrix product: each element belongs to the level of all it sums over."""
-    rows, columns = channels.mix(left, left.ndim - 1), channels.mix(right, right.ndim - 2)
+    """Matrix product: each element belongs to the level of all it sums over.
+
+    Where one side serves all channels of the other (a key that all heads read, the states of a state-space model),
+    level 0 makes it and all levels see it.
+    """
+    rows = channels.mix(left, left.ndim - 1)
+    rows_gone = _is_slice(left, rows)
+    if rows_gone and channels.is_loose(right) and right.ndim == 2:  # a matrix has a row for each channel
+        channels.tie(left.movedim(-1, 0).flatten(1)[:, :1], right)
+        return torch.full_like(rows, OWN_ID).expand(tuple(shape))
+    columns = channels.mix(right, right.ndim - 2)
+    columns_gone = _is_slice(right, columns)
+    if rows_gone and not columns_gone and not channels.is_loose(columns):
+        rows = _ground(rows, left, channels)
+    if columns_gone and not rows_gone and not channels.is_loose(rows):
+        columns = _ground(columns, right, channels)
     if channels.is_loose(rows) and touched(right):
         rows = channels.tie_along(rows, rows.ndim - 2).expand(rows.shape)
     if channels.is_loose(columns) and touched(left):
         columns = channels.tie_along(columns, columns.ndim - 1).expand(columns.shape)
-    ndim = len(shape)
-    aligned = [ids.reshape([1] * (ndim - ids.ndim) + list(ids.shape)) for ids in (rows, columns)]
+    aligned = [ids.reshape([1] * (len(shape) - ids.ndim) + list(ids.shape)) for ids in (rows, columns)]
     known = [ids for ids in aligned if has_channels(ids)]
     if not known:
         return min(aligned, key=lambda ids: int(ids.min())).flatten()[0].expand(tuple(shape))
     if len(known) == 2:
-        if not (varies(aligned[0], ndim - 2) or varies(aligned[1], ndim - 1)):
-            flat = (*shape[:-2], 1, 1)
-            ids = [a[..., :1, :1] for a in aligned]
-            return elementwise(ids, flat, channels).expand(tuple(shape))
-        channels.tie(aligned[0], aligned[1])
-    return known[0].expand(tuple(shape)) if len(known) == 1 else _widest(known).expand(tuple(shape))
+        return _meet(aligned[0], aligned[1], shape, channels)
+    return known[0].expand(tuple(shape))
+
+
+def _meet(rows: Tensor, columns: Tensor, shape: Sequence[int], channels: Channels) -> Tensor:
+    """Heads meet heads; what has none serves those that have, and columns without heads serve rows without."""
+    ndim = len(shape)
+    heads = [any(varies(ids, axis) for axis in range(ndim - 2)) for ids in (rows, columns)]
+    crossing = varies(rows, ndim - 2) and varies(columns, ndim - 1)
+    firm = not channels.is_loose(rows) and not channels.is_loose(columns)
+    if firm and (heads == [True, False] or (crossing and heads == [False, False])):
+        channels.tie_to_ground(columns)
+        return rows.expand(tuple(shape))
+    if firm and heads == [False, True]:
+        channels.tie_to_ground(rows)
+        return columns.expand(tuple(shape))
+    if not (varies(rows, ndim - 2) or varies(columns, ndim - 1)):
+        ids = [a[..., :1, :1] for a in (rows, columns)]
+        return elementwise(ids, (*shape[:-2], 1, 1), channels).expand(tuple(shape))
+    channels.tie(rows, columns)
+    return _widest((rows, columns)).expand(tuple(shape))
+
+
+def _is_slice(ids: Tensor, mixed: Tensor) -> bool:
+    """Whether a plain row of channels was summed over, so that each level has the sum of its slice."""
+    return has_owned(mixed) and not has_owned(ids)
+
+
+def _ground(mixed: Tensor, ids: Tensor, channels: Channels) -> Tensor:
+    channels.tie_to_ground(ids)
+    return torch.zeros_like(mixed)
 
 
 def _widest(known: Sequence[Tensor]) -> Tensor:
@@ -70,3 +109,15 @@ def einsum(call: FlowCall, channels: Channels) -> Tensor:
                 ids = ids.unsqueeze(axis)
         aligned.append(ids)
     return elementwise(aligned, call.shape, channels)
+
+
+def relative_positions(call: FlowCall, channels: Channels) -> Tensor:
+    """MViT v2: logits plus products of the queries with tables of relative positions."""
+    logits, query, *tables = (*call.args[:2], *call.args[5:7])
+    heads = channels.mix(query, query.ndim - 1)
+    for table in tables:
+        if _is_slice(query, heads):
+            channels.tie(query.movedim(-1, 0).flatten(1)[:, 0], table)
+        else:
+            channels.tie_to_ground(table)
+    return logits if _is_slice(query, heads) else elementwise((logits, heads), call.shape, channels)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
 from hierclass.nested.adapt import adapt
+from hierclass.nested.blocks import Block
 from hierclass.nested.calls import Call, Nothing, Sizes, Slot, Weight
 from hierclass.nested.flow import Flow, take
 from hierclass.nested.flow import out_of_place as copy_out_of_place
@@ -29,7 +30,8 @@ class Step:
 
     `name` is also the key of its layers, one per level. The layer of level k is given its slice of the inputs
     ("slice"), or the prefix of slices 0 … k of the first, grown along `axis` ("prefix"). A "shared" step has one
-    layer and runs once: its result is the same for all levels.
+    layer and runs once, on what level `born` gives: its result is the same for all levels from there on. Levels
+    below `born` need the step only if they are refined.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Step:
     output: int
     reads: Kind
     axis: int = 1
+    born: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,15 @@ class Program:
     num_features: tuple[int, ...]
 
 
-def write_program(analysis: Analysis) -> Program:
+def write_program(analysis: Analysis, blocks: Sequence[Block] = ()) -> Program:
     """Make the steps of an analysed backbone, with copies of its weights.
+
+    Levels below the first of a block of `blocks` leave it out: their slices of its input are those of its result.
 
     Raises:
         BackboneError: a layer or function can't be made smaller; the message names its path and type.
     """
-    writer = _Writer(analysis)
+    writer = _Writer(analysis, blocks)
     for node in analysis.nodes:
         try:
             writer.write(node)
@@ -78,11 +83,29 @@ def positions(cut: Cut, level: int, size: int) -> Sequence[int]:
 
 
 class _Writer:
-    def __init__(self, analysis: Analysis) -> None:
+    def __init__(self, analysis: Analysis, blocks: Sequence[Block]) -> None:
         self.analysis, self.levels = analysis, analysis.levels
+        self.born = {node: block.born for block in blocks for node in block.nodes}
+        self.ends = {block.output: block for block in blocks}
+        self.early: dict[fx.Node, int] = {}
+        """Of nodes in blocks: the first level at which what they read is there, though the block is run later."""
         self.numbers: dict[fx.Node, int] = {}
         self.steps: list[Step] = []
         self.layers: dict[str, list[nn.Module]] = {}
+
+    def _first_level(self, node: fx.Node) -> int:
+        """First level that has a layer for a node: a layer that reads a prefix needs the slices of lower levels.
+
+        These cheap steps (a norm before the first matrix of a block) run early where the answer may be refined.
+        """
+        born = self.born.get(node, 0)
+        found = self.analysis.flows.get(node)
+        if born and not (found is not None and found.reads == "prefix"):
+            ready = [self.early.get(n, self.born.get(n, 0)) for n in node.all_input_nodes]
+            # A sum to which a later part of the block adds nothing yet is what is there.
+            born = min(born, (min if function_name(node.target) == "add" else max)(ready, default=0))
+        self.early[node] = born
+        return born
 
     def write(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -95,15 +118,32 @@ class _Writer:
             self._write_layer(node)
         else:
             self._write_call(node)
+        if node in self.ends:
+            self._pass_by(node, self.ends[node])
+
+    def _pass_by(self, node: fx.Node, block: Block) -> None:
+        """Levels that leave a block out pass its input on."""
+        layers: list[nn.Module] = [
+            Call(_first if level < block.born else _second, (Slot(0), Slot(1)), {})
+            for level in range(self.levels)
+        ]
+        number = len(self.steps) + 1
+        inputs = (self.numbers[block.source], self.numbers[node])
+        self.steps.append(Step(f"{node.name}_or_input", inputs, number, "slice"))
+        self.layers[self.steps[-1].name] = layers
+        self.numbers[node] = number
 
     def _add(
         self, node: fx.Node, inputs: Sequence[fx.Node], reads: Kind, layers: list[nn.Module], axis: int = 1
     ) -> None:
         self.numbers[node] = len(self.steps) + 1
         name = f"{node.name}_call" if hasattr(nn.ModuleDict, node.name) else node.name
-        self.steps.append(
-            Step(name, tuple(self.numbers[source] for source in inputs), self.numbers[node], reads, axis)
-        )
+        born = self._first_level(node)
+        numbers = tuple(self.numbers[source] for source in inputs)
+        needed = born if reads == "shared" else self.born.get(node, 0)
+        self.steps.append(Step(name, numbers, self.numbers[node], reads, axis, needed))
+        if reads != "shared":
+            layers = [Nothing() if level < born else layer for level, layer in enumerate(layers)]
         self.layers[name] = layers
 
     def _write_tensor(self, node: fx.Node) -> None:
@@ -137,11 +177,11 @@ class _Writer:
         inputs: Cut = self.analysis.values[source].cut
         outputs: Cut = self.analysis.values[node].cut
         sizes = [self.analysis.values[n].meta.shape[flow.axis] for n in (source, node)]
-        levels = range(1 if outputs.shared else self.levels)
+        born = self._first_level(node)
         layers: list[nn.Module] = []
-        for level in levels:
-            writes = positions(outputs, level, sizes[1])
-            if not len(writes):
+        for level in [born] if outputs.shared else range(self.levels):
+            writes = positions(outputs, 0 if outputs.shared else level, sizes[1])
+            if not len(writes) or level < born:
                 layers.append(Nothing())
                 continue
             layers.append(_cut_layer(layer, flow, inputs, level, sizes[0], writes))
@@ -154,35 +194,53 @@ class _Writer:
         inputs, args, kwargs = _template(node)
         value = self.analysis.values[node]
         if name in ("getattr", "size", "dim") and value.ids is None:
-            self._add(node, inputs[:1], "shared", [self._sizes(inputs[0], name, args)])
+            self._add(node, inputs[:1], "shared", [self._sizes(node, inputs[0], name, args)])
             return
-        cuts = _cuts_in(value.cut)
+        cuts, born = _cuts_in(value.cut), self._first_level(node)
         if all(cut.shared for cut in cuts):
             if any(not cut.shared for n in inputs for cut in _cuts_in(self.analysis.values[n].cut)):
-                function, args, kwargs = adapt(self.analysis, node, name, function, inputs, args, kwargs, 0)
+                function, args, kwargs = adapt(
+                    self.analysis, node, name, function, inputs, args, kwargs, born
+                )
             self._add(node, inputs, "shared", [_layer_for(function, args, kwargs)])
             return
         layers: list[nn.Module] = []
         for level in range(self.levels):
-            if not any(len(cut.index[level]) for cut in cuts):
+            there = [n for n in inputs if self.early.get(n, 0) <= level]
+            if level < born or not any(len(cut.index[level]) for cut in cuts):
                 layers.append(Nothing())
+            elif name == "add" and len(there) == 1 < len(inputs):
+                layers.append(Call(_same, (Slot(inputs.index(there[0])),), {}))
             else:
                 layers.append(
                     _layer_for(*adapt(self.analysis, node, name, function, inputs, args, kwargs, level))
                 )
         self._add(node, inputs, "slice", layers)
 
-    def _sizes(self, source: fx.Node, name: str, args: tuple[Any, ...]) -> nn.Module:
+    def _sizes(self, node: fx.Node, source: fx.Node, name: str, args: tuple[Any, ...]) -> nn.Module:
         """Sizes are those of the dense network: the code computes with them what it was written for."""
         if name == "getattr" and args[1] != "shape":
             return Call(getattr, args, {})
         cut = self.analysis.values[source].cut
         grown: tuple[int, int, int] | None = None
         if isinstance(cut, Cut) and cut.axis is not None:
-            if not len(cut.index[0]):
-                raise BackboneError("level 0 has none of its channels")
-            grown = (cut.axis, cut.size, len(cut.index[0]))
+            present = len(cut.index[self._first_level(node)])
+            if not present:
+                raise BackboneError("its first level has none of its channels")
+            grown = (cut.axis, cut.size, present)
         return Sizes(name, args[1] if len(args) > 1 and name == "size" else None, grown)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _first(source: Any, result: Any) -> Any:
+    return source
+
+
+def _second(source: Any, result: Any) -> Any:
+    return result
 
 
 def _cut_layer(

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import Channels, has_channels, touched
+from hierclass.nested.channels import Channels, has_channels, touched, varies
 from hierclass.nested.flow import Flow, Index, Rule, own_tensors, respread, varies_beside
 
 
@@ -65,10 +65,10 @@ class ConvRule(MatrixRule):
     def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
         """A group's outputs belong to the level of its inputs."""
         assert isinstance(layer, _ConvNd)
-        if layer.transposed:
-            raise BackboneError("transposed convolutions have no rule")
         if layer.groups == 1 or not has_channels(ids):
             return super().flow(layer, ids, shape, channels)
+        if varies(ids, 0):  # heads behind the batch: all of them run a copy
+            return Flow(channels.tie_along(ids, *range(1, ids.ndim)).expand(tuple(shape)), "whole")
         row = channels.tie_along(ids, *(axis for axis in range(ids.ndim) if axis != 1)).flatten()
         groups = channels.tie_along(row.reshape(layer.groups, -1), 1)
         outputs = groups.expand(layer.groups, layer.out_channels // layer.groups).reshape(-1)
@@ -89,6 +89,24 @@ class ConvRule(MatrixRule):
         assert isinstance(layer, _ConvNd)
         if layer.groups > 1:
             part.groups = max(1, len(reads) * layer.groups // layer.in_channels)
+
+
+class TransposedRule(ConvRule):
+    """Transposed convolution: its weight has input channels first."""
+
+    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
+        """As a convolution, ungrouped or channel by channel."""
+        assert isinstance(layer, _ConvNd)
+        if layer.groups > 1 and (layer.groups, layer.groups) != (layer.in_channels, layer.out_channels):
+            raise BackboneError("it has groups of several channels")
+        return super().flow(layer, ids, shape, channels)
+
+    def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
+        """Channels of the input, then of the output."""
+        chosen = dict(super().select(layer, reads, writes))
+        if getattr(layer, "groups", 1) == 1:
+            chosen["weight"] = (reads, writes)
+        return chosen
 
 
 def _rescale(part: nn.Module, layer: nn.Module) -> None:
@@ -234,6 +252,7 @@ def _norms(names: str, rule: Rule) -> dict[type[nn.Module], Rule]:
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: MatrixRule(),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), ConvRule()),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), TransposedRule()),
     _BatchNorm: ChannelRule(),
     nn.GroupNorm: GroupNormRule(),
     nn.LayerNorm: LayerNormRule(-1),

@@ -106,11 +106,14 @@ class SlicedNetwork(NestedNetwork):
         grown: dict[int, list[Any]] = {}
         for index, step in enumerate(self.steps):
             parts = self._parts(step)
-            if step.reads == "shared":
-                if step.output not in shared:
-                    shared[step.output] = parts[0](
-                        *(shared[i] if i in self._shared else fresh[i][0] for i in step.inputs)
-                    )
+            if level < step.born and not keep and step.reads != "shared":
+                fresh[step.output] = [None for _ in levels]
+            elif step.reads == "shared":
+                if step.output not in shared and level >= step.born:
+                    at = step.born - first
+                    values = [shared.get(i) if i in self._shared else fresh[i][at] for i in step.inputs]
+                    if all(value is not None for value in values):  # else part of a block not run yet
+                        shared[step.output] = parts[0](*values)
             elif step.reads == "prefix" and step.inputs[0] not in self._shared:
                 source = step.inputs[0]
                 if source not in grown:
@@ -120,7 +123,9 @@ class SlicedNetwork(NestedNetwork):
                 fresh[step.output] = [parts[k](grown[source][k - first]) for k in levels]
             else:
                 fresh[step.output] = [
-                    parts[k](*(shared[i] if i in self._shared else fresh[i][k - first] for i in step.inputs))
+                    parts[k](
+                        *(shared.get(i) if i in self._shared else fresh[i][k - first] for i in step.inputs)
+                    )
                     for k in levels
                 ]
             for value in self._done_after[index]:

@@ -20,6 +20,10 @@ STOPS = ("Conv2dSame", "MaxPool2dSame", "AvgPool2dSame")
 """Layers of timm that look at sizes while they run; they are read as a whole."""
 
 
+TRACED = ("global_pool_naflex", "reshape_pre_pool", "reshape_post_pool")
+"""Functions that timm keeps whole when it traces, and that can be read call by call."""
+
+
 class _Tracer(fx.Tracer):
     """Stops at layers that have a rule, and nowhere else but in torch's own.
 
@@ -134,12 +138,18 @@ def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> Trace:
         BackboneError: it has control flow that depends on values of the image.
     """
     skeleton = without_weights(backbone)
-    functions = tuple(_features_fx.get_notrace_functions())
     try:
-        graph = _Tracer(input_size, functions).trace(skeleton, _defaults(skeleton))
+        graph = _graph(skeleton, input_size)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackboneError(f"{type(backbone).__name__} can't be traced: {reason}") from error
+        try:  # once more, with what it keeps from image to image
+            weight = next(backbone.parameters())
+            with torch.no_grad():
+                backbone(torch.zeros((1, *input_size)).to(weight))
+            skeleton = without_weights(backbone)
+            graph = _graph(skeleton, input_size)
+        except Exception:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BackboneError(f"{type(backbone).__name__} can't be traced: {reason}") from error
     made: dict[str, str] = {}
     for node in list(graph.nodes):
         if getattr(node.target, "__name__", "") == "_assert":
@@ -148,6 +158,11 @@ def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> Trace:
             _make_layer(node, graph, skeleton, made)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return Trace(backbone, skeleton, graph, made)
+
+
+def _graph(skeleton: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
+    functions = tuple(f for f in _features_fx.get_notrace_functions() if f.__name__ not in TRACED)
+    return _Tracer(input_size, functions).trace(skeleton, _defaults(skeleton))
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
