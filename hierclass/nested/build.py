@@ -194,13 +194,15 @@ def _make_masks(
     num_classes: tuple[int, ...],
     input_size: tuple[int, int, int],
 ) -> NestedNetwork:
-    return MaskedNetwork(backbone, shares, num_classes, input_size)
+    blocks = schedule(analyse(backbone, (1.0,), input_size), depths) if depths is not None else []
+    born = {block.path: block.born for block in blocks}
+    return MaskedNetwork(backbone, shares, num_classes, input_size, born=born)
 
 
 _STRUCTURES = {"slices": _make_slices, "prefix": _make_prefix, "masks": _make_masks, "depths": _make_depths}
 _TAKES = {
     "slices": ("widths", "depths"),
     "prefix": ("widths", "depths"),
-    "masks": ("densities",),
+    "masks": ("densities", "depths"),
     "depths": ("depths",),
 }

@@ -57,13 +57,15 @@ class Masked(nn.Module):
         stages: Sequence[Sequence[str]] | None = None,
         dense: Sequence[str] = (),
         schedule: tuple[float, float] = SCHEDULE,
+        born: Mapping[str, int] | None = None,
     ):
         """Copy `module` and mask it by magnitude: level k uses the share `densities[k]` of every masked weight.
 
         `densities` rise in (0, 1]. `stages` are the parts whose level `route` sets, each a list of names of
         modules; what no stage names joins the stage before it. None takes the stages that a timm model names in
         `feature_info`, else one per child that holds masked weights. `dense` names modules and weights to be left
-        dense. `schedule` are the shares of training, 0 … 1, at which `prune` starts and ends.
+        dense. `schedule` are the shares of training, 0 … 1, at which `prune` starts and ends. `born` maps
+        names of modules, whose one argument and result are alike, to the lowest level that runs them.
 
         Raises:
             BackboneError: these do not fit, or the module has no weight to mask.
@@ -80,6 +82,7 @@ class Masked(nn.Module):
         self.stages = find_stages(self.module, self._names) if stages is None else as_stages(stages)
         """Names of the modules in each stage."""
         self._stage_of = deal(self.stages, [name for name, _ in parts])
+        self.born = dict(born or {})
         self.maps = nn.Module()
         for name, weight in masked:
             self.maps.register_buffer(_key(name), torch.zeros_like(weight, dtype=torch.uint8))
@@ -112,6 +115,8 @@ class Masked(nn.Module):
             )
 
         def part_of(name: str, part: nn.Module) -> nn.Module:
+            if name in self.born and not self._runs(name, levels):
+                return nn.Identity()
             return part[levels[self._stage_of[name]]] if isinstance(part, LevelNorms) else part
 
         return shell(self.module, weight_of, part_of)(*args, **kwargs)
@@ -142,14 +147,16 @@ class Masked(nn.Module):
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield name, value and whether it is trained of all that `level` uses; of masked weights what is used (n,)."""
         maps = {name: levels for name, _, levels in self.weights()}
-        others = self._norm_levels()
+        others, left_out = self._norm_levels(), self._left_out(level)
         for name, weight in self.module.named_parameters():
+            if name.startswith(left_out):
+                continue
             if name in maps:
                 yield name, weight.detach()[maps[name] <= level], True
             elif others.get(id(weight), level) == level:
                 yield name, weight, True
         for name, value in self.module.named_buffers():
-            if others.get(id(value), level) == level:
+            if others.get(id(value), level) == level and not name.startswith(left_out):
                 yield name, value, False
 
     @torch.no_grad()
@@ -157,6 +164,9 @@ class Masked(nn.Module):
         """Set weights that no level up to `level` uses, and norms of levels above it, to NaN."""
         for _, weight, levels in self.weights():
             weight.masked_fill_(levels > level, torch.nan)
+        for name, weight in self.module.named_parameters():
+            if name.startswith(self._left_out(level)):
+                weight.fill_(torch.nan)
         others = self._norm_levels()
         for value in itertools.chain(self.module.parameters(), self.module.buffers()):
             if others.get(id(value), level) > level and value.is_floating_point():
@@ -190,6 +200,9 @@ class Masked(nn.Module):
         for name, part in self.module.named_modules():
             if isinstance(part, LevelNorms):
                 copies[id(part)] = copy.deepcopy(part[levels[self._stage_of[name]]])
+        for name in self.born:
+            if not self._runs(name, levels):
+                copies[id(self.module.get_submodule(name))] = nn.Identity()
         return copy.deepcopy(self.module, copies)
 
     def stored(self) -> dict[str, Tensor]:
@@ -266,6 +279,14 @@ class Masked(nn.Module):
         if not _is_level(level, last):
             raise LevelError(f"level {level} does not exist; this network has levels 0 to {last}")
         return [level] * len(self.stages)
+
+    def _runs(self, name: str, levels: Sequence[int]) -> bool:
+        """Whether a module that comes later is run, by the level of the stage that it is in."""
+        stage = next((self._stage_of[n] for n in self._stage_of if n.startswith(f"{name}.")), 0)
+        return levels[stage] >= self.born[name]
+
+    def _left_out(self, level: int) -> tuple[str, ...]:
+        return tuple(f"{name}." for name, born in self.born.items() if born > level)
 
     def _norm_levels(self) -> dict[int, int]:
         """Return the level of every weight and statistic of a norm that each level has a copy of, by id."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class MaskedNetwork(NestedNetwork):
         stages: Sequence[Sequence[str]] | None = None,
         dense: Sequence[str] = (),
         schedule: tuple[float, float] = SCHEDULE,
+        born: Mapping[str, int] | None = None,
     ):
         """Copy and mask `backbone`, (B, 3, H, W) → (B, F); `num_classes[k]` is the number of classes of level k.
 
@@ -40,7 +41,7 @@ class MaskedNetwork(NestedNetwork):
         Raises:
             BackboneError: they do not fit, or the backbone does not give pooled features.
         """
-        masked = Masked(backbone, densities, stages=stages, dense=dense, schedule=schedule)
+        masked = Masked(backbone, densities, stages=stages, dense=dense, schedule=schedule, born=born)
         if len(num_classes) != masked.num_levels or min(num_classes, default=0) < 1:
             raise BackboneError(
                 f"{masked.num_levels} densities need {masked.num_levels} class counts of at least 1, "
