@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,10 @@ class Call(nn.Module):
         args = [fill(arg, values) for arg in self.args]
         return self.function(*args, **{key: fill(arg, values) for key, arg in self.kwargs.items()})
 
+    def slots(self) -> set[int]:
+        """Numbers of the inputs that the call uses."""
+        return set(_slots((self.args, tuple(self.kwargs.values()))))
+
     def extra_repr(self) -> str:
         """Name the function."""
         return getattr(self.function, "__name__", str(self.function))
@@ -81,6 +85,20 @@ def fill(argument: Any, values: Sequence[Any]) -> Any:
     if isinstance(argument, slice):
         return slice(*(fill(item, values) for item in (argument.start, argument.stop, argument.step)))
     return argument
+
+
+def _slots(argument: Any) -> Iterator[int]:
+    if isinstance(argument, Slot):
+        yield argument.index
+    elif isinstance(argument, Picked):
+        yield argument.slot.index
+    elif isinstance(argument, slice):
+        yield from _slots((argument.start, argument.stop, argument.step))
+    elif isinstance(argument, (tuple, list)):
+        for item in argument:
+            yield from _slots(item)
+    elif hasattr(argument, "slot"):
+        yield from _slots(argument.slot)
 
 
 class Sizes(nn.Module):

@@ -67,6 +67,8 @@ def write_program(analysis: Analysis, blocks: Sequence[Block] = ()) -> Program:
             raise BackboneError(f"{where(node)} can't be cut into levels: {error}") from None
         if node is analysis.output:
             break
+    if blocks:
+        _drop_unused(writer.steps, writer.layers, analysis.levels)
     features: Cut = analysis.values[analysis.output].cut
     size = analysis.values[analysis.output].meta.shape[1]
     counts = [len(positions(features, level, size)) for level in range(analysis.levels)]
@@ -124,8 +126,7 @@ class _Writer:
     def _pass_by(self, node: fx.Node, block: Block) -> None:
         """Levels that leave a block out pass its input on."""
         layers: list[nn.Module] = [
-            Call(_first if level < block.born else _second, (Slot(0), Slot(1)), {})
-            for level in range(self.levels)
+            Call(_same, (Slot(0 if level < block.born else 1),), {}) for level in range(self.levels)
         ]
         number = len(self.steps) + 1
         inputs = (self.numbers[block.source], self.numbers[node])
@@ -235,12 +236,27 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _first(source: Any, result: Any) -> Any:
-    return source
+def _drop_unused(steps: Sequence[Step], layers: dict[str, list[nn.Module]], levels: int) -> None:
+    """Leave out layers whose result nobody reads: of blocks that come later, what lower levels would hold in vain."""
+    needed: dict[int, set[int]] = {steps[-1].output: set(range(levels))}
+    for step in reversed(steps):
+        parts, wanted = layers[step.name], needed.get(step.output, set())
+        for level, part in enumerate(parts):
+            if step.reads == "shared":
+                reading = {step.born}
+            elif level not in wanted and step.born:
+                parts[level] = Nothing()
+                continue
+            else:
+                reading = set(range(level + 1)) if step.reads == "prefix" else {level}
+            if not isinstance(part, Nothing):
+                for source in _sources(step, part):
+                    needed.setdefault(source, set()).update(reading)
 
 
-def _second(source: Any, result: Any) -> Any:
-    return result
+def _sources(step: Step, part: nn.Module) -> list[int]:
+    slots = part.slots() if isinstance(part, Call) else range(len(step.inputs))
+    return [step.inputs[slot] for slot in slots]
 
 
 def _cut_layer(
