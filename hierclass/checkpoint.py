@@ -149,7 +149,6 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     the former checkpoint in place.
     """
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     kind = {"float16": torch.float16, "float32": torch.float32}[dtype]
     tensors = {
         name: _stored(value.detach().cpu(), kind) for name, value in checkpoint.network.stored().items()
@@ -163,6 +162,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
         "results": checkpoint.results,
         "taxonomy": checkpoint.taxonomy.to_dict(),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / WEIGHTS_FILE) as file:
         file.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     with replacing(folder / CONFIG_FILE) as file:

@@ -51,10 +51,9 @@ class WholeNetwork(NestedNetwork):
         input_size: tuple[int, int, int],
     ):
         """Class c of level k adds up the outputs `outputs[k][c]` of `classifier`, which has `num_outputs`."""
-        with torch.device("meta"):  # the linear heads that are replaced below take neither memory nor time
-            super().__init__([num_outputs] * len(outputs), [len(tier) for tier in outputs], input_size)
+        sizes = [num_outputs] * len(outputs), [len(tier) for tier in outputs]
+        super().__init__(*sizes, input_size, [LogSum(tier) for tier in outputs])
         self.classifier = classifier
-        self.heads = nn.ModuleList(LogSum(tier) for tier in outputs)
         self._outputs = outputs
         self._cost: Cost | None = None
 

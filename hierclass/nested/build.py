@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import timm
 from torch import nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.blocks import check_depths, delay, schedule
+from hierclass.nested.blocks import Block, check_depths, delay, schedule
 from hierclass.nested.boundaries import check_widths
-from hierclass.nested.graph import analyse
+from hierclass.nested.graph import Analysis, analyse
 from hierclass.nested.masks import MaskedNetwork
 from hierclass.nested.network import NestedNetwork, evaluating
 from hierclass.nested.prefix import nest_prefix, seen_by
@@ -98,10 +99,9 @@ def nest(
     """
     shares = {"masks": densities, "depths": depths}.get(structure, widths) or DEFAULT_SHARES
     _check_arguments(structure, widths, depths, densities, order, shares, num_classes)
+    wanted = _Wanted(backbone, tuple(shares), depths, order, tuple(num_classes), input_size)
     with evaluating(backbone):
-        network = _STRUCTURES[structure](
-            backbone, widths, depths, shares, order, tuple(num_classes), input_size
-        )
+        network = _STRUCTURES[structure](wanted)
     network.heads.to(next(backbone.parameters()))
     prove(network)
     return network.train(backbone.training)
@@ -137,69 +137,62 @@ def _check_arguments(
         )
 
 
-def _make_slices(
-    backbone: nn.Module,
-    widths: Sequence[float] | None,
-    depths: Sequence[float] | None,
-    shares: Sequence[float],
-    order: str,
-    num_classes: tuple[int, ...],
-    input_size: tuple[int, int, int],
-) -> NestedNetwork:
-    analysis = analyse(backbone, check_widths(shares), input_size, order=order)
-    blocks = schedule(analysis, depths) if depths is not None else []
+@dataclass(frozen=True)
+class _Wanted:
+    """What every structure is made of; `shares` are its widths, depths or densities."""
+
+    backbone: nn.Module
+    shares: tuple[float, ...]
+    depths: Sequence[float] | None
+    order: str
+    num_classes: tuple[int, ...]
+    input_size: tuple[int, int, int]
+
+
+def _make_slices(wanted: _Wanted) -> NestedNetwork:
+    analysis = analyse(wanted.backbone, check_widths(wanted.shares), wanted.input_size, order=wanted.order)
+    blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
     if blocks:
-        delay(analysis, blocks, shares, order)
-    return SlicedNetwork(write_program(analysis, blocks), num_classes, input_size)
+        delay(analysis, blocks, wanted.shares, wanted.order)
+    return SlicedNetwork(write_program(analysis, blocks), wanted.num_classes, wanted.input_size)
 
 
-def _make_prefix(
-    backbone: nn.Module,
-    widths: Sequence[float] | None,
-    depths: Sequence[float] | None,
-    shares: Sequence[float],
-    order: str,
-    num_classes: tuple[int, ...],
-    input_size: tuple[int, int, int],
+def _make_prefix(wanted: _Wanted) -> NestedNetwork:
+    analysis = analyse(wanted.backbone, check_widths(wanted.shares), wanted.input_size)
+    blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
+    analyses = [seen_by(analysis, level) for level in range(len(wanted.shares))]
+    return _nest_dense(wanted, "prefix", analyses, blocks)
+
+
+def _make_depths(wanted: _Wanted) -> NestedNetwork:
+    analysis = analyse(wanted.backbone, (1.0,), wanted.input_size)
+    blocks = schedule(analysis, check_depths(wanted.shares))
+    return _nest_dense(wanted, "depths", [analysis] * len(wanted.shares), blocks)
+
+
+def _nest_dense(
+    wanted: _Wanted, structure: str, analyses: Sequence[Analysis], blocks: Sequence[Block]
 ) -> NestedNetwork:
-    analysis = analyse(backbone, check_widths(shares), input_size)
-    levels = range(len(shares))
-    blocks = schedule(analysis, depths) if depths is not None else []
-    left_out = [[block for block in blocks if block.born > level] for level in levels]
-    analyses = [seen_by(analysis, level) for level in levels]
-    return nest_prefix(backbone, analyses, left_out, num_classes, input_size, "prefix")
+    left_out = [[block for block in blocks if block.born > level] for level in range(len(analyses))]
+    return nest_prefix(wanted.backbone, analyses, left_out, wanted.num_classes, wanted.input_size, structure)
 
 
-def _make_depths(
-    backbone: nn.Module,
-    widths: Sequence[float] | None,
-    depths: Sequence[float] | None,
-    shares: Sequence[float],
-    order: str,
-    num_classes: tuple[int, ...],
-    input_size: tuple[int, int, int],
-) -> NestedNetwork:
-    analysis = analyse(backbone, (1.0,), input_size)
-    blocks = schedule(analysis, check_depths(shares))
-    left_out = [[block for block in blocks if block.born > level] for level in range(len(shares))]
-    return nest_prefix(backbone, [analysis] * len(shares), left_out, num_classes, input_size, "depths")
+def _make_masks(wanted: _Wanted) -> NestedNetwork:
+    born: dict[str, int] = {}
+    if wanted.depths is not None:
+        analysis = analyse(wanted.backbone, (1.0,), wanted.input_size)
+        born = {block.path: block.born for block in schedule(analysis, wanted.depths)}
+    return MaskedNetwork(wanted.backbone, wanted.shares, wanted.num_classes, wanted.input_size, born=born)
 
 
-def _make_masks(
-    backbone: nn.Module,
-    widths: Sequence[float] | None,
-    depths: Sequence[float] | None,
-    shares: Sequence[float],
-    order: str,
-    num_classes: tuple[int, ...],
-    input_size: tuple[int, int, int],
-) -> NestedNetwork:
-    blocks = schedule(analyse(backbone, (1.0,), input_size), depths) if depths is not None else []
-    born = {block.path: block.born for block in blocks}
-    return MaskedNetwork(backbone, shares, num_classes, input_size, born=born)
+_STRUCTURES: dict[str, Callable[[_Wanted], NestedNetwork]] = {
+    "slices": _make_slices,
+    "prefix": _make_prefix,
+    "masks": _make_masks,
+    "depths": _make_depths,
+}
+"""A new structure is added here, and its arguments below."""
 
-
-_STRUCTURES = {"slices": _make_slices, "prefix": _make_prefix, "masks": _make_masks, "depths": _make_depths}
 _TAKES = {
     "slices": ("widths", "depths"),
     "prefix": ("widths", "depths"),

@@ -59,18 +59,20 @@ class NestedNetwork(nn.Module, abc.ABC):
     """Its name: slices, prefix, masks or depths."""
 
     def __init__(
-        self, num_features: Sequence[int], num_classes: Sequence[int], input_size: tuple[int, int, int]
+        self,
+        num_features: Sequence[int],
+        num_classes: Sequence[int],
+        input_size: tuple[int, int, int],
+        heads: Sequence[nn.Module] | None = None,
     ):
-        """Level k has `num_features[k]` pooled features and `num_classes[k]` classes."""
+        """Level k has `num_features[k]` pooled features and `num_classes[k]` classes; `heads` are linear if None."""
         super().__init__()
         self.num_features = tuple(num_features)
         """Number of pooled features that the head of each level reads."""
         self.num_classes = tuple(num_classes)
         self.input_size = input_size
-        self.heads = nn.ModuleList(
-            nn.Linear(features, classes)
-            for features, classes in zip(self.num_features, self.num_classes, strict=True)
-        )
+        sizes = zip(self.num_features, self.num_classes, strict=True)
+        self.heads = nn.ModuleList(heads or (nn.Linear(features, classes) for features, classes in sizes))
 
     @property
     def num_levels(self) -> int:
