@@ -41,7 +41,6 @@ FORBIDDEN: dict[str, set[str]] = {
         "json",
         "pickle",
         "safetensors",
-        "numpy",
         *IMAGES,
     },
     "training": {"app", "benchmarks", "gradio", "nltk"},

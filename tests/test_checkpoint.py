@@ -208,7 +208,7 @@ def test_preprocessing_that_no_image_can_be_prepared_with_is_refused(
         ({"widths": [0.5, 1.0]}, "3 tiers but 2 widths"),
         ({"widths": [0.5, 0.4, 1.0]}, "rising to 1"),
         ({"structure": "rings"}, "structure 'rings' is not known"),
-        ({"structure": "masks"}, "structure 'masks' takes densities, not widths"),
+        ({"structure": "masks"}, "structure 'masks' takes densities and depths, not widths"),
         ({"levels": 2}, "has 3 tiers but 2 of 3 levels are said to be left"),
         ({"levels": 3, "widths": [0.5, 1.0]}, "has 3 tiers but 3 of 2 levels are said to be left"),
         ({"levels": "3"}, "'3' of 3 levels"),
