@@ -143,7 +143,7 @@ def draw_footprints(footprints: Sequence[Footprint]) -> RenderableType:
     rows: list[tuple[str, str, list[float]]] = [
         ("kB on disk", "{:,.0f}", [footprint.bytes / 1e3 for footprint in footprints]),
         ("parameters", "{:,.0f}", [footprint.parameters for footprint in footprints]),
-        ("MMACs, 1 image", "{:,.1f}", [footprint.macs / 1e6 for footprint in footprints]),
+        ("MMACs", "{:,.1f}", [footprint.macs / 1e6 for footprint in footprints]),
     ]
     for batch in last.seconds:
         times = [1e3 * footprint.seconds[batch] for footprint in footprints]

@@ -195,7 +195,7 @@ def test_the_command_prints_what_the_small_model_saves(
     out, err = capsys.readouterr()
     assert err == f"levels 0 to 0 -> {tmp_path / 'small'}\n"
     rows = {line[:17].strip(): line[17:].split() for line in out.splitlines()[3:8]}
-    assert list(rows) == ["kB on disk", "parameters", "MMACs, 1 image", "ms, 1 image", "ms, 32 images"]
+    assert list(rows) == ["kB on disk", "parameters", "MMACs", "ms, 1 image", "ms, 32 images"]
     assert rows["parameters"][1] == rows["parameters"][2]
     assert rows["parameters"][4] == "1.000"
     assert "Times: the network alone, medians of" in out
