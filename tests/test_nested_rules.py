@@ -104,6 +104,18 @@ def test_with_fewer_groups_than_levels_some_levels_add_none() -> None:
     assert [getattr(part(network, "middle", level), "groups", 0) for level in range(3)] == [1, 0, 1]
 
 
+@pytest.mark.parametrize("groups", [1, 16])
+def test_a_transposed_convolution_has_input_channels_first(groups: int) -> None:
+    dense = Toy(nn.ConvTranspose2d(16, 16, 4, stride=2, padding=1, groups=groups)).eval()
+    network = cut(dense, THIRDS)
+    shapes = [tuple(part(network, "middle", level).weight.shape) for level in range(3)]
+    assert shapes == (
+        [(4, 4, 4, 4), (8, 4, 4, 4), (16, 8, 4, 4)] if groups == 1 else [(4, 1, 4, 4)] * 2 + [(8, 1, 4, 4)]
+    )
+    image = torch.randn(2, *SIZE)
+    assert close(cut(dense, (1.0,)).features_all(image)[0], dense(image))
+
+
 def test_flattened_channels_keep_their_slices() -> None:
     class Flat(Toy):
         def forward(self, x: Tensor) -> Tensor:
@@ -208,9 +220,10 @@ class Shuffled(nn.Module):
     ("layer", "message"),
     [
         (
-            nn.ConvTranspose2d(16, 16, 1),
-            r"middle \(ConvTranspose2d\) can't be cut into levels: no rule for th",
+            nn.ConvTranspose2d(16, 16, 1, groups=2),
+            r"middle \(ConvTranspose2d\) can't be cut into levels: it has groups of several channels",
         ),
+        (nn.LSTM(8, 8), r"middle \(LSTM\) can't be cut into levels: no rule for this layer type"),
         (nn.ChannelShuffle(2), r"middle \(ChannelShuffle\) can't be cut into levels: no rule for this layer"),
         (nn.Sequential(nn.ReLU(), nn.Bilinear(16, 16, 16)), r"middle\.1 \(Bilinear\) "),
         (nn.MultiheadAttention(16, 2), r"middle \(MultiheadAttention\) can't be cut"),
@@ -244,7 +257,7 @@ def test_a_rule_counts_for_subclasses_unless_they_have_their_own() -> None:
         pass
 
     assert rule_for(Special(3, 8, 1)) is RULES[nn.Conv2d]
-    assert rule_for(nn.ConvTranspose2d(16, 16, 1)) is None
+    assert rule_for(nn.LSTM(8, 8)) is None
 
 
 @pytest.mark.parametrize("name", ["ecaresnet26t", "densenet121", "test_efficientnet_gn", "test_vit"])

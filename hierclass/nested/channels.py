@@ -52,6 +52,7 @@ class Channels:
         self._spaces: list[Tensor] = []
         self._loose: list[range] = []
         self._mixings: list[_Mixing] = []
+        self._shared_at: list[str] = []
         self._classes: NDArray[np.int64] | None = None
 
     def new(self, shape: Sequence[int], axis: int) -> Tensor:
@@ -94,6 +95,8 @@ class Channels:
         known = torch.unique(compact(ids))
         known = known[known > 0]
         self._ties.append(torch.stack((known, torch.zeros_like(known))))
+        if len(known) and not self.is_loose(known):
+            self._shared_at.append(self.where)
 
     def tie_along(self, ids: Tensor, *axes: int) -> Tensor:
         """Tie everything along `axes`; return the ids with size 1 there."""
@@ -161,6 +164,10 @@ class Channels:
         levels[0] = GROUND
         dealt: NDArray[np.int64] = np.append(levels[label], OWN)  # OWN_ID is the last index
         return dealt
+
+    def why_shared(self) -> str:
+        """Return where channels were last tied to the ground, empty if nowhere."""
+        return self._shared_at[-1] if self._shared_at else ""
 
     def _why_tied(self, root: int, size: int) -> str:
         label = self.classes()

@@ -57,10 +57,11 @@ class Rule:
         """Make the smaller layer that reads and writes the given channels, with their weights."""
         if any(True for child in layer.children() for _ in child.parameters()):
             raise BackboneError("a layer inside it has weights of its own")
-        part = out_of_place(copy.deepcopy(layer))
-        for name, kept in self.select(layer, reads, writes).items():
-            tensor = getattr(layer, name)
-            smaller = take(tensor.detach(), kept)
+        own = dict(own_tensors(layer))
+        part = out_of_place(copy.deepcopy(layer, {id(value): value for value in own.values()}))
+        chosen = self.select(layer, reads, writes)
+        for name, tensor in own.items():
+            smaller = take(tensor.detach(), chosen.get(name, ()))
             if isinstance(tensor, nn.Parameter):
                 setattr(part, name, nn.Parameter(smaller, tensor.requires_grad))
             else:

@@ -6,7 +6,8 @@ from timm's code and no family needs code of ours. What can't be cut is refused 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ from hierclass.nested.flow import Flow
 from hierclass.nested.functions import flow, function_name, has_rule, out_of_place
 from hierclass.nested.rules import rule_for, type_name
 from hierclass.nested.trace import Trace, attribute, trace
+
+HINT = "structure masks needs no cutting"
+"""What to do with a backbone that can't be cut."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,13 @@ def analyse(
     Raises:
         BackboneError: a layer or function can't be cut; the message names its module path and type.
     """
-    traced = trace(backbone, input_size)
+    with hinting():
+        return _analyse(trace(backbone, input_size), widths, input_size, order)
+
+
+def _analyse(
+    traced: Trace, widths: Sequence[float], input_size: tuple[int, int, int], order: str
+) -> Analysis:
     channels = Channels()
     reader = _Reader(traced, channels, input_size)
     output = reader.read_all()
@@ -98,6 +108,15 @@ def analyse(
             channels.tie_along(ids, *axes[1:])
     _check_features(analysis)
     return analysis
+
+
+@contextlib.contextmanager
+def hinting() -> Iterator[None]:
+    """Add to a refusal what to do instead, unless it says so itself."""
+    try:
+        yield
+    except BackboneError as error:
+        raise BackboneError(str(error) if ";" in str(error) else f"{error}; {HINT}") from error.__cause__
 
 
 class _Reader:
@@ -222,12 +241,13 @@ def _map(value: Any, function: Any) -> Any:
 
 
 def _checked_output(node: Any, values: dict[fx.Node, Value]) -> fx.Node:
-    if (
-        not isinstance(node, fx.Node)
-        or not isinstance(values[node].meta, Tensor)
-        or values[node].meta.ndim != 2
-    ):
-        raise BackboneError("the backbone must end in pooled features (B, F); make it with create_backbone")
+    meta = values[node].meta if isinstance(node, fx.Node) else node
+    if not isinstance(node, fx.Node) or not isinstance(meta, Tensor) or meta.ndim != 2:
+        shape = ("B", *meta.shape[1:]) if isinstance(meta, Tensor) else type(meta).__name__
+        raise BackboneError(
+            f"the backbone must end in pooled features (B, F), not in {shape}".replace("'", "")
+            + "; make it with create_backbone, or take another model of its family"
+        )
     return node
 
 
@@ -236,7 +256,10 @@ def deal(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, T
     torn: list[tuple[fx.Node, Tensor]] = []
 
     def cut_of(node: fx.Node, ids: Tensor) -> Cut | None:
-        found = make_cut(ids, levels, analysis.levels)
+        try:
+            found = make_cut(ids, levels, analysis.levels)
+        except BackboneError as error:
+            raise BackboneError(f"{where(node)} can't be cut into levels: {error}") from None
         if found is None:
             torn.append((node, ids))
         return found
@@ -259,7 +282,7 @@ def make_cut(ids: Tensor, levels: NDArray[np.int64], num_levels: int) -> Cut | N
         return None
     row = dealt.movedim(axes[0], 0).reshape(dealt.shape[axes[0]], -1)[:, 0].numpy()
     if (row == OWN).any():
-        raise BackboneError("channels of levels and what levels own lie side by side; this has no rule")
+        raise BackboneError("channels of levels and what each level makes for itself lie side by side")
     row = np.maximum(row, 0)  # what all levels see is made by level 0
     return Cut(tuple(np.flatnonzero(row == k) for k in range(num_levels)), axes[0], len(row))
 
@@ -267,6 +290,11 @@ def make_cut(ids: Tensor, levels: NDArray[np.int64], num_levels: int) -> Cut | N
 def _check_features(analysis: Analysis) -> None:
     cut: Cut = analysis.values[analysis.output].cut
     size = analysis.values[analysis.output].meta.shape[1]
+    mixing = analysis.channels.why_shared() if analysis.levels > 1 and cut.shared else ""
+    if mixing:
+        raise BackboneError(
+            f"{mixing} can't be cut into levels: it lets all levels share all {size} pooled features"
+        )
     if analysis.levels > 1 and (cut.axis != 1 or not all(len(index) for index in cut.index)):
         raise BackboneError(
             f"the {size} pooled features can't be shared by {analysis.levels} levels; "

@@ -18,7 +18,7 @@ from hierclass.nested.calls import Call, Nothing, Sizes, Slot, Weight
 from hierclass.nested.flow import Flow, take
 from hierclass.nested.flow import out_of_place as copy_out_of_place
 from hierclass.nested.functions import function_name, out_of_place
-from hierclass.nested.graph import Analysis, Cut, where
+from hierclass.nested.graph import Analysis, Cut, hinting, where
 from hierclass.nested.rules import rule_for
 
 Kind = Literal["slice", "prefix", "shared"]
@@ -61,10 +61,11 @@ def write_program(analysis: Analysis, blocks: Sequence[Block] = ()) -> Program:
     """
     writer = _Writer(analysis, blocks)
     for node in analysis.nodes:
-        try:
-            writer.write(node)
-        except BackboneError as error:
-            raise BackboneError(f"{where(node)} can't be cut into levels: {error}") from None
+        with hinting():
+            try:
+                writer.write(node)
+            except BackboneError as error:
+                raise BackboneError(f"{where(node)} can't be cut into levels: {error}") from None
         if node is analysis.output:
             break
     if blocks:
