@@ -35,6 +35,9 @@ ARCHITECTURES = {
     "slices": Architecture("test_resnet", SHARES),
     "prefix": Architecture("test_resnet", SHARES, structure="prefix"),
     "masks": Architecture("test_resnet", None, structure="masks", densities=(0.1, 0.3, 0.6)),
+    "masks and depths": Architecture(
+        "test_resnet", None, DEEP, structure="masks", densities=(0.1, 0.3, 0.6), depths=(0.5, 0.5, 1.0)
+    ),
     "depths": Architecture("test_resnet", None, DEEP, structure="depths", depths=(0.5, 0.5, 1.0)),
     "slices and depths": Architecture("test_resnet", SHARES, DEEP, depths=(0.5, 0.5, 1.0)),
 }

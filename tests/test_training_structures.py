@@ -18,12 +18,12 @@ from training_data import write_parquet
 from hierclass.checkpoint import load_checkpoint
 from hierclass.classifier import BUNDLED
 from hierclass.errors import InputError
-from hierclass.nested import NestedNetwork
+from hierclass.nested import NestedNetwork, build
 from taxonomy import Taxonomy
 from training import loop
 from training.card import model_card
 from training.evaluate import evaluate_checkpoint
-from training.recipe import Recipe
+from training.recipe import SHARES, Recipe
 from training.run import Run, make_architecture, make_network
 
 
@@ -78,10 +78,6 @@ def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..
             "--widths does not fit --structure depths; give --depths",
         ),
         (
-            {"structure": "masks", "depths": (0.1, 0.5, 1.0)},
-            "--depths does not fit --structure masks; give --densities",
-        ),
-        (
             {"structure": "prefix", "order": "importance"},
             "--order importance does not fit --structure prefix; leave it out",
         ),
@@ -100,6 +96,10 @@ def test_numbers_that_do_not_fit_the_structure_are_refused_before_images_are_rea
     with pytest.raises(InputError) as caught:
         fit(dataclasses.replace(recipe, data=("nowhere",), **change), tmp_path)
     assert str(caught.value) == message
+
+
+def test_the_recipe_takes_what_nest_takes() -> None:
+    assert build._TAKES == SHARES
 
 
 def test_without_numbers_a_taxonomy_of_three_tiers_is_expected() -> None:
@@ -150,7 +150,7 @@ def test_the_network_hears_before_every_update_how_far_training_is(
 DEEP = {"layers": (2, 2, 2, 2)}
 STRUCTURES: dict[str, dict[str, Any]] = {
     "prefix": {},
-    "masks": {"densities": (0.1, 0.3, 0.6)},
+    "masks": {"densities": (0.1, 0.3, 0.6), "depths": (0.5, 0.5, 1.0), "backbone_args": DEEP},
     "depths": {"depths": (0.5, 0.5, 1.0), "backbone_args": DEEP},
     "slices": {"depths": (0.5, 0.5, 1.0), "backbone_args": DEEP},
 }

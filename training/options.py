@@ -39,7 +39,7 @@ Widths = Annotated[
     str, typer.Option(help="slices, prefix: share of the channels up to each level. Default: 0.25,0.5,1.")
 ]
 Depths = Annotated[
-    str, typer.Option(help="depths, slices, prefix: share of the blocks of each stage that a level runs.")
+    str, typer.Option(help="Share of the blocks of each stage that a level runs; also with other structures.")
 ]
 Densities = Annotated[
     str, typer.Option(help="masks: share of the weights that each level uses. Default: 0.25,0.5,1.")

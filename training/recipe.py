@@ -15,7 +15,7 @@ from hierclass.files import replacing
 SHARES = {
     "slices": ("widths", "depths"),
     "prefix": ("widths", "depths"),
-    "masks": ("densities",),
+    "masks": ("densities", "depths"),
     "depths": ("depths",),
 }
 """Structure → the fields with a number per level that it takes, first the one that makes its levels."""
