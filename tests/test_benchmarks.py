@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import typer
+from click.testing import Result
+from training_data import write_parquet
+from typer.testing import CliRunner
+
+from taxonomy import Taxonomy
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "latency.py"
@@ -48,3 +57,56 @@ def test_latency_of_a_missing_model_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("there is no model at")
+
+
+def test_structures_are_compared_once_and_the_tables_come_from_the_file(
+    tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    app = typer.Typer()
+    app.command()(importlib.import_module("structures").main)
+    tiny_taxonomy.save(tmp_path / "tiny.json")
+    write_parquet(tmp_path / "shapes.parquet", tiny_taxonomy, 6)
+    out, document = tmp_path / "structures.json", tmp_path / "structures.md"
+    document.write_text(
+        "before\n<!-- tables: begin -->\nold\n<!-- tables: end -->\nafter\n", encoding="utf-8"
+    )
+    arguments: list[object] = [
+        *("--data", tmp_path / "shapes.parquet", "--taxonomy", tmp_path / "tiny.json", "--dev-from", 4),
+        *("--epochs", 1, "--size", 16, "--batch-size", 16, "--channels", 12, "--blocks", 1),
+        *("--only", "slices", "--only", "dense", "--rounds", 2),
+        *("--work", tmp_path / "work", "--out", out, "--document", document),
+    ]
+
+    def compare(*more: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in (*arguments, *more)])
+
+    done = compare()
+    assert done.exit_code == 0, done.output
+    results = json.loads(out.read_text(encoding="utf-8"))
+    assert results["settings"]["data"] == ["shapes.parquet"]
+    rows = {row["name"]: row for row in results["rows"]}
+    assert list(rows) == ["slices", "dense"]
+    macs = [level["macs"] for level in rows["slices"]["levels"]]
+    assert macs[0] < macs[1] < macs[2] < rows["dense"]["levels"][0]["macs"]
+    for row in rows.values():
+        assert all(
+            level["interval"][0] <= level["accuracy"] <= level["interval"][1] for level in row["levels"]
+        )
+        assert row["checkpoint_bytes"] > 0
+    timed = {(time["name"], time["what"], time["batch"]) for time in results["times"]["rows"]}
+    answers = [("slices", what) for what in ("level 0", "level 1", "level 2", "climb")]
+    assert timed == {
+        ("slices", "update", 16),
+        ("dense", "update", 16),
+        *((*answer, batch) for answer in (*answers, ("dense", "level 2")) for batch in (1, 32)),
+    }
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- tables: begin -->\n\n### Accuracy and cost of every level")
+    assert text.endswith("<!-- tables: end -->\nafter\n")
+    assert "old" not in text
+    assert "slices, seed 0: done already" in compare("--no-times").output
+    assert json.loads(out.read_text(encoding="utf-8")) == results
+    other = compare("--epochs", 2)
+    assert other.exit_code == 2
+    assert "results of other settings" in " ".join(other.output.replace("│", " ").split())
