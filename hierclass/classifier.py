@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ BUNDLED = Path(__file__).parent / "models" / "tiny-imagenet"
 """The model that comes with the package."""
 
 BATCH_SIZE = 64
+
+RUN_APART = ("prefix", "masks", "depths")
+"""Structures whose levels share weights, but nothing that is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +126,12 @@ class Classifier:
 
     def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
         """Answer for images that are prepared already: float32 (B, 3, size, size) from `preprocess`."""
+        last, images = self.check_level(level), self._tensor(batch)
         with torch.inference_mode():
-            logits = [_numpy(values) for values in self._network.forward_all(self._tensor(batch), level)]
+            if self._lower_weight:
+                logits = [_numpy(values) for values in self._network.forward_all(images, last)]
+            else:  # lower levels have no say, so none is run that the level itself does not need
+                logits = [np.empty((0, 0), np.float32)] * last + [_numpy(self._network(images, last))]
         return decide(agree(logits, self.taxonomy, self._lower_weight), self.taxonomy)
 
     def _refine(self, batch: NDArray[np.float32]) -> Iterator[Prediction]:
@@ -165,6 +174,10 @@ def _find_device(name: str) -> torch.device:
 def _describe_levels(checkpoint: Checkpoint) -> tuple[Level, ...]:
     network = checkpoint.network
     costs = [network.cost(level) for level in range(network.num_levels)]
+    if checkpoint.decision.get("lower_weight") and network.structure in RUN_APART:
+        # Levels that share no computing are all run where all have a say.
+        macs = itertools.accumulate(cost.macs for cost in costs)
+        costs = [dataclasses.replace(cost, macs=total) for cost, total in zip(costs, macs, strict=True)]
     return tuple(
         Level(
             index=index,

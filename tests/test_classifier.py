@@ -14,8 +14,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 import hierclass
+from hierclass.checkpoint import build
 from hierclass.classifier import BATCH_SIZE, Classifier
 from hierclass.decisions import Prediction
 from hierclass.errors import CheckpointError, ImageError, InputError, LevelError
@@ -126,6 +128,29 @@ def test_refining_may_be_left_early_and_runs_may_mix(classifier: Classifier, pic
     assert same(next(first), classifier.predict(pictures[0], 1))
     second.close()
     assert same(next(first), classifier.predict(pictures[0], 2))
+
+
+def macs_of(classifier: Classifier, picture: Picture, level: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        classifier.predict(picture, level)
+    return int(counter.get_total_flops()) // 2
+
+
+def test_levels_that_share_no_computing_are_run_only_where_they_have_a_say(
+    classifier: Classifier, pictures: list[Picture]
+) -> None:
+    architecture = dataclasses.replace(classifier.checkpoint.architecture, structure="prefix")
+    network = build(architecture, classifier.taxonomy, 32).eval()
+    for weight in (0.0, 0.5):
+        decision = {"lower_weight": weight}
+        model = dataclasses.replace(
+            classifier.checkpoint, network=network, architecture=architecture, decision=decision
+        )
+        other = Classifier(model, device="cpu")
+        alone = [network.cost(level).macs for level in range(3)]
+        expected = [sum(alone[: level + 1]) if weight else alone[level] for level in range(3)]
+        assert [level.macs for level in other.levels] == expected
+        assert [macs_of(other, pictures[0], level) for level in range(3)] == expected
 
 
 def test_lower_levels_count_as_the_checkpoint_says(classifier: Classifier, pictures: list[Picture]) -> None:
