@@ -1,8 +1,10 @@
-"""Layer types are added by registering a rule, and wrong rules are caught when a network is built."""
+"""Layer types, functions and structures are added as docs/nested.md says; wrong rules are caught by the proof."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from toy_backbones import SIZE, THIRDS, Toy, close, cut, part
 
 from hierclass.errors import BackboneError
+from hierclass.nested import NestedNetwork, build, functions, nest
 from hierclass.nested.channels import Channels
 from hierclass.nested.rules import RULES, ChannelRule, Flow, Rule
 
@@ -79,6 +82,91 @@ def test_a_layer_that_ties_channels_is_added_by_registering_a_rule(monkeypatch: 
     assert [part(network, "conv1", level).out_channels for level in range(3)] == [
         3 * count for count in counts
     ]
+
+
+class Wave(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sinc(x) + x
+
+
+def test_a_function_is_added_by_naming_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = Toy(Wave()).eval()
+    with pytest.raises(
+        BackboneError, match=r"middle \(Wave\): sinc\(\) can't be cut into levels: no rule for thi"
+    ):
+        cut(dense)
+    monkeypatch.setattr(functions, "ELEMENTWISE", functions.ELEMENTWISE | {"sinc"})
+    image = torch.randn(2, *SIZE)
+    assert close(cut(dense, (1.0,)).features_all(image)[0], dense(image))
+    assert cut(dense, THIRDS).num_features == (8, 16, 32)
+
+
+class SeparateNetwork(NestedNetwork):
+    """Every level is a whole backbone of its own, and shares nothing: an example of docs/nested.md."""
+
+    structure = "separate"
+
+    def __init__(self, backbones: Sequence[nn.Module], num_classes: Sequence[int], input_size: Any):
+        features = [backbone.num_features for backbone in backbones]
+        super().__init__(features, num_classes, input_size)
+        self.backbones = nn.ModuleList(backbones)
+
+    def features(self, image: Tensor, level: int) -> Tensor:
+        return self.backbones[level](image)
+
+    def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
+        for name, value in self.backbones[level].named_parameters(f"backbones.{level}"):
+            yield name, value, True
+        for name, value in self.backbones[level].named_buffers(f"backbones.{level}"):
+            yield name, value, False
+
+    def spoil_above(self, level: int) -> None:
+        for value in self.backbones[level + 1 :].state_dict().values():
+            if value.is_floating_point():
+                value.fill_(torch.nan)
+
+    def truncate(self, level: int) -> NestedNetwork:
+        keep = self.check_level(level) + 1
+        backbones = copy.deepcopy(list(self.backbones)[:keep])
+        network = SeparateNetwork(backbones, self.num_classes[:keep], self.input_size)
+        network.heads.load_state_dict(self.heads[:keep].state_dict())
+        return network.train(self.training).to(next(self.parameters()))
+
+
+def make_separate(wanted: Any) -> NestedNetwork:
+    backbones = [copy.deepcopy(wanted.backbone) for _ in wanted.shares]
+    return SeparateNetwork(backbones, wanted.num_classes, wanted.input_size)
+
+
+@pytest.fixture
+def separate(monkeypatch: pytest.MonkeyPatch) -> NestedNetwork:
+    """A network of the structure, registered for as long as a test runs."""
+    monkeypatch.setitem(build._STRUCTURES, "separate", make_separate)
+    monkeypatch.setitem(build._TAKES, "separate", ("widths",))
+    backbone = Toy()
+    backbone.num_features = 32
+    torch.manual_seed(0)
+    return nest(backbone, structure="separate", num_classes=(2, 3, 5), input_size=SIZE).eval()
+
+
+def test_a_structure_is_added_by_a_subclass_and_a_line_in_build(separate: NestedNetwork) -> None:
+    image = torch.randn(2, *SIZE)
+    assert [tuple(logits.shape) for logits in separate.forward_all(image)] == [(2, 2), (2, 3), (2, 5)]
+    assert torch.equal(separate.extract(1)(image), separate(image, 1))
+    assert separate.cost(0).macs < separate.cost(2).macs
+
+
+def test_a_wrong_structure_is_caught_by_the_same_proof(
+    separate: NestedNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peeking(self: SeparateNetwork, image: Tensor, level: int) -> Tensor:
+        return self.backbones[min(level + 1, self.num_levels - 1)](image)
+
+    monkeypatch.setattr(SeparateNetwork, "features", peeking)
+    backbone = Toy()
+    backbone.num_features = 32
+    with pytest.raises(BackboneError, match="level 1 reads weights of a level above it"):
+        nest(backbone, structure="separate", num_classes=(2, 3, 5), input_size=SIZE)
 
 
 class Scale(nn.Module):

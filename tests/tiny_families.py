@@ -1,0 +1,132 @@
+"""A tiny model of each family of timm: its blocks as they are, with few channels and few layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from timm.models import cspnet, densenet, ghostnet, metaformer, mlp_mixer, regnet, vgg, vovnet
+from torch import nn
+
+from hierclass.nested import create_backbone
+
+SHORT: dict[str, Any] = {"layers": (2, 1, 1, 1), "channels": (16, 16, 32, 32)}
+CONVNEXT: dict[str, Any] = {"depths": (2, 1, 1, 1), "dims": (16, 16, 32, 32)}
+VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+SWIN: dict[str, Any] = {
+    "img_size": 32,
+    "embed_dim": 24,
+    "depths": (2, 2),
+    "num_heads": (3, 6),
+    "window_size": 4,
+}
+
+
+def _csp() -> nn.Module:
+    cfg = cspnet.model_cfgs["cspresnet50"]
+    stages = dataclasses.replace(
+        cfg.stages, depth=(2, 2, 1, 1), out_chs=(32, 32, 48, 64), stride=(1, 2, 2, 2)
+    )
+    stem = dataclasses.replace(cfg.stem, out_chs=16)
+    return cspnet.CspNet(dataclasses.replace(cfg, stem=stem, stages=stages), num_classes=0)
+
+
+def _vovnet() -> nn.Module:
+    cfg = vovnet.model_cfgs["ese_vovnet19b_slim_dw"]
+    small = {"stem_chs": (16, 16, 16), "stage_conv_chs": (16, 16, 16, 16), "stage_out_chs": (32, 32, 32, 64)}
+    return vovnet.VovNet({**cfg, **small}, num_classes=0)
+
+
+def _regnet() -> nn.Module:
+    cfg = regnet.RegNetCfg(depth=6, w0=16, wa=24.0, wm=2.0, group_size=8, se_ratio=0.25)
+    return regnet.RegNet(cfg, num_classes=0)
+
+
+def _ghostnet() -> nn.Module:
+    stages = [[[3, 16, 16, 0, 1]], [[3, 48, 24, 0.25, 2], [3, 48, 24, 0.25, 1]], [[5, 64, 40, 0, 2]]]
+    return ghostnet.GhostNet(stages, num_classes=0)
+
+
+def _named(name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    return lambda: create_backbone(name, **arguments)
+
+
+def _mixer() -> nn.Module:
+    return mlp_mixer.MlpMixer(num_classes=0, img_size=32, patch_size=8, num_blocks=2, embed_dim=32)
+
+
+def _metaformer() -> nn.Module:
+    return metaformer.MetaFormer(num_classes=0, depths=(2, 1), dims=(16, 32))
+
+
+def _vgg() -> nn.Module:
+    return vgg.VGG((8, "M", 16, "M", 24, "M"), num_classes=0, norm_layer=nn.BatchNorm2d, mlp_ratio=0.01)
+
+
+def _densenet() -> nn.Module:
+    return densenet.DenseNet(growth_rate=8, block_config=(2, 2), num_classes=0)
+
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "resnet": _named("resnet26", **SHORT),
+    "resnext": _named("resnext50_32x4d", **SHORT, cardinality=4, base_width=16),
+    "seresnet": _named("seresnet50", **SHORT),
+    "ecaresnet": _named("ecaresnet26t", **SHORT),
+    "resnetv2": _named("resnetv2_50", layers=(2, 1, 1, 1), channels=(32, 32, 64, 64), stem_chs=16),
+    "res2net": _named("res2net50_26w_4s", **SHORT),
+    "sknet": _named("skresnet18", **SHORT),
+    "densenet": _densenet,
+    "vgg": _vgg,
+    "vovnet": _vovnet,
+    "cspnet": _csp,
+    "regnet": _regnet,
+    "ghostnet": _ghostnet,
+    "byobnet": _named("test_byobnet"),
+    "nfnet": _named("test_nfnet"),
+    "efficientnet": _named("test_efficientnet"),
+    "mobilenetv3": _named("mobilenetv3_small_050"),
+    "mobilenetv4": _named("mobilenetv4_conv_small_035"),
+    "convnext": _named("convnext_atto", **CONVNEXT),
+    "convnextv2": _named("convnextv2_atto", **CONVNEXT),
+    "inception_next": _named("inception_next_atto", **CONVNEXT),
+    "mambaout": _named("mambaout_femto", **CONVNEXT),
+    "metaformer": _metaformer,
+    "mixer": _mixer,
+    "vit": _named("vit_tiny_patch16_224", **VIT),
+    "vit_relpos": _named("vit_relpos_small_patch16_224", **VIT),
+    "deit": _named("deit_tiny_distilled_patch16_224", **VIT),
+    "beit": _named("beit_base_patch16_224", **VIT),
+    "cait": _named("cait_xxs24_224", **VIT),
+    "xcit": _named("xcit_nano_12_p16_224", **VIT),
+    "pit": _named(
+        "pit_ti_224", img_size=32, patch_size=4, stride=4, base_dims=(8, 8), depth=(2, 1), heads=(2, 4)
+    ),
+    "levit": _named("levit_128s", img_size=64, embed_dim=(32, 48), key_dim=8, depth=(2, 1), num_heads=(4, 6)),
+    "swin": _named("swin_tiny_patch4_window7_224", **SWIN),
+    "swinv2": _named("swinv2_tiny_window8_256", **SWIN),
+    "davit": _named("davit_tiny", depths=(2, 1), embed_dims=(24, 48), num_heads=(3, 6)),
+    "coatnet": _named("test_coatnet", img_size=64),
+}
+LARGER = {"levit": 64, "coatnet": 64, "davit": 64}
+"""Families that take no image of 32 pixels."""
+
+
+def size_of(family: str) -> tuple[int, int, int]:
+    """Size of the images (C, H, W) that a family is tested on."""
+    side = LARGER.get(family, 32)
+    return 3, side, side
+
+
+@cache
+def backbone_of(family: str) -> nn.Module:
+    """A backbone whose every weight matters (timm starts residual branches near zero); not to be changed."""
+    torch.manual_seed(0)
+    backbone = FAMILIES[family]().eval()
+    with torch.no_grad():
+        for key, value in (*backbone.named_parameters(), *backbone.named_buffers()):
+            if value.is_floating_point() and value.ndim < 2 and not key.endswith(("bias", "mean")):
+                value.uniform_(0.8, 1.2)
+    return backbone
