@@ -164,6 +164,8 @@ def _present(
     axis = (args[0] if args and isinstance(args[0], int) else 0) % analysis.values[node].meta.ndim
     kept: list[Any] = []
     for part in parts:
+        if not analysis.values[inputs[part.index]].meta.numel():
+            continue
         cut: Cut = analysis.values[inputs[part.index]].cut
         if cut.shared and output.axis == axis:
             if level == 0:

@@ -74,6 +74,8 @@ def fill(argument: Any, values: Sequence[Any]) -> Any:
         return value
     if isinstance(argument, Picked):
         tensor: Tensor = values[argument.slot.index]
+        if tensor.is_meta and max(argument.index) >= tensor.shape[argument.axis]:
+            raise RuntimeError("index out of bounds")  # the device meta does not look
         return tensor.index_select(argument.axis, torch.tensor(argument.index, device=tensor.device))
     if isinstance(argument, Resized):
         sizes = list(values[argument.slot.index])

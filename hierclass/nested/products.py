@@ -48,10 +48,11 @@ def _meet(rows: Tensor, columns: Tensor, shape: Sequence[int], channels: Channel
     heads = [any(varies(ids, axis) for axis in range(ndim - 2)) for ids in (rows, columns)]
     crossing = varies(rows, ndim - 2) and varies(columns, ndim - 1)
     firm = not channels.is_loose(rows) and not channels.is_loose(columns)
-    if firm and (heads == [True, False] or (crossing and heads == [False, False])):
+    single = [not any(varies(ids, axis) for axis in range(ndim)) for ids in (rows, columns)]
+    if firm and (heads == [True, False] or (crossing and not any(heads)) or single == [False, True]):
         channels.tie_to_ground(columns)
         return rows.expand(tuple(shape))
-    if firm and heads == [False, True]:
+    if firm and (heads == [False, True] or single == [True, False]):
         channels.tie_to_ground(rows)
         return columns.expand(tuple(shape))
     if not (varies(rows, ndim - 2) or varies(columns, ndim - 1)):
