@@ -55,7 +55,8 @@ def survey(
     found = read(results)
     if proofs:
         for structure in STRUCTURES:
-            chosen = [name for name in smallest(found) if (name, structure) not in done]
+            tried = {family_of(name) for name, kind in done if kind == structure}
+            chosen = [name for name in smallest(found) if family_of(name) not in tried]
             run(chosen, structure, partial(prove, structure=structure), results)
     if write:
         backbones = collect(read(results))
@@ -125,29 +126,26 @@ def collect(found: dict[tuple[str, str], Row]) -> Backbones:
     for name in timm.list_models():
         families.setdefault(family_of(name), []).append(name)
     return Backbones(
-        timm.__version__,
-        tuple(_family(name, families[name], found, smallest(found)) for name in sorted(families)),
+        timm.__version__, tuple(_family(name, families[name], found) for name in sorted(families))
     )
 
 
-def _family(
-    family: str, names: Iterable[str], found: dict[tuple[str, str], Row], chosen: list[str]
-) -> Family:
+def _family(family: str, names: Iterable[str], found: dict[tuple[str, str], Row]) -> Family:
     untried: Row = {"reason": "not tried"}
     reasons = {name: found.get((name, ""), untried)["reason"] for name in names}
-    shown = {
-        structure: (name, found[name, structure]["reason"])
-        for name in reasons
-        if name in chosen
-        for structure in STRUCTURES
-        if (name, structure) in found
-    }
+    proven: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    for structure in STRUCTURES:
+        for name in reasons:
+            if (name, structure) in found:
+                reason = found[name, structure]["reason"]
+                (failed if reason else proven)[structure] = f"{name}: {reason}" if reason else name
     return Family(
         family,
         tuple(name for name, reason in reasons.items() if not reason),
         {name: reason for name, reason in reasons.items() if reason},
-        {structure: name for structure, (name, reason) in shown.items() if not reason},
-        {structure: f"{name}: {reason}" for structure, (name, reason) in shown.items() if reason},
+        proven,
+        {structure: reason for structure, reason in failed.items() if structure not in proven},
     )
 
 

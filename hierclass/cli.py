@@ -1,4 +1,4 @@
-"""The command `hierclass`: label many images, look at one, list the levels of a model, compress one.
+"""The command `hierclass`: label images, look at one, list the levels of a model, compress one, list backbones.
 
 The only place of this package that knows the command line, prints, and turns errors into one line and an exit
 code: 0 all good, 1 a failure that is not the user's, 2 wrong use, 3 some inputs could not be read, 128 + n
@@ -215,6 +215,27 @@ def compress(
     Console(highlight=False).print(draw_footprints(footprints))
     print(f"Times: the network alone, medians of {ROUNDS} rounds in turn, on the processor.")
     _say(f"levels 0 to {level} -> {output}")
+
+
+@app.command()
+def backbones(
+    pattern: Annotated[
+        str | None, typer.Argument(help="A model, which is tried at once, or families or models like *vit*.")
+    ] = None,
+    try_now: Annotated[bool, typer.Option("--try", help="Cut all that match now; look nothing up.")] = False,
+) -> None:
+    """Say which models of timm can be cut into levels, in which structures, and if not, why."""
+    from rich.console import Console
+
+    from hierclass.backbones import findings, models_to_try, shipped_backbones
+    from hierclass.terminal import draw_families, draw_finding
+
+    console = Console(highlight=False)
+    tried = models_to_try(pattern, force=try_now)
+    if not tried:
+        console.print(draw_families(shipped_backbones().matching(pattern or "*")))
+    for finding, family in findings(tried):
+        console.print(draw_finding(finding, family))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -23,9 +23,11 @@ from rich.text import Text
 from hierclass.inputs import display_name
 
 if TYPE_CHECKING:
+    from hierclass.backbones import Backbones, Family
     from hierclass.classifier import Level
     from hierclass.compress import Footprint
     from hierclass.decisions import Prediction
+    from hierclass.survey import Finding
 
 SAVES_NOTHING = "Every level runs the whole network: a coarser answer costs the same."
 
@@ -152,3 +154,36 @@ def draw_footprints(footprints: Sequence[Footprint]) -> RenderableType:
         shares = [f"{values[-1] / value:.3f}" for value in values[:-1]]
         table.add_row(name, *(form.format(value) for value in values), *shares)
     return table
+
+
+def draw_families(backbones: Backbones) -> RenderableType:
+    """Draw which families of timm can be cut; where not all models can, the most frequent reason."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("family", no_wrap=True)
+    table.add_column("nest", justify="right", no_wrap=True)
+    table.add_column("structures", no_wrap=True)
+    table.add_column("where not, why")
+    for family in backbones.families:
+        count = f"{len(family.nests)} of {family.num_models}"
+        table.add_row(family.name, count, " ".join(family.proven), Text(one_line(family.reason)))
+    hint = "hierclass backbones NAME tries one model."
+    return Group(table, Text(f"{backbones.summary()}. {hint}"))
+
+
+def draw_finding(finding: Finding, family: Family | None) -> RenderableType:
+    """Draw what came of cutting one model: the costs of its levels, or why it has none."""
+    height, width = finding.input_size[1:]
+    proven = f"Proven in its family: {', '.join(family.proven)}." if family and family.proven else ""
+    if finding.reason:
+        return Text(f"{finding.name} can't be cut into slices: {one_line(finding.reason)}. {proven}".rstrip())
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("level", "MMACs", "cost", "parameters", "of all"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for level, (macs, parameters) in enumerate(zip(finding.macs, finding.parameters, strict=True)):
+        shares = (
+            f"{macs / max(finding.macs[-1], 1):.1%}",
+            f"{parameters / max(finding.parameters[-1], 1):.1%}",
+        )
+        table.add_row(str(level), f"{macs / 1e6:,.1f}", shares[0], f"{parameters:,}", shares[1])
+    head = f"{finding.name} can be cut into slices; one image of {height} x {width}, without heads:"
+    return Group(Text(head), table, *([Text(proven)] if proven else []))

@@ -45,7 +45,7 @@ FORBIDDEN: dict[str, set[str]] = {
     },
     "training": {"app", "benchmarks", "gradio", "nltk"},
     "app.py": {"training", "benchmarks", "numpy", "sklearn", "nltk", *TORCH, "cv2"},
-    "benchmarks": {"training", "app", "gradio"},
+    "benchmarks": {"app", "gradio"},
 }
 STANDARD_PLUS = {"taxonomy": {"numpy", "typer", "rich", "nltk", "taxonomy"}}
 """Rooms that hold the standard library and these packages only."""
