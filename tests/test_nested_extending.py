@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,63 +18,51 @@ from hierclass.nested import NestedNetwork, build, functions, nest
 from hierclass.nested.channels import Channels
 from hierclass.nested.rules import RULES, ChannelRule, Flow, Rule
 
-
-class GlobalFilter(nn.Module):
-    """Weighs frequencies, channel by channel (GFNet, Rao et al. 2021): an example of docs/nested.md."""
-
-    def __init__(self, channels: int, height: int, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.rand(channels, height, width // 2 + 1, 2) + 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        spectrum = torch.fft.rfft2(x) * torch.view_as_complex(self.weight)
-        return torch.fft.irfft2(spectrum, s=x.shape[-2:])
+DOCS = Path(__file__).parent.parent / "docs" / "nested.md"
 
 
-def test_a_layer_with_weights_per_channel_is_added_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = Toy(GlobalFilter(16, 8, 8)).eval()
+@pytest.fixture(scope="module")
+def page() -> dict[str, Any]:
+    """What the examples of docs/nested.md define; they register in tables of their own."""
+    names: dict[str, Any] = {
+        "copy": copy,
+        "torch": torch,
+        "nn": nn,
+        "Tensor": Tensor,
+        "Rule": Rule,
+        "Flow": Flow,
+    }
+    names |= {"ChannelRule": ChannelRule, "NestedNetwork": NestedNetwork}
+    names |= {"RULES": {}, "_STRUCTURES": {}, "_TAKES": {}}
+    for example in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL):
+        exec(example, names)
+    return names
+
+
+def test_a_layer_with_weights_per_channel_is_added_in_one_line(
+    page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = page["GlobalFilter"]
+    dense = Toy(kind(16, 8, 8)).eval()
     with pytest.raises(
         BackboneError, match=r"middle \(GlobalFilter\): \w+\(\) can't be cut into levels: no rul"
     ):
         cut(dense)
-    monkeypatch.setitem(RULES, GlobalFilter, ChannelRule())
+    monkeypatch.setitem(RULES, kind, page["RULES"][kind])
     image = torch.randn(2, *SIZE)
     assert close(cut(dense, (1.0,)).features_all(image)[0], dense(image))
     kept = torch.cat([part(cut(dense, THIRDS), "middle", level).weight for level in range(3)])
     assert torch.equal(kept, dense.middle.weight)
 
 
-class GroupMedian(nn.Module):
-    """The median of neighbouring channels, times a weight: (B, n·C, H, W) → (B, C, H, W); from docs/nested.md."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.channels = channels
-        self.weight = nn.Parameter(torch.rand(channels) + 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        groups = x.unflatten(1, (self.channels, -1))
-        return groups.median(2).values * self.weight[:, None, None]
-
-
-class GroupMedianRule(Rule):
-    """Channels of a group belong to one level, and so does the median of them."""
-
-    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
-        assert isinstance(layer, GroupMedian)
-        groups = ids.unflatten(1, (layer.channels, -1))
-        return Flow(channels.tie_along(groups, 2).squeeze(2), "slice")
-
-    def resize(self, part: nn.Module, layer: nn.Module, reads: Sequence[int], writes: Sequence[int]) -> None:
-        assert isinstance(part, GroupMedian)
-        part.channels = len(writes)
-
-
-def test_a_layer_that_ties_channels_is_added_by_registering_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = Toy(GroupMedian(12), channels=12, inside=36).eval()
+def test_a_layer_that_ties_channels_is_added_by_registering_a_rule(
+    page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = page["GroupMedian"]
+    dense = Toy(kind(12), channels=12, inside=36).eval()
     with pytest.raises(BackboneError, match=r"middle \(GroupMedian\): median\(\) can't be cut into levels"):
         cut(dense)
-    monkeypatch.setitem(RULES, GroupMedian, GroupMedianRule())
+    monkeypatch.setitem(RULES, kind, page["RULES"][kind])
     image = torch.randn(2, *SIZE)
     assert close(cut(dense, (1.0,)).features_all(image)[0], dense(image))
     network = cut(dense, THIRDS)
@@ -101,48 +91,11 @@ def test_a_function_is_added_by_naming_its_kind(monkeypatch: pytest.MonkeyPatch)
     assert cut(dense, THIRDS).num_features == (8, 16, 32)
 
 
-class SeparateNetwork(NestedNetwork):
-    """Every level is a whole backbone of its own, and shares nothing: an example of docs/nested.md."""
-
-    structure = "separate"
-
-    def __init__(self, backbones: Sequence[nn.Module], num_classes: Sequence[int], input_size: Any):
-        features = [backbone.num_features for backbone in backbones]
-        super().__init__(features, num_classes, input_size)
-        self.backbones = nn.ModuleList(backbones)
-
-    def features(self, image: Tensor, level: int) -> Tensor:
-        return self.backbones[level](image)
-
-    def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
-        for name, value in self.backbones[level].named_parameters(f"backbones.{level}"):
-            yield name, value, True
-        for name, value in self.backbones[level].named_buffers(f"backbones.{level}"):
-            yield name, value, False
-
-    def spoil_above(self, level: int) -> None:
-        for value in self.backbones[level + 1 :].state_dict().values():
-            if value.is_floating_point():
-                value.fill_(torch.nan)
-
-    def truncate(self, level: int) -> NestedNetwork:
-        keep = self.check_level(level) + 1
-        backbones = copy.deepcopy(list(self.backbones)[:keep])
-        network = SeparateNetwork(backbones, self.num_classes[:keep], self.input_size)
-        network.heads.load_state_dict(self.heads[:keep].state_dict())
-        return network.train(self.training).to(next(self.parameters()))
-
-
-def make_separate(wanted: Any) -> NestedNetwork:
-    backbones = [copy.deepcopy(wanted.backbone) for _ in wanted.shares]
-    return SeparateNetwork(backbones, wanted.num_classes, wanted.input_size)
-
-
 @pytest.fixture
-def separate(monkeypatch: pytest.MonkeyPatch) -> NestedNetwork:
-    """A network of the structure, registered for as long as a test runs."""
-    monkeypatch.setitem(build._STRUCTURES, "separate", make_separate)
-    monkeypatch.setitem(build._TAKES, "separate", ("widths",))
+def separate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> NestedNetwork:
+    """A network of the structure on the page, registered for as long as a test runs."""
+    monkeypatch.setitem(build._STRUCTURES, "separate", page["_STRUCTURES"]["separate"])
+    monkeypatch.setitem(build._TAKES, "separate", page["_TAKES"]["separate"])
     backbone = Toy()
     backbone.num_features = 32
     torch.manual_seed(0)
@@ -159,10 +112,10 @@ def test_a_structure_is_added_by_a_subclass_and_a_line_in_build(separate: Nested
 def test_a_wrong_structure_is_caught_by_the_same_proof(
     separate: NestedNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def peeking(self: SeparateNetwork, image: Tensor, level: int) -> Tensor:
+    def peeking(self: Any, image: Tensor, level: int) -> Tensor:
         return self.backbones[min(level + 1, self.num_levels - 1)](image)
 
-    monkeypatch.setattr(SeparateNetwork, "features", peeking)
+    monkeypatch.setattr(type(separate), "features", peeking)
     backbone = Toy()
     backbone.num_features = 32
     with pytest.raises(BackboneError, match="level 1 reads weights of a level above it"):

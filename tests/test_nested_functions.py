@@ -265,6 +265,13 @@ def biased_attention(self: Any, x: Tensor) -> Tensor:
     return self.proj((weights @ value).transpose(1, 2).reshape(batch, tokens, channels))
 
 
+def multi_query(self: Any, x: Tensor) -> Tensor:
+    """One key and value for all heads (MobileNetV4)."""
+    query = self.query(x).unflatten(2, (6, 4)).transpose(1, 2)
+    key, value = (layer(x).unsqueeze(1).expand(-1, 6, -1, -1) for layer in (self.key, self.value))
+    return x + self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
 def channel_attention(self: Any, x: Tensor) -> Tensor:
     """Channels of a head attend to each other (XCiT)."""
     batch, tokens, channels = x.shape
@@ -293,6 +300,11 @@ def scaled_tokens(self: Any, x: Tensor) -> Tensor:
 
 def functional_linear(self: Any, x: Tensor) -> Tensor:
     return F.linear(x, self.weight, self.bias) + F.linear(x, weight=self.weight)
+
+
+def sizes(self: Any, x: Tensor) -> Tensor:
+    heads = self.linear(x).view(x.size(0), -1, 6, x.size(-1) // 6)
+    return heads.flip(1).reshape(x.size()) + heads.flatten(2).view(x.shape)
 
 
 def rotated(self: Any, x: Tensor) -> Tensor:
@@ -345,6 +357,11 @@ TOKENS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
         ),
         False,
     ),
+    "one key for all heads": (
+        lambda: Middle(multi_query, query=linear(), key=linear(24, 4), value=linear(24, 4), proj=linear()),
+        True,
+    ),
+    "sizes": (lambda: Middle(sizes, linear=linear()), True),
     "channels attend to channels": (
         lambda: Middle(channel_attention, qkv=linear(24, 72), proj=linear(), temperature=table(6, 1, 1)),
         True,
