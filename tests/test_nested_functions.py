@@ -191,6 +191,12 @@ IMAGES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     "mean and maximum over channels": (lambda: Middle(spatial), True),
     "pool and interpolate": (lambda: Middle(pooled, conv=conv()), True),
     "pad": (lambda: Middle(padded, conv=conv(kernel=3)), True),
+    "pad with a number": (
+        lambda: Middle(
+            lambda self, x: self.conv(self.pad(x)), conv=conv(kernel=3), pad=nn.ConstantPad2d(1, 0.5)
+        ),
+        True,
+    ),
     "normalize and softmax over channels": (lambda: Middle(compared), True),
     "a table of positions": (lambda: Middle(positions_of_image, table=table(1, 16, 8, 8)), False),
     "layer scale": (lambda: Middle(scaled, conv=conv(), gamma=table(16)), True),
@@ -298,6 +304,12 @@ def scaled_tokens(self: Any, x: Tensor) -> Tensor:
     return x + self.gamma * self.linear(x)
 
 
+def scaled_by_one_number(self: Any, x: Tensor) -> Tensor:
+    """A number made of two tables (differential attention)."""
+    amount = torch.exp(torch.sum(self.left * self.right, dim=-1).float()).type_as(x)
+    return x + amount * self.linear(x)
+
+
 def functional_linear(self: Any, x: Tensor) -> Tensor:
     return F.linear(x, self.weight, self.bias) + F.linear(x, weight=self.weight)
 
@@ -375,6 +387,10 @@ TOKENS: dict[str, tuple[Callable[[], nn.Module], bool]] = {
         False,
     ),
     "layer scale": (lambda: Middle(scaled_tokens, linear=linear(), gamma=table(24)), True),
+    "scaled by one number": (
+        lambda: Middle(scaled_by_one_number, linear=linear(), left=table(8), right=table(8)),
+        True,
+    ),
     "linear with a parameter": (
         lambda: Middle(functional_linear, weight=table(24, 24), bias=table(24)),
         True,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +165,26 @@ def test_evaluation_sees_what_inference_sees(crop: float) -> None:
     preprocessing = Preprocessing(48, crop=crop)
     batch, _, _ = next(read_batches(evaluation_loader(images, preprocessing, batch_size=1, workers=0)))
     assert np.array_equal(batch[0].numpy(), read_input(file.getvalue(), preprocessing))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process can't be killed so on Windows")
+def test_workers_end_with_a_process_that_was_killed() -> None:
+    code = """
+import os, signal
+import numpy as np
+from PIL import Image
+import io
+from hierclass.checkpoint import Preprocessing
+from training.batches import evaluation_loader, read_batches
+from training.data import ImageSet
+file = io.BytesIO()
+Image.new("RGB", (64, 64)).save(file, "jpeg")
+images = ImageSet([file.getvalue()] * 640, ["a"] * 640, np.zeros(640, np.int64))
+loader = evaluation_loader(images, Preprocessing(64), batch_size=64, workers=2)
+for _ in read_batches(loader):
+    print("first batch", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    found, _ = process.communicate(timeout=120)  # it waits for all that hold the other end: the workers too
+    assert found == b"first batch\n"

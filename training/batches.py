@@ -7,6 +7,8 @@ continues with the batches that an unbroken one would have seen.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import random
 import signal
 import threading
@@ -118,7 +120,16 @@ def _identity(batch: Any) -> Any:
 def _start_worker(_: int) -> None:
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # the main process is told as well, and ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """A worker whose batch nobody takes any more would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def read_batches(loader: DataLoader[Any]) -> Generator[Batch]:

@@ -58,7 +58,7 @@ def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: Chan
     firm = [ids for ids in known if not channels.is_loose(ids)]
     rows = [ids for ids in (firm or known) if not _serves_all(ids, firm or known)]
     if not rows:
-        return torch.zeros(1, dtype=torch.long).expand(tuple(shape))
+        return torch.zeros((), dtype=torch.long).expand(tuple(shape))
     if any(_lies_across(ids, row) for ids in owned for row in rows):
         raise BackboneError("what each level makes of its own slice meets channels of all levels")
     for ids in known:

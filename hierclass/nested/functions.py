@@ -29,7 +29,7 @@ ELEMENTWISE = _names(
     """
     add sub rsub mul div truediv pow neg abs exp log log1p sqrt rsqrt square clamp clip maximum
     minimum lerp addcmul sigmoid tanh relu relu6 silu gelu hardswish hardsigmoid hardtanh mish elu
-    leaky_relu softplus logsigmoid dropout where masked_fill maybe_add_mask type_as to float half
+    leaky_relu softplus logsigmoid dropout where masked_fill maybe_add_mask to float half
     bfloat16 contiguous clone detach sin cos erf reciprocal nan_to_num xlogy drop_path
     """
 )
@@ -68,7 +68,7 @@ SPLITTING = _names("chunk split split_with_sizes tensor_split")
 
 def has_rule(name: str) -> bool:
     """Whether parameters can be followed through a function, or are best taken as a whole behind it."""
-    return name in ELEMENTWISE | MOVING | PLACES or name in ("cat", "stack", "getattr")
+    return name in ELEMENTWISE | MOVING | PLACES or name in ("cat", "stack", "getattr", "type_as")
 
 
 def function_name(target: Any) -> str:
@@ -111,6 +111,8 @@ def flow(call: FlowCall, channels: Channels) -> Any:
         return torch.stack(
             [t.expand(call.args[0][0].shape) for t in call.args[0]], call.argument(1, "dim", default=0)
         )
+    if name == "type_as":  # only the type of the second counts
+        return call.args[0]
     if name in ELEMENTWISE:
         return elementwise(call.tensors, call.shape, channels)
     if name in MOVING:

@@ -222,7 +222,7 @@ class _Reader:
 
 def ground(shape: Sequence[int]) -> Tensor:
     """Ids of a value that every level sees."""
-    return torch.zeros(1, dtype=torch.long).expand(tuple(shape))
+    return torch.zeros((), dtype=torch.long).expand(tuple(shape))
 
 
 def _with(node: fx.Node, pick: Any, values: dict[fx.Node, Value]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -278,7 +278,7 @@ ALIKE: tuple[type[nn.Module], ...] = (
         nn.Dropout1d,
         nn.Dropout2d,
         timm_layers.DropPath,
-        nn.ZeroPad2d,
+        nn.ConstantPad2d,
         nn.ReflectionPad2d,
     ),
     *(
