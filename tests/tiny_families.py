@@ -8,7 +8,20 @@ from functools import cache
 from typing import Any
 
 import torch
-from timm.models import cspnet, densenet, ghostnet, metaformer, mlp_mixer, regnet, vgg, vovnet
+from timm.models import (
+    byobnet,
+    cspnet,
+    densenet,
+    efficientnet,
+    ghostnet,
+    hrnet,
+    metaformer,
+    mlp_mixer,
+    regnet,
+    vgg,
+    vovnet,
+)
+from timm.models._efficientnet_builder import decode_arch_def
 from torch import nn
 
 from hierclass.nested import create_backbone
@@ -66,6 +79,32 @@ def _vgg() -> nn.Module:
     return vgg.VGG((8, "M", 16, "M", 24, "M"), num_classes=0, norm_layer=nn.BatchNorm2d, mlp_ratio=0.01)
 
 
+def _hrnet() -> nn.Module:
+    stages = {
+        f"stage{number}": {
+            "num_modules": 1,
+            "num_branches": number,
+            "block_type": "BASIC" if number > 1 else "BOTTLENECK",
+            "num_blocks": (1,) * number,
+            "num_channels": tuple(8 << branch for branch in range(number)),
+            "fuse_method": "SUM",
+        }
+        for number in range(1, 5)
+    }
+    return hrnet.HighResolutionNet({"stem_width": 16, **stages}, num_classes=0)
+
+
+def _repvgg() -> nn.Module:
+    blocks = tuple(byobnet.ByoBlockCfg(type="rep", d=depth, c=16 * depth, s=2) for depth in (1, 2))
+    return byobnet.ByobNet(byobnet.ByoModelCfg(blocks, stem_type="rep", stem_chs=16), num_classes=0)
+
+
+def _efficientnet_of(*stages: list[str]) -> Callable[[], nn.Module]:
+    return lambda: efficientnet.EfficientNet(
+        decode_arch_def(list(stages)), num_classes=0, num_features=64, stem_size=16
+    )
+
+
 def _densenet() -> nn.Module:
     return densenet.DenseNet(growth_rate=8, block_config=(2, 2), num_classes=0)
 
@@ -85,8 +124,14 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "regnet": _regnet,
     "ghostnet": _ghostnet,
     "byobnet": _named("test_byobnet"),
+    "repvgg": _repvgg,
+    "hrnet": _hrnet,
     "nfnet": _named("test_nfnet"),
     "efficientnet": _named("test_efficientnet"),
+    "efficientnetv2": _efficientnet_of(
+        ["cn_r1_k3_s1_e1_c16_skip"], ["er_r2_k3_s2_e4_c24"], ["ir_r2_k3_s2_e4_c32_se0.25"]
+    ),
+    "mobilenetv2": _efficientnet_of(["ds_r1_k3_s1_c16"], ["ir_r2_k3_s2_e6_c24"], ["ir_r2_k3_s2_e6_c32"]),
     "mobilenetv3": _named("mobilenetv3_small_050"),
     "mobilenetv4": _named("mobilenetv4_conv_small_035"),
     "convnext": _named("convnext_atto", **CONVNEXT),
