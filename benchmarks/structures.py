@@ -2,9 +2,11 @@
 
 Each row is trained with the product's own training code on the same images, for as many epochs, with the same recipe;
 `benchmarks/structures_rows.py` says what the rows are. Every finished row is kept in the JSON file at once, so that
-the command can be repeated after an interruption: it goes on where it stopped. Times of the levels are measured in a
-last step, all networks in one process in shuffled rounds; `--times-only` repeats that step alone, on a quiet machine
-say, and needs the JSON file only. `--markdown` prints the tables of docs/structures.md from the JSON file.
+the command can be repeated after an interruption: it goes on where it stopped. Two processes with `--threads 1` and
+other `--only` rows may share the file; that is faster than one with two threads. Times of the levels are measured in
+a last step, all networks in one process in shuffled rounds; `--times-only` repeats that step alone, on a quiet
+machine say, and needs the JSON file, and the trained networks for what compressing saves. `--markdown` prints the
+tables of docs/structures.md from the JSON file.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import typer
 from latency import describe_machine
 from rich.console import Console
 from rich.markdown import Markdown
+from structures_compress import measure_compressed
 from structures_report import put_into, report
 from structures_rows import ROWS, Bench
 from structures_settings import Settings
@@ -152,6 +155,9 @@ def main(
     results = read_results(out, None)
     if times and not markdown:
         results["times"] = measure_times(results, rounds)
+        compressed = measure_compressed(results, work)
+        if compressed["rows"] or "compressed" not in results:
+            results["compressed"] = compressed
         write_results(out, results)
     show(results, document, plain=markdown)
 

@@ -28,6 +28,7 @@ def report(results: Result) -> str:
         _heading("Accuracy and cost of every level", level_table(rows, times)),
         _heading("Climbing through all levels", climb_table(rows, times)),
         _heading("Training and storing", training_table(rows, times)),
+        _heading("Compressed to one level", compressed_table(results.get("compressed", {}).get("rows", ()))),
         _heading("Distillation inside the network", distil_table(rows)),
         _heading("Lower levels count in the answer", consensus_table(rows)),
         _heading("Slices of a network that was trained dense", order_table(rows)),
@@ -102,6 +103,17 @@ def training_table(rows: dict[str, list[Result]], times: dict[Any, Result]) -> l
                     f"{found[0]['checkpoint_bytes'] / 1e3:,.0f}",
                 ]
             )
+    return lines
+
+
+def compressed_table(rows: Sequence[Result]) -> list[list[str]]:
+    """What `hierclass compress` makes of every network; times in relation to the whole network's last level."""
+    header = ["network", "level", "kB on disk", "of the whole", "time alone, batch 1", "batch 32"]
+    lines = [[*header, "inside the whole, batch 1", "batch 32"]]
+    for row in rows:
+        times = [f"{row[kind][batch]:.2f}" for kind in ("ratio", "inside_ratio") for batch in ("1", "32")]
+        size = [f"{row['bytes'] / 1e3:,.0f}", f"{row['bytes_ratio']:.2f}"]
+        lines.append(["" if row["level"] else ROWS[row["name"]].title, str(row["level"]), *size, *times])
     return lines
 
 

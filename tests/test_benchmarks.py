@@ -101,6 +101,9 @@ def test_structures_are_compared_once_and_the_tables_come_from_the_file(
         ("dense", "update", 16),
         *((*answer, batch) for answer in (*answers, ("dense", "level 2")) for batch in (1, 32)),
     }
+    compressed = results["compressed"]["rows"]
+    assert [(row["name"], row["level"]) for row in compressed] == [("slices", 0), ("slices", 1)]
+    assert compressed[0]["bytes_ratio"] < compressed[1]["bytes_ratio"] < 1
     text = document.read_text(encoding="utf-8")
     assert text.startswith("before\n<!-- tables: begin -->\n\n### Accuracy and cost of every level")
     assert text.endswith("<!-- tables: end -->\nafter\n")
