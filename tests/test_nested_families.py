@@ -28,17 +28,14 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 }
 """Arguments of `nest` for two levels: a new structure is one more line."""
 
-SOME = ("resnext", "densenet", "convnextv2", "vit", "pit")
-FEW = ("resnet", "vit")
+FEW = ("resnet", "seresnet", "vit")
 WITHOUT_BLOCKS = ("densenet", "vgg", "vovnet", "byobnet", "nfnet", "efficientnet")
 """These have one residual block in each stage, or none, so that there is none to leave out."""
 
 
 def families_of(structure: str) -> list[str]:
-    """All families for slices, whose cut is that of the others too; kinds that differ for these."""
-    if structure == "slices":
-        return list(FAMILIES)
-    chosen = FEW if " " in structure else SOME
+    """All families, and a few for combinations."""
+    chosen = FEW if " " in structure else FAMILIES
     return [name for name in chosen if "depths" not in STRUCTURES[structure] or name not in WITHOUT_BLOCKS]
 
 

@@ -31,7 +31,8 @@ class Step:
     `name` is also the key of its layers, one per level. The layer of level k is given its slice of the inputs
     ("slice"), or the prefix of slices 0 … k of the first, grown along `axis` ("prefix"). A "shared" step has one
     layer and runs once, on what level `born` gives: its result is the same for all levels from there on. Levels
-    below `born` need the step only if they are refined.
+    below `born` need the step only if they are refined. The slices of the output lie side by side `along` an axis,
+    if it is one value that is cut into slices.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Step:
     reads: Kind
     axis: int = 1
     born: int = 0
+    along: int | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class _Writer:
         ]
         number = len(self.steps) + 1
         inputs = (self.numbers[block.source], self.numbers[node])
-        self.steps.append(Step(f"{node.name}_or_input", inputs, number, "slice"))
+        self.steps.append(Step(f"{node.name}_or_input", inputs, number, "slice", along=self._along(node)))
         self.layers[self.steps[-1].name] = layers
         self.numbers[node] = number
 
@@ -143,10 +145,14 @@ class _Writer:
         born = self._first_level(node)
         numbers = tuple(self.numbers[source] for source in inputs)
         needed = born if reads == "shared" else self.born.get(node, 0)
-        self.steps.append(Step(name, numbers, self.numbers[node], reads, axis, needed))
+        self.steps.append(Step(name, numbers, self.numbers[node], reads, axis, needed, self._along(node)))
         if reads != "shared":
             layers = [Nothing() if level < born else layer for level, layer in enumerate(layers)]
         self.layers[name] = layers
+
+    def _along(self, node: fx.Node) -> int | None:
+        cut = self.analysis.values[node].cut
+        return cut.axis if isinstance(cut, Cut) else None
 
     def _write_tensor(self, node: fx.Node) -> None:
         tensor = self.analysis.trace.tensor(str(node.target))
@@ -186,7 +192,8 @@ class _Writer:
             if not len(writes) or level < born:
                 layers.append(Nothing())
                 continue
-            layers.append(_cut_layer(layer, flow, inputs, level, sizes[0], writes))
+            there = range(self.early.get(source, 0), level + 1)
+            layers.append(_cut_layer(layer, flow, inputs, there, sizes[0], writes))
         reads: Kind = "prefix" if flow.reads == "prefix" else "slice"
         self._add(node, (source,), "shared" if outputs.shared else reads, layers, flow.axis)
 
@@ -261,9 +268,9 @@ def _sources(step: Step, part: nn.Module) -> list[int]:
 
 
 def _cut_layer(
-    layer: nn.Module, flow: Flow, inputs: Cut, level: int, size: int, writes: Sequence[int]
+    layer: nn.Module, flow: Flow, inputs: Cut, there: range, size: int, writes: Sequence[int]
 ) -> nn.Module:
-    """The layer of one level."""
+    """The layer of the last level of those `there`: levels that have their slice of the input."""
     rule = rule_for(layer)
     assert rule is not None
     if flow.reads == "whole":
@@ -271,11 +278,11 @@ def _cut_layer(
     if inputs.shared:
         reads: Sequence[int] = range(size)
     elif flow.reads == "prefix":
-        reads = [i for below in range(level + 1) for i in positions(inputs, below, size)]
+        reads = [i for level in there for i in positions(inputs, level, size)]
     else:
-        reads = positions(inputs, level, size)
+        reads = positions(inputs, there[-1], size)
     if not len(reads):
-        raise BackboneError(f"level {level} gives it nothing to read")
+        raise BackboneError(f"level {there[-1]} gives it nothing to read")
     return rule.cut(layer, reads, writes)
 
 
