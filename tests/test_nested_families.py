@@ -91,7 +91,7 @@ def test_the_lower_level_costs_less(structure: str, family: str) -> None:
         assert low.macs < 0.6 * high.macs
 
 
-@pytest.mark.parametrize(("structure", "family"), [case for case in CASES if "xcit" not in case], ids=str)
+@every_case
 def test_a_step_trains_every_level_and_stored_weights_undo_it(structure: str, family: str) -> None:
     network, image = built(structure, family), images(family, 4)
     trained = copy.deepcopy(network).train()

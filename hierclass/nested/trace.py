@@ -156,8 +156,17 @@ def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> Trace:
             graph.erase_node(node)
         elif node.op == "call_function" and node.target in (F.linear, torch._C._nn.linear):
             _make_layer(node, graph, skeleton, made)
+        elif node.target is getattr and node.args[1] in ("device", "dtype"):
+            _ask_image(node, graph)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     return Trace(backbone, skeleton, graph, made)
+
+
+def _ask_image(node: fx.Node, graph: fx.Graph) -> None:
+    """Read the device or type of a weight from the image: a weight that is only asked for these is no weight."""
+    image = next(iter(graph.nodes))
+    if isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr":
+        node.args = (image, node.args[1])
 
 
 def _graph(skeleton: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
