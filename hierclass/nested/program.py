@@ -31,8 +31,7 @@ class Step:
     `name` is also the key of its layers, one per level. The layer of level k is given its slice of the inputs
     ("slice"), or the prefix of slices 0 … k of the first, grown along `axis` ("prefix"). A "shared" step has one
     layer and runs once, on what level `born` gives: its result is the same for all levels from there on. Levels
-    below `born` need the step only if they are refined. The slices of the output lie side by side `along` an axis,
-    if it is one value that is cut into slices.
+    below `born` need the step only if they are refined.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Step:
     reads: Kind
     axis: int = 1
     born: int = 0
-    along: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class _Writer:
         ]
         number = len(self.steps) + 1
         inputs = (self.numbers[block.source], self.numbers[node])
-        self.steps.append(Step(f"{node.name}_or_input", inputs, number, "slice", along=self._along(node)))
+        self.steps.append(Step(f"{node.name}_or_input", inputs, number, "slice"))
         self.layers[self.steps[-1].name] = layers
         self.numbers[node] = number
 
@@ -145,14 +143,10 @@ class _Writer:
         born = self._first_level(node)
         numbers = tuple(self.numbers[source] for source in inputs)
         needed = born if reads == "shared" else self.born.get(node, 0)
-        self.steps.append(Step(name, numbers, self.numbers[node], reads, axis, needed, self._along(node)))
+        self.steps.append(Step(name, numbers, self.numbers[node], reads, axis, needed))
         if reads != "shared":
             layers = [Nothing() if level < born else layer for level, layer in enumerate(layers)]
         self.layers[name] = layers
-
-    def _along(self, node: fx.Node) -> int | None:
-        cut = self.analysis.values[node].cut
-        return cut.axis if isinstance(cut, Cut) else None
 
     def _write_tensor(self, node: fx.Node) -> None:
         tensor = self.analysis.trace.tensor(str(node.target))
