@@ -11,7 +11,12 @@ from structures_rows import ROWS
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 """Between these lines of a Markdown file stand the tables."""
-DISTILLED = {"slices": "off", "slices-distil-last": "the last level", "slices-distil-next": "the next level"}
+DISTILLED = {
+    "slices": "off",
+    "slices-distil-last": "the last level",
+    "slices-distil-next": "the next level",
+    "slices-distil-ema": "the last level's moving average",
+}
 ORDERED = {"heads": "heads and norm statistics, one epoch", "tuned": "everything, one epoch"}
 
 Result = dict[str, Any]

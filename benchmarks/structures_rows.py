@@ -291,6 +291,9 @@ ROWS: dict[str, Row] = {
     "slices-distil-next": nested_row(
         "`slices`, taught by the next level", timed=False, distil=0.5, distil_from="next"
     ),
+    "slices-distil-ema": nested_row(
+        "`slices`, taught by the last level's moving average", timed=False, distil=0.5, distil_teacher="ema"
+    ),
     "given-heads": Row("given", lambda b, name, seed: train_heads(b, name, seed, "given"), False),
     "importance-heads": Row(
         "importance", lambda b, name, seed: train_heads(b, name, seed, "importance"), False
