@@ -93,11 +93,11 @@ def climb_table(rows: dict[str, list[Result]], times: dict[Any, Result]) -> list
 
 
 def training_table(rows: dict[str, list[Result]], times: dict[Any, Result]) -> list[list[str]]:
-    """What training took, and the bytes of the weights on disk."""
+    """What training took, and the bytes of the weights on disk; rows without times were trained beside other work."""
     updates = {name: time["ratio"] for (name, what, _), time in times.items() if what == "update"}
     lines = [["network", "images/s", "s per epoch", "s in all", "an update, of dense", "weights, kB"]]
     for name, found in rows.items():
-        if name in DISTILLED or ROWS[name].timed:
+        if (name in DISTILLED or ROWS[name].timed) and found[0]["seconds"] is not None:
             lines.append(
                 [
                     ROWS[name].title,

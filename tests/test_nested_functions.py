@@ -12,6 +12,8 @@ from timm.models.swin_transformer import window_partition, window_reverse
 from torch import Tensor, nn
 from toy_backbones import SIZE, THIRDS, Tokens, Toy, close, cut, with_holes
 
+from hierclass.errors import BackboneError
+
 Run = Callable[[Any, Tensor], Tensor]
 
 
@@ -139,6 +141,20 @@ def positions_of_image(self: Any, x: Tensor) -> Tensor:
     return x + self.table
 
 
+def overwritten(self: Any, x: Tensor) -> Tensor:
+    """In-place results that nobody takes (NaFlexViT adds its positions so)."""
+    x = self.conv(x)
+    x.add_(self.table)
+    x.mul_(2)
+    return x.relu()
+
+
+def partly_overwritten(self: Any, x: Tensor) -> Tensor:
+    x = self.conv(x)
+    x[:, :, :4].add_(1)
+    return x.relu()
+
+
 def scaled(self: Any, x: Tensor) -> Tensor:
     return x + self.conv(x) * self.gamma.view(1, -1, 1, 1)
 
@@ -199,6 +215,7 @@ IMAGES: dict[str, tuple[Callable[[], nn.Module], bool]] = {
     ),
     "normalize and softmax over channels": (lambda: Middle(compared), True),
     "a table of positions": (lambda: Middle(positions_of_image, table=table(1, 16, 8, 8)), False),
+    "overwritten in place": (lambda: Middle(overwritten, conv=conv(), table=table(16, 1, 1)), True),
     "layer scale": (lambda: Middle(scaled, conv=conv(), gamma=table(16)), True),
     "layer scale in place": (lambda: Middle(scaled_by_reshape, conv=conv(), gamma=table(16)), True),
     "branches weighed by channel": (lambda: Middle(selective, conv=conv(16, 32), other=conv()), True),
@@ -233,6 +250,11 @@ def test_functions_over_images_are_cut(name: str) -> None:
     make, any_size = IMAGES[name]
     torch.manual_seed(0)
     check(Toy(make()), *([(3, 12, 16)] if any_size else []), mixing="over channels" in name)
+
+
+def test_a_value_that_is_overwritten_in_part_is_refused() -> None:
+    with pytest.raises(BackboneError, match="it overwrites a part of a value in place"):
+        cut(Toy(Middle(partly_overwritten, conv=conv())), THIRDS)
 
 
 # Tokens: (B, 16, 24) → (B, 16, 24)

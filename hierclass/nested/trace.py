@@ -14,6 +14,7 @@ from timm.models import _features_fx
 from torch import fx, nn
 
 from hierclass.errors import BackboneError
+from hierclass.nested.functions import IN_PLACE, MOVING, function_name
 from hierclass.nested.rules import rule_for
 
 STOPS = ("Conv2dSame", "MaxPool2dSame", "AvgPool2dSame")
@@ -135,7 +136,7 @@ def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     """Trace the forward of a backbone for images of about `input_size` (C, H, W).
 
     Raises:
-        BackboneError: it has control flow that depends on values of the image.
+        BackboneError: it has control flow that depends on values of the image, or overwrites a part of a value.
     """
     skeleton = without_weights(backbone)
     try:
@@ -151,6 +152,7 @@ def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> Trace:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BackboneError(f"{type(backbone).__name__} can't be traced: {reason}") from error
     made: dict[str, str] = {}
+    _follow_in_place(graph)
     for node in list(graph.nodes):
         if getattr(node.target, "__name__", "") == "_assert":
             graph.erase_node(node)
@@ -162,6 +164,28 @@ def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     return Trace(backbone, skeleton, graph, made)
 
 
+def _follow_in_place(graph: fx.Graph) -> None:
+    """Let all that reads a value after it was overwritten (`x.add_(y)`, `x += y`) read what it was overwritten with.
+
+    Raises:
+        BackboneError: a part of a value is overwritten, and the whole is read afterwards.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in order:
+        name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+        in_place = node.op == "call_method" and name.endswith("_") and not name.endswith("__")
+        if not (in_place or (node.op == "call_function" and name in IN_PLACE)):
+            continue
+        before = node.args[0]
+        if not isinstance(before, fx.Node):
+            continue
+        for user in list(before.users):
+            if order[user] > order[node]:
+                user.replace_input_with(before, node)
+        if not node.users and function_name(before.target) in MOVING:
+            raise BackboneError("it overwrites a part of a value in place")
+
+
 def _ask_image(node: fx.Node, graph: fx.Graph) -> None:
     """Read the device or type of a weight from the image: a weight that is only asked for these is no weight."""
     image = next(iter(graph.nodes))
@@ -171,7 +195,8 @@ def _ask_image(node: fx.Node, graph: fx.Graph) -> None:
 
 def _graph(skeleton: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
     functions = tuple(f for f in _features_fx.get_notrace_functions() if f.__name__ not in TRACED)
-    return _Tracer(input_size, functions).trace(skeleton, _defaults(skeleton))
+    passing = without_weights(skeleton)  # some models keep what they compute, here what is traced
+    return _Tracer(input_size, functions).trace(passing, _defaults(skeleton))
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
