@@ -6,6 +6,7 @@ Nothing in it is executed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import safetensors.torch
 import torch
 
 from hierclass.errors import BackboneError, CheckpointError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, replacing
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
 from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone, nest
 from taxonomy import Taxonomy
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 FORMAT = "hierclass-checkpoint"
 VERSION = 1
+DIGEST = "digest"
+"""Key, in both files, of what tells whether they were written together."""
 MAX_CONFIG_BYTES = 64 * 2**20
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
@@ -145,8 +148,9 @@ def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dtype: str = "float16") -> None:
     """Write a checkpoint folder; `dtype` ("float16" or "float32") is the type of the stored weights.
 
-    Each file is written under a temporary name and renamed, the weights first, so that a broken write leaves
-    the former checkpoint in place.
+    Both files are written under temporary names and then renamed, so that a broken write leaves the former
+    checkpoint in place. A stop between the two renames leaves files of two checkpoints: both carry a digest
+    of the whole, by which `load_checkpoint` tells and refuses them.
     """
     folder = Path(path)
     kind = {"float16": torch.float16, "float32": torch.float32}[dtype]
@@ -162,11 +166,13 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
         "results": checkpoint.results,
         "taxonomy": checkpoint.taxonomy.to_dict(),
     }
+    config[DIGEST] = digest = _digest(config, tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS_FILE) as file:
-        file.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-    with replacing(folder / CONFIG_FILE) as file:
-        file.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    remove_temporaries(folder, CONFIG_FILE, WEIGHTS_FILE)
+    with replacing_all(folder / WEIGHTS_FILE, folder / CONFIG_FILE) as (weights_file, config_file):
+        # One key alone: safetensors writes several in any order, and equal models are to be equal files.
+        weights_file.write_bytes(safetensors.torch.save(tensors, metadata={DIGEST: digest}))
+        config_file.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
@@ -189,7 +195,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
-    _load_weights(network, folder / WEIGHTS_FILE)
+    _load_weights(network, folder / WEIGHTS_FILE, config.get(DIGEST))
     return Checkpoint(
         network=network.eval().to(device),
         taxonomy=taxonomy,
@@ -234,17 +240,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _load_weights(network: NestedNetwork, file: Path) -> None:
+def _load_weights(network: NestedNetwork, file: Path, digest: object) -> None:
+    """Fill the network; `digest` is that of its configuration, None if an older version wrote it."""
     try:
+        with safetensors.safe_open(file, framework="pt") as stream:
+            theirs = (stream.metadata() or {}).get(DIGEST)
         tensors = safetensors.torch.load_file(file)
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent} is no model: it has no {WEIGHTS_FILE}") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
+    if None not in (digest, theirs) and digest != theirs:
+        raise CheckpointError(
+            f"{file.parent} has the {WEIGHTS_FILE} of one model and the {CONFIG_FILE} of another, as when writing "
+            "it was interrupted; make or copy it again"
+        )
     try:
         network.load_stored(tensors)
     except ValueError as error:
         raise CheckpointError(f"{file} does not fit its {CONFIG_FILE}: {error}") from error
+
+
+def _digest(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """The same for equal checkpoints, wherever and whenever they are written."""
+    found = hashlib.sha256(json.dumps(config).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _stored(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:

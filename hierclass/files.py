@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hierclass.errors import InputError
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 """The two files of a model."""
+_TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
+"""Name under which a process (its number) writes a file before it is whole; a kill leaves it behind."""
 
 
 def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> None:
@@ -28,7 +31,8 @@ def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> Non
         return
     if source is not None and folder.resolve() == source.resolve():
         raise InputError(f"{folder} is the model itself; name another folder for the new one")
-    names = sorted(file.name for file in folder.iterdir())
+    left_by_a_kill = {file.name for file in _temporaries(folder, CONFIG_FILE, WEIGHTS_FILE)}
+    names = sorted({file.name for file in folder.iterdir()} - left_by_a_kill)
     others = [name for name in names if name not in (CONFIG_FILE, WEIGHTS_FILE)]
     if others:
         raise InputError(
@@ -38,6 +42,17 @@ def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> Non
         raise InputError(f"{folder} holds a model; add --force to replace it, or name another folder")
 
 
+def remove_temporaries(folder: Path, *names: str) -> None:
+    """Remove what writers of files of these names left half-written when they were killed."""
+    for file in _temporaries(folder, *names):
+        file.unlink(missing_ok=True)
+
+
+def _temporaries(folder: Path, *names: str) -> list[Path]:
+    matches = ((file, _TEMPORARY.fullmatch(file.name)) for file in folder.iterdir())
+    return [file for file, match in matches if match and match["file"] in names]
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; when the block ends, that file is synced and renamed to `path`.
@@ -45,11 +60,24 @@ def replacing(path: Path) -> Iterator[Path]:
     What `path` held before stays there until then, and for good if the block raises; then the unfinished file
     goes. Raises OSError as writing and renaming do.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing_all(path) as (temporary,):
         yield temporary
-        with open(temporary, "r+b") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def replacing_all(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Replace files as `replacing` does, all or none: they are renamed when the last one is synced.
+
+    Only a process that ends between two renames leaves some replaced and others not.
+    """
+    temporaries = tuple(path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths)
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            with open(temporary, "r+b") as stream:
+                os.fsync(stream.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)

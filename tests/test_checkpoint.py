@@ -288,3 +288,78 @@ def test_a_file_of_weights_named_in_the_configuration_is_not_opened(folder: Path
 def test_a_network_of_another_number_of_levels_than_tiers_is_not_built(tiny_taxonomy: Taxonomy) -> None:
     with pytest.raises(BackboneError, match="taxonomy 'tiny' has 3 tiers but 2 widths are given"):
         build(Architecture("test_resnet", (0.5, 1.0)), tiny_taxonomy, 32)
+
+
+LEFT_BY_A_KILL = (f".{WEIGHTS}.4194305.tmp", f".{CONFIG}.4194305.tmp")
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_write(folder: Path) -> None:
+    model = load_checkpoint(folder)
+    for name in (*LEFT_BY_A_KILL, ".notes.4194305.tmp", f".{WEIGHTS}.mine.tmp"):
+        (folder / name).touch()
+    save_checkpoint(folder, model)
+    assert sorted(file.name for file in folder.iterdir()) == sorted(
+        [CONFIG, WEIGHTS, ".notes.4194305.tmp", f".{WEIGHTS}.mine.tmp"]
+    )
+
+
+def test_equal_models_are_equal_files(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_checkpoint(tmp_path / name, load_checkpoint(tiny_checkpoint))
+    for file in (CONFIG, WEIGHTS):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_write_that_fails_leaves_the_former_model(
+    broken: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    model, done = load_checkpoint(folder), list[int]()
+
+    def fsync(_: int) -> None:
+        done.append(1)
+        if len(done) > broken:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr("hierclass.files.os.fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(folder, model)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+def test_the_files_of_two_models_are_no_model(folder: Path, tmp_path: Path, file: str) -> None:
+    model = load_checkpoint(folder)
+    save_checkpoint(folder, model)
+    model.results = {"note": "second"}
+    save_checkpoint(tmp_path / "second", model)
+    shutil.copy(tmp_path / "second" / file, folder / file)
+    assert "has the model.safetensors of one model and the config.json of another" in refusal(folder)
+
+
+def test_a_stop_between_the_two_renames_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rename = load_checkpoint(folder), os.replace
+    save_checkpoint(folder, model)
+
+    def stop_at_the_second(source: Path, target: Path) -> None:
+        if target.name == CONFIG:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    model.results = {"note": "second"}
+    with monkeypatch.context() as patch:
+        patch.setattr("hierclass.files.os.replace", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(folder, model)
+    assert "make or copy it again" in refusal(folder)
+    save_checkpoint(folder, model)
+    assert load_checkpoint(folder).results == {"note": "second"}
+
+
+def test_a_model_of_before_there_were_digests_is_read(folder: Path) -> None:
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    edit(folder, lambda config: config.pop("digest"))
+    load_checkpoint(folder)
+    safetensors.torch.save_file(tensors, folder / WEIGHTS)
+    load_checkpoint(folder)
