@@ -211,7 +211,10 @@ def compress(
         save_checkpoint(output, small, dtype=dtype or stored_dtype(source))
     except OSError as error:
         raise _Stopped(1, f"writing the model failed: {error.strerror or error}") from error
-    footprints = compare(source, whole, output, load_checkpoint(output))
+    try:
+        footprints = compare(source, whole, output, load_checkpoint(output))
+    except _Stopped as stop:
+        raise _Stopped(stop.code, f"timing was stopped; the model is written: {output}") from None
     Console(highlight=False).print(draw_footprints(footprints))
     print(f"Times: the network alone, medians of {ROUNDS} rounds in turn, on the processor.")
     _say(f"levels 0 to {level} -> {output}")

@@ -85,19 +85,31 @@ def compare(before: Path, whole: Checkpoint, after: Path, small: Checkpoint) -> 
 
 
 def _first_levels(results: Any, levels: int) -> Any:
-    """Cut measured results (a part of `Checkpoint.results`) to the first levels."""
+    """Cut measured results (a part of `Checkpoint.results`) to the first levels; what is damaged is left out."""
     rows = results.get("levels") if isinstance(results, dict) else None
     if not isinstance(rows, list) or len(rows) <= levels or not all(isinstance(row, dict) for row in rows):
         return results
     # What measures the leaves does not hold for the tier that is the last one now.
     cut = {key: value for key, value in results.items() if key != "finest"}
-    for key in {"levels", "answers"} & cut.keys():
-        cut[key] = cut[key][:levels]
-    if "consensus" in cut:
-        cut["consensus"] = [{**row, "top1": row["top1"][:levels]} for row in cut["consensus"]]
-    total = cut["levels"][-1].get("macs")
-    cut["levels"] = [{**row, "share": row["macs"] / total} if total else row for row in cut["levels"]]
+    cut["levels"] = _with_shares(rows[:levels])
+    if isinstance(answers := cut.pop("answers", None), list):
+        cut["answers"] = answers[:levels]
+    consensus = cut.pop("consensus", None)
+    if isinstance(consensus, list) and all(_is_measured(row) for row in consensus):
+        cut["consensus"] = [{**row, "top1": row["top1"][:levels]} for row in consensus]
     return cut
+
+
+def _is_measured(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("top1"), list)
+
+
+def _with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Relate the costs of levels to the last one, where all are known."""
+    costs = [row.get("macs") for row in rows]
+    if not all(isinstance(cost, int) and cost > 0 for cost in costs):
+        return [{key: value for key, value in row.items() if key != "share"} for row in rows]
+    return [{**row, "share": row["macs"] / costs[-1]} for row in rows]
 
 
 def _for_inference(network: NestedNetwork) -> NestedNetwork:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ ARCHITECTURES = {
     "depths": Architecture("test_resnet", None, DEEP, structure="depths", depths=(0.5, 0.5, 1.0)),
     "slices and depths": Architecture("test_resnet", SHARES, DEEP, depths=(0.5, 0.5, 1.0)),
 }
-MEASURED = {
+MEASURED: dict[str, Any] = {
     "dev": {
         "images": 60,
         "levels": [
@@ -180,6 +182,47 @@ def test_what_is_known_of_the_model_is_cut_to_its_levels(tiny_checkpoint: Path) 
     assert whole.network.num_levels == 3
 
 
+def damaged(key: str, value: object) -> dict[str, Any]:
+    return {"dev": {**MEASURED["dev"], key: value}}
+
+
+@pytest.mark.parametrize("consensus", [[{}], [3], None, "x", {"top1": 1}, [{"top1": 0.5}]])
+def test_a_damaged_consensus_is_left_out(consensus: object, tiny_checkpoint: Path) -> None:
+    whole = load_checkpoint(tiny_checkpoint)
+    whole.results = damaged("consensus", consensus)
+    small = compress(whole, 1).results["dev"]
+    assert "consensus" not in small
+    assert (small["answers"], len(small["levels"])) == ([[0.6], [0.65, 0.4]], 2)
+
+
+@pytest.mark.parametrize("answers", [3, None, {"a": 1}])
+def test_damaged_answers_are_left_out(answers: object, tiny_checkpoint: Path) -> None:
+    whole = load_checkpoint(tiny_checkpoint)
+    whole.results = damaged("answers", answers)
+    assert "answers" not in compress(whole, 1).results["dev"]
+
+
+@pytest.mark.parametrize("macs", ["40", None, 0, [1], -3])
+def test_shares_of_damaged_costs_are_left_out(macs: object, tiny_checkpoint: Path) -> None:
+    whole = load_checkpoint(tiny_checkpoint)
+    whole.results = damaged("levels", [{"top1": 0.5, "macs": macs, "share": 0.1}] * 3)
+    assert compress(whole, 1).results["dev"]["levels"] == [{"top1": 0.5, "macs": macs}] * 2
+
+
+def test_whoever_stops_the_timing_hears_that_the_model_is_written(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("hierclass.compress.compare", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert run(tiny_checkpoint, 0, tmp_path / "small") == 130
+    assert capsys.readouterr().err == (
+        f"error: timing was stopped; the model is written: {tmp_path / 'small'}\n"
+    )
+    assert load_checkpoint(tmp_path / "small").network.num_levels == 1
+
+
 def test_the_table_relates_the_small_model_to_the_whole_and_to_its_level(tiny_checkpoint: Path) -> None:
     whole = load_checkpoint(tiny_checkpoint)
     found = compare(tiny_checkpoint, whole, tiny_checkpoint, compress(whole, 1))
@@ -299,6 +342,13 @@ def test_a_model_is_replaced_where_that_is_asked_for(tiny_checkpoint: Path, tmp_
     assert load_checkpoint(tmp_path).network.num_levels == 2
     assert run(tiny_checkpoint, 0, tmp_path, "--force") == 0
     assert load_checkpoint(tmp_path).network.num_levels == 1
+
+
+def test_what_a_killed_command_left_is_no_hindrance(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for file in FILES:
+        (tmp_path / f".{file}.4194305.tmp").write_bytes(b"half")
+    assert run(tiny_checkpoint, 0, tmp_path) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == list(FILES)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_exit_code_1(
