@@ -21,7 +21,7 @@ from training.evaluate import Answers, collect_answers, summarise, weights_to_tr
 from training.outputs import RunFolder
 from training.recipe import Recipe
 from training.reports import Reporter, clock, consensus_table, level_table
-from training.run import Run
+from training.run import Run, check_sizes, make_backbone
 
 
 def fit(
@@ -56,6 +56,8 @@ def fit(
     recipe.check_levels(taxonomy.num_tiers)
     folder = RunFolder(out)
     claim = folder.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
+    if recipe.start_size is not None:
+        check_sizes(recipe, make_backbone(recipe))
     with claim:
         train, dev = load_data(recipe, taxonomy, reporter)
         if len(train) < recipe.batch_size:

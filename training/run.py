@@ -17,8 +17,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hierclass.checkpoint import Architecture, Checkpoint, Preprocessing, build, save_checkpoint
-from hierclass.errors import InputError
-from hierclass.nested import DEFAULT_SHARES, NestedNetwork
+from hierclass.errors import CheckpointError, InputError
+from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone
+from hierclass.nested.network import evaluating
 from taxonomy import Taxonomy
 from training.batches import INTERPOLATION, seed_everything
 from training.losses import NestedLoss, Trainee
@@ -71,6 +72,27 @@ def make_network(recipe: Recipe, taxonomy: Taxonomy) -> NestedNetwork:
     )
 
 
+@torch.no_grad()
+def check_sizes(recipe: Recipe, network: nn.Module) -> None:
+    """Raise `InputError` if a network does not take images of every size that ``start_size`` grows through."""
+    sizes = {recipe.image_size(epoch) for epoch in range(recipe.epochs)} - {recipe.size}
+    with evaluating(network):
+        for size in sorted(sizes):
+            try:
+                network(torch.zeros(1, 3, size, size))
+            except Exception as error:  # whatever a network of timm raises
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise InputError(
+                    f"--start-size {recipe.start_size} does not fit {recipe.backbone}: images of {size} pixels: "
+                    f"{reason}; leave it out, or choose other sizes"
+                ) from error
+
+
+def make_backbone(recipe: Recipe) -> nn.Module:
+    """The backbone of a recipe before it is cut, without pretrained weights."""
+    return create_backbone(recipe.backbone, stem_stride=recipe.stem_stride, **recipe.backbone_args)
+
+
 class Run:
     """Everything that changes while a recipe is trained, on the device and processes of an accelerator."""
 
@@ -83,6 +105,7 @@ class Run:
         self.preprocessing = make_preprocessing(recipe)
         network = make_network(recipe, taxonomy)
         self.trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
+        check_sizes(recipe, network)
         self.trainee.to(accelerator.device)
         if recipe.channels_last:
             self.trainee.to(memory_format=torch.channels_last)
@@ -188,7 +211,13 @@ class Run:
     def load(self, path: Path) -> dict[str, Any]:
         """Continue from what `save` wrote; returns its progress."""
         optimizer, progress = load_state(path, modules=self._modules())
-        self.optimizer.load_state_dict(optimizer)
+        try:
+            self.optimizer.load_state_dict(optimizer)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} does not fit the optimiser of these options; give those that the run began with, or "
+                "choose another --out"
+            ) from error
         for parameter, state in self.optimizer.optimizer.state.items():
             for key, value in state.items():  # same memory format as in an unbroken run: same rounding
                 if isinstance(value, Tensor) and value.shape == parameter.shape:

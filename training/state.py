@@ -16,6 +16,8 @@ from hierclass.files import replacing
 
 FORMAT = "hierclass-training-state"
 VERSION = 1
+BEGIN_ANEW = "delete it to begin anew, or choose another --out"
+"""What helps where a state is of no use: without one, a run may begin, with `--resume` or not."""
 
 
 def save_state(
@@ -46,21 +48,32 @@ def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, 
             header = json.loads((file.metadata() or {}).get("header", "{}"))
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; start again without --resume") from error
-    if header.get("format") != FORMAT or header.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} is no training state of version {VERSION}; start again without --resume"
-        )
+        raise CheckpointError(f"{path} cannot be read: {error}; {BEGIN_ANEW}") from error
+    if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+        raise CheckpointError(f"{path} is no training state of version {VERSION}; {BEGIN_ANEW}")
     for name, module in modules.items():
         prefix = f"{name}/"
-        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        stored = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         try:
-            module.load_state_dict(own)
+            module.load_state_dict(stored)
         except RuntimeError as error:
+            reason = _first_difference(module, stored) or " ".join(str(error).split())
             raise CheckpointError(
-                f"{path} belongs to another network: {str(error).splitlines()[0]}"
+                f"{path} belongs to another network: {reason}; give the recipe and the taxonomy that the run "
+                "began with, or choose another --out"
             ) from error
-    return _give_tensors(header["optimizer"], tensors), header["progress"]
+    try:
+        return _give_tensors(header["optimizer"], tensors), dict(header["progress"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged; {BEGIN_ANEW}") from error
+
+
+def _first_difference(module: nn.Module, stored: dict[str, Tensor]) -> str:
+    """Which tensors of a module have no stored one of their name and shape; empty if all have."""
+    own = {key: value.shape for key, value in module.state_dict().items()}
+    given = {key: value.shape for key, value in stored.items()}
+    wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
+    return f"{len(wrong)} tensors differ, the first is {wrong[0]}" if wrong else ""
 
 
 def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
