@@ -99,9 +99,9 @@ MixProb = Annotated[float, typer.Option(help="Share of batches that are mixed, w
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
-    """``"0.25,0.5,1"`` as numbers; anything else raises `InputError` naming the option."""
+    """``"0.25,0.5,1"`` as numbers, empty text as none; anything else raises `InputError` naming the option."""
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError as error:
         raise InputError(f"{option} {text}: give numbers separated by commas, such as 0.25,0.5,1") from error
 

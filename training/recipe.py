@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hierclass.errors import InputError
+from hierclass.errors import BackboneError, InputError
 from hierclass.files import replacing
 
 SHARES = {
@@ -97,18 +99,24 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The recipe that `to_dict` wrote; an unknown or missing key raises `InputError`."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - fields)
-        if unknown:
+        """The recipe that `to_dict` wrote.
+
+        Raises `InputError` for what is no object, for an unknown or a missing key, and for a value of another type.
+        """
+        if not isinstance(values, dict):
+            raise InputError("recipe: it is no object of options")
+        kinds = typing.get_type_hints(cls)
+        if unknown := sorted(values.keys() - kinds.keys()):
             raise InputError(
                 f"recipe: unknown option {', '.join(unknown)}; was it written by another version?"
             )
-        try:
-            arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(**arguments)
-        except TypeError as error:
-            raise InputError(f"recipe: {error}") from error
+        if missing := sorted({"data", "taxonomy"} - values.keys()):
+            raise InputError(f"recipe: it has no {missing[0]}")
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for name, value in arguments.items():
+            if not _is(kinds[name], value):
+                raise InputError(f"recipe: {name} can not be {json.dumps(values[name])}")
+        return cls(**arguments)
 
     def check(self) -> None:
         """Refuse values that no run can have; raises `InputError` naming the option."""
@@ -146,6 +154,25 @@ class Recipe:
                 raise InputError(
                     f"{_option(name)} does not fit --structure {self.structure}; give {_option(taken[0])}"
                 )
+        self._check_shares()
+
+    def _check_shares(self) -> None:
+        """Refuse shares that no network is cut by, before anything is read or made."""
+        from hierclass.nested.blocks import check_depths  # they import torch, which options do without
+        from hierclass.nested.boundaries import check_widths
+        from hierclass.nested.masking import check_densities
+
+        checks = {"widths": check_widths, "depths": check_depths, "densities": check_densities}
+        for name, check in checks.items():
+            values: tuple[float, ...] = getattr(self, name) or ()
+            if not all(map(math.isfinite, values)):
+                raise InputError(f"{_option(name)} {_text(values)}: give shares up to 1")
+            try:
+                if values:
+                    check(values)
+            except BackboneError as error:
+                advice = str(error).partition("; ")[2]
+                raise InputError(f"{_option(name)} {_text(values)}: {advice}") from error
 
     def _wrong_data(self) -> dict[str, bool]:
         """Message → whether it applies, for images, sizes and what is held out."""
@@ -169,6 +196,8 @@ class Recipe:
     def _wrong_training(self) -> dict[str, bool]:
         """Message → whether it applies, for the loss and the updates."""
         return {
+            f"--epochs {self.epochs}: give at least 1": self.epochs < 1,
+            f"--batch-size {self.batch_size}: give at least 1": self.batch_size < 1,
             f"--lr {self.lr}: give more than 0": not self.lr > 0,
             f"--ema-decay {self.ema_decay}: give 0 up to less than 1": not 0 <= self.ema_decay < 1,
             f"--clip-grad {self.clip_grad}: give more than 0": self.clip_grad is not None
@@ -178,6 +207,10 @@ class Recipe:
             f"--smoothing {self.smoothing}: give 0 up to less than 1": not 0 <= self.smoothing < 1,
             f"--mixed-precision {self.mixed_precision}: give no, bf16 or fp16": self.mixed_precision
             not in ("no", "bf16", "fp16"),
+            f"--level-weights {_text(self.level_weights)}: give 0 or more per level, and not 0 to all": bool(
+                self.level_weights
+            )
+            and not (min(self.level_weights) >= 0 and 0 < sum(self.level_weights) < math.inf),
             f"--distil {self.distil}: give 0 or more": not 0 <= self.distil < math.inf,
             f"--distil-from {self.distil_from}: give last or next": self.distil_from not in ("last", "next"),
             f"--distil-teacher {self.distil_teacher}: give live or ema": self.distil_teacher
@@ -194,10 +227,12 @@ class Recipe:
     def load(cls, path: Path) -> Recipe:
         """Read the recipe that `save` wrote; a broken file raises `InputError`."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is no recipe: {error}") from error
-        return cls.from_dict(values)
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:  # an InputError is a ValueError
+            reason = str(error).removeprefix("recipe: ")
+            raise InputError(
+                f"{path} is no recipe: {reason}; mend it, or delete it and give the options of the run again"
+            ) from error
 
     def image_size(self, epoch: int) -> int:
         """Pixels per side of the training images in an epoch (0, 1, …)."""
@@ -208,8 +243,23 @@ class Recipe:
         return self.start_size + 8 * (epoch * (steps + 1) // max(growing, 1))
 
 
+def _is(kind: Any, value: Any) -> bool:
+    """Whether a value read from JSON, lists as tuples, is of the type of a field."""
+    if isinstance(kind, types.UnionType):
+        return any(_is(one, value) for one in typing.get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    origin = typing.get_origin(kind) or kind
+    items = value if origin is tuple and isinstance(value, tuple) else ()
+    return isinstance(value, origin) and all(_is(typing.get_args(kind)[0], item) for item in items)
+
+
 def _option(field: str) -> str:
     return "--" + field.replace("_", "-")
+
+
+def _text(numbers: Iterable[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 def _choice(words: Iterable[str]) -> str:
