@@ -156,7 +156,7 @@ def test_the_command_line_takes_auto_or_a_number(tmp_path: Path, monkeypatch: py
     started: list[Recipe] = []
     monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: started.append(recipe))
     for text in ("auto", "0", "0.25", "much"):
-        given = ["--consensus", text, "--distil-from", "next", "--distil-teacher", "ema"]
+        given = ["--consensus", text, "--distil", "1", "--distil-from", "next", "--distil-teacher", "ema"]
         app(["fit", "--out", str(tmp_path), "--data", "x", *given], standalone_mode=False)
     assert [run.consensus for run in started] == ["auto", 0, 0.25, "much"]
     assert (started[0].distil_from, started[0].distil_teacher) == ("next", "ema")

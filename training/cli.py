@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import shlex
 import signal
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hierclass.cli import DEBUG_VARIABLE
 from hierclass.errors import HierclassError, InputError
 from taxonomy.files import bundled
 from training import options
@@ -32,42 +36,56 @@ app = typer.Typer(
 
 
 @contextlib.contextmanager
-def _one_line_errors(resume: str | None = None) -> Iterator[None]:
-    """Errors become one line and exit code 2; Ctrl-C and SIGTERM one line and 130."""
+def _one_line_errors(how_to_resume: Callable[[], str] = str) -> Iterator[None]:
+    """Errors become one line and exit code 2, or 1 if they are not the user's; Ctrl-C and SIGTERM one and 130.
+
+    `how_to_resume` is asked when it is over: it names a command, or nothing while there is no run to continue.
+    """
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
+
+    def hint(joint: str) -> str:
+        command = how_to_resume()
+        return f"{joint} continue with: {command}" if command else ""
 
     previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except HierclassError as error:
-        print(f"hierclass-train: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise _failure(str(error), 2) from None
     except ModuleNotFoundError as error:
-        hint = "install what training needs with: pip install 'hierclass[train]'"
-        print(f"hierclass-train: there is no module {error.name}; {hint}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except RuntimeError as error:  # what torch raises when a worker is killed
-        if "DataLoader worker" not in str(error):
-            raise
-        hint = f" and continue with: {resume}" if resume else ""
-        print(
-            f"hierclass-train: a process that prepares images died; use fewer --workers{hint}",
-            file=sys.stderr,
-        )
-        raise SystemExit(2) from None
+        how = "install what training needs with: pip install 'hierclass[train]'"
+        raise _failure(f"there is no module {error.name}; {how}", 2) from None
     except OSError as error:  # a full disk, a folder that went away
-        hint = f"; make room and continue with: {resume}" if resume else ""
         what = " ".join(filter(None, (error.filename and f"{error.filename}:", error.strerror or str(error))))
-        print(f"hierclass-train: {what}{hint}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise _failure(what + hint("; make room and"), 1) from None
     except KeyboardInterrupt:
-        hint = f"; continue with: {resume}" if resume else ""
-        print(f"hierclass-train: interrupted{hint}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise _failure("interrupted" + hint(";"), 130) from None
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # one was killed
+            how = f"use fewer --workers{hint(' and')}"
+            raise _failure(f"a process that prepares images died; {how}", 2) from None
+        how = f"please report it with what {DEBUG_VARIABLE}=1 prints"
+        raise _failure(f"{type(error).__name__}: {error} (unexpected; {how})", 1) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _failure(message: str, code: int) -> SystemExit:
+    """Say what went wrong in one line, after the traceback where that is asked for; raise what is returned."""
+    if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
+        traceback.print_exc()
+    print(f"hierclass-train: {' '.join(message.split())}", file=sys.stderr)
+    return SystemExit(code)
+
+
+def _resume_command(out: Path, threads: int | None) -> str:
+    """What continues the run in `out` to the same weights, if there is one: sums depend on the threads."""
+    if not (out / "recipe.json").exists():
+        return ""
+    given = [] if threads is None else ["--threads", str(threads)]
+    return shlex.join(["hierclass-train", "fit", "--out", str(out), "--resume", *given])
 
 
 @app.command()
@@ -126,7 +144,7 @@ def fit(
     channels_last: options.ChannelsLast = D.channels_last,
 ) -> None:
     """Train a nested classifier; the best checkpoint on held-out images is left in OUT/model."""
-    with _one_line_errors(f"hierclass-train fit --out {out} --resume"):
+    with _one_line_errors(lambda: _resume_command(out, threads)):
         recipe = _recipe(ctx, out)
         from training.loop import fit as run
 
@@ -186,6 +204,18 @@ def _show(results: dict[str, Any], title: str) -> None:
 
 
 def _recipe(ctx: typer.Context, out: Path) -> Recipe:
+    """The recipe to train; an option that is given and has no effect in it is refused."""
+    recipe = _wanted_recipe(ctx, out)
+    for name in ("distil_from", "distil_teacher"):
+        if _is_given(ctx, name) and not recipe.distil:
+            value = getattr(recipe, name)
+            raise InputError(
+                f"{_option(name)} {value} has no effect without --distil; give that, such as 0.5"
+            )
+    return recipe
+
+
+def _wanted_recipe(ctx: typer.Context, out: Path) -> Recipe:
     """The recipe of the options; with ``--resume`` the one in ``out``, which they must not contradict.
 
     Before the first epoch is done, and for --compile always, an option that is given wins.
@@ -237,6 +267,14 @@ def _is_given(ctx: typer.Context, field: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def main() -> None:
-    """Entry point of ``hierclass-train``."""
-    app()
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line (`sys.argv` if `args` is None) and return its exit code, or raise SystemExit with it."""
+    try:
+        return app(args, prog_name="hierclass-train", standalone_mode=False) or 0
+    except Exception as error:
+        show = getattr(error, "format_message", None)  # typer's own errors of wrong use
+        if show is None:
+            raise
+        if show():  # empty where the help was shown instead
+            raise _failure(show(), 2) from None
+        return 2
