@@ -20,7 +20,7 @@ import torch
 
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, replacing
-from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone, nest
+from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
 from taxonomy import Taxonomy
 
 T = TypeVar("T")
@@ -72,7 +72,8 @@ class Architecture:
     @property
     def shares(self) -> str:
         """Name of the field that has one number per level."""
-        return {"masks": "densities", "depths": "depths"}.get(self.structure, "widths")
+        structure = STRUCTURES.get(self.structure)  # None: `from_timm` nests nothing, `nest` refuses others
+        return structure.shares if structure else "widths"
 
 
 @dataclass
