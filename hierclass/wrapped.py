@@ -42,6 +42,7 @@ class WholeNetwork(NestedNetwork):
     """
 
     structure = "whole"
+    reuses = True
 
     def __init__(
         self,

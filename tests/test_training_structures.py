@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from training_data import write_parquet
 
 from hierclass.checkpoint import load_checkpoint
-from hierclass.classifier import BUNDLED
+from hierclass.classifier import BUNDLED, Classifier
 from hierclass.errors import InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, Structure
 from taxonomy import Taxonomy
@@ -167,7 +167,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_every_structure_is_trained_resumed_and_kept(
     structure: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught = {"distil": 0.5, "distil_from": "next", "distil_teacher": "ema"}
+    taught = {"distil": 0.5, "distil_from": "next", "distil_teacher": "ema", "consensus": 0.5}
     changed = dataclasses.replace(recipe, structure=structure, **CHANGES[structure], **taught)
     results = fit(changed, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -180,6 +180,9 @@ def test_every_structure_is_trained_resumed_and_kept(
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
     checkpoint = load_checkpoint(tmp_path / "whole" / "model")
     assert checkpoint.architecture == make_architecture(changed)
+    levels = Classifier(checkpoint, device="cpu").levels
+    assert [row["macs"] for row in results["levels"]] == [level.macs for level in levels]
+    assert [row["share"] for row in results["levels"]] == [level.share for level in levels]
     assert [checkpoint.network.cost(level).parameters for level in range(3)] == [
         row["parameters"] for row in results["levels"]
     ]

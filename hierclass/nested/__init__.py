@@ -8,7 +8,7 @@ Read it in this order: `channels` (which channels must share a level), `flow` an
 
 from hierclass.nested.backbone import create_backbone
 from hierclass.nested.build import DEFAULT_SHARES, nest
-from hierclass.nested.network import Cost, NestedNetwork, State
+from hierclass.nested.network import Cost, NestedNetwork, State, answer_costs
 from hierclass.nested.structures import STRUCTURES, Structure
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "NestedNetwork",
     "State",
     "Structure",
+    "answer_costs",
     "create_backbone",
     "nest",
 ]
