@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from hierclass.errors import BackboneError
+from hierclass.nested.backbone import check_image
 from hierclass.nested.blocks import check_depths
 from hierclass.nested.network import NestedNetwork, evaluating
 from hierclass.nested.proof import prove
@@ -20,12 +22,12 @@ def nest(
     backbone: nn.Module,
     *,
     structure: str = "slices",
-    widths: Sequence[float] | None = None,
-    depths: Sequence[float] | None = None,
-    densities: Sequence[float] | None = None,
+    widths: Iterable[float] | None = None,
+    depths: Iterable[float] | None = None,
+    densities: Iterable[float] | None = None,
     order: str = "given",
-    num_classes: Sequence[int],
-    input_size: tuple[int, int, int] = (3, 64, 64),
+    num_classes: Iterable[int],
+    input_size: Iterable[int] = (3, 64, 64),
 ) -> NestedNetwork:
     """Cut a backbone into nested levels and prove that they are nested.
 
@@ -40,14 +42,28 @@ def nest(
     the proof refer to. The weights of `backbone` are copied; `backbone` stays as it is.
 
     Raises:
-        BackboneError: the shares do not fit, or a layer can't be cut (the message names its path and type).
+        BackboneError: the numbers do not fit, the backbone does not take such images, or a layer can't be cut (the
+            message names its path and type).
     """
     kind = find_structure(structure)
-    shares = {"widths": widths, "depths": depths, "densities": densities}[kind.shares] or DEFAULT_SHARES
-    _check_arguments(structure, widths, depths, densities, order, shares, num_classes)
-    wanted = Wanted(backbone, tuple(shares), depths, order, tuple(num_classes), input_size)
+    given = {"widths": _shares("widths", widths), "depths": _shares("depths", depths)}
+    given["densities"] = _shares("densities", densities)
+    classes, size = (
+        _counts("num_classes", num_classes, "2,5,12"),
+        _counts("input_size", input_size, "3,64,64"),
+    )
+    if len(size) != 3:
+        raise BackboneError(f"input_size {size} is no (channels, height, width); give one like (3, 64, 64)")
+    shares = given[kind.shares]
+    shares = DEFAULT_SHARES if shares is None else shares
+    _check_arguments(structure, given, order, shares, classes)
+    wanted = Wanted(backbone, shares, given["depths"], order, classes, (size[0], size[1], size[2]))
     with evaluating(backbone):
-        network = kind.make(wanted)
+        try:
+            network = kind.make(wanted)
+        except Exception:
+            check_image(backbone, wanted.input_size)
+            raise
     network.heads.to(next(backbone.parameters()))
     prove(network)
     return network.train(backbone.training)
@@ -55,23 +71,43 @@ def nest(
 
 def _check_arguments(
     structure: str,
-    widths: Sequence[float] | None,
-    depths: Sequence[float] | None,
-    densities: Sequence[float] | None,
+    given: Mapping[str, Sequence[float] | None],
     order: str,
     shares: Sequence[float],
     num_classes: Sequence[int],
 ) -> None:
     takes = find_structure(structure).takes
-    given = {"widths": widths, "depths": depths, "densities": densities}
     for name, value in given.items():
         if value is not None and name not in takes:
             raise BackboneError(f"structure {structure!r} takes {' and '.join(takes)}, not {name}")
     if order not in ("given", "importance") or (order != "given" and structure != "slices"):
         raise BackboneError(f"order {order!r} does not fit; it is 'given' or, for slices, 'importance'")
-    if len(num_classes) != len(shares) or min(num_classes, default=0) < 1:
+    if len(num_classes) != len(shares):
         raise BackboneError(
             f"{len(shares)} {takes[0]} need {len(shares)} class counts of at least 1, not {list(num_classes)}"
         )
+    depths = given["depths"]
     if depths is not None and len(check_depths(depths)) != len(shares):
         raise BackboneError(f"{len(shares)} {takes[0]} need {len(shares)} depths, not {list(depths)}")
+
+
+def _shares(name: str, values: Iterable[float] | None) -> tuple[float, ...] | None:
+    """Return what was given as plain numbers; lists, tuples and arrays are taken."""
+    try:
+        shares = None if values is None else tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        shares = ()
+    if shares == ():
+        raise BackboneError(f"{name} {values!r} do not fit; give one number per level, like 0.25,0.5,1")
+    return shares
+
+
+def _counts(name: str, values: Iterable[int], example: str) -> tuple[int, ...]:
+    """Return what was given as plain whole numbers of at least 1; lists, tuples and arrays are taken."""
+    try:
+        counts = tuple(operator.index(value) for value in values)
+    except TypeError:
+        counts = ()
+    if min(counts, default=0) < 1:
+        raise BackboneError(f"{name} {values!r} does not fit; give numbers of at least 1, like {example}")
+    return counts
