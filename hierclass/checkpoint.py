@@ -99,10 +99,11 @@ def build(
     *,
     pretrained: bool = False,
     order: str = "given",
+    warn: bool = True,
 ) -> NestedNetwork:
     """Make the nested network of an architecture, one level per tier, for `size` x `size` images.
 
-    `order` is that of `nest`; weights that are loaded later bring their own.
+    `order` and `warn` are those of `nest`; weights that are loaded later bring their own order.
 
     Raises:
         BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
@@ -122,6 +123,7 @@ def build(
         depths=architecture.depths,
         densities=architecture.densities,
         order=order,
+        warn=warn,
         num_classes=(*taxonomy.num_classes, *[1] * left_out),
         input_size=(3, size, size),
     )
@@ -186,7 +188,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         decision, results = _mapping(config, "decision"), _mapping(config, "results")
         if not 0 <= float(decision.get("lower_weight", 0.0)) < math.inf:
             raise ValueError("'lower_weight' must be a number from 0")
-        network = build(_without_weight_sources(architecture), taxonomy, preprocessing.size)
+        network = build(_without_weight_sources(architecture), taxonomy, preprocessing.size, warn=False)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error

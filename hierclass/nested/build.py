@@ -28,6 +28,7 @@ def nest(
     order: str = "given",
     num_classes: Iterable[int],
     input_size: Iterable[int] = (3, 64, 64),
+    warn: bool = True,
 ) -> NestedNetwork:
     """Cut a backbone into nested levels and prove that they are nested.
 
@@ -39,7 +40,8 @@ def nest(
     channels with the largest weights to the lowest levels (slices; for pretrained weights), "given" keeps their
     order.
     `num_classes[k]` is the number of classes of level k's head; `input_size` (C, H, W) the image that costs and
-    the proof refer to. The weights of `backbone` are copied; `backbone` stays as it is.
+    the proof refer to. `warn` logs which levels run the same blocks though their
+    depths differ (depths, in stages of few blocks). The weights of `backbone` are copied; `backbone` stays as it is.
 
     Raises:
         BackboneError: the numbers do not fit, the backbone does not take such images, or a layer can't be cut (the
@@ -57,7 +59,7 @@ def nest(
     shares = given[kind.shares]
     shares = DEFAULT_SHARES if shares is None else shares
     _check_arguments(structure, given, order, shares, classes)
-    wanted = Wanted(backbone, shares, given["depths"], order, classes, (size[0], size[1], size[2]))
+    wanted = Wanted(backbone, shares, given["depths"], order, classes, (size[0], size[1], size[2]), warn)
     with evaluating(backbone):
         try:
             network = kind.make(wanted)

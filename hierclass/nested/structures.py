@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,6 +20,8 @@ from hierclass.nested.prefix import nest_prefix, seen_by
 from hierclass.nested.program import write_program
 from hierclass.nested.slices import SlicedNetwork
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -28,6 +33,7 @@ class Wanted:
     order: str
     num_classes: tuple[int, ...]
     input_size: tuple[int, int, int]
+    warn: bool = True
 
 
 def _make_slices(wanted: Wanted) -> NestedNetwork:
@@ -47,8 +53,26 @@ def _make_prefix(wanted: Wanted) -> NestedNetwork:
 
 def _make_depths(wanted: Wanted) -> NestedNetwork:
     analysis = analyse(wanted.backbone, (1.0,), wanted.input_size)
-    blocks = schedule(analysis, check_depths(wanted.shares))
+    depths = check_depths(wanted.shares)
+    blocks = schedule(analysis, depths)
+    if wanted.warn:
+        _warn_of_equal_levels(depths, {block.born for block in blocks})
     return _nest_dense(wanted, "depths", [analysis] * len(wanted.shares), blocks)
+
+
+def _warn_of_equal_levels(depths: Sequence[float], born: AbstractSet[int]) -> None:
+    """Say which levels run the same blocks although their depths differ; equal depths are meant."""
+    for level, (low, high) in enumerate(itertools.pairwise(depths)):
+        if low < high and level + 1 not in born:
+            _log.warning(
+                "levels %d and %d run the same blocks: depths %g and %g come to the same number in every "
+                "stage of this backbone; set them further apart, give fewer levels, or take "
+                "a backbone with more blocks per stage",
+                level,
+                level + 1,
+                low,
+                high,
+            )
 
 
 def _nest_dense(
