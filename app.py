@@ -52,7 +52,13 @@ INTRODUCTION_WHOLE = (
     "what **kind** of thing is in it, and its name. "
     "Every level runs the whole network, so a coarser answer costs the same."
 )
-"""For a classifier whose levels all cost the same."""
+"""For a classifier that runs once for all levels."""
+INTRODUCTION_APART = (
+    "# From coarse to fine\n"
+    "A small part of a network first says what **kind** of thing is in your photograph. "
+    "Each finer level uses more of the weights and looks at it from the start, until the thing has a name."
+)
+"""For a classifier whose levels share no computing."""
 PRIVACY = (
     "The photograph goes to the computer that runs this page and nowhere else. "
     "It is deleted within 65 minutes, or when the page stops."
@@ -120,9 +126,9 @@ class Stage:
     milliseconds: float
     """Wall-clock time of this step, measured; for level 0 without reading the photograph."""
     macs: int
-    """Multiply-accumulates that this level adds to the one below."""
+    """Multiply-accumulates of this step: what the level adds, or all of it if it reuses nothing."""
     share: float
-    """The same relative to the whole cost of the last level, 0 … 1."""
+    """The same relative to what the last level costs, 0 … 1."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction with its cost as JSON values, as the endpoint /classify answers."""
@@ -148,13 +154,11 @@ def classify(classifier: Classifier, path: str, level: int | None = None) -> Ite
     last = classifier.check_level(level)
     image = read_image(path, min_side=resize_side(classifier.preprocessing))
     predictions = classifier.refine(image)
-    macs, share = 0, 0.0
     for costs in classifier.levels[: last + 1]:
         started = time.perf_counter()
         prediction = next(predictions)
         elapsed = (time.perf_counter() - started) * 1000
-        yield Stage(prediction, elapsed, costs.macs - macs, costs.share - share)
-        macs, share = costs.macs, costs.share
+        yield Stage(prediction, elapsed, costs.step_macs, costs.step_share)
 
 
 def draw(levels: Sequence[Level], stages: Sequence[Stage], last: int) -> str:
@@ -162,7 +166,7 @@ def draw(levels: Sequence[Level], stages: Sequence[Stage], last: int) -> str:
 
     `last` is the level at which the answer is to stop.
     """
-    from hierclass.classifier import cost_alike
+    from hierclass.classifier import run_once
 
     cards = []
     for level in levels:
@@ -171,7 +175,7 @@ def draw(levels: Sequence[Level], stages: Sequence[Stage], last: int) -> str:
         elif stages and level.index <= last:
             cards.append(_draw_empty(level, "waiting", "is being computed …"))
         elif stages:
-            skipped = "not shown" if cost_alike(levels) else "not computed"
+            skipped = "not shown" if run_once(levels) else "not computed"
             cards.append(_draw_empty(level, "skipped", f"{skipped}: you asked for a coarser answer"))
         else:
             cards.append(_draw_empty(level, "waiting", ""))
@@ -295,7 +299,7 @@ def build_page(classifier: Classifier) -> gr.Blocks:
 
     page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING_SECONDS)
     with page:
-        image, level, problem, result = _lay_out(levels)
+        image, level, problem, result = _lay_out(classifier)
         gr.on(
             [image.change, level.change],
             show,
@@ -322,14 +326,24 @@ def build_page(classifier: Classifier) -> gr.Blocks:
     return page
 
 
-def _lay_out(levels: Sequence[Level]) -> tuple[gr.Image, gr.Radio, gr.HTML, gr.HTML]:
+def introduction(classifier: Classifier) -> str:
+    """Return what the page says first: how this classifier gets from coarse to fine."""
+    from hierclass.classifier import run_once
+
+    if not classifier.reuses:
+        return INTRODUCTION_APART
+    return INTRODUCTION_WHOLE if run_once(classifier.levels) else INTRODUCTION
+
+
+def _lay_out(classifier: Classifier) -> tuple[gr.Image, gr.Radio, gr.HTML, gr.HTML]:
     """Place the widgets in the page that is being built: photograph, level, what is wrong, answer."""
     import gradio as gr
 
-    from hierclass.classifier import cost_alike
+    from hierclass.classifier import run_once
 
-    whole = cost_alike(levels)
-    gr.Markdown(INTRODUCTION_WHOLE if whole else INTRODUCTION)
+    levels = classifier.levels
+    whole = run_once(levels)
+    gr.Markdown(introduction(classifier))
     with gr.Row():
         with gr.Column(scale=5, min_width=320, elem_classes="controls"):
             image = gr.Image(

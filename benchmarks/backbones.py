@@ -24,7 +24,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hierclass.backbones import STRUCTURES, Backbones, Family, to_markdown
+from hierclass.backbones import Backbones, Family, to_markdown
+from hierclass.nested import STRUCTURES
 from hierclass.survey import examine, family_of, prove_model
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from latency import Call, describe_machine, measure_rounds, refine_all
 from structures_rows import ROWS
 from torch import Tensor
 
-from hierclass.nested import NestedNetwork, create_backbone, nest
+from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, nest
 from hierclass.nested.fuse import fuse
 from training.losses import Trainee
 
@@ -101,7 +101,7 @@ def _images(batch: int, size: int) -> Tensor:
 def _make(network: Mapping[str, Any], classes: Sequence[int], size: int) -> NestedNetwork:
     """The network of an architecture, untrained; one of a single level answers on the leaves."""
     shares = {key: network[key] for key in ("widths", "depths", "densities")}
-    levels = len(shares[{"masks": "densities", "depths": "depths"}.get(network["structure"], "widths")])
+    levels = len(shares[STRUCTURES[network["structure"]].shares])
     backbone = create_backbone(
         network["backbone"], stem_stride=network["stem_stride"], **network["backbone_args"]
     )

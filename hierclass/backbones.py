@@ -18,8 +18,6 @@ from hierclass.errors import BackboneError
 if TYPE_CHECKING:
     from hierclass.survey import Finding
 
-STRUCTURES = ("slices", "prefix", "depths", "masks")
-
 
 @dataclass(frozen=True)
 class Family:
@@ -169,7 +167,7 @@ def to_markdown(backbones: Backbones) -> str:
     lines += ["| family | models | nest | structures | shown on |", "| --- | ---: | ---: | --- | --- |"]
     for family in backbones.families:
         shown = ", ".join(dict.fromkeys(family.proven.values()))
-        structures = ", ".join(name for name in STRUCTURES if name in family.proven)
+        structures = ", ".join(family.proven)
         lines.append(
             f"| {family.name} | {family.num_models} | {len(family.nests)} | {structures or '–'} | {shown or '–'} |"
         )

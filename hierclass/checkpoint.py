@@ -21,7 +21,7 @@ import torch
 
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
-from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone, nest
+from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
 from taxonomy import Taxonomy
 
 T = TypeVar("T")
@@ -75,7 +75,8 @@ class Architecture:
     @property
     def shares(self) -> str:
         """Name of the field that has one number per level."""
-        return {"masks": "densities", "depths": "depths"}.get(self.structure, "widths")
+        structure = STRUCTURES.get(self.structure)  # None: `from_timm` nests nothing, `nest` refuses others
+        return structure.shares if structure else "widths"
 
 
 @dataclass
@@ -101,10 +102,11 @@ def build(
     *,
     pretrained: bool = False,
     order: str = "given",
+    warn: bool = True,
 ) -> NestedNetwork:
     """Make the nested network of an architecture, one level per tier, for `size` x `size` images.
 
-    `order` is that of `nest`; weights that are loaded later bring their own.
+    `order` and `warn` are those of `nest`; weights that are loaded later bring their own order.
 
     Raises:
         BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
@@ -124,6 +126,7 @@ def build(
         depths=architecture.depths,
         densities=architecture.densities,
         order=order,
+        warn=warn,
         num_classes=(*taxonomy.num_classes, *[1] * left_out),
         input_size=(3, size, size),
     )
@@ -191,7 +194,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         decision, results = _mapping(config, "decision"), _mapping(config, "results")
         if not 0 <= float(decision.get("lower_weight", 0.0)) < math.inf:
             raise ValueError("'lower_weight' must be a number from 0")
-        network = build(_without_weight_sources(architecture), taxonomy, preprocessing.size)
+        network = build(_without_weight_sources(architecture), taxonomy, preprocessing.size, warn=False)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error

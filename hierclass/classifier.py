@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from hierclass.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from hierclass.decisions import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
 from hierclass.images import ImageSource, read_input
+from hierclass.nested import answer_costs
 from hierclass.nested.fuse import fuse
 from taxonomy import Taxonomy
 
@@ -26,13 +25,10 @@ BUNDLED = Path(__file__).parent / "models" / "tiny-imagenet"
 
 BATCH_SIZE = 64
 
-RUN_APART = ("prefix", "masks", "depths")
-"""Structures whose levels share weights, but nothing that is computed."""
-
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What one level answers and what it costs for one image, everything below it included."""
+    """What one level answers and what its answer costs for one image, all that is run for it included."""
 
     index: int
     num_classes: int
@@ -40,6 +36,10 @@ class Level:
     """Multiply-accumulates."""
     share: float
     """Multiply-accumulates relative to the last level's, 0 … 1."""
+    step_macs: int
+    """Multiply-accumulates of its step of `Classifier.refine`: what it adds, or all of it if nothing is reused."""
+    step_share: float
+    """The same relative to the last level's `macs`; where nothing is reused the steps may add up to more than 1."""
     parameters: int
     bytes: int
     accuracy: float | None
@@ -47,8 +47,13 @@ class Level:
 
 
 def cost_alike(levels: Sequence[Level]) -> bool:
-    """Whether every level runs the whole network, so that a coarser answer saves nothing (see `from_timm`)."""
-    return len(levels) > 1 and levels[0].share == 1
+    """Whether every level runs the whole network, so that a coarser answer saves nothing (`from_timm`, masks)."""
+    return len(levels) > 1 and levels[0].share > 0.995  # heads differ a little
+
+
+def run_once(levels: Sequence[Level]) -> bool:
+    """Whether the first step of refining computes all that the finer levels need (see `from_timm`)."""
+    return len(levels) > 1 and not any(level.step_macs for level in levels[1:])
 
 
 def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Classifier:
@@ -83,6 +88,11 @@ class Classifier:
         """How an image becomes the network's input."""
         return self.checkpoint.preprocessing
 
+    @property
+    def reuses(self) -> bool:
+        """Whether a finer level is computed from what coarser levels have computed, so that refining is no extra."""
+        return self._network.reuses
+
     def check_level(self, level: int | None) -> int:
         """Return the level, the finest for None; raise `LevelError` if the model does not have it."""
         return self._network.check_level(level)
@@ -115,8 +125,10 @@ class Classifier:
         return predictions
 
     def refine(self, image: ImageSource) -> Iterator[Prediction]:
-        """Answer at level 0, then at each finer level; every step computes only what the level adds.
+        """Answer at level 0, then at each finer level; `Level.step_macs` says what each step computes.
 
+        Where the network reuses what lower levels computed (structure slices), that is only what the level adds;
+        else (prefix, depths, masks) every step runs its level from the start. See `reuses`.
         Nothing above a level is computed before the next prediction is asked for.
 
         Raises:
@@ -173,17 +185,18 @@ def _find_device(name: str) -> torch.device:
 
 def _describe_levels(checkpoint: Checkpoint) -> tuple[Level, ...]:
     network = checkpoint.network
-    costs = [network.cost(level) for level in range(network.num_levels)]
-    if checkpoint.decision.get("lower_weight") and network.structure in RUN_APART:
-        # Levels that share no computing are all run where all have a say.
-        macs = itertools.accumulate(cost.macs for cost in costs)
-        costs = [dataclasses.replace(cost, macs=total) for cost, total in zip(costs, macs, strict=True)]
+    weight = float(checkpoint.decision.get("lower_weight", 0.0))
+    costs = answer_costs(network, weight)
+    included = [0, *(cost.macs for cost in costs)] if network.reuses or weight else [0] * len(costs)
+    steps = [cost.macs - lower for cost, lower in zip(costs, included, strict=False)]
     return tuple(
         Level(
             index=index,
             num_classes=network.num_classes[index],
             macs=cost.macs,
             share=cost.macs / costs[-1].macs,
+            step_macs=steps[index],
+            step_share=steps[index] / costs[-1].macs,
             parameters=cost.parameters,
             bytes=cost.bytes,
             accuracy=_measured_accuracy(checkpoint.results, index),

@@ -97,13 +97,15 @@ def plural(count: int, noun: str) -> str:
 
 
 def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, unicode: bool) -> RenderableType:
-    """Draw a prediction for a person: a line per tier, coarse first, with a bar and what its level costs."""
+    """Draw a prediction for a person: a line per tier, coarse first, with a bar and what its step costs.
+
+    The sum of the steps follows where it is more than the last level alone costs.
+    """
     full, empty = "█░" if unicode else "#."
     grid = Table.grid(padding=(0, 2))
-    shares = [0.0, *(level.share for level in levels)]
     for tier, step in enumerate(prediction.path):
         filled = round(step.score * _BAR_WIDTH)
-        cost = f"{'+' if tier else ''}{shares[tier + 1] - shares[tier]:.0%} of the cost"
+        cost = f"{'+' if tier else ''}{levels[tier].step_share:.0%} of the cost"
         grid.add_row(
             Text(f"level {tier}", "dim"),
             Text(step.label, "bold" if tier == prediction.level else ""),
@@ -111,7 +113,11 @@ def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, uni
             f"{step.score:.2f}",
             Text(cost, "dim"),
         )
-    return Group(Text(one_line(path)), grid)
+    drawn: list[RenderableType] = [Text(one_line(path)), grid]
+    total, alone = sum(level.step_share for level in levels[: tier + 1]), levels[tier].share
+    if total > alone * 1.005:
+        drawn.append(Text(f"in all {total:.0%} of the cost; level {tier} alone costs {alone:.0%}", "dim"))
+    return Group(*drawn)
 
 
 def draw_levels(levels: Sequence[Level]) -> RenderableType:

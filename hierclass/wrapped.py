@@ -10,7 +10,6 @@ import argparse
 import copy
 import difflib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from hierclass.checkpoint import INTERPOLATIONS, Architecture, Checkpoint, Preprocessing
 from hierclass.classifier import Classifier
 from hierclass.errors import BackboneError, CheckpointError
+from hierclass.nested.backbone import reason
 from hierclass.nested.network import Cost, NestedNetwork, State
 from taxonomy import Taxonomy, TaxonomyError
 
@@ -42,6 +42,7 @@ class WholeNetwork(NestedNetwork):
     """
 
     structure = "whole"
+    reuses = True
 
     def __init__(
         self,
@@ -247,7 +248,7 @@ def _create(name: str, file: Path) -> nn.Module:
         try:
             model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as error:  # a model's own converter of weights may stumble in any way over others
-            raise CheckpointError(f"timm can't load {file} into {name}: {_reason(error)}") from error
+            raise CheckpointError(f"timm can't load {file} into {name}: {reason(error)}") from error
     if not _names(model) <= tensors and (missing := _untouched(name, model)):
         raise CheckpointError(
             f"{file} has no values for {len(missing)} weights of {name}, the first is {missing[0]}; "
@@ -298,18 +299,6 @@ def _untouched(name: str, model: nn.Module) -> list[str]:
         for key, value in model.named_parameters()
         if value.ndim > 1 and torch.equal(value, fresh[key]) and bool(value.min() < value.max())
     ]
-
-
-def _reason(error: Exception) -> str:
-    """Return one short line of what went wrong; the first tensor that does not fit, where that is known."""
-    text = str(error).strip()
-    if found := re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", text):
-        return (
-            f"{found[1]} has shape ({found[2]}) there and ({found[3]}) in the model; is it another model's?"
-        )
-    if found := re.search(r"(Missing|Unexpected) key\(s\) in state_dict: \"([^\"]+)\"", text):
-        return f"{found[2]} is {'missing' if found[1] == 'Missing' else 'unknown'}; is it another model's?"
-    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__
 
 
 def _preprocessing(name: str, model: nn.Module) -> Preprocessing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -61,6 +62,25 @@ def test_levels_arrive_coarse_first_and_add_up_to_the_full_cost(classifier: Any)
     assert sum(stage.share for stage in stages) == pytest.approx(1)
     assert sum(stage.macs for stage in stages) == classifier.levels[-1].macs
     assert all(stage.milliseconds > 0 and stage.macs > 0 for stage in stages)
+
+
+def test_steps_that_reuse_nothing_are_shown_at_their_own_cost(classifier: Any) -> None:
+    from hierclass.checkpoint import build
+    from hierclass.classifier import Classifier
+
+    given = {"structure": "masks", "widths": None, "densities": (0.25, 0.5, 1.0)}
+    architecture = dataclasses.replace(classifier.checkpoint.architecture, **given)
+    network = build(architecture, classifier.taxonomy, 32).eval()
+    masks = Classifier(
+        dataclasses.replace(classifier.checkpoint, network=network, architecture=architecture), device="cpu"
+    )
+    stages = list(app.classify(masks, str(CAT)))
+    assert [stage.share for stage in stages] == pytest.approx([1, 1, 1], rel=0.01)  # heads differ
+    assert [stage.macs for stage in stages] == [network.cost(level).macs for level in range(3)]
+    assert "300% of the full cost" in app.draw(masks.levels, stages, 2)
+    assert "not computed" in app.draw(masks.levels, stages[:1], 0)
+    assert app.introduction(masks) == app.INTRODUCTION_APART
+    assert app.introduction(classifier) == app.INTRODUCTION
 
 
 def test_the_page_answers_what_the_classifier_answers(classifier: Any) -> None:

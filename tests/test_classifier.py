@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 import hierclass
@@ -22,6 +23,7 @@ from hierclass.classifier import BATCH_SIZE, Classifier
 from hierclass.decisions import Prediction
 from hierclass.errors import CheckpointError, ImageError, InputError, LevelError
 from hierclass.images import preprocess, read_image
+from hierclass.terminal import draw_path
 
 Picture = NDArray[np.uint8]
 
@@ -151,6 +153,45 @@ def test_levels_that_share_no_computing_are_run_only_where_they_have_a_say(
         expected = [sum(alone[: level + 1]) if weight else alone[level] for level in range(3)]
         assert [level.macs for level in other.levels] == expected
         assert [macs_of(other, pictures[0], level) for level in range(3)] == expected
+        assert [level.step_macs for level in other.levels] == alone
+        assert refining_macs(other, pictures[0]) == sum(alone)
+        assert not other.reuses
+
+
+def refining_macs(classifier: Classifier, picture: Picture) -> int:
+    with FlopCounterMode(display=False) as counter:
+        list(classifier.refine(picture))
+    return int(counter.get_total_flops()) // 2
+
+
+@pytest.mark.parametrize(("structure", "field"), [("prefix", "widths"), ("masks", "densities")])
+def test_a_drawn_path_of_levels_that_share_no_computing_adds_up_what_was_run(
+    classifier: Classifier, pictures: list[Picture], structure: str, field: str
+) -> None:
+    given = {"widths": None, field: (0.25, 0.5, 1.0)}
+    architecture = dataclasses.replace(classifier.checkpoint.architecture, structure=structure, **given)
+    network = build(architecture, classifier.taxonomy, 32).eval()
+    model = Classifier(
+        dataclasses.replace(classifier.checkpoint, network=network, architecture=architecture), device="cpu"
+    )
+    *_, last = model.refine(pictures[0])
+    console = Console(file=io.StringIO(), width=100)
+    console.print(draw_path("cat.jpg", last, model.levels, unicode=False))
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    shares = [network.cost(level).macs / network.cost(2).macs for level in range(3)]
+    assert f" {shares[0]:.0%} of the cost" in drawn
+    assert f"+{shares[1]:.0%} of the cost" in drawn
+    assert "+100% of the cost" in drawn
+    assert f"in all {sum(shares):.0%} of the cost; level 2 alone costs 100%" in drawn
+
+
+def test_a_drawn_path_of_levels_that_reuse_adds_up_to_the_cost(
+    classifier: Classifier, pictures: list[Picture]
+) -> None:
+    assert sum(level.step_share for level in classifier.levels) == pytest.approx(1)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(draw_path("cat.jpg", classifier.predict(pictures[0]), classifier.levels, unicode=False))
+    assert "in all" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_lower_levels_count_as_the_checkpoint_says(classifier: Classifier, pictures: list[Picture]) -> None:

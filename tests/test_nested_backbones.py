@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
 from tiny_families import backbone_of, size_of
 from torch import Tensor, nn
@@ -110,8 +112,6 @@ def test_a_dense_channel_of_level_k_reads_only_slices_up_to_k() -> None:
 
 
 def test_pretrained_weights_of_timm_are_kept(tmp_path: Path) -> None:
-    import timm
-
     torch.manual_seed(7)
     model = timm.create_model("test_resnet")
     file = tmp_path / "weights.pth"
@@ -188,5 +188,77 @@ def test_a_backbone_that_does_not_end_in_pooled_features_is_refused() -> None:
 
 
 def test_an_image_that_the_backbone_cannot_take_is_refused() -> None:
-    with pytest.raises(BackboneError, match=r"conv1.0 \(Conv2d\) does not run on an image of \(4, 32"):
+    with pytest.raises(
+        BackboneError, match=r"does not run on an image of \(4, 32.*give input_size=\(3, 32, 32\)"
+    ):
         nest(create_backbone("test_resnet"), widths=(1.0,), num_classes=(2,), input_size=(4, 32, 32))
+
+
+@pytest.mark.parametrize("structure", ["slices", "masks"])
+def test_an_image_that_does_not_fit_is_refused_with_what_to_change(structure: str) -> None:
+    vit = create_backbone("vit_tiny_patch16_224", depth=1)
+    with pytest.raises(
+        BackboneError, match=r"on an image of \(3, 32, 32\): .*; try .*--backbone-arg img_size=32$"
+    ):
+        nest(vit, structure=structure, num_classes=(2, 3, 5), input_size=(3, 32, 32))
+    grey = create_backbone("test_resnet", in_chans=1)
+    with pytest.raises(BackboneError, match=r"; give input_size=\(1, 64, 64\), or .*in_chans=3") as caught:
+        nest(grey, structure=structure, num_classes=(2, 3, 5))
+    assert "needs no cutting" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_size": (64, 64)}, r"input_size \(64, 64\) is no \(channels, height, width\)"),
+        ({"input_size": 64}, "input_size 64 does not fit"),
+        ({"num_classes": 5}, "num_classes 5 does not fit; give numbers of at least 1"),
+        ({"num_classes": (2, 0, 5)}, r"num_classes \(2, 0, 5\) does not fit"),
+        ({"widths": 5}, "widths 5 do not fit; give one number per level, like 0.25,0.5,1"),
+        ({"widths": []}, r"widths \[\] do not fit"),
+        ({"structure": "masks", "densities": []}, r"densities \[\] do not fit"),
+        ({"depths": "deep"}, "depths 'deep' do not fit"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BackboneError, match=message):
+        nest(
+            create_backbone("test_resnet"), **{"num_classes": (2, 3, 5), "input_size": (3, 32, 32), **change}
+        )
+
+
+def test_arrays_of_numbers_are_taken() -> None:
+    numbers = {"widths": np.array([0.25, 0.5, 1]), "num_classes": np.array([2, 3, 5])}
+    network = nest(create_backbone("test_resnet"), **numbers, input_size=np.array([3, 32, 32]))
+    assert network.num_classes == (2, 3, 5)
+    assert network.input_size == (3, 32, 32)
+
+
+def test_a_file_of_weights_is_loaded_without_its_classifier(tmp_path: Path) -> None:
+    model, file = timm.create_model("test_resnet"), tmp_path / "weights.pth"
+    torch.save(model.state_dict(), file)
+    backbone = create_backbone("test_resnet", checkpoint_path=str(file))
+    assert torch.equal(backbone.conv1[0].weight, model.conv1[0].weight)
+
+
+def test_a_file_of_weights_that_does_not_fit_is_named_with_the_reason(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_vit").state_dict(), file)
+    with pytest.raises(
+        BackboneError, match=r"weights.pth into test_resnet: conv1.0.weight is missing; is it an"
+    ):
+        create_backbone("test_resnet", checkpoint_path=str(file))
+    file.write_bytes(b"no weights")
+    with pytest.raises(BackboneError, match=r"timm can't load .*weights.pth into test_resnet: "):
+        create_backbone("test_resnet", checkpoint_path=str(file))
+    with pytest.raises(BackboneError, match="there is no file of weights at nowhere"):
+        create_backbone("test_resnet", checkpoint_path="nowhere")
+
+
+def test_without_a_connection_pretrained_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(BackboneError, match="--backbone-arg checkpoint_path=FILE"):
+        create_backbone("test_resnet", pretrained=True, cache_dir=str(tmp_path))

@@ -138,3 +138,23 @@ def test_a_level_of_masks_leaves_out_the_blocks_that_come_later() -> None:
         model = network.extract(0).eval()
         assert isinstance(model.get_submodule("layer1.1"), torch.nn.Identity)
         assert torch.allclose(model(image), network(image, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("depths", "warned"),
+    [
+        (None, ["levels 0 and 1 run the same blocks"]),
+        ((0.5, 0.5, 1.0), []),
+        ((0.25, 0.75, 1.0), ["levels 1 and 2"]),
+    ],
+)
+def test_levels_of_different_depths_that_run_the_same_blocks_are_logged(
+    depths: tuple[float, ...] | None, warned: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = create_backbone("resnet18", layers=(2, 1, 1, 1), channels=(16, 16, 32, 32))
+    nest(backbone, structure="depths", depths=depths, num_classes=CLASSES, input_size=SIZE)
+    assert len(caplog.messages) == len(warned)
+    assert all(start in message for start, message in zip(warned, caplog.messages, strict=True))
+    caplog.clear()
+    nest(backbone, structure="depths", depths=depths, num_classes=CLASSES, input_size=SIZE, warn=False)
+    assert caplog.messages == []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toy_backbones import SIZE, THIRDS, Toy, close, cut, part
 
 from hierclass.errors import BackboneError
-from hierclass.nested import NestedNetwork, build, functions, nest
+from hierclass.nested import STRUCTURES, NestedNetwork, Structure, functions, nest
 from hierclass.nested.channels import Channels
 from hierclass.nested.rules import RULES, ChannelRule, Flow, Rule
 
@@ -33,7 +33,7 @@ def page() -> dict[str, Any]:
         "Flow": Flow,
     }
     names |= {"ChannelRule": ChannelRule, "NestedNetwork": NestedNetwork}
-    names |= {"RULES": {}, "_STRUCTURES": {}, "_TAKES": {}}
+    names |= {"RULES": {}, "STRUCTURES": {}, "Structure": Structure}
     for example in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL):
         exec(example, names)
     return names
@@ -94,15 +94,14 @@ def test_a_function_is_added_by_naming_its_kind(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def separate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> NestedNetwork:
     """A network of the structure on the page, registered for as long as a test runs."""
-    monkeypatch.setitem(build._STRUCTURES, "separate", page["_STRUCTURES"]["separate"])
-    monkeypatch.setitem(build._TAKES, "separate", page["_TAKES"]["separate"])
+    monkeypatch.setitem(STRUCTURES, "separate", page["STRUCTURES"]["separate"])
     backbone = Toy()
     backbone.num_features = 32
     torch.manual_seed(0)
     return nest(backbone, structure="separate", num_classes=(2, 3, 5), input_size=SIZE).eval()
 
 
-def test_a_structure_is_added_by_a_subclass_and_a_line_in_build(separate: NestedNetwork) -> None:
+def test_a_structure_is_added_by_a_subclass_and_a_line_in_the_table(separate: NestedNetwork) -> None:
     image = torch.randn(2, *SIZE)
     assert [tuple(logits.shape) for logits in separate.forward_all(image)] == [(2, 2), (2, 3), (2, 5)]
     assert torch.equal(separate.extract(1)(image), separate(image, 1))

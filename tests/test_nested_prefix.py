@@ -186,7 +186,7 @@ def test_pretrained_weights_of_timm_are_kept_to_the_bit(tmp_path: Path) -> None:
     [
         (
             {"structure": "layers"},
-            "structure 'layers' is not known; there are: slices, prefix, masks, depths",
+            "structure 'layers' is not known; there are: slices, prefix, depths, masks",
         ),
         (
             {"structure": "prefix", "densities": (0.5, 0.7, 1)},

@@ -12,7 +12,6 @@ import timm
 
 import hierclass.survey
 from hierclass.backbones import (
-    STRUCTURES,
     Backbones,
     Family,
     models_to_try,
@@ -22,7 +21,7 @@ from hierclass.backbones import (
 )
 from hierclass.cli import main
 from hierclass.errors import BackboneError
-from hierclass.nested import create_backbone, nest
+from hierclass.nested import STRUCTURES, create_backbone, nest
 from hierclass.survey import examine, family_of, image_size, prove_model
 
 ROOT = Path(__file__).parent.parent

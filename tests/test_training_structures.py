@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from training_data import write_parquet
 
 from hierclass.checkpoint import load_checkpoint
-from hierclass.classifier import BUNDLED
+from hierclass.classifier import BUNDLED, Classifier
 from hierclass.errors import InputError
-from hierclass.nested import NestedNetwork, build
+from hierclass.nested import STRUCTURES, NestedNetwork, Structure
 from taxonomy import Taxonomy
 from training import loop
 from training.card import model_card
 from training.evaluate import evaluate_checkpoint
-from training.recipe import SHARES, Recipe
+from training.recipe import Recipe
 from training.run import Run, make_architecture, make_network
 
 
@@ -66,7 +66,7 @@ def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"structure": "rings"}, "--structure rings: give slices, prefix, masks or depths"),
+        ({"structure": "rings"}, "--structure rings: give slices, prefix, depths or masks"),
         ({"order": "size"}, "--order size: give given or importance"),
         ({"densities": (0.1, 0.5, 1.0)}, "--densities does not fit --structure slices; give --widths"),
         (
@@ -98,8 +98,15 @@ def test_numbers_that_do_not_fit_the_structure_are_refused_before_images_are_rea
     assert str(caught.value) == message
 
 
-def test_the_recipe_takes_what_nest_takes() -> None:
-    assert build._TAKES == SHARES
+def test_a_structure_that_is_added_to_the_table_can_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = Structure(STRUCTURES["masks"].make, takes=("densities",))
+    monkeypatch.setitem(STRUCTURES, "rings", added)
+    recipe = Recipe(data=(), taxonomy="x", structure="rings", densities=(0.5, 1.0))
+    recipe.check()
+    recipe.check_levels(2)
+    assert make_architecture(recipe).num_levels == 2
+    with pytest.raises(InputError, match="--widths does not fit --structure rings; give --densities"):
+        dataclasses.replace(recipe, widths=(0.5, 1.0)).check()
 
 
 def test_without_numbers_a_taxonomy_of_three_tiers_is_expected() -> None:
@@ -148,7 +155,7 @@ def test_the_network_hears_before_every_update_how_far_training_is(
 
 
 DEEP = {"layers": (2, 2, 2, 2)}
-STRUCTURES: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, dict[str, Any]] = {
     "prefix": {},
     "masks": {"densities": (0.1, 0.3, 0.6), "depths": (0.5, 0.5, 1.0), "backbone_args": DEEP},
     "depths": {"depths": (0.5, 0.5, 1.0), "backbone_args": DEEP},
@@ -156,12 +163,12 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("structure", sorted(STRUCTURES))
+@pytest.mark.parametrize("structure", sorted(CHANGES))
 def test_every_structure_is_trained_resumed_and_kept(
     structure: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught = {"distil": 0.5, "distil_from": "next", "distil_teacher": "ema"}
-    changed = dataclasses.replace(recipe, structure=structure, **STRUCTURES[structure], **taught)
+    taught = {"distil": 0.5, "distil_from": "next", "distil_teacher": "ema", "consensus": 0.5}
+    changed = dataclasses.replace(recipe, structure=structure, **CHANGES[structure], **taught)
     results = fit(changed, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(Run, "step", stopping(Run.step, epoch=1, step=2))
@@ -173,6 +180,9 @@ def test_every_structure_is_trained_resumed_and_kept(
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
     checkpoint = load_checkpoint(tmp_path / "whole" / "model")
     assert checkpoint.architecture == make_architecture(changed)
+    levels = Classifier(checkpoint, device="cpu").levels
+    assert [row["macs"] for row in results["levels"]] == [level.macs for level in levels]
+    assert [row["share"] for row in results["levels"]] == [level.share for level in levels]
     assert [checkpoint.network.cost(level).parameters for level in range(3)] == [
         row["parameters"] for row in results["levels"]
     ]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from hierclass.checkpoint import load_checkpoint
 from hierclass.decisions import agree
 from hierclass.errors import InputError
-from hierclass.nested import NestedNetwork
+from hierclass.nested import NestedNetwork, answer_costs
 from taxonomy import Taxonomy
 from training import metrics
 from training.batches import evaluation_loader, read_batches
@@ -138,7 +138,7 @@ def summarise(
     level's top-1 with each weight tried; ``finest`` the hierarchical measures of the finest level.
     """
     count, best = len(answers.leaves), answers.chosen(consensus)
-    costs = [network.cost(level) for level in range(network.num_levels)]
+    costs = answer_costs(network, answers.lower_weights[best])
     levels = []
     for level, cost in enumerate(costs):
         top1 = float(answers.right[best, level, level]) / count

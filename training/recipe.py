@@ -14,13 +14,6 @@ from typing import Any
 from hierclass.errors import BackboneError, InputError
 from hierclass.files import replacing
 
-SHARES = {
-    "slices": ("widths", "depths"),
-    "prefix": ("widths", "depths"),
-    "masks": ("densities", "depths"),
-    "depths": ("depths",),
-}
-"""Structure → the fields with a number per level that it takes, first the one that makes its levels."""
 DEFAULT_LEVELS = 3
 """Levels that a structure makes of shares that are not given."""
 
@@ -133,22 +126,26 @@ class Recipe:
                 raise InputError(
                     f"{_option(name)}: give one per level, {num_tiers} for {num_tiers} tiers, not {len(values)}"
                 )
-        shares = SHARES[self.structure][0]
+        from hierclass.nested import STRUCTURES  # needs torch, as no recipe by itself does
+
+        shares = STRUCTURES[self.structure].shares
         if not getattr(self, shares) and num_tiers != DEFAULT_LEVELS:
             raise InputError(
                 f"the taxonomy has {num_tiers} tiers; give one number per level with {_option(shares)}"
             )
 
     def _check_structure(self) -> None:
-        if self.structure not in SHARES:
-            raise InputError(f"--structure {self.structure}: give {_choice(SHARES)}")
+        from hierclass.nested import STRUCTURES
+
+        if self.structure not in STRUCTURES:
+            raise InputError(f"--structure {self.structure}: give {_choice(STRUCTURES)}")
         if self.order not in ("given", "importance"):
             raise InputError(f"--order {self.order}: give given or importance")
         if self.order == "importance" and self.structure != "slices":
             raise InputError(f"--order importance does not fit --structure {self.structure}; leave it out")
         if self.compile and self.structure == "masks":
             raise InputError("--compile does not speed up --structure masks; leave it out")
-        taken = SHARES[self.structure]
+        taken = STRUCTURES[self.structure].takes
         for name in ("widths", "depths", "densities"):
             if name not in taken and getattr(self, name):
                 raise InputError(

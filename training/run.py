@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from hierclass.checkpoint import Architecture, Checkpoint, Preprocessing, build, save_checkpoint
 from hierclass.errors import CheckpointError, InputError
-from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone
+from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone
 from hierclass.nested.network import evaluating
 from taxonomy import Taxonomy
 from training.batches import INTERPOLATION, seed_everything
 from training.losses import NestedLoss, Trainee
-from training.recipe import SHARES, Recipe
+from training.recipe import Recipe
 from training.state import load_state, save_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,7 +33,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def make_architecture(recipe: Recipe) -> Architecture:
     """The architecture that a recipe names."""
     shares = {name: getattr(recipe, name) for name in ("widths", "depths", "densities")}
-    makes_levels = SHARES[recipe.structure][0]
+    makes_levels = STRUCTURES[recipe.structure].shares
     shares[makes_levels] = shares[makes_levels] or DEFAULT_SHARES
     return Architecture(
         backbone=recipe.backbone,

@@ -2,11 +2,23 @@
 
 Read it in this order: `channels` (which channels must share a level), `flow` and `rules` (how a layer is cut),
 `functions` (how calls of traced code are), `trace` and `graph` (a timm model is read), `program` and `slices`
-(levels run), `prefix`, `blocks` and `masks` (the other structures), `proof` (what must hold), `build` (`nest` puts
-them together).
+(levels run), `prefix`, `blocks` and `masks` (the other structures), `structures` (the table of them), `proof`
+(what must hold), `backbone` (timm's models), `build` (`nest` puts all together).
 """
 
-from hierclass.nested.build import DEFAULT_SHARES, create_backbone, nest
-from hierclass.nested.network import Cost, NestedNetwork, State
+from hierclass.nested.backbone import create_backbone
+from hierclass.nested.build import DEFAULT_SHARES, nest
+from hierclass.nested.network import Cost, NestedNetwork, State, answer_costs
+from hierclass.nested.structures import STRUCTURES, Structure
 
-__all__ = ["DEFAULT_SHARES", "Cost", "NestedNetwork", "State", "create_backbone", "nest"]
+__all__ = [
+    "DEFAULT_SHARES",
+    "STRUCTURES",
+    "Cost",
+    "NestedNetwork",
+    "State",
+    "Structure",
+    "answer_costs",
+    "create_backbone",
+    "nest",
+]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -57,6 +59,8 @@ class NestedNetwork(nn.Module, abc.ABC):
 
     structure: ClassVar[str]
     """Its name: slices, prefix, masks or depths."""
+    reuses: ClassVar[bool] = False
+    """Whether a level is computed from what lower levels have computed; else every level is a run of its own."""
 
     def __init__(
         self,
@@ -187,6 +191,18 @@ class NestedNetwork(nn.Module, abc.ABC):
         if wrong:
             raise ValueError(f"{len(wrong)} tensors differ, the first is {wrong[0]}")
         self.load_state_dict(tensors, strict=False)
+
+
+def answer_costs(network: NestedNetwork, lower_weight: float = 0.0) -> list[Cost]:
+    """Return what an answer at each level costs, where lower levels count with `lower_weight` in it.
+
+    Levels that share no computing are all run where all have a say: their multiply-accumulates add up.
+    """
+    costs = [network.cost(level) for level in range(network.num_levels)]
+    if network.reuses or not lower_weight:
+        return costs
+    totals = itertools.accumulate(cost.macs for cost in costs)
+    return [dataclasses.replace(cost, macs=total) for cost, total in zip(costs, totals, strict=True)]
 
 
 @contextlib.contextmanager

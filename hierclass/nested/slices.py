@@ -24,6 +24,7 @@ class SlicedNetwork(NestedNetwork):
     """
 
     structure = "slices"
+    reuses = True
 
     def __init__(self, program: Program, num_classes: Sequence[int], input_size: tuple[int, int, int]):
         """`program` comes from `write_program`; `num_classes[k]` is the number of classes of level k."""

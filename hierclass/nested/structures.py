@@ -1,0 +1,120 @@
+"""The table of structures: how each is made, and which numbers it takes. A new structure is added here."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from torch import nn
+
+from hierclass.errors import BackboneError
+from hierclass.nested.blocks import Block, check_depths, delay, schedule
+from hierclass.nested.boundaries import check_widths
+from hierclass.nested.graph import Analysis, analyse
+from hierclass.nested.masks import MaskedNetwork
+from hierclass.nested.network import NestedNetwork
+from hierclass.nested.prefix import nest_prefix, seen_by
+from hierclass.nested.program import write_program
+from hierclass.nested.slices import SlicedNetwork
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What every structure is made of; `shares` are its widths, depths or densities."""
+
+    backbone: nn.Module
+    shares: tuple[float, ...]
+    depths: Sequence[float] | None
+    order: str
+    num_classes: tuple[int, ...]
+    input_size: tuple[int, int, int]
+    warn: bool = True
+
+
+def _make_slices(wanted: Wanted) -> NestedNetwork:
+    analysis = analyse(wanted.backbone, check_widths(wanted.shares), wanted.input_size, order=wanted.order)
+    blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
+    if blocks:
+        delay(analysis, blocks, wanted.shares, wanted.order)
+    return SlicedNetwork(write_program(analysis, blocks), wanted.num_classes, wanted.input_size)
+
+
+def _make_prefix(wanted: Wanted) -> NestedNetwork:
+    analysis = analyse(wanted.backbone, check_widths(wanted.shares), wanted.input_size)
+    blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
+    analyses = [seen_by(analysis, level) for level in range(len(wanted.shares))]
+    return _nest_dense(wanted, "prefix", analyses, blocks)
+
+
+def _make_depths(wanted: Wanted) -> NestedNetwork:
+    analysis = analyse(wanted.backbone, (1.0,), wanted.input_size)
+    depths = check_depths(wanted.shares)
+    blocks = schedule(analysis, depths)
+    if wanted.warn:
+        _warn_of_equal_levels(depths, {block.born for block in blocks})
+    return _nest_dense(wanted, "depths", [analysis] * len(wanted.shares), blocks)
+
+
+def _warn_of_equal_levels(depths: Sequence[float], born: AbstractSet[int]) -> None:
+    """Say which levels run the same blocks although their depths differ; equal depths are meant."""
+    for level, (low, high) in enumerate(itertools.pairwise(depths)):
+        if low < high and level + 1 not in born:
+            _log.warning(
+                "levels %d and %d run the same blocks: depths %g and %g come to the same number in every "
+                "stage of this backbone; set them further apart, give fewer levels, or take "
+                "a backbone with more blocks per stage",
+                level,
+                level + 1,
+                low,
+                high,
+            )
+
+
+def _nest_dense(
+    wanted: Wanted, structure: str, analyses: Sequence[Analysis], blocks: Sequence[Block]
+) -> NestedNetwork:
+    left_out = [[block for block in blocks if block.born > level] for level in range(len(analyses))]
+    return nest_prefix(wanted.backbone, analyses, left_out, wanted.num_classes, wanted.input_size, structure)
+
+
+def _make_masks(wanted: Wanted) -> NestedNetwork:
+    born: dict[str, int] = {}
+    if wanted.depths is not None:
+        analysis = analyse(wanted.backbone, (1.0,), wanted.input_size)
+        born = {block.path: block.born for block in schedule(analysis, wanted.depths)}
+    return MaskedNetwork(wanted.backbone, wanted.shares, wanted.num_classes, wanted.input_size, born=born)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What all parts of hierclass know of a structure."""
+
+    make: Callable[[Wanted], NestedNetwork]
+    takes: tuple[str, ...]
+    """Which of `widths`, `depths` and `densities` it takes, each a number per level."""
+
+    @property
+    def shares(self) -> str:
+        """Name of those numbers that make its levels, and that have a default."""
+        return self.takes[0]
+
+
+STRUCTURES: dict[str, Structure] = {
+    "slices": Structure(_make_slices, takes=("widths", "depths")),
+    "prefix": Structure(_make_prefix, takes=("widths", "depths")),
+    "depths": Structure(_make_depths, takes=("depths",)),
+    "masks": Structure(_make_masks, takes=("densities", "depths")),
+}
+"""Name → structure: the one place that lists them."""
+
+
+def find_structure(name: str) -> Structure:
+    """Return the structure of a name; raise `BackboneError` if there is none."""
+    if name not in STRUCTURES:
+        raise BackboneError(f"structure {name!r} is not known; there are: {', '.join(STRUCTURES)}")
+    return STRUCTURES[name]
