@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -49,23 +48,23 @@ def create_backbone(
         hint = f"; {FETCHED}" if pretrained and _is_of_network(error) else ""
         raise BackboneError(f"timm can't make {name}: {reason(error)}{hint}") from error
     if weights:
-        _load(backbone, name, Path(weights))
+        _load(backbone, name, str(weights))
     if stem_stride is not None:
         _set_stem_stride(backbone, name, stem_stride)
     return backbone
 
 
-def _load(backbone: nn.Module, name: str, file: Path) -> None:
+def _load(backbone: nn.Module, name: str, file: str) -> None:
     """Load a file of weights, all of them but the classifier's."""
-    if not file.is_file():
-        raise BackboneError(f"there is no file of weights at {file} (checkpoint_path)")
     try:
-        tensors = load_state_dict(str(file), device="cpu", weights_only=True)
+        tensors = load_state_dict(file, device="cpu", weights_only=True)
         known = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
         names = tuple(f"{path}." for path in ((known,) if isinstance(known, str) else known))
         own = backbone.state_dict()
         kept = {key: value for key, value in tensors.items() if key in own or not key.startswith(names)}
         backbone.load_state_dict(kept)
+    except FileNotFoundError as error:
+        raise BackboneError(f"there is no file of weights at {file} (checkpoint_path)") from error
     except Exception as error:  # what the parser of a damaged file meets
         raise BackboneError(f"timm can't load {file} into {name}: {reason(error)}") from error
 
