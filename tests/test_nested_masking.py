@@ -27,8 +27,9 @@ from masked_modules import (
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.masking import UPDATES, Masked
+from hierclass.nested.masking import Masked
 from hierclass.nested.masks import MaskedNetwork
+from hierclass.nested.pruning import UPDATES
 
 
 @pytest.fixture(autouse=True)

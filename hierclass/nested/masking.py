@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,16 @@ from torch import Tensor, nn
 
 from hierclass.errors import BackboneError, LevelError
 from hierclass.nested import sparse
+from hierclass.nested.pruning import (
+    SCHEDULE,
+    UPDATES,
+    Through,
+    check_densities,
+    check_schedule,
+    densities_at,
+    rank,
+    step_of,
+)
 from hierclass.nested.shells import Kept, shell
 from hierclass.nested.stages import (
     LevelNorms,
@@ -22,12 +31,6 @@ from hierclass.nested.stages import (
     level_parts,
     with_level_norms,
 )
-
-SCHEDULE = (0.1, 0.6)
-"""Shares of training at which pruning starts and ends."""
-
-UPDATES = 100
-"""How often masks are chosen anew between start and end."""
 
 
 class Masked(nn.Module):
@@ -72,7 +75,7 @@ class Masked(nn.Module):
         """
         super().__init__()
         self.densities = check_densities(densities)
-        self.schedule = _check_schedule(schedule)
+        self.schedule = check_schedule(schedule)
         self.module = with_level_norms(module, self.num_levels)
         parts = list(level_parts(self.module, dense))
         masked = [(name, value) for name, value in parts if isinstance(value, Tensor)]
@@ -130,11 +133,7 @@ class Masked(nn.Module):
         (straight through its mask; Lin et al. 2020, dynamic model pruning with feedback). Then the masks are
         frozen and only weights in use are trained, until `prune` hears of less progress: a new training.
         """
-        start, end = self.schedule
-        share = 1.0 if progress >= end else 0.0
-        if start < progress < end:
-            share = (progress - start) / (end - start)
-        step = math.floor(UPDATES * share)
+        step = step_of(progress, self.schedule)
         if step != self.pruned:
             self._choose(step / UPDATES)
             self.pruned = step
@@ -226,7 +225,7 @@ class Masked(nn.Module):
             if part in sparse.PARTS and name in parts:
                 parts[name][part] = value
         known = {f"{name}.{part}" for name, found in parts.items() for part in found}
-        check_fit(dense, {key: value for key, value in tensors.items() if key not in known})
+        sparse.check_fit(dense, {key: value for key, value in tensors.items() if key not in known})
         unpacked = []
         for name, weight, levels in self.weights():
             try:
@@ -259,9 +258,9 @@ class Masked(nn.Module):
     @torch.no_grad()
     def _choose(self, share: float) -> None:
         """Choose every mask by magnitude, `share` (0 … 1) of the way from dense to the densities."""
-        densities = [density + (1 - density) * (1 - share) ** 3 for density in self.densities]
+        densities = densities_at(share, self.densities)
         for _, weight, levels in self.weights():
-            levels.copy_(_rank(weight, densities))
+            levels.copy_(rank(weight, densities))
 
     def _levels(self, level: int | None, route: Sequence[int] | None) -> list[int]:
         """Return the level of every stage."""
@@ -317,7 +316,7 @@ class Masked(nn.Module):
         levels = self.maps.get_buffer(_key(name))
         if torch.is_grad_enabled() and weight.requires_grad:
             if 0 <= self.pruned < UPDATES and level == self.num_levels - 1:
-                through: Tensor = _Through.apply(weight, levels > level)
+                through: Tensor = Through.apply(weight, levels > level)
                 return through
             return weight.masked_fill(levels > level, 0)
         return self._kept.value(
@@ -325,75 +324,8 @@ class Masked(nn.Module):
         )
 
 
-class _Through(torch.autograd.Function):
-    """Zero where unused; the gradient passes to unused values too."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, unused: Tensor) -> Tensor:
-        return weight.masked_fill(unused, 0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-def check_densities(densities: Sequence[float]) -> tuple[float, ...]:
-    """Return the densities as a tuple; raise `BackboneError` unless they rise strictly in (0, 1]."""
-    densities = tuple(float(density) for density in densities)
-    rising = all(low < high for low, high in itertools.pairwise(densities))
-    if not 0 < len(densities) < sparse.ESCAPE or not rising or densities[0] <= 0 or not densities[-1] <= 1:
-        raise BackboneError(
-            f"densities {list(densities)} do not fit; give one share per level, rising in (0, 1], "
-            "like 0.05,0.1,0.2"
-        )
-    return densities
-
-
-def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Raise `ValueError` unless the tensors have the names, the shapes and the kinds of our own."""
-    wrong = sorted(own.keys() ^ given.keys()) or sorted(
-        name
-        for name, value in own.items()
-        if value.shape != given[name].shape
-        or (
-            given[name].dtype not in sparse.FLOATS
-            if value.is_floating_point()
-            else given[name].dtype != value.dtype
-        )
-    )
-    if wrong:
-        raise ValueError(f"{len(wrong)} tensors differ, the first is {wrong[0]}")
-
-
-def _check_schedule(schedule: tuple[float, float]) -> tuple[float, float]:
-    start, end = schedule
-    if not 0 <= start <= end <= 1:
-        raise BackboneError(
-            f"schedule {schedule} does not fit; give the shares of training at which pruning "
-            "starts and ends, like 0.1,0.6"
-        )
-    return start, end
-
-
 def _is_level(level: object, last: int) -> bool:
     return isinstance(level, int) and not isinstance(level, bool) and 0 <= level <= last
-
-
-def _rank(weight: Tensor, densities: Sequence[float]) -> Tensor:
-    """Return for every value the lowest level that uses it (uint8), `len(densities)` for none.
-
-    Level k uses the `densities[k]` of largest magnitude, rounded and at least one; of equal ones the first.
-    """
-    size = weight.numel()
-    magnitude = weight.detach().float().abs().flatten().nan_to_num(0)
-    levels = torch.full_like(magnitude, len(densities), dtype=torch.uint8)
-    for level in reversed(range(len(densities))):
-        count = max(1, math.floor(densities[level] * size + 0.5))
-        smallest = magnitude.kthvalue(size - count + 1).values
-        used = magnitude > smallest
-        used[(magnitude == smallest).nonzero()[: count - int(used.sum()), 0]] = True
-        levels[used] = level
-    return levels.view_as(weight)
 
 
 def _key(name: str) -> str:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.masking import SCHEDULE, Masked, check_fit
+from hierclass.nested.masking import Masked
 from hierclass.nested.network import NestedNetwork, evaluating
+from hierclass.nested.pruning import SCHEDULE
+from hierclass.nested.sparse import check_fit
 from hierclass.nested.thin import with_classifier
 
 
