@@ -121,7 +121,7 @@ def test_one_step_trains_shared_weights_from_every_level(case: tuple[nn.Module, 
     network = copy.deepcopy(case[1]).train()
     network(images(8), 0).square().mean().backward()
     reached = {name for name, value in network.named_parameters() if value.grad is not None}
-    assert "weights.conv1_weight" in reached
+    assert "weights.conv1/weight" in reached
     assert not any(name.startswith(("heads.1", "heads.2")) for name in reached)
     loss = torch.stack([logits.square().mean() for logits in network.forward_all(images(8))]).sum()
     loss.backward()
@@ -216,6 +216,24 @@ def test_a_backbone_without_blocks_to_leave_out_is_refused() -> None:
             num_classes=CLASSES,
             input_size=SIZE,
         )
+
+
+def test_weights_whose_names_differ_by_a_dot_alone_are_two() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+            self.mix = nn.Conv2d(16, 16, 1, bias=False)
+            self.mix_weight = nn.Parameter(torch.randn(16, 16, 1, 1))
+
+        def forward(self, image: Tensor) -> Tensor:
+            value = self.mix(torch.relu(self.conv(image)))
+            return (value * self.mix_weight.mean((1, 2, 3))[:, None, None]).mean((2, 3))
+
+    backbone = Twice().eval()
+    network = nest(backbone, structure="prefix", num_classes=CLASSES, input_size=SIZE).eval()
+    with torch.no_grad():
+        assert torch.allclose(network.features(images(), 2), backbone(images()), atol=1e-6)
 
 
 def test_no_structure_changes_the_backbone() -> None:

@@ -377,4 +377,5 @@ def _moved(part: Part, kept: Index) -> Part:
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "_")
+    """Return the name of a weight as the name of a parameter, which has no dots; names in code hold no slash."""
+    return name.replace(".", "/")
