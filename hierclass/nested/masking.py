@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -173,10 +173,17 @@ class Masked(nn.Module):
 
     @torch.no_grad()
     def truncate(self, level: int) -> Masked:
-        """Return a copy with levels 0 … `level`: weights above are zero, norms above are gone."""
+        """Return a copy with levels 0 … `level`: weights above are zero, norms and blocks above are gone.
+
+        A stage of which nothing is left is gone too.
+        """
         keep = self._levels(level, None)[0] + 1
-        other = copy.deepcopy(self)
+        later = {name: nn.Identity() for name, born in self.born.items() if born >= keep}
+        other = copy.deepcopy(
+            self, {id(self.module.get_submodule(name)): gone for name, gone in later.items()}
+        )
         other.densities = self.densities[:keep]
+        other._forget(later)
         for _, weight, levels in other.weights():
             weight.masked_fill_(levels >= keep, 0)
             levels.clamp_(max=keep)
@@ -283,6 +290,19 @@ class Masked(nn.Module):
         """Whether a module that comes later is run, by the level of the stage that it is in."""
         stage = next((self._stage_of[n] for n in self._stage_of if n.startswith(f"{name}.")), 0)
         return levels[stage] >= self.born[name]
+
+    def _forget(self, later: Collection[str]) -> None:
+        """Drop what is inside these blocks from all that lists it."""
+        inside = tuple(f"{name}." for name in later)
+        for name in self._names:
+            if name.startswith(inside):
+                delattr(self.maps, _key(name))
+        self.born = {name: born for name, born in self.born.items() if name not in later}
+        self._names = tuple(name for name in self._names if not name.startswith(inside))
+        left = {name: stage for name, stage in self._stage_of.items() if not name.startswith(inside)}
+        stages = sorted(set(left.values()))
+        self.stages = tuple(self.stages[stage] for stage in stages)
+        self._stage_of = {name: stages.index(stage) for name, stage in left.items()}
 
     def _left_out(self, level: int) -> tuple[str, ...]:
         return tuple(f"{name}." for name, born in self.born.items() if born > level)

@@ -84,7 +84,7 @@ class MaskedNetwork(NestedNetwork):
         self.masked.spoil_above(level)
 
     def truncate(self, level: int) -> MaskedNetwork:
-        """Return a stand-alone network of levels 0 … `level`: weights above are zero, norms above are gone."""
+        """Return a stand-alone network of levels 0 … `level`: weights above are zero, norms and blocks are gone."""
         keep = self.check_level(level) + 1
         network = copy.deepcopy(self, {id(self.masked): self.masked.truncate(level)})
         network.heads = network.heads[:keep]
