@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hierclass.errors import BackboneError, LevelError
 from hierclass.nested import sparse
@@ -36,17 +37,21 @@ from hierclass.nested.stages import (
 class Masked(nn.Module):
     """Any module, with nested masks over its weights: level k uses the weights of M_k, and M_0 ⊂ M_1 ⊂ ….
 
-    What a weight is worth and where it lies are shared by all levels: one byte per weight holds the lowest level
-    that uses it. Masked are parameters of two and more dimensions (convolution, linear, recurrent and attention
-    weights, embeddings). Dense, and shared by all levels, stay biases and other vectors, weights of fewer than 16
-    values, kernels of depth-wise convolutions (a small part, which Zhu & Gupta 2017 leave dense too) and what is
-    named. Norms with running statistics have a copy per level.
+    What a weight is worth and where it lies are shared by all levels: one byte per weight holds the lowest level that
+    uses it. Masked are parameters of two and more dimensions (convolution, linear, recurrent and attention weights,
+    embeddings). Dense, and shared by all levels, stay biases and other vectors, weights of fewer than 16 values,
+    kernels of depth-wise convolutions (a small part, which Zhu & Gupta 2017 leave dense too), what weights are computed
+    from (`torch.nn.utils.parametrize`: a row of zeros has no direction) and what is named. Norms with running
+    statistics have a copy per level.
 
-    The level flows with the call: each call runs a shallow copy of the module tree that holds the masked weights,
-    so threads may run different levels at once. Without gradients, masked weights are kept per level until the
-    weights change (writing through `parameter.data` in place goes unseen). A part that is used at several places
-    of the tree belongs to the first. What a part's forward assigns to its own attributes is lost after the call;
-    buffers are kept. On dense hardware masked weights save no time.
+    The level flows with the call: each call runs a shallow copy of the module tree that holds the masked weights, so
+    threads may run different levels at once. Modules and weights are found in attributes, in the containers of Python
+    there, and as owners of bound methods. What holds them otherwise (a `functools.partial`, an object of another class,
+    a closure) runs them unmasked at every level: `prove` finds that, but for closures, which hold what was copied and
+    not the copy; `nest` proves what it makes. Without gradients, masked weights are kept per level until the weights
+    change (writing through `parameter.data` in place goes unseen). A part that is used at several places of the tree
+    belongs to the first. What a part's forward assigns to its own attributes is lost after the call; buffers are kept.
+    On dense hardware masked weights save no time.
 
     Sources: weight connection learning of NestedNet (Kim et al. 2018); multi-level sparse networks (arXiv
     2112.10930); magnitudes and schedule of gradual pruning (Zhu & Gupta 2017, equation 1).
@@ -71,7 +76,7 @@ class Masked(nn.Module):
         names of modules, whose one argument and result are alike, to the lowest level that runs them.
 
         Raises:
-            BackboneError: these do not fit, or the module has no weight to mask.
+            BackboneError: these do not fit, the module has no weight to mask, or it keeps computed weights.
         """
         super().__init__()
         self.densities = check_densities(densities)
@@ -123,6 +128,26 @@ class Masked(nn.Module):
             return part[levels[self._stage_of[name]]] if isinstance(part, LevelNorms) else part
 
         return shell(self.module, weight_of, part_of)(*args, **kwargs)
+
+    @torch.no_grad()
+    def prove(self, *args: Any, **kwargs: Any) -> None:
+        """Run every level on an example with NaN in all that is above it: its results must stay as they are.
+
+        In evaluation mode the module must give the same for the same arguments.
+
+        Raises:
+            BackboneError: a level uses what is above it.
+        """
+        spoilt = copy.deepcopy(self).eval()
+        for level in reversed(range(self.num_levels)):
+            before = _tensors(spoilt(*args, level=level, **kwargs))
+            spoilt.spoil_above(level)
+            after = _tensors(spoilt(*args, level=level, **kwargs))
+            if not all(_alike(*pair) for pair in zip(before, after, strict=True)):
+                raise BackboneError(
+                    f"level {level} of {type(self.module).__name__} uses weights above it: something in it holds a "
+                    "module or weight where masks can't follow; hold it in an attribute, a list or a dictionary"
+                )
 
     def prune(self, progress: float) -> None:
         """Choose the masks anew for the share of training, 0 … 1, that is done; call it before every update.
@@ -346,6 +371,14 @@ class Masked(nn.Module):
 
 def _is_level(level: object, last: int) -> bool:
     return isinstance(level, int) and not isinstance(level, bool) and 0 <= level <= last
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _alike(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left.nan_to_num(), right.nan_to_num()) and torch.equal(left.isnan(), right.isnan())
 
 
 def _key(name: str) -> str:
