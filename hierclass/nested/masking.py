@@ -20,6 +20,7 @@ from hierclass.nested.pruning import (
     check_densities,
     check_schedule,
     densities_at,
+    masked,
     rank,
     step_of,
 )
@@ -83,16 +84,16 @@ class Masked(nn.Module):
         self.schedule = check_schedule(schedule)
         self.module = with_level_norms(module, self.num_levels)
         parts = list(level_parts(self.module, dense))
-        masked = [(name, value) for name, value in parts if isinstance(value, Tensor)]
-        if not masked:
+        weights = [(name, value) for name, value in parts if isinstance(value, Tensor)]
+        if not weights:
             raise BackboneError(f"{type(module).__name__} has no weights that can be masked")
-        self._names = tuple(name for name, _ in masked)
+        self._names = tuple(name for name, _ in weights)
         self.stages = find_stages(self.module, self._names) if stages is None else as_stages(stages)
         """Names of the modules in each stage."""
         self._stage_of = deal(self.stages, [name for name, _ in parts])
         self.born = dict(born or {})
         self.maps = nn.Module()
-        for name, weight in masked:
+        for name, weight in weights:
             self.maps.register_buffer(_key(name), torch.zeros_like(weight, dtype=torch.uint8))
         self.pruned = -1
         """Number of the last choice of masks, 0 … `UPDATES`; -1 before the first call of `prune`."""
@@ -226,7 +227,7 @@ class Masked(nn.Module):
         levels = self._levels(level, route)
         copies: dict[int, Any] = {}
         for name, weight, lowest in self.weights():
-            value = weight.detach().masked_fill(lowest > levels[self._stage_of[name]], 0)
+            value = masked(weight.detach(), lowest > levels[self._stage_of[name]])
             copies[id(weight)] = nn.Parameter(value, weight.requires_grad)
         for name, part in self.module.named_modules():
             if isinstance(part, LevelNorms):
@@ -363,10 +364,8 @@ class Masked(nn.Module):
             if 0 <= self.pruned < UPDATES and level == self.num_levels - 1:
                 through: Tensor = Through.apply(weight, levels > level)
                 return through
-            return weight.masked_fill(levels > level, 0)
-        return self._kept.value(
-            (name, level), (weight, levels), lambda w, lowest: w.masked_fill(lowest > level, 0)
-        )
+            return masked(weight, levels > level)
+        return self._kept.value((name, level), (weight, levels), lambda w, lowest: masked(w, lowest > level))
 
 
 def _is_level(level: object, last: int) -> bool:

@@ -77,13 +77,18 @@ def rank(weight: Tensor, densities: Sequence[float]) -> Tensor:
     return levels.view_as(weight)
 
 
+def masked(weight: Tensor, unused: Tensor) -> Tensor:
+    """Return the weight with zero where `unused`, laid out in memory as it is; `masked_fill` would not keep that."""
+    return torch.where(unused, 0, weight)
+
+
 class Through(torch.autograd.Function):
     """Zero where unused; the gradient passes to unused values too."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, unused: Tensor) -> Tensor:
         """Mask the weight."""
-        return weight.masked_fill(unused, 0)
+        return masked(weight, unused)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
