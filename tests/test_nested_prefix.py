@@ -169,6 +169,26 @@ def test_levels_of_other_families_are_timm_models_too(name: str) -> None:
         assert torch.allclose(model(image), network(image, 0), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "lcnet_035", "mobilenetv4_conv_small_035"])
+def test_a_head_behind_a_convolution_of_pooled_values_is_timms_own(name: str) -> None:
+    network = nest(lively(name), structure="prefix", num_classes=CLASSES, input_size=SIZE).eval()
+    for level in (0, 1):
+        model = network.extract(level).eval()
+        assert type(model) is type(network.plans[0].model)
+        assert model.get_classifier().in_features == network.num_features[level]
+        with torch.no_grad():
+            assert torch.allclose(model(images()), network(images(), level), atol=1e-4)
+
+
+def test_a_head_that_is_no_linear_layer_leaves_ours_behind_the_backbone() -> None:
+    network = nest(lively("repvit_m0_9"), structure="prefix", num_classes=CLASSES, input_size=SIZE).eval()
+    model = network.extract(0).eval()
+    assert isinstance(model, nn.Sequential)
+    assert type(model[0]) is type(network.plans[0].model)
+    with torch.no_grad():
+        assert torch.allclose(model(images()), network(images(), 0), atol=1e-4)
+
+
 def test_pretrained_weights_of_timm_are_kept_to_the_bit(tmp_path: Path) -> None:
     torch.manual_seed(7)
     model = timm.create_model("test_resnet").eval()
