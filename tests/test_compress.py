@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,11 @@ def run(model: Path, level: int, output: Path, *options: str) -> int:
 
 def weights(model: Path) -> int:
     return sum(parameter.numel() for parameter in load_checkpoint(model).network.parameters())
+
+
+def numbers(tensors: Iterable[torch.Tensor]) -> int:
+    """How many weights and statistics there are."""
+    return sum(value.numel() for value in tensors if value.is_floating_point())
 
 
 def contents(folder: Path) -> list[bytes]:
@@ -287,16 +293,20 @@ def test_the_bundled_model_can_be_compressed(level: int, tmp_path: Path) -> None
         assert torch.equal(small.network(images), whole.network(images, level))
 
 
+@pytest.mark.parametrize("level", [0, 1])
 def test_what_the_small_model_has_no_use_for_is_not_in_its_file(
-    tiny_checkpoint: Path, tmp_path: Path
+    level: int, big: Path, tmp_path: Path
 ) -> None:
-    assert run(tiny_checkpoint, 0, tmp_path) == 0
-    stored = {name: value.numel() for name, value in load_file(tmp_path / FILES[1]).items()}
+    assert run(big, level, tmp_path) == 0
+    stored = load_file(tmp_path / FILES[1])
     network: NestedNetwork = load_checkpoint(tmp_path).network
     assert set(stored) == set(network.stored())
+    if level == 0:  # no weight is in the file that the level does not use
+        used = [value for _, value, _ in network.level_tensors(0)] + list(network.heads.parameters())
+        assert numbers(stored.values()) == numbers(used)
     config = json.loads((tmp_path / FILES[0]).read_text())
-    assert len(config["taxonomy"]["nodes"]) == 3
-    assert config["architecture"]["levels"] == 1
+    assert len(config["taxonomy"]["nodes"]) == (3, 8)[level]
+    assert config["architecture"]["levels"] == level + 1
 
 
 @pytest.mark.parametrize(

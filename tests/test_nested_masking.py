@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -27,8 +30,9 @@ from masked_modules import (
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.masking import UPDATES, Masked
+from hierclass.nested.masking import Masked
 from hierclass.nested.masks import MaskedNetwork
+from hierclass.nested.pruning import UPDATES
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +196,98 @@ def test_a_module_may_change_its_buffers_in_a_call() -> None:
     for level in range(3):
         masked(torch.randn(2, 8), level=level)
     assert masked.module.get_buffer("0.calls") == 3
+
+
+class Pair(NamedTuple):
+    first: nn.Module
+    second: nn.Module
+
+
+HOLDERS: dict[str, Callable[[nn.Module, nn.Module], Any]] = {
+    "list": lambda a, b: [a, b],
+    "list of lists": lambda a, b: [[a], [b]],
+    "tuple": lambda a, b: (a, b),
+    "named tuple": Pair,
+    "dictionary": lambda a, b: {"a": a, "b": b},
+    "ordered dictionary": lambda a, b: OrderedDict(a=a, b=b),
+    "dictionary with a default": lambda a, b: defaultdict(list, a=[a], b=[b]),
+    "keys": lambda a, b: {a: 1, b: 2},
+    "set": lambda a, b: {a, b},
+    "frozen set": lambda a, b: frozenset({a, b}),
+    "deque": lambda a, b: deque([a, b], maxlen=2),
+    "bound methods": lambda a, b: [a.forward, b.forward],
+}
+
+
+class Holding(nn.Module):
+    """The sum of two layers, which it finds in a container."""
+
+    def __init__(self, hold: Callable[[nn.Module, nn.Module], Any]) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.held = hold(self.left, self.right)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = self.held
+        if isinstance(layers, dict):
+            layers = list(layers) if isinstance(next(iter(layers)), nn.Module) else list(layers.values())
+        layers = [layer for one in layers for layer in (one if isinstance(one, list) else [one])]
+        return torch.stack([layer(x) for layer in layers]).sort(0).values.sum(0)
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=list(HOLDERS))
+def test_modules_in_containers_run_at_the_level_of_the_call(
+    hold: Callable[[nn.Module, nn.Module], Any],
+) -> None:
+    masked, x = Masked(Holding(hold), DENSITIES), torch.randn(2, 8)
+    before = copy.copy(masked.module.held)
+    for level in range(3):
+        alone = masked.extract(level)
+        assert torch.equal(masked(x, level=level), alone.left(x) + alone.right(x))
+    assert masked.module.held == before
+    masked.prove(x)
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [lambda a, b: [functools.partial(a), b], lambda a, b: [a, Wrapped(b)]],
+    ids=["partial", "object"],
+)
+def test_proving_finds_modules_that_masks_do_not_reach(hold: Callable[[nn.Module, nn.Module], Any]) -> None:
+    masked = Masked(Holding(hold), DENSITIES)
+    with pytest.raises(BackboneError, match="level 2 of Holding uses weights above it"):
+        masked.prove(torch.randn(2, 8))
+
+
+class Wrapped:
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@any_module
+def test_any_module_proves_its_levels(make: Callable[[], tuple[Masked, Call]]) -> None:
+    masked, call = make()
+    before = copy.deepcopy(masked.state_dict())
+    call(masked.prove)
+    assert all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
+
+
+def test_what_weights_are_computed_from_stays_dense() -> None:
+    layers = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 16)), nn.Linear(16, 8))
+    masked, x = Masked(layers, DENSITIES), torch.randn(2, 8)
+    assert [name for name, _, _ in masked.weights()] == ["1.weight"]
+    assert torch.equal(masked(x, level=0), masked.extract(0)(x))
+    assert masked(x, level=0).isfinite().all()
+
+
+def test_weights_kept_as_computed_are_refused_in_one_line() -> None:
+    layers = nn.Sequential(nn.Linear(16, 8), nn.utils.weight_norm(nn.Linear(8, 16)))
+    with pytest.raises(BackboneError, match=r"1 \(Linear\) keeps a weight that is computed") as caught:
+        Masked(layers, DENSITIES)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_module_that_occurs_twice_is_one_at_every_level() -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from hierclass.errors import LevelError
 from hierclass.nested import create_backbone
+from hierclass.nested.fuse import fuse
 from hierclass.nested.masking import Masked
 from hierclass.nested.masks import MaskedNetwork
 from hierclass.nested.proof import prove
@@ -389,3 +390,96 @@ def test_a_pooling_that_resetting_the_classifier_would_change_is_kept() -> None:
         create_backbone("test_resnet", global_pool="max"), DENSITIES, CLASSES, SIZE
     ).eval()
     assert torch.allclose(network.extract(1)(images()), network(images(), 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def fused(shared: MaskedNetwork) -> MaskedNetwork:
+    network = fuse(shared)
+    assert isinstance(network, MaskedNetwork)
+    return network
+
+
+def close(left: Tensor, right: Tensor) -> bool:
+    return torch.allclose(left, right, rtol=1e-3, atol=1e-4)
+
+
+def test_a_fused_network_gives_what_it_gave(shared: MaskedNetwork, fused: MaskedNetwork) -> None:
+    state = fused.start(images())
+    for level, (logits, features) in enumerate(
+        zip(shared.forward_all(images()), fused.features_all(images()), strict=True)
+    ):
+        assert close(fused.refine(state), logits)
+        assert close(fused.classify(features, level), logits)
+        assert close(fused(images(), level), logits)
+        assert fused.cost(level) == shared.cost(level)
+        for ours, theirs in zip(fused.level_tensors(level), shared.level_tensors(level), strict=True):
+            assert (ours[0], ours[2]) == (theirs[0], theirs[2])
+            assert torch.equal(ours[1], theirs[1])
+    assert fused.state_dict().keys() == shared.state_dict().keys()
+    assert fused.stored().keys() == shared.stored().keys()
+    prove(fused)
+    route = [1] * len(fused.masked.stages)
+    assert torch.equal(fused(images(), 1, route), shared(images(), 1))
+    with pytest.raises(LevelError, match="level 3 does not exist"):
+        fused(images(), 3)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+def test_a_fused_level_has_no_batch_norm_and_masks_nothing_in_a_call(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = fuse(make_network(name))
+    assert isinstance(fused, MaskedNetwork)
+    logits = fused(images(), 0)
+    assert fused._plain is not None
+    assert list(fused._plain) == [0]
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fused._plain[0].modules())
+    monkeypatch.setattr(Masked, "forward", None)
+    assert torch.equal(fused(images(), 0), logits)
+
+
+def test_a_fused_network_follows_weights_that_are_moved_or_loaded(resnet: MaskedNetwork) -> None:
+    fused, other = fuse(resnet), make_network(densities=DENSITIES)
+    other.masked.module.get_parameter("conv1.0.weight").mul_(2)
+    assert close(fused(images(), 1), resnet(images(), 1))
+    assert fused.double()(images().double(), 1).dtype == torch.float64
+    assert close(fused.float()(images(), 1), resnet(images(), 1))
+    for load in (
+        lambda: fused.load_state_dict(other.state_dict()),
+        lambda: fused.load_stored(resnet.stored()),
+    ):
+        before = fused(images(), 1)
+        load()
+        assert not torch.equal(fused(images(), 1), before)
+    assert close(fused(images(), 1), resnet(images(), 1))
+    for twin in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert torch.equal(twin(images(), 1), fused(images(), 1))
+
+
+def test_two_threads_may_ask_a_fused_network_for_its_first_answer(resnet: MaskedNetwork) -> None:
+    fused, expected = fuse(resnet), resnet.forward_all(images())
+    together = threading.Barrier(4)
+
+    def run(index: int) -> Tensor:
+        together.wait()
+        with torch.inference_mode():
+            return fused(images(), index // 2)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(close(got, expected[k // 2]) for k, got in enumerate(pool.map(run, range(4))))
+
+
+def test_code_that_cannot_be_traced_keeps_its_norms_when_fused() -> None:
+    class Choosing(Small):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image if image.sum() > 0 else -image)
+
+    network = MaskedNetwork(Choosing(), DENSITIES, CLASSES, SIZE).eval()
+    for image in (images(), -images()):
+        assert close(fuse(network)(image, 1), network(image, 1))
+
+
+def test_masked_weights_lie_in_memory_as_the_weights_do(resnet: MaskedNetwork) -> None:
+    last = copy.deepcopy(resnet).to(memory_format=torch.channels_last)
+    weights = [value for value in last.masked.extract(0).parameters() if value.dim() == 4]
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in weights)

@@ -121,7 +121,7 @@ def test_one_step_trains_shared_weights_from_every_level(case: tuple[nn.Module, 
     network = copy.deepcopy(case[1]).train()
     network(images(8), 0).square().mean().backward()
     reached = {name for name, value in network.named_parameters() if value.grad is not None}
-    assert "weights.conv1_weight" in reached
+    assert "weights.conv1/weight" in reached
     assert not any(name.startswith(("heads.1", "heads.2")) for name in reached)
     loss = torch.stack([logits.square().mean() for logits in network.forward_all(images(8))]).sum()
     loss.backward()
@@ -167,6 +167,26 @@ def test_levels_of_other_families_are_timm_models_too(name: str) -> None:
         model = network.extract(0).eval()
         assert type(model) is type(backbone)
         assert torch.allclose(model(image), network(image, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "lcnet_035", "mobilenetv4_conv_small_035"])
+def test_a_head_behind_a_convolution_of_pooled_values_is_timms_own(name: str) -> None:
+    network = nest(lively(name), structure="prefix", num_classes=CLASSES, input_size=SIZE).eval()
+    for level in (0, 1):
+        model = network.extract(level).eval()
+        assert type(model) is type(network.plans[0].model)
+        assert model.get_classifier().in_features == network.num_features[level]
+        with torch.no_grad():
+            assert torch.allclose(model(images()), network(images(), level), atol=1e-4)
+
+
+def test_a_head_that_is_no_linear_layer_leaves_ours_behind_the_backbone() -> None:
+    network = nest(lively("repvit_m0_9"), structure="prefix", num_classes=CLASSES, input_size=SIZE).eval()
+    model = network.extract(0).eval()
+    assert isinstance(model, nn.Sequential)
+    assert type(model[0]) is type(network.plans[0].model)
+    with torch.no_grad():
+        assert torch.allclose(model(images()), network(images(), 0), atol=1e-4)
 
 
 def test_pretrained_weights_of_timm_are_kept_to_the_bit(tmp_path: Path) -> None:
@@ -216,6 +236,24 @@ def test_a_backbone_without_blocks_to_leave_out_is_refused() -> None:
             num_classes=CLASSES,
             input_size=SIZE,
         )
+
+
+def test_weights_whose_names_differ_by_a_dot_alone_are_two() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 16, 3)
+            self.mix = nn.Conv2d(16, 16, 1, bias=False)
+            self.mix_weight = nn.Parameter(torch.randn(16, 16, 1, 1))
+
+        def forward(self, image: Tensor) -> Tensor:
+            value = self.mix(torch.relu(self.conv(image)))
+            return (value * self.mix_weight.mean((1, 2, 3))[:, None, None]).mean((2, 3))
+
+    backbone = Twice().eval()
+    network = nest(backbone, structure="prefix", num_classes=CLASSES, input_size=SIZE).eval()
+    with torch.no_grad():
+        assert torch.allclose(network.features(images(), 2), backbone(images()), atol=1e-6)
 
 
 def test_no_structure_changes_the_backbone() -> None:

@@ -157,7 +157,7 @@ class Recipe:
         """Refuse shares that no network is cut by, before anything is read or made."""
         from hierclass.nested.blocks import check_depths  # they import torch, which options do without
         from hierclass.nested.boundaries import check_widths
-        from hierclass.nested.masking import check_densities
+        from hierclass.nested.pruning import check_densities
 
         checks = {"widths": check_widths, "depths": check_depths, "densities": check_densities}
         for name, check in checks.items():

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hierclass.errors import LevelError
 from hierclass.nested.calls import Nothing
+from hierclass.nested.masks import MaskedNetwork
 from hierclass.nested.network import NestedNetwork
 from hierclass.nested.prefix import PrefixNetwork
 from hierclass.nested.program import Program, Step
@@ -31,6 +32,8 @@ def fuse(network: NestedNetwork) -> NestedNetwork:
     """
     if isinstance(network, PrefixNetwork):
         return _Levels(network)
+    if isinstance(network, MaskedNetwork):
+        return network.plain()
     source = copy.deepcopy(network).eval()
     return _fuse_slices(source) if isinstance(source, SlicedNetwork) else source
 

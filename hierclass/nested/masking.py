@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hierclass.errors import BackboneError, LevelError
 from hierclass.nested import sparse
+from hierclass.nested.pruning import (
+    SCHEDULE,
+    UPDATES,
+    Through,
+    check_densities,
+    check_schedule,
+    densities_at,
+    masked,
+    rank,
+    step_of,
+)
 from hierclass.nested.shells import Kept, shell
 from hierclass.nested.stages import (
     LevelNorms,
@@ -23,27 +34,25 @@ from hierclass.nested.stages import (
     with_level_norms,
 )
 
-SCHEDULE = (0.1, 0.6)
-"""Shares of training at which pruning starts and ends."""
-
-UPDATES = 100
-"""How often masks are chosen anew between start and end."""
-
 
 class Masked(nn.Module):
     """Any module, with nested masks over its weights: level k uses the weights of M_k, and M_0 ⊂ M_1 ⊂ ….
 
-    What a weight is worth and where it lies are shared by all levels: one byte per weight holds the lowest level
-    that uses it. Masked are parameters of two and more dimensions (convolution, linear, recurrent and attention
-    weights, embeddings). Dense, and shared by all levels, stay biases and other vectors, weights of fewer than 16
-    values, kernels of depth-wise convolutions (a small part, which Zhu & Gupta 2017 leave dense too) and what is
-    named. Norms with running statistics have a copy per level.
+    What a weight is worth and where it lies are shared by all levels: one byte per weight holds the lowest level that
+    uses it. Masked are parameters of two and more dimensions (convolution, linear, recurrent and attention weights,
+    embeddings). Dense, and shared by all levels, stay biases and other vectors, weights of fewer than 16 values,
+    kernels of depth-wise convolutions (a small part, which Zhu & Gupta 2017 leave dense too), what weights are computed
+    from (`torch.nn.utils.parametrize`: a row of zeros has no direction) and what is named. Norms with running
+    statistics have a copy per level.
 
-    The level flows with the call: each call runs a shallow copy of the module tree that holds the masked weights,
-    so threads may run different levels at once. Without gradients, masked weights are kept per level until the
-    weights change (writing through `parameter.data` in place goes unseen). A part that is used at several places
-    of the tree belongs to the first. What a part's forward assigns to its own attributes is lost after the call;
-    buffers are kept. On dense hardware masked weights save no time.
+    The level flows with the call: each call runs a shallow copy of the module tree that holds the masked weights, so
+    threads may run different levels at once. Modules and weights are found in attributes, in the containers of Python
+    there, and as owners of bound methods. What holds them otherwise (a `functools.partial`, an object of another class,
+    a closure) runs them unmasked at every level: `prove` finds that, but for closures, which hold what was copied and
+    not the copy; `nest` proves what it makes. Without gradients, masked weights are kept per level until the weights
+    change (writing through `parameter.data` in place goes unseen). A part that is used at several places of the tree
+    belongs to the first. What a part's forward assigns to its own attributes is lost after the call; buffers are kept.
+    On dense hardware masked weights save no time.
 
     Sources: weight connection learning of NestedNet (Kim et al. 2018); multi-level sparse networks (arXiv
     2112.10930); magnitudes and schedule of gradual pruning (Zhu & Gupta 2017, equation 1).
@@ -68,23 +77,23 @@ class Masked(nn.Module):
         names of modules, whose one argument and result are alike, to the lowest level that runs them.
 
         Raises:
-            BackboneError: these do not fit, or the module has no weight to mask.
+            BackboneError: these do not fit, the module has no weight to mask, or it keeps computed weights.
         """
         super().__init__()
         self.densities = check_densities(densities)
-        self.schedule = _check_schedule(schedule)
+        self.schedule = check_schedule(schedule)
         self.module = with_level_norms(module, self.num_levels)
         parts = list(level_parts(self.module, dense))
-        masked = [(name, value) for name, value in parts if isinstance(value, Tensor)]
-        if not masked:
+        weights = [(name, value) for name, value in parts if isinstance(value, Tensor)]
+        if not weights:
             raise BackboneError(f"{type(module).__name__} has no weights that can be masked")
-        self._names = tuple(name for name, _ in masked)
+        self._names = tuple(name for name, _ in weights)
         self.stages = find_stages(self.module, self._names) if stages is None else as_stages(stages)
         """Names of the modules in each stage."""
         self._stage_of = deal(self.stages, [name for name, _ in parts])
         self.born = dict(born or {})
         self.maps = nn.Module()
-        for name, weight in masked:
+        for name, weight in weights:
             self.maps.register_buffer(_key(name), torch.zeros_like(weight, dtype=torch.uint8))
         self.pruned = -1
         """Number of the last choice of masks, 0 … `UPDATES`; -1 before the first call of `prune`."""
@@ -121,6 +130,26 @@ class Masked(nn.Module):
 
         return shell(self.module, weight_of, part_of)(*args, **kwargs)
 
+    @torch.no_grad()
+    def prove(self, *args: Any, **kwargs: Any) -> None:
+        """Run every level on an example with NaN in all that is above it: its results must stay as they are.
+
+        In evaluation mode the module must give the same for the same arguments.
+
+        Raises:
+            BackboneError: a level uses what is above it.
+        """
+        spoilt = copy.deepcopy(self).eval()
+        for level in reversed(range(self.num_levels)):
+            before = _tensors(spoilt(*args, level=level, **kwargs))
+            spoilt.spoil_above(level)
+            after = _tensors(spoilt(*args, level=level, **kwargs))
+            if not all(_alike(*pair) for pair in zip(before, after, strict=True)):
+                raise BackboneError(
+                    f"level {level} of {type(self.module).__name__} uses weights above it: something in it holds a "
+                    "module or weight where masks can't follow; hold it in an attribute, a list or a dictionary"
+                )
+
     def prune(self, progress: float) -> None:
         """Choose the masks anew for the share of training, 0 … 1, that is done; call it before every update.
 
@@ -130,11 +159,7 @@ class Masked(nn.Module):
         (straight through its mask; Lin et al. 2020, dynamic model pruning with feedback). Then the masks are
         frozen and only weights in use are trained, until `prune` hears of less progress: a new training.
         """
-        start, end = self.schedule
-        share = 1.0 if progress >= end else 0.0
-        if start < progress < end:
-            share = (progress - start) / (end - start)
-        step = math.floor(UPDATES * share)
+        step = step_of(progress, self.schedule)
         if step != self.pruned:
             self._choose(step / UPDATES)
             self.pruned = step
@@ -174,10 +199,17 @@ class Masked(nn.Module):
 
     @torch.no_grad()
     def truncate(self, level: int) -> Masked:
-        """Return a copy with levels 0 … `level`: weights above are zero, norms above are gone."""
+        """Return a copy with levels 0 … `level`: weights above are zero, norms and blocks above are gone.
+
+        A stage of which nothing is left is gone too.
+        """
         keep = self._levels(level, None)[0] + 1
-        other = copy.deepcopy(self)
+        later = {name: nn.Identity() for name, born in self.born.items() if born >= keep}
+        other = copy.deepcopy(
+            self, {id(self.module.get_submodule(name)): gone for name, gone in later.items()}
+        )
         other.densities = self.densities[:keep]
+        other._forget(later)
         for _, weight, levels in other.weights():
             weight.masked_fill_(levels >= keep, 0)
             levels.clamp_(max=keep)
@@ -195,7 +227,7 @@ class Masked(nn.Module):
         levels = self._levels(level, route)
         copies: dict[int, Any] = {}
         for name, weight, lowest in self.weights():
-            value = weight.detach().masked_fill(lowest > levels[self._stage_of[name]], 0)
+            value = masked(weight.detach(), lowest > levels[self._stage_of[name]])
             copies[id(weight)] = nn.Parameter(value, weight.requires_grad)
         for name, part in self.module.named_modules():
             if isinstance(part, LevelNorms):
@@ -226,7 +258,7 @@ class Masked(nn.Module):
             if part in sparse.PARTS and name in parts:
                 parts[name][part] = value
         known = {f"{name}.{part}" for name, found in parts.items() for part in found}
-        check_fit(dense, {key: value for key, value in tensors.items() if key not in known})
+        sparse.check_fit(dense, {key: value for key, value in tensors.items() if key not in known})
         unpacked = []
         for name, weight, levels in self.weights():
             try:
@@ -259,9 +291,9 @@ class Masked(nn.Module):
     @torch.no_grad()
     def _choose(self, share: float) -> None:
         """Choose every mask by magnitude, `share` (0 … 1) of the way from dense to the densities."""
-        densities = [density + (1 - density) * (1 - share) ** 3 for density in self.densities]
+        densities = densities_at(share, self.densities)
         for _, weight, levels in self.weights():
-            levels.copy_(_rank(weight, densities))
+            levels.copy_(rank(weight, densities))
 
     def _levels(self, level: int | None, route: Sequence[int] | None) -> list[int]:
         """Return the level of every stage."""
@@ -284,6 +316,19 @@ class Masked(nn.Module):
         """Whether a module that comes later is run, by the level of the stage that it is in."""
         stage = next((self._stage_of[n] for n in self._stage_of if n.startswith(f"{name}.")), 0)
         return levels[stage] >= self.born[name]
+
+    def _forget(self, later: Collection[str]) -> None:
+        """Drop what is inside these blocks from all that lists it."""
+        inside = tuple(f"{name}." for name in later)
+        for name in self._names:
+            if name.startswith(inside):
+                delattr(self.maps, _key(name))
+        self.born = {name: born for name, born in self.born.items() if name not in later}
+        self._names = tuple(name for name in self._names if not name.startswith(inside))
+        left = {name: stage for name, stage in self._stage_of.items() if not name.startswith(inside)}
+        stages = sorted(set(left.values()))
+        self.stages = tuple(self.stages[stage] for stage in stages)
+        self._stage_of = {name: stages.index(stage) for name, stage in left.items()}
 
     def _left_out(self, level: int) -> tuple[str, ...]:
         return tuple(f"{name}." for name, born in self.born.items() if born > level)
@@ -317,83 +362,22 @@ class Masked(nn.Module):
         levels = self.maps.get_buffer(_key(name))
         if torch.is_grad_enabled() and weight.requires_grad:
             if 0 <= self.pruned < UPDATES and level == self.num_levels - 1:
-                through: Tensor = _Through.apply(weight, levels > level)
+                through: Tensor = Through.apply(weight, levels > level)
                 return through
-            return weight.masked_fill(levels > level, 0)
-        return self._kept.value(
-            (name, level), (weight, levels), lambda w, lowest: w.masked_fill(lowest > level, 0)
-        )
-
-
-class _Through(torch.autograd.Function):
-    """Zero where unused; the gradient passes to unused values too."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, unused: Tensor) -> Tensor:
-        return weight.masked_fill(unused, 0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-def check_densities(densities: Sequence[float]) -> tuple[float, ...]:
-    """Return the densities as a tuple; raise `BackboneError` unless they rise strictly in (0, 1]."""
-    densities = tuple(float(density) for density in densities)
-    rising = all(low < high for low, high in itertools.pairwise(densities))
-    if not 0 < len(densities) < sparse.ESCAPE or not rising or densities[0] <= 0 or not densities[-1] <= 1:
-        raise BackboneError(
-            f"densities {list(densities)} do not fit; give one share per level, rising in (0, 1], "
-            "like 0.05,0.1,0.2"
-        )
-    return densities
-
-
-def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Raise `ValueError` unless the tensors have the names, the shapes and the kinds of our own."""
-    wrong = sorted(own.keys() ^ given.keys()) or sorted(
-        name
-        for name, value in own.items()
-        if value.shape != given[name].shape
-        or (
-            given[name].dtype not in sparse.FLOATS
-            if value.is_floating_point()
-            else given[name].dtype != value.dtype
-        )
-    )
-    if wrong:
-        raise ValueError(f"{len(wrong)} tensors differ, the first is {wrong[0]}")
-
-
-def _check_schedule(schedule: tuple[float, float]) -> tuple[float, float]:
-    start, end = schedule
-    if not 0 <= start <= end <= 1:
-        raise BackboneError(
-            f"schedule {schedule} does not fit; give the shares of training at which pruning "
-            "starts and ends, like 0.1,0.6"
-        )
-    return start, end
+            return masked(weight, levels > level)
+        return self._kept.value((name, level), (weight, levels), lambda w, lowest: masked(w, lowest > level))
 
 
 def _is_level(level: object, last: int) -> bool:
     return isinstance(level, int) and not isinstance(level, bool) and 0 <= level <= last
 
 
-def _rank(weight: Tensor, densities: Sequence[float]) -> Tensor:
-    """Return for every value the lowest level that uses it (uint8), `len(densities)` for none.
+def _tensors(result: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
-    Level k uses the `densities[k]` of largest magnitude, rounded and at least one; of equal ones the first.
-    """
-    size = weight.numel()
-    magnitude = weight.detach().float().abs().flatten().nan_to_num(0)
-    levels = torch.full_like(magnitude, len(densities), dtype=torch.uint8)
-    for level in reversed(range(len(densities))):
-        count = max(1, math.floor(densities[level] * size + 0.5))
-        smallest = magnitude.kthvalue(size - count + 1).values
-        used = magnitude > smallest
-        used[(magnitude == smallest).nonzero()[: count - int(used.sum()), 0]] = True
-        levels[used] = level
-    return levels.view_as(weight)
+
+def _alike(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left.nan_to_num(), right.nan_to_num()) and torch.equal(left.isnan(), right.isnan())
 
 
 def _key(name: str) -> str:

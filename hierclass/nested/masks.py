@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.masking import SCHEDULE, Masked, check_fit
+from hierclass.nested.folding import fold, foldable
+from hierclass.nested.masking import Masked
 from hierclass.nested.network import NestedNetwork, evaluating
+from hierclass.nested.pruning import SCHEDULE
+from hierclass.nested.shells import Scratch
+from hierclass.nested.sparse import check_fit
 from hierclass.nested.thin import with_classifier
 
 
@@ -51,11 +56,47 @@ class MaskedNetwork(NestedNetwork):
         super().__init__([features] * masked.num_levels, num_classes, input_size)
         self.masked = masked
         self.heads.to(next(backbone.parameters()))
+        self._plain: Scratch | None = None
+        self._pairs: list[tuple[str, str]] = []
 
     def features(self, image: Tensor, level: int, route: Sequence[int] | None = None) -> Tensor:
         """Return the pooled features (B, F) of one level, or with stage s at level `route[s]`."""
-        features: Tensor = self.masked(image, level=level, route=route)
+        features: Tensor
+        if self._plain is None or route is not None:
+            features = self.masked(image, level=level, route=route)
+            return features
+        plain = self._plain.get(level)
+        if plain is None:  # two threads may both make it
+            with torch.inference_mode(False), torch.no_grad():
+                plain = self._plain[level] = fold(self.masked.extract(level), self._pairs)
+        features = plain(image)
         return features
+
+    def plain(self) -> MaskedNetwork:
+        """Return a copy for inference, in evaluation mode, whose levels run plain backbones, without masking at calls.
+
+        Each is made when its level is first asked for, with zeros for unused weights and batch norms folded into
+        convolutions, and made anew after weights were loaded or moved; other changes of weights go unseen.
+        """
+        network = copy.deepcopy(self).eval()
+        network._plain = Scratch()
+        network._pairs = foldable(network.masked.extract(), self.input_size)
+        return network
+
+    def _apply(self, fn: Any, recurse: bool = True) -> MaskedNetwork:
+        applied: MaskedNetwork = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._changed()
+        return applied
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights; see `torch.nn.Module`."""
+        loaded = super().load_state_dict(*args, **kwargs)
+        self._changed()
+        return loaded
+
+    def _changed(self) -> None:
+        if self._plain is not None:
+            self._plain.clear()
 
     def forward(self, image: Tensor, level: int | None = None, route: Sequence[int] | None = None) -> Tensor:
         """Return the logits (B, num_classes[level]) of one level for normalised images (B, 3, H, W).
@@ -71,6 +112,7 @@ class MaskedNetwork(NestedNetwork):
     def train_progress(self, progress: float) -> None:
         """Prune by how far training is, 0 … 1; see `Masked.prune`."""
         self.masked.prune(progress)
+        self._changed()
 
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield name, value and whether it is trained of all that `level` uses; of masked weights what is used (n,)."""
@@ -80,9 +122,10 @@ class MaskedNetwork(NestedNetwork):
     def spoil_above(self, level: int) -> None:
         """Set every weight and statistic of a higher level to NaN."""
         self.masked.spoil_above(level)
+        self._changed()
 
     def truncate(self, level: int) -> MaskedNetwork:
-        """Return a stand-alone network of levels 0 … `level`: weights above are zero, norms above are gone."""
+        """Return a stand-alone network of levels 0 … `level`: weights above are zero, norms and blocks are gone."""
         keep = self.check_level(level) + 1
         network = copy.deepcopy(self, {id(self.masked): self.masked.truncate(level)})
         network.heads = network.heads[:keep]
@@ -115,6 +158,7 @@ class MaskedNetwork(NestedNetwork):
             {name.removeprefix("masked."): value for name, value in tensors.items() if name not in heads}
         )
         self.heads.load_state_dict({name.removeprefix("heads."): value for name, value in heads.items()})
+        self._changed()
 
 
 def _num_features(backbone: nn.Module, input_size: tuple[int, int, int]) -> int:

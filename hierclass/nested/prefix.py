@@ -157,6 +157,9 @@ class PrefixNetwork(NestedNetwork):
     def extract(self, level: int) -> nn.Module:
         """Return a level as an ordinary thinner timm model, (B, 3, H, W) → logits, that runs without our code.
 
+        The head becomes its classifier. Where timm's classifier is more than one linear layer (RepViT) the result is an
+        `nn.Sequential` of the thinner timm model, without a classifier, and the head.
+
         Raises:
             BackboneError: the backbone's code keeps numbers of channels where they can't be found.
         """
@@ -377,4 +380,5 @@ def _moved(part: Part, kept: Index) -> Part:
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "_")
+    """Return the name of a weight as the name of a parameter, which has no dots; names in code hold no slash."""
+    return name.replace(".", "/")

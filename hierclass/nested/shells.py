@@ -6,10 +6,13 @@ would see.
 
 from __future__ import annotations
 
+import copy
+import operator
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +66,10 @@ def shell(
 
 
 def _rebind(made: nn.Module, shells: Mapping[int, Any]) -> None:
-    """Let attributes that hold modules and weights outside the tree (lists, bound methods) hold their stand-ins."""
+    """Let attributes that hold modules and weights outside the tree hold their stand-ins.
+
+    Followed are bound methods, lists, tuples, dictionaries, sets and deques, their subclasses too, in one another.
+    """
     for name, value in made.__dict__.items():
         if type(value) not in PLAIN and name not in STANDARD:
             made.__dict__[name] = _rebound(value, shells)
@@ -81,19 +87,28 @@ def _rebound(value: Any, shells: Mapping[int, Any]) -> Any:
     if isinstance(value, MethodType):
         owner = _rebound(value.__self__, shells)
         return value if owner is value.__self__ else MethodType(value.__func__, owner)
-    if type(value) in (list, tuple):
+    if isinstance(value, dict):
+        pairs = [(_rebound(key, shells), _rebound(item, shells)) for key, item in value.items()]
+        if all(key is k and item is v for (key, item), (k, v) in zip(pairs, value.items(), strict=True)):
+            return value
+        return _filled(value, pairs)
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
         if PLAIN.issuperset(map(type, value)):
             return value
         items = [_rebound(item, shells) for item in value]
-        return (
-            type(value)(items)
-            if any(new is not old for new, old in zip(items, value, strict=True))
-            else value
-        )
-    if type(value) is dict:
-        mapped = {key: _rebound(item, shells) for key, item in value.items()}
-        return mapped if any(mapped[key] is not value[key] for key in value) else value
+        return value if all(map(operator.is_, items, value)) else _filled(value, items)
     return value
+
+
+def _filled(container: Any, items: list[Any]) -> Any:
+    """Return a container of the same kind, order and settings with other items (pairs for a dictionary) in it."""
+    if isinstance(container, (tuple, frozenset)):
+        make = getattr(container, "_make", type(container))  # a named tuple takes its items apart
+        return make(items)
+    made = copy.copy(container)
+    made.clear()
+    (made.extend if isinstance(made, (list, deque)) else made.update)(items)
+    return made
 
 
 class _Held(NamedTuple):
@@ -103,8 +118,18 @@ class _Held(NamedTuple):
     value: Tensor
 
 
-class Kept(dict[Any, _Held]):
-    """Values computed from other tensors, each kept until these change; copies and pickles of it are empty.
+class Scratch(dict[Any, Any]):
+    """What can be made again: copies and pickles of it are empty."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
+class Kept(Scratch):
+    """Values computed from other tensors, each kept until these change.
 
     Threads may share one: an entry is replaced as a whole, and whoever finds none computes it.
     """
@@ -114,16 +139,10 @@ class Kept(dict[Any, _Held]):
         if any(source.is_inference() for source in sources):  # these do not count their changes
             return compute(*sources)
         stamp = tuple(number for source in sources for number in (source.data_ptr(), source._version))
-        held = self.get(key)
+        held: _Held | None = self.get(key)
         if held is None or held.stamp != stamp:
             # An inference tensor would be of no use to a later call that computes gradients of its input.
             with torch.inference_mode(False), torch.no_grad():
                 held = _Held(tuple(source.detach() for source in sources), stamp, compute(*sources))
             self[key] = held
         return held.value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
-        return Kept()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, ()

@@ -74,6 +74,20 @@ def unpack(parts: Mapping[str, Tensor], size: int, num_levels: int) -> tuple[Ten
     return positions, values, levels
 
 
+def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` unless the tensors have the names, the shapes and the kinds of our own."""
+    wrong = sorted(own.keys() ^ given.keys()) or sorted(
+        name
+        for name, value in own.items()
+        if value.shape != given[name].shape
+        or (
+            given[name].dtype not in FLOATS if value.is_floating_point() else given[name].dtype != value.dtype
+        )
+    )
+    if wrong:
+        raise ValueError(f"{len(wrong)} tensors differ, the first is {wrong[0]}")
+
+
 def _width(num_levels: int) -> int:
     return (num_levels - 1).bit_length()
 

@@ -7,8 +7,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from hierclass.errors import BackboneError
 
@@ -24,7 +26,19 @@ class LevelNorms(nn.ModuleList):
 
 
 def with_level_norms(module: nn.Module, num_levels: int) -> nn.Module:
-    """Return a copy in which every norm with running statistics is one copy per level."""
+    """Return a copy in which every norm with running statistics is one copy per level.
+
+    Raises:
+        BackboneError: a part keeps weights that are computed from others, which can't be copied.
+    """
+    for path, part in module.named_modules():
+        if any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values()) or any(
+            isinstance(value, Tensor) and not value.is_leaf for value in vars(part).values()
+        ):
+            raise BackboneError(
+                f"{path or 'the module'} ({type(part).__name__}) keeps a weight that is computed from others; undo "
+                "torch.nn.utils.weight_norm by remove_weight_norm, or use torch.nn.utils.parametrizations"
+            )
     copies: dict[int, Any] = {
         id(part): LevelNorms(copy.deepcopy(part) for _ in range(num_levels))
         for part in module.modules()
@@ -37,9 +51,14 @@ def with_level_norms(module: nn.Module, num_levels: int) -> nn.Module:
 def level_parts(module: nn.Module, dense: Sequence[str]) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
     """Yield, in the order of the module tree, what differs between levels: norms and weights to be masked."""
     seen: set[int] = set()
+    sources: tuple[str, ...] = ()
     for path, part in module.named_modules():
         if isinstance(part, LevelNorms):
             yield path, part
+        if isinstance(part, ParametrizationList):
+            sources += (f"{path}.",)
+        if f"{path}.".startswith(sources):
+            continue
         for key, weight in part._parameters.items():
             name = f"{path}.{key}" if path else key
             if weight is not None and id(weight) not in seen:

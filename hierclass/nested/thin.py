@@ -45,7 +45,15 @@ def thin_skeleton(analysis: Analysis, blocks: Sequence[Block]) -> nn.Module:
         for name in ("num_features", "head_hidden_size", "embed_dim", "in_features"):
             if not isinstance(module, nn.Linear) and getattr(module, name, None) == size:
                 setattr(module, name, len(positions(features.cut, 0, size)))
+    _set_pooled_width(model, analysis.trace.skeleton)
     return model
+
+
+def _set_pooled_width(model: Any, dense: Any) -> None:
+    """Set what is pooled before a convolution of the head (MobileNetV3), where `num_features` counts that."""
+    head = getattr(dense, "conv_head", None)
+    if isinstance(head, nn.Conv2d) and head.in_channels % dense.num_features == 0:
+        model.num_features = model.conv_head.in_channels * dense.num_features // head.in_channels
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
