@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from tiny_families import SIZES_ELSEWHERE, backbone_of, size_of
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError, LevelError
@@ -267,3 +268,14 @@ def test_no_structure_changes_the_backbone() -> None:
             for value in network.parameters():
                 value.add_(1)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("family", SIZES_ELSEWHERE)
+def test_families_whose_code_keeps_sizes_elsewhere_are_no_timm_models(family: str) -> None:
+    size = size_of(family)
+    network = nest(backbone_of(family), structure="prefix", num_classes=CLASSES, input_size=size).eval()
+    with pytest.raises(BackboneError, match=r"can't be had as a timm model of its own .*truncate\(\)"):
+        network.extract(0)
+    image = torch.randn(2, *size)
+    with torch.no_grad():
+        assert torch.allclose(network.truncate(0)(image), network(image, 0), atol=1e-4)

@@ -155,6 +155,9 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "davit": _named("davit_tiny", depths=(2, 1), embed_dims=(24, 48), num_heads=(3, 6)),
     "coatnet": _named("test_coatnet", img_size=64),
 }
+SIZES_ELSEWHERE = ("res2net", "sknet", "cspnet", "vit_relpos", "xcit", "levit", "coatnet")
+"""Families whose code keeps numbers of channels where they can't be found: no level of `prefix` is a timm model."""
+
 LARGER = {"levit": 64, "coatnet": 64, "davit": 64}
 """Families that take no image of 32 pixels."""
 
