@@ -366,3 +366,27 @@ def test_an_extracted_module_runs_without_masks(make: Callable[[], tuple[Masked,
             call(lambda *a, level, m=alone, **k: m(*a, **k), level=level), call(masked, level=level)
         )
         assert type(alone) is type(masked.module)
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed from its weights while it does not train, as LeViT its attention biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.kept: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "rows" not in self.kept:
+            self.kept["rows"] = self.linear.weight.sum(0)
+        return self.linear(x) + x @ self.kept["rows"][:, None]
+
+
+def test_what_a_forward_keeps_is_not_seen_by_other_levels() -> None:
+    torch.manual_seed(0)
+    module, x = Keeping(), torch.randn(2, 8)
+    fresh = Masked(copy.deepcopy(module), (0.2, 1.0)).eval()(x, level=0)
+    masked = Masked(module, (0.2, 1.0)).eval()
+    masked(x, level=1)
+    assert torch.equal(masked(x, level=0), fresh)
+    assert not module.kept

@@ -357,9 +357,17 @@ def test_the_network_runs_images_of_other_sizes_and_batches(shared: NestedNetwor
     assert shared(image[:0], 1).shape == (0, 5)
 
 
-@pytest.mark.parametrize("classes", [(2, 5), (2, 5, 12, 20), (2, 0, 12), ()])
-def test_class_counts_must_fit_the_widths(classes: tuple[int, ...]) -> None:
-    with pytest.raises(BackboneError, match="3 widths need 3 class counts of at least 1"):
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((2, 5), "3 widths need 3 class counts of at least 1"),
+        ((2, 5, 12, 20), "3 widths need 3 class counts of at least 1"),
+        ((2, 0, 12), r"num_classes \(2, 0, 12\) does not fit; give numbers of at least 1"),
+        ((), r"num_classes \(\) does not fit; give numbers of at least 1"),
+    ],
+)
+def test_class_counts_must_fit_the_widths(classes: tuple[int, ...], message: str) -> None:
+    with pytest.raises(BackboneError, match=message):
         nest(Toy(), widths=WIDTHS, num_classes=classes, input_size=SIZE)
 
 

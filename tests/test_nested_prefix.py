@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from tiny_families import SIZES_ELSEWHERE, backbone_of, size_of
+from tiny_families import BLOCKS_TAKE_MORE, SIZES_ELSEWHERE, backbone_of, size_of
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError, LevelError
@@ -270,10 +270,17 @@ def test_no_structure_changes_the_backbone() -> None:
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("family", SIZES_ELSEWHERE)
-def test_families_whose_code_keeps_sizes_elsewhere_are_no_timm_models(family: str) -> None:
+@pytest.mark.parametrize(
+    ("structure", "family"),
+    [*(("prefix", name) for name in SIZES_ELSEWHERE), *(("depths", name) for name in BLOCKS_TAKE_MORE)],
+)
+def test_some_families_have_levels_that_are_no_timm_models(structure: str, family: str) -> None:
     size = size_of(family)
-    network = nest(backbone_of(family), structure="prefix", num_classes=CLASSES, input_size=size).eval()
+    shares = {"depths": (0.5, 1.0)} if structure == "depths" else {}
+    classes = CLASSES[-2:] if shares else CLASSES
+    network = nest(
+        backbone_of(family), structure=structure, num_classes=classes, input_size=size, **shares
+    ).eval()
     with pytest.raises(BackboneError, match=r"can't be had as a timm model of its own .*truncate\(\)"):
         network.extract(0)
     image = torch.randn(2, *size)

@@ -158,6 +158,9 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 SIZES_ELSEWHERE = ("res2net", "sknet", "cspnet", "vit_relpos", "xcit", "levit", "coatnet")
 """Families whose code keeps numbers of channels where they can't be found: no level of `prefix` is a timm model."""
 
+BLOCKS_TAKE_MORE = ("vit_relpos", "beit", "cait", "xcit")
+"""Families whose blocks take more than one value: nothing of torch can stand for one that `depths` leaves out."""
+
 LARGER = {"levit": 64, "coatnet": 64, "davit": 64}
 """Families that take no image of 32 pixels."""
 

@@ -14,6 +14,8 @@ from hierclass.nested.network import NestedNetwork, evaluating
 from hierclass.nested.proof import prove
 from hierclass.nested.structures import Wanted, find_structure
 
+NOT_CUT = "can't be cut into levels"
+"""In what a layer is refused with that has no rule, whatever the image."""
 DEFAULT_SHARES = (0.25, 0.5, 1.0)
 """Of channels, blocks or weights, for the levels 0, 1, 2."""
 
@@ -61,10 +63,12 @@ def nest(
     _check_arguments(structure, given, order, shares, classes)
     wanted = Wanted(backbone, shares, given["depths"], order, classes, (size[0], size[1], size[2]), warn)
     with evaluating(backbone):
+        backbone.train().eval()  # models that keep what they computed from their weights let go of it
         try:
             network = kind.make(wanted)
-        except Exception:
-            check_image(backbone, wanted.input_size)
+        except Exception as error:
+            if NOT_CUT not in str(error):
+                check_image(backbone, wanted.input_size)
             raise
     network.heads.to(next(backbone.parameters()))
     prove(network)

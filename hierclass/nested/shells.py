@@ -90,7 +90,9 @@ def _rebound(value: Any, shells: Mapping[int, Any]) -> Any:
     if isinstance(value, dict):
         pairs = [(_rebound(key, shells), _rebound(item, shells)) for key, item in value.items()]
         if all(key is k and item is v for (key, item), (k, v) in zip(pairs, value.items(), strict=True)):
-            return value
+            # What a forward keeps (LeViT: attention biases) was made of its own weights, and is for no other level.
+            keeps = type(value) is dict and all(isinstance(item, Tensor) for item in value.values())
+            return dict(value) if keeps else value
         return _filled(value, pairs)
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         if PLAIN.issuperset(map(type, value)):
