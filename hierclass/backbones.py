@@ -181,9 +181,8 @@ _HEAD = (
     "# Backbones",
     "",
     "Every model of timm was cut into three levels (widths 0.25, 0.5, 1, structure `slices`) without memory for its",
-    "weights, and run on sizes. Where a structure is named below, a small model of the family was also built with",
-    "weights: cut as one level it answers like timm, and in that structure it passed the proof of nestedness; where",
-    "none is named, that is still to be done. Names that are not tried yet count as not nesting. This page is",
+    "weights, and run on sizes. The smallest model of each family that nests was also built with weights: cut as one",
+    "level it answers like timm, and in every structure named below it passed the proof of nestedness. This page is",
     "written by `python benchmarks/backbones.py`; `hierclass backbones NAME` tries one model.",
     "",
 )
