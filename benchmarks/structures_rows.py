@@ -79,11 +79,8 @@ def train_nested(bench: Bench, name: str, seed: int, **changes: Any) -> Result:
     recipe = bench.settings.recipe(seed, **changes)
     folder, load = bench.folder(name, seed), load_now()
     results = fit(recipe, folder, resume=True, workers=bench.workers, console=bench.console)
-    levels = [
-        level_row(level, results["answers"][level["level"]], results["images"]) for level in results["levels"]
-    ]
     return {
-        "levels": levels,
+        "levels": level_rows(results),
         "consensus": results["consensus"],
         "networks": [network_row(recipe)],
         **run_row([folder], load),
@@ -143,11 +140,8 @@ def train_heads(bench: Bench, name: str, seed: int, order: str) -> Result:
     for step, (images, leaves, _) in enumerate(read_batches(loader)):
         run.step(images, leaves, epoch=0, step=step)
     results = evaluate_run(run, dev, workers=bench.workers)
-    levels = [
-        level_row(level, results["answers"][level["level"]], results["images"]) for level in results["levels"]
-    ]
     return {
-        "levels": levels,
+        "levels": level_rows(results),
         "consensus": results["consensus"],
         "networks": [network_row(recipe)],
     }
@@ -208,6 +202,13 @@ def summed_right(
             right[k, tier] = (answer == taxonomy.projection(tier)[leaves]).sum()
             answer = taxonomy.parent_classes(tier)[answer] if tier else answer
     return right
+
+
+def level_rows(results: Result) -> list[Result]:
+    """The figures of all levels of an evaluation."""
+    return [
+        level_row(level, results["answers"][level["level"]], results["images"]) for level in results["levels"]
+    ]
 
 
 def level_row(level: Result, accuracies: Sequence[float], images: int) -> Result:
