@@ -22,6 +22,7 @@ import torch
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
 from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
+from hierclass.nested.heads import Groups, SummedLinear, check_groups
 from taxonomy import Taxonomy
 
 T = TypeVar("T")
@@ -55,7 +56,9 @@ class Preprocessing:
 class Architecture:
     """How the nested network is made; see `create_backbone` and `nest` for the fields.
 
-    `levels` is the number of levels that are left of a compressed model, None if all are there.
+    `heads` "leaves" means that those of lower levels score leaves and sum them up to their own classes, "tiers" that
+    they score those alone. Of a compressed model `levels` is the number of levels that are left and `leaves` that of
+    the leaves that its heads still score; None if all levels are there.
     """
 
     backbone: str
@@ -65,7 +68,9 @@ class Architecture:
     structure: str = "slices"
     depths: tuple[float, ...] | None = None
     densities: tuple[float, ...] | None = None
+    heads: str = "tiers"
     levels: int | None = None
+    leaves: int | None = None
 
     @property
     def num_levels(self) -> int:
@@ -128,6 +133,7 @@ def build(
         order=order,
         warn=warn,
         num_classes=(*taxonomy.num_classes, *[1] * left_out),
+        groups=_groups(architecture, taxonomy, left_out),
         input_size=(3, size, size),
     )
     return network.truncate(taxonomy.num_tiers - 1) if left_out else network
@@ -146,6 +152,27 @@ def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
             f"taxonomy {taxonomy.name!r} has {tiers} tiers but {left!r} of {full} levels are said to be left"
         )
     return full - tiers
+
+
+def _groups(architecture: Architecture, taxonomy: Taxonomy, left_out: int) -> list[Groups | None] | None:
+    """For every level the class of each leaf that its head scores; None where a head scores its own classes.
+
+    Of a compressed model the tree tells only how many classes there are: which leaf belongs to which comes with
+    the weights.
+    """
+    leaves, tiers = architecture.leaves, range(taxonomy.num_tiers)
+    if architecture.heads not in ("leaves", "tiers"):
+        raise BackboneError(f"heads {architecture.heads!r} are not known; there are leaves and tiers")
+    if architecture.heads == "tiers":
+        return None
+    if not left_out:
+        return [*(taxonomy.projection(tier).tolist() for tier in tiers[:-1]), None]
+    if not isinstance(leaves, int) or leaves < taxonomy.num_classes[-1]:
+        raise BackboneError(f"{leaves!r} leaves can't make {taxonomy.num_classes[-1]} classes")
+    return [
+        *([leaf % taxonomy.num_classes[tier] for leaf in range(leaves)] for tier in tiers),
+        *[None] * left_out,
+    ]
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dtype: str = "float16") -> None:
@@ -260,6 +287,9 @@ def _load_weights(network: NestedNetwork, file: Path, digest: object) -> None:
         )
     try:
         network.load_stored(tensors)
+        for head, classes in zip(network.heads, network.num_classes, strict=True):
+            if isinstance(head, SummedLinear) and check_groups(head.groups.tolist()) != classes:
+                raise ValueError("leaves are summed up to other classes")
     except ValueError as error:
         raise CheckpointError(f"{file} does not fit its {CONFIG_FILE}: {error}") from error
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hierclass.checkpoint import Checkpoint
+from hierclass.checkpoint import Architecture, Checkpoint
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE
 from hierclass.nested import NestedNetwork
 from hierclass.nested.fuse import fuse
@@ -48,16 +48,23 @@ def compress(checkpoint: Checkpoint, level: int) -> Checkpoint:
         LevelError: the model has no such level.
     """
     levels = checkpoint.network.check_level(level) + 1
-    architecture = checkpoint.architecture
     return Checkpoint(
         network=checkpoint.network.truncate(level),
         taxonomy=checkpoint.taxonomy.truncate(level),
-        architecture=dataclasses.replace(
-            architecture, levels=levels if levels < architecture.num_levels else None
-        ),
+        architecture=_truncated(checkpoint, levels),
         preprocessing=checkpoint.preprocessing,
         decision=checkpoint.decision,
         results={name: _first_levels(part, levels) for name, part in checkpoint.results.items()},
+    )
+
+
+def _truncated(checkpoint: Checkpoint, levels: int) -> Architecture:
+    architecture = checkpoint.architecture
+    if levels == architecture.num_levels:
+        return architecture
+    leaves = architecture.leaves or len(checkpoint.taxonomy.leaves)  # the former if it was compressed before
+    return dataclasses.replace(
+        architecture, levels=levels, leaves=leaves if architecture.heads == "leaves" else None
     )
 
 

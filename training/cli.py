@@ -110,6 +110,7 @@ def fit(
     depths: options.Depths = "",
     densities: options.Densities = "",
     order: options.Order = D.order,
+    heads: options.Heads = D.heads,
     size: options.Size = D.size,
     crop: options.Crop = D.crop,
     start_size: options.StartSize = D.start_size,
@@ -124,10 +125,12 @@ def fit(
     warmup_epochs: options.WarmupEpochs = D.warmup_epochs,
     clip_grad: options.ClipGrad = D.clip_grad,
     smoothing: options.Smoothing = D.smoothing,
+    smoothing_along: options.SmoothingAlong = D.smoothing_along,
     level_weights: options.LevelWeights = "",
     finest_weight: options.FinestWeight = D.finest_weight,
     distil: options.Distil = D.distil,
     distil_from: options.DistilFrom = D.distil_from,
+    distil_to: options.DistilTo = D.distil_to,
     distil_teacher: options.DistilTeacher = D.distil_teacher,
     consensus: options.Consensus = "auto",
     crop_scale: options.CropScale = "0.35,1",
@@ -206,7 +209,7 @@ def _show(results: dict[str, Any], title: str) -> None:
 def _recipe(ctx: typer.Context, out: Path) -> Recipe:
     """The recipe to train; an option that is given and has no effect in it is refused."""
     recipe = _wanted_recipe(ctx, out)
-    for name in ("distil_from", "distil_teacher"):
+    for name in ("distil_from", "distil_to", "distil_teacher"):
         if _is_given(ctx, name) and not recipe.distil:
             value = getattr(recipe, name)
             raise InputError(

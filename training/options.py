@@ -47,6 +47,12 @@ Densities = Annotated[
 Order = Annotated[
     str, typer.Option(help="slices: given, or importance: the largest channels to the lowest levels.")
 ]
+Heads = Annotated[
+    str,
+    typer.Option(
+        help="What the heads of lower levels score: leaves, summed up to their tier, or tiers' classes."
+    ),
+]
 Size = Annotated[int, typer.Option(help="Pixels per side.")]
 Crop = Annotated[float, typer.Option(help="Share of the shorter side that is seen when it answers.")]
 StartSize = Annotated[int | None, typer.Option(help="Pixels per side at first, growing by 8 to --size.")]
@@ -73,11 +79,17 @@ Compile = Annotated[
 ChannelsLast = Annotated[bool, typer.Option(help="Memory format of images and weights.")]
 
 Smoothing = Annotated[float, typer.Option(help="Label smoothing, on every tier.")]
+SmoothingAlong = Annotated[
+    str, typer.Option(help="Where smoothing goes: over the classes of the tier, or along the tree.")
+]
 LevelWeights = Annotated[str, typer.Option(help="Weight of each level's loss, such as 1,1,1 (the default).")]
 FinestWeight = Annotated[float, typer.Option(help="Weight of teaching lower levels the finest labels.")]
 Distil = Annotated[float, typer.Option(help="Weight of teaching lower levels a higher level's answer.")]
 DistilFrom = Annotated[
     str, typer.Option(help="Which level teaches the lower ones: last, or the next higher.")
+]
+DistilTo = Annotated[
+    str, typer.Option(help="What it teaches: its answer on the lower level's tier, or on the leaves.")
 ]
 DistilTeacher = Annotated[
     str, typer.Option(help="live, or ema: the moving average teaches, at the price of one more forward pass.")

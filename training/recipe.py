@@ -44,6 +44,7 @@ class Recipe:
     depths: tuple[float, ...] | None = None
     densities: tuple[float, ...] | None = None
     order: str = "given"
+    heads: str = "leaves"
     size: int = 64
     crop: float = 1.0
     start_size: int | None = None
@@ -61,10 +62,12 @@ class Recipe:
     warmup_epochs: int = 1
     clip_grad: float | None = None
     smoothing: float = 0.0
+    smoothing_along: str = "tier"
     level_weights: tuple[float, ...] = ()
     finest_weight: float = 1.0
     distil: float = 0.0
     distil_from: str = "last"
+    distil_to: str = "tier"
     distil_teacher: str = "live"
     consensus: float | str = "auto"
     crop_scale: tuple[float, float] = (0.35, 1.0)
@@ -202,6 +205,9 @@ class Recipe:
             f"--seed {self.seed}: give 0 or more": self.seed < 0,
             f"--eval-every {self.eval_every}: give at least 1": self.eval_every < 1,
             f"--smoothing {self.smoothing}: give 0 up to less than 1": not 0 <= self.smoothing < 1,
+            f"--smoothing-along {self.smoothing_along}: give tier or tree": self.smoothing_along
+            not in ("tier", "tree"),
+            f"--heads {self.heads}: give leaves or tiers": self.heads not in ("leaves", "tiers"),
             f"--mixed-precision {self.mixed_precision}: give no, bf16 or fp16": self.mixed_precision
             not in ("no", "bf16", "fp16"),
             f"--level-weights {_text(self.level_weights)}: give 0 or more per level, and not 0 to all": bool(
@@ -210,6 +216,13 @@ class Recipe:
             and not (min(self.level_weights) >= 0 and 0 < sum(self.level_weights) < math.inf),
             f"--distil {self.distil}: give 0 or more": not 0 <= self.distil < math.inf,
             f"--distil-from {self.distil_from}: give last or next": self.distil_from not in ("last", "next"),
+            f"--distil-to {self.distil_to}: give tier or leaves": self.distil_to not in ("tier", "leaves"),
+            "--distil-to leaves: the last level alone teaches leaves; leave --distil-from next out": (
+                self.distil_to == "leaves" and self.distil_from == "next"
+            ),
+            "--distil-to leaves needs lower levels that score leaves: give --finest-weight more than 0": (
+                self.distil_to == "leaves" and not self.finest_weight
+            ),
             f"--distil-teacher {self.distil_teacher}: give live or ema": self.distil_teacher
             not in ("live", "ema"),
             f"--consensus {self.consensus}: give auto, or a number from 0": self.consensus != "auto"

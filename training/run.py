@@ -39,6 +39,7 @@ def make_architecture(recipe: Recipe) -> Architecture:
         backbone=recipe.backbone,
         backbone_args=recipe.backbone_args,
         stem_stride=recipe.stem_stride,
+        heads=recipe.heads,
         structure=recipe.structure,
         **shares,
     )
@@ -115,8 +116,10 @@ class Run:
             level_weights=recipe.level_weights or (1.0,) * taxonomy.num_tiers,
             finest_weight=recipe.finest_weight,
             smoothing=recipe.smoothing,
+            smoothing_along=recipe.smoothing_along,
             distil=recipe.distil,
             distil_from=recipe.distil_from,
+            distil_to=recipe.distil_to,
         ).to(accelerator.device)
         optimizer = make_optimizer(recipe, self.trainee)
         self.scheduler = make_scheduler(recipe, optimizer, steps_per_epoch)

@@ -10,6 +10,7 @@ from torch import nn
 from hierclass.errors import BackboneError
 from hierclass.nested.backbone import check_image
 from hierclass.nested.blocks import check_depths
+from hierclass.nested.heads import Groups, make_heads
 from hierclass.nested.network import NestedNetwork, evaluating
 from hierclass.nested.proof import prove
 from hierclass.nested.structures import Wanted, find_structure
@@ -29,6 +30,7 @@ def nest(
     densities: Iterable[float] | None = None,
     order: str = "given",
     num_classes: Iterable[int],
+    groups: Sequence[Groups | None] | None = None,
     input_size: Iterable[int] = (3, 64, 64),
     warn: bool = True,
 ) -> NestedNetwork:
@@ -41,9 +43,11 @@ def nest(
     that it uses (masks). None takes 0.25, 0.5, 1 where the structure needs it. `order` "importance" deals the
     channels with the largest weights to the lowest levels (slices; for pretrained weights), "given" keeps their
     order.
-    `num_classes[k]` is the number of classes of level k's head; `input_size` (C, H, W) the image that costs and
-    the proof refer to. `warn` logs which levels run the same blocks though their
-    depths differ (depths, in stages of few blocks). The weights of `backbone` are copied; `backbone` stays as it is.
+    `num_classes[k]` is the number of classes of level k's head. With `groups[k]` that head scores finer classes, of
+    which the i-th belongs to class `groups[k][i]`, and sums them up; None: it scores its own.
+    `input_size` (C, H, W) is the image that costs and the proof refer to. `warn` logs which levels run the same blocks
+    though their depths differ (depths, in stages of few blocks). The weights of `backbone` are copied; `backbone`
+    stays as it is.
 
     Raises:
         BackboneError: the numbers do not fit, the backbone does not take such images, or a layer can't be cut (the
@@ -70,6 +74,8 @@ def nest(
             if NOT_CUT not in str(error):
                 check_image(backbone, wanted.input_size)
             raise
+    if groups is not None:
+        network.heads = make_heads(network.num_features, classes, groups)
     network.heads.to(next(backbone.parameters()))
     prove(network)
     return network.train(backbone.training)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hierclass.errors import LevelError
+from hierclass.nested.heads import make_heads
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class State:
 
 
 class NestedNetwork(nn.Module, abc.ABC):
-    """A network of nested levels, with one linear classifier (head) per level.
+    """A network of nested levels, with one classifier (head, see `hierclass.nested.heads`) per level.
 
     Level k computes pooled features (B, num_features[k]), which its head reads. A structure is a subclass: it
     says how a level's features are computed (`features`), which weights the level uses (`level_tensors`) and
@@ -75,8 +76,7 @@ class NestedNetwork(nn.Module, abc.ABC):
         """Number of pooled features that the head of each level reads."""
         self.num_classes = tuple(num_classes)
         self.input_size = input_size
-        sizes = zip(self.num_features, self.num_classes, strict=True)
-        self.heads = nn.ModuleList(heads or (nn.Linear(features, classes) for features, classes in sizes))
+        self.heads = nn.ModuleList(heads) if heads else make_heads(self.num_features, self.num_classes)
 
     @property
     def num_levels(self) -> int:

@@ -151,7 +151,7 @@ class PrefixNetwork(NestedNetwork):
         network = PrefixNetwork(
             plans, layers, weights, self.num_classes[:keep], self.input_size, self.structure
         )
-        network.heads.load_state_dict(self.heads[:keep].state_dict())
+        network.heads = copy.deepcopy(self.heads[:keep])
         return network.train(self.training).to(next(self.parameters()))
 
     def extract(self, level: int) -> nn.Module:

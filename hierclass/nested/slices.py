@@ -78,9 +78,7 @@ class SlicedNetwork(NestedNetwork):
         }
         program = Program(self.steps, layers, self.num_features[:keep])
         network = SlicedNetwork(program, self.num_classes[:keep], self.input_size)
-        network.heads.load_state_dict(
-            {key: value for key, value in self.heads.state_dict().items() if int(key.split(".")[0]) < keep}
-        )
+        network.heads = copy.deepcopy(self.heads[:keep])
         return network.train(self.training).to(next(self.parameters()))
 
     def slice_parameters(self, level: int) -> Iterator[tuple[str, nn.Parameter]]:

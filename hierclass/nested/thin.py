@@ -72,10 +72,9 @@ def fill(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
 
 
 def with_classifier(backbone: nn.Module, head: nn.Module, input_size: tuple[int, int, int]) -> nn.Module:
-    """Return the backbone with a head (linear, F → classes) as its classifier, if it can have it, else behind it."""
-    assert isinstance(head, nn.Linear)
+    """Return the backbone with a head (F → classes) as its classifier, if it is one linear layer, else behind it."""
     alone = nn.Sequential(backbone, copy.deepcopy(head)).train(backbone.training)
-    if not hasattr(backbone, "reset_classifier"):
+    if type(head) is not nn.Linear or not hasattr(backbone, "reset_classifier"):
         return alone
     whole: Any = copy.deepcopy(backbone)
     try:
