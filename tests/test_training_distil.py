@@ -232,3 +232,38 @@ def test_the_best_epoch_is_that_with_the_best_last_level() -> None:
 def test_an_epoch_before_pruning_ended_is_not_kept_for_its_extra_weights() -> None:
     assert loop._is_better(row(0.3, parameters=8), {"results": row(0.9, parameters=9)})
     assert not loop._is_better(row(0.3, parameters=8), {"results": row(0.9, parameters=8)})
+
+
+def test_the_last_level_teaches_leaves_where_it_is_asked_to(tiny_taxonomy: Taxonomy) -> None:
+    logits = levels({2: np.log([0.45] + [0.05] * 11).tolist()})
+    lower = [torch.zeros(1, 12, requires_grad=True) for _ in range(2)]
+    loss = NestedLoss(tiny_taxonomy, level_weights=(0, 0, 0), finest_weight=0, distil=1, distil_to="leaves")
+    loss(logits, lower, torch.tensor([0])).backward()
+    for student in lower:  # they say 1/12 for each
+        torch.testing.assert_close(student.grad, torch.tensor([[1 / 12 - 0.45] + [1 / 12 - 0.05] * 11]))
+    assert [each.grad for each in logits] == [None, None, None]
+
+
+@pytest.mark.parametrize("changes", [{"distil_from": "next"}, {"finest_weight": 0.0}, {"distil_to": "roots"}])
+def test_what_can_not_teach_leaves_is_refused(changes: dict[str, Any], recipe: Recipe) -> None:
+    with pytest.raises(InputError, match="--distil-to"):
+        dataclasses.replace(recipe, **{"distil_to": "leaves", **changes}).check()
+
+
+def test_smoothing_along_the_tree_stays_with_the_relatives(tiny_taxonomy: Taxonomy) -> None:
+    loss = NestedLoss(
+        tiny_taxonomy, level_weights=(1, 1, 1), finest_weight=0, smoothing=0.3, smoothing_along="tree"
+    )
+    target = loss.smooth(torch.tensor([0]))
+    projections = [torch.tensor(tiny_taxonomy.projection(tier)) for tier in (0, 1)]
+    expected = torch.full((12,), 0.1 / 12)
+    expected[0] += 0.7
+    for projection in projections:
+        relatives = projection == projection[0]
+        expected += 0.1 * relatives / relatives.sum()
+    torch.testing.assert_close(target, expected[None])
+    torch.testing.assert_close(target.sum(), torch.tensor(1.0))
+    mixed = torch.zeros(1, 12)
+    mixed[0, [0, 7]] = 0.5
+    both = loss.smooth(torch.tensor([0, 7])).mean(0, keepdim=True)
+    torch.testing.assert_close(loss.smooth(mixed), both)

@@ -24,8 +24,9 @@ class SummedLinear(nn.Linear):
 
     def __init__(self, num_features: int, groups: Groups):
         """Score `len(groups)` fine classes; fine class i belongs to class `groups[i]`."""
+        num_classes = check_groups(groups)
         super().__init__(num_features, len(groups))
-        self.num_classes = check_groups(groups)
+        self.num_classes = num_classes
         self.register_buffer("groups", torch.tensor(list(groups), dtype=torch.int32))
 
     def fine(self, features: Tensor) -> Tensor:
