@@ -1,0 +1,233 @@
+"""What each ingredient of the recipe is worth: `python benchmarks/ingredients.py --data FOLDER`.
+
+Every row trains the product's own `fit` on the same few images for the same few epochs, with one thing changed
+against another row. The differences are measured on the same dev images, so their intervals are paired; one seed,
+so that a difference within about one point says little. Finished rows stay in `--work`: the command goes on after an
+interruption, and two of them, `--threads 1` and other `--only` rows, may run side by side. `--markdown` prints the
+tables of docs/recipe.md from the JSON file and trains nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from hierclass.checkpoint import load_checkpoint
+from hierclass.decisions import agree
+from hierclass.errors import HierclassError
+from hierclass.files import replacing
+from taxonomy import Taxonomy
+from training.batches import evaluation_loader, read_batches
+from training.data import ImageSet, read_images, split
+from training.loop import fit
+from training.metrics import wilson_interval
+from training.recipe import Recipe
+
+OUT = Path(__file__).parent / "results" / "ingredients.json"
+WORK = Path("runs") / "ingredients"
+SCHEDULE: dict[str, Any] = {
+    "limit": 30_000,
+    "epochs": 6,
+    "eval_every": 6,  # no epoch is chosen by its result
+    "batch_size": 64,
+    "lr": 0.1,
+    "size": 48,
+    "start_size": 32,
+    "grow": 0.67,
+    "crop": 0.9,
+    "crop_scale": (0.45, 1.0),
+    "level_weights": (1.0, 1.0, 2.0),
+    "smoothing": 0.05,
+    "consensus": 0.0,
+    "backbone": "resnet10t",
+}
+"""What all rows have in common."""
+Right = list[npt.NDArray[np.bool_]]
+"""Per level, whether its answer on its own tier is right, for every dev image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One training: what is changed, against which row it is measured, and why it was tried."""
+
+    title: str
+    against: str | None = None
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+ROWS: dict[str, Row] = {
+    "base": Row("heads on tiers, auxiliary heads on the leaves", None, {"heads": "tiers"}),
+    "finest0": Row("no level but the last sees leaves", "base", {"heads": "tiers", "finest_weight": 0.0}),
+    "stem2": Row(
+        "stride 2 in the stem, half the channels: as many multiply-accumulates",
+        "base",
+        {"heads": "tiers", "stem_stride": 2, "backbone_args": {"channels": [32, 64, 128, 256]}},
+    ),
+    "leaves": Row("heads score leaves and sum them up", "base", {"heads": "leaves"}),
+    "leaves-distil-leaves": Row(
+        "the last level teaches its answer on the leaves", "leaves", {"distil": 0.5, "distil_to": "leaves"}
+    ),
+    "leaves-distil-last": Row(
+        "the last level teaches its answer summed up to the tier", "leaves", {"distil": 0.5}
+    ),
+    "leaves-distil-ema-next": Row(
+        "the moving average of the next level teaches its answer summed up to the tier",
+        "leaves",
+        {"distil": 0.5, "distil_from": "next", "distil_teacher": "ema"},
+    ),
+    "leaves-tree-smoothing": Row(
+        "label smoothing 0.1 along the tree",
+        "leaves",
+        {"smoothing": 0.1, "smoothing_along": "tree"},
+    ),
+    "leaves-nosmooth": Row("no label smoothing", "leaves", {"smoothing": 0.0}),
+    "leaves-cutmix": Row("cutmix in every second batch", "leaves", {"cutmix": 1.0, "mix_prob": 0.5}),
+    "leaves-weights111": Row("all levels weigh the same", "leaves", {"level_weights": (1.0, 1.0, 1.0)}),
+    "leaves-fixedsize": Row("48 pixels from the first epoch on", "leaves", {"start_size": 48}),
+}
+
+
+def make_recipe(name: str, data: tuple[str, ...], seed: int) -> Recipe:
+    """The recipe of a row."""
+    changes = {**SCHEDULE, **ROWS[name].changes}
+    return Recipe(data=data, taxonomy="tiny-imagenet", dev_from=450, seed=seed, **changes)
+
+
+def dev_images(recipe: Recipe) -> ImageSet:
+    """The held-out images of a recipe."""
+    images = read_images(recipe.data, Taxonomy.load(recipe.taxonomy))
+    _, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
+    return images.subset(dev)
+
+
+@torch.inference_mode()
+def right_answers(model: Path, dev: ImageSet) -> Right:
+    """Judge every level of a stored model on the dev images, each level alone."""
+    checkpoint = load_checkpoint(model)
+    taxonomy, parts = checkpoint.taxonomy, list[list[npt.NDArray[np.bool_]]]()
+    loader = evaluation_loader(dev, checkpoint.preprocessing, batch_size=256, workers=1)
+    for batch, leaves, _ in read_batches(loader):
+        logits = [values.numpy() for values in checkpoint.network.forward_all(batch)]
+        parts.append(
+            [
+                agree(logits[: tier + 1], taxonomy)[tier].argmax(1) == taxonomy.projection(tier)[leaves]
+                for tier in range(taxonomy.num_tiers)
+            ]
+        )
+    return [np.concatenate(level) for level in zip(*parts, strict=True)]
+
+
+def paired(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Difference of two shares on the same images, with its 95% interval (normal approximation, paired)."""
+    difference = ours.astype(np.float64) - theirs
+    half = 1.959963984540054 * float(difference.std(ddof=1)) / len(difference) ** 0.5
+    return float(difference.mean()), float(difference.mean()) - half, float(difference.mean()) + half
+
+
+def train_row(name: str, data: tuple[str, ...], seed: int, work: Path, workers: int) -> None:
+    """Train a row, or go on with it; a finished one returns at once."""
+    folder = work / (name if seed == 0 else f"{name}-{seed}")
+    fit(make_recipe(name, data, seed), folder, resume=True, workers=workers, console=Console(soft_wrap=True))
+
+
+def judge_rows(data: tuple[str, ...], work: Path) -> dict[str, Any]:
+    """Compare all rows whose training is finished."""
+    dev = dev_images(make_recipe("base", data, 0))
+    right: dict[str, Right] = {}
+    rows = []
+    for name, row in ROWS.items():
+        facts_file = work / name / "model" / "training.json"
+        if not facts_file.exists():
+            continue
+        facts = json.loads(facts_file.read_text(encoding="utf-8"))
+        right[name] = right_answers(work / name / "model", dev)
+        levels = facts["best"]["results"]["levels"]
+        result: dict[str, Any] = {
+            "name": name,
+            "title": row.title,
+            "against": row.against,
+            "changes": row.changes,
+            "levels": [
+                {
+                    "top1": float(found.mean()),
+                    "interval": wilson_interval(float(found.mean()), len(found)),
+                    "macs": level["macs"],
+                }
+                for found, level in zip(right[name], levels, strict=True)
+            ],
+        }
+        if row.against in right:
+            pairs = zip(right[name], right[row.against], strict=True)
+            result["differences"] = [paired(ours, theirs) for ours, theirs in pairs]
+        rows.append(result)
+    return {"schedule": SCHEDULE, "dev_images": len(dev), "seeds": 1, "rows": rows}
+
+
+def report(results: dict[str, Any]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| what is changed | against | level 0 | level 1 | level 2 | difference, points (95% interval) |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in results["rows"]:
+        accuracies = " | ".join(f"{level['top1']:.1%}" for level in row["levels"])
+        differences = ", ".join(
+            f"{100 * middle:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            for middle, low, high in row.get("differences", ())
+        )
+        lines.append(
+            f"| `{row['name']}`: {row['title']} | {row['against'] or ''} | {accuracies} | {differences} |"
+        )
+    return "\n".join(lines)
+
+
+def main(
+    data: Annotated[
+        list[str] | None, typer.Option(help="Tiny ImageNet, as hierclass-train takes it.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ROWS)}; may be given again.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    workers: Annotated[int, typer.Option(min=0)] = 0,
+    work: Annotated[Path, typer.Option(help="Folder for the trained networks.")] = WORK,
+    out: Annotated[Path, typer.Option(help="JSON file of the results.")] = OUT,
+    train: Annotated[bool, typer.Option(help="Train what is missing; else judge what is there.")] = True,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the stored table and do no more.")
+    ] = False,
+) -> None:
+    """Measure the ingredients of the recipe."""
+    if unknown := sorted(set(only or ()) - ROWS.keys()):
+        raise typer.BadParameter(f"--only {unknown[0]}: there are {', '.join(ROWS)}")
+    if markdown:
+        print(report(json.loads(out.read_text(encoding="utf-8"))))
+        return
+    if not data:
+        raise typer.BadParameter("give the images with --data")
+    torch.set_num_threads(threads)
+    paths = tuple(data)
+    try:
+        for name in [name for name in ROWS if not only or name in only] if train else []:
+            train_row(name, paths, seed, work, workers)
+        results = judge_rows(paths, work)
+    except HierclassError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as file:
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    Console().print(Markdown(report(results)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
