@@ -25,6 +25,7 @@ from hierclass.errors import (
 )
 
 if TYPE_CHECKING:
+    from hierclass.calibration import Threshold
     from hierclass.classifier import Classifier, Level, load
     from hierclass.decisions import Prediction, Step
     from hierclass.wrapped import from_timm
@@ -43,6 +44,7 @@ __all__ = [
     "Prediction",
     "Step",
     "TaxonomyError",
+    "Threshold",
     "__version__",
     "from_timm",
     "load",
@@ -53,6 +55,7 @@ _LAZY = {
     "Level": "hierclass.classifier",
     "Prediction": "hierclass.decisions",
     "Step": "hierclass.decisions",
+    "Threshold": "hierclass.calibration",
     "from_timm": "hierclass.wrapped",
     "load": "hierclass.classifier",
 }

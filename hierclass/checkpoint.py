@@ -19,6 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from hierclass.calibration import Decision
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
 from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
@@ -89,7 +90,8 @@ class Checkpoint:
     """A network with all that is needed to use it.
 
     `results` holds measured figures and where they come from (`results["dev"]["levels"][k]["top1"]`,
-    0 … 1); `decision` how levels' answers are combined (see `hierclass.decisions`).
+    0 … 1); `decision` how levels' answers are combined and what was fitted to say how sure they are (see
+    `hierclass.calibration.Decision`).
     """
 
     network: NestedNetwork
@@ -219,8 +221,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         preprocessing = _from_json(Preprocessing, config["preprocessing"])
         _check(preprocessing)
         decision, results = _mapping(config, "decision"), _mapping(config, "results")
-        if not 0 <= float(decision.get("lower_weight", 0.0)) < math.inf:
-            raise ValueError("'lower_weight' must be a number from 0")
+        Decision.from_dict(decision, taxonomy.num_tiers)
         network = build(_without_weight_sources(architecture), taxonomy, preprocessing.size, warn=False)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)

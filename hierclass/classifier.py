@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hierclass.calibration import Decision, Threshold
 from hierclass.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from hierclass.decisions import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
@@ -75,7 +76,7 @@ class Classifier:
         self.device = _find_device(device)
         self._network = fuse(checkpoint.network).to(self.device)
         self._network.to(memory_format=torch.channels_last)
-        self._lower_weight = float(checkpoint.decision.get("lower_weight", 0.0))
+        self._decision = Decision.from_dict(checkpoint.decision, checkpoint.network.num_levels)
         self.levels = _describe_levels(checkpoint)
 
     @property
@@ -92,6 +93,22 @@ class Classifier:
     def reuses(self) -> bool:
         """Whether a finer level is computed from what coarser levels have computed, so that refining is no extra."""
         return self._network.reuses
+
+    @property
+    def temperatures(self) -> tuple[float, ...] | None:
+        """What every level's scores were calibrated with on held-out images; None: they are as the network says."""
+        return self._decision.temperatures
+
+    def thresholds(self, precision: float = 0.9) -> tuple[tuple[Threshold, ...], ...]:
+        """Return from which score on answers are right at a rate: `thresholds(0.9)[level][tier]`.
+
+        The score is that of the answer to the tier, `predict(image, level).path[tier].score`; the promise was
+        found on held-out images and holds for images like those. Usual rates are 0.8, 0.9, 0.95 and 0.99.
+
+        Raises:
+            InputError: the model has no thresholds, or none for this precision.
+        """
+        return self._decision.at(precision)
 
     def check_level(self, level: int | None) -> int:
         """Return the level, the finest for None; raise `LevelError` if the model does not have it."""
@@ -140,11 +157,11 @@ class Classifier:
         """Answer for images that are prepared already: float32 (B, 3, size, size) from `preprocess`."""
         last, images = self.check_level(level), self._tensor(batch)
         with torch.inference_mode():
-            if self._lower_weight:
+            if self._decision.lower_weight:
                 logits = [_numpy(values) for values in self._network.forward_all(images, last)]
             else:  # lower levels have no say, so none is run that the level itself does not need
                 logits = [np.empty((0, 0), np.float32)] * last + [_numpy(self._network(images, last))]
-        return decide(agree(logits, self.taxonomy, self._lower_weight), self.taxonomy)
+        return self._decide(logits)
 
     def _refine(self, batch: NDArray[np.float32]) -> Iterator[Prediction]:
         state = self._network.start(self._tensor(batch))
@@ -152,7 +169,11 @@ class Classifier:
         for _ in self.levels:
             with torch.inference_mode():
                 logits.append(_numpy(self._network.refine(state)))
-            yield decide(agree(logits, self.taxonomy, self._lower_weight), self.taxonomy)[0]
+            yield self._decide(logits)[0]
+
+    def _decide(self, logits: Sequence[NDArray[np.float32]]) -> list[Prediction]:
+        weight, temperatures = self._decision.lower_weight, self._decision.temperatures
+        return decide(agree(logits, self.taxonomy, weight, temperatures), self.taxonomy)
 
     def _prepare(self, image: ImageSource, index: int, count: int) -> NDArray[np.float32]:
         try:

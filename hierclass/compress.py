@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hierclass.calibration import first_levels
 from hierclass.checkpoint import Architecture, Checkpoint
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE
 from hierclass.nested import NestedNetwork
@@ -53,7 +54,7 @@ def compress(checkpoint: Checkpoint, level: int) -> Checkpoint:
         taxonomy=checkpoint.taxonomy.truncate(level),
         architecture=_truncated(checkpoint, levels),
         preprocessing=checkpoint.preprocessing,
-        decision=checkpoint.decision,
+        decision=first_levels(checkpoint.decision, levels),
         results={name: _first_levels(part, levels) for name, part in checkpoint.results.items()},
     )
 
@@ -104,7 +105,19 @@ def _first_levels(results: Any, levels: int) -> Any:
     consensus = cut.pop("consensus", None)
     if isinstance(consensus, list) and all(_is_measured(row) for row in consensus):
         cut["consensus"] = [{**row, "top1": row["top1"][:levels]} for row in consensus]
+    if isinstance(calibration := cut.pop("calibration", None), dict):
+        cut["calibration"] = _first_calibrated(calibration, levels)
     return cut
+
+
+def _first_calibrated(calibration: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    """Cut what was measured of temperatures and thresholds: lists whose rows name their level."""
+    return {
+        key: [row for row in value if isinstance(row, dict) and row.get("level") in range(levels)]
+        if isinstance(value, list)
+        else value
+        for key, value in calibration.items()
+    }
 
 
 def _is_measured(row: Any) -> bool:

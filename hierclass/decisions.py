@@ -65,31 +65,75 @@ class Prediction:
         return {"level": self.level, **last, "path": [step.to_dict() for step in self.path]}
 
 
-def agree(
+def consensus(
     logits: Sequence[NDArray[np.floating[Any]]], taxonomy: Taxonomy, lower_weight: float = 0.0
-) -> list[Scores]:
-    """Make the answers of levels 0 … k one distribution on tier k, and sum it up the tree.
+) -> Scores:
+    """Combine the answers of levels 0 … k to log-scores (B, num_classes[k]) of tier k.
 
     `logits[j]` (B, num_classes[j]) come from level j. Class c of tier k gets a score proportional to p_k(c) ·
     Π_{j<k} p_j(ancestor of c in tier j) ** lower_weight (a product of experts; with weight 0 the last level
-    decides alone). Every coarser tier is the sum over its descendants. Returns scores (B, num_classes[j]) for
-    tiers 0 … k; each row sums to 1, and no class scores more than its parent.
+    decides alone). The exponentials of each row sum to 1.
     """
     last = len(logits) - 1
     joint = _log_softmax(logits[last])
-    ancestors: list[NDArray[np.int64]] = [np.arange(joint.shape[1])]
-    for tier in range(last, 0, -1):
-        ancestors.insert(0, taxonomy.parent_classes(tier)[ancestors[0]])
-    if lower_weight:
-        for tier in range(last):
-            joint = joint + lower_weight * _log_softmax(logits[tier])[:, ancestors[tier]]
-    finest = np.exp(_log_softmax(joint))
+    if not lower_weight:
+        return joint
+    for ancestors, lower in zip(_ancestors(taxonomy, last), logits[:last], strict=False):
+        joint = joint + lower_weight * _log_softmax(lower)[:, ancestors]
+    return _log_softmax(joint)
+
+
+def sum_up(log_scores: Scores, taxonomy: Taxonomy, level: int, temperature: float = 1.0) -> list[Scores]:
+    """Sum a level's log-scores (B, num_classes[level]) up the tree, after dividing them by a temperature.
+
+    A temperature above 1 makes an answer less sure, one below 1 surer; the order of the classes of the level's
+    own tier stays (Guo et al. 2017, *On Calibration of Modern Neural Networks*, section 4.2). Returns scores
+    (B, num_classes[j]) of tiers 0 … level; each row sums to 1, and no class scores more than its parent.
+    """
+    finest = np.exp(_log_softmax(log_scores / temperature))
     tiers: list[Scores] = []
-    for tier in range(last + 1):
+    for tier, ancestors in enumerate(_ancestors(taxonomy, level)):
         summed = np.zeros((len(finest), taxonomy.num_classes[tier]))
-        np.add.at(summed.T, ancestors[tier], finest.T)
+        np.add.at(summed.T, ancestors, finest.T)
         tiers.append(summed)
-    return tiers
+    return [*tiers, finest]
+
+
+def agree(
+    logits: Sequence[NDArray[np.floating[Any]]],
+    taxonomy: Taxonomy,
+    lower_weight: float = 0.0,
+    temperatures: Sequence[float] | None = None,
+) -> list[Scores]:
+    """Make the answers of levels 0 … k one distribution on tier k, and sum it up the tree.
+
+    `logits[j]` (B, num_classes[j]) come from level j and are combined as `consensus` says. `temperatures` holds
+    one number above 0 per level of the model (None: 1 for each), of which that of level k, the one asked, is
+    applied to the combined scores (`sum_up`); those of lower levels are not. Returns scores (B, num_classes[j])
+    for tiers 0 … k; each row sums to 1, and no class scores more than its parent.
+    """
+    level = len(logits) - 1
+    temperature = 1.0 if temperatures is None else temperatures[level]
+    return sum_up(consensus(logits, taxonomy, lower_weight), taxonomy, level, temperature)
+
+
+def follow(tiers: Sequence[Scores], taxonomy: Taxonomy) -> tuple[NDArray[np.int64], Scores]:
+    """Follow the most probable class of the last tier given up to tier 0: the answers to every tier.
+
+    `tiers` are the scores of tiers 0 … k as `agree` returns them, (B, num_classes[j]) each. Returns class
+    indices (B, k + 1) and their scores (B, k + 1), 0 … 1, which never rise from left to right.
+    """
+    level, rows = len(tiers) - 1, np.arange(len(tiers[-1]))
+    best = tiers[level].argmax(axis=1).astype(np.int64)
+    classes = np.empty((len(best), level + 1), dtype=np.int64)
+    scores = np.empty((len(best), level + 1))
+    lowest = np.zeros(len(best))
+    for tier in range(level, -1, -1):
+        # Sums of the same numbers in another order may differ in the last digit; a path must not rise.
+        lowest = np.minimum(np.maximum(tiers[tier][rows, best], lowest), 1.0)
+        classes[:, tier], scores[:, tier] = best, lowest
+        best = taxonomy.parent_classes(tier)[best] if tier else best
+    return classes, scores
 
 
 def decide(tiers: Sequence[Scores], taxonomy: Taxonomy) -> list[Prediction]:
@@ -98,21 +142,27 @@ def decide(tiers: Sequence[Scores], taxonomy: Taxonomy) -> list[Prediction]:
     `tiers` are the scores of tiers 0 … k as `agree` returns them, (B, num_classes[j]) each.
     """
     level = len(tiers) - 1
-    classes = [taxonomy.classes(tier) for tier in range(level + 1)]
+    nodes = [taxonomy.classes(tier) for tier in range(level + 1)]
     predictions = []
-    for row, best in enumerate(tiers[level].argmax(axis=1).tolist()):
-        path: list[Step] = []
-        for tier in range(level, -1, -1):
-            # Sums of the same numbers in another order may differ in the last digit; a path must not rise.
-            lowest = path[0].score if path else 0.0
-            path.insert(0, _step(classes[tier][best], max(tiers[tier][row, best], lowest)))
-            best = int(taxonomy.parent_classes(tier)[best]) if tier else best
-        predictions.append(Prediction(level, tuple(path), classes[level], tiers[level][row]))
+    for row, (answers, scores) in enumerate(zip(*follow(tiers, taxonomy), strict=True)):
+        steps = zip(nodes, answers.tolist(), scores.tolist(), strict=True)
+        path = tuple(_step(classes[answer], score) for classes, answer, score in steps)
+        predictions.append(Prediction(level, path, nodes[level], tiers[level][row]))
     return predictions
 
 
+def _ancestors(taxonomy: Taxonomy, level: int) -> list[NDArray[np.int64]]:
+    """The class of each tier below `level` that every class of tier `level` belongs to."""
+    found: list[NDArray[np.int64]] = []
+    classes = np.arange(taxonomy.num_classes[level])
+    for tier in range(level, 0, -1):
+        classes = taxonomy.parent_classes(tier)[classes]
+        found.insert(0, classes)
+    return found
+
+
 def _step(node: Node, score: float) -> Step:
-    return Step(node.id, node.name, min(float(score), 1.0))
+    return Step(node.id, node.name, float(score))
 
 
 def _log_softmax(logits: NDArray[np.floating[Any]]) -> Scores:

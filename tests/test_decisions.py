@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from hierclass.decisions import Prediction, agree, decide
+from hierclass.decisions import Prediction, agree, decide, follow
 from taxonomy import Node, Taxonomy
 
 #      thing
@@ -60,6 +60,28 @@ def test_lower_levels_count_with_their_weight() -> None:
 def test_a_level_alone_answers_with_its_softmax() -> None:
     (coarse,) = agree([logits(0.25, 0.75)], TREE)
     assert coarse == pytest.approx(np.array([[0.25, 0.75]]), abs=1e-6)
+
+
+def test_a_temperature_divides_the_log_scores_of_the_level_asked_before_they_are_summed_up() -> None:
+    coarse, fine = agree([logits(0.1, 0.9), logits(0.5, 0.2, 0.3)], TREE, temperatures=(7.0, 0.5))
+    total = 0.25 + 0.04 + 0.09  # a temperature of ½ squares the shares; that of level 0 has no say
+    assert fine == pytest.approx(np.array([[0.25, 0.04, 0.09]]) / total, abs=1e-6)
+    assert coarse == pytest.approx(np.array([[0.34, 0.04]]) / total, abs=1e-6)
+    (alone,) = agree([logits(0.36, 0.64)], TREE, temperatures=(2.0, 0.5))
+    assert alone == pytest.approx(np.array([[0.6, 0.8]]) / 1.4, abs=1e-6)
+
+
+def test_a_temperature_applies_to_the_consensus_as_a_whole() -> None:
+    _, together = agree([logits(0.1, 0.9), logits(0.5, 0.2, 0.3)], TREE, 1.0, temperatures=(7.0, 0.5))
+    squares = np.array([[5.0**2, 18.0**2, 3.0**2]])
+    assert together == pytest.approx(squares / squares.sum(), abs=1e-6)
+
+
+def test_the_path_of_many_images_is_followed_as_that_of_one() -> None:
+    scores = [np.array([[0.4, 0.6], [0.9, 0.1]]), np.array([[0.4, 0.35, 0.25], [0.2, 0.1, 0.7]])]
+    classes, path = follow(scores, TREE)
+    assert classes.tolist() == [[0, 0], [0, 2]]
+    assert path.tolist() == [[0.4, 0.4], [0.9, 0.7]]
 
 
 def test_an_answer_is_the_best_class_of_the_last_tier_and_its_ancestors() -> None:
@@ -119,17 +141,20 @@ def check_path(prediction: Prediction, taxonomy: Taxonomy) -> None:
     second=any_logits(5),
     third=any_logits(12),
     weight=st.sampled_from((0.0, 0.3, 1.0, 4.0)),
+    temperature=st.sampled_from((None, 0.1, 0.7, 10.0)),
 )
 def test_any_logits_give_a_path_of_the_tree_whose_scores_never_rise(
     first: NDArray[np.float32],
     second: NDArray[np.float32],
     third: NDArray[np.float32],
     weight: float,
+    temperature: float | None,
     tiny_taxonomy: Taxonomy,
 ) -> None:
+    temperatures = None if temperature is None else (temperature,) * 3
     every = [first, second, third]
     for level in range(3):
-        tiers = agree(every[: level + 1], tiny_taxonomy, weight)
+        tiers = agree(every[: level + 1], tiny_taxonomy, weight, temperatures)
         assert [tier.shape for tier in tiers] == [(3, size) for size in (2, 5, 12)[: level + 1]]
         for tier in tiers:
             assert np.all(tier >= 0)

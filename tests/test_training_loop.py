@@ -23,7 +23,7 @@ from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
 from training import loop
 from training.batches import INTERPOLATION, EpochBatches
-from training.evaluate import Answers, evaluate_checkpoint
+from training.evaluate import evaluate_checkpoint
 from training.losses import NestedLoss, Trainee
 from training.outputs import RunFolder
 from training.recipe import Recipe
@@ -138,25 +138,6 @@ def test_resuming_a_finished_run_only_shows_its_table(recipe: Recipe, unbroken: 
 def test_a_run_is_not_overwritten_by_accident(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
     with pytest.raises(InputError, match="add --resume"):
         fit(recipe, unbroken[0])
-
-
-def test_the_answers_of_several_processes_are_joined() -> None:
-    parts = [
-        Answers(
-            per_level=(np.array([rank, 1]), np.array([2, rank])),
-            ranked=np.array([[2, 0], [rank, 1]]),
-            leaves=np.array([rank, rank]),
-            lower_weights=(0.0,),
-            right=np.full((1, 2, 2), rank + 1),
-            errors=(f"broken {rank}",),
-        )
-        for rank in range(2)
-    ]
-    joined = Answers.join(parts)
-    assert [level.tolist() for level in joined.per_level] == [[0, 1, 1, 1], [2, 0, 2, 1]]
-    assert joined.leaves.tolist() == [0, 0, 1, 1]
-    assert joined.right.tolist() == [[[3, 3], [3, 3]]]
-    assert joined.errors == ("broken 0", "broken 1")
 
 
 def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> None:

@@ -160,9 +160,7 @@ def evaluate(
     data: options.Data = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the results here as JSON.")] = None,
     dev_from: options.DevFrom = None,
-    dev_share: Annotated[
-        float | None, typer.Option(help="Only the share of every class that fit holds out.")
-    ] = None,
+    dev_share: options.OnlyDevShare = None,
     seed: options.Seed = D.seed,
     batch_size: options.BatchSize = 256,
     workers: options.Workers = 1,
@@ -191,6 +189,55 @@ def evaluate(
             write_json(json_, results)
 
 
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Folder of a checkpoint; it is rewritten.")],
+    data: options.Data = None,
+    dev_from: options.DevFrom = None,
+    dev_share: options.OnlyDevShare = None,
+    seed: options.Seed = D.seed,
+    batch_size: options.BatchSize = 256,
+    workers: options.Workers = 1,
+    threads: options.Threads = None,
+) -> None:
+    """Fit temperatures and thresholds to labelled images, not those trained on, and store them in the model."""
+    with _one_line_errors():
+        if not data:
+            raise InputError("give the labelled images with --data")
+        from training.evaluate import calibrate_checkpoint
+
+        results = calibrate_checkpoint(
+            model,
+            tuple(map(str, data)),
+            dev_from=dev_from,
+            dev_share=dev_share,
+            seed=seed,
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+        )
+        _show_calibration(results)
+        print(f"stored in {model}")
+
+
+def _show_calibration(results: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from training.reports import calibration_table, stored_table, threshold_table
+
+    console = Console()
+    if found := results["calibration"]:
+        console.print(calibration_table(found))
+        console.print(threshold_table(found["thresholds"]))
+    if stored := results.get("stored"):
+        console.print(stored_table(stored))
+        console.print(threshold_table(stored["thresholds"], how="those stored in the model"))
+    if results["unreadable"]:
+        console.print(
+            f"{len(results['unreadable'])} images could not be read: {'; '.join(results['unreadable'][:5])}"
+        )
+
+
 def _show(results: dict[str, Any], title: str) -> None:
     from rich.console import Console
 
@@ -200,10 +247,7 @@ def _show(results: dict[str, Any], title: str) -> None:
     console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
     console.print(consensus_table(results))
     console.print(measure_table(results["finest"], title="finest level"))
-    if results["unreadable"]:
-        console.print(
-            f"{len(results['unreadable'])} images could not be read: {'; '.join(results['unreadable'][:5])}"
-        )
+    _show_calibration(results)
 
 
 def _recipe(ctx: typer.Context, out: Path) -> Recipe:

@@ -15,12 +15,13 @@ from rich.console import Console
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training.batches import EpochBatches, evaluation_loader, read_batches, training_loader
+from training.answers import Answers, collect_answers, weights_to_try
+from training.batches import EpochBatches, read_batches, training_loader
 from training.data import ImageSet, decode_small, read_images, split
-from training.evaluate import Answers, collect_answers, summarise, weights_to_try
+from training.evaluate import summarise
 from training.outputs import RunFolder
 from training.recipe import Recipe
-from training.reports import Reporter, clock, consensus_table, level_table
+from training.reports import Reporter, calibration_table, clock, consensus_table, level_table, threshold_table
 from training.run import Run, check_sizes, make_backbone
 
 
@@ -76,6 +77,9 @@ def fit(
         title = f"{folder.model}: epoch {best['epoch']}, {results['images']} dev images"
         reporter.console.print(level_table(results["levels"], title=title))
         reporter.console.print(consensus_table(results))
+        if found := results.get("calibration"):  # absent from runs of older versions, None for few images
+            reporter.console.print(calibration_table(found))
+            reporter.console.print(threshold_table(found["thresholds"]))
     return results
 
 
@@ -94,11 +98,16 @@ def load_data(recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> tuple[I
 def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
     """Results of the moving average on the dev images, each process taking its share."""
     accelerator = run.accelerator
-    share = dev.subset(np.arange(accelerator.process_index, len(dev), accelerator.num_processes))
-    loader = evaluation_loader(share, run.preprocessing, batch_size=256, workers=workers)
     consensus = run.recipe.consensus
     answers = collect_answers(
-        run.smoothed, loader, accelerator.device, run.taxonomy, lower_weights=weights_to_try(consensus)
+        run.smoothed,
+        dev,
+        run.preprocessing,
+        accelerator.device,
+        run.taxonomy,
+        part=np.arange(accelerator.process_index, len(dev), accelerator.num_processes),
+        lower_weights=weights_to_try(consensus),
+        workers=workers,
     )
     if accelerator.num_processes > 1:
         answers = Answers.join(gather_object([answers]))

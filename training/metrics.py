@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from taxonomy import Taxonomy
 
-Indices = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.integer[Any]]
+Shares = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+
+class Reliability(NamedTuple):
+    """Answers grouped by their score, each array (bins,): how many, their mean score, the share of right ones."""
+
+    counts: Indices
+    mean_score: Shares
+    accuracy: Shares
 
 
 def accuracy(answers: Indices, truth: Indices) -> float:
@@ -27,6 +38,39 @@ def wilson_interval(share: float, count: int, z: float = 1.959963984540054) -> t
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def wilson_lower_bounds(right: Indices, counts: Indices, z: float = 1.6448536269514722) -> Shares:
+    """Lowest shares (N,) that ``right`` (N,) of ``counts`` (N,) trials leave likely, each with 95% (one-sided).
+
+    The lower end of `wilson_interval`: 0.53 for 3 of 3, 0.99 for 268 of 268.
+    """
+    shares = right / counts
+    half = z * np.sqrt(shares * (1 - shares) / counts + z * z / (4 * counts * counts))
+    bounds: Shares = (shares + z * z / (2 * counts) - half) / (1 + z * z / counts)
+    return bounds
+
+
+def reliability(scores: Shares, right: Flags, bins: int = 15) -> Reliability:
+    """Group answers by score into bins of equal width: answers, mean score and share right of each (bins,).
+
+    ``scores`` (N,) are 0 to 1, ``right`` (N,) says which answers are; a score on an edge belongs to the bin above,
+    1 to the last. Empty bins have 0 for both means.
+    """
+    index = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    divisor = np.maximum(counts, 1)
+    mean = np.bincount(index, weights=scores, minlength=bins) / divisor
+    return Reliability(counts, mean, np.bincount(index, weights=right, minlength=bins) / divisor)
+
+
+def expected_calibration_error(scores: Shares, right: Flags, bins: int = 15) -> float:
+    """Mean distance of score and share right over bins of equal width, weighted by answers, 0 to 1.
+
+    Naeini et al. 2015; as in Guo et al. 2017, *On Calibration of Modern Neural Networks*, section 2.
+    """
+    found = reliability(scores, right, bins)
+    return float(np.abs(found.mean_score - found.accuracy) @ found.counts / len(scores))
 
 
 def mean_lca_height(taxonomy: Taxonomy, answers: Indices, truth: Indices) -> float:

@@ -19,6 +19,9 @@ Data = Annotated[
 TaxonomyName = Annotated[str, typer.Option(help="A bundled name, a .json or .csv file, or a folder tree.")]
 DevFrom = Annotated[int | None, typer.Option(help="Hold out images numbered from here up by file name.")]
 DevShare = Annotated[float, typer.Option(help="Share of every class to hold out, without --dev-from.")]
+OnlyDevShare = Annotated[
+    float | None, typer.Option("--dev-share", help="Only the share of every class that fit holds out.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order, augmentation and the split.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that prepare images; 0: none.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")]

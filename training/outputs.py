@@ -21,7 +21,7 @@ import torch
 from hierclass.errors import InputError
 from hierclass.files import replacing
 from taxonomy import Taxonomy
-from training.card import model_card
+from training.card import model_card, replace_calibration
 from training.recipe import Recipe, write_json
 
 
@@ -95,6 +95,15 @@ class RunFolder:
         write_json(self.model / "training.json", facts)
         with replacing(self.model / "MODEL_CARD.md") as file:
             file.write_text(model_card(facts, taxonomy), encoding="utf-8")
+
+
+def update_card(model: Path, calibration: dict[str, Any]) -> None:
+    """Tell a model's card, if it has one, of a calibration (`training.calibration.to_results`)."""
+    card = model / "MODEL_CARD.md"
+    if card.exists():
+        text = replace_calibration(card.read_text(encoding="utf-8"), calibration)
+        with replacing(card) as file:
+            file.write_text(text, encoding="utf-8")
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

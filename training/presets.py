@@ -45,4 +45,8 @@ def read_preset(name: str) -> dict[str, Any]:
         recipe = Recipe.from_dict({"data": [], "taxonomy": "", **values})
     except InputError as error:
         raise InputError(f"--recipe {name}: {str(error).removeprefix('recipe: ')}") from error
-    return {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe) if field.name in values}
+    return {
+        field.name: getattr(recipe, field.name)
+        for field in dataclasses.fields(Recipe)
+        if field.name in values
+    }

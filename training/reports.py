@@ -118,3 +118,65 @@ def measure_table(measures: Mapping[str, Any], *, title: str) -> Table:
     for name, value in measures.items():
         table.add_row(name.replace("_", " "), "none" if value is None else f"{value:.4f}")
     return table
+
+
+def calibration_table(found: Mapping[str, Any]) -> Table:
+    """A table of temperatures and what they are worth, from what `training.calibration.to_results` gives."""
+    table = Table(title=f"calibration, cross-fitted on {found['images']} images")
+    for column in ("level", "temperature", "likelihood loss", "Brier score", "calibration error"):
+        table.add_column(column, justify="right")
+    for row in found["levels"]:
+        before, after = row["before"], row["after"]
+        table.add_row(
+            str(row["level"]),
+            f"{row['temperature']:.3f}",
+            f"{before['nll']:.3f} to {after['nll']:.3f}",
+            f"{before['brier']:.3f} to {after['brier']:.3f}",
+            f"{before['ece'][-1]:.1%} to {after['ece'][-1]:.1%}",
+        )
+    return table
+
+
+def stored_table(stored: Mapping[str, Any]) -> Table:
+    """A table of what a model's own temperatures are worth, from `training.calibration.measure_decision`."""
+    table = Table(title=f"the temperatures stored in the model, on {stored['images']} images")
+    for column in ("level", "temperature", "likelihood loss", "Brier score", "calibration error"):
+        table.add_column(column, justify="right")
+    for row in stored["levels"]:
+        numbers = (f"{row['nll']:.3f}", f"{row['brier']:.3f}", f"{row['ece'][-1]:.1%}")
+        table.add_row(str(row["level"]), f"{row['temperature']:.3f}", *numbers)
+    return table
+
+
+def threshold_table(rows: Sequence[Mapping[str, Any]], *, how: str = "cross-fitted") -> Table:
+    """A table of thresholds with the coverage they were found with, and how often answers are right and given.
+
+    ``how`` says on what the last three columns were measured.
+    """
+    table = Table(title=f"scores from which on answers are right at a rate (measured: {how})")
+    columns = (
+        "level",
+        "tier",
+        "wanted",
+        "from score",
+        "coverage",
+        "right",
+        "95% interval",
+        "coverage measured",
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        measured = row["measured"]
+        interval = measured["interval"]
+        table.add_row(
+            str(row["level"]),
+            str(row["tier"]),
+            f"{row['precision']:.0%}",
+            "none" if row["score"] is None else f"{row['score']:.3f}",
+            f"{row['coverage']:.1%}",
+            "" if interval is None else f"{measured['precision']:.1%}",
+            "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}",
+            f"{measured['coverage']:.1%}",
+        )
+    return table

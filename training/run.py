@@ -22,6 +22,7 @@ from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_b
 from hierclass.nested.network import evaluating
 from taxonomy import Taxonomy
 from training.batches import INTERPOLATION, seed_everything
+from training.calibration import decision_of
 from training.losses import NestedLoss, Trainee
 from training.recipe import Recipe
 from training.state import load_state, save_state
@@ -244,7 +245,7 @@ class Run:
                 preprocessing=self.preprocessing,
                 architecture=make_architecture(self.recipe),
                 results={"dev": results},
-                decision={"lower_weight": results["lower_weight"]},
+                decision=decision_of(results),
             ),
         )
 
