@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,6 +159,9 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
     data: options.Data = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the results here as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for a page, report.html, and its numbers, report.json.")
+    ] = None,
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
     seed: options.Seed = D.seed,
@@ -172,9 +175,13 @@ def evaluate(
             raise InputError("give the labelled images with --data")
         if json_ is not None and (json_.is_dir() or not json_.parent.is_dir()):
             raise InputError(f"--json {json_} cannot be written: it is a folder, or in none that exists")
-        from training.evaluate import evaluate_checkpoint
+        if report is not None:
+            from training.page import claim_folder, write_report
 
-        results = evaluate_checkpoint(
+            claim_folder(report)
+        from training.evaluate import measures, run_checkpoint
+
+        run = run_checkpoint(
             model,
             tuple(map(str, data)),
             dev_from=dev_from,
@@ -184,9 +191,26 @@ def evaluate(
             workers=workers,
             threads=threads,
         )
+        results = measures(run)
         _show(results, str(model))
         if json_ is not None:
             write_json(json_, results)
+        if report is not None:
+            held_out = {"--dev-from": dev_from, "--dev-share": dev_share, "--seed": seed or None}
+            write_report(
+                report, run, results, model=str(model), command=_evaluate_command(model, data, held_out)
+            )
+            print(f"report: {report / 'report.html'}")
+
+
+def _evaluate_command(model: Path, data: Sequence[Path], given: Mapping[str, object]) -> str:
+    """What measures the same again, options that change nothing of it left out."""
+    words = ["hierclass-train", "evaluate", str(model)]
+    for path in data:
+        words += ["--data", str(path)]
+    for option, value in given.items():
+        words += [option, str(value)] if value is not None else []
+    return shlex.join([*words, "--report", "report"])
 
 
 @app.command()

@@ -12,17 +12,29 @@ import torch
 from accelerate import Accelerator
 
 from hierclass.calibration import Decision
-from hierclass.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, stored_dtype
+from hierclass.checkpoint import (
+    DIGEST,
+    Checkpoint,
+    load_checkpoint,
+    read_config,
+    save_checkpoint,
+    stored_dtype,
+)
 from hierclass.nested import NestedNetwork, answer_costs
 from taxonomy import Taxonomy
 from training import calibration, metrics
 from training.answers import Answers, collect_answers, weights_to_try
+from training.calibration import LevelCalibration
 from training.data import ImageSet, read_images, split
 from training.outputs import update_card
 
 
 def summarise(
-    network: NestedNetwork, taxonomy: Taxonomy, answers: Answers, consensus: float | str = "auto"
+    network: NestedNetwork,
+    taxonomy: Taxonomy,
+    answers: Answers,
+    consensus: float | str = "auto",
+    found: list[LevelCalibration] | None = None,
 ) -> dict[str, Any]:
     """All measures of a network's answers as JSON values.
 
@@ -30,10 +42,12 @@ def summarise(
     interval, cost; ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
     were measured with: ``consensus``, or the best of those tried where that is "auto"; ``consensus`` every
     level's top-1 with each weight tried; ``finest`` the hierarchical measures of the finest level;
-    ``calibration`` what `training.calibration` fits and says, None where the images are too few for it.
+    ``calibration`` what `training.calibration` fits and says, None where the images are too few for it;
+    ``found`` is that, if it was fitted already, with the same consensus.
     """
     count, best = len(answers.leaves), answers.chosen(consensus, taxonomy)
     lower_weight = answers.lower_weights[best]
+    found = found or calibrated(answers, taxonomy, lower_weight)
     costs = answer_costs(network, lower_weight)
     right = [answers.count_right(best, level, taxonomy) for level in range(len(costs))]
     levels = []
@@ -65,15 +79,15 @@ def summarise(
             for w, weight in enumerate(answers.lower_weights)
         ],
         "finest": finest_measures(answers, taxonomy),
-        "calibration": calibrated(answers, taxonomy, lower_weight),
+        "calibration": calibration.to_results(found) if found else None,
     }
 
 
-def calibrated(answers: Answers, taxonomy: Taxonomy, lower_weight: float) -> dict[str, Any] | None:
-    """What `training.calibration` fits to the answers, as JSON values; None where they are too few."""
+def calibrated(answers: Answers, taxonomy: Taxonomy, lower_weight: float) -> list[LevelCalibration] | None:
+    """What `training.calibration.calibrate` fits to the answers; None where they are too few."""
     if len(answers.kept) < calibration.MIN_IMAGES:
         return None
-    return calibration.to_results(calibration.calibrate(answers, taxonomy, lower_weight))
+    return calibration.calibrate(answers, taxonomy, lower_weight)
 
 
 def finest_measures(answers: Answers, taxonomy: Taxonomy) -> dict[str, float | None]:
@@ -96,12 +110,18 @@ def finest_measures(answers: Answers, taxonomy: Taxonomy) -> dict[str, float | N
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A stored model, the labelled images it was run on, and what it answered."""
+    """A stored model, the labelled images it was run on, and what it answered.
+
+    ``digest`` names the model's files; models of before there were digests have none. ``calibration`` is what the
+    images say of the scores (`training.calibration.calibrate`), None where they are too few.
+    """
 
     checkpoint: Checkpoint
+    digest: str | None
     decision: Decision
     images: ImageSet
     answers: Answers
+    calibration: list[LevelCalibration] | None
 
 
 class Options(TypedDict, total=False):
@@ -135,6 +155,7 @@ def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Opti
     if dev_from is not None or dev_share is not None:
         _, dev = split(images, dev_from=dev_from, dev_share=dev_share or 0.0, seed=options.get("seed", 0))
         images = images.subset(dev)
+    digest = read_config(Path(path)).get(DIGEST)
     decision = Decision.from_dict(checkpoint.decision, checkpoint.network.num_levels)
     answers = collect_answers(
         checkpoint.network,
@@ -146,7 +167,8 @@ def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Opti
         batch_size=options.get("batch_size", 256),
         workers=options.get("workers", 1),
     )
-    return Evaluation(checkpoint, decision, images, answers)
+    found = calibrated(answers, checkpoint.taxonomy, decision.lower_weight)
+    return Evaluation(checkpoint, digest, decision, images, answers, found)
 
 
 def evaluate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
@@ -162,7 +184,7 @@ def measures(run: Evaluation) -> dict[str, Any]:
     """
     checkpoint, answers = run.checkpoint, run.answers
     weight = run.decision.lower_weight
-    results = summarise(checkpoint.network, checkpoint.taxonomy, answers, weight)
+    results = summarise(checkpoint.network, checkpoint.taxonomy, answers, weight, run.calibration)
     fitted = run.decision.temperatures is not None or run.decision.thresholds
     stored = calibration.measure_decision(answers, checkpoint.taxonomy, run.decision) if fitted else None
     return {**results, "unreadable": list(answers.errors), "stored": stored}
@@ -178,7 +200,8 @@ def calibrate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpac
     run = run_checkpoint(path, data, **options)
     checkpoint = run.checkpoint
     weight = run.decision.lower_weight
-    found = calibration.to_results(calibration.calibrate(run.answers, checkpoint.taxonomy, weight))
+    levels = run.calibration or calibration.calibrate(run.answers, checkpoint.taxonomy, weight)
+    found = calibration.to_results(levels)
     fitted = calibration.decision_of({"lower_weight": weight, "calibration": found})
     checkpoint.decision = {**checkpoint.decision, **fitted}
     dev = checkpoint.results.get("dev")
