@@ -21,17 +21,21 @@ import torch
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from torch.utils.flop_counter import FlopCounterMode
+from updates import leaves_alone
 
 from hierclass.checkpoint import load_checkpoint
 from hierclass.decisions import agree
 from hierclass.errors import HierclassError
 from hierclass.files import replacing
+from hierclass.nested import create_backbone
 from taxonomy import Taxonomy
 from training.batches import evaluation_loader, read_batches
 from training.data import ImageSet, read_images, split
 from training.loop import fit
 from training.metrics import wilson_interval
 from training.recipe import Recipe
+from training.run import make_network
 
 OUT = Path(__file__).parent / "results" / "ingredients.json"
 WORK = Path("runs") / "ingredients"
@@ -63,6 +67,8 @@ class Row:
     title: str
     against: str | None = None
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    alone: int | None = None
+    """A plain network that learns the leaves, as costly as this level of `against` (-1: as its backbone, uncut)."""
 
 
 ROWS: dict[str, Row] = {
@@ -93,14 +99,63 @@ ROWS: dict[str, Row] = {
     "leaves-nosmooth": Row("no label smoothing", "leaves", {"smoothing": 0.0}),
     "leaves-cutmix": Row("cutmix in every second batch", "leaves", {"cutmix": 1.0, "mix_prob": 0.5}),
     "leaves-weights111": Row("all levels weigh the same", "leaves", {"level_weights": (1.0, 1.0, 1.0)}),
+    "alone-0": Row("a plain network as costly as level 0", "leaves", alone=0),
+    "alone-1": Row("a plain network as costly as level 1", "leaves", alone=1),
+    "alone-2": Row("a plain network as costly as level 2", "leaves", alone=2),
+    "alone-dense": Row("the backbone, uncut", "leaves", alone=-1),
+    "deep": Row("two blocks a stage", "leaves", {"backbone_args": {"layers": [2, 2, 2, 2]}}),
+    "wide": Row("wider", "leaves", {"backbone_args": {"channels": [96, 192, 384, 640]}}),
     "leaves-fixedsize": Row("48 pixels from the first epoch on", "leaves", {"start_size": 48}),
 }
 
 
-def make_recipe(name: str, data: tuple[str, ...], seed: int) -> Recipe:
-    """The recipe of a row."""
-    changes = {**SCHEDULE, **ROWS[name].changes}
-    return Recipe(data=data, taxonomy="tiny-imagenet", dev_from=450, seed=seed, **changes)
+def make_recipe(name: str, data: tuple[str, ...], seed: int, work: Path) -> Recipe:
+    """The recipe of a row; a plain network is trained with all of its partner's that applies to it."""
+    row = ROWS[name]
+    if row.alone is None:
+        changes = {**SCHEDULE, **row.changes}
+        return Recipe(data=data, taxonomy="tiny-imagenet", dev_from=450, seed=seed, **changes)
+    assert row.against is not None
+    partner = make_recipe(row.against, data, seed, work)
+    return dataclasses.replace(
+        partner,
+        taxonomy=str(leaves_file(work)),
+        structure="prefix",
+        widths=(1.0,),
+        heads="tiers",
+        level_weights=(1.0,),
+        distil=0.0,
+        distil_from="last",
+        distil_to="tier",
+        backbone_args={**partner.backbone_args, **plain_arguments(partner, row.alone)},
+    )
+
+
+def leaves_file(work: Path) -> Path:
+    """A tree file of the same leaves with the finest tier alone."""
+    file, tree = work / "leaves.json", Taxonomy.load("tiny-imagenet")
+    if not file.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        leaves_alone(tree).save(file)
+    return file
+
+
+def plain_arguments(partner: Recipe, level: int) -> dict[str, Any]:
+    """Arguments of a plain ResNet of about the multiply-accumulates of a level; level -1 changes nothing."""
+    if level < 0:
+        return {}
+    image = torch.zeros(1, 3, partner.size, partner.size)
+    channels = partner.backbone_args.get("channels", (64, 128, 256, 512))
+    wanted = make_network(partner, Taxonomy.load(partner.taxonomy)).cost(level).macs
+    found: list[tuple[int, dict[str, Any]]] = []
+    for percent in range(16, 101, 2):
+        thinner = [max(2, round(count * percent / 100 / 2) * 2) for count in channels]
+        arguments = {"channels": thinner, "stem_width": max(4, round(0.32 * percent / 2) * 2)}
+        backbone = create_backbone(partner.backbone, **{**partner.backbone_args, **arguments}).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            backbone(image)
+        found.append((abs(counter.get_total_flops() // 2 - wanted), arguments))
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def dev_images(recipe: Recipe) -> ImageSet:
@@ -112,18 +167,18 @@ def dev_images(recipe: Recipe) -> ImageSet:
 
 @torch.inference_mode()
 def right_answers(model: Path, dev: ImageSet) -> Right:
-    """Judge every level of a stored model on the dev images, each level alone."""
-    checkpoint = load_checkpoint(model)
-    taxonomy, parts = checkpoint.taxonomy, list[list[npt.NDArray[np.bool_]]]()
+    """Judge every level of a stored model on the dev images, each level alone; a plain one on every tier."""
+    checkpoint, tree = load_checkpoint(model), Taxonomy.load("tiny-imagenet")
+    parts: list[list[npt.NDArray[np.bool_]]] = []
     loader = evaluation_loader(dev, checkpoint.preprocessing, batch_size=256, workers=1)
     for batch, leaves, _ in read_batches(loader):
         logits = [values.numpy() for values in checkpoint.network.forward_all(batch)]
-        parts.append(
-            [
-                agree(logits[: tier + 1], taxonomy)[tier].argmax(1) == taxonomy.projection(tier)[leaves]
-                for tier in range(taxonomy.num_tiers)
-            ]
-        )
+        if len(logits) == 1:
+            shares = agree(logits * tree.num_tiers, tree)  # the last alone counts, summed up the tree
+        else:
+            shares = [agree(logits[: tier + 1], tree)[tier] for tier in range(tree.num_tiers)]
+        truth = [tree.projection(tier)[leaves] for tier in range(tree.num_tiers)]
+        parts.append([share.argmax(1) == wanted for share, wanted in zip(shares, truth, strict=True)])
     return [np.concatenate(level) for level in zip(*parts, strict=True)]
 
 
@@ -137,12 +192,18 @@ def paired(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> tuple[
 def train_row(name: str, data: tuple[str, ...], seed: int, work: Path, workers: int) -> None:
     """Train a row, or go on with it; a finished one returns at once."""
     folder = work / (name if seed == 0 else f"{name}-{seed}")
-    fit(make_recipe(name, data, seed), folder, resume=True, workers=workers, console=Console(soft_wrap=True))
+    fit(
+        make_recipe(name, data, seed, work),
+        folder,
+        resume=True,
+        workers=workers,
+        console=Console(soft_wrap=True),
+    )
 
 
 def judge_rows(data: tuple[str, ...], work: Path) -> dict[str, Any]:
     """Compare all rows whose training is finished."""
-    dev = dev_images(make_recipe("base", data, 0))
+    dev = dev_images(make_recipe("base", data, 0, work))
     right: dict[str, Right] = {}
     rows = []
     for name, row in ROWS.items():
@@ -163,7 +224,7 @@ def judge_rows(data: tuple[str, ...], work: Path) -> dict[str, Any]:
                     "interval": wilson_interval(float(found.mean()), len(found)),
                     "macs": level["macs"],
                 }
-                for found, level in zip(right[name], levels, strict=True)
+                for found, level in zip(right[name], levels * (len(right[name]) // len(levels)), strict=True)
             ],
         }
         if row.against in right:
@@ -202,6 +263,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for the trained networks.")] = WORK,
     out: Annotated[Path, typer.Option(help="JSON file of the results.")] = OUT,
     train: Annotated[bool, typer.Option(help="Train what is missing; else judge what is there.")] = True,
+    judge: Annotated[bool, typer.Option(help="Judge all finished rows at the end.")] = True,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the stored table and do no more.")
     ] = False,
@@ -219,6 +281,8 @@ def main(
     try:
         for name in [name for name in ROWS if not only or name in only] if train else []:
             train_row(name, paths, seed, work, workers)
+        if not judge:
+            return
         results = judge_rows(paths, work)
     except HierclassError as error:
         print(error, file=sys.stderr)
