@@ -176,7 +176,7 @@ def _is_id(label: str) -> bool:
 
 
 def _with_own(tree: Taxonomy, beside: Sequence[tuple[str, str]], apart: Sequence[str]) -> Taxonomy:
-    """The tree with further leaves: pairs of a label and the leaf it stands beside, and labels under "other classes"."""
+    """The tree with further leaves: labels with the leaf they stand beside, and labels under "other classes"."""
     data = tree.to_dict()
     names = {node["name"] for node in data["nodes"]}
     parents = {node["id"]: node["parent"] for node in data["nodes"]}

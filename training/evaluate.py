@@ -208,8 +208,9 @@ def evaluate_checkpoint(
         torch.set_num_threads(threads)
     device = Accelerator().device
     checkpoint = load_checkpoint(path, device=str(device))
-    images = read_images(data, checkpoint.taxonomy)
-    if dev_from is not None or dev_share is not None:
+    part_given = dev_from is not None or dev_share is not None
+    images = read_images(data, checkpoint.taxonomy, held_out_only=not part_given)
+    if part_given:
         _, dev = split(images, dev_from=dev_from, dev_share=dev_share or 0.0, seed=seed)
         images = images.subset(dev)
     loader = evaluation_loader(images, checkpoint.preprocessing, batch_size=batch_size, workers=workers)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
+from training.balance import log_priors
 
 
 class Trainee(nn.Module):
@@ -51,8 +52,12 @@ class NestedLoss(nn.Module):
         smoothing: float = 0.0,
         distil: float = 0.0,
         distil_from: str = "last",
+        leaf_counts: Sequence[int] | None = None,
     ) -> None:
         """Take one weight per level; label smoothing is spread over the classes of each tier.
+
+        ``leaf_counts`` (training images of each leaf) balance the loss: every tier's logits are adjusted by how
+        frequent its classes are (`training.balance.log_priors`).
 
         ``distil_from`` is the level that teaches a lower one: the "last", or the "next" higher.
         """
@@ -71,6 +76,9 @@ class NestedLoss(nn.Module):
                 parents = torch.tensor(taxonomy.parent_classes(tier), dtype=torch.long)
                 self.register_buffer(f"parents{tier}", parents, persistent=False)
         self.num_classes = tuple(taxonomy.num_classes)
+        self.balanced = leaf_counts is not None
+        for tier, prior in enumerate(log_priors(taxonomy, leaf_counts) if leaf_counts is not None else ()):
+            self.register_buffer(f"prior{tier}", prior, persistent=False)
 
     def forward(
         self,
@@ -84,6 +92,9 @@ class NestedLoss(nn.Module):
         ``teachers`` are the logits to distil from, per level like ``levels`` (which is None's meaning); where
         the last level teaches, its own are enough.
         """
+        if self.balanced:
+            levels, finest = self._adjusted(levels), [logits + self._prior(-1) for logits in finest]
+            teachers = self._adjusted(teachers) if teachers else None
         total = levels[-1].new_zeros(())
         for tier, (logits, weight) in enumerate(zip(levels, self.level_weights, strict=True)):
             if weight:
@@ -94,6 +105,14 @@ class NestedLoss(nn.Module):
         if self.distil:
             total = total + self.distil * self.distillation(levels, teachers or levels)
         return total
+
+    def _adjusted(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Logits of the last levels (all, or the last alone) with the frequency of their classes added."""
+        return [logits + self._prior(place - len(levels)) for place, logits in enumerate(levels)]
+
+    def _prior(self, place: int) -> Tensor:
+        prior: Tensor = getattr(self, f"prior{len(self.num_classes) + place}")
+        return prior
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy with this loss's label smoothing; the target is an index or a distribution."""
