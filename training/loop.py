@@ -14,7 +14,6 @@ from accelerate.utils import gather_object
 from rich.console import Console
 
 from hierclass.errors import InputError
-from taxonomy import Taxonomy
 from training.batches import EpochBatches, evaluation_loader, read_batches, training_loader
 from training.data import ImageSet
 from training.evaluate import Answers, collect_answers, summarise, weights_to_try

@@ -38,6 +38,11 @@ class RunFolder:
         self.model = path / "model"
         self.history = path / "history.jsonl"
 
+    def refuse_to_replace(self, *, resume: bool) -> None:
+        """Raise `InputError` when the folder holds a run and ``resume`` is not set."""
+        if self.state.exists() and not resume:
+            raise InputError(f"{self.path} holds a run; add --resume to continue it, or choose another --out")
+
     @contextlib.contextmanager
     def claim(self, *, resume: bool) -> Iterator[None]:
         """Keep other runs out while this one lasts; the system frees the folder if the process is killed.
@@ -45,8 +50,7 @@ class RunFolder:
         Raises `InputError` when another process writes to the folder, or it holds a run and ``resume`` is not
         set.
         """
-        if self.state.exists() and not resume:
-            raise InputError(f"{self.path} holds a run; add --resume to continue it, or choose another --out")
+        self.refuse_to_replace(resume=resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")

@@ -87,7 +87,7 @@ class Recipe:
 
     def without_paths(self) -> Recipe:
         """The recipe as it goes out with the weights: files by their last names, no folder of this machine."""
-        names = tuple(Path(path).name for path in self.data)
+        names = tuple(Path(path.rpartition(":")[2]).name for path in self.data)
         return dataclasses.replace(self, data=names, taxonomy=Path(self.taxonomy).name)
 
     @classmethod
