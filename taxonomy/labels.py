@@ -8,7 +8,7 @@ from taxonomy.tree import Taxonomy
 
 def key(label: str) -> str:
     """What labels are compared by: "Golden-Retriever", "golden_retriever" and "golden  retriever" have one key."""
-    return " ".join(re.split(r"[\s_-]+", label.casefold().strip()))
+    return " ".join(part for part in re.split(r"[\s_-]+", label.casefold()) if part)
 
 
 class LeafNames:

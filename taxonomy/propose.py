@@ -68,7 +68,7 @@ def propose(
     """
     for way in ways:
         if UNPRINTABLE.search("".join(way)):
-            text = "/".join(way).encode("utf-8", "backslashreplace").decode()
+            text = "/".join(way).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             raise TaxonomyError(f"class folder {text!r} has an unprintable character in its name; rename it")
     trimmed = trim(ways)
     if len(trimmed) < 2:
@@ -140,7 +140,9 @@ def _of_labels(
     choices = senses.choose_senses(known, pins=pinned) if known else ()
     first: dict[str, str] = {}
     same: list[tuple[str, str]] = []
-    for choice in choices:
+    for choice in sorted(
+        choices, key=lambda choice: choice.name != choice.synset.id
+    ):  # an id is its own leaf
         other = first.setdefault(choice.synset.id, choice.name)
         if other != choice.name:
             same.append((other, choice.name))

@@ -256,17 +256,22 @@ def test_a_recipe_that_was_deleted_is_given_again(recipe: Recipe, out: Path) -> 
 
 @pytest.mark.parametrize("error", [AssertionError("two\nlines"), RuntimeError("two\nlines")])
 def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    error: Exception,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("training.loop.fit", fail)
-    assert command("fit", "--out", tmp_path, "--data", "x") == 1
+    given = ["fit", "--out", tmp_path, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy]
+    assert command(*given) == 1
     line = one_error(capfd)
     assert f"{type(error).__name__}: two lines (unexpected; " in line
     monkeypatch.setenv("HIERCLASS_DEBUG", "1")
-    assert command("fit", "--out", tmp_path, "--data", "x") == 1
+    assert command(*given) == 1
     assert "Traceback" in capfd.readouterr().err
 
 
@@ -277,6 +282,7 @@ def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
 def test_who_interrupts_hears_what_ends_with_the_same_weights(
     options: list[str],
     expected: str,
+    recipe: Recipe,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -286,7 +292,7 @@ def test_who_interrupts_hears_what_ends_with_the_same_weights(
 
     monkeypatch.setattr("training.loop.fit", fit)
     out = tmp_path / "a run"
-    given = ["fit", "--out", out, "--data", "x", *options]
+    given = ["fit", "--out", out, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy, *options]
     assert command(*given) == 130
     assert one_error(capfd) == "hierclass-train: interrupted\n"  # there is nothing to continue
     out.mkdir()

@@ -133,7 +133,8 @@ def summarise(
     """All measures of a network's answers as JSON values.
 
     ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson
-    interval, ``balanced`` the mean accuracy per class of the level's own answer, cost; ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
+    interval, ``balanced`` the mean accuracy per class of the level's own answer, cost;
+    ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
     were measured with: ``consensus``, or the best of those tried where that is "auto"; ``consensus`` every
     level's top-1 with each weight tried; ``finest`` the hierarchical measures of the finest level.
     """

@@ -85,9 +85,8 @@ def _check(
     if known is None:
         known = Findings(mode, digest, _look(waiting, recipe, reporter, mode, accelerator))
         how = "each decoded" if mode == "full" else "header, size and end of the file"
-        reporter.line(
-            f"checked {len(waiting)} images ({how}): {len(known.unreadable) or 'none'} cannot be read"
-        )
+        result = f"{len(known.unreadable)} cannot be read" if known.unreadable else "all can be read"
+        reporter.line(f"checked {len(waiting)} images ({how}): {result}")
         if cache is not None and (accelerator is None or accelerator.is_main_process):
             known.save(cache)
     names = {one.name for one in known.unreadable}

@@ -95,10 +95,8 @@ def _tree(found: Survey, data: Sequence[str], out: Path, wishes: Wishes, console
         files.write(taxonomy)
     asking.show(console, asking_about)
     _say(console, f"saved as {files.tree} and, easier to edit, {files.table}")
-    approved = _approved(taxonomy, files, found, wishes, console)
-    if approved is not taxonomy:
-        files.write(approved)
-    taxonomy = approved
+    taxonomy = _approved(taxonomy, files, found, wishes, console)
+    files.write(taxonomy)
     unchanged = proposal.kind == "bundled" and taxonomy == proposal.taxonomy
     return taxonomy.name if unchanged and taxonomy.name in bundled() else str(files.tree.absolute())
 
@@ -135,11 +133,14 @@ def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, 
             )
         try:
             asking.edit(console, files.table)
-            taxonomy = with_ids_of(Taxonomy.load(files.table), taxonomy)
-            _check_fit(taxonomy, found)
+            edited = with_ids_of(Taxonomy.load(files.table), taxonomy)
+            _check_fit(edited, found)
         except (TaxonomyError, InputError) as error:
-            console.print(f"{error}", style="red", markup=False, soft_wrap=True)
+            console.print(
+                f"{error} (yes takes the tree shown last)", style="red", markup=False, soft_wrap=True
+            )
             continue
+        taxonomy = edited
         console.print(asking.draw(taxonomy), soft_wrap=True, highlight=False)
 
 
