@@ -67,7 +67,7 @@ def run(photos: Path, out: Path, given: dict[str, Any] | None = None, **wishes: 
 def test_without_a_terminal_it_goes_on_and_says_that_it_did(photos: Path, tmp_path: Path) -> None:
     recipe, text = run(photos, tmp_path / "run")
     assert "no terminal to ask on: going on with this tree" in text
-    assert "24 images in 6 class folders (4 each): English names" in text
+    assert "24 images of 6 classes (4 each): English names" in text
     assert recipe.taxonomy == str(tmp_path / "run" / "taxonomy.json")
     assert Taxonomy.load(recipe.taxonomy).num_classes == (2, 6)
     assert (

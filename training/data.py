@@ -176,8 +176,11 @@ def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArra
     except ValueError as error:  # a leaf with one image, or fewer held-out images than leaves
         drawn = [_draw(np.flatnonzero(leaves == leaf), share, (seed, leaf)) for leaf in np.unique(leaves)]
         dev = np.concatenate(drawn)
-        if not 0 < share < 1 or not len(dev):
-            raise InputError(f"--dev-share {share} cannot be held out: {error}".splitlines()[0]) from error
+        reason = "" if len(dev) else "every class has a single image; add images"
+        if reason or not 0 < share < 1:
+            raise InputError(
+                f"--dev-share {share} cannot be held out: {reason or error}".splitlines()[0]
+            ) from error
         train = np.setdiff1d(np.arange(len(leaves)), dev)
     return np.sort(train), np.sort(dev)
 

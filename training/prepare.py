@@ -25,7 +25,7 @@ from taxonomy.propose import Proposal, propose
 from training import asking
 from training.defaults import Choice, Facts, choose_network, choose_schedule
 from training.recipe import Recipe
-from training.survey import Survey, survey
+from training.survey import Survey, default_out, survey
 
 TREE, TABLE = "taxonomy.json", "taxonomy.csv"
 """The files of a proposed tree in the folder of a run: what is trained with, and the same to be edited."""
@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, given: Set[str], out: Path, wishes: Wishes, console:
 
 def _tree(found: Survey, data: Sequence[str], out: Path, wishes: Wishes, console: Console) -> str:
     """Propose a tree, show it and ask; returns the name or the path of the one to train with."""
-    name = Path(data[0].rpartition(":")[2]).stem or "classes"
+    name = default_out(data).name
     proposal = propose(list(found.ways), name=name, tiers=wishes.tiers, pins=wishes.pins)
     _say_found(console, proposal, found, data)
     files = _Files(out, proposal.taxonomy)
@@ -87,12 +87,11 @@ def _tree(found: Survey, data: Sequence[str], out: Path, wishes: Wishes, console
         _say(
             console, f"with the tree as it was edited in {files.source}; delete that file for a new proposal"
         )
-        _check_fit(taxonomy, found)
         asking_about = Proposal(taxonomy, proposal.kind)
     else:
         taxonomy, asking_about = proposal.taxonomy, proposal
-        _check_fit(taxonomy, found)
-        files.write(taxonomy)
+    _check_fit(taxonomy, found)
+    files.write(taxonomy)
     asking.show(console, asking_about)
     _say(console, f"saved as {files.tree} and, easier to edit, {files.table}")
     taxonomy = _approved(taxonomy, files, found, wishes, console)
@@ -106,16 +105,22 @@ def _say_found(console: Console, proposal: Proposal, found: Survey, data: Sequen
     what = FOUND[proposal.kind].format(name=proposal.taxonomy.name)
     if proposal.unknown and not proposal.choices:
         what = "names of your own"
-    folders = f"{len(counts)} labels" if data[0].endswith(".parquet") else f"{len(counts)} class folders"
     spread = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
-    text = f"{', '.join(data)}: {found.num_images} images in {folders} ({spread} each): {what}"
+    text = f"{', '.join(map(_near, data))}: {found.num_images} images of {len(counts)} classes ({spread} each): {what}"
     _say(console, text.encode("utf-8", "backslashreplace").decode())
+
+
+def _near(data: str) -> str:
+    """A path as seen from the working directory, where it lies below."""
+    path = Path(data)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else data
 
 
 def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, console: Console) -> Taxonomy:
     """The tree that the user says yes to, maybe after editing it."""
-    if wishes.yes or not (sys.stdin is not None and sys.stdin.isatty() and console.is_terminal):
-        why = "--yes" if wishes.yes else "no terminal to ask on"
+    on_terminal = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
+    if wishes.yes or _num_processes() > 1 or not on_terminal:
+        why = "--yes" if wishes.yes else "no terminal to ask on" if not on_terminal else "several processes"
         _say(
             console,
             f"{why}: going on with this tree; to change it edit that table, and begin again with "
@@ -218,8 +223,7 @@ def _chosen(recipe: Recipe, given: Set[str], found: Survey, console: Console) ->
     recipe = _take(recipe, given, network, console)
     recipe = _take(recipe, given, _levels(recipe), console)
     if "pretrained" not in given:
-        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # several processes must find the same
-        start = find_pretrained(recipe.backbone, reach=alone)
+        start = find_pretrained(recipe.backbone, reach=_num_processes() == 1)  # several must find the same
         recipe = dataclasses.replace(recipe, pretrained=start.usable)
         scratch = "" if start.usable else "from scratch, which needs more images and epochs: "
         _say(console, f"start: {scratch}{start.why}")
@@ -266,6 +270,11 @@ def _take(recipe: Recipe, given: Set[str], choice: Choice, console: Console) -> 
 
 def _text(value: Any) -> str:
     return ",".join(f"{share:g}" for share in value) if isinstance(value, tuple) else str(value)
+
+
+def _num_processes() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _fixed_size(backbone: str) -> int | None:
