@@ -43,6 +43,10 @@ class Accuracy:
     rule_lowest: float
     rule_highest: float
     """Of the samples, over all names."""
+    doubtful: float
+    """Share of names that are marked as doubtful."""
+    wrong_doubtful: float
+    """Share of those among the names that were read wrongly."""
 
 
 def read_truth() -> dict[str, frozenset[str]]:
@@ -60,10 +64,13 @@ def measure(truth: Mapping[str, frozenset[str]], samples: Sequence[Sequence[str]
     rows = []
     for names in samples:
         first = {name for name in names if wordnet.senses(name)[0] in truth[name]}
-        chosen = {c.name for c in choose_senses(names) if c.synset.id in truth[c.name]}
+        choices = choose_senses(names)
+        chosen = {c.name for c in choices if c.synset.id in truth[c.name]}
+        marked, wrong = {c.name for c in choices if c.doubtful}, set(names) - chosen
         ambiguous = {name for name in names if len(wordnet.senses(name)) > 1}
         shares = [len(first) / len(names), len(chosen) / len(names)]
         shares += [len(found & ambiguous) / max(len(ambiguous), 1) for found in (first, chosen)]
+        shares += [len(marked) / len(names), len(marked & wrong) / max(len(wrong), 1)]
         rows.append([float(len(ambiguous)), *shares])
     ambiguous_names, *means = (statistics.fmean(column) for column in zip(*rows, strict=True))
     of_rule = [row[2] for row in rows]
@@ -77,6 +84,8 @@ def measure(truth: Mapping[str, frozenset[str]], samples: Sequence[Sequence[str]
         rule_ambiguous=means[3],
         rule_lowest=min(of_rule),
         rule_highest=max(of_rule),
+        doubtful=means[4],
+        wrong_doubtful=means[5],
     )
 
 
@@ -86,7 +95,8 @@ def draw(results: Sequence[Accuracy]) -> Table:
     for heading in ("names", "samples", "ambiguous", "first sense", "rule", "lowest – highest"):
         table.add_column(heading, justify="right")
     table.add_column("ambiguous only: first sense", justify="right")
-    table.add_column("rule", justify="right")
+    for heading in ("rule", "doubtful", "of the wrong ones"):
+        table.add_column(heading, justify="right")
     for row in results:
         table.add_row(
             str(row.names),
@@ -97,6 +107,8 @@ def draw(results: Sequence[Accuracy]) -> Table:
             f"{row.rule_lowest:.1%} – {row.rule_highest:.1%}" if row.samples > 1 else "",
             f"{row.first_sense_ambiguous:.1%}",
             f"{row.rule_ambiguous:.1%}",
+            f"{row.doubtful:.1%}",
+            f"{row.wrong_doubtful:.1%}",
         )
     return table
 

@@ -27,7 +27,8 @@ from hierclass.nested import DEFAULT_SHARES
 from taxonomy import Taxonomy
 from training.batches import EpochBatches, evaluation_loader, read_batches, training_loader
 from training.data import read_images, split
-from training.loop import evaluate_run, fit, load_data
+from training.loading import load_data
+from training.loop import evaluate_run, fit
 from training.metrics import wilson_interval
 from training.recipe import Recipe
 from training.reports import Reporter

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import huggingface_hub
 import safetensors
 import timm
 import torch
@@ -27,6 +26,7 @@ from hierclass.classifier import Classifier
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.nested.backbone import reason
 from hierclass.nested.network import Cost, NestedNetwork, State
+from hierclass.weights import find_cached
 from taxonomy import Taxonomy, TaxonomyError
 
 TAXONOMY = "imagenet-1k"
@@ -214,20 +214,9 @@ def _match(
 
 def _find_cached(name: str, published: PretrainedCfg) -> Path:
     """Return the file of timm's own weights where timm has downloaded it before."""
-    if published.hf_hub_id:
-        repository, _, revision = published.hf_hub_id.partition("@")
-        file = published.hf_hub_filename or "pytorch_model.bin"
-        safe = (
-            Path(file).with_suffix(".safetensors").name if published.hf_hub_filename else "model.safetensors"
-        )
-        for each in (safe, file):
-            found = huggingface_hub.try_to_load_from_cache(repository, each, revision=revision or None)
-            if isinstance(found, str):
-                return Path(found)
-    if isinstance(published.url, str) and published.url:
-        downloaded = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
-        if downloaded.is_file():
-            return downloaded
+    found = find_cached(published)
+    if found is not None:
+        return found
     if not published.has_weights:
         raise CheckpointError(
             f"timm publishes no weights of {name}; give a file (weights=FILE, --weights FILE)"

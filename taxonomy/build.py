@@ -37,7 +37,12 @@ Anchors = Sequence[Iterable[str | Mapping[str, Any]] | None]
 
 
 def from_synsets(
-    ids: Sequence[str], *, tiers: Sequence[int] | None = None, anchors: Anchors | None = None, name: str = ""
+    ids: Sequence[str],
+    *,
+    tiers: Sequence[int] | None = None,
+    anchors: Anchors | None = None,
+    name: str = "",
+    names: Mapping[str, str] | None = None,
 ) -> Taxonomy:
     """Build a taxonomy whose leaves are WordNet 3.0 noun synsets.
 
@@ -52,6 +57,8 @@ def from_synsets(
             and, if wanted, "name", "of" (the synsets it collects) and "under" (an anchor of the tier before). Leaves
             they leave over go to "other ..." classes. None or an empty list leaves a tier automatic.
         name: name of the taxonomy.
+        names: what leaves are called, where that is not their first lemma: id -> name. Where a name is not unique,
+            the leaf gets an addition, as in "crane (bird)".
 
     Raises:
         TaxonomyError: ids are unknown or listed twice, sizes do not grow, anchors are wrong or have no leaves, or the
@@ -64,7 +71,7 @@ def from_synsets(
     tree = Tree(tree_parents(ids), ids)
     namer = Namer(tree, {*ids, *(anchor.id for tier in given for anchor in tier)})
     cut = _cut(tree, sizes, given, namer, strict=tiers is not None)
-    return _assemble(tree, cut, namer, name)
+    return _assemble(tree, cut, namer, name, names or {})
 
 
 def from_names(
@@ -271,7 +278,9 @@ def _yield_to_anchors(
     return groups
 
 
-def _assemble(tree: Tree, cut: Sequence[Sequence[Group]], namer: Namer, name: str) -> Taxonomy:
+def _assemble(
+    tree: Tree, cut: Sequence[Sequence[Group]], namer: Namer, name: str, own: Mapping[str, str]
+) -> Taxonomy:
     """Put classes, the WordNet nodes that cut across none of them, and leaves together into one tree."""
     leaves = set(tree.leaves)
     everything = frozenset(leaves)
@@ -293,7 +302,8 @@ def _assemble(tree: Tree, cut: Sequence[Sequence[Group]], namer: Namer, name: st
     )
     for leaf in tree.leaves:
         general = f"{leaf}-group" in tree.below
-        labels[frozenset({leaf})] = (leaf, ("other " if general else "") + wordnet.known(leaf).lemmas[0])
+        word = own.get(leaf) or wordnet.known(leaf).lemmas[0]
+        labels[frozenset({leaf})] = (leaf, ("other " if general else "") + word)
     order, parents = _nested(labels, everything, tree.order)
     ids = [root[0], *(labels[found][0] for found in order)]
     wanted = [root[1], *(labels[found][1] for found in order)]

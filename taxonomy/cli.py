@@ -99,6 +99,9 @@ def build(
     name: Annotated[
         str | None, typer.Option(help="Name of the taxonomy; else that of the output file.")
     ] = None,
+    named: Annotated[
+        bool, typer.Option("--named", help="What follows an id in the file of --ids is the leaf's name.")
+    ] = False,
 ) -> None:
     """Build a taxonomy from names, WordNet ids or a folder tree, and say which senses were chosen."""
     sources = [source for source in (names, ids, names_file, folder) if source]
@@ -106,6 +109,8 @@ def build(
         raise typer.BadParameter("give one of: class names, --names FILE, --ids FILE or --folder DIR")
     if output is None:
         raise typer.BadParameter("say with -o FILE.json where the taxonomy goes")
+    if named and ids is None:
+        raise typer.BadParameter("--named says how --ids is read; give them together")
     if pin and (ids or folder):
         raise typer.BadParameter("--pin chooses the sense of a name; it goes with class names or --names")
     if folder is not None and (tiers or anchors):
@@ -116,7 +121,9 @@ def build(
         made = Taxonomy.from_folder(folder)
         taxonomy = Taxonomy.from_dict({**made.to_dict(), "name": title})
     elif ids is not None:
-        taxonomy = Taxonomy.from_synsets(_read_ids(ids), tiers=sizes, anchors=groups, name=title)
+        leaves = _read_ids(ids)
+        own = {leaf: text for leaf, text in leaves.items() if text} if named else {}
+        taxonomy = Taxonomy.from_synsets([*leaves], tiers=sizes, anchors=groups, name=title, names=own)
     else:
         from taxonomy import build as builder
 
@@ -200,14 +207,16 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
     return found
 
 
-def _read_ids(path: Path) -> list[str]:
-    """The first word of each line; what follows is taken for a comment."""
-    ids = []
+def _read_ids(path: Path) -> dict[str, str]:
+    """The first word of each line, and what follows: a comment or a name."""
+    ids: dict[str, str] = {}
     for number, line in _read_lines(path):
-        synset = line.split()[0]
+        synset, rest = [*line.split(maxsplit=1), ""][:2]
         if not _SYNSET.fullmatch(synset):
             raise TaxonomyError(f"{path}:{number}: {synset!r} is no synset id; they look like n02084071")
-        ids.append(synset)
+        if synset in ids:
+            raise TaxonomyError(f"{path}:{number}: {synset} is listed more than once; a class stands once")
+        ids[synset] = rest.strip()
     return ids
 
 

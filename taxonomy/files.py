@@ -4,7 +4,9 @@ Errors about a file are written FILE:LINE: message. `Taxonomy.load`, `.save`, `.
 `.from_folder` lead here.
 """
 
+import csv
 import importlib.resources
+import io
 import json
 import os
 import textwrap
@@ -15,8 +17,8 @@ from pathlib import Path
 
 from taxonomy.check import Problem, json_lines, line_of, read_document, structure_problems
 from taxonomy.errors import TaxonomyError
-from taxonomy.folders import leaf_folders, spaced
-from taxonomy.rows import Row, tree_of
+from taxonomy.folders import leaf_folders
+from taxonomy.rows import tree_of, tree_of_ways
 from taxonomy.table import read_table
 from taxonomy.tree import Taxonomy
 
@@ -103,6 +105,42 @@ def _wrapped(ids: Iterable[str], indent: int) -> str:
         lines[-1] += f"{entry}, "
     text = "\n".join(line.rstrip() for line in lines).rstrip(",")
     return textwrap.indent(text, " " * indent)
+
+
+def dumps_table(taxonomy: Taxonomy) -> str:
+    """The text of a taxonomy as a table that `from_csv` reads: a row per leaf, a column per tier, easy to edit.
+
+    Nodes between the tiers, and the ids of classes that are no leaves, are not in it: see `with_ids_of`.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    tiers = [f"tier {tier}" for tier in range(taxonomy.num_tiers - 1)]
+    writer.writerow([*tiers, "class", "id", "definition"])
+    for leaf in taxonomy.leaves:
+        names = [node.name for node in taxonomy.path(leaf)]
+        writer.writerow([*names, leaf, taxonomy.node(leaf).definition])
+    return text.getvalue()
+
+
+def with_ids_of(edited: Taxonomy, original: Taxonomy) -> Taxonomy:
+    """The edited tree, in which classes that are called as in the original have its ids and definitions again.
+
+    A table of classes holds no ids but those of the leaves, so that reading one makes new ones.
+    """
+    known = {node.name: node for node in original.nodes if node.id not in original.leaves}
+    kept = {node.id for node in edited.nodes if node.name not in known or node.id in edited.leaves}
+    data = edited.to_dict()
+    new = {
+        node["id"]: known[node["name"]].id
+        for node in data["nodes"]
+        if node["id"] not in kept and known[node["name"]].id not in kept
+    }
+    for node in data["nodes"]:
+        if node["id"] in new:
+            node["definition"] = known[node["name"]].definition
+        node["id"], node["parent"] = new.get(node["id"], node["id"]), new.get(node["parent"], node["parent"])
+    data["tiers"] = [[new.get(node_id, node_id) for node_id in tier] for tier in data["tiers"]]
+    return Taxonomy.from_dict({**data, "name": original.name})
 
 
 def examine(path: str | PathLike[str]) -> tuple[Taxonomy | None, list[str]]:
@@ -202,6 +240,4 @@ def from_folder(path: str | PathLike[str]) -> Taxonomy:
         raise TaxonomyError(
             f"{path}: no class folders in it; expected folders like {path / 'animal' / 'dog'}/*.jpg"
         )
-    deepest = max(len(parts) for parts in leaves)
-    rows = [Row(parts + parts[-1:] * (deepest - len(parts)), id="/".join(parts)) for parts in leaves]
-    return tree_of(rows, name=path.resolve().name, slug=str, label=spaced)
+    return tree_of_ways(leaves, name=path.resolve().name)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from taxonomy.folders import spaced
 from taxonomy.tree import Node, Taxonomy
 
 
@@ -65,6 +66,13 @@ def tree_of(
         leaves=list(tiers[-1]),
         tiers=[list(tier) for tier in tiers],
     )
+
+
+def tree_of_ways(ways: Sequence[tuple[str, ...]], *, name: str) -> Taxonomy:
+    """Make a taxonomy of class folders, each given as the names of the folders on the way to it."""
+    deepest = max(map(len, ways))
+    rows = [Row(way + way[-1:] * (deepest - len(way)), id="/".join(way)) for way in ways]
+    return tree_of(rows, name=name, slug=str, label=spaced)
 
 
 def _merge(group: _Group) -> None:

@@ -23,6 +23,8 @@ CONTEXT = 1.0  # weight of the other names
 STRANGER = 0.1  # chance, in names, that a name has nothing to do with the others
 ROUNDS = 8
 
+DOUBT = 0.9  # a sense of less weight is doubtful; `benchmarks/senses.py` says how many wrong ones that finds
+
 # How likely a photograph shows a thing of this kind, before anything else is known.
 VISIBLE = {
     "animal": 1.0,
@@ -42,13 +44,20 @@ INVISIBLE = 0.05
 class SenseChoice:
     """The sense chosen for a name, those rejected, and a note where the name was read differently.
 
-    Rejected are the likeliest first; where a pin decides, in WordNet's order.
+    Rejected are the likeliest first; where a pin decides, in WordNet's order. ``weight`` is the chosen sense's
+    among all of the name, 0 to 1; 1 where it is pinned or the only one.
     """
 
     name: str
     synset: Node
     rejected: tuple[Node, ...]
     note: str = ""
+    weight: float = 1.0
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a person should look: another sense is not much less likely, or a part of the name was not used."""
+        return self.weight < DOUBT or bool(self.note)
 
 
 def choose_senses(names: Sequence[str], *, pins: Mapping[str, str] | None = None) -> tuple[SenseChoice, ...]:
@@ -88,8 +97,20 @@ def choose_senses(names: Sequence[str], *, pins: Mapping[str, str] | None = None
         order = sorted(range(len(senses)), key=lambda k: (k != chosen[i], -weights[i][k], k))
         every = senses if names[i] not in pins else (senses[0], *_others(names[i], senses[0]))
         ranked = [senses[k] for k in order] if len(every) == len(senses) else list(every)
-        choices.append(SenseChoice(names[i], _node(ranked[0]), tuple(_node(s) for s in ranked[1:]), note))
+        others = tuple(_node(sense) for sense in ranked[1:])
+        choices.append(
+            SenseChoice(names[i], _node(ranked[0]), others, note, round(float(weights[i][chosen[i]]), 3))
+        )
     return tuple(choices)
+
+
+def is_known(name: str) -> bool:
+    """Whether WordNet has a noun for a name, or for its last words, of at least two letters: "model 3" has none."""
+    senses, note = _candidates(name)
+    read = note.rpartition("taken as ")[2].strip("'\"") if note else name
+    if wordnet.synset(name) is not None:
+        return True
+    return bool(senses) and re.search(r"[^\W\d_]{2}", read) is not None
 
 
 # ---------------------------------------------------------------- names

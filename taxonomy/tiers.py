@@ -98,11 +98,12 @@ def reached(synset_id: str) -> frozenset[str]:
 def automatic_sizes(num_leaves: int) -> tuple[int, ...]:
     """Sizes of the coarser tiers for a number of leaves: about 12 and 41 for 200, 20 and 126 for 1000.
 
-    The first is 2·n^⅓, the second n^0.7; one is left out where it would not at least double the one before or come
-    within half of the leaves.
+    The first is 2·n^⅓, at most half of the leaves, the second n^0.7; one is left out where it would not be 2, not at
+    least double the one before, or more than half of the leaves. So 1 to 3 leaves make one tier, 4 to about 40 two,
+    more make three.
     """
     sizes: list[int] = []
-    for size in (round(2 * num_leaves ** (1 / 3)), round(num_leaves**0.7)):
+    for size in (min(round(2 * num_leaves ** (1 / 3)), num_leaves // 2), round(num_leaves**0.7)):
         if 2 <= size <= num_leaves / 2 and (not sizes or size >= 2 * sizes[-1]):
             sizes.append(size)
     return tuple(sizes)

@@ -305,6 +305,7 @@ class Taxonomy:
         tiers: Sequence[int] | None = None,
         anchors: "Anchors | None" = None,
         name: str = "",
+        names: Mapping[str, str] | None = None,
     ) -> "Taxonomy":
         """Build a taxonomy of WordNet 3.0 synsets; see `taxonomy.build.from_synsets`.
 
@@ -313,13 +314,14 @@ class Taxonomy:
             tiers: wanted numbers of classes of the coarser tiers, coarse to fine; the leaves follow.
             anchors: per coarser tier the classes it must have: synset ids, or mappings as described there.
             name: name of the taxonomy.
+            names: what leaves are called, where that is not their first lemma: id -> name.
 
         Raises:
             TaxonomyError: an id is unknown, or the tiers cannot be made.
         """
         from taxonomy import build
 
-        return build.from_synsets(ids, tiers=tiers, anchors=anchors, name=name)
+        return build.from_synsets(ids, tiers=tiers, anchors=anchors, name=name, names=names)
 
     @classmethod
     def from_names(

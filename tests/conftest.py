@@ -11,6 +11,7 @@ from taxonomy import Node, Taxonomy
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared with other files of tests
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test fetches weights, wherever it runs
 
 TREE = {
     "animal": {

@@ -14,7 +14,7 @@ UNLAY = {
     "entity", "thing", "whole", "object", "matter", "artifact", "instrumentality", "organism", "living thing",
     "substance", "covering", "commodity", "chordate", "vertebrate", "placental", "natural object", "conveyance",
 }  # fmt: skip
-SIZES = {"tiny-imagenet": (13, 47, 200), "imagenet-1k": (16, 112, 1000)}
+SIZES = {"cifar-100": (8, 20, 100), "tiny-imagenet": (13, 47, 200), "imagenet-1k": (16, 112, 1000)}
 
 
 @pytest.fixture(params=sorted(SIZES))
@@ -47,15 +47,28 @@ def test_no_class_of_a_coarser_tier_is_a_singleton(bundled: Taxonomy) -> None:
         assert np.bincount(bundled.projection(tier)).min() >= 2
 
 
-def test_every_coarse_class_falls_apart_in_the_next_tier(bundled: Taxonomy) -> None:
-    assert np.bincount(bundled.parent_classes(1)).min() >= 2
+def test_every_coarse_class_but_people_falls_apart_in_the_next_tier(bundled: Taxonomy) -> None:
+    parts = np.bincount(bundled.parent_classes(1))
+    whole = [node.name for node, count in zip(bundled.classes(0), parts, strict=True) if count < 2]
+    assert whole == (["person"] if bundled.name == "cifar-100" else [])
 
 
 def test_the_files_are_what_their_anchors_make(bundled: Taxonomy) -> None:
     folder = files("taxonomy") / "data" / "anchors"
-    ids = [line.split()[0] for line in (folder / f"{bundled.name}.ids.txt").read_text("utf-8").splitlines()]
+    lines = (folder / f"{bundled.name}.ids.txt").read_text("utf-8").splitlines()
+    ids = [line.split()[0] for line in lines]
     anchors = json.loads((folder / f"{bundled.name}.json").read_text("utf-8"))
-    assert from_synsets(ids, anchors=anchors, name=bundled.name) == bundled
+    named = dict(line.split(" ", 1) for line in lines) if bundled.name == "cifar-100" else {}
+    assert from_synsets(ids, anchors=anchors, name=bundled.name, names=named) == bundled
+
+
+def test_cifar_100_has_its_official_classes_and_superclasses() -> None:
+    taxonomy = Taxonomy.load("cifar-100")
+    names = [node.name for node in taxonomy.classes(2)]
+    assert {"aquarium fish", "lawn mower", "maple tree", "pickup truck", "sweet pepper", "boy"} <= set(names)
+    assert np.bincount(taxonomy.projection(1)).tolist() == [5] * 20
+    fish = {name for name in names if taxonomy.path(taxonomy.leaves[names.index(name)])[1].name == "fish"}
+    assert fish == {"aquarium fish", "flatfish", "ray", "shark", "trout"}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +78,8 @@ def test_the_files_are_what_their_anchors_make(bundled: Taxonomy) -> None:
         ("tiny-imagenet", "n04146614", ["vehicle", "bus, train or van", "school bus"]),
         ("tiny-imagenet", "n04275548", ["insect, spider or snail", "spider, scorpion or web", "spider web"]),
         ("tiny-imagenet", "n07873807", ["food", "meal or snack", "pizza"]),
+        ("cifar-100", "n02129165", ["mammal", "large carnivore", "lion"]),
+        ("cifar-100", "n04256520", ["household item", "furniture", "couch"]),
         ("imagenet-1k", "n02085620", ["mammal", "dog", "Chihuahua"]),
         ("imagenet-1k", "n02129165", ["mammal", "wild cat", "lion"]),
         ("imagenet-1k", "n02012849", ["bird", "stork, heron or crane", "crane (bird)"]),

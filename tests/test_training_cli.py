@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from training_data import write_parquet
+from training_data import write_folder, write_parquet
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
@@ -126,7 +126,10 @@ def test_evaluate_writes_json_and_prints_tables(data: Path, tiny_checkpoint: Pat
         (["fit", "--out", "{tmp}", "--resume"], "holds no run to resume"),
         (["fit", "--out", "{tmp}", "--data", "{tmp}/none"], "does not exist"),
         (["fit", "--out", "{tmp}", "--data", "{data}", "--widths", "a,b"], "--widths a,b: give numbers"),
-        (["fit", "--out", "{tmp}", "--data", "{data}"], "is no leaf of taxonomy 'tiny-imagenet'"),
+        (
+            ["fit", "--out", "{tmp}", "--data", "{data}", "--taxonomy", "tiny-imagenet"],
+            "is no leaf of taxonomy 'tiny-imagenet'",
+        ),
         (["evaluate", "{tmp}/none", "--data", "{data}"], "there is no model at"),
         (["evaluate", "{tmp}"], "give the labelled images with --data"),
     ],
@@ -169,12 +172,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_run_remembers_its_data_by_absolute_paths(
-    tmp_path: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch, tiny_taxonomy: Taxonomy
 ) -> None:
     from training.cli import app
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "linked").symlink_to(write_folder(tmp_path / "elsewhere", tiny_taxonomy, 1))
+    tiny_taxonomy.save("mine.json")
     app(["fit", "--out", "run", "--data", "linked", "--taxonomy", "mine.json"], standalone_mode=False)
     app(["fit", "--out", "run", "--data", "linked", "--taxonomy", "tiny-imagenet"], standalone_mode=False)
     assert [recipe.data for recipe in started] == [(str(tmp_path / "linked"),)] * 2

@@ -24,6 +24,7 @@ from taxonomy import Taxonomy
 from training import loop
 from training.batches import INTERPOLATION, EpochBatches
 from training.evaluate import evaluate_checkpoint
+from training.loading import load_data
 from training.losses import NestedLoss, Trainee
 from training.outputs import RunFolder
 from training.recipe import Recipe
@@ -288,10 +289,10 @@ def test_held_out_images_are_never_trained_on(recipe: Recipe, tiny_taxonomy: Tax
     from training.reports import Reporter
 
     reporter = Reporter(Console(file=io.StringIO()), epochs=1, total_work=1.0)
-    train, dev = loop.load_data(recipe, tiny_taxonomy, reporter)
+    train, dev = load_data(recipe, tiny_taxonomy, reporter)
     assert {int(name.split("_")[1].split(".")[0]) for name in train.names} == set(range(10))
     assert {int(name.split("_")[1].split(".")[0]) for name in dev.names} == set(range(10, 15))
-    limited, same = loop.load_data(dataclasses.replace(recipe, limit=30), tiny_taxonomy, reporter)
+    limited, same = load_data(dataclasses.replace(recipe, limit=30), tiny_taxonomy, reporter)
     assert (len(limited), len(same)) == (30, 60)
 
 
@@ -370,7 +371,7 @@ def test_images_that_cannot_be_read_are_reported_and_left_out(
     pq.write_table(table.set_column(0, "image", pa.array(images)), tmp_path / "shapes.parquet")
     broken = dataclasses.replace(recipe, data=(str(tmp_path / "shapes.parquet"),), epochs=1)
     _, text = fit(broken, tmp_path / "run")
-    message = "1 of 120 training images cannot be read and are left out: chihuahua_0.JPEG"
+    message = "unreadable.csv): chihuahua_0.JPEG: is no image"
     assert message in " ".join(text.split())
     assert "119 training images" in text
     assert np.isfinite(without_seconds(tmp_path / "run")[0]["loss"])

@@ -250,23 +250,28 @@ def test_a_recipe_that_was_deleted_is_given_again(recipe: Recipe, out: Path) -> 
     options = ["--dev-from", 6, "--backbone", "test_resnet", "--size", 32, "--batch-size", 24]
     where = ["--out", out, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy, "--resume"]
     assert command("fit", *where, *options, "--epochs", 1, "--warmup-epochs", 0, "--lr", 0.05) == 0
-    assert Recipe.load(out / "recipe.json") == recipe
+    assert Recipe.load(out / "recipe.json") == dataclasses.replace(recipe, widths=(0.25, 0.5, 1.0))
     assert (out / STATE).read_bytes() == before
 
 
 @pytest.mark.parametrize("error", [AssertionError("two\nlines"), RuntimeError("two\nlines")])
 def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    error: Exception,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("training.loop.fit", fail)
-    assert command("fit", "--out", tmp_path, "--data", "x") == 1
+    given = ["fit", "--out", tmp_path, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy]
+    assert command(*given) == 1
     line = one_error(capfd)
     assert f"{type(error).__name__}: two lines (unexpected; " in line
     monkeypatch.setenv("HIERCLASS_DEBUG", "1")
-    assert command("fit", "--out", tmp_path, "--data", "x") == 1
+    assert command(*given) == 1
     assert "Traceback" in capfd.readouterr().err
 
 
@@ -277,6 +282,7 @@ def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
 def test_who_interrupts_hears_what_ends_with_the_same_weights(
     options: list[str],
     expected: str,
+    recipe: Recipe,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -286,7 +292,7 @@ def test_who_interrupts_hears_what_ends_with_the_same_weights(
 
     monkeypatch.setattr("training.loop.fit", fit)
     out = tmp_path / "a run"
-    given = ["fit", "--out", out, "--data", "x", *options]
+    given = ["fit", "--out", out, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy, *options]
     assert command(*given) == 130
     assert one_error(capfd) == "hierclass-train: interrupted\n"  # there is nothing to continue
     out.mkdir()

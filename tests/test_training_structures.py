@@ -109,11 +109,23 @@ def test_a_structure_that_is_added_to_the_table_can_be_trained(monkeypatch: pyte
         dataclasses.replace(recipe, widths=(0.5, 1.0)).check()
 
 
-def test_without_numbers_a_taxonomy_of_three_tiers_is_expected() -> None:
-    Recipe(data=(), taxonomy="x").check_levels(3)
+@pytest.mark.parametrize(
+    ("tiers", "shares"),
+    [(1, (1.0,)), (2, (0.5, 1.0)), (3, (0.25, 0.5, 1.0)), (5, (0.125, 0.2102, 0.3536, 0.5946, 1.0))],
+)
+@pytest.mark.parametrize("structure", sorted(STRUCTURES))
+def test_without_numbers_each_level_has_half_of_the_next_for_any_number_of_tiers(
+    structure: str, tiers: int, shares: tuple[float, ...]
+) -> None:
+    recipe = Recipe(data=(), taxonomy="x", structure=structure)
+    recipe.check_levels(tiers)
+    assert getattr(make_architecture(recipe, tiers), STRUCTURES[structure].shares) == shares
+
+
+def test_numbers_that_are_given_are_one_per_tier() -> None:
     Recipe(data=(), taxonomy="x", widths=(0.5, 1.0)).check_levels(2)
-    with pytest.raises(InputError, match="has 2 tiers; give one number per level with --densities"):
-        Recipe(data=(), taxonomy="x", structure="masks").check_levels(2)
+    with pytest.raises(InputError, match="--widths: give one per level, 3 for 3 tiers, not 2"):
+        Recipe(data=(), taxonomy="x", widths=(0.5, 1.0)).check_levels(3)
 
 
 @pytest.mark.parametrize(

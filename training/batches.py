@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from hierclass.checkpoint import Preprocessing
 from hierclass.errors import ImageError, InputError
 from hierclass.images import preprocess, resize_side
+from training.balance import balanced_order
 from training.data import ImageSet, LeafArray
 
 INTERPOLATION = "bilinear"
@@ -58,8 +59,12 @@ class EpochBatches(Sampler[list[int]]):
         epoch: int,
         process: int = 0,
         num_processes: int = 1,
+        balance: LeafArray | None = None,
     ) -> None:
-        """Draw the order; raises `InputError` when the batch size does not fit."""
+        """Draw the order; raises `InputError` when the batch size does not fit.
+
+        With ``balance``, the leaves (N,) of the samples, every leaf is drawn equally often (`balanced_order`).
+        """
         if batch_size % num_processes:
             raise InputError(
                 f"--batch-size {batch_size} cannot be dealt out evenly to {num_processes} processes"
@@ -68,7 +73,8 @@ class EpochBatches(Sampler[list[int]]):
             batch_size = num_samples // (2 * num_processes) * 2 * num_processes  # mixing takes pairs
         if not batch_size:
             raise InputError(f"{num_samples} training images are too few; give at least {2 * num_processes}")
-        order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+        random_ = np.random.default_rng((seed, epoch))
+        order = random_.permutation(num_samples) if balance is None else balanced_order(balance, random_)
         whole = order[: num_samples // batch_size * batch_size].reshape(-1, batch_size)
         self.batches = whole[:, process::num_processes].tolist()
 

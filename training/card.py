@@ -24,7 +24,7 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             f"# Model card: {taxonomy.name or 'own classes'}",
             "",
             f"A nested classifier of {len(taxonomy.num_classes)} levels ({classes} classes): timm's "
-            f"`{recipe['backbone']}` {_nesting(recipe)}, input {recipe['size']} x "
+            f"`{recipe['backbone']}` {_nesting(recipe, taxonomy.num_tiers)}, input {recipe['size']} x "
             f"{recipe['size']} pixels. Level k answers tier k of the taxonomy stored with the weights.",
             "",
             "## Results on the dev split",
@@ -77,8 +77,8 @@ def replace_calibration(card: str, found: Mapping[str, Any]) -> str:
     return "\n".join([*lines[:start], *_calibration_section(found), *lines[end:]]).rstrip("\n") + "\n"
 
 
-def _nesting(recipe: Mapping[str, Any]) -> str:
-    architecture = make_architecture(Recipe.from_dict(dict(recipe)))
+def _nesting(recipe: Mapping[str, Any], num_levels: int) -> str:
+    architecture = make_architecture(Recipe.from_dict(dict(recipe)), num_levels)
     shares = {name: getattr(architecture, name) for name in ("widths", "depths", "densities")}
     given = " and ".join(f"{name} {_list(values)}" for name, values in shares.items() if values)
     return f"cut by structure `{architecture.structure}` at {given}"

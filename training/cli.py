@@ -91,9 +91,12 @@ def _resume_command(out: Path, threads: int | None) -> str:
 @app.command()
 def fit(
     ctx: typer.Context,
-    out: options.Out,
     data: options.Data = None,
-    taxonomy: options.TaxonomyName = D.taxonomy,
+    taxonomy: options.TaxonomyName = None,
+    tiers: options.Tiers = None,
+    pin: options.Pin = None,
+    yes: options.Yes = False,
+    out: options.Out = None,
     resume: options.Resume = False,
     workers: options.Workers = 1,
     threads: options.Threads = None,
@@ -101,24 +104,25 @@ def fit(
     dev_from: options.DevFrom = D.dev_from,
     dev_share: options.DevShare = D.dev_share,
     limit: options.Limit = D.limit,
-    backbone: options.Backbone = D.backbone,
+    check: options.Check = "auto",
+    backbone: options.Backbone = None,
     backbone_arg: options.BackboneArg = None,
     stem_stride: options.StemStride = D.stem_stride,
-    pretrained: options.Pretrained = D.pretrained,
+    pretrained: options.Pretrained = None,
     structure: options.Structure = D.structure,
     widths: options.Widths = "",
     depths: options.Depths = "",
     densities: options.Densities = "",
-    order: options.Order = D.order,
+    order: options.Order = None,
     heads: options.Heads = D.heads,
-    size: options.Size = D.size,
+    size: options.Size = None,
     crop: options.Crop = D.crop,
     start_size: options.StartSize = D.start_size,
     grow: options.Grow = D.grow,
-    epochs: options.Epochs = D.epochs,
-    batch_size: options.BatchSize = D.batch_size,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
     opt: options.Opt = D.opt,
-    lr: options.Lr = D.lr,
+    lr: options.Lr = None,
     weight_decay: options.WeightDecay = D.weight_decay,
     momentum: options.Momentum = D.momentum,
     schedule: options.Schedule = D.schedule,
@@ -126,6 +130,7 @@ def fit(
     clip_grad: options.ClipGrad = D.clip_grad,
     smoothing: options.Smoothing = D.smoothing,
     smoothing_along: options.SmoothingAlong = D.smoothing_along,
+    balance: options.Balance = D.balance,
     level_weights: options.LevelWeights = "",
     finest_weight: options.FinestWeight = D.finest_weight,
     distil: options.Distil = D.distil,
@@ -146,12 +151,57 @@ def fit(
     compile: options.Compile = D.compile,
     channels_last: options.ChannelsLast = D.channels_last,
 ) -> None:
-    """Train a nested classifier; the best checkpoint on held-out images is left in OUT/model."""
-    with _one_line_errors(lambda: _resume_command(out, threads)):
-        recipe = _recipe(ctx, out)
+    """Train a nested classifier on your images; the best checkpoint on held-out ones is left in OUT/model.
+
+    A folder of class folders is enough: a tree of classes is proposed from their names, network and schedule are
+    chosen by the images.
+    """
+    folder = out or _default_out(data)
+    with _one_line_errors(lambda: _resume_command(folder, threads)):
+        recipe, stored = _recipe(ctx, folder)
+        if check not in ("auto", "none", "quick", "full"):
+            raise InputError(f"--check {check}: give auto, none, quick or full")
+        if not stored:
+            recipe = _prepared(ctx, recipe, folder)
         from training.loop import fit as run
 
-        run(recipe, out, resume=resume, workers=workers, threads=threads)
+        run(recipe, folder, resume=resume, workers=workers, threads=threads, check=check)
+
+
+def _default_out(data: list[str] | None) -> Path:
+    """Where a run goes that does not say; without data, whatever is wrong with that is said first."""
+    if not data:
+        return Path("runs")
+    from training.survey import default_out
+
+    return default_out(data)
+
+
+def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
+    """The recipe of a new run, completed from its images; the user may say no to the tree."""
+    from rich.console import Console
+
+    from training.outputs import RunFolder
+    from training.prepare import Declined, Wishes, prepare
+
+    folder = RunFolder(out)
+    folder.refuse_to_replace(resume=ctx.params["resume"])
+    given = {field.name for field in dataclasses.fields(Recipe) if _is_given(ctx, field.name)}
+    if (
+        folder.state.exists() and folder.begun_with.exists() and "taxonomy" not in given
+    ):  # its recipe was deleted
+        given.add("taxonomy")
+        recipe = dataclasses.replace(recipe, taxonomy=str(folder.begun_with.absolute()))
+    sizes, senses = options.tier_sizes(ctx.params["tiers"]), options.pins(ctx.params["pin"] or [])
+    wishes = Wishes(tiers=sizes, pins=senses, yes=ctx.params["yes"])
+    console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # of several processes the first speaks
+    if not _is_given(ctx, "out"):
+        console.print(f"the run goes to {out} (--out)", markup=False, highlight=False, soft_wrap=True)
+    try:
+        return prepare(recipe, given, out, wishes, console)
+    except Declined as answer:
+        print(answer)
+        raise SystemExit(1) from None
 
 
 @app.command()
@@ -165,7 +215,7 @@ def evaluate(
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
     seed: options.Seed = D.seed,
-    batch_size: options.BatchSize = 256,
+    batch_size: options.EvaluationBatch = 256,
     workers: options.Workers = 1,
     threads: options.Threads = None,
 ) -> None:
@@ -183,7 +233,7 @@ def evaluate(
 
         run = run_checkpoint(
             model,
-            tuple(map(str, data)),
+            tuple(data),
             dev_from=dev_from,
             dev_share=dev_share,
             seed=seed,
@@ -203,11 +253,11 @@ def evaluate(
             print(f"report: {report / 'report.html'}")
 
 
-def _evaluate_command(model: Path, data: Sequence[Path], given: Mapping[str, object]) -> str:
+def _evaluate_command(model: Path, data: Sequence[str], given: Mapping[str, object]) -> str:
     """What measures the same again, options that change nothing of it left out."""
     words = ["hierclass-train", "evaluate", str(model)]
     for path in data:
-        words += ["--data", str(path)]
+        words += ["--data", path]
     for option, value in given.items():
         words += [option, str(value)] if value is not None else []
     return shlex.join([*words, "--report", "report"])
@@ -220,7 +270,7 @@ def calibrate(
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
     seed: options.Seed = D.seed,
-    batch_size: options.BatchSize = 256,
+    batch_size: options.EvaluationBatch = 256,
     workers: options.Workers = 1,
     threads: options.Threads = None,
 ) -> None:
@@ -232,7 +282,7 @@ def calibrate(
 
         results = calibrate_checkpoint(
             model,
-            tuple(map(str, data)),
+            tuple(data),
             dev_from=dev_from,
             dev_share=dev_share,
             seed=seed,
@@ -271,22 +321,24 @@ def _show(results: dict[str, Any], title: str) -> None:
     console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
     console.print(consensus_table(results))
     console.print(measure_table(results["finest"], title="finest level"))
+    balanced = " / ".join(f"{row['balanced']:.1%}" for row in results["levels"])
+    console.print(f"mean accuracy per class, each level alone: {balanced}", highlight=False)
     _show_calibration(results)
 
 
-def _recipe(ctx: typer.Context, out: Path) -> Recipe:
-    """The recipe to train; an option that is given and has no effect in it is refused."""
-    recipe = _wanted_recipe(ctx, out)
+def _recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
+    """The recipe to train, and whether it was stored by an earlier start; an option without effect is refused."""
+    recipe, stored = _wanted_recipe(ctx, out)
     for name in ("distil_from", "distil_to", "distil_teacher"):
         if _is_given(ctx, name) and not recipe.distil:
             value = getattr(recipe, name)
             raise InputError(
                 f"{_option(name)} {value} has no effect without --distil; give that, such as 0.5"
             )
-    return recipe
+    return recipe, stored
 
 
-def _wanted_recipe(ctx: typer.Context, out: Path) -> Recipe:
+def _wanted_recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
     """The recipe of the options; with ``--resume`` the one in ``out``, which they must not contradict.
 
     Before the first epoch is done, and for --compile always, an option that is given wins.
@@ -308,18 +360,20 @@ def _wanted_recipe(ctx: typer.Context, out: Path) -> Recipe:
                 raise InputError(
                     f"{_option(name)} {ours} differs from the run in {out} ({theirs}); leave it out, or change --out"
                 )
-        return dataclasses.replace(stored, **given)
+        return dataclasses.replace(stored, **given), True
     if not recipe.data:
         raise InputError(
             f"{out} holds no run to resume" if ctx.params["resume"] else "give the images with --data"
         )
-    return recipe
+    return recipe, False
 
 
 def _given_recipe(ctx: typer.Context) -> Recipe:
     """The recipe of the options; paths absolute, so that a run resumes from another working directory."""
-    values = {f.name: ctx.params[f.name] for f in dataclasses.fields(Recipe) if f.name in ctx.params}
-    values["data"] = tuple(str(path.absolute()) for path in values["data"] or ())
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    values = {name: ctx.params[name] for name in fields if ctx.params.get(name) is not None}
+    values["data"] = tuple(map(_absolute, ctx.params["data"] or ()))
+    values.setdefault("taxonomy", D.taxonomy)  # until one is proposed
     if values["taxonomy"] not in bundled():
         values["taxonomy"] = str(Path(values["taxonomy"]).absolute())
     values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])
@@ -327,6 +381,12 @@ def _given_recipe(ctx: typer.Context) -> Recipe:
     for name in NUMBERS:
         values[name] = options.numbers(values[name], _option(name)) or getattr(D, name)
     return Recipe(**values)
+
+
+def _absolute(data: str) -> str:
+    from training.sources import absolute
+
+    return absolute(data)
 
 
 def _option(field: str) -> str:

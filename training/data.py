@@ -6,7 +6,6 @@ A sample is an image and its leaf; the classes of coarser tiers are projected fr
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +17,10 @@ from PIL import Image
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images import read_image
+from hierclass.inputs import display_name
 from taxonomy import Taxonomy
-from taxonomy.folders import IMAGE_ENDINGS
-
-logger = logging.getLogger(__name__)
+from taxonomy.labels import LeafNames
+from training.sources import Listing, Source, Way, list_images
 
 LeafArray = npt.NDArray[np.int64]
 
@@ -31,12 +30,14 @@ class ImageSet:
     """Images with their leaves.
 
     ``sources`` hold a path or the bytes of a file, or an already decoded (H, W, 3) uint8 array; ``names`` are
-    file names for people and for splits; ``leaves`` (N,) are leaf indices of the taxonomy.
+    file names for people and for splits; ``leaves`` (N,) are leaf indices of the taxonomy; ``held_out`` (N,) says
+    which images the data itself keeps from training, None: it does not say.
     """
 
-    sources: Sequence[Path | bytes | npt.NDArray[np.uint8]]
+    sources: Sequence[Source]
     names: Sequence[str]
     leaves: LeafArray
+    held_out: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.leaves)
@@ -54,142 +55,93 @@ class ImageSet:
     def subset(self, indices: LeafArray) -> ImageSet:
         """The samples at the given indices, in that order."""
         picked = indices.tolist()
+        held_out = None if self.held_out is None else self.held_out[indices]
         return ImageSet(
-            [self.sources[i] for i in picked], [self.names[i] for i in picked], self.leaves[indices]
+            [self.sources[i] for i in picked], [self.names[i] for i in picked], self.leaves[indices], held_out
         )
 
 
-class LeafNames:
-    """Finds the leaf that a label names: by id, by display name, or by display name with underscores."""
+def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy, *, held_out_only: bool = False) -> ImageSet:
+    """List the labelled images of Parquet files, class folders and data sets by name (`training.sources`).
 
-    def __init__(self, taxonomy: Taxonomy) -> None:
-        """Index the leaves of a taxonomy."""
-        self.taxonomy = taxonomy
-        self._index: dict[str, int] = {}
-        for index, leaf in enumerate(taxonomy.leaves):
-            name = taxonomy.node(leaf).name
-            for key in (name.replace(" ", "_"), name):
-                self._index.setdefault(key, index)
-        self._index.update({leaf: index for index, leaf in enumerate(taxonomy.leaves)})
-
-    def find(self, label: str) -> int | None:
-        """Leaf index of a label, or None."""
-        return self._index.get(label)
-
-    def require(self, label: str, where: str) -> int:
-        """Leaf index of a label; one that the taxonomy lacks raises `InputError` naming it."""
-        index = self.find(label)
-        if index is None:
-            raise InputError(
-                f"{where}: label {label!r} is no leaf of taxonomy {self.taxonomy.name!r}; "
-                f"its leaves are {', '.join(self.taxonomy.leaves[:3])}, …"
-            )
-        return index
-
-
-def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy) -> ImageSet:
-    """List the labelled images of Parquet files and of folders (of Parquet files or of class folders).
-
-    A Parquet file has columns ``image`` (bytes, or a struct with ``bytes``), ``wnid`` and optionally
-    ``name``. In class folders the deepest folder on an image's path that names a leaf is its label. Parquet
-    files are read into memory. Raises `InputError` for a missing path, a missing column, a label that the
-    taxonomy lacks, or no image at all.
+    A label is a leaf's id or name, however it is written (`taxonomy.labels`); in class folders the deepest folder on
+    an image's path that names a leaf is its label. ``held_out_only`` leaves out what a data set that comes divided
+    has for training. Raises `InputError` for a missing path, a missing column, a label that the taxonomy lacks, or
+    no image at all.
     """
     labels = LeafNames(taxonomy)
-    parts: list[ImageSet] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
-        tables = sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]
-        if tables:
-            parts += [_read_parquet(table, labels) for table in tables]
-        else:
-            parts.append(_read_folder(path, labels))
-    if not sum(map(len, parts)):
+    listings = [part for path in paths for part in list_images(str(path), held_out_only=held_out_only)]
+    if not any(part.ways for part in listings):
         raise InputError("no images found; --data takes Parquet files, or folders of class folders")
+    held_out = [np.full(len(part.ways), part.held_out) for part in listings]
     return ImageSet(
-        [source for part in parts for source in part.sources],
-        [name for part in parts for name in part.names],
-        np.concatenate([part.leaves for part in parts]),
+        [source for part in listings for source in part.sources],
+        [name for part in listings for name in part.names],
+        np.concatenate([_leaves(part, labels) for part in listings]),
+        np.concatenate(held_out) if any(part.held_out for part in listings) else None,
     )
 
 
-def _read_parquet(path: Path, labels: LeafNames) -> ImageSet:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        columns = pq.read_schema(path).names
-        missing = [column for column in ("image", "wnid") if column not in columns]
-        if missing:
-            raise InputError(f"{path}: no column {' and '.join(missing)}; there are {', '.join(columns)}")
-        table = pq.read_table(path, columns=[c for c in ("image", "wnid", "name") if c in columns])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is no readable Parquet file: {error}".splitlines()[0]) from error
-    images = table.column("image")
-    if pa.types.is_struct(images.type):
-        images = pa.chunked_array([chunk.field("bytes") for chunk in images.chunks])
-    sources: list[bytes] = [value or b"" for value in images.to_pylist()]
-    wnids = [str(value) for value in table.column("wnid").to_pylist()]
-    found = {wnid: labels.require(wnid, path.name) for wnid in sorted(set(wnids))}
-    names = (
-        [str(value) for value in table.column("name").to_pylist()]
-        if "name" in columns
-        else [f"{path.name} row {row}" for row in range(len(sources))]
-    )
-    return ImageSet(sources, names, np.array([found[wnid] for wnid in wnids], dtype=np.int64))
+def _leaves(listing: Listing, labels: LeafNames) -> LeafArray:
+    found: dict[Way, int] = {}
+    for way in sorted(set(listing.ways)):
+        leaf = labels.find_folder(way)
+        if leaf is None:
+            raise InputError(f"{listing.where}: {labels.missing(display_name('/'.join(way)))}")
+        found[way] = leaf
+    return np.array([found[way] for way in listing.ways], dtype=np.int64)
 
 
-def _read_folder(path: Path, labels: LeafNames) -> ImageSet:
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_ENDINGS and f.is_file())
-    found: dict[Path, int] = {}
-    for folder in sorted({file.parent for file in files}):
-        relative = folder.relative_to(path)
-        candidates = [relative.as_posix(), *reversed(relative.parts)]
-        matches = [index for index in map(labels.find, candidates) if index is not None]
-        found[folder] = matches[0] if matches else labels.require(relative.name or path.name, str(path))
-    return ImageSet(
-        list(files),
-        [str(f.relative_to(path)) for f in files],
-        np.array([found[f.parent] for f in files], dtype=np.int64),
-    )
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An image that cannot be read: its name, and why in a few words."""
+
+    name: str
+    error: str
+
+    def __str__(self) -> str:
+        """Name and reason in one line."""
+        return f"{self.name}: {self.error}"
 
 
-def decode_small(images: ImageSet, *, max_side: int, max_bytes: int = 8 << 30) -> tuple[ImageSet, list[str]]:
+def decode_small(
+    images: ImageSet, *, max_side: int, max_bytes: int = 8 << 30
+) -> tuple[ImageSet, list[Unreadable]]:
     """Decode the small images once, so that no epoch pays for it; drop what cannot be read.
 
     Images with both sides up to ``max_side`` pixels become arrays, until they fill ``max_bytes``; larger ones
-    stay as they are and are decoded whenever they are used. Returns the readable images and one message per
-    unreadable one.
+    stay as they are and are decoded whenever they are used. Returns the readable images and the unreadable ones.
     """
 
-    def decode(index: int) -> Path | bytes | npt.NDArray[np.uint8] | ImageError:
+    def decode(index: int) -> Source | Unreadable:
         source = images.sources[index]
+        if isinstance(source, np.ndarray):
+            return source
         try:
             if isinstance(source, Path):
                 source = source.read_bytes() if source.stat().st_size <= max_side * max_side * 3 else source
                 if isinstance(source, Path):
                     return source
-            image = images.image(index)
+            image = read_image(source)
             return np.asarray(image, dtype=np.uint8) if max(image.size) <= max_side else images.sources[index]
         except (ImageError, OSError) as error:
-            return error if isinstance(error, ImageError) else ImageError(f"{images.names[index]}: {error}")
+            return Unreadable(images.names[index], getattr(error, "strerror", None) or str(error))
 
-    sources: list[Path | bytes | npt.NDArray[np.uint8]] = []
+    sources: list[Source] = []
     kept: list[int] = []
-    errors: list[str] = []
+    errors: list[Unreadable] = []
     used = 0
     with ThreadPoolExecutor() as pool:
         for index, decoded in enumerate(pool.map(decode, range(len(images)))):
-            if isinstance(decoded, ImageError):
-                errors.append(str(decoded))
+            if isinstance(decoded, Unreadable):
+                errors.append(decoded)
                 continue
             if isinstance(decoded, np.ndarray):
                 used += decoded.nbytes
             kept.append(index)
             sources.append(images.sources[index] if used > max_bytes else decoded)
-    indices = np.array(kept, dtype=np.int64)
-    return ImageSet(sources, [images.names[i] for i in kept], images.leaves[indices]), errors
+    readable = images.subset(np.array(kept, dtype=np.int64))
+    return dataclasses.replace(readable, sources=sources), errors
 
 
 def split_by_number(names: Sequence[str], dev_from: int) -> tuple[LeafArray, LeafArray]:
@@ -212,7 +164,8 @@ def split_by_number(names: Sequence[str], dev_from: int) -> tuple[LeafArray, Lea
 def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArray, LeafArray]:
     """Indices of the training and of the dev samples: a share of each leaf, drawn deterministically.
 
-    Raises `InputError` when a leaf has too few images for a stratified split.
+    Where leaves have too few images for a stratified split, the share of each is rounded, at least one image of those
+    that have two; the only image of a leaf is trained on. Raises `InputError` when none can be held out.
     """
     from sklearn.model_selection import train_test_split
 
@@ -220,16 +173,36 @@ def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArra
         train, dev = train_test_split(
             np.arange(len(leaves)), test_size=share, stratify=leaves, random_state=seed
         )
-    except ValueError as error:
-        raise InputError(f"--dev-share {share} cannot be held out: {error}".splitlines()[0]) from error
+    except ValueError as error:  # a leaf with one image, or fewer held-out images than leaves
+        drawn = [_draw(np.flatnonzero(leaves == leaf), share, (seed, leaf)) for leaf in np.unique(leaves)]
+        dev = np.concatenate(drawn)
+        reason = "" if len(dev) else "every class has a single image; add images"
+        if reason or not 0 < share < 1:
+            raise InputError(
+                f"--dev-share {share} cannot be held out: {reason or error}".splitlines()[0]
+            ) from error
+        train = np.setdiff1d(np.arange(len(leaves)), dev)
     return np.sort(train), np.sort(dev)
+
+
+def _draw(own: LeafArray, share: float, seed: tuple[int, int]) -> LeafArray:
+    count = min(max(round(share * len(own)), 1), len(own) - 1)
+    return np.random.default_rng(seed).permutation(own)[:count]
 
 
 def split(
     images: ImageSet, *, dev_from: int | None, dev_share: float, seed: int
 ) -> tuple[LeafArray, LeafArray]:
-    """Training and dev indices by number where ``dev_from`` is given, else by share; neither may be empty."""
-    if dev_from is not None:
+    """Training and dev indices; neither may be empty.
+
+    What the data itself holds out is the dev split; else it is made by number where ``dev_from`` is given, else by
+    share. Raises `InputError` where that leaves nothing on a side, or ``dev_from`` is given for divided data.
+    """
+    if images.held_out is not None:
+        if dev_from is not None:
+            raise InputError("the data has a folder of held-out images (val); leave --dev-from out")
+        train, dev = np.flatnonzero(~images.held_out), np.flatnonzero(images.held_out)
+    elif dev_from is not None:
         train, dev = split_by_number(images.names, dev_from)
     else:
         train, dev = split_by_share(images.leaves, dev_share, seed)

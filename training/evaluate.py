@@ -39,7 +39,8 @@ def summarise(
     """All measures of a network's answers as JSON values.
 
     ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson
-    interval, cost; ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
+    interval, ``balanced`` the mean accuracy per class of the level's own answer, cost;
+    ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
     were measured with: ``consensus``, or the best of those tried where that is "auto"; ``consensus`` every
     level's top-1 with each weight tried; ``finest`` the hierarchical measures of the finest level;
     ``calibration`` what `training.calibration` fits and says, None where the images are too few for it;
@@ -60,6 +61,9 @@ def summarise(
                 "classes": taxonomy.num_classes[level],
                 "top1": top1,
                 "interval": list(metrics.wilson_interval(top1, count)),
+                "balanced": metrics.balanced_accuracy(
+                    answers.own[level], taxonomy.projection(level)[answers.leaves]
+                ),
                 "macs": cost.macs,
                 "share": cost.macs / costs[-1].macs,
                 "parameters": cost.parameters,
@@ -150,9 +154,10 @@ def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Opti
         torch.set_num_threads(threads)
     device = Accelerator().device
     checkpoint = load_checkpoint(path, device=str(device))
-    images = read_images(data, checkpoint.taxonomy)
     dev_from, dev_share = options.get("dev_from"), options.get("dev_share")
-    if dev_from is not None or dev_share is not None:
+    part_given = dev_from is not None or dev_share is not None
+    images = read_images(data, checkpoint.taxonomy, held_out_only=not part_given)
+    if part_given:
         _, dev = split(images, dev_from=dev_from, dev_share=dev_share or 0.0, seed=options.get("seed", 0))
         images = images.subset(dev)
     digest = read_config(Path(path)).get(DIGEST)

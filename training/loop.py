@@ -14,11 +14,11 @@ from accelerate.utils import gather_object
 from rich.console import Console
 
 from hierclass.errors import InputError
-from taxonomy import Taxonomy
 from training.answers import Answers, collect_answers, weights_to_try
 from training.batches import EpochBatches, read_batches, training_loader
-from training.data import ImageSet, decode_small, read_images, split
+from training.data import ImageSet
 from training.evaluate import summarise
+from training.loading import load_data
 from training.outputs import RunFolder
 from training.recipe import Recipe
 from training.reports import Reporter, calibration_table, clock, consensus_table, level_table, threshold_table
@@ -32,12 +32,14 @@ def fit(
     resume: bool = False,
     workers: int = 1,
     threads: int | None = None,
+    check: str = "auto",
     console: Console | None = None,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """Train a recipe into the folder ``out``; returns the results of the best checkpoint.
 
-    With ``resume`` a run found in ``out`` is continued after its last whole epoch; without one it begins.
+    With ``resume`` a run found in ``out`` is continued after its last whole epoch; without one it begins. Images are
+    looked at before the first epoch as ``check`` says (`training.checking`).
     Ends with a table per level. Raises `InputError` for bad data or options, and when the loss stops being a
     number.
     """
@@ -53,14 +55,14 @@ def fit(
         total_work=_work(recipe, recipe.epochs),
         quiet=not accelerator.is_main_process,
     )
-    taxonomy = Taxonomy.load(recipe.taxonomy)
-    recipe.check_levels(taxonomy.num_tiers)
     folder = RunFolder(out)
+    taxonomy = folder.taxonomy(recipe, reporter.line)
+    recipe.check_levels(taxonomy.num_tiers)
     claim = folder.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
     if recipe.start_size is not None:
         check_sizes(recipe, make_backbone(recipe))
     with claim:
-        train, dev = load_data(recipe, taxonomy, reporter)
+        train, dev = load_data(recipe, taxonomy, reporter, out=out, check=check, accelerator=accelerator)
         if len(train) < recipe.batch_size:
             reporter.line(
                 f"--batch-size {recipe.batch_size} is more than there are images: one batch an epoch"
@@ -70,6 +72,8 @@ def fit(
             taxonomy,
             steps_per_epoch=len(_batches(recipe, train, 0, accelerator)),
             accelerator=accelerator,
+            leaf_counts=np.bincount(train.leaves, minlength=len(taxonomy.leaves)).tolist(),
+            fresh=not folder.state.exists(),
         )
         best = _epochs(run, train, dev, folder, reporter, workers=workers)
     results: dict[str, Any] = best["results"]
@@ -81,18 +85,6 @@ def fit(
             reporter.console.print(calibration_table(found))
             reporter.console.print(threshold_table(found["thresholds"]))
     return results
-
-
-def load_data(recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> tuple[ImageSet, ImageSet]:
-    """The training images and the held-out ones of a recipe; unreadable ones are reported and left out."""
-    images = read_images(recipe.data, taxonomy)
-    train, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
-    parts = []
-    for name, part in (("training", images.subset(train[: recipe.limit])), ("dev", images.subset(dev))):
-        readable, errors = decode_small(part, max_side=2 * recipe.size)
-        _report_unreadable(errors, f"of {len(part)} {name} images", reporter)
-        parts.append(readable)
-    return parts[0], parts[1]
 
 
 def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
@@ -130,7 +122,7 @@ def _epochs(
         progress = run.load(folder.state)
         reporter.line(f"resumed after epoch {progress['epoch']} of {recipe.epochs}")
     if run.accelerator.is_main_process:
-        folder.begin(recipe, progress["epoch"])
+        folder.begin(recipe, progress["epoch"], run.taxonomy)
     reporter.line(_describe(run, train, dev))
     reporter.start(_work(recipe, progress["epoch"]))
     try:
@@ -228,6 +220,7 @@ def _batches(recipe: Recipe, train: ImageSet, epoch: int, accelerator: Accelerat
         epoch=epoch,
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        balance=train.leaves if recipe.balance == "sampling" else None,
     )
 
 

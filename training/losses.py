@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hierclass.nested import NestedNetwork
 from hierclass.nested.heads import SummedLinear
 from taxonomy import Taxonomy
+from training.balance import log_priors
 
 
 class Trainee(nn.Module):
@@ -66,6 +67,7 @@ class NestedLoss(nn.Module):
         distil: float = 0.0,
         distil_from: str = "last",
         distil_to: str = "tier",
+        leaf_counts: Sequence[int] | None = None,
     ) -> None:
         """Take one weight per level; ``smoothing`` is the share of every target that goes to other classes.
 
@@ -73,6 +75,8 @@ class NestedLoss(nn.Module):
         groups of every tier and the root, and in each evenly over its leaves: relatives get most of it.
         ``distil_from`` is the level that teaches a lower one: the "last", or the "next" higher; ``distil_to`` what
         it teaches: its answer on the lower level's "tier", or (the last level alone) on the "leaves".
+        ``leaf_counts`` (training images of each leaf) balance the loss: every tier's logits are adjusted by how
+        frequent its classes are (`training.balance.log_priors`).
         """
         super().__init__()
         if len(level_weights) != taxonomy.num_tiers:
@@ -93,6 +97,9 @@ class NestedLoss(nn.Module):
             sizes = torch.bincount(projection, minlength=taxonomy.num_classes[tier])
             self.register_buffer(f"sizes{tier}", sizes, persistent=False)
         self.num_classes = tuple(taxonomy.num_classes)
+        self.balanced = leaf_counts is not None
+        for tier, prior in enumerate(log_priors(taxonomy, leaf_counts) if leaf_counts is not None else ()):
+            self.register_buffer(f"prior{tier}", prior, persistent=False)
 
     def forward(
         self,
@@ -108,6 +115,9 @@ class NestedLoss(nn.Module):
         """
         if self.tree_smoothing:
             target = self.smooth(target)
+        if self.balanced:
+            levels, finest = self._adjusted(levels), [logits + self._prior(-1) for logits in finest]
+            teachers = self._adjusted(teachers) if teachers else None
         total = levels[-1].new_zeros(())
         for tier, (logits, weight) in enumerate(zip(levels, self.level_weights, strict=True)):
             if weight:
@@ -118,6 +128,14 @@ class NestedLoss(nn.Module):
         if self.distil:
             total = total + self.distil * self.distillation(levels, finest, teachers or levels)
         return total
+
+    def _adjusted(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Logits of the last levels (all, or the last alone) with the frequency of their classes added."""
+        return [logits + self._prior(place - len(levels)) for place, logits in enumerate(levels)]
+
+    def _prior(self, place: int) -> Tensor:
+        prior: Tensor = getattr(self, f"prior{len(self.num_classes) + place}")
+        return prior
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy with this loss's label smoothing; the target is an index or a distribution."""

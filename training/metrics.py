@@ -32,6 +32,16 @@ def accuracy(answers: Indices, truth: Indices) -> float:
     return float(np.mean(answers == truth))
 
 
+def balanced_accuracy(answers: Indices, truth: Indices) -> float:
+    """Mean over the classes of the truth (N,) of the share of right answers (N,) among their samples, 0 to 1.
+
+    Every class counts the same, however many samples it has ("balanced accuracy", Brodersen et al. 2010).
+    """
+    counts = np.bincount(truth)
+    right = np.bincount(truth, weights=answers == truth, minlength=len(counts))
+    return float(np.mean(right[counts > 0] / counts[counts > 0]))
+
+
 def wilson_interval(share: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """95% interval of a share of ``count`` independent trials (Wilson 1927, score interval)."""
     centre = share + z * z / (2 * count)

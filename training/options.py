@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,40 @@ import typer
 from hierclass.errors import InputError
 
 Data = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
-        help="Parquet files (columns image, wnid, name), or folders of them or of class folders. Repeatable."
+        metavar="PATH|NAME:PATH",
+        help="A folder of class folders (with train/ and val/ inside, val/ is held out), Parquet files (columns image, "
+        "wnid, name), or cifar100:DIR, imagenet:DIR, imagefolder:DIR. Repeatable.",
     ),
 ]
-TaxonomyName = Annotated[str, typer.Option(help="A bundled name, a .json or .csv file, or a folder tree.")]
+TaxonomyName = Annotated[
+    str | None,
+    typer.Option(
+        help="A bundled name, a .json or .csv file, or a folder tree. Default: proposed from the class folders."
+    ),
+]
+Tiers = Annotated[
+    str | None,
+    typer.Option(
+        help="Classes of the coarser tiers of a proposed tree, such as 10,40. Default: by how many there are."
+    ),
+]
+Pin = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=SYNSET", help="The meaning of a class's name: crane=n03126707. Repeatable."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Take the proposed tree without asking.")]
+Check = Annotated[
+    str,
+    typer.Option(
+        help="How images are looked at before training: none, quick (header and end), full (decoded), or auto."
+    ),
+]
+Balance = Annotated[
+    str,
+    typer.Option(help="Make up for large and small classes: none, loss (logit adjustment) or sampling."),
+]
 DevFrom = Annotated[int | None, typer.Option(help="Hold out images numbered from here up by file name.")]
 DevShare = Annotated[float, typer.Option(help="Share of every class to hold out, without --dev-from.")]
 OnlyDevShare = Annotated[
@@ -25,30 +54,46 @@ OnlyDevShare = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order, augmentation and the split.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that prepare images; 0: none.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")]
-Out = Annotated[Path, typer.Option(help="Folder of the run.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/ and the name of the data.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out; its recipe is read from there.")
 ]
 EvalEvery = Annotated[int, typer.Option(min=1, help="Evaluate on the dev split every so many epochs.")]
 
-Backbone = Annotated[str, typer.Option(help="timm model that is cut into levels.")]
+Backbone = Annotated[
+    str | None, typer.Option(help="timm model that is cut into levels. Default: by the size of the images.")
+]
 BackboneArg = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the timm model. Repeatable.")]
 StemStride = Annotated[int | None, typer.Option(help="Total stride of the stem: 1, 2 or 4.")]
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="Start from timm's pretrained weights.")]
+Pretrained = Annotated[
+    bool | None,
+    typer.Option(
+        "--pretrained/--no-pretrained",
+        help="Start from timm's pretrained weights. Default: if they are in the local cache or can be fetched.",
+    ),
+]
 Structure = Annotated[
     str, typer.Option(help="How levels are nested: slices, prefix, masks or depths (docs/nested.md).")
 ]
 Widths = Annotated[
-    str, typer.Option(help="slices, prefix: share of the channels up to each level. Default: 0.25,0.5,1.")
+    str,
+    typer.Option(
+        help="slices, prefix: share of the channels up to each level. Default: halves, as 0.25,0.5,1."
+    ),
 ]
 Depths = Annotated[
     str, typer.Option(help="Share of the blocks of each stage that a level runs; also with other structures.")
 ]
 Densities = Annotated[
-    str, typer.Option(help="masks: share of the weights that each level uses. Default: 0.25,0.5,1.")
+    str,
+    typer.Option(help="masks: share of the weights that each level uses. Default: halves, as 0.25,0.5,1."),
 ]
 Order = Annotated[
-    str, typer.Option(help="slices: given, or importance: the largest channels to the lowest levels.")
+    str | None,
+    typer.Option(
+        help="slices: given, or importance: the largest channels to the lowest levels. Default: importance for "
+        "pretrained weights."
+    ),
 ]
 Heads = Annotated[
     str,
@@ -56,16 +101,22 @@ Heads = Annotated[
         help="What the heads of lower levels score: leaves, summed up to their tier, or tiers' classes."
     ),
 ]
-Size = Annotated[int, typer.Option(help="Pixels per side.")]
+Size = Annotated[int | None, typer.Option(help="Pixels per side. Default: by the size of the images.")]
 Crop = Annotated[float, typer.Option(help="Share of the shorter side that is seen when it answers.")]
 StartSize = Annotated[int | None, typer.Option(help="Pixels per side at first, growing by 8 to --size.")]
 Grow = Annotated[float, typer.Option(help="Share of the epochs over which the size grows.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first N training images only.")]
 
-Epochs = Annotated[int, typer.Option(min=1)]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per update, over all processes.")]
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Passes over the images. Default: by how many there are.")
+]
+EvaluationBatch = Annotated[int, typer.Option(min=1, help="Images that are answered at once.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images per update, over all processes. Default: by how many there are."),
+]
 Opt = Annotated[str, typer.Option(help="Optimiser, as timm names it.")]
-Lr = Annotated[float, typer.Option(help="Highest learning rate.")]
+Lr = Annotated[float | None, typer.Option(help="Highest learning rate. Default: by the batch size.")]
 WeightDecay = Annotated[float, typer.Option()]
 Momentum = Annotated[float, typer.Option()]
 Schedule = Annotated[str, typer.Option(help="Schedule, as timm names it; stepped every update.")]
@@ -119,6 +170,30 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError as error:
         raise InputError(f"{option} {text}: give numbers separated by commas, such as 0.25,0.5,1") from error
+
+
+def tier_sizes(text: str | None) -> list[int] | None:
+    """``"10,40"`` as growing whole numbers from 2, None as None; anything else raises `InputError`."""
+    if text is None:
+        return None
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 2 or sizes != sorted(set(sizes)):
+        raise InputError(f"--tiers {text}: give growing numbers of classes, coarse to fine, such as 10,40")
+    return sizes
+
+
+def pins(texts: list[str]) -> dict[str, str]:
+    """``["crane=n03126707"]`` as name → synset id; anything else raises `InputError`."""
+    found = {}
+    for text in texts:
+        name, _, synset = text.rpartition("=")
+        if not name or not re.fullmatch(r"n\d{8}", synset):
+            raise InputError(f"--pin {text}: write it as NAME=SYNSET, such as crane=n03126707")
+        found[name] = synset
+    return found
 
 
 def number_or_auto(text: str) -> float | str:

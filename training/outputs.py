@@ -2,7 +2,9 @@
 
 recipe.json            the recipe
 history.jsonl          one line per epoch
-last/state.safetensors what --resume continues from
+last/                  what --resume continues from: state.safetensors, and the tree that the run began with
+taxonomy.json, .csv    the tree that was proposed for class folders, to look at and to edit
+checked.json           what the check of the images found; unreadable.csv lists those that can't be read
 model/                 the best model on the dev split, with recipe.json, training.json and MODEL_CARD.md
 """
 
@@ -12,7 +14,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 
 from hierclass.errors import InputError
 from hierclass.files import replacing
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, TaxonomyError
 from training.card import model_card, replace_calibration
 from training.recipe import Recipe, write_json
 
@@ -32,8 +34,14 @@ class RunFolder:
         """Name the folder; it is made by `claim`."""
         self.path = path
         self.state = path / "last" / "state.safetensors"
+        self.begun_with = path / "last" / "taxonomy.json"
         self.model = path / "model"
         self.history = path / "history.jsonl"
+
+    def refuse_to_replace(self, *, resume: bool) -> None:
+        """Raise `InputError` when the folder holds a run and ``resume`` is not set."""
+        if self.state.exists() and not resume:
+            raise InputError(f"{self.path} holds a run; add --resume to continue it, or choose another --out")
 
     @contextlib.contextmanager
     def claim(self, *, resume: bool) -> Iterator[None]:
@@ -42,8 +50,7 @@ class RunFolder:
         Raises `InputError` when another process writes to the folder, or it holds a run and ``resume`` is not
         set.
         """
-        if self.state.exists() and not resume:
-            raise InputError(f"{self.path} holds a run; add --resume to continue it, or choose another --out")
+        self.refuse_to_replace(resume=resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
@@ -65,8 +72,29 @@ class RunFolder:
                     left_by_a_kill.unlink(missing_ok=True)
             yield
 
-    def begin(self, recipe: Recipe, epochs_done: int) -> None:
-        """Store the recipe, and keep the history lines of the epochs done; a kill can leave one more."""
+    def taxonomy(self, recipe: Recipe, tell: Callable[[str], None]) -> Taxonomy:
+        """The taxonomy of a recipe; that of a run that has begun is the one it began with.
+
+        ``tell`` hears in a line if the recipe's file has changed since.
+        """
+        if not (self.state.exists() and self.begun_with.exists()):
+            return Taxonomy.load(recipe.taxonomy)
+        begun = Taxonomy.load(self.begun_with)
+        try:
+            changed = Taxonomy.load(recipe.taxonomy) != begun
+        except TaxonomyError:  # gone, or being edited
+            changed = True
+        if changed:
+            tell(
+                f"{recipe.taxonomy} has changed since this run began, and the run keeps the tree it began with; a new "
+                "run takes the changed one: choose another --out"
+            )
+        return begun
+
+    def begin(self, recipe: Recipe, epochs_done: int, taxonomy: Taxonomy) -> None:
+        """Store the recipe and the tree, and keep the history lines of the epochs done; a kill can leave one more."""
+        self.begun_with.parent.mkdir(parents=True, exist_ok=True)
+        taxonomy.save(self.begun_with)
         recipe.save(self.path / "recipe.json")
         lines = self.history.read_text(encoding="utf-8").splitlines() if self.history.exists() else []
         text = "".join(line + "\n" for line in lines[:epochs_done])

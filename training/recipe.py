@@ -14,16 +14,15 @@ from typing import Any
 from hierclass.errors import BackboneError, InputError
 from hierclass.files import replacing
 
-DEFAULT_LEVELS = 3
-"""Levels that a structure makes of shares that are not given."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What is trained, on what, and how. Two runs of one recipe on one machine give the same weights.
 
     ``structure``, ``widths``, ``depths``, ``densities`` and ``order`` say how levels are nested, as
-    `hierclass.nested.nest` takes them: a number per level, where the structure needs it None for 0.25, 0.5, 1.
+    `hierclass.nested.nest` takes them: a number per level, where the structure needs it None for
+    `hierclass.nested.default_shares`. ``balance`` makes up for classes with many and few images: "none", in the
+    "loss", or by "sampling" (`training.balance`).
     ``dev_from`` holds out images numbered from there up by file name; without it a stratified ``dev_share``
     is held out. ``start_size`` (pixels) grows in steps of 8 to ``size`` over the first ``grow`` share of the
     epochs. ``level_weights`` weigh the cross-entropy of each level on its tier, ``finest_weight`` the
@@ -63,6 +62,7 @@ class Recipe:
     clip_grad: float | None = None
     smoothing: float = 0.0
     smoothing_along: str = "tier"
+    balance: str = "none"
     level_weights: tuple[float, ...] = ()
     finest_weight: float = 1.0
     distil: float = 0.0
@@ -90,7 +90,7 @@ class Recipe:
 
     def without_paths(self) -> Recipe:
         """The recipe as it goes out with the weights: files by their last names, no folder of this machine."""
-        names = tuple(Path(path).name for path in self.data)
+        names = tuple(Path(path.rpartition(":")[2]).name for path in self.data)
         return dataclasses.replace(self, data=names, taxonomy=Path(self.taxonomy).name)
 
     @classmethod
@@ -129,13 +129,6 @@ class Recipe:
                 raise InputError(
                     f"{_option(name)}: give one per level, {num_tiers} for {num_tiers} tiers, not {len(values)}"
                 )
-        from hierclass.nested import STRUCTURES  # needs torch, as no recipe by itself does
-
-        shares = STRUCTURES[self.structure].shares
-        if not getattr(self, shares) and num_tiers != DEFAULT_LEVELS:
-            raise InputError(
-                f"the taxonomy has {num_tiers} tiers; give one number per level with {_option(shares)}"
-            )
 
     def _check_structure(self) -> None:
         from hierclass.nested import STRUCTURES
@@ -204,6 +197,8 @@ class Recipe:
             and not self.clip_grad > 0,
             f"--seed {self.seed}: give 0 or more": self.seed < 0,
             f"--eval-every {self.eval_every}: give at least 1": self.eval_every < 1,
+            f"--balance {self.balance}: give none, loss or sampling": self.balance
+            not in ("none", "loss", "sampling"),
             f"--smoothing {self.smoothing}: give 0 up to less than 1": not 0 <= self.smoothing < 1,
             f"--smoothing-along {self.smoothing_along}: give tier or tree": self.smoothing_along
             not in ("tier", "tree"),

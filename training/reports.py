@@ -68,7 +68,7 @@ class Reporter:
     def line(self, text: str) -> None:
         """Print one plain line."""
         if not self.quiet:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def stop(self) -> None:
         """Take the bar away."""

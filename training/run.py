@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from torch import Tensor, nn
 
 from hierclass.checkpoint import Architecture, Checkpoint, Preprocessing, build, save_checkpoint
 from hierclass.errors import CheckpointError, InputError
-from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone
+from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, default_shares
 from hierclass.nested.network import evaluating
 from taxonomy import Taxonomy
 from training.batches import INTERPOLATION, seed_everything
 from training.calibration import decision_of
 from training.losses import NestedLoss, Trainee
+from training.pretrained import cached_weights
 from training.recipe import Recipe
 from training.state import load_state, save_state
 
@@ -31,11 +34,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def make_architecture(recipe: Recipe) -> Architecture:
-    """The architecture that a recipe names."""
+def make_architecture(recipe: Recipe, num_levels: int = 3) -> Architecture:
+    """The architecture that a recipe names; shares that it leaves open are those for so many levels."""
     shares = {name: getattr(recipe, name) for name in ("widths", "depths", "densities")}
     makes_levels = STRUCTURES[recipe.structure].shares
-    shares[makes_levels] = shares[makes_levels] or DEFAULT_SHARES
+    shares[makes_levels] = shares[makes_levels] or default_shares(num_levels)
     return Architecture(
         backbone=recipe.backbone,
         backbone_args=recipe.backbone_args,
@@ -62,16 +65,21 @@ def make_preprocessing(recipe: Recipe) -> Preprocessing:
     )
 
 
-def make_network(recipe: Recipe, taxonomy: Taxonomy) -> NestedNetwork:
-    """The nested network of a recipe, initialised from its seed or from timm's pretrained weights."""
+def make_network(recipe: Recipe, taxonomy: Taxonomy, *, fresh: bool = True) -> NestedNetwork:
+    """The nested network of a recipe, initialised from its seed or from timm's pretrained weights.
+
+    Weights in the local cache are read from there, without asking the network whether they are the newest. Without
+    ``fresh`` the values of the weights are of no matter, and no pretrained ones are looked for.
+    """
     seed_everything(recipe.seed)
-    return build(
-        make_architecture(recipe),
-        taxonomy,
-        recipe.size,
-        pretrained=recipe.pretrained,
-        order=recipe.order,
-    )
+    architecture = make_architecture(recipe, taxonomy.num_tiers)
+    pretrained = recipe.pretrained and fresh
+    cached = cached_weights(recipe.backbone) if pretrained else None
+    if cached is not None:
+        overlay = {"file": str(cached), "custom_load": False}
+        arguments = {"pretrained_cfg_overlay": overlay, **architecture.backbone_args}
+        architecture = dataclasses.replace(architecture, backbone_args=arguments)
+    return build(architecture, taxonomy, recipe.size, pretrained=pretrained, order=recipe.order)
 
 
 @torch.no_grad()
@@ -99,13 +107,24 @@ class Run:
     """Everything that changes while a recipe is trained, on the device and processes of an accelerator."""
 
     def __init__(
-        self, recipe: Recipe, taxonomy: Taxonomy, *, steps_per_epoch: int, accelerator: Accelerator
+        self,
+        recipe: Recipe,
+        taxonomy: Taxonomy,
+        *,
+        steps_per_epoch: int,
+        accelerator: Accelerator,
+        leaf_counts: Sequence[int] | None = None,
+        fresh: bool = True,
     ) -> None:
-        """Build everything from the recipe and its seed."""
+        """Build everything from the recipe and its seed.
+
+        ``leaf_counts``, training images of each leaf, are needed to balance the loss. Without ``fresh`` no
+        pretrained weights are looked for, since a state will be loaded over them.
+        """
         self.recipe, self.taxonomy, self.accelerator = recipe, taxonomy, accelerator
         self.total_updates = recipe.epochs * steps_per_epoch
         self.preprocessing = make_preprocessing(recipe)
-        network = make_network(recipe, taxonomy)
+        network = make_network(recipe, taxonomy, fresh=fresh)
         self.trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
         check_sizes(recipe, network)
         self.trainee.to(accelerator.device)
@@ -121,6 +140,7 @@ class Run:
             distil=recipe.distil,
             distil_from=recipe.distil_from,
             distil_to=recipe.distil_to,
+            leaf_counts=leaf_counts if recipe.balance == "loss" else None,
         ).to(accelerator.device)
         optimizer = make_optimizer(recipe, self.trainee)
         self.scheduler = make_scheduler(recipe, optimizer, steps_per_epoch)
@@ -243,7 +263,7 @@ class Run:
                 network=self.smoothed,
                 taxonomy=self.taxonomy,
                 preprocessing=self.preprocessing,
-                architecture=make_architecture(self.recipe),
+                architecture=make_architecture(self.recipe, self.taxonomy.num_tiers),
                 results={"dev": results},
                 decision=decision_of(results),
             ),

@@ -7,7 +7,7 @@ Read it in this order: `channels` (which channels must share a level), `flow` an
 """
 
 from hierclass.nested.backbone import create_backbone
-from hierclass.nested.build import DEFAULT_SHARES, nest
+from hierclass.nested.build import DEFAULT_SHARES, default_shares, nest
 from hierclass.nested.network import Cost, NestedNetwork, State, answer_costs
 from hierclass.nested.structures import STRUCTURES, Structure
 
@@ -20,5 +20,6 @@ __all__ = [
     "Structure",
     "answer_costs",
     "create_backbone",
+    "default_shares",
     "nest",
 ]

@@ -21,6 +21,17 @@ DEFAULT_SHARES = (0.25, 0.5, 1.0)
 """Of channels, blocks or weights, for the levels 0, 1, 2."""
 
 
+def default_shares(num_levels: int) -> tuple[float, ...]:
+    """The shares of channels, blocks or weights for a number of levels where none are given.
+
+    Each level has half of the next one's; where that would leave level 0 less than an eighth, the levels between an
+    eighth and 1 grow by equal factors: (1,), (0.5, 1), (0.25, 0.5, 1), (0.125, 0.25, 0.5, 1), (0.125, 0.21, …, 1).
+    """
+    if num_levels <= 4:
+        return tuple(0.5**above for above in range(num_levels - 1, -1, -1))
+    return tuple(round(0.125 ** (above / (num_levels - 1)), 4) for above in range(num_levels - 1, -1, -1))
+
+
 def nest(
     backbone: nn.Module,
     *,
@@ -40,7 +51,7 @@ def nest(
     value per level, strictly rising (`depths` may also stay equal) in (0, 1]: `widths` the share of every layer's
     channels that a level sees (slices, prefix; the last is 1), `depths` the share of the residual blocks of every
     stage that it runs (depths; may be added to the others; the last is 1), `densities` the share of the weights
-    that it uses (masks). None takes 0.25, 0.5, 1 where the structure needs it. `order` "importance" deals the
+    that it uses (masks). None takes `default_shares` where the structure needs it. `order` "importance" deals the
     channels with the largest weights to the lowest levels (slices; for pretrained weights), "given" keeps their
     order.
     `num_classes[k]` is the number of classes of level k's head. With `groups[k]` that head scores finer classes, of
@@ -63,7 +74,7 @@ def nest(
     if len(size) != 3:
         raise BackboneError(f"input_size {size} is no (channels, height, width); give one like (3, 64, 64)")
     shares = given[kind.shares]
-    shares = DEFAULT_SHARES if shares is None else shares
+    shares = default_shares(len(classes)) if shares is None else shares
     _check_arguments(structure, given, order, shares, classes)
     wanted = Wanted(backbone, shares, given["depths"], order, classes, (size[0], size[1], size[2]), warn)
     with evaluating(backbone):

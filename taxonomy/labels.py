@@ -1,0 +1,62 @@
+"""Which leaf a label means: a class folder, or the text in a table of images."""
+
+import re
+from collections.abc import Sequence
+
+from taxonomy.tree import Taxonomy
+
+
+def key(label: str) -> str:
+    """What labels are compared by: "Golden-Retriever", "golden_retriever" and "golden  retriever" have one key."""
+    return " ".join(part for part in re.split(r"[\s_-]+", label.casefold()) if part)
+
+
+class LeafNames:
+    """Finds the leaf that a label names: by id or display name, else by how the name reads.
+
+    Case, spaces, underscores and hyphens make no difference where that is not ambiguous; nor does what was added to
+    a name to make it unique, "other" before it or a bracket behind it.
+    """
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        """Index the leaves of a taxonomy."""
+        self.taxonomy = taxonomy
+        names = [taxonomy.node(leaf).name for leaf in taxonomy.leaves]
+        self._exact: dict[str, int] = {}
+        for index, name in enumerate(names):
+            for text in (name.replace(" ", "_"), name):
+                self._exact.setdefault(text, index)
+        self._exact.update({leaf: index for index, leaf in enumerate(taxonomy.leaves)})
+        self._read: list[dict[str, set[int]]] = [{}, {}]  # whole names before shortened ones
+        for index, name in enumerate(names):
+            short = re.sub(r" \([^()]*\)$", "", name.removeprefix("other "))
+            for found, text in zip(self._read, (name, short), strict=True):
+                found.setdefault(key(text), set()).add(index)
+
+    def find(self, label: str) -> int | None:
+        """Leaf index of a label, or None."""
+        if label in self._exact:
+            return self._exact[label]
+        for read in self._read:
+            found = read.get(key(label), set())
+            if len(found) == 1:
+                return next(iter(found))
+        return None
+
+    def find_folder(self, way: Sequence[str]) -> int | None:
+        """Leaf index of the deepest folder on a way (names of folders, outermost first) that names a leaf, or None.
+
+        Leaves of a tree of folders have several folders in their id, "animal/dog": the longer run counts first.
+        """
+        for end in range(len(way), 0, -1):
+            for start in range(end):
+                found = self.find("/".join(way[start:end]))
+                if found is not None:
+                    return found
+        return None
+
+    def missing(self, label: str) -> str:
+        """Text that says that a label is no leaf, and which leaves there are."""
+        leaves = [self.taxonomy.node(leaf).name for leaf in self.taxonomy.leaves]
+        some = ", ".join(leaves[:3]) + (", …" if len(leaves) > 3 else "")
+        return f"label {label!r} is no leaf of taxonomy {self.taxonomy.name!r}; its leaves are {some}"

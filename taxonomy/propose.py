@@ -1,0 +1,212 @@
+"""From the names of class folders to a taxonomy that a person may approve or change.
+
+Folders may be synset ids, English names, both, or a tree of folders that is the user's own hierarchy. Nothing is lost:
+a name that WordNet lacks becomes a class of its own, under "other classes" where there are several.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taxonomy.check import UNPRINTABLE, listed
+from taxonomy.errors import TaxonomyError
+from taxonomy.files import bundled, load
+from taxonomy.folders import spaced
+from taxonomy.labels import LeafNames, key
+from taxonomy.rows import tree_of_ways
+from taxonomy.senses import SenseChoice
+from taxonomy.tree import Taxonomy
+
+OTHER = "x-other"
+Way = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A taxonomy for class folders, and what a person should know to judge it."""
+
+    taxonomy: Taxonomy
+    kind: str
+    """What the folders are: "bundled" (exactly the classes of a bundled taxonomy), "ids", "names", or "folders"."""
+    choices: tuple[SenseChoice, ...] = ()
+    """Of names: the sense chosen for each that WordNet has, in the order of the folders."""
+    unknown: tuple[str, ...] = ()
+    """Names that WordNet lacks; each is a class of its own."""
+    same: tuple[tuple[str, str], ...] = ()
+    """Pairs of names that mean one synset; the second is a class of its own beside the first."""
+
+    @property
+    def doubtful(self) -> tuple[SenseChoice, ...]:
+        """The choices that a person should look at."""
+        return tuple(choice for choice in self.choices if choice.doubtful)
+
+
+def propose(
+    ways: Sequence[Way],
+    *,
+    name: str,
+    tiers: Sequence[int] | None = None,
+    pins: Mapping[str, str] | None = None,
+) -> Proposal:
+    """Propose a taxonomy for the folders that hold images.
+
+    Folders that all ways have in common, at their start or end ("images"), count for nothing. Where then several
+    folders lie on a way they are the tiers. Else the folders are classes, and WordNet gives the tiers; where they are
+    exactly the classes of a bundled taxonomy, that is it. Folders that differ only by case, hyphens or underscores
+    are one class.
+
+    Args:
+        ways: per class folder the names of the folders on the way to it, outermost first; no two are the same.
+        name: name of the taxonomy.
+        tiers: wanted numbers of classes of the coarser tiers; None takes `taxonomy.tiers.automatic_sizes`.
+        pins: synset id for each name whose sense the caller decides.
+
+    Raises:
+        TaxonomyError: fewer than two classes, a folder of images above other such folders, pins or tiers that do not
+            fit; the message says what to do.
+    """
+    for way in ways:
+        if UNPRINTABLE.search("".join(way)):
+            text = "/".join(way).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise TaxonomyError(f"class folder {text!r} has an unprintable character in its name; rename it")
+    trimmed = trim(ways)
+    if len(trimmed) < 2:
+        found = f"one class, {trimmed[0][-1]!r}" if trimmed and trimmed[0] else "no class"
+        raise TaxonomyError(f"there is {found}; a classifier needs a folder for each of two or more classes")
+    if max(map(len, trimmed)) > 1:
+        if pins or tiers:
+            given = "--pin" if pins else "--tiers"
+            raise TaxonomyError(f"the folders lie in folders, which are the tiers; leave {given} out")
+        return Proposal(_of_folders(trimmed, name), "folders")
+    labels = list({key(way[0]): way[0] for way in reversed(trimmed)}.values())[::-1]
+    if len(labels) < 2:
+        raise TaxonomyError(f"all folders read {labels[0]!r}; a classifier needs two or more classes")
+    if not tiers and not pins and (known := _bundled_with(labels)) is not None:
+        return Proposal(known, "bundled")
+    return _of_labels(labels, name, tiers, pins or {})
+
+
+def trim(ways: Sequence[Way]) -> list[Way]:
+    """The ways without the folders that all have in common at their start, and at their end ("images")."""
+    trimmed = list(ways)
+    for place, rest in ((0, slice(1, None)), (-1, slice(None, -1))):
+        while len(trimmed) > 1 and min(map(len, trimmed)) > 1 and len({way[place] for way in trimmed}) == 1:
+            trimmed = [way[rest] for way in trimmed]
+    return [way[-1:] for way in trimmed] if len(trimmed) == 1 else trimmed
+
+
+def _bundled_with(labels: Sequence[str]) -> Taxonomy | None:
+    """The bundled taxonomy whose leaves are exactly these, if there is one."""
+    for name in bundled():
+        taxonomy = load(name)
+        if len(taxonomy.leaves) == len(labels):
+            leaves = LeafNames(taxonomy)
+            if len({leaves.find(label) for label in labels} - {None}) == len(labels):
+                return taxonomy
+    return None
+
+
+# ---------------------------------------------------------------- a tree of folders
+
+
+def _of_folders(ways: Sequence[Way], name: str) -> Taxonomy:
+    """The user's own hierarchy, without tiers that say no more than the next."""
+    every = set(ways)
+    for way in ways:
+        above = next((way[:end] for end in range(1, len(way)) if way[:end] in every), None)
+        if above is not None:
+            text = f"folder {'/'.join(above)!r} holds images and also the class folder {way[len(above)]!r}"
+            raise TaxonomyError(
+                f"{text}; move the images into a folder of their own, or that folder elsewhere"
+            )
+    tree = tree_of_ways(ways, name=name)
+    data = tree.to_dict()
+    tiers = data["tiers"]
+    data["tiers"] = [a for a, b in itertools.pairwise(tiers) if len(a) < len(b)] + tiers[-1:]
+    return Taxonomy.from_dict(data)
+
+
+# ---------------------------------------------------------------- names and ids
+
+
+def _of_labels(
+    labels: Sequence[str], name: str, tiers: Sequence[int] | None, pins: Mapping[str, str]
+) -> Proposal:
+    from taxonomy import build, senses, wordnet  # WordNet is read when a tree is built from it
+
+    pinned = _pinned(labels, pins)
+    known = [label for label in labels if label in pinned or senses.is_known(label)]
+    choices = senses.choose_senses(known, pins=pinned) if known else ()
+    first: dict[str, str] = {}
+    same: list[tuple[str, str]] = []
+    for choice in sorted(
+        choices, key=lambda choice: choice.name != choice.synset.id
+    ):  # an id is its own leaf
+        other = first.setdefault(choice.synset.id, choice.name)
+        if other != choice.name:
+            same.append((other, choice.name))
+    names = {synset: _display(label, wordnet.known(synset).lemmas) for synset, label in first.items()}
+    unknown = tuple(label for label in labels if label not in set(known))
+    if first:
+        tree = build.from_synsets(list(first), tiers=tiers, name=name, names=names)
+    else:
+        tree = tree_of_ways([(label,) for label in unknown], name=name)
+    synsets = {label: synset for synset, label in first.items()}
+    tree = _with_own(tree, [(b, synsets[a]) for a, b in same], unknown if first else ())
+    kind = "ids" if all(choice.name == choice.synset.id for choice in choices) and first else "names"
+    return Proposal(tree, kind, () if kind == "ids" else choices, unknown, tuple(same))
+
+
+def _pinned(labels: Sequence[str], pins: Mapping[str, str]) -> dict[str, str]:
+    by_key = {key(label): label for label in labels}
+    wrong = [pin for pin in pins if key(pin) not in by_key]
+    if wrong:
+        raise TaxonomyError(f"--pin {wrong[0]}: no class is called so; the classes are {listed(labels)}")
+    return {by_key[key(pin)]: synset for pin, synset in pins.items()}
+
+
+def _display(label: str, lemmas: Sequence[str]) -> str:
+    """What a class is called: the synset's own spelling of the folder's name, else the folder's name."""
+    return next(
+        (lemma for lemma in lemmas if key(lemma) == key(label)), lemmas[0] if _is_id(label) else spaced(label)
+    )
+
+
+def _is_id(label: str) -> bool:
+    return len(label) == 9 and label[0] == "n" and label[1:].isdigit()
+
+
+def _with_own(tree: Taxonomy, beside: Sequence[tuple[str, str]], apart: Sequence[str]) -> Taxonomy:
+    """The tree with further leaves: labels with the leaf they stand beside, and labels under "other classes"."""
+    data = tree.to_dict()
+    names = {node["name"] for node in data["nodes"]}
+    parents = {node["id"]: node["parent"] for node in data["nodes"]}
+    root = data["nodes"][0]["id"]
+    coarse: list[list[str]] = data["tiers"][:-1]
+    above = root
+    if len(apart) > 1 and coarse:
+        above = OTHER
+        data["nodes"].append(_node(OTHER, _free("other classes", names), root))
+        for tier in coarse:
+            tier.append(OTHER)
+    for label, neighbour in [*beside, *((label, "") for label in apart)]:
+        data["nodes"].append(_node(label, _free(spaced(label), names), parents.get(neighbour, above)))
+        for tier in coarse:
+            if neighbour in tier or (not neighbour and above == root):
+                tier.append(label)
+        data["leaves"].append(label)
+        data["tiers"][-1].append(label)
+    return Taxonomy.from_dict(data)
+
+
+def _node(node_id: str, name: str, parent: str) -> dict[str, Any]:
+    return {"id": node_id, "name": name, "definition": "", "parent": parent}
+
+
+def _free(wish: str, taken: set[str]) -> str:
+    """Take the wish, or the wish with the first number that makes it new."""
+    others = (f"{wish} {number}" for number in itertools.count(2))
+    found = next(text for text in itertools.chain([wish], others) if text not in taken)
+    taken.add(found)
+    return found

@@ -1,0 +1,149 @@
+"""The proposed tree of classes on a terminal: shown, asked about, edited."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+
+from hierclass.errors import InputError
+from taxonomy import Node, Taxonomy
+from taxonomy.propose import Proposal
+from taxonomy.senses import SenseChoice
+
+SHOWN_LEAVES = 60
+"""Leaves that are drawn; a larger tree is drawn without them."""
+SHOWN_DOUBTS = 12
+"""Doubtful senses that are told in full."""
+EDITORS = ("sensible-editor", "nano", "vi", "notepad")
+
+
+def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = ()) -> Tree:
+    """The classes of all tiers, leaves with what they mean and a mark at doubtful ones; large trees without leaves."""
+    marked = {choice.synset.id for choice in doubtful}
+    sizes = " / ".join(map(str, taxonomy.num_classes))
+    tiers = "1 tier" if taxonomy.num_tiers == 1 else f"{taxonomy.num_tiers} tiers"
+    drawing = Tree(f"[bold]{escape(taxonomy.name)}[/bold]  {tiers} of {sizes} classes", guide_style="dim")
+    with_leaves = len(taxonomy.leaves) <= SHOWN_LEAVES
+    known = set(taxonomy.leaves)
+    branches: dict[str, Tree] = {}
+    for tier in range(taxonomy.num_tiers - (not with_leaves and taxonomy.num_tiers > 1)):
+        counts = [0] * taxonomy.num_classes[tier]
+        for index in taxonomy.projection(tier).tolist():
+            counts[index] += 1
+        for index, node in enumerate(taxonomy.classes(tier)):
+            if node.id in branches:
+                continue
+            above = taxonomy.classes(tier - 1)[int(taxonomy.parent_classes(tier)[index])].id if tier else ""
+            text = escape(node.name)
+            if node.id not in known:
+                text = f"{text} [dim]{counts[index]}[/dim]"
+            elif node.definition:
+                text += f" [dim]{escape(_short(node.definition))}[/dim]"
+            if node.id in marked:
+                text = f"{text} [bold yellow]?[/bold yellow]"
+            branches[node.id] = branches.get(above, drawing).add(text)
+    return drawing
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
+
+
+def show(console: Console, proposal: Proposal) -> None:
+    """Print a proposed tree, and what a person should look at before saying yes."""
+    console.print(draw(proposal.taxonomy, proposal.doubtful), soft_wrap=True, highlight=False)
+    _tell_doubts(console, proposal)
+    if proposal.unknown:
+        _plain(console, _unknown(proposal))
+    for first, second in proposal.same:
+        _plain(console, f"{first!r} and {second!r} mean the same in WordNet; both stay classes, side by side")
+
+
+def _tell_doubts(console: Console, proposal: Proposal) -> None:
+    """The names that may mean something else, with what."""
+    told, more = proposal.doubtful[:SHOWN_DOUBTS], proposal.doubtful[SHOWN_DOUBTS:]
+    if not told:
+        return
+    names = (
+        "1 name"
+        if len(proposal.choices) == 1
+        else f"{len(proposal.doubtful)} of {len(proposal.choices)} names"
+    )
+    console.print(f"[bold yellow]?[/bold yellow] {names} may mean something else:", highlight=False)
+    for choice in told:
+        _plain(console, f"  {choice.name} = {_sense(choice.synset)}")
+        if choice.note:
+            _plain(console, f"    {choice.note}")
+        for other in choice.rejected[:2]:
+            _plain(console, f"    or {_sense(other)}")
+    if more:
+        _plain(console, f"  and {len(more)} more: {', '.join(choice.name for choice in more)}")
+    example = next((choice for choice in told if choice.rejected), None)
+    if example is not None:
+        _plain(console, f"  another meaning: --pin '{example.name}={example.rejected[0].id}'")
+
+
+def _sense(node: Node) -> str:
+    return f"{node.id} {node.name}: {_short(node.definition, 80)}"
+
+
+def _unknown(proposal: Proposal) -> str:
+    """A line on the names that WordNet lacks."""
+    names = proposal.unknown
+    some = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    lacks = f"WordNet has no noun for {some}"
+    if not proposal.choices:
+        return f"{lacks}: one tier of {len(names)} classes; group them in taxonomy.csv, with a column before the others"
+    grouped = len(names) > 1 and proposal.taxonomy.num_tiers > 1
+    where = "classes of their own, under 'other classes'" if grouped else "a class of its own"
+    return f"{lacks}: {where}; move them in taxonomy.csv, or give a meaning with --pin '{names[0]}=SYNSET'"
+
+
+def _plain(console: Console, text: str) -> None:
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def ask(console: Console, question: str, answers: str) -> str:
+    """Ask until the answer begins with one of some letters; the end of input is "n". Ctrl-C raises."""
+    while True:
+        console.print(question, end=" ", markup=False, highlight=False)
+        try:
+            answer = input().strip().lower()
+        except EOFError:
+            console.print()
+            return "n"
+        if answer and answer[0] in answers:
+            return answer[0]
+
+
+def edit(console: Console, path: Path) -> None:
+    """Open a file in the user's editor and wait; where there is none, wait for Enter.
+
+    Raises `InputError` when the editor that $VISUAL or $EDITOR names does not start.
+    """
+    chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    command = shlex.split(chosen) if chosen else [found for found in map(shutil.which, EDITORS) if found][:1]
+    if not command:
+        console.print(f"edit {path} in another window, save it, and press Enter", markup=False)
+        ask_enter()
+        return
+    try:
+        subprocess.run([*command, str(path)], check=False)
+    except OSError as error:
+        raise InputError(f"the editor {command[0]} does not start ({error.strerror}); set EDITOR") from error
+
+
+def ask_enter() -> None:
+    """Wait for Enter, or the end of input."""
+    try:
+        input()
+    except EOFError:
+        return
