@@ -22,15 +22,17 @@ from hierclass.checkpoint import load_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
 from training import loop
-from training.batches import INTERPOLATION, EpochBatches
+from training.batches import INTERPOLATION, TrainingBatch
 from training.evaluate import Answers, evaluate_checkpoint
 from training.losses import NestedLoss, Trainee
+from training.order import Order
 from training.outputs import RunFolder
 from training.recipe import Recipe
 from training.reports import Reporter
 from training.run import Run, make_network
 
 STATE = Path("last") / "state.safetensors"
+TIMES = ("seconds", "images_per_second", "data_wait")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict[str, A
 
 def without_seconds(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +109,10 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
 
     original = Run.step
 
-    def step(self: Run, images: torch.Tensor, leaves: torch.Tensor, *, epoch: int, step: int) -> torch.Tensor:
+    def step(self: Run, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
         if epoch == 1 and step == 2:
             raise Killed
-        return original(self, images, leaves, epoch=epoch, step=step)
+        return original(self, batch, epoch=epoch, step=step)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "step", step)
@@ -188,7 +190,7 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         ({"clip_grad": -1.0}, "--clip-grad -1.0"),
         ({"seed": -1}, "--seed -1"),
         ({"eval_every": 0}, "--eval-every 0"),
-        ({"limit": 1}, "1 training images are too few; give at least 2"),
+        ({"limit": 1}, "1 images are too few to train on; give at least 2"),
         ({"smoothing": 1.0}, "--smoothing 1.0"),
         ({"erase": -0.1}, "--erase -0.1"),
         ({"mix_prob": 2.0}, "--mix-prob 2.0"),
@@ -248,10 +250,17 @@ def test_fewer_images_than_a_batch_are_one_batch(recipe: Recipe, tmp_path: Path)
     assert checkpoint.preprocessing.interpolation == INTERPOLATION
 
 
-@pytest.mark.parametrize(("images", "processes", "size"), [(7, 1, 6), (9, 2, 8), (3, 1, 2), (128, 1, 128)])
-def test_a_batch_of_few_images_is_even_on_every_process(images: int, processes: int, size: int) -> None:
-    batches = EpochBatches(images, 128, seed=0, epoch=0, num_processes=processes)
-    assert [len(batch) * processes for batch in batches] == [size]
+@pytest.mark.parametrize(
+    ("images", "processes", "sizes"), [(7, 1, [7]), (9, 2, [5, 4]), (6, 2, [4, 2]), (128, 2, [64, 64])]
+)
+def test_few_images_are_one_batch_and_every_process_takes_whole_pairs(
+    images: int, processes: int, sizes: list[int]
+) -> None:
+    parts = [
+        list(Order(images, 128, seed=0, process=process, num_processes=processes).shares(0))
+        for process in range(processes)
+    ]
+    assert [[len(share.indices) for share in part] for part in parts] == [[size] for size in sizes]
 
 
 def test_the_dev_split_is_looked_at_every_so_many_epochs(recipe: Recipe, tmp_path: Path) -> None:
@@ -300,7 +309,7 @@ def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) ->
     results, _ = fit(longer, tmp_path)
     losses = [row["loss"] for row in without_seconds(tmp_path)]
     assert losses[-1] < 0.6 * losses[0]
-    assert results["levels"][0]["top1"] > 0.75
+    assert results["levels"][2]["top1"] > 0.5  # of 12 classes
 
 
 def test_held_out_images_are_never_trained_on(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:

@@ -21,6 +21,7 @@ from hierclass.errors import InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, Structure
 from taxonomy import Taxonomy
 from training import loop
+from training.batches import TrainingBatch
 from training.card import model_card
 from training.evaluate import evaluate_checkpoint
 from training.recipe import Recipe
@@ -55,10 +56,10 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
 def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..., torch.Tensor]:
     """`Run.step`, interrupted at one update."""
 
-    def step(self: Run, *batch: torch.Tensor, **at: int) -> torch.Tensor:
+    def step(self: Run, batch: TrainingBatch, **at: int) -> torch.Tensor:
         if at == where:
             raise KeyboardInterrupt
-        return original(self, *batch, **at)
+        return original(self, batch, **at)
 
     return step
 
