@@ -15,21 +15,20 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from training_data import write_parquet
 
 from hierclass.checkpoint import load_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
 from training import loop
-from training.batches import INTERPOLATION, TrainingBatch
+from training.batches import INTERPOLATION
 from training.evaluate import Answers, evaluate_checkpoint
 from training.losses import NestedLoss, Trainee
 from training.order import Order
 from training.outputs import RunFolder
 from training.recipe import Recipe
 from training.reports import Reporter
-from training.run import Run, make_network
+from training.run import make_network
 
 STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
@@ -99,42 +98,6 @@ def test_the_size_of_the_images_grows(recipe: Recipe) -> None:
     assert [recipe.image_size(epoch) for epoch in range(2)] == [24, 32]
     long = dataclasses.replace(recipe, size=64, start_size=48, epochs=10, grow=0.6)
     assert [long.image_size(epoch) for epoch in range(10)] == [48, 48, 56, 56, 64, 64, 64, 64, 64, 64]
-
-
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
-    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    original = Run.step
-
-    def step(self: Run, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
-        if epoch == 1 and step == 2:
-            raise Killed
-        return original(self, batch, epoch=epoch, step=step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", step)
-        with pytest.raises(Killed):
-            fit(recipe, tmp_path)
-    _, text = fit(recipe, tmp_path, resume=True)
-    assert "resumed after epoch 1 of 2" in text
-    ours, theirs = load_file(tmp_path / STATE), load_file(unbroken[0] / STATE)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
-    assert without_seconds(tmp_path) == without_seconds(unbroken[0])
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (
-        unbroken[0] / "model" / "model.safetensors"
-    ).read_bytes()
-
-
-def test_resuming_a_finished_run_only_shows_its_table(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
-    before = (unbroken[0] / STATE).read_bytes()
-    results, text = fit(recipe, unbroken[0], resume=True)
-    assert "accuracy" in text
-    assert results["images"] == 60
-    assert (unbroken[0] / STATE).read_bytes() == before
 
 
 def test_a_run_is_not_overwritten_by_accident(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
@@ -283,18 +246,6 @@ def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
     first, second = text.getvalue().splitlines()
     assert first == "epoch 1/1 step 1/10 loss 1.000"
     assert second == "epoch 1/1 step 2/10 loss 1.000 4 img/s left 4:08"
-
-
-def test_what_a_kill_left_half_written_goes_with_the_next_run(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "last").mkdir()
-    half = tmp_path / "last" / ".state.safetensors.123.tmp"
-    half.write_bytes(b"half")
-    other = tmp_path / "other" / ".state.safetensors.124.tmp"
-    other.parent.mkdir()
-    other.write_bytes(b"of a run that goes on")
-    fit(dataclasses.replace(recipe, epochs=1), tmp_path)
-    assert not half.exists()
-    assert other.exists()
 
 
 def test_a_state_of_another_network_is_refused(recipe: Recipe, unbroken: tuple[Path, str]) -> None:

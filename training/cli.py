@@ -76,7 +76,7 @@ def _unexpected(error: Exception, resume: str) -> SystemExit:
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # one was killed
         return _failure(f"a process that prepares images died; use fewer --workers{resume}", 2)
     if lost_another(error):
-        wait_for_the_end()
+        wait_for_the_end(10)
         return _failure(f"another process of this run ended{resume and ';' + resume.removeprefix(' and')}", 1)
     how = f"please report it with what {DEBUG_VARIABLE}=1 prints"
     return _failure(f"{type(error).__name__}: {error} (unexpected; {how})", 1)
@@ -90,7 +90,7 @@ def _failure(message: str, code: int) -> SystemExit:
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
         traceback.print_exc()
     if not is_main():
-        wait_for_the_end()
+        wait_for_the_end(20)
         if code == 130:
             return SystemExit(code)
     print(f"hierclass-train: {' '.join(message.split())}", file=sys.stderr)

@@ -22,12 +22,14 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     """Devices and processes as they are found, in the precision of the recipe; raises `InputError` if that can't be."""
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin
 
     # "cpu" also joins the processes of torchrun where there is no accelerator
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if cpu and recipe.mixed_precision == "fp16":
         raise InputError("--mixed-precision fp16 needs a GPU; give bf16 or no")
+    AcceleratorState._reset_state()  # else the precision of the first run is that of all runs of a process
     return Accelerator(
         mixed_precision=recipe.mixed_precision,
         cpu=cpu,
@@ -45,8 +47,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def wait_for_the_end(seconds: float = 3.0) -> None:
-    """Wait for whoever started the processes to end this one, as it does when another has ended with an error."""
+def wait_for_the_end(seconds: float) -> None:
+    """Wait for whoever started the processes to end this one, as it does when another has ended with an error.
+
+    The others may be slower to meet the same error.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     time.sleep(seconds)
