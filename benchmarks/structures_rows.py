@@ -25,11 +25,12 @@ from hierclass.checkpoint import load_checkpoint
 from hierclass.files import WEIGHTS_FILE
 from hierclass.nested import DEFAULT_SHARES
 from taxonomy import Taxonomy
-from training.batches import EpochBatches, evaluation_loader, read_batches, training_loader
+from training.batches import evaluation_loader, read_batches, read_training_batches, training_loader
 from training.data import read_images, split
 from training.loading import load_data
 from training.loop import evaluate_run, fit
 from training.metrics import wilson_interval
+from training.order import Order
 from training.recipe import Recipe
 from training.reports import Reporter
 from training.run import Run, make_architecture
@@ -124,22 +125,22 @@ def train_heads(bench: Bench, name: str, seed: int, order: str) -> Result:
     taxonomy, accelerator = bench.taxonomy, Accelerator(cpu=True)
     reporter = Reporter(bench.console, epochs=1, total_work=1.0, quiet=True)
     train, dev = load_data(recipe, taxonomy, reporter)
-    batches = EpochBatches(len(train), recipe.batch_size, seed=seed, epoch=0)
+    batches = Order(len(train), recipe.batch_size, seed=seed)
     run = Run(recipe, taxonomy, steps_per_epoch=len(batches), accelerator=accelerator)
     for weight_name, weight in run.trainee.network.named_parameters():
         weight.requires_grad_(weight_name.startswith("heads."))
     loader = training_loader(
         train,
-        batches,
-        size=recipe.size,
+        batches.shares(0, side=recipe.size),
+        sides=[recipe.size],
         crop_scale=recipe.crop_scale,
         color_jitter=0.0,
         auto_augment=None,
-        seed=(seed, 0),
+        seed=seed,
         workers=bench.workers,
     )
-    for step, (images, leaves, _) in enumerate(read_batches(loader)):
-        run.step(images, leaves, epoch=0, step=step)
+    for step, batch in enumerate(read_training_batches(loader)):
+        run.step(batch, epoch=0, step=step)
     results = evaluate_run(run, dev, workers=bench.workers)
     return {
         "levels": level_rows(results),

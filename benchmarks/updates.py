@@ -26,6 +26,8 @@ from hierclass.classifier import BUNDLED
 from hierclass.errors import HierclassError
 from hierclass.files import replacing
 from taxonomy import Taxonomy
+from training.batches import TrainingBatch
+from training.order import Share
 from training.recipe import Recipe
 from training.run import Run
 
@@ -70,8 +72,11 @@ def measure_size(runs: dict[str, Run], size: int, batch: int, rounds: int) -> li
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
     leaves = torch.randint(len(runs["nested"].taxonomy.leaves), (batch,), generator=generator)
+    places = list(range(batch))
+    share = Share(indices=places, positions=places, batch=batch, epoch=0, side=size)
+    whole = TrainingBatch(images, leaves, torch.arange(batch), share, errors=[])
     calls: dict[str, Call] = {
-        name: functools.partial(run.step, images, leaves, epoch=0, step=0) for name, run in runs.items()
+        name: functools.partial(run.step, whole, epoch=0, step=0) for name, run in runs.items()
     }
     device = runs["nested"].accelerator.device
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 from click.testing import Result
-from training_data import write_parquet
+from training_data import write_folder, write_parquet
 from typer.testing import CliRunner
 
 from taxonomy import Taxonomy
@@ -57,6 +57,35 @@ def test_latency_of_a_missing_model_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("there is no model at")
+
+
+def test_loading_reports_every_size_augmentation_and_number_of_workers(
+    tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    app = typer.Typer()
+    app.command()(importlib.import_module("loading").main)
+    write_parquet(tmp_path / "shapes.parquet", tiny_taxonomy, 2)
+    folder = write_folder(tmp_path / "folder", tiny_taxonomy, 1)
+    out = tmp_path / "loading.json"
+    options = ["--size", 16, "--size", 8, "--workers", 0, "--workers", 1, "--rounds", 1, "--seconds", 0]
+    arguments = [tmp_path / "shapes.parquet", folder, *options, "--batch-size", 8, "--json", out]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [(row["data"], row["size"], row["auto_augment"] is None, row["workers"]) for row in rows] == [
+        (name, size, plain, workers)
+        for name in ("shapes.parquet", "folder")
+        for size in (16, 8)
+        for plain in (True, False)
+        for workers in (0, 1)
+    ]
+    assert [row["decoded_before"] for row in rows] == [24] * 4 + [0] * 4 + [12] * 4 + [0] * 4
+    assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in rows)
+    (tmp_path / "empty").mkdir()
+    refused = CliRunner().invoke(app, [str(tmp_path / "empty")])
+    assert refused.exit_code == 2
+    assert "holds no images" in refused.output
 
 
 def test_structures_are_compared_once_and_the_tables_come_from_the_file(

@@ -73,13 +73,18 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def test_a_run_killed_without_warning_continues_to_the_same_weights(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [[], ["--save-every", "0.000001"]], ids=["after an epoch", "in the middle of an epoch"]
+)
+def test_a_run_killed_without_warning_continues_to_the_same_weights(
+    options: list[str], data: Path, tmp_path: Path
+) -> None:
     from training.cli import app
 
     threads = torch.get_num_threads()
     app([*map(str, fit_options(data)), "--out", str(tmp_path / "whole")], standalone_mode=False)
     torch.set_num_threads(threads)
-    process = start(*fit_options(data), "--out", tmp_path / "broken")
+    process = start(*fit_options(data), *options, "--out", tmp_path / "broken")
     wait_for(tmp_path / "broken" / STATE, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,15 @@ from hierclass.checkpoint import Preprocessing
 from hierclass.errors import InputError
 from hierclass.images import read_input
 from taxonomy import Taxonomy
-from training.batches import EpochBatches, evaluation_loader, read_batches, training_loader
+from training.batches import (
+    TrainingBatch,
+    evaluation_loader,
+    read_batches,
+    read_training_batches,
+    training_loader,
+)
 from training.data import ImageSet, decode_small, read_images, split
+from training.order import Order, Share
 
 
 def test_parquet_and_folders_give_the_same_leaves(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
@@ -121,40 +130,92 @@ def test_large_images_stay_encoded() -> None:
 
 def test_an_epoch_holds_every_image_once_and_depends_on_seed_and_epoch_alone() -> None:
     def order(epoch: int) -> list[int]:
-        return [i for batch in EpochBatches(40, 10, seed=3, epoch=epoch) for i in batch]
+        return [i for share in Order(40, 10, seed=3).shares(epoch) for i in share.indices]
 
     assert sorted(order(0)) == list(range(40))
     assert order(0) == order(0) != order(1)
 
 
-def test_processes_share_every_batch_out() -> None:
-    whole = list(EpochBatches(40, 10, seed=3, epoch=0))
-    parts = [list(EpochBatches(40, 10, seed=3, epoch=0, process=p, num_processes=2)) for p in range(2)]
-    assert [sorted(batch) for batch in whole] == [sorted(a + b) for a, b in zip(*parts, strict=True)]
+@pytest.mark.parametrize(("size", "processes"), [(10, 2), (12, 3), (7, 2)])
+def test_processes_deal_every_batch_out_and_pairs_stay_together(size: int, processes: int) -> None:
+    (whole,) = Order(size, size, seed=3).shares(0)
+    assert whole.positions == list(range(size))
+    parts = [
+        next(iter(Order(size, size, seed=3, process=process, num_processes=processes).shares(0)))
+        for process in range(processes)
+    ]
+    assert sorted(place for part in parts for place in part.positions) == whole.positions
+    for part in parts:
+        assert part.indices == [whole.indices[place] for place in part.positions]
+        assert {size - 1 - place for place in part.positions} == set(part.positions)
+        assert part.batch == size
+
+
+def test_an_epoch_begins_where_it_was_left() -> None:
+    order = Order(40, 10, seed=3)
+    assert list(order.shares(2, start=3)) == list(order.shares(2))[3:]
+
+
+def augmented(images: ImageSet, shares: Iterable[Share], workers: int = 0) -> list[TrainingBatch]:
+    loader = training_loader(
+        images,
+        shares,
+        sides=[16, 24],
+        crop_scale=(0.35, 1.0),
+        color_jitter=0.2,
+        auto_augment="rand-m5-n1",
+        seed=0,
+        workers=workers,
+    )
+    return list(read_training_batches(loader))
+
+
+def shapes(count: int) -> ImageSet:
+    return ImageSet(
+        [jpeg(draw(i, 0)) for i in range(count)], [str(i) for i in range(count)], np.arange(count)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: int) -> None:
-    images = ImageSet([jpeg(draw(i, 0)) for i in range(12)], [str(i) for i in range(12)], np.arange(12))
+    images, order = shapes(12), Order(12, 4, seed=0)
+    first = augmented(images, order.shares(0, side=16), workers)
+    again = augmented(images, order.shares(0, side=16))
+    (share,) = Order(12, 12, seed=0).shares(0, side=16)
+    (other,) = augmented(images, [dataclasses.replace(share, epoch=1)])
+    assert first[0].images.shape == (4, 3, 16, 16)
+    assert first[0].images.dtype == torch.uint8
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0].images, other.images[:4])
 
-    def batches(epoch: int, count: int) -> list[torch.Tensor]:
-        loader = training_loader(
-            images,
-            EpochBatches(12, 4, seed=0, epoch=0),
-            size=16,
-            crop_scale=(0.35, 1.0),
-            color_jitter=0.2,
-            auto_augment="rand-m5-n1",
-            seed=(0, epoch),
-            workers=count,
+
+def test_how_an_image_is_augmented_does_not_depend_on_who_prepares_it_beside_which_others() -> None:
+    images = shapes(12)
+    (whole,) = augmented(images, Order(12, 12, seed=0).shares(0, side=16))
+    for process in range(2):
+        (part,) = augmented(
+            images, Order(12, 12, seed=0, process=process, num_processes=2).shares(0, side=16)
         )
-        return [batch for batch, _, _ in read_batches(loader)]
+        assert torch.equal(part.images, whole.images[part.positions])
+        assert torch.equal(part.leaves, whole.leaves[part.positions])
 
-    first, again, other = batches(0, workers), batches(0, 0), batches(1, 0)
-    assert first[0].shape == (4, 3, 16, 16)
-    assert first[0].dtype == torch.uint8
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0], other[0])
+
+def test_the_same_workers_go_on_when_the_images_grow() -> None:
+    order = Order(12, 4, seed=0)
+    shares = [*order.shares(0, side=16), *order.shares(1, side=24)]
+    batches = augmented(shapes(12), shares, workers=1)
+    assert [batch.images.shape[-1] for batch in batches] == [16] * 3 + [24] * 3
+    assert [batch.share for batch in batches] == shares
+
+
+def test_a_batch_says_which_of_its_images_could_be_read(tiny_taxonomy: Taxonomy) -> None:
+    images = shapes(4)
+    broken = ImageSet([*images.sources[:2], b"broken", images.sources[3]], images.names, images.leaves)
+    share = Share([3, 2, 1], [0, 4, 5], 6, 0, 16)
+    (batch,) = augmented(broken, [share])
+    assert batch.positions.tolist() == [0, 5]
+    assert batch.leaves.tolist() == [3, 1]
+    assert [message.split(":")[0] for message in batch.errors] == ["2"]
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.8])

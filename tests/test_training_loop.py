@@ -15,23 +15,24 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from training_data import write_parquet
 
 from hierclass.checkpoint import load_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
 from training import loop
-from training.batches import INTERPOLATION, EpochBatches
+from training.batches import INTERPOLATION
 from training.evaluate import evaluate_checkpoint
 from training.loading import load_data
 from training.losses import NestedLoss, Trainee
+from training.order import Order
 from training.outputs import RunFolder
 from training.recipe import Recipe
 from training.reports import Reporter
-from training.run import Run, make_network
+from training.run import make_network
 
 STATE = Path("last") / "state.safetensors"
+TIMES = ("seconds", "images_per_second", "data_wait")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict[str, A
 
 def without_seconds(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -98,42 +99,6 @@ def test_the_size_of_the_images_grows(recipe: Recipe) -> None:
     assert [recipe.image_size(epoch) for epoch in range(2)] == [24, 32]
     long = dataclasses.replace(recipe, size=64, start_size=48, epochs=10, grow=0.6)
     assert [long.image_size(epoch) for epoch in range(10)] == [48, 48, 56, 56, 64, 64, 64, 64, 64, 64]
-
-
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
-    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    original = Run.step
-
-    def step(self: Run, images: torch.Tensor, leaves: torch.Tensor, *, epoch: int, step: int) -> torch.Tensor:
-        if epoch == 1 and step == 2:
-            raise Killed
-        return original(self, images, leaves, epoch=epoch, step=step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", step)
-        with pytest.raises(Killed):
-            fit(recipe, tmp_path)
-    _, text = fit(recipe, tmp_path, resume=True)
-    assert "resumed after epoch 1 of 2" in text
-    ours, theirs = load_file(tmp_path / STATE), load_file(unbroken[0] / STATE)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
-    assert without_seconds(tmp_path) == without_seconds(unbroken[0])
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (
-        unbroken[0] / "model" / "model.safetensors"
-    ).read_bytes()
-
-
-def test_resuming_a_finished_run_only_shows_its_table(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
-    before = (unbroken[0] / STATE).read_bytes()
-    results, text = fit(recipe, unbroken[0], resume=True)
-    assert "accuracy" in text
-    assert results["images"] == 60
-    assert (unbroken[0] / STATE).read_bytes() == before
 
 
 def test_a_run_is_not_overwritten_by_accident(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
@@ -170,7 +135,7 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         ({"clip_grad": -1.0}, "--clip-grad -1.0"),
         ({"seed": -1}, "--seed -1"),
         ({"eval_every": 0}, "--eval-every 0"),
-        ({"limit": 1}, "1 training images are too few; give at least 2"),
+        ({"limit": 1}, "1 images are too few to train on; give at least 2"),
         ({"smoothing": 1.0}, "--smoothing 1.0"),
         ({"erase": -0.1}, "--erase -0.1"),
         ({"mix_prob": 2.0}, "--mix-prob 2.0"),
@@ -230,10 +195,17 @@ def test_fewer_images_than_a_batch_are_one_batch(recipe: Recipe, tmp_path: Path)
     assert checkpoint.preprocessing.interpolation == INTERPOLATION
 
 
-@pytest.mark.parametrize(("images", "processes", "size"), [(7, 1, 6), (9, 2, 8), (3, 1, 2), (128, 1, 128)])
-def test_a_batch_of_few_images_is_even_on_every_process(images: int, processes: int, size: int) -> None:
-    batches = EpochBatches(images, 128, seed=0, epoch=0, num_processes=processes)
-    assert [len(batch) * processes for batch in batches] == [size]
+@pytest.mark.parametrize(
+    ("images", "processes", "sizes"), [(7, 1, [7]), (9, 2, [5, 4]), (6, 2, [4, 2]), (128, 2, [64, 64])]
+)
+def test_few_images_are_one_batch_and_every_process_takes_whole_pairs(
+    images: int, processes: int, sizes: list[int]
+) -> None:
+    parts = [
+        list(Order(images, 128, seed=0, process=process, num_processes=processes).shares(0))
+        for process in range(processes)
+    ]
+    assert [[len(share.indices) for share in part] for part in parts] == [[size] for size in sizes]
 
 
 def test_the_dev_split_is_looked_at_every_so_many_epochs(recipe: Recipe, tmp_path: Path) -> None:
@@ -258,18 +230,6 @@ def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
     assert second == "epoch 1/1 step 2/10 loss 1.000 4 img/s left 4:08"
 
 
-def test_what_a_kill_left_half_written_goes_with_the_next_run(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / "last").mkdir()
-    half = tmp_path / "last" / ".state.safetensors.123.tmp"
-    half.write_bytes(b"half")
-    other = tmp_path / "other" / ".state.safetensors.124.tmp"
-    other.parent.mkdir()
-    other.write_bytes(b"of a run that goes on")
-    fit(dataclasses.replace(recipe, epochs=1), tmp_path)
-    assert not half.exists()
-    assert other.exists()
-
-
 def test_a_state_of_another_network_is_refused(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
     other = dataclasses.replace(recipe, widths=(0.5, 0.75, 1.0))
     with pytest.raises(CheckpointError, match="another network"):
@@ -282,7 +242,7 @@ def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) ->
     results, _ = fit(longer, tmp_path)
     losses = [row["loss"] for row in without_seconds(tmp_path)]
     assert losses[-1] < 0.6 * losses[0]
-    assert results["levels"][0]["top1"] > 0.75
+    assert results["levels"][2]["top1"] > 0.5  # of 12 classes
 
 
 def test_held_out_images_are_never_trained_on(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:

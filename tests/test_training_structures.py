@@ -21,6 +21,7 @@ from hierclass.errors import InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, Structure
 from taxonomy import Taxonomy
 from training import loop
+from training.batches import TrainingBatch
 from training.card import model_card
 from training.evaluate import evaluate_checkpoint
 from training.recipe import Recipe
@@ -47,18 +48,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) ->
     )
 
 
-def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def fit(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
     console = Console(file=io.StringIO(), width=100)
-    return loop.fit(recipe, out, resume=resume, workers=0, console=console)
+    return loop.fit(recipe, out, workers=0, console=console, **options)
 
 
 def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..., torch.Tensor]:
     """`Run.step`, interrupted at one update."""
 
-    def step(self: Run, *batch: torch.Tensor, **at: int) -> torch.Tensor:
+    def step(self: Run, batch: TrainingBatch, **at: int) -> torch.Tensor:
         if at == where:
             raise KeyboardInterrupt
-        return original(self, *batch, **at)
+        return original(self, batch, **at)
 
     return step
 
@@ -185,7 +186,7 @@ def test_every_structure_is_trained_resumed_and_kept(
     with monkeypatch.context() as patch:
         patch.setattr(Run, "step", stopping(Run.step, epoch=1, step=2))
         with pytest.raises(KeyboardInterrupt):
-            fit(changed, tmp_path / "broken")
+            fit(changed, tmp_path / "broken", save_every=1e-9)  # after every update
     fit(changed, tmp_path / "broken", resume=True)
     state = Path("last") / "state.safetensors"
     ours, theirs = (load_file(tmp_path / name / state) for name in ("broken", "whole"))

@@ -1,18 +1,18 @@
-"""Batches for training and for evaluation: augmentation in workers, the same in every run of one seed.
+"""Batches for training and for evaluation, prepared by worker processes that last as long as the run.
 
-Order and augmentation depend on (seed, epoch, batch) alone, never on what happened before: a resumed run
-continues with the batches that an unbroken one would have seen.
+How an image is augmented depends on (seed, epoch, image) alone: not on which process or worker prepares it, nor on
+what was prepared before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
-import random
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,102 +21,123 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from hierclass.checkpoint import Preprocessing
 from hierclass.errors import ImageError, InputError
 from hierclass.images import preprocess, resize_side
-from training.balance import balanced_order
 from training.data import ImageSet, LeafArray
+from training.order import Share, image_seeds, seed_with
 
 INTERPOLATION = "bilinear"
 """How images are resized, in training and in the answers alike: a network that learnt from one errs on another."""
+ODD = 0x9E3779B97F4A7C15
+"""Spreads small numbers over 64 bits (Knuth's multiplicative hashing)."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 Batch = tuple[Tensor, Tensor, list[str]]
 """Images (uint8 or float32, (B, 3, S, S)), leaves (B,), and one message per image that could not be read."""
 
 
-def seed_everything(*parts: int) -> None:
-    """Seed Python, NumPy and torch from a tuple of integers."""
-    words = np.random.SeedSequence(parts).generate_state(2, dtype=np.uint32)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[0]))
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """One process's images for one update, as a worker sends them; ``share`` says which they are.
 
-
-class EpochBatches(Sampler[list[int]]):
-    """Shuffled batches of indices of one epoch, dealt out to processes; the last incomplete batch is dropped.
-
-    ``batch_size`` counts the images of all processes together; a smaller set is one batch.
+    ``images`` uint8 (n, 3, S, S), ``leaves`` (n,) and ``positions`` (n,), the places in the whole batch, are of the
+    images that could be read; ``errors`` has one message for each of the others.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        *,
-        seed: int,
-        epoch: int,
-        process: int = 0,
-        num_processes: int = 1,
-        balance: LeafArray | None = None,
-    ) -> None:
-        """Draw the order; raises `InputError` when the batch size does not fit.
+    images: Tensor
+    leaves: Tensor
+    positions: Tensor
+    share: Share
+    errors: list[str]
 
-        With ``balance``, the leaves (N,) of the samples, every leaf is drawn equally often (`balanced_order`).
-        """
-        if batch_size % num_processes:
-            raise InputError(
-                f"--batch-size {batch_size} cannot be dealt out evenly to {num_processes} processes"
-            )
-        if num_samples < batch_size:
-            batch_size = num_samples // (2 * num_processes) * 2 * num_processes  # mixing takes pairs
-        if not batch_size:
-            raise InputError(f"{num_samples} training images are too few; give at least {2 * num_processes}")
-        random_ = np.random.default_rng((seed, epoch))
-        order = random_.permutation(num_samples) if balance is None else balanced_order(balance, random_)
-        whole = order[: num_samples // batch_size * batch_size].reshape(-1, batch_size)
-        self.batches = whole[:, process::num_processes].tolist()
+
+class _Prepared:
+    """A `TrainingBatch` before it is made of tensors, whose memory would be shared with the worker."""
+
+    def __init__(self, share: Share, read: _Read) -> None:
+        self.share, self.read = share, read
+
+    def tensors(self) -> TrainingBatch:
+        positions = torch.tensor(self.share.positions)[self.read.kept]
+        images, leaves = torch.from_numpy(self.read.images), torch.from_numpy(self.read.leaves)
+        return TrainingBatch(images, leaves, positions, self.share, self.read.errors)
+
+    def pin_memory(self, *_: Any) -> TrainingBatch:
+        """Called by torch, in a thread of its own, where an accelerator is to copy from page-locked memory."""
+        batch = self.tensors()
+        pinned = {name: getattr(batch, name).pin_memory() for name in ("images", "leaves", "positions")}
+        return dataclasses.replace(batch, **pinned)
+
+
+@dataclasses.dataclass(slots=True)
+class _Read:
+    """Images that could be read, (n, 3, S, S), their leaves (n,) and places in the list; errors of the others."""
+
+    images: npt.NDArray[Any]
+    leaves: LeafArray
+    kept: list[int]
+    errors: list[str]
+
+
+def _read(
+    images: ImageSet, indices: Sequence[int], prepare: Callable[[Image.Image, int], Any], *, min_side: int
+) -> _Read:
+    """Read images; `prepare` makes an array (3, S, S) of an image and its place among the indices."""
+    arrays: list[npt.NDArray[Any]] = []
+    kept: list[int] = []
+    errors: list[str] = []
+    for place, index in enumerate(indices):
+        try:
+            image = images.image(index, min_side=min_side)
+        except ImageError as error:
+            errors.append(str(error))
+            continue
+        arrays.append(np.asarray(prepare(image, place)))
+        kept.append(place)
+    stacked = np.stack(arrays) if arrays else np.empty((0, 3, 1, 1), dtype=np.uint8)
+    return _Read(stacked, images.leaves[[indices[place] for place in kept]], kept, errors)
+
+
+class _TrainingImages(Dataset[Any]):
+    """Augmented images; what is asked for is a `Share`."""
+
+    def __init__(self, images: ImageSet, transforms: dict[int, Any], crop_scale: float, seed: int) -> None:
+        self.images, self.transforms, self.crop_scale, self.seed = images, transforms, crop_scale, seed
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.images)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+    def __getitems__(self, share: Share) -> _Prepared:
+        transform = self.transforms[share.side]
+        seeds = image_seeds(self.seed, share.epoch, len(self.images))
+
+        def augment(image: Image.Image, place: int) -> Any:
+            # An image that is drawn twice in an epoch, as balanced sampling does, is augmented in two ways.
+            seed_with((seeds[share.indices[place]] + share.positions[place] * ODD) % 2**64)
+            return transform(image)
+
+        smallest = max(share.side, round(share.side / self.crop_scale**0.5))
+        return _Prepared(share, _read(self.images, share.indices, augment, min_side=smallest))
 
 
-class _Images(Dataset[Any]):
-    """Whole batches of one image set; `prepare` makes an array (3, S, S) of an image."""
+class _EvaluationImages(Dataset[Any]):
+    """Images as inference sees them; what is asked for is a list of indices."""
 
-    def __init__(
-        self,
-        images: ImageSet,
-        prepare: Callable[[Image.Image], Any],
-        *,
-        min_side: int,
-        seed: tuple[int, ...] | None,
-    ) -> None:
-        self.images, self.prepare, self.min_side, self.seed = images, prepare, min_side, seed
+    def __init__(self, images: ImageSet, preprocessing: Preprocessing) -> None:
+        self.images, self.preprocessing = images, preprocessing
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[npt.NDArray[Any], LeafArray, list[str]]:
-        if self.seed is not None:
-            seed_everything(*self.seed, indices[0])
-        arrays: list[npt.NDArray[Any]] = []
-        kept: list[int] = []
-        errors: list[str] = []
-        for index in indices:
-            try:
-                image = self.images.image(index, min_side=self.min_side)
-            except ImageError as error:
-                errors.append(str(error))
-                continue
-            arrays.append(np.asarray(self.prepare(image)))
-            kept.append(index)
-        stacked = np.stack(arrays) if arrays else np.empty((0, 3, 1, 1), dtype=np.uint8)
-        return stacked, self.images.leaves[kept], errors
+        side = resize_side(self.preprocessing)
+        read = _read(self.images, indices, self._prepare, min_side=side)
+        return read.images, read.leaves, read.errors
+
+    def _prepare(self, image: Image.Image, _: int) -> npt.NDArray[np.float32]:
+        return preprocess(image, self.preprocessing)
 
 
 def _identity(batch: Any) -> Any:
@@ -139,16 +160,29 @@ def _end_with_parent() -> None:
 
 
 def read_batches(loader: DataLoader[Any]) -> Generator[Batch]:
-    """The batches of a loader; close the generator to end its workers.
+    """The batches of an evaluation loader; close the generator when no more of them are wanted.
 
     Workers send arrays through a pipe: shared memory, which tensors would take, is small in many containers.
-    While the workers start, Ctrl-C and SIGTERM wait: raised inside a fork, the exception would be lost.
+    """
+    for images, leaves, errors in _read_all(loader):
+        yield torch.from_numpy(images), torch.from_numpy(leaves), errors
+
+
+def read_training_batches(loader: DataLoader[Any]) -> Generator[TrainingBatch]:
+    """The batches of a training loader; close the generator to end its workers."""
+    for prepared in _read_all(loader):
+        yield prepared if isinstance(prepared, TrainingBatch) else prepared.tensors()
+
+
+def _read_all(loader: DataLoader[Any]) -> Generator[Any]:
+    """What a loader gives.
+
+    While its workers start, Ctrl-C and SIGTERM wait: raised inside a fork, the exception would be lost.
     """
     with _held_signals():
         iterator = iter(loader)
     try:
-        for images, leaves, errors in iterator:
-            yield torch.from_numpy(images), torch.from_numpy(leaves), errors
+        yield from iterator
     finally:
         del iterator
 
@@ -169,58 +203,58 @@ def _held_signals() -> Iterator[None]:
             signal.raise_signal(late)
 
 
-def _loader(dataset: _Images, batches: Any, workers: int) -> DataLoader[Any]:
+def _loader(dataset: Dataset[Any], workers: int, **batches: Any) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         collate_fn=_identity,
         num_workers=workers,
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
-        **({"batch_sampler": batches} if isinstance(batches, Sampler) else batches),
+        **batches,
     )
 
 
 def training_loader(
     images: ImageSet,
-    batches: EpochBatches,
+    shares: Iterable[Share],
     *,
-    size: int,
+    sides: Iterable[int],
     crop_scale: tuple[float, float],
     color_jitter: float,
     auto_augment: str | None,
-    seed: tuple[int, int],
+    seed: int,
     workers: int,
+    pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """Augmented uint8 batches of one epoch (timm's random resized crop, flip and what else is on)."""
+    """Augmented uint8 batches of the shares (timm's random resized crop, flip and what else is on).
+
+    The shares may go over many epochs and change the side of the images among ``sides``: the workers stay, and
+    prepare the first batches of an epoch before it begins. Raises `InputError` for an unknown policy of augmentation.
+    """
     try:
-        transform = create_transform(
-            input_size=size,
-            is_training=True,
-            use_prefetcher=True,  # uint8 out; normalised per batch, where it is cheap
-            scale=crop_scale,
-            color_jitter=color_jitter or None,  # type: ignore[arg-type]  # None is documented as off
-            auto_augment=auto_augment,
-            interpolation=INTERPOLATION,
-        )
+        transforms = {
+            side: create_transform(
+                input_size=side,
+                is_training=True,
+                use_prefetcher=True,  # uint8 out; normalised per batch, where it is cheap
+                scale=crop_scale,
+                color_jitter=color_jitter or None,  # type: ignore[arg-type]  # None is documented as off
+                auto_augment=auto_augment,
+                interpolation=INTERPOLATION,
+            )
+            for side in set(sides)
+        }
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(
             f"--auto-augment {auto_augment} is no policy of timm; try rand-m7-n2-mstd0.5"
         ) from error
-    smallest = max(size, round(size / crop_scale[0] ** 0.5))
-    return _loader(_Images(images, transform, min_side=smallest, seed=seed), batches, workers)
-
-
-class _Preprocess:
-    def __init__(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-
-    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
-        return preprocess(image, self.preprocessing)
+    dataset = _TrainingImages(images, transforms, crop_scale[0], seed)
+    return _loader(dataset, workers, batch_sampler=shares, pin_memory=pin_memory)
 
 
 def evaluation_loader(
     images: ImageSet, preprocessing: Preprocessing, *, batch_size: int, workers: int
 ) -> DataLoader[Any]:
-    """Float32 batches in order, preprocessed exactly as inference does."""
-    dataset = _Images(images, _Preprocess(preprocessing), min_side=resize_side(preprocessing), seed=None)
-    return _loader(dataset, {"batch_size": batch_size, "shuffle": False}, workers)
+    """Float32 batches in order, preprocessed exactly as inference does; its workers end with the loader."""
+    dataset = _EvaluationImages(images, preprocessing)
+    return _loader(dataset, workers, batch_size=batch_size, shuffle=False, persistent_workers=workers > 0)

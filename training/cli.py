@@ -19,6 +19,7 @@ from hierclass.cli import DEBUG_VARIABLE
 from hierclass.errors import HierclassError, InputError
 from taxonomy.files import bundled
 from training import options
+from training.processes import is_main, launch_command, lost_another, wait_for_the_end
 from training.recipe import Recipe, write_json
 
 D = Recipe(data=(), taxonomy="tiny-imagenet")
@@ -26,6 +27,8 @@ PARAMETERS = {"backbone_args": "backbone_arg"}
 """Field of a recipe → its parameter, where the two are called differently."""
 NUMBERS = ("widths", "depths", "densities", "level_weights", "crop_scale")
 """Fields of a recipe that are written as numbers with commas; empty text is the default."""
+OF_THE_MACHINE = ("compile", "accumulate")
+"""Fields of a recipe that may change on resuming: they change the result by rounding alone."""
 
 app = typer.Typer(
     help="Train and measure nested coarse-to-fine image classifiers.",
@@ -63,19 +66,33 @@ def _one_line_errors(how_to_resume: Callable[[], str] = str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise _failure("interrupted" + hint(";"), 130) from None
     except Exception as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # one was killed
-            how = f"use fewer --workers{hint(' and')}"
-            raise _failure(f"a process that prepares images died; {how}", 2) from None
-        how = f"please report it with what {DEBUG_VARIABLE}=1 prints"
-        raise _failure(f"{type(error).__name__}: {error} (unexpected; {how})", 1) from None
+        raise _unexpected(error, hint(" and")) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
 
 
+def _unexpected(error: Exception, resume: str) -> SystemExit:
+    """What an error that is not the user's says; `resume` is how to go on."""
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # one was killed
+        return _failure(f"a process that prepares images died; use fewer --workers{resume}", 2)
+    if lost_another(error):
+        wait_for_the_end(10)
+        return _failure(f"another process of this run ended{resume and ';' + resume.removeprefix(' and')}", 1)
+    how = f"please report it with what {DEBUG_VARIABLE}=1 prints"
+    return _failure(f"{type(error).__name__}: {error} (unexpected; {how})", 1)
+
+
 def _failure(message: str, code: int) -> SystemExit:
-    """Say what went wrong in one line, after the traceback where that is asked for; raise what is returned."""
+    """Say what went wrong in one line, after the traceback where that is asked for; raise what is returned.
+
+    Of several processes the main one speaks; another one only if that does not end as well.
+    """
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
         traceback.print_exc()
+    if not is_main():
+        wait_for_the_end(20)
+        if code == 130:
+            return SystemExit(code)
     print(f"hierclass-train: {' '.join(message.split())}", file=sys.stderr)
     return SystemExit(code)
 
@@ -85,7 +102,7 @@ def _resume_command(out: Path, threads: int | None) -> str:
     if not (out / "recipe.json").exists():
         return ""
     given = [] if threads is None else ["--threads", str(threads)]
-    return shlex.join(["hierclass-train", "fit", "--out", str(out), "--resume", *given])
+    return shlex.join([*launch_command(), "fit", "--out", str(out), "--resume", *given])
 
 
 @app.command()
@@ -98,8 +115,9 @@ def fit(
     yes: options.Yes = False,
     out: options.Out = None,
     resume: options.Resume = False,
-    workers: options.Workers = 1,
+    workers: options.AutomaticWorkers = None,
     threads: options.Threads = None,
+    save_every: options.SaveEvery = 10.0,
     eval_every: options.EvalEvery = D.eval_every,
     dev_from: options.DevFrom = D.dev_from,
     dev_share: options.DevShare = D.dev_share,
@@ -121,6 +139,7 @@ def fit(
     grow: options.Grow = D.grow,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
+    accumulate: options.Accumulate = D.accumulate,
     opt: options.Opt = D.opt,
     lr: options.Lr = None,
     weight_decay: options.WeightDecay = D.weight_decay,
@@ -150,6 +169,7 @@ def fit(
     mixed_precision: options.MixedPrecision = D.mixed_precision,
     compile: options.Compile = D.compile,
     channels_last: options.ChannelsLast = D.channels_last,
+    sync_batch_norm: options.SyncBatchNorm = D.sync_batch_norm,
 ) -> None:
     """Train a nested classifier on your images; the best checkpoint on held-out ones is left in OUT/model.
 
@@ -165,7 +185,15 @@ def fit(
             recipe = _prepared(ctx, recipe, folder)
         from training.loop import fit as run
 
-        run(recipe, folder, resume=resume, workers=workers, threads=threads, check=check)
+        run(
+            recipe,
+            folder,
+            resume=resume,
+            workers=workers,
+            threads=threads,
+            check=check,
+            save_every=save_every,
+        )
 
 
 def _default_out(data: list[str] | None) -> Path:
@@ -341,7 +369,7 @@ def _recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
 def _wanted_recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
     """The recipe of the options; with ``--resume`` the one in ``out``, which they must not contradict.
 
-    Before the first epoch is done, and for --compile always, an option that is given wins.
+    Before the first state is saved, and for those of the machine always, an option that is given wins.
     """
     recipe = _given_recipe(ctx)
     if ctx.params["resume"] and (out / "recipe.json").exists():
@@ -356,7 +384,7 @@ def _wanted_recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
         begun = RunFolder(out).state.exists()
         for name, ours in given.items():
             theirs = getattr(stored, name)
-            if begun and ours != theirs and name != "compile":
+            if begun and ours != theirs and name not in OF_THE_MACHINE:
                 raise InputError(
                     f"{_option(name)} {ours} differs from the run in {out} ({theirs}); leave it out, or change --out"
                 )

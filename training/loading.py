@@ -14,8 +14,12 @@ from taxonomy import Taxonomy
 from training.balance import HINT_AT
 from training.checking import Findings, check_mode, digest_of, look_at_all, write_table
 from training.data import ImageSet, Unreadable, decode_small, read_images, split
+from training.processes import local_processes
 from training.recipe import Recipe
 from training.reports import Reporter
+
+DECODED_BYTES = 8 << 30
+"""Memory of a machine that small images may take once they are decoded; its processes share it."""
 
 
 def load_data(
@@ -37,10 +41,11 @@ def load_data(
     images = read_images(recipe.data, taxonomy)
     train, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
     parts = [images.subset(train[: recipe.limit]), images.subset(dev)]
+    memory = DECODED_BYTES // (1 if accelerator is None else local_processes(accelerator))
     total = sum(map(len, parts))
     readable, unreadable = [], list[Unreadable]()
     for part in parts:
-        kept, errors = decode_small(part, max_side=2 * recipe.size)
+        kept, errors = decode_small(part, max_side=2 * recipe.size, max_bytes=memory)
         readable.append(kept)
         unreadable += errors
     if check != "none":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.console import Console
+from torch.utils.data import DataLoader
 
 from hierclass.errors import InputError
 from training.answers import Answers, collect_answers, weights_to_try
-from training.batches import EpochBatches, read_batches, training_loader
+from training.batches import TrainingBatch, read_training_batches, training_loader
 from training.data import ImageSet
+from training.epoch import train_epoch
 from training.evaluate import summarise
+from training.interrupts import Interrupts
 from training.loading import load_data
+from training.order import Order
 from training.outputs import RunFolder
+from training.pace import automatic_workers, waiting_hint
+from training.processes import local_processes, make_accelerator
 from training.recipe import Recipe
 from training.reports import Reporter, calibration_table, clock, consensus_table, level_table, threshold_table
 from training.run import Run, check_sizes, make_backbone
+from training.saving import Saver, Standing
 
 
 def fit(
@@ -30,25 +37,27 @@ def fit(
     out: Path,
     *,
     resume: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
     threads: int | None = None,
     check: str = "auto",
+    save_every: float = 10.0,
     console: Console | None = None,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """Train a recipe into the folder ``out``; returns the results of the best checkpoint.
 
-    With ``resume`` a run found in ``out`` is continued after its last whole epoch; without one it begins. Images are
-    looked at before the first epoch as ``check`` says (`training.checking`).
-    Ends with a table per level. Raises `InputError` for bad data or options, and when the loss stops being a
-    number.
+    The state is saved after every epoch and every ``save_every`` minutes (0: after epochs alone), and when Ctrl-C or
+    SIGTERM stops the run. With ``resume`` a run found in ``out`` is continued from there; without one it begins.
+    ``workers`` None chooses a number. Images are looked at before the first epoch as ``check`` says
+    (`training.checking`). Ends with a table per level. Raises `InputError` for bad data or options, and
+    when the loss stops being a number.
     """
     recipe.check()
     if threads:
         torch.set_num_threads(threads)
-    if accelerator is None:  # "cpu" also joins the processes of torchrun where there is no accelerator
-        cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-        accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=cpu)
+    accelerator = accelerator or make_accelerator(recipe)
+    if workers is None:
+        workers = automatic_workers(accelerator.device, local_processes(accelerator))
     reporter = Reporter(
         console or Console(),
         epochs=recipe.epochs,
@@ -67,15 +76,17 @@ def fit(
             reporter.line(
                 f"--batch-size {recipe.batch_size} is more than there are images: one batch an epoch"
             )
+        order = make_order(recipe, train, accelerator)
         run = Run(
             recipe,
             taxonomy,
-            steps_per_epoch=len(_batches(recipe, train, 0, accelerator)),
+            steps_per_epoch=len(order),
             accelerator=accelerator,
             leaf_counts=np.bincount(train.leaves, minlength=len(taxonomy.leaves)).tolist(),
             fresh=not folder.state.exists(),
         )
-        best = _epochs(run, train, dev, folder, reporter, workers=workers)
+        training = Training(run, train, dev, order, folder, reporter, workers=workers)
+        best = training.run_to_the_end(save_every)
     results: dict[str, Any] = best["results"]
     if not reporter.quiet:
         title = f"{folder.model}: epoch {best['epoch']}, {results['images']} dev images"
@@ -84,79 +95,170 @@ def fit(
         if found := results.get("calibration"):  # absent from runs of older versions, None for few images
             reporter.console.print(calibration_table(found))
             reporter.console.print(threshold_table(found["thresholds"]))
+    accelerator.end_training()
     return results
 
 
-def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
-    """Results of the moving average on the dev images, each process taking its share."""
-    accelerator = run.accelerator
-    consensus = run.recipe.consensus
-    answers = collect_answers(
-        run.smoothed,
-        dev,
-        run.preprocessing,
-        accelerator.device,
-        run.taxonomy,
-        part=np.arange(accelerator.process_index, len(dev), accelerator.num_processes),
-        lower_weights=weights_to_try(consensus),
-        workers=workers,
+def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> Order:
+    """Which of the training images make each update, and which of them this process takes."""
+    processes = accelerator.num_processes
+    order = Order(
+        len(train),
+        recipe.batch_size,
+        seed=recipe.seed,
+        process=accelerator.process_index,
+        num_processes=processes,
+        balance=train.leaves if recipe.balance == "sampling" else None,
     )
+    most = order.batch_size // processes // 2
+    if recipe.accumulate > most:
+        raise InputError(
+            f"--accumulate {recipe.accumulate}: {order.batch_size} images for {processes} processes make no more "
+            f"than {most} parts"
+        )
+    return order
+
+
+def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
+    """Results of the moving average on the dev images, each process taking its share, every image in one."""
+    accelerator, consensus = run.accelerator, run.recipe.consensus
+    part = np.arange(accelerator.process_index, len(dev), accelerator.num_processes)
+    answers = []
+    if len(part):  # there may be fewer images than processes
+        answers.append(
+            collect_answers(
+                run.smoothed,
+                dev,
+                run.preprocessing,
+                accelerator.device,
+                run.taxonomy,
+                part=part,
+                lower_weights=weights_to_try(consensus),
+                workers=workers,
+            )
+        )
     if accelerator.num_processes > 1:
-        answers = Answers.join(gather_object([answers]))
-    return summarise(run.smoothed, run.taxonomy, answers, consensus)
+        answers = gather_object(answers)
+    return summarise(run.smoothed, run.taxonomy, Answers.join(answers), consensus)
 
 
-def _epochs(
-    run: Run,
-    train: ImageSet,
-    dev: ImageSet,
-    folder: RunFolder,
-    reporter: Reporter,
-    *,
-    workers: int,
-) -> dict[str, Any]:
-    """Train from where the folder stands to the last epoch; returns the best epoch and its results."""
-    recipe = run.recipe
-    progress: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "best": None}
-    if folder.state.exists():
-        progress = run.load(folder.state)
-        reporter.line(f"resumed after epoch {progress['epoch']} of {recipe.epochs}")
-    if run.accelerator.is_main_process:
-        folder.begin(recipe, progress["epoch"], run.taxonomy)
-    reporter.line(_describe(run, train, dev))
-    reporter.start(_work(recipe, progress["epoch"]))
-    try:
-        for epoch in range(progress["epoch"], recipe.epochs):
-            started = time.monotonic()
-            row = _train_epoch(run, train, epoch, reporter, workers=workers)
-            results = None
-            if epoch + 1 == recipe.epochs or (epoch + 1) % recipe.eval_every == 0:
-                results = evaluate_run(run, dev, workers=workers)
-                row["dev"] = [level["top1"] for level in results["levels"]]
-            row["seconds"] = round(time.monotonic() - started, 2)
-            progress["epoch"], progress["seconds"] = epoch + 1, progress["seconds"] + row["seconds"]
-            _keep(run, folder, progress, row, results)
-            reporter.line(_epoch_line(row, recipe.epochs))
-    finally:
-        reporter.stop()
-    best: dict[str, Any] = progress["best"]
-    return best
+class Training:
+    """A run on its images, from where its folder stands to the last epoch."""
+
+    def __init__(
+        self,
+        run: Run,
+        train: ImageSet,
+        dev: ImageSet,
+        order: Order,
+        folder: RunFolder,
+        reporter: Reporter,
+        *,
+        workers: int,
+    ) -> None:
+        """Train on the images ``train`` in the given order; ``dev`` chooses the epoch that is kept."""
+        self.run, self.train, self.dev, self.order = run, train, dev, order
+        self.folder, self.reporter, self.workers = folder, reporter, workers
+        self.hinted = False
+
+    def run_to_the_end(self, save_every: float) -> dict[str, Any]:
+        """Train to the last epoch, saving every so many minutes; returns the best epoch and its results."""
+        run, reporter = self.run, self.reporter
+        main = run.accelerator.is_main_process
+        standing = self._standing(main=main)
+        if main:
+            self.folder.begin(run.recipe, standing.epoch, run.taxonomy)
+        reporter.line(_describe(run, self.train, self.dev))
+        size = run.recipe.image_size(standing.epoch)
+        part_done = size * size * standing.step / len(self.order)
+        reporter.start(_work(run.recipe, standing.epoch) + part_done)
+        stream = read_training_batches(self._loader(standing))
+        try:
+            with contextlib.closing(stream), Interrupts(quiet=not main) as interrupts:
+                saver = Saver(run, self.folder.state, standing, interrupts, minutes=save_every)
+                while standing.epoch < run.recipe.epochs:
+                    self._epoch(saver, stream)
+        finally:
+            reporter.stop()
+        assert standing.best is not None
+        return standing.best
+
+    def _standing(self, *, main: bool) -> Standing:
+        device = self.run.accelerator.device
+        if not self.folder.state.exists():
+            return Standing(torch.zeros((), device=device))
+        standing = Standing.from_json(self.run.load(self.folder.state), device, main=main)
+        steps = f" and {standing.step} of {len(self.order)} updates" if standing.step else ""
+        self.reporter.line(f"resumed after epoch {standing.epoch} of {self.run.recipe.epochs}{steps}")
+        return standing
+
+    def _loader(self, standing: Standing) -> DataLoader[Any]:
+        """The batches of all epochs to come."""
+        recipe, start = self.run.recipe, standing.step
+        epochs = range(standing.epoch, recipe.epochs)
+        shares = (
+            share
+            for epoch in epochs
+            for share in self.order.shares(
+                epoch, side=recipe.image_size(epoch), start=start if epoch == epochs[0] else 0
+            )
+        )
+        return training_loader(
+            self.train,
+            shares,
+            sides={recipe.image_size(epoch) for epoch in epochs},
+            crop_scale=recipe.crop_scale,
+            color_jitter=recipe.color_jitter,
+            auto_augment=recipe.auto_augment,
+            seed=recipe.seed,
+            workers=self.workers,
+            pin_memory=self.run.accelerator.device.type == "cuda",
+        )
+
+    def _epoch(self, saver: Saver, stream: Iterator[TrainingBatch]) -> None:
+        """Train what is left of an epoch, measure it if that is due, and keep what it leaves."""
+        run, recipe, standing = self.run, self.run.recipe, saver.standing
+        saver.begin_epoch()
+        row = train_epoch(run, stream, len(self.order), saver, self.reporter)
+        self._hint(row["data_wait"])
+        results, done, totals = None, standing.epoch + 1, saver.totals()
+        if done == recipe.epochs or done % recipe.eval_every == 0:
+            try:
+                with saver.interrupts.abrupt():
+                    results = evaluate_run(run, self.dev, workers=self.workers)
+            except KeyboardInterrupt:
+                saver.write(*totals)  # the updates of the epoch are done
+                raise
+            row["dev"] = [level["top1"] for level in results["levels"]]
+        row["seconds"] = round(saver.spent(), 2)
+        standing.end_epoch(row["seconds"])
+        _keep(saver, self.folder, row, results)
+        self.reporter.line(_epoch_line(row, recipe.epochs))
+        if done < recipe.epochs:
+            saver.after_update()
+
+    def _hint(self, waiting: float) -> None:
+        """Say once what may help when the run waits for images."""
+        hint = waiting_hint(waiting, self.workers, local_processes(self.run.accelerator))
+        if hint is not None and not self.hinted:
+            self.reporter.line(hint)
+            self.hinted = True
 
 
-def _keep(
-    run: Run, folder: RunFolder, progress: dict[str, Any], row: dict[str, Any], results: dict[str, Any] | None
-) -> None:
+def _keep(saver: Saver, folder: RunFolder, row: dict[str, Any], results: dict[str, Any] | None) -> None:
     """Write what an epoch leaves: the model if it is the best so far, the history, last of all the state."""
-    better = results is not None and _is_better(results, progress["best"])
+    run, standing = saver.run, saver.standing
+    better = results is not None and _is_better(results, standing.best)
     if better:
-        progress["best"] = {"epoch": row["epoch"], "results": results}
+        standing.best = {"epoch": row["epoch"], "results": results}
     if run.accelerator.is_main_process:
         if better and results is not None:
             run.export(folder.model, results)
         if results is not None:
-            folder.describe_model(run.recipe, run.taxonomy, progress, run.accelerator.device)
+            facts = {"epoch": standing.epoch, "seconds": standing.seconds, "best": standing.best}
+            folder.describe_model(run.recipe, run.taxonomy, facts, run.accelerator.device)
         folder.add_epoch(row)
-        run.save(folder.state, progress)
+    saver.write(0.0, 0)
     run.accelerator.wait_for_everyone()
 
 
@@ -172,67 +274,9 @@ def _is_better(results: dict[str, Any], best: dict[str, Any] | None) -> bool:
     return weights != former or bool(results["levels"][-1]["top1"] > best["results"]["levels"][-1]["top1"])
 
 
-def _train_epoch(
-    run: Run, train: ImageSet, epoch: int, reporter: Reporter, *, workers: int
-) -> dict[str, Any]:
-    """Train one epoch; returns its row of the history (loss: the mean; images per second: all processes)."""
-    recipe, size = run.recipe, run.recipe.image_size(epoch)
-    batches = _batches(recipe, train, epoch, run.accelerator)
-    loader = training_loader(
-        train,
-        batches,
-        size=size,
-        crop_scale=recipe.crop_scale,
-        color_jitter=recipe.color_jitter,
-        auto_augment=recipe.auto_augment,
-        seed=(recipe.seed, epoch),
-        workers=workers,
-    )
-    total = torch.zeros((), device=run.accelerator.device)
-    started, seen, mean, rate, errors = time.monotonic(), 0, 0.0, 0.0, list[str]()
-    work = size * size / len(batches)
-    with contextlib.closing(read_batches(loader)) as stream:
-        for step, (images, leaves, messages) in enumerate(stream):
-            errors += messages
-            if not len(images):
-                raise InputError(f"no image of a whole batch could be read: {messages[0]}")
-            total += run.step(images, leaves, epoch=epoch, step=step)
-            seen += len(images) * run.accelerator.num_processes
-            if step % 10 == 0 or step + 1 == len(batches):
-                mean = float(total) / (step + 1)
-                if not np.isfinite(mean):
-                    raise InputError(f"the loss is not a number in epoch {epoch + 1}; lower --lr")
-            if step == 0 and len(batches) > 1:  # starting workers and compiling is not the rate to come
-                started, seen = time.monotonic(), 0
-            rate = seen / max(time.monotonic() - started, 1e-9)
-            reporter.step(epoch=epoch, step=step, steps=len(batches), loss=mean, rate=rate, work=work)
-    mean = float(run.accelerator.reduce(total, "mean")) / len(batches)
-    _report_unreadable(errors, f"training images of epoch {epoch + 1}", reporter)
-    lr = run.optimizer.param_groups[0]["lr"]
-    return {"epoch": epoch + 1, "loss": mean, "lr": lr, "size": size, "images_per_second": round(rate, 1)}
-
-
-def _batches(recipe: Recipe, train: ImageSet, epoch: int, accelerator: Accelerator) -> EpochBatches:
-    return EpochBatches(
-        len(train),
-        recipe.batch_size,
-        seed=recipe.seed,
-        epoch=epoch,
-        process=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        balance=train.leaves if recipe.balance == "sampling" else None,
-    )
-
-
 def _work(recipe: Recipe, epochs: int) -> float:
     """Work of the first epochs: pixels per image, summed over epochs."""
     return float(sum(recipe.image_size(epoch) ** 2 for epoch in range(epochs)))
-
-
-def _report_unreadable(errors: list[str], where: str, reporter: Reporter) -> None:
-    """Say how many images could not be read, and which (the first five)."""
-    if errors:
-        reporter.line(f"{len(errors)} {where} cannot be read and are left out: {'; '.join(errors[:5])}")
 
 
 def _describe(run: Run, train: ImageSet, dev: ImageSet) -> str:
@@ -250,6 +294,6 @@ def _epoch_line(row: dict[str, Any], epochs: int) -> str:
     accuracies = " / ".join(f"{share:.1%}" for share in row.get("dev", []))
     return (
         f"epoch {row['epoch']}/{epochs} loss {row['loss']:.3f} lr {row['lr']:.2g} {row['size']} px "
-        f"{row['images_per_second']:.0f} img/s {clock(row['seconds'])}"
+        f"{row['images_per_second']:.0f} img/s waiting {row['data_wait']:.0%} {clock(row['seconds'])}"
         + (f" dev {accuracies}" if accuracies else "")
     )

@@ -53,6 +53,25 @@ OnlyDevShare = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order, augmentation and the split.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that prepare images; 0: none.")]
+AutomaticWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        show_default="1; with a GPU, by the number of cores",
+        help="Processes that prepare images for each process of the run; 0: none.",
+    ),
+]
+SaveEvery = Annotated[
+    float,
+    typer.Option(min=0, help="Minutes after which the state is saved within an epoch; 0: after epochs only."),
+]
+Accumulate = Annotated[
+    int,
+    typer.Option(min=1, help="Parts in which an update is computed, to save memory; the result is the same."),
+]
+SyncBatchNorm = Annotated[
+    bool, typer.Option(help="Batch norm over the images of all processes, or of each process by itself.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/ and the name of the data.")]
 Resume = Annotated[

@@ -30,6 +30,8 @@ class Recipe:
     higher one: ``distil_from`` the "last" level or the "next", ``distil_teacher`` the "live" network or its
     moving average ("ema"). ``consensus`` is how much lower levels count in an answer, "auto" what is best on
     the dev split. Every ``eval_every`` epochs the dev split is looked at, and the best epoch kept.
+    ``batch_size`` images make an update, of all processes together; each process computes its share in
+    ``accumulate`` parts. ``sync_batch_norm`` normalises over the images of all processes, else each over its own.
     """
 
     data: tuple[str, ...]
@@ -53,6 +55,7 @@ class Recipe:
     limit: int | None = None
     epochs: int = 30
     batch_size: int = 128
+    accumulate: int = 1
     opt: str = "sgd"
     lr: float = 0.1
     weight_decay: float = 5e-4
@@ -82,6 +85,7 @@ class Recipe:
     seed: int = 0
     mixed_precision: str = "no"
     channels_last: bool = True
+    sync_batch_norm: bool = True
     compile: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,6 +195,8 @@ class Recipe:
         return {
             f"--epochs {self.epochs}: give at least 1": self.epochs < 1,
             f"--batch-size {self.batch_size}: give at least 1": self.batch_size < 1,
+            f"--accumulate {self.accumulate}: give 1 to half of --batch-size": self.batch_size >= 1
+            and not 1 <= self.accumulate <= max(1, self.batch_size // 2),
             f"--lr {self.lr}: give more than 0": not self.lr > 0,
             f"--ema-decay {self.ema_decay}: give 0 up to less than 1": not 0 <= self.ema_decay < 1,
             f"--clip-grad {self.clip_grad}: give more than 0": self.clip_grad is not None

@@ -46,8 +46,21 @@ class Reporter:
             self.bar.update(self.task, completed=done_work)
             self.bar.start()
 
-    def step(self, *, epoch: int, step: int, steps: int, loss: float, rate: float, work: float) -> None:
-        """Report one update: loss averaged over the epoch so far, images per second (0: not known yet)."""
+    def step(
+        self,
+        *,
+        epoch: int,
+        step: int,
+        steps: int,
+        loss: float,
+        rate: float,
+        work: float,
+        waiting: float = 0.0,
+    ) -> None:
+        """Report one update: loss averaged over the epoch so far, images per second (0: not known yet).
+
+        ``waiting`` is the share of the time, 0 to 1, that went into waiting for images.
+        """
         self.done_work += work
         now = time.monotonic()
         if self.timed_from is None:
@@ -58,7 +71,9 @@ class Reporter:
         text = f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{steps} loss {loss:.3f}"
         if self.done_work > first:
             left = (now - started) * (self.total_work - self.done_work) / (self.done_work - first)
-            text += (f" {rate:.0f} img/s" if rate else "") + f" left {clock(left)}"
+            text += f" {rate:.0f} img/s" if rate else ""
+            text += f" waiting {waiting:.0%}" if waiting >= 0.01 else ""
+            text += f" left {clock(left)}"
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.done_work, description=text)
         else:
@@ -69,6 +84,11 @@ class Reporter:
         """Print one plain line."""
         if not self.quiet:
             self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def unreadable(self, errors: Sequence[str], where: str) -> None:
+        """Say how many images could not be read, and which (the first five)."""
+        if errors:
+            self.line(f"{len(errors)} {where} cannot be read and are left out: {'; '.join(errors[:5])}")
 
     def stop(self) -> None:
         """Take the bar away."""

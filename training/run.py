@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from accelerate import Accelerator
-from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -23,9 +23,13 @@ from hierclass.errors import CheckpointError, InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, default_shares
 from hierclass.nested.network import evaluating
 from taxonomy import Taxonomy
-from training.batches import INTERPOLATION, seed_everything
+from training.batches import INTERPOLATION, TrainingBatch
 from training.calibration import decision_of
+from training.dropping import deal_drops
 from training.losses import NestedLoss, Trainee
+from training.mixing import Mixing
+from training.norms import average_statistics, synchronise_norms
+from training.order import seed_everything
 from training.pretrained import cached_weights
 from training.recipe import Recipe
 from training.state import load_state, save_state
@@ -127,10 +131,11 @@ class Run:
         network = make_network(recipe, taxonomy, fresh=fresh)
         self.trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
         check_sizes(recipe, network)
-        self.trainee.to(accelerator.device)
+        device = accelerator.device
+        self.trainee.to(device)
         if recipe.channels_last:
             self.trainee.to(memory_format=torch.channels_last)
-        self.ema = ModelEmaV3(self.trainee.network, decay=recipe.ema_decay, use_warmup=True)
+        self.ema = ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=True)  # a copy as it is so far
         self.loss = NestedLoss(
             taxonomy,
             level_weights=recipe.level_weights or (1.0,) * taxonomy.num_tiers,
@@ -141,36 +146,41 @@ class Run:
             distil_from=recipe.distil_from,
             distil_to=recipe.distil_to,
             leaf_counts=leaf_counts if recipe.balance == "loss" else None,
-        ).to(accelerator.device)
+        ).to(device)
+        self.dealt = deal_drops(network, device)
+        if accelerator.num_processes > 1:
+            self._join_processes()
         optimizer = make_optimizer(recipe, self.trainee)
         self.scheduler = make_scheduler(recipe, optimizer, steps_per_epoch)
-        self.model, self.optimizer = accelerator.prepare(self.trainee, optimizer)
+        with warnings.catch_warnings():  # torch renames broadcast_buffers, accelerate does not yet
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model, self.optimizer = accelerator.prepare(self.trainee, optimizer)
         self.compiled = torch.compile(self.model, dynamic=False) if recipe.compile else None
         self._compiled_shape = torch.Size((0, 0, 0, 0))
-        self.mixup = make_mixup(recipe, len(taxonomy.leaves))
-        self.erase = RandomErasing(recipe.erase, mode="const", device="cpu") if recipe.erase else None
+        self.mixing = Mixing(recipe, self.preprocessing, len(taxonomy.leaves), device)
         self.updates = 0
-        mean = torch.tensor(self.preprocessing.mean, device=accelerator.device)
-        std = torch.tensor(self.preprocessing.std, device=accelerator.device)
-        self._shift, self._scale = (mean * 255).view(1, 3, 1, 1), (1 / (std * 255)).view(1, 3, 1, 1)
 
-    def step(self, images: Tensor, leaves: Tensor, *, epoch: int, step: int) -> Tensor:
-        """One update on uint8 images (B, 3, S, S) and leaves (B,); returns the loss, detached."""
-        seed_everything(self.recipe.seed, epoch, step, self.accelerator.process_index + 1)
-        device = self.accelerator.device
-        leaves = leaves.to(device, non_blocking=True)
-        pixels = (images.to(device, non_blocking=True).float() - self._shift) * self._scale
-        target = leaves
-        if self.mixup is not None and len(pixels) % 2 == 0:
-            pixels, target = self.mixup(pixels, leaves)
-        if self.erase is not None:
-            pixels = self.erase(pixels)
-        if self.recipe.channels_last:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
+    def _join_processes(self) -> None:
+        """Make ready for gradients and statistics of several processes."""
+        self.accelerator.ddp_handler = DistributedDataParallelKwargs(
+            broadcast_buffers=False,  # statistics are the same everywhere, or are averaged
+            find_unused_parameters=bool(untrained_weights(self.trainee, self.loss, self.recipe.size)),
+            gradient_as_bucket_view=True,
+        )
+        if self.recipe.sync_batch_norm:
+            synchronise_norms(self.trainee.network, self.accelerator.device)
+
+    def step(self, batch: TrainingBatch, *, epoch: int, step: int) -> Tensor:
+        """One update on this process's share of a batch; returns the sum of the losses of its images, detached.
+
+        An image that could not be read counts with loss 0, so that every other one counts alike on all processes.
+        """
+        seed_everything(self.recipe.seed, epoch, step, 1)
+        pixels, target = self.mixing(batch, step=step)
         self.model.train()
         self.trainee.network.train_progress(self.updates / self.total_updates)
         try:
-            loss = self._backward(pixels, target)
+            total = self._gradients(pixels, target, batch, seed=(self.recipe.seed, epoch, step, 2))
         except RuntimeError as error:
             if not (self.recipe.compile and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
                 raise
@@ -184,16 +194,38 @@ class Run:
         if self.updates == self.total_updates:
             self.trainee.network.train_progress(1.0)
         self.scheduler.step_update(self.updates)
+        if self.accelerator.num_processes > 1 and not self.recipe.sync_batch_norm:
+            average_statistics(self.trainee.network)
         self.ema.update(self.trainee.network, step=self.updates)
-        return loss.detach()
+        return total
 
-    def _backward(self, pixels: Tensor, target: Tensor) -> Tensor:
-        """Add the gradients of one batch; returns its loss."""
+    def _gradients(
+        self, pixels: Tensor, target: Tensor, batch: TrainingBatch, *, seed: tuple[int, ...]
+    ) -> Tensor:
+        """Add the gradients of one update, in as many parts as are accumulated; returns the sum of the losses."""
+        parts, size = self.recipe.accumulate, batch.share.batch
+        positions = batch.positions.to(self.accelerator.device, non_blocking=True)
+        split = zip(*(values.tensor_split(parts) for values in (pixels, target, positions)), strict=True)
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, (images, answers, places) in enumerate(split):
+            seed_everything(*seed)  # every part draws for the whole batch what is dropped
+            self.dealt.positions, self.dealt.size = places, size
+            apart = number + 1 < parts  # gradients travel with the last part alone
+            with self.accelerator.no_sync(self.model) if apart else contextlib.nullcontext():
+                loss = self._loss_of(images, answers)
+                # processes average their gradients
+                weight = len(images) * self.accelerator.num_processes / size
+                self.accelerator.backward(loss * weight)
+            total += loss.detach() * len(images)
+        return total
+
+    def _loss_of(self, pixels: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of images, in float32 whatever the network computes in."""
         model = self.model if self.compiled is None else self._compiled_for(pixels.shape)
         with self.accelerator.autocast():
             levels, finest = model(pixels)
-            loss: Tensor = self.loss(levels, finest, target, self._teachers(pixels))
-        self.accelerator.backward(loss)
+            teachers = self._teachers(pixels)
+        loss: Tensor = self.loss(*_as_float32((levels, finest)), target, _as_float32(teachers))
         return loss
 
     @torch.no_grad()
@@ -306,14 +338,19 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_e
     return scheduler
 
 
-def make_mixup(recipe: Recipe, num_leaves: int) -> Mixup | None:
-    """timm's mixup and cutmix of a recipe on leaf targets, or None when both are off."""
-    if not (recipe.mixup or recipe.cutmix):
-        return None
-    return Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
-        prob=recipe.mix_prob,
-        label_smoothing=0.0,  # NestedLoss smooths on every tier
-        num_classes=num_leaves,
-    )
+def untrained_weights(trainee: Trainee, loss: NestedLoss, size: int) -> list[str]:
+    """Names of the weights that the loss does not reach; processes that share gradients have to know."""
+    weight = next(trainee.parameters())
+    with evaluating(trainee):
+        levels, finest = trainee(torch.zeros(2, 3, size, size).to(weight))
+        loss(levels, finest, torch.zeros(2, dtype=torch.long, device=weight.device)).backward()
+    names = [name for name, value in trainee.named_parameters() if value.requires_grad and value.grad is None]
+    trainee.zero_grad(set_to_none=True)
+    return names
+
+
+def _as_float32(values: Any) -> Any:
+    """Tensors, in lists and tuples or alone, as float32; None stays."""
+    if isinstance(values, Tensor):
+        return values.float()
+    return values if values is None else type(values)(_as_float32(value) for value in values)

@@ -1,0 +1,185 @@
+"""A run that is stopped, wherever it is, and continued ends as one that nobody stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from training_data import write_parquet
+
+from hierclass.errors import InputError
+from taxonomy import Taxonomy
+from training import loop
+from training.batches import TrainingBatch
+from training.interrupts import Interrupts
+from training.recipe import Recipe
+from training.run import Run
+
+STATE = Path("last") / "state.safetensors"
+TIMES = ("seconds", "images_per_second", "data_wait")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
+    """Two epochs of 5 steps on 120 images, 60 held out."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny_taxonomy.save(folder / "tiny.json")
+    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
+    return Recipe(
+        data=(str(folder / "shapes.parquet"),),
+        taxonomy=str(folder / "tiny.json"),
+        backbone="test_resnet",
+        size=32,
+        start_size=24,
+        grow=0.5,
+        dev_from=10,
+        epochs=2,
+        batch_size=24,
+        warmup_epochs=0,
+        lr=0.05,
+        cutmix=1.0,
+        mix_prob=0.5,
+        ema_decay=0.9,
+    )
+
+
+def fit(
+    recipe: Recipe, out: Path, *, resume: bool = False, save_every: float = 0.0
+) -> tuple[dict[str, Any], str]:
+    text = io.StringIO()
+    console = Console(file=text, width=100)
+    results = loop.fit(recipe, out, resume=resume, workers=0, console=console, save_every=save_every)
+    return results, text.getvalue()
+
+
+def without_seconds(out: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def unbroken(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run that nobody stopped, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    return out, fit(recipe, out)[1]
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    original = Run.step
+
+    def step(self: Run, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
+        if epoch == 1 and step == 2:
+            raise Killed
+        return original(self, batch, epoch=epoch, step=step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", step)
+        with pytest.raises(Killed):
+            fit(recipe, tmp_path)
+    _, text = fit(recipe, tmp_path, resume=True)
+    assert "resumed after epoch 1 of 2" in text
+    ours, theirs = load_file(tmp_path / STATE), load_file(unbroken[0] / STATE)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    assert without_seconds(tmp_path) == without_seconds(unbroken[0])
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (
+        unbroken[0] / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("save_every", [0.0, 1e-9])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_keeps_every_update(
+    number: signal.Signals,
+    save_every: float,
+    recipe: Recipe,
+    unbroken: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, seen = Run.step, list[tuple[int, int]]()
+
+    def step(self: Run, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
+        seen.append((epoch, step))
+        if (epoch, step) == (1, 2):
+            os.kill(os.getpid(), number)
+        return original(self, batch, epoch=epoch, step=step)
+
+    monkeypatch.setattr(Run, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path, save_every=save_every)
+    _, text = fit(recipe, tmp_path, resume=True)
+    assert "resumed after epoch 1 of 2 and 3 of 5 updates" in text
+    assert seen == [(epoch, step) for epoch in range(2) for step in range(5)]
+    ours, theirs = load_file(tmp_path / STATE), load_file(unbroken[0] / STATE)
+    assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+    assert without_seconds(tmp_path) == without_seconds(unbroken[0])
+
+
+def test_a_run_that_is_stopped_while_it_is_measured_only_measures_again(
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "summarise", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, tmp_path)
+    _, text = fit(recipe, tmp_path, resume=True)
+    assert "resumed after epoch 0 of 2 and 5 of 5 updates" in text
+    assert without_seconds(tmp_path) == without_seconds(unbroken[0])
+
+
+def test_a_second_wish_to_stop_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher may pass on what the terminal said already
+        assert interrupts.asked
+        monkeypatch.setattr("training.interrupts.ONE_WISH", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), interrupts.abrupt():
+            raise AssertionError("it was asked to stop")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_loss_that_is_no_number_is_not_saved(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the loss is not a number in epoch 1; lower --lr"):
+        fit(dataclasses.replace(recipe, lr=1e30, start_size=None), tmp_path, save_every=1e-9)
+    assert all(torch.isfinite(value).all() for value in load_file(tmp_path / STATE).values())
+
+
+def test_resuming_a_finished_run_only_shows_its_table(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
+    before = (unbroken[0] / STATE).read_bytes()
+    results, text = fit(recipe, unbroken[0], resume=True)
+    assert "accuracy" in text
+    assert results["images"] == 60
+    assert (unbroken[0] / STATE).read_bytes() == before
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_run(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "last").mkdir()
+    half = tmp_path / "last" / ".state.safetensors.123.tmp"
+    half.write_bytes(b"half")
+    other = tmp_path / "other" / ".state.safetensors.124.tmp"
+    other.parent.mkdir()
+    other.write_bytes(b"of a run that goes on")
+    fit(dataclasses.replace(recipe, epochs=1), tmp_path)
+    assert not half.exists()
+    assert other.exists()

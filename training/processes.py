@@ -1,0 +1,75 @@
+"""The processes of one run: how they are joined, and which of them speaks.
+
+Whoever starts them (torchrun, ``accelerate launch``) tells each its number by environment variables.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from hierclass.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from training.recipe import Recipe
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Devices and processes as they are found, in the precision of the recipe; raises `InputError` if that can't be."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import GradientAccumulationPlugin
+
+    # "cpu" also joins the processes of torchrun where there is no accelerator
+    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if cpu and recipe.mixed_precision == "fp16":
+        raise InputError("--mixed-precision fp16 needs a GPU; give bf16 or no")
+    AcceleratorState._reset_state()  # else the precision of the first run is that of all runs of a process
+    return Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        cpu=cpu,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # parts are weighted by `Run`
+    )
+
+
+def local_processes(accelerator: Accelerator) -> int:
+    """Processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+
+
+def is_main() -> bool:
+    """Whether this process speaks for all: true for the only one, and where the launcher numbered it 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_the_end(seconds: float) -> None:
+    """Wait for whoever started the processes to end this one, as it does when another has ended with an error.
+
+    The others may be slower to meet the same error.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(seconds)
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    text = f"{type(error).__name__} {error}".lower()
+    return any(
+        word in text for word in ("closed by peer", "connection reset", "gloo", "nccl", "distneterror")
+    )
+
+
+def launch_command() -> list[str]:
+    """How a command of ``hierclass-train`` is started as this process was: by itself or by torchrun."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes == "1":
+        return ["hierclass-train"]
+    return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", processes), "-m", "training"]
