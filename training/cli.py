@@ -17,18 +17,11 @@ import typer
 
 from hierclass.cli import DEBUG_VARIABLE
 from hierclass.errors import HierclassError, InputError
-from taxonomy.files import bundled
 from training import options
+from training.given import DEFAULTS as D
+from training.given import given_fields, is_given, wanted_recipe
 from training.processes import is_main, launch_command, lost_another, wait_for_the_end
 from training.recipe import Recipe, write_json
-
-D = Recipe(data=(), taxonomy="tiny-imagenet")
-PARAMETERS = {"backbone_args": "backbone_arg"}
-"""Field of a recipe → its parameter, where the two are called differently."""
-NUMBERS = ("widths", "depths", "densities", "level_weights", "crop_scale")
-"""Fields of a recipe that are written as numbers with commas; empty text is the default."""
-OF_THE_MACHINE = ("compile", "accumulate")
-"""Fields of a recipe that may change on resuming: they change the result by rounding alone."""
 
 app = typer.Typer(
     help="Train and measure nested coarse-to-fine image classifiers.",
@@ -114,6 +107,7 @@ def fit(
     pin: options.Pin = None,
     yes: options.Yes = False,
     out: options.Out = None,
+    recipe: options.RecipeFile = None,
     resume: options.Resume = False,
     workers: options.AutomaticWorkers = None,
     threads: options.Threads = None,
@@ -178,15 +172,15 @@ def fit(
     """
     folder = out or _default_out(data)
     with _one_line_errors(lambda: _resume_command(folder, threads)):
-        recipe, stored = _recipe(ctx, folder)
+        wanted, stored = wanted_recipe(ctx, folder)
         if check not in ("auto", "none", "quick", "full"):
             raise InputError(f"--check {check}: give auto, none, quick or full")
         if not stored:
-            recipe = _prepared(ctx, recipe, folder)
+            wanted = _prepared(ctx, wanted, folder)
         from training.loop import fit as run
 
         run(
-            recipe,
+            wanted,
             folder,
             resume=resume,
             workers=workers,
@@ -214,7 +208,7 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
 
     folder = RunFolder(out)
     folder.refuse_to_replace(resume=ctx.params["resume"])
-    given = {field.name for field in dataclasses.fields(Recipe) if _is_given(ctx, field.name)}
+    given = given_fields(ctx)
     if (
         folder.state.exists() and folder.begun_with.exists() and "taxonomy" not in given
     ):  # its recipe was deleted
@@ -223,7 +217,7 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
     sizes, senses = options.tier_sizes(ctx.params["tiers"]), options.pins(ctx.params["pin"] or [])
     wishes = Wishes(tiers=sizes, pins=senses, yes=ctx.params["yes"])
     console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # of several processes the first speaks
-    if not _is_given(ctx, "out"):
+    if not is_given(ctx, "out"):
         console.print(f"the run goes to {out} (--out)", markup=False, highlight=False, soft_wrap=True)
     try:
         return prepare(recipe, given, out, wishes, console)
@@ -352,78 +346,6 @@ def _show(results: dict[str, Any], title: str) -> None:
     balanced = " / ".join(f"{row['balanced']:.1%}" for row in results["levels"])
     console.print(f"mean accuracy per class, each level alone: {balanced}", highlight=False)
     _show_calibration(results)
-
-
-def _recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
-    """The recipe to train, and whether it was stored by an earlier start; an option without effect is refused."""
-    recipe, stored = _wanted_recipe(ctx, out)
-    for name in ("distil_from", "distil_to", "distil_teacher"):
-        if _is_given(ctx, name) and not recipe.distil:
-            value = getattr(recipe, name)
-            raise InputError(
-                f"{_option(name)} {value} has no effect without --distil; give that, such as 0.5"
-            )
-    return recipe, stored
-
-
-def _wanted_recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
-    """The recipe of the options; with ``--resume`` the one in ``out``, which they must not contradict.
-
-    Before the first state is saved, and for those of the machine always, an option that is given wins.
-    """
-    recipe = _given_recipe(ctx)
-    if ctx.params["resume"] and (out / "recipe.json").exists():
-        stored = Recipe.load(out / "recipe.json")
-        given = {
-            field.name: getattr(recipe, field.name)
-            for field in dataclasses.fields(Recipe)
-            if _is_given(ctx, field.name)
-        }
-        from training.outputs import RunFolder
-
-        begun = RunFolder(out).state.exists()
-        for name, ours in given.items():
-            theirs = getattr(stored, name)
-            if begun and ours != theirs and name not in OF_THE_MACHINE:
-                raise InputError(
-                    f"{_option(name)} {ours} differs from the run in {out} ({theirs}); leave it out, or change --out"
-                )
-        return dataclasses.replace(stored, **given), True
-    if not recipe.data:
-        raise InputError(
-            f"{out} holds no run to resume" if ctx.params["resume"] else "give the images with --data"
-        )
-    return recipe, False
-
-
-def _given_recipe(ctx: typer.Context) -> Recipe:
-    """The recipe of the options; paths absolute, so that a run resumes from another working directory."""
-    fields = [field.name for field in dataclasses.fields(Recipe)]
-    values = {name: ctx.params[name] for name in fields if ctx.params.get(name) is not None}
-    values["data"] = tuple(map(_absolute, ctx.params["data"] or ()))
-    values.setdefault("taxonomy", D.taxonomy)  # until one is proposed
-    if values["taxonomy"] not in bundled():
-        values["taxonomy"] = str(Path(values["taxonomy"]).absolute())
-    values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])
-    values["consensus"] = options.number_or_auto(values["consensus"])
-    for name in NUMBERS:
-        values[name] = options.numbers(values[name], _option(name)) or getattr(D, name)
-    return Recipe(**values)
-
-
-def _absolute(data: str) -> str:
-    from training.sources import absolute
-
-    return absolute(data)
-
-
-def _option(field: str) -> str:
-    return "--" + PARAMETERS.get(field, field).replace("_", "-")
-
-
-def _is_given(ctx: typer.Context, field: str) -> bool:
-    source = ctx.get_parameter_source(PARAMETERS.get(field, field))
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def main(args: Sequence[str] | None = None) -> int:

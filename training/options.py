@@ -46,6 +46,14 @@ Balance = Annotated[
     str,
     typer.Option(help="Make up for large and small classes: none, loss (logit adjustment) or sampling."),
 ]
+RecipeFile = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="A bundled recipe (small-images), or a .toml file with options; those given beside it win.",
+    ),
+]
 DevFrom = Annotated[int | None, typer.Option(help="Hold out images numbered from here up by file name.")]
 DevShare = Annotated[float, typer.Option(help="Share of every class to hold out, without --dev-from.")]
 OnlyDevShare = Annotated[

@@ -1,0 +1,81 @@
+"""Recipes in files: TOML, with reasons as comments; what the command line says wins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from training_data import write_parquet
+
+from hierclass.errors import InputError
+from taxonomy import Taxonomy
+from training.cli import main
+from training.presets import FOLDER, bundled_recipes, read_preset
+from training.recipe import Recipe
+
+
+def preset(folder: Path, text: str) -> str:
+    file = folder / "mine.toml"
+    file.write_text(text, encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize("name", bundled_recipes())
+def test_a_bundled_recipe_can_be_trained_and_says_why(name: str) -> None:
+    Recipe(data=("x",), taxonomy="tiny-imagenet", **read_preset(name)).check()
+    text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    assert text.count("#") >= 8
+
+
+def test_only_what_the_file_sets_is_set(tmp_path: Path) -> None:
+    assert read_preset(preset(tmp_path, "lr = 0.3\nlevel_weights = [1, 2]\n")) == {
+        "lr": 0.3,
+        "level_weights": (1, 2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("speed = 3", "unknown option speed"),
+        ("lr = 'fast'", 'lr can not be "fast"'),
+        ("data = ['x']", "data belongs to a run; give it with --data"),
+        ("taxonomy = 'x'", "taxonomy belongs to a run"),
+        ("lr = ", "cannot be read"),
+        ("\x00", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        read_preset(preset(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["nothing", "/", "no/such.toml"])
+def test_a_recipe_that_is_not_there_names_those_that_are(name: str) -> None:
+    with pytest.raises(InputError, match=r"bundled recipes are small-images|cannot be read"):
+        read_preset(name)
+
+
+def test_options_beside_the_file_win(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
+    tiny_taxonomy.save(tmp_path / "tiny.json")
+    write_parquet(tmp_path / "shapes.parquet", tiny_taxonomy, 10)
+    file = preset(tmp_path, "backbone = 'test_resnet'\nsize = 32\nepochs = 2\nlr = 0.07\nbatch_size = 40\n")
+    options = {
+        "--data": tmp_path / "shapes.parquet",
+        "--taxonomy": tmp_path / "tiny.json",
+        "--recipe": file,
+        "--epochs": 1,
+        "--warmup-epochs": 0,
+        "--workers": 0,
+        "--out": tmp_path / "run",
+    }
+    assert main(["fit", *(str(word) for pair in options.items() for word in pair)]) == 0
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text(encoding="utf-8"))
+    assert [stored[name] for name in ("backbone", "size", "epochs", "lr", "batch_size")] == [
+        "test_resnet",
+        32,
+        1,
+        0.07,
+        40,
+    ]
