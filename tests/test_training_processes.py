@@ -23,11 +23,11 @@ STATE = Path("last") / "state.safetensors"
 COMPILED = """
 import functools, sys
 import torch
-torch.compile = functools.partial(torch.compile, backend="aot_eager")  # needs no C++ compiler
+torch.compile = functools.partial(torch.compile, backend="eager")  # needs no C++ compiler
 from training.cli import main
 sys.exit(main())
 """
-"""``hierclass-train`` where compiled code is traced, split for the processes and run by torch itself."""
+"""``hierclass-train`` where compiled code is traced, split for the processes and run by torch as it is."""
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's processes on Windows have no signals")
 
@@ -129,7 +129,8 @@ def test_two_processes_learn_what_one_does_and_count_every_dev_image_once(
 def test_two_processes_that_are_compiled_and_compute_in_parts_learn_what_one_does(
     data: Path, tmp_path: Path
 ) -> None:
-    options = [*fit_options(data, "test_convnext"), "--level-weights", "1,0,1"]  # without batch norm
+    options = [*fit_options(data, "test_convnext"), "--epochs", 1, "--level-weights", "1,0,1"]
+    # this backbone has no batch norm, which would see the parts
     alone(*options, "--out", tmp_path / "one")
     program = tmp_path / "program.py"
     program.write_text(COMPILED)

@@ -27,13 +27,13 @@ from hierclass.checkpoint import Preprocessing
 from hierclass.errors import ImageError, InputError
 from hierclass.images import preprocess, resize_side
 from training.data import ImageSet, LeafArray
+from training.interrupts import STOPPING
 from training.order import Share, image_seeds, seed_with
 
 INTERPOLATION = "bilinear"
 """How images are resized, in training and in the answers alike: a network that learnt from one errs on another."""
 ODD = 0x9E3779B97F4A7C15
 """Spreads small numbers over 64 bits (Knuth's multiplicative hashing)."""
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 Batch = tuple[Tensor, Tensor, list[str]]
 """Images (uint8 or float32, (B, 3, S, S)), leaves (B,), and one message per image that could not be read."""
 

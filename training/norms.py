@@ -83,15 +83,20 @@ def _normalise(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch norm by the statistics of all processes (Ioffe & Szegedy 2015, algorithm 1 and its gradients)."""
+    """Batch norm by the statistics of all processes (Ioffe & Szegedy 2015, algorithm 1 and its gradients).
+
+    It is put together from torch's kernels of a batch norm in evaluation mode, which are several times as fast as sums
+    and products per channel.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
         """(B, C, …) → normalised values, mean (C,), biased variance (C,), number of values per channel ()."""
-        dims = [0, *range(2, x.ndim)]
         local = x.numel() // x.shape[1]
-        variance, mean = torch.var_mean(x.float(), dims, correction=0)
-        moments = torch.stack([mean, variance + mean.square()]).double() * local
+        _, mean, inverse = torch.native_batch_norm(x.float(), None, None, None, None, True, 0.0, eps)
+        mean64 = mean.double()
+        variance64 = (inverse.double().pow(-2) - eps).clamp_(min=0)
+        moments = torch.stack([mean64, variance64 + mean64.square()]) * local
         sums = torch.cat([moments.flatten(), moments.new_tensor([local])])
         dist.all_reduce(sums)
         count = sums[-1]
@@ -106,21 +111,15 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """The gradient of the values, through the statistics of all processes; those of weight and bias are local."""
         x, weight, mean, variance, count = ctx.saved_tensors
-        gradient, centred = gradients[0].float(), x.float() - _per_channel(mean, x)
-        dims = [0, *range(2, x.ndim)]
-        inverse = (variance + ctx.eps).rsqrt()
-        bias_gradient = gradient.sum(dims)
-        weight_gradient = (gradient * centred).sum(dims) * inverse
+        direct, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
         sums = torch.stack([bias_gradient, weight_gradient]).double()
         dist.all_reduce(sums)
         means = (sums / count).float()
-        scale = inverse if weight is None else inverse * weight
-        spread = gradient - _per_channel(means[0], x) - centred * _per_channel(means[1] * inverse, x)
-        through = (spread * _per_channel(scale, x)).to(x.dtype)
+        scale = -(variance + ctx.eps).rsqrt() * (1 if weight is None else weight)
+        through = F.batch_norm(x, mean, variance, scale * means[1], scale * means[0], False, 0.0, ctx.eps)
+        direct += through
         if weight is None:
-            return through, None, None, None
-        return through, weight_gradient, bias_gradient, None
-
-
-def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(1, -1, *(1,) * (like.ndim - 2))
+            return direct, None, None, None
+        return direct, weight_gradient, bias_gradient, None

@@ -75,7 +75,9 @@ SaveEvery = Annotated[
 ]
 Accumulate = Annotated[
     int,
-    typer.Option(min=1, help="Parts in which an update is computed, to save memory; the result is the same."),
+    typer.Option(
+        min=1, help="Parts in which an update is computed, to save memory; alters batch norm alone."
+    ),
 ]
 SyncBatchNorm = Annotated[
     bool, typer.Option(help="Batch norm over the images of all processes, or of each process by itself.")
