@@ -155,6 +155,9 @@ def test_the_command_line_takes_auto_or_a_number(tmp_path: Path, monkeypatch: py
     from training.cli import app
 
     started: list[Recipe] = []
+    monkeypatch.setattr(
+        "training.prepare.prepare", lambda recipe, *_: recipe
+    )  # there is no data to choose by
     monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: started.append(recipe))
     for text in ("auto", "0", "0.25", "much"):
         given = ["--consensus", text, "--distil", "1", "--distil-from", "next", "--distil-teacher", "ema"]

@@ -226,6 +226,9 @@ def test_options_of_the_command_line_become_the_recipe(
     from training.cli import app
 
     started: list[Recipe] = []
+    monkeypatch.setattr(
+        "training.prepare.prepare", lambda recipe, *_: recipe
+    )  # there is no data to choose by
     monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: started.append(recipe))
     given = ["fit", "--out", str(tmp_path), "--data", "x"]
     app(given, standalone_mode=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 from hierclass.errors import BackboneError, InputError
 from hierclass.files import replacing
+from training.sources import split_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Recipe:
 
     def without_paths(self) -> Recipe:
         """The recipe as it goes out with the weights: files by their last names, no folder of this machine."""
-        names = tuple(Path(path.rpartition(":")[2]).name for path in self.data)
+        names = tuple(name or path.name for name, path in map(split_name, self.data))
         return dataclasses.replace(self, data=names, taxonomy=Path(self.taxonomy).name)
 
     @classmethod
