@@ -114,7 +114,7 @@ def test_the_state_of_another_network_names_what_differs(recipe: Recipe, out: Pa
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(f"{out / STATE} belongs to another network: ")
-    assert "tensors differ, the first is finest.0." in line
+    assert "tensors differ, the first is network.heads.0.weight;" in line
     assert line.endswith("the recipe and the taxonomy that the run began with, or choose another --out")
 
 

@@ -322,7 +322,7 @@ def test_the_moving_average_that_is_kept_holds_plain_layers(run: Run, tmp_path: 
 
 def test_weights_that_the_loss_does_not_reach_are_found(run: Run, tiny_taxonomy: Taxonomy) -> None:
     assert untrained_weights(run.trainee, run.loss, 32) == []
-    run.loss.level_weights, run.loss.distil = (1.0, 0.0, 1.0), 0.0
+    run.loss.level_weights, run.loss.distil, run.loss.finest_weight = (1.0, 0.0, 1.0), 0.0, 0.0
     assert untrained_weights(run.trainee, run.loss, 32) == ["network.heads.1.weight", "network.heads.1.bias"]
     assert all(value.grad is None for value in run.trainee.parameters())
 

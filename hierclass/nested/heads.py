@@ -27,7 +27,7 @@ class SummedLinear(nn.Linear):
         num_classes = check_groups(groups)
         super().__init__(num_features, len(groups))
         self.num_classes = num_classes
-        self.register_buffer("groups", torch.tensor(list(groups), dtype=torch.int32))
+        self.register_buffer("groups", torch.tensor(list(groups), dtype=torch.int64))
 
     def fine(self, features: Tensor) -> Tensor:
         """Return the logits (B, len(groups)) of the fine classes for pooled features (B, num_features)."""
