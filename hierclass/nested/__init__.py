@@ -2,8 +2,8 @@
 
 Read it in this order: `channels` (which channels must share a level), `flow` and `rules` (how a layer is cut),
 `functions` (how calls of traced code are), `trace` and `graph` (a timm model is read), `program` and `slices`
-(levels run), `prefix`, `blocks` and `masks` (the other structures), `structures` (the table of them), `proof`
-(what must hold), `backbone` (timm's models), `build` (`nest` puts all together).
+(levels run), `heads` (levels answer), `prefix`, `blocks` and `masks` (the other structures), `structures` (the table
+of them), `proof` (what must hold), `backbone` (timm's models), `build` (`nest` puts all together).
 """
 
 from hierclass.nested.backbone import create_backbone
