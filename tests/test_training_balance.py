@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.balance import balanced_order, log_priors
-from training.batches import EpochBatches
 from training.losses import NestedLoss
 from training.metrics import balanced_accuracy
+from training.order import Order
 from training.recipe import Recipe
 
 COUNTS = [30, 10, 10, 20, 10, 5, 5, 1, 1, 4, 2, 2]
@@ -86,7 +86,8 @@ def test_sampling_draws_every_leaf_equally_often_to_within_one(labels: list[int]
 def test_an_epoch_of_balanced_batches_repeats_for_its_seed(tiny_taxonomy: Taxonomy) -> None:
     leaves = np.repeat(np.arange(12), COUNTS)
     first, again, other = (
-        EpochBatches(100, 10, seed=1, epoch=epoch, balance=leaves).batches for epoch in (0, 0, 1)
+        [share.indices for share in Order(100, 10, seed=1, balance=leaves).shares(epoch)]
+        for epoch in (0, 0, 1)
     )
     assert first == again != other
     assert np.bincount(leaves[np.concatenate(first)]).tolist() != COUNTS
