@@ -200,6 +200,13 @@ def test_how_an_image_is_augmented_does_not_depend_on_who_prepares_it_beside_whi
         assert torch.equal(part.leaves, whole.leaves[part.positions])
 
 
+def test_an_image_that_is_drawn_twice_is_augmented_in_two_ways() -> None:
+    share = Share(indices=[3, 3, 3], positions=[0, 1, 2], batch=3, epoch=0, side=16)
+    (batch,) = augmented(shapes(4), [share])
+    assert not torch.equal(batch.images[0], batch.images[1])
+    assert not torch.equal(batch.images[1], batch.images[2])
+
+
 def test_the_same_workers_go_on_when_the_images_grow() -> None:
     order = Order(12, 4, seed=0)
     shares = [*order.shares(0, side=16), *order.shares(1, side=24)]
