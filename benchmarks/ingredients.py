@@ -21,6 +21,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
+from structures_report import put_into
 from torch.utils.flop_counter import FlopCounterMode
 from updates import leaves_alone
 
@@ -264,6 +265,9 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file of the results.")] = OUT,
     train: Annotated[bool, typer.Option(help="Train what is missing; else judge what is there.")] = True,
     judge: Annotated[bool, typer.Option(help="Judge all finished rows at the end.")] = True,
+    document: Annotated[
+        Path | None, typer.Option(help="Markdown file to put the tables into, between its markers.")
+    ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the stored table and do no more.")
     ] = False,
@@ -290,6 +294,10 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as file:
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if document is not None:
+        changed = put_into(document, report(results))
+        with replacing(document) as file:
+            file.write_text(changed, encoding="utf-8")
     Console().print(Markdown(report(results)))
 
 
