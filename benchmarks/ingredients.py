@@ -4,7 +4,7 @@ Every row trains the product's own `fit` on the same few images for the same few
 against another row. The differences are measured on the same dev images, so their intervals are paired; one seed,
 so that a difference within about one point says little. Finished rows stay in `--work`: the command goes on after an
 interruption, and two of them, `--threads 1` and other `--only` rows, may run side by side. `--markdown` prints the
-tables of docs/recipe.md from the JSON file and trains nothing.
+tables from the JSON file and trains nothing.
 """
 
 from __future__ import annotations
