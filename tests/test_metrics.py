@@ -80,3 +80,10 @@ def test_the_wilson_interval_agrees_with_published_values() -> None:
     assert (round(low, 4), round(high, 4)) == (0.2366, 0.7634)
     assert metrics.wilson_interval(0.0, 20)[0] == 0.0
     assert round(metrics.wilson_interval(0.0, 20)[1], 4) == 0.1611  # Newcombe 1998, table I
+
+
+@pytest.mark.parametrize("count", range(1, 60))
+def test_no_share_lies_outside_its_interval(count: int) -> None:
+    for share in (0.0, 1 / count, 1.0):
+        low, high = metrics.wilson_interval(share, count)
+        assert 0 <= low <= share <= high <= 1

@@ -47,7 +47,8 @@ def wilson_interval(share: float, count: int, z: float = 1.959963984540054) -> t
     centre = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding would leave 0 and 1 outside
 
 
 def wilson_lower_bounds(right: Indices, counts: Indices, z: float = 1.6448536269514722) -> Shares:
