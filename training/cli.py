@@ -216,7 +216,7 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
         recipe = dataclasses.replace(recipe, taxonomy=str(folder.begun_with.absolute()))
     sizes, senses = options.tier_sizes(ctx.params["tiers"]), options.pins(ctx.params["pin"] or [])
     wishes = Wishes(tiers=sizes, pins=senses, yes=ctx.params["yes"])
-    console = Console(quiet=int(os.environ.get("RANK", "0")) > 0)  # of several processes the first speaks
+    console = Console(quiet=not is_main())
     if not is_given(ctx, "out"):
         console.print(f"the run goes to {out} (--out)", markup=False, highlight=False, soft_wrap=True)
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -24,6 +23,7 @@ from taxonomy.labels import LeafNames
 from taxonomy.propose import Proposal, propose
 from training import asking
 from training.defaults import Choice, Facts, choose_network, choose_schedule
+from training.processes import num_processes
 from training.recipe import Recipe
 from training.survey import Survey, default_out, survey
 
@@ -119,7 +119,7 @@ def _near(data: str) -> str:
 def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, console: Console) -> Taxonomy:
     """The tree that the user says yes to, maybe after editing it."""
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
-    if wishes.yes or _num_processes() > 1 or not on_terminal:
+    if wishes.yes or num_processes() > 1 or not on_terminal:
         why = "--yes" if wishes.yes else "no terminal to ask on" if not on_terminal else "several processes"
         _say(
             console,
@@ -223,7 +223,7 @@ def _chosen(recipe: Recipe, given: Set[str], found: Survey, console: Console) ->
     recipe = _take(recipe, given, network, console)
     recipe = _take(recipe, given, _levels(recipe), console)
     if "pretrained" not in given:
-        start = find_pretrained(recipe.backbone, reach=_num_processes() == 1)  # several must find the same
+        start = find_pretrained(recipe.backbone, reach=num_processes() == 1)  # several must find the same
         recipe = dataclasses.replace(recipe, pretrained=start.usable)
         scratch = "" if start.usable else "from scratch, which needs more images and epochs: "
         _say(console, f"start: {scratch}{start.why}")
@@ -270,11 +270,6 @@ def _take(recipe: Recipe, given: Set[str], choice: Choice, console: Console) -> 
 
 def _text(value: Any) -> str:
     return ",".join(f"{share:g}" for share in value) if isinstance(value, tuple) else str(value)
-
-
-def _num_processes() -> int:
-    """How many processes torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _fixed_size(backbone: str) -> int | None:

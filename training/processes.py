@@ -42,6 +42,11 @@ def local_processes(accelerator: Accelerator) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
 
 
+def num_processes() -> int:
+    """How many processes the launcher started, on all machines; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main() -> bool:
     """Whether this process speaks for all: true for the only one, and where the launcher numbered it 0."""
     return os.environ.get("RANK", "0") == "0"
@@ -59,7 +64,7 @@ def wait_for_the_end(seconds: float) -> None:
 
 def lost_another(error: Exception) -> bool:
     """Whether an error says that another process of the run is gone."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if num_processes() == 1:
         return False
     text = f"{type(error).__name__} {error}".lower()
     return any(
@@ -69,7 +74,7 @@ def lost_another(error: Exception) -> bool:
 
 def launch_command() -> list[str]:
     """How a command of ``hierclass-train`` is started as this process was: by itself or by torchrun."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes == "1":
+    if num_processes() == 1:
         return ["hierclass-train"]
-    return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", processes), "-m", "training"]
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(num_processes()))
+    return ["torchrun", "--nproc-per-node", here, "-m", "training"]

@@ -26,7 +26,9 @@ class Recipe:
     "loss", or by "sampling" (`training.balance`).
     ``dev_from`` holds out images numbered from there up by file name; without it a stratified ``dev_share``
     is held out. ``start_size`` (pixels) grows in steps of 8 to ``size`` over the first ``grow`` share of the
-    epochs. ``level_weights`` weigh the cross-entropy of each level on its tier, ``finest_weight`` the
+    epochs. ``heads`` of lower levels score "leaves" and sum them up, or the classes of their "tiers".
+    ``smoothing`` goes to the classes of each "tier", or along the "tree" (``smoothing_along``).
+    ``level_weights`` weigh the cross-entropy of each level on its tier, ``finest_weight`` the
     auxiliary one of each lower level on the leaves, ``distil`` what a lower level learns from the answer of a
     higher one: ``distil_from`` the "last" level or the "next", ``distil_teacher`` the "live" network or its
     moving average ("ema"). ``consensus`` is how much lower levels count in an answer, "auto" what is best on
