@@ -72,13 +72,13 @@ class WholeNetwork(NestedNetwork):
         level = self.check_level(level)
         return [self.features(image, level)] * (level + 1)
 
-    def refine(self, state: State) -> Tensor:
-        """Return the next level's logits; only the first call runs the classifier.
+    def refine(self, state: State, level: int | None = None) -> Tensor:
+        """Return the logits of the next level, or a given higher one; only the first call runs the classifier.
 
         Raises:
-            LevelError: the state is at the last level already.
+            LevelError: the state is at the last level already, or at the given one or above.
         """
-        level = self.check_level(state.level + 1)
+        level = self.next_level(state, level)
         if state.features is None:
             state.features = self.features(state.image, level)
         state.level = level

@@ -139,18 +139,24 @@ class NestedNetwork(nn.Module, abc.ABC):
         """Return the state of a batch (B, 3, H, W) of which nothing has been computed yet."""
         return State(image)
 
-    def refine(self, state: State) -> Tensor:
-        """Compute the next level, reusing what the structure can, and return its logits.
+    def refine(self, state: State, level: int | None = None) -> Tensor:
+        """Compute the next level, or a given higher one, reusing what the structure can, and return its logits.
 
         The state is changed: it now holds the level that was computed.
 
         Raises:
-            LevelError: the state is at the last level already.
+            LevelError: the state is at the last level already, or at the given one or above.
         """
-        level = self.check_level(state.level + 1)
+        level = self.next_level(state, level)
         state.features = self.features(state.image, level)
         state.level = level
         return self.classify(state.features, level)
+
+    def next_level(self, state: State, level: int | None) -> int:
+        """Return the level that `refine` is to compute; raise LevelError if there is none."""
+        if level is not None and level <= state.level:
+            raise LevelError(f"level {level} can't be computed: the state is at level {state.level} already")
+        return self.check_level(state.level + 1 if level is None else level)
 
     def train_progress(self, progress: float) -> None:
         """Hear how far training is (0 … 1); called before every update. `masks` prunes by it."""

@@ -46,13 +46,13 @@ class SlicedNetwork(NestedNetwork):
         """Return the pooled features (B, num_features[k]) of levels k = 0 … `level` from one pass."""
         return self._run(self.start(image), self.check_level(level), keep=False)
 
-    def refine(self, state: State) -> Tensor:
-        """Compute the slices of the next level only, and return its logits (B, num_classes[state.level]).
+    def refine(self, state: State, level: int | None = None) -> Tensor:
+        """Compute only the slices up to the next level, or a given higher one; return its logits.
 
         Raises:
-            LevelError: the state is at the last level already.
+            LevelError: the state is at the last level already, or at the given one or above.
         """
-        level = self.check_level(state.level + 1)
+        level = self.next_level(state, level)
         return self.classify(self._run(state, level, keep=level < self.num_levels - 1)[-1], level)
 
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
