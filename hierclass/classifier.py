@@ -17,7 +17,7 @@ from hierclass.checkpoint import Checkpoint, Preprocessing, load_checkpoint
 from hierclass.decisions import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
 from hierclass.images import ImageSource, read_input
-from hierclass.nested import answer_costs
+from hierclass.nested import NestedNetwork, answer_costs
 from hierclass.nested.fuse import fuse
 from taxonomy import Taxonomy
 
@@ -77,6 +77,11 @@ class Classifier:
         self._network = fuse(checkpoint.network).to(self.device)
         self._network.to(memory_format=torch.channels_last)
         self._decision = Decision.from_dict(checkpoint.decision, checkpoint.network.num_levels)
+        mean, std = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        self._mean, self._std = mean, std
         self.levels = _describe_levels(checkpoint)
 
     @property
@@ -98,6 +103,26 @@ class Classifier:
     def temperatures(self) -> tuple[float, ...] | None:
         """What every level's scores were calibrated with on held-out images; None: they are as the network says."""
         return self._decision.temperatures
+
+    @property
+    def lower_weight(self) -> float:
+        """How much the answers of lower levels count in that of a level (`hierclass.decisions.consensus`)."""
+        return self._decision.lower_weight
+
+    @property
+    def decision(self) -> Decision:
+        """How the model decides: what `lower_weight`, `temperatures` and `thresholds` are read from."""
+        return self._decision
+
+    @property
+    def network(self) -> NestedNetwork:
+        """The network, made ready for inference on `device`."""
+        return self._network
+
+    def to_input(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        """Return the network's input for images (B, size, size, 3), prepared by `hierclass.images.square`."""
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()
+        return ((pixels / 255) - self._mean) / self._std
 
     def thresholds(self, precision: float = 0.9) -> tuple[tuple[Threshold, ...], ...]:
         """Return from which score on answers are right at a rate: `thresholds(0.9)[level][tier]`.

@@ -93,9 +93,7 @@ def sum_up(log_scores: Scores, taxonomy: Taxonomy, level: int, temperature: floa
     finest = np.exp(_log_softmax(log_scores / temperature))
     tiers: list[Scores] = []
     for tier, ancestors in enumerate(_ancestors(taxonomy, level)):
-        summed = np.zeros((len(finest), taxonomy.num_classes[tier]))
-        np.add.at(summed.T, ancestors, finest.T)
-        tiers.append(summed)
+        tiers.append(_summed(finest, ancestors, taxonomy.num_classes[tier]))
     return [*tiers, finest]
 
 
@@ -136,6 +134,23 @@ def follow(tiers: Sequence[Scores], taxonomy: Taxonomy) -> tuple[NDArray[np.int6
     return classes, scores
 
 
+def restrict(
+    tiers: Sequence[Scores], taxonomy: Taxonomy, allowed: Sequence[NDArray[np.bool_]]
+) -> list[Scores]:
+    """Leave classes out of scores: `allowed[j]` (num_classes[j],) says which classes of tier j may be the answer.
+
+    `tiers` are the scores of tiers 0 … k as `agree` returns them; at least one class of tier k is allowed. A
+    coarser class keeps the sum of its allowed classes of tier k, so that a score stays what the model says of
+    them: rows no longer sum to 1. What is left out scores -1, so that it is never the most probable class.
+    """
+    level = len(tiers) - 1
+    kept = np.where(allowed[level], tiers[level], 0.0)
+    restricted: list[Scores] = []
+    for tier, ancestors in enumerate(_ancestors(taxonomy, level)):
+        restricted.append(np.where(allowed[tier], _summed(kept, ancestors, taxonomy.num_classes[tier]), -1.0))
+    return [*restricted, np.where(allowed[level], kept, -1.0)]
+
+
 def decide(tiers: Sequence[Scores], taxonomy: Taxonomy) -> list[Prediction]:
     """Answer with the most probable class of the last tier given, and its ancestors.
 
@@ -159,6 +174,13 @@ def _ancestors(taxonomy: Taxonomy, level: int) -> list[NDArray[np.int64]]:
         classes = taxonomy.parent_classes(tier)[classes]
         found.insert(0, classes)
     return found
+
+
+def _summed(finest: Scores, ancestors: NDArray[np.int64], num_classes: int) -> Scores:
+    """Sum scores (B, C) of classes to those (B, num_classes) of the coarser classes that they belong to."""
+    summed = np.zeros((len(finest), num_classes))
+    np.add.at(summed.T, ancestors, finest.T)
+    return summed
 
 
 def _step(node: Node, score: float) -> Step:

@@ -157,7 +157,15 @@ def _ends_whole(stream: _Stream, format_: str | None) -> bool:
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Turn an RGB picture into the network's input (3, size, size), float32, RGB, normalised by mean and std.
+    """Turn an RGB picture into the network's input (3, size, size), float32, RGB, normalised by mean and std."""
+    pixels = square(image, preprocessing).transpose(2, 0, 1).astype(np.float32)
+    mean = np.asarray(preprocessing.mean, dtype=np.float32)[:, None, None]
+    std = np.asarray(preprocessing.std, dtype=np.float32)[:, None, None]
+    return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
+
+
+def square(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return what the network sees of an RGB picture: (size, size, 3).
 
     What the usual "shorter side to round(size / crop), then the centre square" shows, cut first and resized
     once: a picture of any aspect ratio costs no more than its centre.
@@ -166,16 +174,20 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.f
     side = min(image.size) * size / resize_side(preprocessing)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     filter_ = Image.Resampling[preprocessing.interpolation.upper()]
-    square = image.resize((size, size), filter_, box=(left, top, left + side, top + side))
-    pixels = np.asarray(square, dtype=np.float32).transpose(2, 0, 1)
-    mean = np.asarray(preprocessing.mean, dtype=np.float32)[:, None, None]
-    std = np.asarray(preprocessing.std, dtype=np.float32)[:, None, None]
-    return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
+    return np.asarray(image.resize((size, size), filter_, box=(left, top, left + side, top + side)))
 
 
 def resize_side(preprocessing: Preprocessing) -> int:
     """Return the pixels to which the shorter side is resized: what `read_image` wants as `min_side`."""
     return max(preprocessing.size, round(preprocessing.size / preprocessing.crop))
+
+
+def read_square(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Read a picture and return what the network sees of it: (size, size, 3).
+
+    Raises ImageError as `read_image` does.
+    """
+    return square(read_image(source, min_side=resize_side(preprocessing)), preprocessing)
 
 
 def read_input(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.float32]:

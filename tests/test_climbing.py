@@ -1,0 +1,185 @@
+"""Climbing levels computes what is needed and no more, and answers as the level alone would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hierclass
+from hierclass.calibration import Decision, Threshold
+from hierclass.classifier import Classifier
+from hierclass.climbing import Climber
+from hierclass.errors import InputError
+from hierclass.stopping import Answers, Reason, Request, Stopping
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_checkpoint: Path) -> Classifier:
+    return hierclass.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images(classifier: Classifier) -> np.ndarray[Any, Any]:
+    size = classifier.preprocessing.size
+    return np.random.default_rng(0).integers(0, 255, (40, size, size, 3), dtype=np.uint8)
+
+
+def deciding(classifier: Classifier, scores: list[list[float | None]]) -> Decision:
+    """A decision with a threshold for every level and tier."""
+    rows = tuple(
+        Threshold(level, tier, 0.95, score, 0.5)
+        for level, of_level in enumerate(scores)
+        for tier, score in enumerate(of_level)
+    )
+    return Decision(classifier.lower_weight, classifier.temperatures, rows)
+
+
+def climb(
+    classifier: Classifier, stopping: Stopping, images: np.ndarray[Any, Any], batch_size: int, chunk: int = 7
+) -> tuple[dict[int, Any], Climber]:
+    climber = Climber(classifier, stopping, batch_size)
+    done = []
+    for start in range(0, len(images), chunk):
+        part = images[start : start + chunk]
+        done += climber.push(part, np.arange(start, start + len(part)))
+    done += climber.finish()
+    found: dict[int, Any] = {}
+    for tags, answers in done:
+        assert isinstance(answers, Answers)
+        for row, tag in enumerate(tags.tolist()):
+            assert tag not in found
+            found[tag] = answers.take(np.array([row]))
+    return found, climber
+
+
+def alone(classifier: Classifier, image: np.ndarray[Any, Any], level: int) -> Any:
+    return classifier.predict_tensors(classifier.to_input(image[None]).contiguous().numpy(), level)[0]
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_level_that_is_asked_for_answers_as_ever(
+    classifier: Classifier, images: np.ndarray[Any, Any], level: int
+) -> None:
+    stopping = Stopping(Request(level=level), classifier.taxonomy, classifier.decision)
+    found, climber = climb(classifier, stopping, images, 8)
+    assert climber.computed == [*[0] * level, len(images)]
+    for tag, answer in found.items():
+        wanted = alone(classifier, images[tag], level)
+        ids = [classifier.taxonomy.classes(tier)[answer.classes[0, tier]].id for tier in range(level + 1)]
+        assert ids == [step.synset for step in wanted.path]
+        np.testing.assert_allclose(
+            answer.scores[0, : level + 1], [step.score for step in wanted.path], atol=1e-4
+        )
+        assert (answer.classes[0, level + 1 :] == -1).all()
+        assert (answer.tier[0], answer.level[0], answer.reason[0]) == (level, level, Reason.ASKED)
+    assert sorted(found) == list(range(len(images)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_images_stop_where_they_are_sure_and_only_the_others_go_on(
+    classifier: Classifier, images: np.ndarray[Any, Any], batch_size: int
+) -> None:
+    tops = [[alone(classifier, image, level).path for image in images] for level in range(3)]
+    half = [float(np.median([path[0].score for path in of_level])) for of_level in tops]
+    decision = deciding(classifier, [[half[0]], [half[1], None], [half[2], None, None]])
+    stopping = Stopping(Request(level="auto"), classifier.taxonomy, decision)
+    found, climber = climb(classifier, stopping, images, batch_size)
+    stops = [
+        next((level for level in range(3) if tops[level][tag][0].score >= half[level]), 2)
+        for tag in range(len(images))
+    ]
+    assert [found[tag].level[0] for tag in range(len(images))] == stops
+    assert climber.computed == [sum(stop >= level for stop in stops) for level in range(3)]
+    for tag, stop in enumerate(stops):
+        path = tops[stop][tag]
+        sure = path[0].score >= half[stop]
+        assert found[tag].tier[0] == (0 if sure else -1)
+        assert found[tag].reason[0] == (Reason.SURE if sure else Reason.LAST)
+        np.testing.assert_allclose(found[tag].scores[0, 0], path[0].score, atol=1e-4)
+
+
+def test_levels_that_cannot_be_fine_enough_are_passed(
+    classifier: Classifier, images: np.ndarray[Any, Any]
+) -> None:
+    decision = deciding(classifier, [[0.0], [0.0, 0.0], [0.0, 0.0, 0.0]])
+    request = Request(level="auto", min_tier=1)
+    found, climber = climb(classifier, Stopping(request, classifier.taxonomy, decision), images, 8)
+    assert climber.computed == [0, len(images), 0]
+    assert {int(answer.tier[0]) for answer in found.values()} == {1}
+
+
+def test_without_thresholds_auto_is_refused(classifier: Classifier) -> None:
+    with pytest.raises(InputError, match="no thresholds"):
+        Stopping(Request(level="auto"), classifier.taxonomy, Decision())
+
+
+def test_answers_keep_to_the_classes_that_are_asked_for(
+    classifier: Classifier, images: np.ndarray[Any, Any]
+) -> None:
+    taxonomy = classifier.taxonomy
+    leaf = taxonomy.leaves[3]
+    request = Request(only=(taxonomy.node(leaf).name.upper(),))
+    found, _ = climb(classifier, Stopping(request, taxonomy, Decision()), images, 8)
+    scores = leaf_scores(classifier, images)
+    for tag, answer in found.items():
+        assert taxonomy.leaves[answer.classes[0, 2]] == leaf
+        np.testing.assert_allclose(answer.scores[0], scores[tag][leaf], atol=1e-4)  # of its ancestors too
+        assert (answer.tier[0], answer.reason[0]) == (2, Reason.ASKED)
+
+
+def leaf_scores(classifier: Classifier, images: np.ndarray[Any, Any]) -> list[dict[str, float]]:
+    return [{each.synset: each.score for each in alone(classifier, image, 2).top(99)} for image in images]
+
+
+def test_what_is_surely_none_of_them_stops_early_and_has_no_answer(
+    classifier: Classifier, images: np.ndarray[Any, Any]
+) -> None:
+    taxonomy = classifier.taxonomy
+    coarse = taxonomy.classes(0)[0]
+    decision = deciding(classifier, [[0.0], [0.0, 0.0], [0.0, 0.0, 0.0]])
+    request = Request(only=(coarse.id,))
+    found, climber = climb(classifier, Stopping(request, taxonomy, decision), images, 8)
+    shown = [alone(classifier, image, 0).path[0].synset for image in images]
+    assert climber.computed[0] == len(images)
+    for tag, synset in enumerate(shown):
+        answer = found[tag]
+        if synset != coarse.id:
+            assert (answer.level[0], answer.tier[0], answer.reason[0]) == (0, -1, Reason.EXCLUDED)
+        else:
+            assert answer.level[0] > 0 or answer.reason[0] == Reason.ASKED
+
+
+def test_a_class_that_does_not_exist_is_named_with_a_suggestion(classifier: Classifier) -> None:
+    name = classifier.taxonomy.classes(0)[0].name
+    with pytest.raises(InputError, match=f"no class '{name}x'; did you mean '{name}'"):
+        Stopping(Request(only=(f"{name}x",)), classifier.taxonomy, Decision())
+
+
+def test_excluding_everything_is_refused(classifier: Classifier) -> None:
+    everything = tuple(node.id for node in classifier.taxonomy.classes(0))
+    with pytest.raises(InputError, match="leave no class"):
+        Stopping(Request(exclude=everything), classifier.taxonomy, Decision())
+
+
+def test_a_batch_that_fails_is_divided_down_to_the_image_that_fails(
+    classifier: Classifier, images: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, bad = classifier.network, classifier.to_input(images[4:5])
+    refine = network.refine
+
+    def fragile(state: Any, level: int | None = None) -> Any:
+        if level == 1 and any(bool((image == bad[0]).all()) for image in state.image):
+            raise RuntimeError("first line\nsecond line")
+        return refine(state, level)
+
+    decision = deciding(classifier, [[None], [None, None], [None, None, None]])
+    stopping = Stopping(Request(level="auto"), classifier.taxonomy, decision)
+    monkeypatch.setattr(network, "refine", fragile)
+    climber = Climber(classifier, stopping, 8)
+    done = climber.push(images[:8], np.arange(8)) + climber.finish()
+    failed = {tag: text for tags, text in done if isinstance(text, str) for tag in tags.tolist()}
+    assert failed == {4: "failed unexpectedly (RuntimeError: first line second line)"}
+    assert sorted(tag for tags, _ in done for tag in tags.tolist()) == list(range(8))
