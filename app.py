@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hierclass.cli import TimmOption, WeightsOption, open_classifier
+from hierclass.cli.shared import TimmOption, WeightsOption, open_classifier
 from hierclass.errors import HierclassError, ImageError
 
 if TYPE_CHECKING:

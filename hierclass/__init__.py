@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hierclass.calibration import Threshold
     from hierclass.classifier import Classifier, Level, load
     from hierclass.decisions import Prediction, Step
+    from hierclass.labelling import Row, label
     from hierclass.wrapped import from_timm
 
 __version__ = "0.1.0"
@@ -42,11 +43,13 @@ __all__ = [
     "Level",
     "LevelError",
     "Prediction",
+    "Row",
     "Step",
     "TaxonomyError",
     "Threshold",
     "__version__",
     "from_timm",
+    "label",
     "load",
 ]
 
@@ -54,9 +57,11 @@ _LAZY = {
     "Classifier": "hierclass.classifier",
     "Level": "hierclass.classifier",
     "Prediction": "hierclass.decisions",
+    "Row": "hierclass.labelling",
     "Step": "hierclass.decisions",
     "Threshold": "hierclass.calibration",
     "from_timm": "hierclass.wrapped",
+    "label": "hierclass.labelling",
     "load": "hierclass.classifier",
 }
 

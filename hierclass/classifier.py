@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,6 +118,18 @@ class Classifier:
         """How the model decides: what `lower_weight`, `temperatures` and `thresholds` are read from."""
         return self._decision
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """A SHA-256 sum of all that an answer depends on: weights, classes, preprocessing, decisions."""
+        checkpoint = self.checkpoint
+        made = [dataclasses.asdict(checkpoint.architecture), dataclasses.asdict(checkpoint.preprocessing)]
+        texts = [*made, checkpoint.decision, checkpoint.taxonomy.to_dict()]
+        found = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+        for name, tensor in sorted(checkpoint.network.state_dict().items()):
+            found.update(f"{name} {tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
     @property
     def network(self) -> NestedNetwork:
         """The network, made ready for inference on `device`."""
@@ -154,7 +170,7 @@ class Classifier:
         Raises:
             LevelError: the model has no such level.
             ImageError: an image can't be read; the message says which. To get past broken files use
-                `hierclass.labelling`.
+                `hierclass.label`.
         """
         level = self.check_level(level)
         predictions: list[Prediction] = []

@@ -54,6 +54,26 @@ def _temporaries(folder: Path, *names: str) -> list[Path]:
 
 
 @contextlib.contextmanager
+def locked(file: Path, message: str) -> Iterator[None]:
+    """Hold a lock on a file, which is made; the system frees it when the process ends, however it ends.
+
+    Raises:
+        InputError: another process holds it; the text is `message`.
+        OSError: the file can't be made.
+    """
+    with file.open("w") as lock:
+        try:
+            import fcntl  # absent on Windows, where nothing keeps a second process out
+
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by children, unlike flock
+        except ImportError:
+            pass
+        except OSError as error:
+            raise InputError(message) from error
+        yield
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; when the block ends, that file is synced and renamed to `path`.
 
@@ -78,6 +98,18 @@ def replacing_all(*paths: Path) -> Iterator[tuple[Path, ...]]:
                 os.fsync(stream.fileno())
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
+        for folder in {path.parent for path in paths}:
+            _sync_folder(folder)
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder last, where the system can (Windows can't)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

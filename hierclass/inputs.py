@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -14,13 +14,19 @@ from taxonomy.folders import IMAGE_ENDINGS
 STANDARD_INPUT = "-"
 
 
-def find_inputs(names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = None) -> Iterator[str]:
+def find_inputs(
+    names: Iterable[str | os.PathLike[str]],
+    *,
+    stdin: BinaryIO | None = None,
+    also: Collection[str] = (),
+) -> Iterator[str]:
     """Yield the path of every image that `names` lead to, in their order.
 
     A file is yielded as it is named, whether it exists or not. A folder yields its images, recursively,
     sorted by name, without hidden files and folders; each folder is entered once, so links may form loops. A
     folder in which there is nothing to read is yielded itself: whoever reads it finds the error. `-` stands
-    for the paths listed on `stdin` (standard input if None), one per line, or separated by NUL bytes.
+    for the paths listed on `stdin` (standard input if None), one per line, or separated by NUL bytes. Files
+    with one of the endings `also` count as images.
 
     Raises InputError, after the last path, if there was nothing but empty folders and lists.
     """
@@ -33,7 +39,7 @@ def find_inputs(names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | No
             continue
         folder = name
         empty = True
-        for path in _walk(name):
+        for path in _walk(name, IMAGE_ENDINGS | frozenset(also)):
             empty = False
             num_files += 1
             yield path
@@ -82,7 +88,7 @@ def _listed(stream: BinaryIO) -> Iterator[str]:
             return
 
 
-def _walk(folder: str) -> Iterator[str]:
+def _walk(folder: str, endings: Collection[str]) -> Iterator[str]:
     """Yield the images under a folder: a stack of sorted listings, so that depth costs no recursion."""
     entered = {_identity(folder)}
     stack = [iter(_listing(folder) or ())]
@@ -91,13 +97,13 @@ def _walk(folder: str) -> Iterator[str]:
         if not path:
             stack.pop()
         elif not is_folder:
-            if _is_image_name(path):
+            if _has_ending(path, endings):
                 yield path
         elif (identity := _identity(path)) not in entered:
             entered.add(identity)
             listing = _listing(path)
             # A folder that can't be listed, and an empty one called photo.jpg, would be missed by the user.
-            if listing is None or (not listing and _is_image_name(path)):
+            if listing is None or (not listing and _has_ending(path, endings)):
                 yield path
             else:
                 stack.append(iter(listing))
@@ -121,8 +127,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_image_name(path: str) -> bool:
-    return PurePath(path).suffix.lower() in IMAGE_ENDINGS
+def _has_ending(path: str, endings: Collection[str]) -> bool:
+    return PurePath(path).suffix.lower() in endings
 
 
 def _identity(folder: str) -> tuple[int, int] | str:

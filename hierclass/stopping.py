@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -84,6 +84,19 @@ class Answers:
             self.classes[rows], self.scores[rows], self.tier[rows], self.level[rows], self.reason[rows]
         )
 
+    @classmethod
+    def none(cls, count: int, num_tiers: int) -> Answers:
+        """Return answers to images of which nothing is known."""
+        unknown = np.full(count, -1, dtype=np.int8)
+        classes = np.full((count, num_tiers), -1, dtype=np.int32)
+        return cls(classes, np.full((count, num_tiers), np.nan, np.float32), unknown, unknown, unknown)
+
+    @classmethod
+    def gather(cls, chosen: Sequence[tuple[Answers, int]]) -> Answers:
+        """Return answers made of one row each of others; there is at least one."""
+        names = [each.name for each in fields(cls)]
+        return cls(*(np.stack([getattr(answers, name)[row] for answers, row in chosen]) for name in names))
+
 
 class Stopping:
     """Says of answers at a level which are good enough, for one request to one model."""
@@ -121,10 +134,10 @@ class Stopping:
         """
         level, taxonomy = len(tiers) - 1, self.taxonomy
         classes, scores = follow(tiers, taxonomy)
-        none = np.zeros(len(classes), dtype=np.bool_)
+        none: Flags = np.zeros(len(classes), dtype=np.bool_)
         if self._allowed is not None:
             outside = np.stack([~self._allowed[tier][classes[:, tier]] for tier in range(level + 1)], axis=1)
-            none = (self._sure(scores) & outside).any(axis=1)
+            none = np.any(self._sure(scores) & outside, axis=1)
             kept = follow(restrict(tiers, taxonomy, self._allowed), taxonomy)
             classes, scores = (
                 np.where(none[:, None], ours, theirs)
@@ -152,7 +165,8 @@ class Stopping:
         """Of scores (N, k + 1) of the answers of level k: whether each reaches its threshold."""
         if self._thresholds is None:
             return np.zeros(scores.shape, dtype=np.bool_)
-        return scores >= self._thresholds[scores.shape[1] - 1]
+        sure: Flags = scores >= self._thresholds[scores.shape[1] - 1]
+        return sure
 
     def _find_thresholds(self, request: Request, decision: Decision) -> list[Scores] | None:
         """Per level the scores from which on tiers 0 … level are sure; None where they are missing and not needed."""

@@ -43,8 +43,9 @@ def one_line(text: str) -> str:
 class LabelProgress:
     """Counts images and errors; on a terminal, a bar with images done, rate, errors and time left."""
 
-    def __init__(self, total: int, console: Console, *, visible: bool) -> None:
-        """Count up to `total` images; without `visible` nothing is drawn."""
+    def __init__(self, total: int, console: Console, *, visible: bool, done: int = 0) -> None:
+        """Count up to `total` images, of which some are done; without `visible` nothing is drawn."""
+        self._before, self._total = done, total
         self.num_images = 0
         self.num_errors = 0
         self._progress = Progress(
@@ -58,7 +59,7 @@ class LabelProgress:
             disable=not visible,
             transient=True,
         )
-        self._task = self._progress.add_task("labelling", total=total, errors="")
+        self._task = self._progress.add_task("labelling", total=total, completed=done, errors="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -77,13 +78,14 @@ class LabelProgress:
         self._progress.update(self._task, advance=num_images, errors=errors)
 
     def summary(self) -> str:
-        """Return one line: how many images were labelled and how many not, the time and the rate."""
+        """Return one line: how many images were labelled, the time and the rate."""
         seconds = self._progress.tasks[0].elapsed or 0.0
         rate = f", {self.num_images / seconds:,.0f} images/s" if seconds else ""
-        errors = f", {plural(self.num_errors, 'error')} (see the column error)" if self.num_errors else ""
-        return (
-            f"{plural(self.num_images - self.num_errors, 'image')} labelled{errors} in {seconds:.1f} s{rate}"
-        )
+        return f"{plural(self.num_images - self.num_errors, 'image')} labelled in {seconds:.1f} s{rate}"
+
+    def how_far(self) -> str:
+        """Return how many of the images are done, as the end of a sentence."""
+        return f" after {self._before + self.num_images:,} of {plural(self._total, 'image')}"
 
 
 class _RateColumn(ProgressColumn):

@@ -18,28 +18,36 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import hierclass
-from hierclass.errors import CheckpointError, HierclassError, ImageError, InputError
+from hierclass.cli.label import label, refine
+from hierclass.cli.shared import (
+    SOME_INPUTS_FAILED,
+    DeviceOption,
+    LevelOption,
+    ModelOption,
+    Stopped,
+    TimmOption,
+    WeightsOption,
+    open_classifier,
+    say,
+)
+from hierclass.errors import HierclassError, ImageError
 from hierclass.files import check_model_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hierclass.classifier import Classifier, Level
+    from hierclass.classifier import Level
     from hierclass.decisions import Prediction
-    from hierclass.tables import Output, Row
 
-T = TypeVar("T")
-
-SOME_INPUTS_FAILED = 3
 DEBUG_VARIABLE = "HIERCLASS_DEBUG"
 
 app = typer.Typer(
@@ -59,29 +67,6 @@ class DType(enum.StrEnum):
     FLOAT32 = "float32"
 
 
-LevelOption = Annotated[
-    int | None,
-    typer.Option("--level", min=0, help="Answer at this level; 0 is the coarsest. Default: the finest."),
-]
-ModelOption = Annotated[
-    Path | None,
-    typer.Option("--model", help="Folder of a model. Default: the one that comes with hierclass."),
-]
-TimmOption = Annotated[
-    str | None,
-    typer.Option(
-        "--timm",
-        metavar="NAME",
-        help="A timm classifier of ImageNet instead of a model; every level costs the whole network.",
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option("--weights", help="File of the timm classifier's weights. Default: timm's local cache."),
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"hierclass {hierclass.__version__}")
@@ -98,43 +83,8 @@ def _common(
     pass
 
 
-@app.command()
-def label(
-    paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH", help="Images, folders, or - for a list of paths on standard input."),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="A .csv, .jsonl or .parquet file. Default: CSV to the terminal."),
-    ] = None,
-    level: LevelOption = None,
-    model: ModelOption = None,
-    timm: TimmOption = None,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images per call of the network.")
-    ] = 64,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Threads that read images. Default: one per core.")
-    ] = None,
-) -> None:
-    """Label images: one row of a table for every input, with an error where one can't be read."""
-    from hierclass.inputs import find_inputs
-    from hierclass.labelling import label_rows
-    from hierclass.tables import Output
-
-    destination = Output(output)
-    if output is not None:
-        _survive_closed_pipes()
-    found = list(find_inputs(paths))
-    classifier = open_classifier(model, timm, weights, device)
-    rows = label_rows(classifier, found, level=level, batch_size=batch_size, workers=workers)
-    finest = len(classifier.levels) - 1
-    num_errors = _write(rows, len(found), destination, finest if level is None else level, batch_size)
-    if num_errors:
-        raise typer.Exit(SOME_INPUTS_FAILED)
+app.command()(label)
+app.command()(refine)
 
 
 @app.command()
@@ -164,7 +114,7 @@ def predict(
             if as_json:
                 _print_json(path, {"error": str(error)})
             else:
-                _say(f"error: {path}: {error}")
+                say(f"error: {path}: {error}")
             continue
         if as_json:
             _print_json(path, classifier.predict(image, last).to_dict())
@@ -210,14 +160,14 @@ def compress(
     try:
         save_checkpoint(output, small, dtype=dtype or stored_dtype(source))
     except OSError as error:
-        raise _Stopped(1, f"writing the model failed: {error.strerror or error}") from error
+        raise Stopped(1, f"writing the model failed: {error.strerror or error}") from error
     try:
         footprints = compare(source, whole, output, load_checkpoint(output))
-    except _Stopped as stop:
-        raise _Stopped(stop.code, f"timing was stopped; the model is written: {output}") from None
+    except Stopped as stop:
+        raise Stopped(stop.code, f"timing was stopped; the model is written: {output}") from None
     Console(highlight=False).print(draw_footprints(footprints))
     print(f"Times: the network alone, medians of {ROUNDS} rounds in turn, on the processor.")
-    _say(f"levels 0 to {level} -> {output}")
+    say(f"levels 0 to {level} -> {output}")
 
 
 @app.command()
@@ -252,7 +202,7 @@ def main(args: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
         try:
             return app(args, prog_name="hierclass", standalone_mode=False) or 0
-        except _Stopped as stop:
+        except Stopped as stop:
             return _fail(str(stop) or "stopped", stop.code)
         except HierclassError as error:
             return _fail(str(error), 2, debug=debug)
@@ -266,17 +216,9 @@ def main(args: Sequence[str] | None = None) -> int:
             return _fail(f"{type(error).__name__}: {error} (unexpected; {hint})", 1, debug=debug)
 
 
-class _Stopped(BaseException):
-    """Ctrl-C or SIGTERM, as what nothing that catches exceptions catches."""
-
-    def __init__(self, code: int, message: str = "") -> None:
-        super().__init__(message)
-        self.code = code
-
-
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into `_Stopped`, and die silently where the reader of a pipe has gone."""
+    """Turn Ctrl-C and SIGTERM into `Stopped`, and die silently where the reader of a pipe has gone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -284,7 +226,7 @@ def _signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)  # a second one ends the program at once
-        raise _Stopped(128 + number)
+        raise Stopped(128 + number)
 
     handlers: dict[signal.Signals, object] = {signal.SIGINT: stop, signal.SIGTERM: stop}
     if hasattr(signal, "SIGPIPE"):
@@ -298,70 +240,6 @@ def _signals() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _survive_closed_pipes() -> None:
-    """When the table goes to a file, a message that nobody reads must not end the work."""
-    if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-
-
-def open_classifier(model: Path | None, timm: str | None, weights: Path | None, device: str) -> Classifier:
-    """Load what the options --model, --timm and --weights name; wrong use is refused before torch is imported.
-
-    Raises:
-        HierclassError: the options do not fit together, or what they name can't be loaded.
-    """
-    if timm is not None:
-        if model is not None:
-            raise InputError("--model and --timm each name what answers; give one of them")
-        if weights is not None and not weights.is_file():
-            raise CheckpointError(f"there is no file of weights at {weights}")
-        return hierclass.from_timm(timm, weights=weights, device=device)
-    if weights is not None:
-        raise InputError("--weights belongs to a timm classifier; name that with --timm")
-    if model is not None and not (model / "config.json").is_file():
-        raise CheckpointError(
-            f"there is no model at {model}; name a folder with config.json and model.safetensors"
-        )
-    return hierclass.load(model, device)
-
-
-def _write(rows: Iterator[Row], total: int, output: Output, level: int, batch_size: int) -> int:
-    """Write all rows with progress on standard error; return the number of those with an error."""
-    from rich.console import Console
-
-    from hierclass.terminal import LabelProgress
-
-    console = Console(stderr=True, highlight=False)
-    visible = console.is_terminal and (output.path is not None or not sys.stdout.isatty())
-    progress = LabelProgress(total, console, visible=visible)
-    try:
-        with output.open_table(level) as table, progress:
-            for batch in _batches(rows, batch_size):
-                table.write(batch)
-                progress.advance(len(batch), sum(row.error is not None for row in batch))
-    except _Stopped as stop:
-        done = f"stopped after {progress.num_images:,} of {total:,} images"
-        raise _Stopped(stop.code, done + _what_is_left(output)) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise _Stopped(1, f"writing the table failed: {reason}{_what_is_left(output)}") from error
-    _say(progress.summary() + (f" -> {output.path}" if output.path else ""))
-    return progress.num_errors
-
-
-def _what_is_left(output: Output) -> str:
-    if output.path is None:
-        return ""
-    left = f"; {output.path} was not {'changed' if output.path.exists() else 'written'}"
-    return f"{left}, the rows until then are in {output.kept}" if output.kept else f"{left}, nothing was kept"
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def _draw(path: str, predictions: Iterator[Prediction], levels: Sequence[Level], console: Console) -> None:
@@ -390,12 +268,5 @@ def _print_json(path: str, values: dict[str, object]) -> None:
 def _fail(message: str, code: int, *, debug: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    _say(f"error: {message}")
+    say(f"error: {message}")
     return code
-
-
-def _say(message: str) -> None:
-    from hierclass.terminal import one_line
-
-    with contextlib.suppress(OSError):
-        print(one_line(message), file=sys.stderr, flush=True)

@@ -1,0 +1,371 @@
+"""`hierclass label` and `hierclass refine`: tables of labels, and runs that survive whatever ends them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hierclass.cli.shared import (
+    SOME_INPUTS_FAILED,
+    DeviceOption,
+    ModelOption,
+    Stopped,
+    TimmOption,
+    WeightsOption,
+    open_classifier,
+    say,
+)
+from hierclass.errors import InputError
+from hierclass.inputs import display_name
+from hierclass.labelling.folder import RunFolder
+from hierclass.labelling.tables import FORMATS, check_target, format_of, open_table
+from hierclass.stopping import LevelWish, Request
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hierclass.classifier import Classifier
+    from hierclass.labelling.jobs import Job, Run
+    from hierclass.labelling.stream import Reading
+    from hierclass.terminal import LabelProgress
+
+LevelOrAuto = Annotated[
+    str | None,
+    typer.Option(
+        "--level",
+        metavar="LEVEL",
+        help="Answer at this level, 0 is the coarsest; or auto: the lowest that is enough. Default: the finest.",
+    ),
+]
+MinTier = Annotated[int, typer.Option("--min-tier", min=0, help="With auto: how fine an answer is to be.")]
+Precision = Annotated[
+    float,
+    typer.Option(
+        "--precision",
+        min=0,
+        max=1,
+        help="How sure: the share of answers that are to be right (0.8, 0.9, 0.95, 0.99).",
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="CLASS", help="Answer with these classes or what is below them; again for more."
+    ),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="CLASS", help="Never answer with these classes.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of the network.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Threads that read images. Default: one per core.")
+]
+Previews = Annotated[
+    bool,
+    typer.Option("--previews", help="Read the small image inside of a JPEG where it is as good: faster."),
+]
+Format = Annotated[str, typer.Option("--format", help="Of the table in a folder: csv, jsonl or parquet.")]
+
+
+def label(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Images, folders, .tar or .parquet files of images, or - for a list of paths on standard input.",
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE or FOLDER/",
+            help="A .csv, .jsonl or .parquet file, or a folder for a run that can be refined. Default: CSV here.",
+        ),
+    ] = None,
+    level: LevelOrAuto = None,
+    min_tier: MinTier = 0,
+    precision: Precision = 0.95,
+    only: Only = None,
+    exclude: Exclude = None,
+    format_: Format = "parquet",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew, whatever was begun before.")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Read inputs that had errors again.")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Label one of N parts, for N machines: 1/N … N/N."),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option("--image-column", help="Of Parquet files. Default: the first that holds images."),
+    ] = None,
+    previews: Previews = False,
+    model: ModelOption = None,
+    timm: TimmOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchSize = 64,
+    workers: Workers = None,
+) -> None:
+    """Label images: one row of a table for every input, with an error where one can't be read.
+
+    A run that was stopped or killed goes on where it was when the same command is given again.
+    """
+    request = Request(
+        level=_level(level),
+        min_tier=min_tier,
+        precision=precision,
+        only=tuple(only or ()),
+        exclude=tuple(exclude or ()),
+    )
+    target = None if output is None else Target.parse(output, format_)
+    if target is None and (overwrite or retry_errors):
+        raise InputError("--overwrite and --retry-errors belong to a run on disk; give --output")
+    if target is not None:
+        survive_closed_pipes()
+    from hierclass.labelling.jobs import Job, Shard
+    from hierclass.labelling.stream import Reading
+
+    part = None if shard is None else Shard.parse(shard)
+    classifier = open_classifier(model, timm, weights, device)
+    reading = Reading(batch_size=batch_size, workers=workers, image_column=image_column, previews=previews)
+    job = Job(names=tuple(paths), request=request, reading=reading, shard=part)
+    if target is None:
+        _print_rows(classifier, job)
+        return
+    with target.run(classifier, reading) as (run, progress):
+        run.label(job, overwrite=overwrite, retry_errors=retry_errors)
+        num_errors = target.finish(run)
+    progress.tell(target.table, num_errors)
+
+
+def refine(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run (hierclass label … -o RUN/).")
+    ],
+    where: Annotated[
+        str,
+        typer.Option(
+            "--where", metavar="CONDITION", help="Which rows, as in SQL: \"tier0_label in ('dog', 'bird')\"."
+        ),
+    ],
+    level: LevelOrAuto = None,
+    min_tier: MinTier = 0,
+    precision: Precision = 0.95,
+    only: Only = None,
+    exclude: Exclude = None,
+    format_: Format = "parquet",
+    model: ModelOption = None,
+    timm: TimmOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchSize = 64,
+    workers: Workers = None,
+) -> None:
+    """Label some rows of a run anew, at a higher level say; the others stay as they are."""
+    request = Request(
+        level=_level(level),
+        min_tier=min_tier,
+        precision=precision,
+        only=tuple(only or ()),
+        exclude=tuple(exclude or ()),
+    )
+    folder = RunFolder(run_folder)
+    folder.manifest()
+    target = Target(run_folder, run_folder / f"labels.{_format(format_)}", is_file=False)
+    survive_closed_pipes()
+    from hierclass.labelling.stream import Reading
+
+    classifier = open_classifier(model, timm, weights, device)
+    reading = Reading(
+        batch_size=batch_size, workers=workers, image_column=folder.manifest()["inputs"]["image_column"]
+    )
+    with target.run(classifier, reading) as (run, progress):
+        run.refine(where, request)
+        num_errors = target.finish(run)
+    progress.tell(target.table, num_errors)
+
+
+def _level(text: str | None) -> LevelWish:
+    if text is None or text == "auto":
+        return "auto" if text else None
+    if not text.isdecimal():
+        raise InputError(f"--level {text}: give a number from 0, or auto")
+    return int(text)
+
+
+def _format(text: str) -> str:
+    if text not in FORMATS:
+        raise InputError(f"--format {text}: give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a run is, and where its table goes."""
+
+    folder: Path
+    table: Path
+    is_file: bool
+    """Whether the table alone is wanted: the folder goes when it is whole."""
+
+    @classmethod
+    def parse(cls, output: str, format_: str) -> Target:
+        """Read --output; what can't be written is found before anything is done.
+
+        Raises:
+            InputError: it is neither a table that can be written nor a folder.
+        """
+        path = Path(output)
+        if output.endswith(("/", os.sep)) or os.path.isdir(path):  # noqa: PTH112 - raises nothing for long names
+            RunFolder(path).check()
+            return cls(path, path / f"labels.{_format(format_)}", is_file=False)
+        format_of(path)
+        table = check_target(path)
+        return cls(table.with_name(f"{table.name}.run"), table, is_file=True)
+
+    @contextmanager
+    def run(self, classifier: Classifier, reading: Reading) -> Iterator[tuple[Run, Progress]]:
+        """Hold the run; what ends it early is told in one line, with how it goes on."""
+        from rich.console import Console
+
+        from hierclass.labelling.jobs import Run
+
+        folder = RunFolder(self.folder)
+        progress = Progress(Console(stderr=True, highlight=False))
+        try:
+            with folder.lock(), progress:
+                yield Run(folder, classifier, reading, progress), progress
+        except Stopped as stop:
+            raise Stopped(stop.code, f"stopped{progress.how_far()}; {_GOES_ON}") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise Stopped(
+                1, f"writing failed{progress.how_far()}: {reason}; make room, then {_GOES_ON}"
+            ) from error
+
+    def finish(self, run: Run) -> int:
+        """Write the table; of a run that only was to make it, nothing else stays. Returns the number of errors."""
+        num_errors = run.assemble(self.table)
+        for other in self.table.parent.glob("labels.*"):
+            if not self.is_file and other.suffix.removeprefix(".") in FORMATS and other != self.table:
+                other.unlink(missing_ok=True)  # of another format, and no longer true
+        if self.is_file:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return num_errors
+
+
+_GOES_ON = "the same command goes on from there"
+
+
+class Progress:
+    """Tells on standard error how a run gets on."""
+
+    def __init__(self, console: Console) -> None:
+        """Draw on a console."""
+        self._console = console
+        self._bar: LabelProgress | None = None
+        self._passes: list[LabelProgress] = []
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        say(line)
+
+    def listed(self, count: int) -> None:
+        """Show how many inputs were found."""
+        if self._console.is_terminal:
+            self._console.print(f"listing the images: {count:,}", end="\r")
+
+    def start(self, total: int, done: int) -> None:
+        """Begin a bar."""
+        from hierclass.terminal import LabelProgress
+
+        self._end()
+        if done:
+            say(f"going on after {done:,} of {total:,} images")
+        self._bar = LabelProgress(total, self._console, visible=self._console.is_terminal, done=done)
+        self._passes.append(self._bar)
+        self._bar.__enter__()
+
+    def advance(self, num_images: int, num_errors: int) -> None:
+        """Let the bar grow."""
+        assert self._bar is not None
+        self._bar.advance(num_images, num_errors)
+
+    def how_far(self) -> str:
+        """Say how many images are done."""
+        return self._passes[-1].how_far() if self._passes else " while the images were listed"
+
+    def tell(self, table: Path | None, num_errors: int) -> None:
+        """Say what was done, and end with the exit code that says whether every row of the table has an answer."""
+        from hierclass.terminal import plural
+
+        what = [bar.summary() for bar in self._passes] or ["nothing was left to do"]
+        errors = f", {plural(num_errors, 'error')} (see the column error)" if num_errors else ""
+        say(f"{'; '.join(what)}{errors}" + (f" -> {display_name(table)}" if table else ""))
+        if num_errors:
+            raise typer.Exit(SOME_INPUTS_FAILED)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = None
+
+
+def _print_rows(classifier: Classifier, job: Job) -> None:
+    """Label to standard output, as CSV, without a run on disk."""
+    from rich.console import Console
+
+    from hierclass.labelling.inputs import list_inputs
+    from hierclass.labelling.jobs import num_tiers_of
+    from hierclass.labelling.rows import Texts
+    from hierclass.labelling.stream import outcomes
+    from hierclass.stopping import Stopping
+
+    stopping = Stopping(job.request, classifier.taxonomy, classifier.decision)
+    num_tiers = num_tiers_of(job.request, classifier)
+    inputs = list(enumerate(list_inputs(job.names, image_column=job.reading.image_column)))
+    if job.shard is not None:
+        inputs = inputs[slice(*job.shard.range(len(inputs)))]
+    console, texts = Console(stderr=True, highlight=False), Texts(classifier.taxonomy, num_tiers)
+    progress, num_errors = Progress(console if not sys.stdout.isatty() else Console(quiet=True)), 0
+    with progress:
+        progress.start(len(inputs), 0)
+        try:
+            table = open_table(sys.stdout.buffer, "csv", num_tiers)
+            for outcome in outcomes(classifier, stopping, inputs, job.reading):
+                table.write(outcome.table(texts))
+                progress.advance(len(outcome), outcome.num_errors)
+                num_errors += outcome.num_errors
+        except Stopped as stop:
+            raise Stopped(stop.code, f"stopped{progress.how_far()}") from None
+        except OSError as error:
+            raise Stopped(1, f"writing the table failed: {error.strerror or error}") from error
+    progress.tell(None, num_errors)
+
+
+def survive_closed_pipes() -> None:
+    """When the table goes to a file, a message that nobody reads must not end the work."""
+    if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -1,0 +1,79 @@
+"""What the commands share: options, how a model is opened, how a stop is told, where messages go."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import hierclass
+from hierclass.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier
+
+SOME_INPUTS_FAILED = 3
+"""Exit code when some inputs could not be read."""
+
+LevelOption = Annotated[
+    int | None,
+    typer.Option("--level", min=0, help="Answer at this level; 0 is the coarsest. Default: the finest."),
+]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", help="Folder of a model. Default: the one that comes with hierclass."),
+]
+TimmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--timm",
+        metavar="NAME",
+        help="A timm classifier of ImageNet instead of a model; every level costs the whole network.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option("--weights", help="File of the timm classifier's weights. Default: timm's local cache."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM, as what nothing that catches exceptions catches."""
+
+    def __init__(self, code: int, message: str = "") -> None:
+        """End with an exit code, and say a line."""
+        super().__init__(message)
+        self.code = code
+
+
+def open_classifier(model: Path | None, timm: str | None, weights: Path | None, device: str) -> Classifier:
+    """Load what the options --model, --timm and --weights name; wrong use is refused before torch is imported.
+
+    Raises:
+        HierclassError: the options do not fit together, or what they name can't be loaded.
+    """
+    if timm is not None:
+        if model is not None:
+            raise InputError("--model and --timm each name what answers; give one of them")
+        if weights is not None and not weights.is_file():
+            raise CheckpointError(f"there is no file of weights at {weights}")
+        return hierclass.from_timm(timm, weights=weights, device=device)
+    if weights is not None:
+        raise InputError("--weights belongs to a timm classifier; name that with --timm")
+    if model is not None and not (model / "config.json").is_file():
+        raise CheckpointError(
+            f"there is no model at {model}; name a folder with config.json and model.safetensors"
+        )
+    return hierclass.load(model, device)
+
+
+def say(message: str) -> None:
+    """Print a line on standard error; that nobody reads it is no failure."""
+    from hierclass.terminal import one_line
+
+    with contextlib.suppress(OSError):
+        print(one_line(message), file=sys.stderr, flush=True)

@@ -1,0 +1,60 @@
+"""Label many images: `hierclass.label`, and runs on disk that survive whatever ends them.
+
+Read it in this order: `inputs` (what there is to label), `stream` (images are read and answered), `rows` (what became
+of them), `tables` (how they are written), `folder` (a run on disk), `jobs` (what a run does), `selecting` (which rows
+are refined).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from hierclass.labelling.rows import Row
+from hierclass.stopping import LevelWish, Request, Stopping
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier
+    from hierclass.labelling.stream import Reading
+
+__all__ = ["Row", "label"]
+
+
+def label(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    classifier: Classifier | None = None,
+    level: LevelWish = None,
+    min_tier: int = 0,
+    precision: float = 0.95,
+    only: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    reading: Reading | None = None,
+) -> Iterator[Row]:
+    """Label images: yield a row for every image that `paths` lead to, in order, with an error where one can't be read.
+
+    `paths` are images, folders, tar and Parquet files of images (`hierclass.labelling.inputs.list_inputs`); they may
+    be endless. The other arguments are those of `hierclass label`: see `hierclass.stopping.Request` for what is asked
+    of the images and `hierclass.labelling.stream.Reading` for how they are read. Memory does not grow with their
+    number.
+
+    Raises:
+        LevelError: the model has no such level (on the call, before anything is read).
+        InputError: an argument does not fit (on the call); or, at the end, there was nothing to label.
+    """
+    from hierclass.classifier import load
+    from hierclass.labelling.inputs import list_inputs
+    from hierclass.labelling.stream import Reading, outcomes
+
+    names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    found = load() if classifier is None else classifier
+    request = Request(
+        level=level, min_tier=min_tier, precision=precision, only=tuple(only), exclude=tuple(exclude)
+    )
+    if level != "auto":
+        found.check_level(level)
+    stopping = Stopping(request, found.taxonomy, found.decision)
+    how = reading or Reading()
+    inputs = enumerate(list_inputs(names, image_column=how.image_column))
+    return (row for outcome in outcomes(found, stopping, inputs, how) for row in outcome.rows(found.taxonomy))

@@ -1,0 +1,316 @@
+"""The folder of a labelling run: what was asked, the inputs, and parts of the table that are whole or absent.
+
+run.json          what was asked for, of which model, of which inputs; one entry of `jobs` per pass over them
+inputs.parquet    every input, in order
+parts/            rows: PASS-FIRST-END.parquet holds those of a pass for the inputs numbered FIRST up to END;
+                  PASS-inputs.parquet says which inputs a pass is for that is not for all
+labels.…          the table, when every input has its row
+
+Parts are only added. A row of a later pass stands for that of an earlier one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hierclass.errors import InputError
+from hierclass.files import locked, replacing
+from hierclass.inputs import display_name
+from hierclass.labelling.inputs import Input
+from hierclass.labelling.rows import schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = "hierclass-run"
+VERSION = 1
+_GROUP = 10_000
+"""Rows that are read and written at once."""
+_PART = re.compile(r"(?P<generation>\d{3})-(?P<first>\d{12})-(?P<end>\d{12})\.parquet")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Part:
+    """Rows of one pass for the inputs numbered `first` up to but not including `end`; not all need have one."""
+
+    generation: int
+    first: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return f"{self.generation:03d}-{self.first:012d}-{self.end:012d}.parquet"
+
+
+class RunFolder:
+    """A labelling run on disk. Whoever writes holds `lock`."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the folder; nothing is read or made yet."""
+        self.path = path
+        self._manifest = path / "run.json"
+        self._inputs = path / "inputs.parquet"
+        self._parts = path / "parts"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here; before its inputs are listed it was not."""
+        return self._manifest.exists()
+
+    def check(self) -> None:
+        """Raise InputError if this is a folder of something else."""
+        if not self.path.exists() or self.exists:
+            return
+        if not self.path.is_dir():
+            raise InputError(f"{display_name(self.path)} is a file; name a folder for the run")
+        ours = {".lock", "parts", self._inputs.name}
+        names = (file.name for file in self.path.iterdir())
+        others = sorted(name for name in names if name not in ours and not name.endswith(".tmp"))
+        if others:
+            raise InputError(
+                f"{display_name(self.path)} holds {others[0]}, which is no part of a run; name a new or empty folder"
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runs out while this one lasts; a process that dies leaves no lock behind.
+
+        Raises:
+            InputError: another process writes here, or the folder can't be made.
+        """
+        self.check()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with locked(self.path / ".lock", f"another run writes to {display_name(self.path)}"):
+                yield
+        except OSError as error:
+            if error.filename is not None and Path(os.fsdecode(error.filename)).parent == self.path.parent:
+                raise InputError(f"cannot write {display_name(self.path)}: {error.strerror}") from error
+            raise
+
+    # -- what was asked
+
+    def begin(self, manifest: dict[str, Any], inputs: Iterable[Input], listed: Callable[[int], None]) -> None:
+        """Begin a run: list the inputs, which `listed` hears the growing number of, then store what was asked."""
+        self.clear()
+        self._parts.mkdir(exist_ok=True)
+        count, digest = self._write_inputs(inputs, listed)
+        about = {**manifest["inputs"], "count": count, "digest": digest}
+        self.write_manifest({"format": FORMAT, "version": VERSION, **manifest, "inputs": about})
+
+    def clear(self) -> None:
+        """Remove what a run left here, and nothing else."""
+        self._manifest.unlink(
+            missing_ok=True
+        )  # first: what is left of a clearing that is broken off is no run
+        self._inputs.unlink(missing_ok=True)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        for temporary in self.path.glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Store what was asked."""
+        with replacing(self._manifest) as file:
+            file.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what was asked.
+
+        Raises:
+            InputError: there is no run, or one that this version can't read.
+        """
+        try:
+            found = json.loads(self._manifest.read_text(encoding="utf-8"))
+            if found["format"] != FORMAT:
+                raise ValueError("it is not of a run")
+            if found["version"] != VERSION:
+                raise ValueError(
+                    f"it is of format {found['version']}, this version of hierclass reads {VERSION}"
+                )
+            return dict(found)
+        except FileNotFoundError:
+            raise InputError(f"there is no run in {display_name(self.path)}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{display_name(self._manifest)} can't be read: {error}; --overwrite starts the run anew"
+            ) from error
+
+    # -- inputs
+
+    def _write_inputs(self, inputs: Iterable[Input], listed: Callable[[int], None]) -> tuple[int, str]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        kinds = pa.schema(
+            [("path", pa.binary()), ("member", pa.string()), ("offset", pa.int64()), ("length", pa.int64())]
+        )
+        count, digest = 0, hashlib.sha256()
+        with replacing(self._inputs) as file, pq.ParquetWriter(file, kinds, compression="zstd") as writer:
+            for group in _groups(inputs, _GROUP):
+                paths = [os.fsencode(item.path) for item in group]
+                members = [display_name(item.member) for item in group]
+                rest = ([item.offset for item in group], [item.length for item in group])
+                writer.write_table(pa.table([paths, members, *rest], schema=kinds))
+                digest.update(b"\0".join(paths) + b"\0" + "\0".join(members).encode())
+                count += len(group)
+                listed(count)
+        return count, digest.hexdigest()
+
+    def inputs(self, first: int = 0) -> Iterator[tuple[int, Input]]:
+        """Yield the inputs from number `first` on, each with its number."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self._inputs) as file:
+            for group in range(first // _GROUP, file.metadata.num_row_groups):
+                columns = (column.to_pylist() for column in file.read_row_group(group).columns)
+                for number, (path, *rest) in enumerate(zip(*columns, strict=True), start=group * _GROUP):
+                    if number >= first:
+                        yield number, Input(os.fsdecode(path), *rest)
+
+    def write_numbers(self, generation: int, numbers: Sequence[int]) -> None:
+        """Store which inputs a pass is for."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with replacing(self._numbers_file(generation)) as file:
+            pq.write_table(pa.table({"_index": pa.array(numbers, pa.int64())}), file)
+
+    def numbers(self, generation: int) -> list[int]:
+        """Return which inputs a pass is for; the numbers rise."""
+        import pyarrow.parquet as pq
+
+        found: list[int] = pq.read_table(self._numbers_file(generation)).column("_index").to_pylist()
+        return found
+
+    def _numbers_file(self, generation: int) -> Path:
+        return self._parts / f"{generation:03d}-inputs.parquet"
+
+    # -- parts
+
+    def add_part(self, part: Part, table: pa.Table) -> None:
+        """Store the rows of a part, whole or not at all."""
+        import pyarrow.parquet as pq
+
+        with replacing(self._parts / part.name) as file:
+            pq.write_table(table, file, compression="zstd", row_group_size=_GROUP)
+
+    def parts(self, generation: int, first: int = 0) -> list[Part]:
+        """Return the parts of a pass that cover the inputs from number `first` on without a gap."""
+        found = sorted(part for part in self._all_parts() if part.generation == generation)
+        whole, end = [], first
+        for part in found:
+            if part.first == end:
+                whole.append(part)
+                end = part.end
+        return whole
+
+    def _all_parts(self) -> Iterator[Part]:
+        for file in self._parts.iterdir():
+            if match := _PART.fullmatch(file.name):
+                yield Part(*map(int, match.groups()))
+
+    def read(self, generations: Sequence[int], first: int, num_tiers: int) -> Iterator[pa.Table]:
+        """Yield the rows that the given passes leave, in the order of the inputs, some thousands at a time.
+
+        The first of the passes has a row for every input from number `first` on. Column `_generation` says which
+        pass a row is of.
+        """
+        base, *later = (
+            _Rows(self._parts, self.parts(generation, first), num_tiers) for generation in generations
+        )
+        for table in base:
+            if not len(table):
+                continue
+            last = table.column("_index")[-1].as_py()
+            for overlay in later:
+                table = _overlaid(table, overlay.up_to(last))
+            yield table
+
+
+class _Rows:
+    """The rows of one pass, read as they are asked for; they are in the order of the inputs."""
+
+    def __init__(self, folder: Path, parts: Sequence[Part], num_tiers: int) -> None:
+        self._tables = self._read(folder, parts, schema(num_tiers, own=True))
+        self._held: pa.Table | None = None
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return self._tables
+
+    @staticmethod
+    def _read(folder: Path, parts: Sequence[Part], wanted: pa.Schema) -> Iterator[pa.Table]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for part in parts:
+            try:
+                with pq.ParquetFile(folder / part.name) as file:
+                    for group in range(file.metadata.num_row_groups):
+                        table = file.read_row_group(group)
+                        missing = [
+                            pa.nulls(len(table), field.type)
+                            for field in wanted
+                            if field.name not in table.column_names
+                        ]
+                        names = [field.name for field in wanted if field.name not in table.column_names]
+                        for name, column in zip(names, missing, strict=True):
+                            table = table.append_column(name, column)
+                        generation = pa.array([part.generation] * len(table), pa.int64())
+                        yield table.select(wanted.names).append_column("_generation", generation)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(
+                    f"{display_name(folder / part.name)} is damaged ({str(error)[:80]}); delete it and run the same "
+                    "command again"
+                ) from error
+
+    def up_to(self, last: int) -> list[pa.Table]:
+        """Return the rows that were not returned before, up to input number `last`."""
+        import pyarrow.compute as pc
+
+        found: list[pa.Table] = []
+        while True:
+            table = self._held if self._held is not None else next(self._tables, None)
+            self._held = None
+            if table is None:
+                return found
+            inside = table.filter(pc.field("_index") <= last)
+            if len(inside):
+                found.append(inside)
+            if len(inside) < len(table):
+                self._held = table.slice(len(inside))
+                return found
+
+
+def _overlaid(table: pa.Table, later: Sequence[pa.Table]) -> pa.Table:
+    """Rows of `table`, those that `later` has too taken from there."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not later:
+        return table
+    new = pa.concat_tables(later)
+    kept = table.filter(
+        pc.invert(pc.is_in(table.column("_index"), value_set=new.column("_index").combine_chunks()))
+    )
+    return pa.concat_tables([kept, new]).sort_by("_index")
+
+
+def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

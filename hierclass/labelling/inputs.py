@@ -1,0 +1,224 @@
+"""What there is to label: every image that names lead to, files and those inside of archives, and how each is read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tarfile
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, NamedTuple
+
+from hierclass.errors import ImageError, InputError
+from hierclass.inputs import display_name, find_inputs
+from taxonomy.folders import IMAGE_ENDINGS
+
+TAR_ENDINGS = (".tar",)
+PARQUET_ENDINGS = (".parquet",)
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
+"""Names of columns of images, of which the first that is there is taken."""
+_BATCH = 64
+
+
+class Input(NamedTuple):
+    """One image to label: a file, a member of a tar file, or a row of a Parquet file."""
+
+    path: str
+    member: str = ""
+    """In a tar file its name; in a Parquet file its row."""
+    offset: int = -1
+    """In a tar file, the byte where it begins; in a Parquet file, the row."""
+    length: int = -1
+    """In a tar file, its bytes."""
+
+    @property
+    def name(self) -> str:
+        """What the column `path` says: for what is inside of an archive, the archive's path, / and its name."""
+        return display_name(f"{self.path}/{self.member}" if self.member else self.path)
+
+
+def list_inputs(
+    names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = None, image_column: str | None = None
+) -> Iterator[Input]:
+    """Yield every image that `names` lead to, as `hierclass.inputs.find_inputs` does, and what archives hold.
+
+    Of tar files (.tar, not compressed; in folders too) the members that are called like images, in their order: the
+    layout of WebDataset. Of Parquet files (.parquet) that are named, every row of `image_column`: bytes, or a
+    struct that has a field `bytes`. An archive that can't be listed is an input itself: whoever reads it finds the
+    error.
+
+    Raises:
+        InputError: there is nothing to label, or a Parquet file has no column of images.
+    """
+    for path in find_inputs(names, stdin=stdin, also=TAR_ENDINGS):
+        ending = PurePath(path).suffix.lower()
+        if ending in TAR_ENDINGS and os.path.isfile(path):  # noqa: PTH113 - raises nothing where a name is too long
+            yield from _tar_members(path)
+        elif ending in PARQUET_ENDINGS and os.path.isfile(path):  # noqa: PTH113
+            yield from _parquet_rows(path, image_column)
+        else:
+            yield Input(path)
+
+
+def _tar_members(path: str) -> Iterator[Input]:
+    """The images in a tar file; the file itself, where it can't be read or ends before it should."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isfile() and PurePath(member.name).suffix.lower() in IMAGE_ENDINGS:
+                    yield Input(path, member.name, member.offset_data, member.size)
+                tar.members = []  # type: ignore[attr-defined] # else it remembers all of them
+    except (tarfile.TarError, OSError, ValueError):
+        yield Input(path)
+
+
+def _parquet_rows(path: str, image_column: str | None) -> Iterator[Input]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            find_column(path, file.schema_arrow, image_column)
+            rows = file.metadata.num_rows
+    except (pa.ArrowException, OSError):
+        yield Input(path)
+        return
+    for row in range(rows):
+        yield Input(path, str(row), row)
+
+
+def find_column(path: str, schema: Any, wanted: str | None) -> str:
+    """Return the name of the column of images of an Arrow schema.
+
+    Raises:
+        InputError: there is none, or the one that is wanted holds none.
+    """
+    import pyarrow as pa
+
+    def holds_bytes(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    columns = {field.name: holds_bytes(field.type) for field in schema}
+    if wanted is not None:
+        if not columns.get(wanted):
+            what = "holds no bytes of images" if wanted in columns else "does not exist"
+            raise InputError(f"{display_name(path)}: column {wanted!r} {what}; it has {', '.join(columns)}")
+        return wanted
+    found = [name for name in IMAGE_COLUMNS if columns.get(name)] or [
+        n for n, holds in columns.items() if holds
+    ]
+    if not found:
+        raise InputError(
+            f"{display_name(path)} has no column of images (bytes); it has {', '.join(columns) or 'none'}"
+        )
+    return found[0]
+
+
+class Stamp(NamedTuple):
+    """By which a file that has changed is told: bytes, and when it was last written, in nanoseconds."""
+
+    size: int
+    modified: int
+
+
+def stamp(path: str) -> Stamp | None:
+    """Return the stamp of a file, None where there is none."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
+class Opener:
+    """Hands out what images are read from: paths, or the bytes that archives hold. Made for inputs in their order.
+
+    `prepare` is called in order by one thread, what it returns by any.
+    """
+
+    def __init__(self, image_column: str | None = None) -> None:
+        """Read `image_column` of Parquet files, None for the first that holds images."""
+        self._column = image_column
+        self._file: tuple[str, Any, Iterator[tuple[int, Any]]] | None = None
+        self._lock = threading.Lock()
+
+    def source(self, item: Input) -> str | bytes:
+        """Return the path of an input, or its bytes. Raises ImageError where an archive does not give them."""
+        if item.offset < 0:
+            _refuse_archive(item.path)
+            return item.path
+        if item.length >= 0:
+            return _read_part(item)
+        with self._lock:
+            return self._parquet_bytes(item)
+
+    def _parquet_bytes(self, item: Input) -> bytes:
+        import pyarrow as pa
+
+        try:
+            if self._file is None or self._file[0] != item.path:
+                self._file = (item.path, None, _rows_of(item.path, self._column, item.offset))
+            for row, value in self._file[2]:
+                if row == item.offset:
+                    return _image_bytes(value)
+                if row > item.offset:
+                    break
+            self._file = (item.path, None, _rows_of(item.path, self._column, item.offset))
+            row, value = next(self._file[2])
+            return _image_bytes(value)
+        except (pa.ArrowException, OSError, StopIteration) as error:
+            self._file = None
+            raise ImageError(
+                f"can't be read from its Parquet file: {' '.join(str(error).split())[:120]}"
+            ) from error
+
+
+def _image_bytes(value: Any) -> bytes:
+    found = value.get("bytes") if isinstance(value, dict) else value
+    if found is None:
+        raise ImageError("is missing: the row of its Parquet file has no bytes")
+    return bytes(found)
+
+
+def _rows_of(path: str, column: str | None, first: int) -> Iterator[tuple[int, Any]]:
+    """Number and value of the rows of a Parquet file from `first` on; row groups before it are not read."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        name = find_column(path, file.schema_arrow, column)
+        begin, group = 0, 0
+        while begin + file.metadata.row_group(group).num_rows <= first:
+            begin += file.metadata.row_group(group).num_rows
+            group += 1
+        groups = list(range(group, file.metadata.num_row_groups))
+        for batch in file.iter_batches(_BATCH, row_groups=groups, columns=[name]):
+            if begin + len(batch) > first:
+                for row, value in enumerate(batch.column(0), start=begin):
+                    if row >= first:
+                        yield row, value.as_py()
+            begin += len(batch)
+
+
+def _read_part(item: Input) -> bytes:
+    """The bytes of a member of a tar file."""
+    with open(item.path, "rb") as file:
+        file.seek(item.offset)
+        data = file.read(item.length)
+    if len(data) < item.length:
+        raise ImageError("is truncated: its tar file ends before the picture does")
+    return data
+
+
+def _refuse_archive(path: str) -> None:
+    """Say what is wrong with an archive that could not be listed."""
+    ending = PurePath(path).suffix.lower()
+    if ending not in TAR_ENDINGS + PARQUET_ENDINGS or not os.path.isfile(path):  # noqa: PTH113
+        return
+    kind = "tar" if ending in TAR_ENDINGS else "Parquet"
+    with contextlib.suppress(OSError):
+        if Path(path).stat().st_size == 0:
+            raise ImageError("is empty (0 bytes)")
+    raise ImageError(f"is no whole {kind} file; a compressed one has to be unpacked first")

@@ -1,0 +1,399 @@
+"""Labelling runs from beginning to end: begin or go on, look again at what changed, put the table together."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import itertools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hierclass.errors import InputError
+from hierclass.inputs import display_name
+from hierclass.labelling.folder import Part, RunFolder
+from hierclass.labelling.inputs import Input, Stamp, list_inputs, stamp
+from hierclass.labelling.rows import Texts, schema
+from hierclass.labelling.selecting import Condition
+from hierclass.labelling.stream import Numbered, Reading, outcomes
+from hierclass.labelling.tables import write_table
+from hierclass.stopping import Request, Stopping
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier
+
+PART_ROWS = 10_000
+PART_SECONDS = 30.0
+"""A part is written when it has so many rows, or its first row is so old: what a crash can cost."""
+
+_LOOKED_AT = ["_index", "_size", "_modified", "error", "_generation"]
+
+Manifest: TypeAlias = "dict[str, Any]"
+
+
+class Listener(Protocol):
+    """Hears how a run gets on."""
+
+    def say(self, line: str) -> None:
+        """Hear a line for the user."""
+
+    def listed(self, count: int) -> None:
+        """Hear how many inputs were found so far."""
+
+    def start(self, total: int, done: int) -> None:
+        """Hear that a pass over so many inputs begins, of which some are done."""
+
+    def advance(self, num_images: int, num_errors: int) -> None:
+        """Hear that inputs are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of several parts of the inputs, numbered from 1; of equal size, one after the other."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read "2/8". Raises InputError for anything else."""
+        first, _, second = text.partition("/")
+        if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
+            return cls(int(first), int(second))
+        raise InputError(f"--shard {text}: give which of how many, from 1/8 to 8/8 for eight machines")
+
+    def range(self, count: int) -> tuple[int, int]:
+        """Return the numbers of its first input and of the one after its last."""
+        return count * (self.number - 1) // self.of, count * self.number // self.of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to label: the inputs that `names` lead to, what is asked of them, and how they are read."""
+
+    names: tuple[str, ...]
+    request: Request
+    reading: Reading = dataclasses.field(default_factory=Reading)
+    shard: Shard | None = None
+
+    def manifest(self, classifier: Classifier) -> Manifest:
+        """Return what the result depends on, as JSON values."""
+        relative = any(not os.path.isabs(name) for name in self.names)  # noqa: PTH117 - names may be too long
+        return {
+            "model": {"digest": classifier.digest, "tiers": list(classifier.taxonomy.num_classes)},
+            "inputs": {
+                "names": [display_name(name) for name in self.names],
+                "folder": str(Path.cwd()) if relative else None,
+                "image_column": self.reading.image_column,
+                "shard": None if self.shard is None else f"{self.shard.number}/{self.shard.of}",
+            },
+            "jobs": [{"kind": "label", "previews": self.reading.previews, **_to_json(self.request)}],
+        }
+
+
+def num_tiers_of(request: Request, classifier: Classifier) -> int:
+    """Return how many tiers the table of a request has."""
+    if request.level == "auto":
+        return classifier.taxonomy.num_tiers
+    return classifier.check_level(request.level) + 1
+
+
+class Run:
+    """A labelling run in a folder that the caller has locked."""
+
+    def __init__(
+        self, folder: RunFolder, classifier: Classifier, reading: Reading, listener: Listener
+    ) -> None:
+        """Run a classifier; the listener hears of it."""
+        self.folder, self.classifier, self.reading, self.listener = folder, classifier, reading, listener
+
+    def label(self, job: Job, *, overwrite: bool = False, retry_errors: bool = False) -> None:
+        """Begin a run, or continue it; then look again at files that have changed since their rows were made.
+
+        Raises:
+            InputError: another run is in the folder, or there is nothing to label.
+            OSError: writing failed; what was written before is kept, and the same call continues.
+        """
+        wanted = job.manifest(self.classifier)
+        again = self.folder.exists and not overwrite
+        if again:
+            self._check_same(self.folder.manifest(), wanted)
+        else:
+            inputs = list_inputs(job.names, image_column=self.reading.image_column)
+            self.folder.begin(wanted, inputs, self.listener.listed)
+        self._finish_passes()
+        if again:
+            self._look_again(retry_errors=retry_errors)
+
+    def refine(self, where: str, request: Request) -> None:
+        """Label the rows that meet an SQL condition anew; rows of images that are gone stay as they are.
+
+        Raises:
+            InputError: the run is not complete, or the condition is wrong.
+        """
+        manifest = self.folder.manifest()
+        self._check_model(manifest)
+        job = {"kind": "refine", "where": where, "previews": self.reading.previews, **_to_json(request)}
+        if manifest["jobs"][-1] == job and not self._is_complete(len(manifest["jobs"]) - 1):
+            self._finish_passes()
+            return
+        self._require_complete(manifest)
+        condition = Condition(where, self.num_tiers)
+        self._add_pass(job, [number for table in self._rows() for number in condition.numbers(table)])
+
+    def assemble(self, path: Path) -> int:
+        """Write the table as `path`; returns the number of rows with an error."""
+        errors = 0
+
+        def counted() -> Iterator[pa.Table]:
+            nonlocal errors
+            for table in self._rows():
+                errors += len(table) - table.column("error").null_count
+                yield table
+
+        write_table(path, counted(), self.num_tiers)
+        return errors
+
+    # -- what there is
+
+    @property
+    def jobs(self) -> list[Manifest]:
+        """The passes over the inputs so far."""
+        found: list[Manifest] = self.folder.manifest()["jobs"]
+        return found
+
+    @property
+    def num_tiers(self) -> int:
+        """How many tiers the table has: as the finest that was asked for."""
+        requests = [_request(job) for job in self.jobs if job["kind"] != "again"]
+        return max(num_tiers_of(request, self.classifier) for request in requests)
+
+    @property
+    def _range(self) -> tuple[int, int]:
+        about = self.folder.manifest()["inputs"]
+        count = int(about["count"])
+        return Shard.parse(about["shard"]).range(count) if about["shard"] else (0, count)
+
+    def _rows(self, passes: int | None = None) -> Iterator[pa.Table]:
+        """The rows that the first so many passes leave, or all."""
+        passes = len(self.jobs) if passes is None else passes
+        return self.folder.read(range(passes), self._range[0], self.classifier.taxonomy.num_tiers)
+
+    def _is_complete(self, generation: int) -> bool:
+        first, end = self._range
+        parts = self.folder.parts(generation, first)
+        return bool(parts and parts[-1].end == end) or first == end
+
+    def _require_complete(self, manifest: Manifest) -> None:
+        if not self._is_complete(len(manifest["jobs"]) - 1):
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} is not complete; first repeat the command that began it"
+            )
+
+    def _check_model(self, stored: Manifest) -> None:
+        if stored["model"]["digest"] != self.classifier.digest:
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} was made with another model; name that with --model"
+            )
+
+    def _check_same(self, stored: Manifest, wanted: Manifest) -> None:
+        """Refuse to continue a run that asked for something else; the message says what differs."""
+        self._check_model(stored)
+        ours = {**wanted["inputs"], **wanted["jobs"][0]}
+        theirs = {**stored["inputs"], **stored["jobs"][0]}
+        different = [name for name, value in ours.items() if theirs.get(name) != value]
+        if different:
+            name = different[0]
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} was begun with {_option(name)} "
+                f"{_shown(theirs.get(name))}, not {_shown(ours[name])}; give the same, name another folder, or add "
+                "--overwrite"
+            )
+
+    # -- passes
+
+    def _finish_passes(self) -> None:
+        for generation in range(len(self.jobs)):
+            if not self._is_complete(generation):
+                self._run_pass(generation)
+
+    def _add_pass(self, job: Manifest, numbers: Sequence[int]) -> None:
+        """Begin a pass over the inputs of these numbers, and finish it."""
+        manifest = self.folder.manifest()
+        generation = len(manifest["jobs"])
+        self.folder.write_numbers(generation, numbers)
+        self.folder.write_manifest({**manifest, "jobs": [*manifest["jobs"], job]})
+        self._run_pass(generation)
+
+    def _run_pass(self, generation: int) -> None:
+        """Label what a pass is for and has no row yet."""
+        job = self.jobs[generation]
+        source = self.jobs[job["of"]] if job["kind"] == "again" else job
+        first, end = self._range
+        parts = self.folder.parts(generation, first)
+        begin = parts[-1].end if parts else first
+        if job["kind"] == "label":
+            total, done = end - first, begin - first
+            inputs: Iterator[Numbered] = itertools.takewhile(
+                lambda numbered: numbered[0] < end, self.folder.inputs(begin)
+            )
+        else:
+            numbers = self.folder.numbers(generation)
+            total, done = len(numbers), bisect.bisect_left(numbers, begin)
+            inputs = _chosen(self.folder.inputs(begin), numbers[done:])
+        self.listener.start(total, done)
+        stopping = Stopping(_request(source), self.classifier.taxonomy, self.classifier.decision)
+        reading = dataclasses.replace(self.reading, previews=source["previews"])
+        texts = Texts(self.classifier.taxonomy, num_tiers_of(_request(source), self.classifier))
+        kept = 0
+        with _PartWriter(self.folder, generation, begin, end) as writer:
+            for outcome in outcomes(self.classifier, stopping, inputs, reading):
+                table = outcome.table(texts)
+                if job["kind"] == "refine":  # what was known before is worth more than an error
+                    kept += outcome.num_errors
+                    table = table.filter(pc.is_null(table.column("error")))
+                writer.add(int(outcome.numbers[-1]) + 1, table)
+                self.listener.advance(len(outcome), outcome.num_errors)
+        if kept:
+            self.listener.say(f"{kept:,} of them could not be read again; their rows stay as they were")
+
+    def _look_again(self, *, retry_errors: bool) -> None:
+        """Label files anew that have changed since their rows were made and, if asked for, those with errors."""
+        again, gone = defaultdict[int, list[int]](list), 0
+        changed = failed = 0
+        stamps = _Stamps()
+        rows = (row for table in self._rows() for row in table.select(_LOOKED_AT).to_pylist())
+        for row, (number, item) in zip(rows, self.folder.inputs(self._range[0]), strict=False):
+            assert row["_index"] == number
+            before, now = Stamp(row["_size"], row["_modified"]), stamps.of(item)
+            if now is None:
+                gone += row["error"] is None
+            elif now != before and item.offset >= 0:
+                raise InputError(
+                    f"{display_name(item.path)} has changed since its images were listed; --overwrite starts anew"
+                )
+            elif now != before:
+                changed += 1
+            if (now is not None and now != before) or (retry_errors and row["error"] is not None):
+                failed += now == before
+                again[self._root(row["_generation"])].append(number)
+        for count, what in (
+            (gone, "are gone; their rows stay as they were"),
+            (changed, "have changed since their rows were made; they are labelled again"),
+            (failed, "had errors; they are read again"),
+        ):
+            if count:
+                self.listener.say(f"{count:,} images {what}")
+        for generation, numbers in sorted(again.items()):
+            self._add_pass({"kind": "again", "of": generation}, numbers)
+
+    def _root(self, generation: int) -> int:
+        """The pass whose request made the rows of a pass."""
+        job = self.jobs[generation]
+        return int(job["of"]) if job["kind"] == "again" else generation
+
+
+class _PartWriter:
+    """Collects the rows of a pass and writes them as parts; what is collected when it is interrupted, too."""
+
+    def __init__(self, folder: RunFolder, generation: int, begin: int, end: int) -> None:
+        """Write parts of a pass for the inputs numbered `begin` up to `end`."""
+        self._folder, self._generation, self._begin, self._end = folder, generation, begin, end
+        self._reached = begin
+        self._tables: list[pa.Table] = []
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._reached = self._end
+            self._write()
+        elif not isinstance(
+            error, OSError
+        ):  # Ctrl-C: what is done is kept; on a full disk there is no more to be done
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def add(self, reached: int, table: pa.Table) -> None:
+        """Take rows; all inputs below number `reached` are done."""
+        if not self._tables:
+            self._since = time.monotonic()
+        self._tables.append(table)
+        self._reached = reached
+        old = time.monotonic() - self._since > PART_SECONDS
+        if old or sum(map(len, self._tables)) >= PART_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        if self._reached == self._begin:
+            return
+        part = Part(self._generation, self._begin, self._reached)
+        if self._tables:
+            self._folder.add_part(part, pa.concat_tables(self._tables))
+        else:
+            self._folder.add_part(part, schema(1, own=True).empty_table())
+        self._begin, self._tables = self._reached, []
+
+
+class _Stamps:
+    """Stamps of the files of inputs; an archive is looked at once, not for each of its images."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, Stamp | None] = ("", None)
+
+    def of(self, item: Input) -> Stamp | None:
+        if item.offset < 0:
+            return stamp(item.path)
+        if self._last[0] != item.path:
+            self._last = item.path, stamp(item.path)
+        return self._last[1]
+
+
+def _chosen(inputs: Iterable[Numbered], numbers: Sequence[int]) -> Iterator[Numbered]:
+    """Those of the inputs that have one of these numbers; both rise."""
+    wanted = iter(numbers)
+    number = next(wanted, None)
+    for each in inputs:
+        if number is None:
+            return
+        if each[0] == number:
+            yield each
+            number = next(wanted, None)
+
+
+def _to_json(request: Request) -> Manifest:
+    values = dataclasses.asdict(request)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _request(job: Manifest) -> Request:
+    names = [field.name for field in dataclasses.fields(Request)]
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v := job[name], list) else v for name in names}
+    return Request(**values)
+
+
+def _option(name: str) -> str:
+    return {"names": "the inputs", "folder": "the working folder", "shard": "--shard"}.get(
+        name, "--" + name.replace("_", "-")
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "the default" if value is None else str(value)

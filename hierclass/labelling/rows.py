@@ -1,0 +1,195 @@
+"""The one table of labels: what became of each input, its columns, and the same for a person who writes Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hierclass.decisions import Step
+from hierclass.labelling.inputs import Input, Stamp
+from hierclass.stopping import Answers, Reason
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from taxonomy import Taxonomy
+
+Value: TypeAlias = "str | int | float | bool | None"
+
+SCORE_DIGITS = 4
+_OWN = ("_index", "_size", "_modified")
+"""Columns of a run's parts that are not in the table: the number of the input, and the stamp of its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one input: an answer with its path, or an `error`.
+
+    `path` names the input. `steps` are the classes that the chosen level answers, one per tier from 0 down to its
+    own; their scores (0 … 1) never rise. `level` is the tier of the answer: one of `steps`, None where nothing is
+    sure (`stop_reason` "last") or it shows none of the classes asked for ("excluded"). `chosen_level` is the level
+    that was computed last, and `stop_reason` says why: a `hierclass.stopping.Reason` in small letters.
+    `preview` says that the image was read from the small one inside of the file.
+    """
+
+    path: str
+    error: str | None = None
+    level: int | None = None
+    chosen_level: int | None = None
+    stop_reason: str | None = None
+    preview: bool | None = None
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def answer(self) -> Step | None:
+        """The class that is answered; None where there is no answer."""
+        return None if self.level is None else self.steps[self.level]
+
+    @property
+    def synset(self) -> str | None:
+        """Synset id (or own id) of the answer."""
+        return None if self.answer is None else self.answer.synset
+
+    @property
+    def label(self) -> str | None:
+        """Name of the answer."""
+        return None if self.answer is None else self.answer.label
+
+    @property
+    def score(self) -> float | None:
+        """Probability (0 … 1) that the model gives to the answer."""
+        return None if self.answer is None else self.answer.score
+
+    def to_dict(self, num_tiers: int) -> dict[str, Value]:
+        """Return the row as the columns of a table of so many tiers; what it lacks is None."""
+        values: dict[str, Value] = dict.fromkeys(columns(num_tiers))
+        values |= {name: getattr(self, name) for name in columns(0)}
+        if self.score is not None:
+            values["score"] = round(self.score, SCORE_DIGITS)
+        for tier, step in enumerate(self.steps):
+            values[f"tier{tier}_synset"] = step.synset
+            values[f"tier{tier}_label"] = step.label
+            values[f"tier{tier}_score"] = round(step.score, SCORE_DIGITS)
+        return values
+
+
+def columns(num_tiers: int) -> tuple[str, ...]:
+    """Return the names of the columns of a table that reaches down so many tiers, in order."""
+    tiers = (f"tier{tier}_{field}" for tier in range(num_tiers) for field in ("synset", "label", "score"))
+    answer = ("path", "error", "level", "synset", "label", "score")
+    return (*answer, "chosen_level", "stop_reason", "preview", *tiers)
+
+
+def schema(num_tiers: int, *, own: bool = False) -> pa.Schema:
+    """Return the Arrow schema of a table; with `own`, of a run's parts."""
+    import pyarrow as pa
+
+    types = {"level": pa.int32(), "score": pa.float32(), "preview": pa.bool_()}
+    kinds = {name: types.get(name.split("_")[-1], pa.string()) for name in columns(num_tiers)}
+    if own:
+        kinds = {**dict.fromkeys(_OWN, pa.int64()), **kinds}
+    return pa.schema(list(kinds.items()))
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of N inputs: their answers, or errors in their place."""
+
+    numbers: NDArray[np.int64]
+    """Places of the inputs among all inputs."""
+    inputs: Sequence[Input]
+    answers: Answers
+    errors: Sequence[str | None]
+    previews: NDArray[np.bool_]
+    stamps: Sequence[Stamp | None]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_errors(self) -> int:
+        """Inputs that have no answer."""
+        return sum(error is not None for error in self.errors)
+
+    def rows(self, taxonomy: Taxonomy) -> list[Row]:
+        """Return the outcome as rows."""
+        nodes = [taxonomy.classes(tier) for tier in range(taxonomy.num_tiers)]
+        found = []
+        for at, (item, error) in enumerate(zip(self.inputs, self.errors, strict=True)):
+            if error is not None:
+                found.append(Row(item.name, error))
+                continue
+            level, tier = int(self.answers.level[at]), int(self.answers.tier[at])
+            pairs = zip(self.answers.classes[at, : level + 1], self.answers.scores[at], strict=False)
+            steps = tuple(
+                Step(nodes[k][index].id, nodes[k][index].name, float(score))
+                for k, (index, score) in enumerate(pairs)
+            )
+            reason = Reason(int(self.answers.reason[at])).word
+            preview = bool(self.previews[at])
+            found.append(Row(item.name, None, tier if tier >= 0 else None, level, reason, preview, steps))
+        return found
+
+    def table(self, texts: Texts) -> pa.Table:
+        """Return the outcome as the columns of a run's part, down to the last tier of `texts`."""
+        import pyarrow as pa
+
+        answers, good = self.answers, np.array([error is None for error in self.errors], dtype=np.bool_)
+        rows = np.arange(len(self))
+        tier = np.where(good, answers.tier, -1)
+        answered = tier >= 0
+        at = np.where(answered, tier, 0)
+        stamps = [each or Stamp(-1, -1) for each in self.stamps]
+        values: dict[str, Any] = {
+            "_index": self.numbers,
+            "_size": [each.size for each in stamps],
+            "_modified": [each.modified for each in stamps],
+            "path": [item.name for item in self.inputs],
+            "error": list(self.errors),
+            "level": pa.array(tier.astype(np.int32), mask=~answered),
+            "synset": _taken(texts.synsets, texts.starts[at] + answers.classes[rows, at], answered),
+            "label": _taken(texts.labels, texts.starts[at] + answers.classes[rows, at], answered),
+            "score": _scores(answers.scores[rows, at], answered),
+            "chosen_level": pa.array(answers.level.astype(np.int32), mask=~good),
+            "stop_reason": _taken(texts.reasons, answers.reason, good),
+            "preview": pa.array(self.previews, mask=~good),
+        }
+        for k in range(texts.num_tiers):
+            known = good & (answers.classes[:, k] >= 0)
+            values[f"tier{k}_synset"] = _taken(texts.synsets, texts.starts[k] + answers.classes[:, k], known)
+            values[f"tier{k}_label"] = _taken(texts.labels, texts.starts[k] + answers.classes[:, k], known)
+            values[f"tier{k}_score"] = _scores(answers.scores[:, k], known)
+        return pa.table(values, schema=schema(texts.num_tiers, own=True))
+
+
+class Texts:
+    """The words of a taxonomy's classes as Arrow arrays: those of tier k begin at `starts[k]`."""
+
+    def __init__(self, taxonomy: Taxonomy, num_tiers: int) -> None:
+        """Take the first tiers of a taxonomy."""
+        import pyarrow as pa
+
+        self.num_tiers = num_tiers
+        nodes = [node for tier in range(num_tiers) for node in taxonomy.classes(tier)]
+        self.starts = np.cumsum([0, *taxonomy.num_classes])[:num_tiers]
+        self.synsets = pa.array([node.id for node in nodes], pa.string())
+        self.labels = pa.array([node.name for node in nodes], pa.string())
+        self.reasons = pa.array([reason.word for reason in Reason], pa.string())
+
+
+def _scores(values: NDArray[np.floating[Any]], known: NDArray[np.bool_]) -> pa.Array:
+    import pyarrow as pa
+
+    rounded = np.round(np.nan_to_num(values.astype(np.float64)), SCORE_DIGITS)
+    return pa.array(rounded.astype(np.float32), mask=~known)
+
+
+def _taken(texts: pa.Array, indices: NDArray[np.integer[Any]], known: NDArray[np.bool_]) -> pa.Array:
+    """The text of every index, null where it is not known."""
+    import pyarrow as pa
+
+    return texts.take(pa.array(np.where(known, indices, 0).astype(np.int32), mask=~known))

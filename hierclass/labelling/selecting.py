@@ -1,0 +1,52 @@
+"""Choose rows of a table by an SQL condition, such as `tier0_label in ('dog', 'bird') and score < 0.5`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hierclass.errors import InputError
+from hierclass.labelling.rows import columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
+"""What a condition may do: look at columns and call functions of SQLite."""
+
+
+class Condition:
+    """An SQL condition on the columns of a table of labels (SQLite's grammar)."""
+
+    def __init__(self, text: str, num_tiers: int) -> None:
+        """Check a condition on a table of so many tiers.
+
+        Raises:
+            InputError: it is no condition, or names a column that is not there.
+        """
+        self._text, self._columns = text, ("_index", *columns(num_tiers))
+        self._database = sqlite3.connect(":memory:", isolation_level=None)
+        names = ", ".join(f'"{name}"' for name in self._columns)
+        self._database.execute(f"CREATE TABLE rows ({names})")
+        self._insert = f"INSERT INTO rows VALUES ({', '.join('?' * len(self._columns))})"
+        list(self.numbers(None))
+
+    def numbers(self, rows: pa.Table | None) -> Iterator[int]:
+        """Yield the numbers of the inputs whose rows meet the condition, in their order."""
+        self._database.set_authorizer(None)
+        self._database.execute("DELETE FROM rows")
+        if rows is not None:
+            values = zip(*(rows.column(name).to_pylist() for name in self._columns), strict=True)
+            self._database.executemany(self._insert, values)
+        self._database.set_authorizer(
+            lambda action, *_: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
+        )
+        try:
+            found = self._database.execute(f"SELECT _index FROM rows WHERE ({self._text}\n) ORDER BY _index")
+            yield from [number for (number,) in found]
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+            raise InputError(
+                f"--where {self._text!r}: {error}; give a condition such as tier0_label in ('dog', 'bird'); columns: "
+                f"{', '.join(self._columns[1:])}"
+            ) from error
