@@ -214,6 +214,12 @@ class RunFolder:
                 end = part.end
         return whole
 
+    def drop_parts(self, generation: int, first: int) -> None:
+        """Remove the parts of a pass from input number `first` on: what follows a gap is made again."""
+        for part in list(self._all_parts()):
+            if part.generation == generation and part.first >= first:
+                (self._parts / part.name).unlink()
+
     def _all_parts(self) -> Iterator[Part]:
         for file in self._parts.iterdir():
             if match := _PART.fullmatch(file.name):

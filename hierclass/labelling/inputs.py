@@ -69,6 +69,10 @@ def _tar_members(path: str) -> Iterator[Input]:
                 if member.isfile() and PurePath(member.name).suffix.lower() in IMAGE_ENDINGS:
                     yield Input(path, member.name, member.offset_data, member.size)
                 tar.members = []  # type: ignore[attr-defined] # else it remembers all of them
+            tar.fileobj.seek(tar.offset)
+            end = tar.fileobj.read(tarfile.BLOCKSIZE)  # tarfile takes whatever is no member for the end
+        if end.strip(b"\0") or len(end) % tarfile.BLOCKSIZE:
+            yield Input(path)
     except (tarfile.TarError, OSError, ValueError):
         yield Input(path)
 

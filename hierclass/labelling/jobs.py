@@ -241,6 +241,7 @@ class Run:
         first, end = self._range
         parts = self.folder.parts(generation, first)
         begin = parts[-1].end if parts else first
+        self.folder.drop_parts(generation, begin)
         if job["kind"] == "label":
             total, done = end - first, begin - first
             inputs: Iterator[Numbered] = itertools.takewhile(

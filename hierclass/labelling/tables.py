@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -129,8 +130,13 @@ def write_table(path: Path, tables: Iterable[pa.Table], num_tiers: int) -> None:
     """Write Arrow tables as one file, whole or not at all; its ending says how. Raises OSError."""
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
         table = open_table(file, format_of(path), num_tiers)
-        for rows in tables:
-            table.write(rows)
+        try:
+            for rows in tables:
+                table.write(rows)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what led here is what counts
+                table.close()
+            raise
         table.close()
 
 

@@ -1,0 +1,177 @@
+"""Archives are listed and read image by image; what is broken is an input that has an error."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from hierclass.errors import ImageError, InputError
+from hierclass.images import read_image
+from hierclass.labelling.inputs import Input, Opener, list_inputs, stamp
+
+
+def png(value: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def grey(source: str | bytes) -> int:
+    return int(np.asarray(read_image(source))[0, 0, 0])
+
+
+def test_a_tar_file_gives_its_images_in_their_order(tmp_path: Path) -> None:
+    shard = tar_of(
+        tmp_path / "a.tar",
+        {"z/000.png": png(1), "z/000.cls": b"3", "z/001.json": b"{}", "z/001.PNG": png(2), "b.png": png(3)},
+    )
+    found = list(list_inputs([shard]))
+    assert [item.name for item in found] == [
+        f"{shard}/{name}" for name in ("z/000.png", "z/001.PNG", "b.png")
+    ]
+    opener = Opener()
+    assert [grey(opener.source(item)) for item in reversed(found)] == [3, 2, 1]
+
+
+def test_tar_files_in_folders_are_found_beside_images(tmp_path: Path) -> None:
+    tar_of(tmp_path / "b.tar", {"x.png": png(1)})
+    for name in ("a.png", "c.png"):
+        (tmp_path / name).write_bytes(png(0))
+    names = [item.name.removeprefix(f"{tmp_path}/") for item in list_inputs([tmp_path])]
+    assert names == ["a.png", "b.tar/x.png", "c.png"]
+
+
+def test_links_and_folders_in_a_tar_file_are_no_images(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind in (
+            ("d.png", tarfile.DIRTYPE),
+            ("l.png", tarfile.SYMTYPE),
+            ("f.png", tarfile.FIFOTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        info = tarfile.TarInfo("ok.png")
+        info.size = len(png(1))
+        tar.addfile(info, io.BytesIO(png(1)))
+    assert [item.member for item in list_inputs([tmp_path / "a.tar"])] == ["ok.png"]
+
+
+@pytest.mark.parametrize(("cut", "whole"), [(100, []), (550, []), (700, [1]), (1300, [1]), (1580, [1])])
+def test_a_tar_file_that_was_cut_gives_what_is_whole_and_an_error(
+    tmp_path: Path, cut: int, whole: list[int]
+) -> None:
+    shard = tar_of(tmp_path / "a.tar", {"0.png": png(1), "1.png": png(2)})
+    shard.write_bytes(shard.read_bytes()[:cut])
+    opener, errors, good = Opener(), [], []
+    for item in list_inputs([shard]):
+        try:
+            good.append(grey(opener.source(item)))
+        except ImageError as error:
+            errors.append(str(error))
+    assert len(errors) >= 1
+    assert all("tar file" in error for error in errors)
+    assert good == whole
+
+
+def test_a_compressed_tar_file_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        tar.add(Path(__file__), "x.png")
+    (item,) = list_inputs([tmp_path / "a.tar"])
+    with pytest.raises(ImageError, match="unpacked first"):
+        Opener().source(item)
+
+
+def parquet_of(path: Path, count: int, *, struct: bool = False, group: int = 7) -> Path:
+    values: list[object] = [png(row % 256) for row in range(count)]
+    if struct:
+        values = [{"bytes": value, "path": "x"} for value in values]
+    table = pa.table({"id": list(range(count)), "image": values})
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_a_parquet_file_gives_its_rows(tmp_path: Path, struct: bool) -> None:
+    file = parquet_of(tmp_path / "a.parquet", 40, struct=struct)
+    found = list(list_inputs([file]))
+    assert [item.name for item in found] == [f"{file}/{row}" for row in range(40)]
+    opener = Opener()
+    assert [grey(opener.source(item)) for item in found] == list(range(40))
+
+
+def test_rows_of_a_parquet_file_can_be_passed_over(tmp_path: Path) -> None:
+    one, two = parquet_of(tmp_path / "a.parquet", 40), parquet_of(tmp_path / "b.parquet", 40)
+    wanted = [Input(str(file), str(row), row) for file in (one, two) for row in (3, 4, 29, 39)]
+    opener = Opener()
+    assert [grey(opener.source(item)) for item in wanted] == [3, 4, 29, 39] * 2
+    assert grey(opener.source(Input(str(one), "5", 5))) == 5  # backwards, after the other file
+
+
+def test_the_column_of_images_can_be_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [png(1)], "mask": [png(2)], "text": ["x"]}), file)
+    (item,) = list_inputs([file], image_column="mask")
+    assert grey(Opener("mask").source(item)) == 2
+    for name, message in (("text", "holds no bytes"), ("nothing", "does not exist")):
+        with pytest.raises(InputError, match=message):
+            list(list_inputs([file], image_column=name))
+
+
+def test_a_parquet_file_without_images_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["a.jpg"]}), tmp_path / "labels.parquet")
+    with pytest.raises(InputError, match="no column of images"):
+        list(list_inputs([tmp_path / "labels.parquet"]))
+
+
+def test_a_row_without_bytes_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [png(1), None, png(3)]}), file)
+    opener, (first, second, third) = Opener(), list_inputs([file])
+    assert grey(opener.source(first)) == 1
+    with pytest.raises(ImageError, match="no bytes"):
+        opener.source(second)
+    assert grey(opener.source(third)) == 3
+
+
+def test_a_broken_parquet_file_is_an_error(tmp_path: Path) -> None:
+    file = parquet_of(tmp_path / "a.parquet", 4)
+    file.write_bytes(file.read_bytes()[:-20])
+    (item,) = list_inputs([file])
+    with pytest.raises(ImageError, match="no whole Parquet file"):
+        Opener().source(item)
+
+
+def test_a_parquet_file_that_went_away_is_an_error_for_each_row(tmp_path: Path) -> None:
+    file = parquet_of(tmp_path / "a.parquet", 3)
+    found, opener = list(list_inputs([file])), Opener()
+    file.unlink()
+    for item in found:
+        with pytest.raises(ImageError, match="can't be read from its Parquet file"):
+            opener.source(item)
+
+
+def test_the_stamp_of_a_file_changes_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    assert stamp(str(file)) is None
+    file.write_bytes(b"1")
+    before = stamp(str(file))
+    file.write_bytes(b"22")
+    assert stamp(str(file)) != before
+    assert stamp("a" * 5000) is None

@@ -1,0 +1,395 @@
+"""A run on disk goes on where it was, whatever ended it; every input has exactly one row."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import hierclass
+from hierclass.classifier import Classifier
+from hierclass.errors import InputError
+from hierclass.labelling import jobs
+from hierclass.labelling.folder import RunFolder
+from hierclass.labelling.jobs import Job, Run, Shard
+from hierclass.labelling.stream import Reading
+from hierclass.stopping import LevelWish, Request
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 300
+READING = Reading(batch_size=4, workers=2)
+
+
+class Listener:
+    """Remembers what it hears."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.passes: list[tuple[int, int]] = []
+        self.done = 0
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def listed(self, count: int) -> None: ...
+
+    def start(self, total: int, done: int) -> None:
+        self.passes.append((total, done))
+        self.done = 0
+
+    def advance(self, num_images: int, num_errors: int) -> None:
+        self.done += num_images
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_checkpoint: Path) -> Classifier:
+    return hierclass.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(20):
+        pixels = generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    (folder / "07.png").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "PART_ROWS", 4)
+
+
+def job(photos: Path, level: LevelWish = 0, **more: Any) -> Job:
+    return Job(names=(str(photos),), request=Request(level=level), reading=READING, **more)
+
+
+def run_in(folder: Path, classifier: Classifier) -> tuple[Run, Listener]:
+    listener = Listener()
+    return Run(RunFolder(folder), classifier, READING, listener), listener
+
+
+def label(folder: Path, classifier: Classifier, what: Job, **more: Any) -> Listener:
+    run, listener = run_in(folder, classifier)
+    with run.folder.lock():
+        run.label(what, **more)
+        run.assemble(folder / "labels.parquet")
+    return listener
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(folder / "labels.parquet").to_pylist()
+    return found
+
+
+def breaking(after: int, error: BaseException) -> Any:
+    """Outcomes that end with an error after some inputs."""
+    real = jobs.outcomes
+
+    def outcomes(*arguments: Any) -> Iterator[Any]:
+        count = 0
+        for outcome in real(*arguments):
+            yield outcome
+            count += len(outcome)
+            if count >= after:
+                raise error
+
+    return outcomes
+
+
+def test_a_run_has_a_row_for_every_input_in_order(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    label(tmp_path / "run", classifier, job(photos))
+    found = rows(tmp_path / "run")
+    assert [Path(row["path"]).name for row in found] == sorted(file.name for file in photos.iterdir())
+    assert [row["error"] is not None for row in found] == [index == 7 for index in range(20)]
+    assert found[0]["synset"] == classifier.predict(photos / "00.png", 0).synset
+    assert len(list((tmp_path / "run" / "parts").iterdir())) == 5
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_run_that_ended_early_goes_on(
+    classifier: Classifier,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "outcomes", breaking(10, error))
+        with pytest.raises(type(error)):
+            label(run, classifier, job(photos))
+    assert not (run / "labels.parquet").exists()
+    listener = label(run, classifier, job(photos))
+    ((total, done),) = listener.passes
+    assert (total, done + listener.done) == (20, 20)
+    assert done >= (12 if isinstance(error, KeyboardInterrupt) else 8)
+    whole = tmp_path / "whole"
+    label(whole, classifier, job(photos))
+    assert rows(run) == rows(whole)
+
+
+def test_a_finished_run_has_nothing_left_to_do(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    label(tmp_path / "run", classifier, job(photos))
+    assert label(tmp_path / "run", classifier, job(photos)).passes == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"level": 1}, "was begun with --level 0, not 1"),
+        ({"shard": Shard(1, 2)}, "was begun with --shard the default, not 1/2"),
+    ],
+)
+def test_another_request_is_refused_with_the_difference(
+    classifier: Classifier, photos: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    run = tmp_path / "run"
+    label(run, classifier, job(photos))
+    with pytest.raises(InputError, match=message):
+        label(run, classifier, job(photos, **change))
+    label(run, classifier, job(photos, **change), overwrite=True)
+    with pytest.raises(InputError, match="the inputs"):
+        label(run, classifier, Job(names=("elsewhere",), request=Request(level=0), reading=READING))
+
+
+def test_another_model_is_refused(
+    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(tmp_path / "run", classifier, job(photos))
+    monkeypatch.setitem(classifier.__dict__, "digest", "another")
+    with pytest.raises(InputError, match="another model"):
+        label(tmp_path / "run", classifier, job(photos))
+
+
+def test_two_runs_on_one_folder_are_refused(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom hierclass.labelling.folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another run writes to"):
+            label(folder, classifier, job(photos))
+    finally:
+        holder.kill()
+        holder.wait()
+    label(folder, classifier, job(photos))  # a lock does not outlive its process
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"holds 00\.png, which is no part of a run"):
+        label(photos, classifier, job(photos))
+    assert len(list(photos.iterdir())) == 20
+
+
+def test_files_that_changed_are_labelled_again_and_those_that_are_gone_keep_their_rows(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    label(run, classifier, job(photos))
+    before = rows(run)
+    (photos / "03.png").write_text("no picture any more")
+    (photos / "07.png").write_bytes((photos / "08.png").read_bytes())
+    (photos / "05.png").unlink()
+    listener = label(run, classifier, job(photos))
+    assert listener.lines == [
+        "1 images are gone; their rows stay as they were",
+        "2 images have changed since their rows were made; they are labelled again",
+    ]
+    after = rows(run)
+    assert [index for index in range(20) if before[index] != after[index]] == [3, 7]
+    assert after[3]["error"] is not None
+    assert after[7]["synset"] == before[8]["synset"]
+    assert label(run, classifier, job(photos)).passes == []
+
+
+def test_errors_can_be_tried_again(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    label(run, classifier, job(photos))
+    assert label(run, classifier, job(photos)).passes == []
+    assert label(run, classifier, job(photos), retry_errors=True).passes == [(1, 0)]
+    assert rows(run)[7]["error"] is not None
+
+
+def test_refining_labels_the_chosen_rows_anew_and_keeps_the_others(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    label(folder, classifier, job(photos))
+    before = rows(folder)
+    common = max({row["label"] for row in before if row["label"]}, key=[r["label"] for r in before].count)
+    chosen = [index for index, row in enumerate(before) if row["label"] == common]
+    (photos / f"{chosen[-1]:02}.png").unlink()  # gone: what is known of it stays
+    run, listener = run_in(folder, classifier)
+    run.refine(f"tier0_label = '{common}'", Request(level=2))
+    run.assemble(folder / "labels.parquet")
+    after = rows(folder)
+    assert listener.passes == [(len(chosen), 0)]
+    assert listener.lines == ["1 of them could not be read again; their rows stay as they were"]
+    assert "tier2_label" in after[0]
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        if index in chosen[:-1]:
+            assert new["chosen_level"] == 2
+            assert new["synset"] == classifier.predict(photos / f"{index:02}.png", 2).synset
+        else:
+            assert {name: new[name] for name in old} == old
+            assert new["tier2_label"] is None
+
+
+def test_a_refinement_that_ended_early_goes_on(
+    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    label(folder, classifier, job(photos))
+    run, listener = run_in(folder, classifier)
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "outcomes", breaking(6, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            run.refine("error is null", Request(level=1))
+    with pytest.raises(InputError, match="not complete"):
+        run.refine("score > 2", Request(level=2))
+    run.refine("error is null", Request(level=1))
+    assert listener.passes[1][1] >= 6
+    run.assemble(folder / "labels.parquet")
+    assert {row["chosen_level"] for row in rows(folder)} == {1, None}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["", "tier0_lable = 'x'", "1; drop table rows", "label = 'x", "(select 1) = load_extension('x')"],
+)
+def test_what_is_no_condition_is_refused(
+    classifier: Classifier, photos: Path, tmp_path: Path, condition: str
+) -> None:
+    folder = tmp_path / "run"
+    label(folder, classifier, job(photos))
+    run, _ = run_in(folder, classifier)
+    with pytest.raises(InputError, match="--where"):
+        run.refine(condition, Request(level=1))
+    assert len(run.jobs) == 1
+
+
+@pytest.mark.parametrize("of", [1, 3, 25])
+def test_shards_make_up_the_whole(classifier: Classifier, photos: Path, tmp_path: Path, of: int) -> None:
+    label(tmp_path / "whole", classifier, job(photos))
+    found = []
+    for number in range(1, of + 1):
+        label(tmp_path / str(number), classifier, job(photos, shard=Shard(number, of)))
+        found += rows(tmp_path / str(number))
+    assert found == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"])
+def test_a_shard_that_does_not_exist_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--shard"):
+        Shard.parse(text)
+
+
+def test_a_part_that_went_missing_is_made_again(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    label(folder, classifier, job(photos))
+    before = rows(folder)
+    parts = RunFolder(folder).parts(0)
+    (folder / "parts" / parts[2].name).unlink()
+    listener = label(folder, classifier, job(photos))
+    assert listener.passes == [(20, parts[1].end)]
+    assert rows(folder) == before
+
+
+def test_a_damaged_part_is_named(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    label(folder, classifier, job(photos))
+    part = folder / "parts" / RunFolder(folder).parts(0)[2].name
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(InputError, match=rf"{part.name} is damaged .*; delete it"):
+        label(folder, classifier, job(photos))
+
+
+def test_a_manifest_of_another_version_is_refused(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    label(folder, classifier, job(photos))
+    manifest = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**manifest, "version": 9}))
+    with pytest.raises(InputError, match="format 9"):
+        label(folder, classifier, job(photos))
+
+
+def command(photos: Path, target: Path, model: Path) -> list[str]:
+    script = (
+        "import sys\nfrom hierclass.labelling import jobs\nfrom hierclass.cli import main\njobs.PART_ROWS = 8\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    listed = [str(photos)] * 40
+    options = [
+        "-o",
+        str(target),
+        "--level",
+        "0",
+        "--model",
+        str(model),
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+    ]
+    return [sys.executable, "-c", script, "label", *listed, *options]
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_every_input_once(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at 20 random moments: while inputs are listed, rows are written, the table is put together."""
+    target = tmp_path / "out.csv"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    moments = random.Random(0)
+    arguments = command(photos, target, tiny_checkpoint)
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE)
+        run = target.with_name("out.csv.run")
+        deadline = time.monotonic() + PATIENCE
+        while not run.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        _, error = process.communicate(timeout=PATIENCE)
+        kills += 1
+        if process.returncode != -signal.SIGKILL:  # it was done before: begin another
+            assert process.returncode == 3, error
+            assert target.exists()
+            target.unlink()
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 3, done.stderr
+    lines = target.read_text().splitlines()[1:]
+    expected = [str(photos / f"{index:02}.png") for _ in range(40) for index in range(20)]
+    assert [line.split(",")[0] for line in lines] == expected
+    assert [bool(line.split(",")[1]) for line in lines] == [
+        index == 7 for _ in range(40) for index in range(20)
+    ]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.csv", "photos"]
