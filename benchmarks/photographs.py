@@ -21,7 +21,6 @@ from rich.table import Table
 
 import hierclass
 from hierclass.inputs import find_inputs
-from hierclass.labelling import label_rows
 from taxonomy import Taxonomy
 from taxonomy.tiers import place, read_anchors
 
@@ -50,17 +49,16 @@ def measure(folder: Path, model: Path | None) -> dict[str, Any]:
     levels = []
     for level in range(len(classifier.levels)):
         counts: Counter[str] = Counter()
-        for row in label_rows(classifier, inputs, level=level):
-            values = row.to_dict(level)
-            truth = truths.get(Path(str(values["path"])).name)
-            if truth is None or values["error"]:
+        for row in hierclass.label(inputs, classifier=classifier, level=level):
+            truth = truths.get(Path(row.path).name)
+            if truth is None or row.error:
                 continue
             leaf, known, superclass = truth
             group = "known" if known else "unknown" if superclass else "elsewhere"
             counts[group] += 1
-            counts[f"{group} tier 0 right"] += values["tier0_synset"] == superclass
+            counts[f"{group} tier 0 right"] += row.steps[0].synset == superclass
             last = len(classifier.levels) - 1
-            counts["known leaf right"] += known and level == last and values["synset"] == leaf
+            counts["known leaf right"] += known and level == last and row.synset == leaf
         levels.append(dict(counts))
     return {"photographs": len(inputs), "model": taxonomy.name, "levels": levels}
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import hierclass
 from hierclass.cli import main
-from hierclass.tables import columns
+from hierclass.labelling.rows import columns
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300  # seconds; on a busy machine torch alone takes many
@@ -61,7 +61,7 @@ def test_labels_go_to_a_file_and_a_summary_to_standard_error(
     assert main(["label", str(photos), "-o", str(target), "--model", str(tiny_checkpoint)]) == 0
     rows = rows_of(target.read_text())
     assert [Path(row["path"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.png"]
-    assert tuple(rows[0]) == columns(2)
+    assert tuple(rows[0]) == columns(3)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("4 images labelled in ")
@@ -74,7 +74,7 @@ def test_without_a_file_csv_goes_to_standard_output(
     assert main(["label", str(photos), "--model", str(tiny_checkpoint), "--level", "0"]) == 0
     rows = rows_of(capsys.readouterr().out)
     assert len(rows) == 4
-    assert tuple(rows[0]) == columns(0)
+    assert tuple(rows[0]) == columns(1)
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
@@ -95,7 +95,8 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
     out, err = capsys.readouterr()
     rows = rows_of(out)
     assert [bool(row["error"]) for row in rows] == [False, False, False, False, True, True]
-    assert "4 images labelled, 2 errors" in err
+    assert err.startswith("4 images labelled in ")
+    assert err.endswith(", 2 errors (see the column error)\n")
 
 
 @pytest.mark.parametrize(
@@ -103,9 +104,15 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
     [
         (["label"], "Missing argument 'PATH"),
         (["label", "x.jpg", "--frobnicate"], "No such option: --frobnicate"),
-        (["label", "x.jpg", "--level", "-1"], "Invalid value for '--level'"),
+        (["label", "x.jpg", "--level", "-1"], "--level -1: give a number from 0, or auto"),
+        (["label", "x.jpg", "--level", "fine"], "--level fine: give a number from 0, or auto"),
+        (["label", "x.jpg", "--precision", "2"], "Invalid value for '--precision'"),
+        (["label", "x.jpg", "--overwrite"], "give --output"),
+        (["label", "x.jpg", "-o", "run/", "--format", "xls"], "--format xls: give csv, jsonl or parquet"),
+        (["label", "x.jpg", "--shard", "9/8"], "--shard 9/8: give which of how many"),
+        (["refine", "nowhere", "--where", "1"], "there is no run in nowhere"),
         (["label", "x.jpg", "--batch-size", "0"], "Invalid value for '--batch-size'"),
-        (["label", "x.jpg", "-o", "out.xlsx"], "must end in .csv, .jsonl or .parquet"),
+        (["label", "x.jpg", "-o", "out.xlsx"], "must end in .csv, .jsonl or .parquet, or be a folder"),
         (["label", "x.jpg", "-o", "missing/folder/out.csv"], "cannot write missing/folder/out.csv"),
         (["label", "x.jpg", "--model", "missing"], "there is no model at missing"),
         (["predict", "x.jpg", "--model", "missing"], "there is no model at missing"),
@@ -224,7 +231,7 @@ def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("hierclass.labelling.label_rows", fail)
+    monkeypatch.setattr("hierclass.labelling.stream.outcomes", fail)
     arguments = ["label", str(photos), "--model", str(tiny_checkpoint)]
     assert main(arguments) == 1
     line = one_error(capsys)
@@ -257,6 +264,41 @@ def test_help_and_wrong_use_do_not_wait_for_torch(arguments: list[str]) -> None:
         timeout=PATIENCE,
     )
     assert ran.returncode == 0
+
+
+def test_a_folder_as_output_is_a_run_that_can_be_refined(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, model = f"{tmp_path / 'run'}/", ["--model", str(tiny_checkpoint)]
+    first = ["label", str(photos), "-o", run, "--level", "0", *model]
+    assert main(first) == 0
+    assert main([*first, "--format", "csv"]) == 0
+    assert (
+        capsys.readouterr().err.splitlines()[1]
+        == f"nothing was left to do -> {tmp_path / 'run' / 'labels.csv'}"
+    )
+    assert (
+        main(["refine", run, "--where", "path like '%/1.png'", "--level", "2", "--format", "csv", *model])
+        == 0
+    )
+    rows = rows_of((tmp_path / "run" / "labels.csv").read_text())
+    assert [row["chosen_level"] for row in rows] == ["0", "2", "0", "0"]
+    assert not (tmp_path / "run" / "labels.parquet").exists()
+    assert main([*first[:-4], "--level", "1", *model]) == 2
+    assert "was begun with --level 0, not 1; give the same" in capsys.readouterr().err
+
+
+def test_only_and_exclude_keep_to_classes(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaves = hierclass.load(tiny_checkpoint, device="cpu").taxonomy.classes(2)
+    arguments = ["label", str(photos), "--model", str(tiny_checkpoint)]
+    assert (
+        main([*arguments, "--only", leaves[3].id, "--only", leaves[5].name, "--exclude", leaves[5].id]) == 0
+    )
+    assert {row["synset"] for row in rows_of(capsys.readouterr().out)} == {leaves[3].id}
+    assert main([*arguments, "--only", "unicorn"]) == 2
+    assert "no class 'unicorn'" in one_error(capsys)
 
 
 def test_a_list_on_standard_input_with_odd_names(photos: Path, tiny_checkpoint: Path) -> None:
@@ -293,20 +335,25 @@ def test_a_reader_that_goes_away_is_no_error(photos: Path, tiny_checkpoint: Path
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_what_it_kept(
+def test_a_stopped_run_says_how_far_it_came_and_goes_on(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     target = tmp_path / "out.csv"
     listed = tmp_path / "list.txt"
-    listed.write_text(f"{photos / '0.png'}\n" * 100_000)
-    arguments = command("label", "-", "-o", target, "--model", tiny_checkpoint, "--batch-size", "4")
+    listed.write_text(f"{photos / '0.png'}\n" * 4_000)
+    script = (
+        "import sys\nfrom hierclass.labelling import jobs\nfrom hierclass.cli import main\njobs.PART_ROWS = 8\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = [sys.executable, "-c", script, "label", "-", "-o", str(target), "--batch-size", "4"]
+    arguments += ["--model", str(tiny_checkpoint), "--device", "cpu"]
     with open(listed, "rb") as stdin:
         process = subprocess.Popen(
             arguments, env=environment(), stdin=stdin, stderr=subprocess.PIPE, text=True
         )
     try:
         deadline = time.monotonic() + PATIENCE
-        while not any(file.stat().st_size > 2000 for file in tmp_path.glob(".out*.part")):
+        while len(list(tmp_path.glob("out.csv.run/parts/*.parquet"))) < 3:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.02)
@@ -314,14 +361,17 @@ def test_a_stopped_run_says_what_it_kept(
         error = process.communicate(timeout=PATIENCE)[1]
     finally:
         process.kill()
-    kept = tmp_path / "out.partial.csv"
     assert process.returncode == code
     assert error.startswith("error: stopped after ")
-    assert error.endswith(f"; {target} was not written, the rows until then are in {kept}\n")
+    assert error.endswith(" of 4,000 images; the same command goes on from there\n")
     assert error.count("\n") == 1
-    assert kept.read_text().endswith("\n")
     assert not target.exists()
-    assert not list(tmp_path.glob(".out*"))
+    with open(listed, "rb") as stdin:
+        ran = subprocess.run(arguments, env=environment(), stdin=stdin, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr.startswith("going on after ")
+    assert len(target.read_text().splitlines()) == 4_001
+    assert not (tmp_path / "out.csv.run").exists()
 
 
 def test_a_full_disk_is_one_line_and_exit_code_1(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -332,14 +382,23 @@ def test_a_full_disk_is_one_line_and_exit_code_1(photos: Path, tiny_checkpoint: 
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    arguments = [sys.executable, "-c", script, "label", *[str(photos)] * 50, "-o", str(target)]
-    arguments += ["--model", str(tiny_checkpoint), "--batch-size", "4"]
-    ran = subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=PATIENCE)
+    arguments = ["label", *[str(photos)] * 50, "-o", str(target)]
+    arguments += ["--model", str(tiny_checkpoint), "--batch-size", "4", "--device", "cpu"]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=PATIENCE,
+    )
     assert ran.returncode == 1
-    assert ran.stderr.startswith("error: writing the table failed: File too large; ")
+    assert ran.stderr.startswith("error: writing failed after 200 of 200 images: ")
+    assert "File too large" in ran.stderr
+    assert ran.stderr.endswith("; make room, then the same command goes on from there\n")
     assert ran.stderr.count("\n") == 1
     assert not target.exists()
-    assert (tmp_path / "out.partial.csv").read_text().endswith("\n")
+    assert main(arguments) == 0
+    assert len(target.read_text().splitlines()) == 201
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory from /proc")

@@ -26,7 +26,6 @@ from hierclass.checkpoint import save_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.errors import BackboneError, CheckpointError, InputError, TaxonomyError
-from hierclass.labelling import label_rows
 from hierclass.wrapped import _preprocessing, from_timm
 from taxonomy import Node, Taxonomy
 
@@ -325,7 +324,7 @@ def test_transformers_and_two_headed_models_work(name: str, tmp_path: Path) -> N
 def test_rows_are_labelled(classifier: Classifier, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_text("no picture")
-    good, bad = label_rows(classifier, [str(CAT), str(broken)], level=1)
+    good, bad = hierclass.label([str(CAT), str(broken)], classifier=classifier, level=1)
     assert [step.synset for step in good.steps] == [s.synset for s in classifier.predict(CAT, 1).path]
     assert bad.error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,25 @@ from PIL import Image
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError, LevelError
-from hierclass.labelling import label_rows
+from hierclass.images import read_square
+from hierclass.labelling.stream import Reading
 
 
 @pytest.fixture(scope="module")
 def classifier(tiny_checkpoint: Path) -> Classifier:
     return hierclass.load(tiny_checkpoint, device="cpu")
+
+
+def label(
+    paths: Iterable[str],
+    classifier: Classifier,
+    *,
+    level: int | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+) -> Iterator[hierclass.Row]:
+    reading = Reading(batch_size=batch_size, workers=workers)
+    return hierclass.label(paths, classifier=classifier, level=level, reading=reading)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +53,7 @@ def test_rows_are_those_of_predict_in_the_order_of_the_inputs(
     classifier: Classifier, photos: list[str], batch_size: int, workers: int
 ) -> None:
     paths = photos + photos[::-1]
-    rows = list(label_rows(classifier, paths, batch_size=batch_size, workers=workers))
+    rows = list(label(paths, classifier, batch_size=batch_size, workers=workers))
     assert [row.path for row in rows] == paths
     for row, path in zip(rows, paths, strict=True):
         alone = classifier.predict(path).path
@@ -53,7 +66,7 @@ def test_rows_are_those_of_predict_in_the_order_of_the_inputs(
 def test_a_row_has_a_step_for_each_tier_down_to_the_level(
     classifier: Classifier, photos: list[str], level: int
 ) -> None:
-    for row in label_rows(classifier, photos, level=level):
+    for row in label(photos, classifier, level=level):
         assert len(row.steps) == level + 1
         scores = [step.score for step in row.steps]
         assert scores == sorted(scores, reverse=True)
@@ -64,9 +77,10 @@ def test_a_broken_input_has_its_row_and_leaves_the_others_alone(
 ) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.jpg").touch()
-    broken = [str(tmp_path / name) for name in ("text.jpg", "empty.jpg", "missing.jpg", ".")]
+    (tmp_path / "folder").mkdir()
+    broken = [str(tmp_path / name) for name in ("text.jpg", "empty.jpg", "missing.jpg", "folder")]
     paths = [broken[0], *photos[:3], *broken[1:], *photos[3:], broken[0]]
-    rows = list(label_rows(classifier, paths, batch_size=2))
+    rows = list(label(paths, classifier, batch_size=2))
     assert [row.path for row in rows] == paths
     assert [row.path for row in rows if row.error] == [*broken, broken[0]]
     assert all(bool(row.error) != bool(row.steps) for row in rows)
@@ -77,7 +91,7 @@ def test_a_broken_input_has_its_row_and_leaves_the_others_alone(
 
 
 def test_nothing_but_broken_inputs_gives_rows_while_they_are_read(classifier: Classifier) -> None:
-    rows = label_rows(classifier, (f"{number}.jpg" for number in itertools.count()), batch_size=2)
+    rows = label((f"{number}.jpg" for number in itertools.count()), classifier, batch_size=2)
     first = list(itertools.islice(rows, 100))
     assert [row.path for row in first] == [f"{number}.jpg" for number in range(100)]
     assert {row.error for row in first} == {"no such file"}
@@ -92,13 +106,13 @@ def test_what_is_in_flight_is_bounded(classifier: Classifier, photos: list[str])
             taken += 1
             yield path
 
-    rows = label_rows(classifier, endless(), batch_size=4, workers=2)
+    rows = label(endless(), classifier, batch_size=4, workers=2)
     for done, _ in enumerate(itertools.islice(rows, 200), start=1):
         assert taken <= done + 4 * 4 + 2
 
 
 def test_the_threads_end_with_the_rows(classifier: Classifier, photos: list[str]) -> None:
-    rows = label_rows(classifier, itertools.cycle(photos), batch_size=2, workers=3)
+    rows = label(itertools.cycle(photos), classifier, batch_size=2, workers=3)
     next(rows)
     rows.close()  # type: ignore[attr-defined]
     for thread in threading.enumerate():
@@ -110,15 +124,15 @@ def test_the_threads_end_with_the_rows(classifier: Classifier, photos: list[str]
 def test_a_batch_that_needs_too_much_memory_is_divided(
     classifier: Classifier, photos: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = classifier.predict_tensors
+    real = classifier.network.forward
 
-    def small_machine(batch: np.ndarray[Any, Any], level: int | None = None) -> Any:
+    def small_machine(batch: Any, level: int | None = None) -> Any:
         if len(batch) > 2:
             raise MemoryError
         return real(batch, level)
 
-    monkeypatch.setattr(classifier, "predict_tensors", small_machine)
-    rows = list(label_rows(classifier, photos, batch_size=8))
+    monkeypatch.setattr(classifier.network, "forward", small_machine)
+    rows = list(label(photos, classifier, batch_size=8))
     assert [row.path for row in rows] == photos
     assert not any(row.error for row in rows)
 
@@ -126,16 +140,16 @@ def test_a_batch_that_needs_too_much_memory_is_divided(
 def test_an_image_on_which_the_network_fails_has_an_error_of_one_line(
     classifier: Classifier, photos: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = classifier.predict_tensors
-    unlucky = hierclass.images.read_input(photos[4], classifier.preprocessing)
+    real = classifier.network.forward
+    unlucky = classifier.to_input(np.stack([read_square(photos[4], classifier.preprocessing)]))[0]
 
-    def fragile(batch: np.ndarray[Any, Any], level: int | None = None) -> Any:
-        if any((tensor == unlucky).all() for tensor in batch):
+    def fragile(batch: Any, level: int | None = None) -> Any:
+        if any(bool((image == unlucky).all()) for image in batch):
             raise RuntimeError("first line\nsecond line")
         return real(batch, level)
 
-    monkeypatch.setattr(classifier, "predict_tensors", fragile)
-    rows = list(label_rows(classifier, photos, batch_size=8))
+    monkeypatch.setattr(classifier.network, "forward", fragile)
+    rows = list(label(photos, classifier, batch_size=8))
     assert [row.path for row in rows if row.error] == [photos[4]]
     assert rows[4].error == "failed unexpectedly (RuntimeError: first line second line)"
 
@@ -143,15 +157,23 @@ def test_an_image_on_which_the_network_fails_has_an_error_of_one_line(
 def test_a_level_that_does_not_exist_is_refused_before_anything_is_read(classifier: Classifier) -> None:
     for level in (-1, 3):
         with pytest.raises(LevelError, match=f"level {level} does not exist; this model has levels 0 to 2"):
-            label_rows(classifier, iter([]), level=level)
+            label(iter([]), classifier, level=level)
 
 
 def test_a_batch_size_or_workers_below_one_is_refused(classifier: Classifier) -> None:
     with pytest.raises(InputError):
-        label_rows(classifier, [], batch_size=0)
+        label([], classifier, batch_size=0)
     with pytest.raises(InputError):
-        label_rows(classifier, [], workers=0)
+        label([], classifier, workers=0)
 
 
-def test_no_input_gives_no_row(classifier: Classifier) -> None:
-    assert list(label_rows(classifier, [])) == []
+def test_nothing_to_label_is_said(classifier: Classifier, tmp_path: Path) -> None:
+    for paths in ([], [str(tmp_path)]):
+        with pytest.raises(InputError, match="nothing to do"):
+            list(label(paths, classifier))
+
+
+def test_one_path_alone_may_be_given(photos: list[str], tiny_checkpoint: Path) -> None:
+    classifier = hierclass.load(tiny_checkpoint, device="cpu")
+    (row,) = hierclass.label(Path(photos[0]), classifier=classifier)
+    assert row.label == classifier.predict(photos[0]).label

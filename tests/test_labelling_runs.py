@@ -23,7 +23,8 @@ from hierclass.classifier import Classifier
 from hierclass.errors import InputError
 from hierclass.labelling import jobs
 from hierclass.labelling.folder import RunFolder
-from hierclass.labelling.jobs import Job, Run, Shard
+from hierclass.labelling.inputs import Shard
+from hierclass.labelling.jobs import Job, Run
 from hierclass.labelling.stream import Reading
 from hierclass.stopping import LevelWish, Request
 

@@ -28,6 +28,7 @@ from hierclass.cli.shared import (
 from hierclass.errors import InputError
 from hierclass.inputs import display_name
 from hierclass.labelling.folder import RunFolder
+from hierclass.labelling.inputs import Shard
 from hierclass.labelling.tables import FORMATS, check_target, format_of, open_table
 from hierclass.stopping import LevelWish, Request
 
@@ -138,11 +139,11 @@ def label(
         raise InputError("--overwrite and --retry-errors belong to a run on disk; give --output")
     if target is not None:
         survive_closed_pipes()
-    from hierclass.labelling.jobs import Job, Shard
-    from hierclass.labelling.stream import Reading
-
     part = None if shard is None else Shard.parse(shard)
     classifier = open_classifier(model, timm, weights, device)
+    from hierclass.labelling.jobs import Job
+    from hierclass.labelling.stream import Reading
+
     reading = Reading(batch_size=batch_size, workers=workers, image_column=image_column, previews=previews)
     job = Job(names=tuple(paths), request=request, reading=reading, shard=part)
     if target is None:
@@ -189,9 +190,9 @@ def refine(
     folder.manifest()
     target = Target(run_folder, run_folder / f"labels.{_format(format_)}", is_file=False)
     survive_closed_pipes()
+    classifier = open_classifier(model, timm, weights, device)
     from hierclass.labelling.stream import Reading
 
-    classifier = open_classifier(model, timm, weights, device)
     reading = Reading(
         batch_size=batch_size, workers=workers, image_column=folder.manifest()["inputs"]["image_column"]
     )
@@ -353,8 +354,9 @@ def _print_rows(classifier: Classifier, job: Job) -> None:
     with progress:
         progress.start(len(inputs), 0)
         try:
+            found = outcomes(classifier, stopping, inputs, job.reading)
             table = open_table(sys.stdout.buffer, "csv", num_tiers)
-            for outcome in outcomes(classifier, stopping, inputs, job.reading):
+            for outcome in found:
                 table.write(outcome.table(texts))
                 progress.advance(len(outcome), outcome.num_errors)
                 num_errors += outcome.num_errors

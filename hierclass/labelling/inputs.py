@@ -7,6 +7,7 @@ import os
 import tarfile
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
@@ -119,6 +120,26 @@ def find_column(path: str, schema: Any, wanted: str | None) -> str:
             f"{display_name(path)} has no column of images (bytes); it has {', '.join(columns) or 'none'}"
         )
     return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of several parts of the inputs, numbered from 1; of equal size, one after the other."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read "2/8". Raises InputError for anything else."""
+        first, _, second = text.partition("/")
+        if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
+            return cls(int(first), int(second))
+        raise InputError(f"--shard {text}: give which of how many, from 1/8 to 8/8 for eight machines")
+
+    def range(self, count: int) -> tuple[int, int]:
+        """Return the numbers of its first input and of the one after its last."""
+        return count * (self.number - 1) // self.of, count * self.number // self.of
 
 
 class Stamp(NamedTuple):

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from hierclass.errors import InputError
 from hierclass.inputs import display_name
 from hierclass.labelling.folder import Part, RunFolder
-from hierclass.labelling.inputs import Input, Stamp, list_inputs, stamp
+from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
 from hierclass.labelling.rows import Texts, schema
 from hierclass.labelling.selecting import Condition
 from hierclass.labelling.stream import Numbered, Reading, outcomes
@@ -54,26 +54,6 @@ class Listener(Protocol):
 
     def advance(self, num_images: int, num_errors: int) -> None:
         """Hear that inputs are done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One of several parts of the inputs, numbered from 1; of equal size, one after the other."""
-
-    number: int
-    of: int
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read "2/8". Raises InputError for anything else."""
-        first, _, second = text.partition("/")
-        if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
-            return cls(int(first), int(second))
-        raise InputError(f"--shard {text}: give which of how many, from 1/8 to 8/8 for eight machines")
-
-    def range(self, count: int) -> tuple[int, int]:
-        """Return the numbers of its first input and of the one after its last."""
-        return count * (self.number - 1) // self.of, count * self.number // self.of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

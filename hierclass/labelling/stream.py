@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.climbing import Climber, Done, unexpected
-from hierclass.errors import ImageError
+from hierclass.errors import ImageError, InputError
 from hierclass.images import read_square
 from hierclass.labelling.inputs import Input, Opener, Stamp, stamp
 from hierclass.labelling.rows import Outcome
@@ -47,6 +47,10 @@ class Reading:
     """Of Parquet files; None: the first that holds images."""
     previews: bool = False
     """Read the small image inside of a JPEG instead of itself, where that is as good."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.workers is not None and self.workers < 1):
+            raise InputError("the batch size and the number of workers must be at least 1")
 
 
 class _Read(NamedTuple):
