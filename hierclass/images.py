@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
     Jpeg2KImagePlugin,
@@ -73,6 +74,10 @@ _large_turn = threading.Lock()
 
 _STRIP_PIXELS = 1 << 22
 _ORIENTATION = 0x0112
+_THUMBNAIL = (0x0201, 0x0202)
+"""Tags of the place and length of an EXIF thumbnail."""
+_SAME_RATIO = 0.02
+"""Aspect ratios that differ by no more than this share are the same: sides of thumbnails are rounded."""
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -188,6 +193,47 @@ def read_square(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np
     Raises ImageError as `read_image` does.
     """
     return square(read_image(source, min_side=resize_side(preprocessing)), preprocessing)
+
+
+def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image.Image | None:
+    """Read the small picture inside of a JPEG as cameras put it there (EXIF thumbnail), as RGB, upright.
+
+    Returns None where there is none, where it is broken, where its shorter side has fewer than `min_side` pixels or
+    its aspect ratio is another one (bars at its edges): then the picture itself has to be read. Whether it shows what
+    the picture shows is not looked at; programs that edit a picture may leave an old one behind.
+
+    Raises ImageError as `read_image` does, for what the header tells.
+    """
+    try:
+        with _open_stream(source) as stream, _open_image(stream) as image:
+            _check_size(image.size)
+            if image.format not in ("JPEG", "MPO"):
+                return None
+            size, turn, data = image.size, _TRANSPOSES.get(_orientation(image)), _embedded(image)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(_reason(error)) from error
+    try:
+        preview = read_image(data)
+    except ImageError:
+        return None
+    ratio = preview.width * size[1] / (preview.height * size[0])
+    if min(preview.size) < min_side or abs(ratio - 1) > _SAME_RATIO:
+        return None
+    return preview if turn is None else preview.transpose(turn)
+
+
+def _embedded(image: Image.Image) -> bytes:
+    """The bytes of a JPEG's EXIF thumbnail; none if it has none."""
+    exif = image.getexif()
+    thumbnail = exif.get_ifd(ExifTags.IFD.IFD1)
+    offset, length = (thumbnail.get(tag) for tag in _THUMBNAIL)
+    data: bytes = image.info.get("exif", b"")
+    if not isinstance(offset, int) or not isinstance(length, int) or offset < 0:
+        return b""
+    begin = len(b"Exif\0\0") + offset  # places are given from behind that
+    return data[begin : begin + length]
 
 
 def read_input(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, features
 
 from hierclass.checkpoint import Preprocessing
 from hierclass.errors import ImageError
-from hierclass.images import preprocess, read_image, read_input, resize_side
+from hierclass.images import preprocess, read_image, read_input, read_preview, resize_side
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 SIZE = 32
@@ -374,3 +374,53 @@ def test_any_aspect_ratio_and_any_small_size_becomes_an_input(size: tuple[int, i
 
 def test_a_picture_one_pixel_wide_and_ten_million_high_costs_only_its_centre() -> None:
     assert preprocess(Image.new("L", (1, 10_000_000)).convert("RGB"), HALF).shape == (3, 16, 16)
+
+
+def with_thumbnail(
+    size: tuple[int, int], thumbnail: tuple[int, int], orientation: int = 1, data: bytes | None = None
+) -> bytes:
+    """A red JPEG with a green thumbnail; EXIF as cameras write it."""
+    small = io.BytesIO()
+    Image.new("RGB", thumbnail, (0, 200, 0)).save(small, "JPEG")
+    inner = small.getvalue() if data is None else data
+    # TIFF header; IFD 0 with the orientation; IFD 1 with place and length of the thumbnail.
+    ifd0 = struct.pack("<HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 26)
+    ifd1 = struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(inner), 0)
+    exif = b"Exif\0\0" + b"II*\0" + struct.pack("<I", 8) + ifd0 + ifd1 + inner
+    stream = io.BytesIO()
+    Image.new("RGB", size, (200, 0, 0)).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+def test_the_preview_of_a_photograph_is_read_upright() -> None:
+    preview = read_preview(with_thumbnail((1600, 1200), (160, 120)), 64)
+    assert preview is not None
+    assert preview.size == (160, 120)
+    red, green, _ = preview.getpixel((80, 60))
+    assert green > 150 > red
+    turned = read_preview(with_thumbnail((1600, 1200), (160, 120), orientation=6), 64)
+    assert turned is not None
+    assert turned.size == (120, 160)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_thumbnail((1600, 1066), (160, 120)),  # bars
+        with_thumbnail((1600, 1200), (80, 60)),  # too small
+        with_thumbnail((1600, 1200), (160, 120), data=b"no picture"),
+        with_thumbnail((1600, 1200), (160, 120), data=b""),
+    ],
+)
+def test_a_preview_that_is_not_as_good_is_not_taken(data: bytes) -> None:
+    assert read_preview(data, 64) is None
+    assert read_image(data).size[0] == 1600
+
+
+def test_pictures_without_a_preview_have_none() -> None:
+    for kind in ("JPEG", "PNG"):
+        stream = io.BytesIO()
+        Image.new("RGB", (400, 300)).save(stream, kind)
+        assert read_preview(stream.getvalue(), 64) is None
+    with pytest.raises(ImageError, match="no image of a kind"):
+        read_preview(b"no picture at all", 64)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hierclass.climbing import Climber, Done, unexpected
 from hierclass.errors import ImageError, InputError
-from hierclass.images import read_square
+from hierclass.images import read_preview, read_square, resize_side, square
 from hierclass.labelling.inputs import Input, Opener, Stamp, stamp
 from hierclass.labelling.rows import Outcome
 from hierclass.stopping import Answers, Stopping
@@ -189,22 +189,27 @@ def _read_ahead(
                 source: str | bytes | ImageError = opener.source(item)
             except ImageError as error:
                 source = error
-            pending.append((number, item, executor.submit(_read, item, source, preprocessing)))
+            future = executor.submit(_read, item, source, preprocessing, previews=reading.previews)
+            pending.append((number, item, future))
             if len(pending) >= ahead:
-                first, earlier, future = pending.popleft()
-                yield first, earlier, future.result()
+                first, earlier, read = pending.popleft()
+                yield first, earlier, read.result()
         while pending:
-            first, earlier, future = pending.popleft()
-            yield first, earlier, future.result()
+            first, earlier, read = pending.popleft()
+            yield first, earlier, read.result()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(item: Input, source: str | bytes | ImageError, preprocessing: Preprocessing) -> _Read:
+def _read(
+    item: Input, source: str | bytes | ImageError, preprocessing: Preprocessing, *, previews: bool
+) -> _Read:
     before = stamp(item.path)
     try:
         if isinstance(source, ImageError):
             raise source
+        if previews and (preview := read_preview(source, resize_side(preprocessing))) is not None:
+            return _Read(square(preview, preprocessing), before, preview=True)
         return _Read(read_square(source, preprocessing), before)
     except ImageError as error:
         return _Read(str(error), before)
