@@ -342,7 +342,7 @@ def test_a_stopped_run_says_how_far_it_came_and_goes_on(
     listed = tmp_path / "list.txt"
     listed.write_text(f"{photos / '0.png'}\n" * 4_000)
     script = (
-        "import sys\nfrom hierclass.labelling import jobs\nfrom hierclass.cli import main\njobs.PART_ROWS = 8\n"
+        "import sys\nfrom hierclass.labelling import passes\nfrom hierclass.cli import main\npasses.PART_ROWS = 8\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     arguments = [sys.executable, "-c", script, "label", "-", "-o", str(target), "--batch-size", "4"]

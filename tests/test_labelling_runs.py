@@ -21,7 +21,7 @@ from PIL import Image
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError
-from hierclass.labelling import jobs
+from hierclass.labelling import passes
 from hierclass.labelling.folder import RunFolder
 from hierclass.labelling.inputs import Shard
 from hierclass.labelling.jobs import Job, Run
@@ -73,7 +73,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "PART_ROWS", 4)
+    monkeypatch.setattr(passes, "PART_ROWS", 4)
 
 
 def job(photos: Path, level: LevelWish = 0, **more: Any) -> Job:
@@ -100,7 +100,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def breaking(after: int, error: BaseException) -> Any:
     """Outcomes that end with an error after some inputs."""
-    real = jobs.outcomes
+    real = passes.outcomes
 
     def outcomes(*arguments: Any) -> Iterator[Any]:
         count = 0
@@ -134,7 +134,7 @@ def test_a_run_that_ended_early_goes_on(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(jobs, "outcomes", breaking(10, error))
+        patched.setattr(passes, "outcomes", breaking(10, error))
         with pytest.raises(type(error)):
             label(run, classifier, job(photos))
     assert not (run / "labels.parquet").exists()
@@ -268,7 +268,7 @@ def test_a_refinement_that_ended_early_goes_on(
     label(folder, classifier, job(photos))
     run, listener = run_in(folder, classifier)
     with monkeypatch.context() as patched:
-        patched.setattr(jobs, "outcomes", breaking(6, KeyboardInterrupt()))
+        patched.setattr(passes, "outcomes", breaking(6, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run.refine("error is null", Request(level=1))
     with pytest.raises(InputError, match="not complete"):
@@ -317,7 +317,7 @@ def test_a_part_that_went_missing_is_made_again(classifier: Classifier, photos: 
     parts = RunFolder(folder).parts(0)
     (folder / "parts" / parts[2].name).unlink()
     listener = label(folder, classifier, job(photos))
-    assert listener.passes == [(20, parts[1].end)]
+    assert listener.passes == [(20, 20 - (parts[2].end - parts[2].first))]
     assert rows(folder) == before
 
 
@@ -343,7 +343,7 @@ def test_a_manifest_of_another_version_is_refused(
 
 def command(photos: Path, target: Path, model: Path) -> list[str]:
     script = (
-        "import sys\nfrom hierclass.labelling import jobs\nfrom hierclass.cli import main\njobs.PART_ROWS = 8\n"
+        "import sys\nfrom hierclass.labelling import passes\nfrom hierclass.cli import main\npasses.PART_ROWS = 8\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     listed = [str(photos)] * 40

@@ -339,7 +339,7 @@ def _print_rows(classifier: Classifier, job: Job) -> None:
     from rich.console import Console
 
     from hierclass.labelling.inputs import list_inputs
-    from hierclass.labelling.jobs import num_tiers_of
+    from hierclass.labelling.passes import num_tiers_of
     from hierclass.labelling.rows import Texts
     from hierclass.labelling.stream import outcomes
     from hierclass.stopping import Stopping

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hierclass.errors import InputError
 from hierclass.files import locked, replacing
@@ -35,6 +35,8 @@ FORMAT = "hierclass-run"
 VERSION = 1
 _GROUP = 10_000
 """Rows that are read and written at once."""
+Range: TypeAlias = "tuple[int, int]"
+"""Numbers of the first input, and of the one after the last."""
 _PART = re.compile(r"(?P<generation>\d{3})-(?P<first>\d{12})-(?P<end>\d{12})\.parquet")
 
 
@@ -204,36 +206,28 @@ class RunFolder:
         with replacing(self._parts / part.name) as file:
             pq.write_table(table, file, compression="zstd", row_group_size=_GROUP)
 
-    def parts(self, generation: int, first: int = 0) -> list[Part]:
-        """Return the parts of a pass that cover the inputs from number `first` on without a gap."""
-        found = sorted(part for part in self._all_parts() if part.generation == generation)
-        whole, end = [], first
-        for part in found:
-            if part.first == end:
-                whole.append(part)
-                end = part.end
-        return whole
+    def parts(self, generation: int) -> list[Part]:
+        """Return the parts of a pass, in the order of the inputs."""
+        matches = map(_PART.fullmatch, (file.name for file in self._parts.iterdir()))
+        found = (Part(*map(int, match.groups())) for match in matches if match)
+        return sorted(part for part in found if part.generation == generation)
 
-    def drop_parts(self, generation: int, first: int) -> None:
-        """Remove the parts of a pass from input number `first` on: what follows a gap is made again."""
-        for part in list(self._all_parts()):
-            if part.generation == generation and part.first >= first:
-                (self._parts / part.name).unlink()
+    def gaps(self, generation: int, wanted: Range) -> list[Range]:
+        """Return the ranges of inputs, within the one that is wanted, for which a pass has no part."""
+        begin, end = wanted
+        found = []
+        for part in self.parts(generation):
+            if begin < part.first:
+                found.append((begin, part.first))
+            begin = part.end
+        return [*found, (begin, end)] if begin < end else found
 
-    def _all_parts(self) -> Iterator[Part]:
-        for file in self._parts.iterdir():
-            if match := _PART.fullmatch(file.name):
-                yield Part(*map(int, match.groups()))
-
-    def read(self, generations: Sequence[int], first: int, num_tiers: int) -> Iterator[pa.Table]:
+    def read(self, generations: Sequence[int], num_tiers: int) -> Iterator[pa.Table]:
         """Yield the rows that the given passes leave, in the order of the inputs, some thousands at a time.
 
-        The first of the passes has a row for every input from number `first` on. Column `_generation` says which
-        pass a row is of.
+        The first of the passes has a row for every input. Column `_generation` says which pass a row is of.
         """
-        base, *later = (
-            _Rows(self._parts, self.parts(generation, first), num_tiers) for generation in generations
-        )
+        base, *later = (_Rows(self._parts, self.parts(generation), num_tiers) for generation in generations)
         for table in base:
             if not len(table):
                 continue

@@ -5,35 +5,27 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
-import itertools
 import os
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from hierclass.errors import InputError
 from hierclass.inputs import display_name
-from hierclass.labelling.folder import Part, RunFolder
+from hierclass.labelling.folder import Range, RunFolder
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
-from hierclass.labelling.rows import Texts, schema
+from hierclass.labelling.passes import Engine, LocalEngine, Pass, num_tiers_of
 from hierclass.labelling.selecting import Condition
-from hierclass.labelling.stream import Numbered, Reading, outcomes
+from hierclass.labelling.stream import Reading
 from hierclass.labelling.tables import write_table
-from hierclass.stopping import Request, Stopping
+from hierclass.stopping import Request
 
 if TYPE_CHECKING:
-    from hierclass.classifier import Classifier
+    import pyarrow as pa
 
-PART_ROWS = 10_000
-PART_SECONDS = 30.0
-"""A part is written when it has so many rows, or its first row is so old: what a crash can cost."""
+    from hierclass.classifier import Classifier
 
 _LOOKED_AT = ["_index", "_size", "_modified", "error", "_generation"]
 
@@ -80,21 +72,20 @@ class Job:
         }
 
 
-def num_tiers_of(request: Request, classifier: Classifier) -> int:
-    """Return how many tiers the table of a request has."""
-    if request.level == "auto":
-        return classifier.taxonomy.num_tiers
-    return classifier.check_level(request.level) + 1
-
-
 class Run:
     """A labelling run in a folder that the caller has locked."""
 
     def __init__(
-        self, folder: RunFolder, classifier: Classifier, reading: Reading, listener: Listener
+        self,
+        folder: RunFolder,
+        classifier: Classifier,
+        reading: Reading,
+        listener: Listener,
+        engine: Engine | None = None,
     ) -> None:
-        """Run a classifier; the listener hears of it."""
+        """Run a classifier, with an engine that has the same one (None: here); the listener hears of it."""
         self.folder, self.classifier, self.reading, self.listener = folder, classifier, reading, listener
+        self.engine = engine or LocalEngine(classifier)
 
     def label(self, job: Job, *, overwrite: bool = False, retry_errors: bool = False) -> None:
         """Begin a run, or continue it; then look again at files that have changed since their rows were made.
@@ -166,12 +157,10 @@ class Run:
     def _rows(self, passes: int | None = None) -> Iterator[pa.Table]:
         """The rows that the first so many passes leave, or all."""
         passes = len(self.jobs) if passes is None else passes
-        return self.folder.read(range(passes), self._range[0], self.classifier.taxonomy.num_tiers)
+        return self.folder.read(range(passes), self.classifier.taxonomy.num_tiers)
 
     def _is_complete(self, generation: int) -> bool:
-        first, end = self._range
-        parts = self.folder.parts(generation, first)
-        return bool(parts and parts[-1].end == end) or first == end
+        return not self.folder.gaps(generation, self._range)
 
     def _require_complete(self, manifest: Manifest) -> None:
         if not self._is_complete(len(manifest["jobs"]) - 1):
@@ -218,34 +207,23 @@ class Run:
         """Label what a pass is for and has no row yet."""
         job = self.jobs[generation]
         source = self.jobs[job["of"]] if job["kind"] == "again" else job
-        first, end = self._range
-        parts = self.folder.parts(generation, first)
-        begin = parts[-1].end if parts else first
-        self.folder.drop_parts(generation, begin)
-        if job["kind"] == "label":
-            total, done = end - first, begin - first
-            inputs: Iterator[Numbered] = itertools.takewhile(
-                lambda numbered: numbered[0] < end, self.folder.inputs(begin)
-            )
-        else:
-            numbers = self.folder.numbers(generation)
-            total, done = len(numbers), bisect.bisect_left(numbers, begin)
-            inputs = _chosen(self.folder.inputs(begin), numbers[done:])
-        self.listener.start(total, done)
-        stopping = Stopping(_request(source), self.classifier.taxonomy, self.classifier.decision)
-        reading = dataclasses.replace(self.reading, previews=source["previews"])
-        texts = Texts(self.classifier.taxonomy, num_tiers_of(_request(source), self.classifier))
-        kept = 0
-        with _PartWriter(self.folder, generation, begin, end) as writer:
-            for outcome in outcomes(self.classifier, stopping, inputs, reading):
-                table = outcome.table(texts)
-                if job["kind"] == "refine":  # what was known before is worth more than an error
-                    kept += outcome.num_errors
-                    table = table.filter(pc.is_null(table.column("error")))
-                writer.add(int(outcome.numbers[-1]) + 1, table)
-                self.listener.advance(len(outcome), outcome.num_errors)
-        if kept:
-            self.listener.say(f"{kept:,} of them could not be read again; their rows stay as they were")
+        what = Pass(
+            generation=generation,
+            request=_request(source),
+            reading=dataclasses.replace(self.reading, previews=source["previews"]),
+            sparse=job["kind"] != "label",
+            keeps_known=job["kind"] == "refine",
+        )
+        gaps = self.folder.gaps(generation, self._range)
+        total, left = (_size(self.folder, what, ranges) for ranges in ([self._range], gaps))
+        self.listener.start(total, total - left)
+        num_errors = 0
+        with contextlib.closing(self.engine.run(self.folder, what, gaps)) as progress:
+            for done, errors in progress:
+                num_errors += errors
+                self.listener.advance(done, errors)
+        if what.keeps_known and num_errors:
+            self.listener.say(f"{num_errors:,} of them could not be read again; their rows stay as they were")
 
     def _look_again(self, *, retry_errors: bool) -> None:
         """Label files anew that have changed since their rows were made and, if asked for, those with errors."""
@@ -283,52 +261,6 @@ class Run:
         return int(job["of"]) if job["kind"] == "again" else generation
 
 
-class _PartWriter:
-    """Collects the rows of a pass and writes them as parts; what is collected when it is interrupted, too."""
-
-    def __init__(self, folder: RunFolder, generation: int, begin: int, end: int) -> None:
-        """Write parts of a pass for the inputs numbered `begin` up to `end`."""
-        self._folder, self._generation, self._begin, self._end = folder, generation, begin, end
-        self._reached = begin
-        self._tables: list[pa.Table] = []
-        self._since = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._reached = self._end
-            self._write()
-        elif not isinstance(
-            error, OSError
-        ):  # Ctrl-C: what is done is kept; on a full disk there is no more to be done
-            with contextlib.suppress(OSError):
-                self._write()
-
-    def add(self, reached: int, table: pa.Table) -> None:
-        """Take rows; all inputs below number `reached` are done."""
-        if not self._tables:
-            self._since = time.monotonic()
-        self._tables.append(table)
-        self._reached = reached
-        old = time.monotonic() - self._since > PART_SECONDS
-        if old or sum(map(len, self._tables)) >= PART_ROWS:
-            self._write()
-
-    def _write(self) -> None:
-        if self._reached == self._begin:
-            return
-        part = Part(self._generation, self._begin, self._reached)
-        if self._tables:
-            self._folder.add_part(part, pa.concat_tables(self._tables))
-        else:
-            self._folder.add_part(part, schema(1, own=True).empty_table())
-        self._begin, self._tables = self._reached, []
-
-
 class _Stamps:
     """Stamps of the files of inputs; an archive is looked at once, not for each of its images."""
 
@@ -343,16 +275,12 @@ class _Stamps:
         return self._last[1]
 
 
-def _chosen(inputs: Iterable[Numbered], numbers: Sequence[int]) -> Iterator[Numbered]:
-    """Those of the inputs that have one of these numbers; both rise."""
-    wanted = iter(numbers)
-    number = next(wanted, None)
-    for each in inputs:
-        if number is None:
-            return
-        if each[0] == number:
-            yield each
-            number = next(wanted, None)
+def _size(folder: RunFolder, what: Pass, ranges: Sequence[Range]) -> int:
+    """How many inputs a pass has in ranges of their numbers."""
+    if not what.sparse:
+        return sum(end - first for first, end in ranges)
+    numbers = folder.numbers(what.generation)
+    return sum(bisect.bisect_left(numbers, end) - bisect.bisect_left(numbers, first) for first, end in ranges)
 
 
 def _to_json(request: Request) -> Manifest:

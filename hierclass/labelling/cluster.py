@@ -1,0 +1,80 @@
+"""The engine that outgrows one machine: Ray Data hands ranges of inputs to workers, each with the model loaded once.
+
+Deciding and writing are what they are on one machine (`hierclass.labelling.passes`); the run's folder, the inputs and
+the model must be reachable under the same paths from every machine of the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hierclass.errors import InputError
+from hierclass.labelling.folder import Range, RunFolder
+from hierclass.labelling.passes import Pass, Progress, run_range
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier
+
+CHUNK = 2_000
+"""Inputs that a worker takes at a time: what the end of a worker can cost."""
+
+
+class RayEngine:
+    """Computes passes on a Ray cluster: the one that RAY_ADDRESS names, or the cores of this machine."""
+
+    def __init__(self, open_classifier: Callable[[], Classifier], workers: int | None = None) -> None:
+        """Let workers (None: one per core of the cluster) open their classifier, which must be the same everywhere.
+
+        Raises:
+            InputError: Ray is not installed.
+        """
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise InputError("--engine ray needs Ray: pip install 'hierclass[ray]'") from None
+        self._open_classifier = open_classifier
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, num_cpus=None)
+        self._workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+        """Label the inputs of a pass; chunks are finished in any order."""
+        import ray
+
+        chunks = [{"first": first, "end": end} for first, end in _chunks(gaps)]
+        if not chunks:
+            return
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        done = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
+            _Worker,
+            fn_constructor_args=(folder, what, self._open_classifier),
+            batch_size=1,
+            concurrency=min(self._workers, len(chunks)),
+        )
+        for row in done.iter_rows():
+            yield int(row["done"]), int(row["errors"])
+
+
+class _Worker:
+    """A process of the cluster."""
+
+    def __init__(self, folder: RunFolder, what: Pass, open_classifier: Callable[[], Classifier]) -> None:
+        torch.set_num_threads(1)  # of cores the cluster gives one
+        self._folder, self._pass, self._classifier = folder, what, open_classifier()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        done = errors = 0
+        for first, end in zip(batch["first"].tolist(), batch["end"].tolist(), strict=True):
+            for more, wrong in run_range(self._folder, self._classifier, self._pass, (first, end)):
+                done, errors = done + more, errors + wrong
+        return {"done": [done], "errors": [errors]}
+
+
+def _chunks(gaps: Sequence[Range]) -> Iterator[Range]:
+    for first, end in gaps:
+        for begin in range(first, end, CHUNK):
+            yield begin, min(begin + CHUNK, end)

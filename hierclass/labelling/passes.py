@@ -1,0 +1,144 @@
+"""One pass over the inputs of a run, whoever computes it: it reads inputs, answers, and writes parts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hierclass.labelling.folder import Part, Range, RunFolder
+from hierclass.labelling.rows import Texts, schema
+from hierclass.labelling.stream import Numbered, Reading, outcomes
+from hierclass.stopping import Request, Stopping
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier
+
+PART_ROWS = 10_000
+PART_SECONDS = 30.0
+"""A part is written when it has so many rows, or its first row is so old: what a crash can cost."""
+
+
+Progress: TypeAlias = Generator[tuple[int, int], None, None]
+"""Yields how many inputs were done since it last did, and errors among them; closed early, it keeps what is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What a pass does: which one of the run it is, what it asks of its inputs, and how it reads them."""
+
+    generation: int
+    request: Request
+    reading: Reading
+    sparse: bool = False
+    """Whether it is for those inputs alone whose numbers the run's folder has."""
+    keeps_known: bool = False
+    """Whether an image that can't be read any more keeps the row that it had."""
+
+
+class Engine(Protocol):
+    """Computes passes."""
+
+    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+        """Label the inputs of a pass in ranges of their numbers."""
+        ...
+
+
+class LocalEngine:
+    """Computes passes in this process."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        """Answer with a classifier."""
+        self._classifier = classifier
+
+    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+        """Label the inputs of a pass, range by range."""
+        for gap in gaps:
+            yield from run_range(folder, self._classifier, what, gap)
+
+
+def num_tiers_of(request: Request, classifier: Classifier) -> int:
+    """Return how many tiers the table of a request has."""
+    if request.level == "auto":
+        return classifier.taxonomy.num_tiers
+    return classifier.check_level(request.level) + 1
+
+
+def run_range(folder: RunFolder, classifier: Classifier, what: Pass, wanted: Range) -> Progress:
+    """Label the inputs of a pass in one range of their numbers, and store their rows."""
+    first, end = wanted
+    inputs: Iterator[Numbered] = itertools.takewhile(lambda numbered: numbered[0] < end, folder.inputs(first))
+    if what.sparse:
+        inputs = _chosen(inputs, [number for number in folder.numbers(what.generation) if number >= first])
+    stopping = Stopping(what.request, classifier.taxonomy, classifier.decision)
+    texts = Texts(classifier.taxonomy, num_tiers_of(what.request, classifier))
+    with _PartWriter(folder, what.generation, first, end) as writer:
+        for outcome in outcomes(classifier, stopping, inputs, what.reading):
+            table = outcome.table(texts)
+            if what.keeps_known:
+                table = table.filter(pc.is_null(table.column("error")))
+            writer.add(int(outcome.numbers[-1]) + 1, table)
+            yield len(outcome), outcome.num_errors
+
+
+class _PartWriter:
+    """Collects the rows of a pass and writes them as parts; what is collected when it is interrupted, too."""
+
+    def __init__(self, folder: RunFolder, generation: int, begin: int, end: int) -> None:
+        """Write parts of a pass for the inputs numbered `begin` up to `end`."""
+        self._folder, self._generation, self._begin, self._end = folder, generation, begin, end
+        self._reached = begin
+        self._tables: list[pa.Table] = []
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._reached = self._end
+            self._write()
+        elif not isinstance(error, OSError):  # on a full disk there is no more to be done
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def add(self, reached: int, table: pa.Table) -> None:
+        """Take rows; all inputs below number `reached` are done."""
+        if not self._tables:
+            self._since = time.monotonic()
+        self._tables.append(table)
+        self._reached = reached
+        old = time.monotonic() - self._since > PART_SECONDS
+        if old or sum(map(len, self._tables)) >= PART_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        if self._reached == self._begin:
+            return
+        part = Part(self._generation, self._begin, self._reached)
+        if self._tables:
+            self._folder.add_part(part, pa.concat_tables(self._tables))
+        else:
+            self._folder.add_part(part, schema(1, own=True).empty_table())
+        self._begin, self._tables = self._reached, []
+
+
+def _chosen(inputs: Iterable[Numbered], numbers: Sequence[int]) -> Iterator[Numbered]:
+    """Those of the inputs that have one of these numbers; both rise."""
+    wanted = iter(numbers)
+    number = next(wanted, None)
+    for each in inputs:
+        if number is None:
+            return
+        if each[0] == number:
+            yield each
+            number = next(wanted, None)
