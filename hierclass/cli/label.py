@@ -7,9 +7,10 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from hierclass.classifier import Classifier
     from hierclass.labelling.jobs import Job, Run
+    from hierclass.labelling.passes import Engine
     from hierclass.labelling.stream import Reading
     from hierclass.terminal import LabelProgress
 
@@ -74,6 +76,18 @@ Workers = Annotated[
 Previews = Annotated[
     bool,
     typer.Option("--previews", help="Read the small image inside of a JPEG where it is as good: faster."),
+]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="local, or ray: the machines of a Ray cluster (pip install 'hierclass[ray]')."
+    ),
+]
+EngineWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--engine-workers", min=1, help="With ray: processes, each with the model. Default: one per core."
+    ),
 ]
 Format = Annotated[str, typer.Option("--format", help="Of the table in a folder: csv, jsonl or parquet.")]
 
@@ -122,6 +136,8 @@ def label(
     device: DeviceOption = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = None,
+    engine: EngineName = "local",
+    engine_workers: EngineWorkers = None,
 ) -> None:
     """Label images: one row of a table for every input, with an error where one can't be read.
 
@@ -137,6 +153,8 @@ def label(
     target = None if output is None else Target.parse(output, format_)
     if target is None and (overwrite or retry_errors):
         raise InputError("--overwrite and --retry-errors belong to a run on disk; give --output")
+    if target is None and engine != "local":
+        raise InputError(f"--engine {engine} writes parts of a table to disk; give --output")
     if target is not None:
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
@@ -149,7 +167,8 @@ def label(
     if target is None:
         _print_rows(classifier, job)
         return
-    with target.run(classifier, reading) as (run, progress):
+    how = _engine(engine, partial(open_classifier, model, timm, weights, device), engine_workers)
+    with target.run(classifier, reading, how) as (run, progress):
         run.label(job, overwrite=overwrite, retry_errors=retry_errors)
         num_errors = target.finish(run)
     progress.tell(target.table, num_errors)
@@ -177,6 +196,8 @@ def refine(
     device: DeviceOption = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = None,
+    engine: EngineName = "local",
+    engine_workers: EngineWorkers = None,
 ) -> None:
     """Label some rows of a run anew, at a higher level say; the others stay as they are."""
     request = Request(
@@ -196,7 +217,8 @@ def refine(
     reading = Reading(
         batch_size=batch_size, workers=workers, image_column=folder.manifest()["inputs"]["image_column"]
     )
-    with target.run(classifier, reading) as (run, progress):
+    how = _engine(engine, partial(open_classifier, model, timm, weights, device), engine_workers)
+    with target.run(classifier, reading, how) as (run, progress):
         run.refine(where, request)
         num_errors = target.finish(run)
     progress.tell(target.table, num_errors)
@@ -208,6 +230,19 @@ def _level(text: str | None) -> LevelWish:
     if not text.isdecimal():
         raise InputError(f"--level {text}: give a number from 0, or auto")
     return int(text)
+
+
+def _engine(name: str, open_: Callable[[], Classifier], workers: int | None) -> Engine | None:
+    """What computes a run; None: this process."""
+    if name == "local":
+        if workers is not None:
+            raise InputError("--engine-workers belongs to --engine ray; --workers reads images here")
+        return None
+    if name != "ray":
+        raise InputError(f"--engine {name}: give local or ray")
+    from hierclass.labelling.cluster import RayEngine
+
+    return RayEngine(open_, workers)
 
 
 def _format(text: str) -> str:
@@ -241,7 +276,9 @@ class Target:
         return cls(table.with_name(f"{table.name}.run"), table, is_file=True)
 
     @contextmanager
-    def run(self, classifier: Classifier, reading: Reading) -> Iterator[tuple[Run, Progress]]:
+    def run(
+        self, classifier: Classifier, reading: Reading, engine: Engine | None
+    ) -> Iterator[tuple[Run, Progress]]:
         """Hold the run; what ends it early is told in one line, with how it goes on."""
         from rich.console import Console
 
@@ -251,7 +288,7 @@ class Target:
         progress = Progress(Console(stderr=True, highlight=False))
         try:
             with folder.lock(), progress:
-                yield Run(folder, classifier, reading, progress), progress
+                yield Run(folder, classifier, reading, progress, engine), progress
         except Stopped as stop:
             raise Stopped(stop.code, f"stopped{progress.how_far()}; {_GOES_ON}") from None
         except OSError as error:

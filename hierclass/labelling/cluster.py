@@ -6,6 +6,7 @@ the model must be reachable under the same paths from every machine of the clust
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ class RayEngine:
         self._open_classifier = open_classifier
         if not ray.is_initialized():
             ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, num_cpus=None)
-        self._workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self._workers = workers or max(1, int(resources.get("CPU", 1)))
 
     def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
         """Label the inputs of a pass; chunks are finished in any order."""
@@ -55,8 +57,14 @@ class RayEngine:
             batch_size=1,
             concurrency=min(self._workers, len(chunks)),
         )
-        for row in done.iter_rows():
-            yield int(row["done"]), int(row["errors"])
+        try:
+            for row in done.iter_rows():
+                yield int(row["done"]), int(row["errors"])
+        except Exception as error:  # whatever a worker raised comes as one of Ray's own errors
+            *_, reason = filter(None, map(str.strip, str(error).splitlines() or [type(error).__name__]))
+            raise InputError(
+                f"a worker of the Ray cluster failed: {reason}; what is done is kept, the same command goes on"
+            ) from error
 
 
 class _Worker:
@@ -64,7 +72,9 @@ class _Worker:
 
     def __init__(self, folder: RunFolder, what: Pass, open_classifier: Callable[[], Classifier]) -> None:
         torch.set_num_threads(1)  # of cores the cluster gives one
-        self._folder, self._pass, self._classifier = folder, what, open_classifier()
+        reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1)
+        self._folder, self._pass = folder, dataclasses.replace(what, reading=reading)
+        self._classifier = open_classifier()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         done = errors = 0

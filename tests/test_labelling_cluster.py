@@ -1,0 +1,110 @@
+"""The same rows from a Ray of two workers as from this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import hierclass
+from hierclass.errors import InputError
+from hierclass.labelling.folder import RunFolder
+from hierclass.labelling.jobs import Job, Run
+from hierclass.labelling.stream import Reading
+from hierclass.stopping import Request
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'hierclass[ray]'")
+READING = Reading(batch_size=4)
+
+
+class Silent:
+    def say(self, line: str) -> None: ...
+
+    def listed(self, count: int) -> None: ...
+
+    def start(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+
+    def advance(self, num_images: int, num_errors: int) -> None:
+        self.done += num_images
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for index in range(30):
+        Image.fromarray(random.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"{index:02}.png")
+    (folder / "07.png").write_text("no picture")
+    return folder
+
+
+def label(
+    folder: Path, photos: Path, model: Path, *, engine: Any = None
+) -> tuple[list[dict[str, Any]], Silent]:
+    classifier, listener = hierclass.load(model, device="cpu"), Silent()
+    run = Run(RunFolder(folder), classifier, READING, listener, engine)
+    with run.folder.lock():
+        run.label(Job(names=(str(photos),), request=Request(level=1), reading=READING))
+        run.refine("error is null and score > 0", Request(level=2))
+        run.assemble(folder / "labels.parquet")
+    rows: list[dict[str, Any]] = pq.read_table(folder / "labels.parquet").to_pylist()
+    return rows, listener
+
+
+def test_two_workers_make_the_rows_that_this_process_makes(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hierclass.labelling import cluster
+
+    monkeypatch.setattr(cluster, "CHUNK", 7)
+    engine = cluster.RayEngine(partial(hierclass.load, tiny_checkpoint, "cpu"), 2)
+    here, _ = label(tmp_path / "here", photos, tiny_checkpoint)
+    there, listener = label(tmp_path / "there", photos, tiny_checkpoint, engine=engine)
+    assert listener.done == listener.total == 29
+    assert len(RunFolder(tmp_path / "there").parts(0)) == 5
+    for ours, theirs in zip(there, here, strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == (pytest.approx(value, abs=2e-4) if isinstance(value, float) else value), name
+
+
+def test_a_run_goes_on_by_parts_on_another_engine(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hierclass.labelling import cluster
+
+    monkeypatch.setattr(cluster, "CHUNK", 7)
+    engine = cluster.RayEngine(partial(hierclass.load, tiny_checkpoint, "cpu"), 2)
+    whole, _ = label(tmp_path / "run", photos, tiny_checkpoint, engine=engine)
+    folder = RunFolder(tmp_path / "run")
+    (tmp_path / "run" / "parts" / folder.parts(0)[1].name).unlink()
+    assert folder.gaps(0, (0, 30)) == [(7, 14)]
+    run = Run(folder, hierclass.load(tiny_checkpoint, device="cpu"), READING, listener := Silent())
+    run.label(Job(names=(str(photos),), request=Request(level=1), reading=READING))
+    assert (listener.total, listener.done) == (30, 30)
+    run.assemble(tmp_path / "again.parquet")
+    again = pq.read_table(tmp_path / "again.parquet").to_pylist()
+    assert [row["label"] for row in again] == [row["label"] for row in whole]
+
+
+def test_a_worker_that_cannot_open_the_model_is_one_error(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from hierclass.labelling.cluster import RayEngine
+
+    engine = RayEngine(partial(hierclass.load, tmp_path / "nowhere", "cpu"), 1)
+    with pytest.raises(InputError, match=r"a worker of the Ray cluster failed: .*there is no model at"):
+        label(tmp_path / "run", photos, tiny_checkpoint, engine=engine)
