@@ -86,7 +86,7 @@ def outcomes(
             batch.clear()
             window.close(climber.push(np.stack(pixels), np.array(numbers)))
 
-    for number, item, read in _read_ahead(inputs, classifier.preprocessing, reading):
+    for number, item, read in read_ahead(inputs, classifier.preprocessing, reading):
         window.add(number, item, read)
         if not isinstance(read.pixels, str):
             batch.append((number, read.pixels))
@@ -174,7 +174,7 @@ class _Window:
             self._ready.append(self._held.popleft())
 
 
-def _read_ahead(
+def read_ahead(
     inputs: Iterable[Numbered], preprocessing: Preprocessing, reading: Reading
 ) -> Iterator[tuple[int, Input, _Read]]:
     """Read inputs in threads, yield the results in order, and keep a bounded number of them in memory."""

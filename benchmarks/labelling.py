@@ -1,0 +1,295 @@
+"""How fast photographs are labelled: `python benchmarks/labelling.py [--model FOLDER] [--json OUT]`.
+
+It makes photographs of its own from `examples/`: of phone size (12 megapixels, with the small picture inside that
+cameras put there) and of web size (0.2 megapixels), all different. In one process and in interleaved rounds it
+labels them at every level, as far as each needs (`auto`), with and without `--previews`, and takes apart what that
+costs: reading and decoding alone, the network alone, and what both would cost one after the other on the same cores.
+For comparison the loop of timm's `inference.py`: its dense model of the same backbone, its own transforms, a
+DataLoader with a worker process per core, the best class of every batch.
+
+`--paths N` instead labels a list of N paths over the web-size photographs with `hierclass label`, in a process of its
+own, and reports its peak memory, its rate and when its first part was written.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from latency import dense_network, describe_machine
+from PIL import Image, ImageEnhance
+from rich.console import Console
+from rich.table import Table
+from timm.data import create_dataset, create_loader
+
+import hierclass
+from hierclass.classifier import Classifier
+from hierclass.climbing import Climber
+from hierclass.images import read_square
+from hierclass.labelling.inputs import list_inputs
+from hierclass.labelling.stream import Reading, num_cores, outcomes, read_ahead
+from hierclass.stopping import LevelWish, Request, Stopping
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SIZES = {"web": (500, 400), "phone": (4032, 3024)}
+"""Pixels of the photographs: about 0.2 and 12 megapixels."""
+
+Call = Callable[[], int]
+"""Labels all photographs of a folder; returns their number."""
+
+
+def make_photographs(folder: Path, size: tuple[int, int], count: int) -> None:
+    """Write photographs of one size, each another crop and brightness of an example, with a preview inside."""
+    chance = random.Random(0)
+    sources = [Image.open(file).convert("RGB") for file in sorted(EXAMPLES.glob("*.jpg"))]
+    for number in range(count):
+        source = sources[number % len(sources)]
+        width = chance.uniform(0.6, 1) * min(source.width, source.height * size[0] / size[1])
+        height = width * size[1] / size[0]
+        left, top = chance.uniform(0, source.width - width), chance.uniform(0, source.height - height)
+        image = source.resize(size, box=(left, top, left + width, top + height))
+        image = ImageEnhance.Brightness(image).enhance(chance.uniform(0.7, 1.3))
+        if size[0] > 1000:  # what a sensor adds, so that files have the bytes of a phone's
+            noise = np.random.default_rng(number).normal(0, 6, (size[1] // 4, size[0] // 4, 3))
+            pixels = np.asarray(image, dtype=np.float32) + np.kron(noise, np.ones((4, 4, 1)))
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:04}.jpg", quality=88, exif=_exif(image))
+
+
+def _exif(image: Image.Image) -> bytes:
+    """EXIF data that holds a picture of 160 pixels at the longer side."""
+    small, stream = image.copy(), io.BytesIO()
+    small.thumbnail((160, 160))
+    small.save(stream, "JPEG", quality=80)
+    data = stream.getvalue()
+    place = (0x0201).to_bytes(2, "little") + b"\4\0\1\0\0\0" + (26 + 30 - 18).to_bytes(4, "little")
+    length = (0x0202).to_bytes(2, "little") + b"\4\0\1\0\0\0" + len(data).to_bytes(4, "little")
+    empty = b"\0\0" + (14).to_bytes(4, "little")
+    return b"Exif\0\0II*\0" + (8).to_bytes(4, "little") + empty + b"\2\0" + place + length + bytes(4) + data
+
+
+def decode_only(classifier: Classifier, folder: Path, reading: Reading) -> Call:
+    """Read and decode, and do no more."""
+    inputs = list(enumerate(list_inputs([folder])))
+    return lambda: sum(1 for _ in read_ahead(inputs, classifier.preprocessing, reading))
+
+
+def network_only(classifier: Classifier, folder: Path, request: Request, reading: Reading) -> Call:
+    """Answer photographs that were read before."""
+    files = sorted(folder.iterdir())
+    pixels = np.stack([read_square(file, classifier.preprocessing) for file in files])
+    stopping = Stopping(request, classifier.taxonomy, classifier.decision)
+
+    def call() -> int:
+        climber = Climber(classifier, stopping, reading.batch_size)
+        for start in range(0, len(pixels), reading.batch_size):
+            part = pixels[start : start + reading.batch_size]
+            climber.push(part, np.arange(start, start + len(part)))
+        climber.finish()
+        return len(pixels)
+
+    return call
+
+
+def label(classifier: Classifier, folder: Path, request: Request, reading: Reading) -> Call:
+    """Label, as `hierclass label` does, short of writing the table."""
+    stopping = Stopping(request, classifier.taxonomy, classifier.decision)
+    inputs = list(enumerate(list_inputs([folder])))
+    return lambda: sum(len(outcome) for outcome in outcomes(classifier, stopping, inputs, reading))
+
+
+def timm_loop(classifier: Classifier, folder: Path, batch_size: int) -> Call:
+    """What timm's inference.py does: a DataLoader with its evaluation transforms, the dense model, the best class."""
+    network, about = classifier.checkpoint.network, classifier.preprocessing
+    dense = dense_network(network, classifier.checkpoint.architecture).eval()
+    dense.to(classifier.device, memory_format=torch.channels_last)
+    dataset = create_dataset(root=str(folder.parent), name="", split=folder.name, class_map="")
+
+    @torch.inference_mode()
+    def call() -> int:
+        loader = create_loader(
+            dataset,
+            input_size=network.input_size,
+            batch_size=batch_size,
+            use_prefetcher=False,
+            num_workers=num_cores(),
+            crop_pct=about.crop,
+            interpolation=about.interpolation,
+            mean=about.mean,
+            std=about.std,
+        )
+        count = 0
+        for images, _ in loader:
+            images = images.to(classifier.device).contiguous(memory_format=torch.channels_last)
+            dense(images).softmax(-1).topk(1)
+            count += len(images)
+        return count
+
+    return call
+
+
+def contenders(classifier: Classifier, folder: Path, batch_size: int, precision: float) -> dict[str, Call]:
+    """Name → call, for the photographs of one folder."""
+    reading, previews = Reading(batch_size=batch_size), Reading(batch_size=batch_size, previews=True)
+    levels: list[LevelWish] = [*range(len(classifier.levels))]
+    calls = {"decode only": decode_only(classifier, folder, reading)}
+    calls["decode only, previews"] = decode_only(classifier, folder, previews)
+    if classifier.decision.thresholds:
+        levels.append("auto")
+    for level in levels:
+        request = Request(level=level, precision=precision)
+        name = f"level {level}" if level != "auto" else f"auto, {precision:.0%} sure"
+        calls[f"{name}: network only"] = network_only(classifier, folder, request, reading)
+        calls[f"{name}: label"] = label(classifier, folder, request, reading)
+        calls[f"{name}: label, previews"] = label(classifier, folder, request, previews)
+    calls["timm's loop, dense"] = timm_loop(classifier, folder, batch_size)
+    return calls
+
+
+def measure(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Images per second of every call, one value per round; every round times all in an order shuffled anew."""
+    order, shuffler = list(calls), random.Random(0)
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        shuffler.shuffle(order)
+        for name in order:
+            began = time.perf_counter()
+            count = calls[name]()
+            found[name].append(count / (time.perf_counter() - began))
+    return found
+
+
+def agreement(classifier: Classifier, folder: Path) -> list[float]:
+    """Per tier, the share of the last level's answers that are the same from previews as from whole photographs."""
+    both = [
+        list(hierclass.label(folder, classifier=classifier, reading=Reading(previews=previews)))
+        for previews in (False, True)
+    ]
+    pairs = [(whole, small) for whole, small in zip(*both, strict=True) if small.preview]
+    tiers = range(len(classifier.levels))
+    same = [
+        [whole.steps[tier].synset == small.steps[tier].synset for whole, small in pairs] for tier in tiers
+    ]
+    return [float(np.mean(values)) if values else float("nan") for values in same]
+
+
+def rows_of(found: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """A row per contender: median rate, range, and for labelling how near it comes to what bounds it."""
+    medians = {name: statistics.median(rates) for name, rates in found.items()}
+    rows = []
+    for name, rates in found.items():
+        row = {"what": name, "rate": medians[name], "low": min(rates), "high": max(rates)}
+        if ": label" in name:
+            decode = medians["decode only, previews" if "previews" in name else "decode only"]
+            network = medians[f"{name.partition(':')[0]}: network only"]
+            row["of_slower"] = medians[name] / min(decode, network)
+            row["of_both"] = medians[name] * (1 / decode + 1 / network)
+            row["of_timm"] = medians[name] / medians["timm's loop, dense"]
+        rows.append(row)
+    return rows
+
+
+def draw(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Show the rows of one folder."""
+    table = Table(title=title)
+    for column in ("what runs", "images/s", "range", "of the slower", "of both in turn", "of timm's loop"):
+        table.add_column(column, justify="left" if column == "what runs" else "right")
+    for row in rows:
+        shares = (f"{row[key]:.2f}" if key in row else "" for key in ("of_slower", "of_both", "of_timm"))
+        table.add_row(row["what"], f"{row['rate']:,.0f}", f"{row['low']:,.0f} – {row['high']:,.0f}", *shares)
+    return table
+
+
+def run_list(folder: Path, count: int, model: Path | None, level: str) -> dict[str, Any]:
+    """Label a list of so many paths in a process of its own; its peak memory, rate and time to the first part."""
+    files = [str(file) for file in sorted(folder.iterdir())]
+    with tempfile.TemporaryDirectory() as place:
+        listed, out = Path(place) / "list.txt", Path(place) / "run"
+        with listed.open("w") as file:
+            file.writelines(f"{files[number % len(files)]}\n" for number in range(count))
+        command = [sys.executable, "-m", "hierclass", "label", "-", "-o", f"{out}/", "--level", level]
+        command += ["--model", str(model)] if model else []
+        began = time.perf_counter()
+        with listed.open("rb") as stdin:
+            process = subprocess.Popen(command, stdin=stdin)
+        first = None
+        while process.poll() is None:
+            if first is None and any(out.glob("parts/*.parquet")):
+                first = time.perf_counter() - began
+            time.sleep(0.05)
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {
+        "paths": count,
+        "seconds": seconds,
+        "rate": count / seconds,
+        "peak_mib": peak,
+        "first_part": first,
+    }
+
+
+def main(
+    model: Annotated[Path | None, typer.Option(help="Model folder; the bundled model if left out.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Photographs of web size; a tenth of phone size.")] = 600,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; medians are shown.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    precision: Annotated[float, typer.Option(help="How sure auto is to be.")] = 0.9,
+    paths: Annotated[
+        list[int] | None, typer.Option(min=1, help="Label a list of so many paths instead. Repeatable.")
+    ] = None,
+    level: Annotated[str, typer.Option(help="With --paths: the level.")] = "0",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+) -> None:
+    """Measure labelling."""
+    console, report = Console(), dict[str, Any]()
+    classifier = hierclass.load(model, "cpu")
+    report["machine"] = {**describe_machine(classifier.device), "used_cores": num_cores()}
+    with tempfile.TemporaryDirectory() as place:
+        counts = {"web": count, "phone": max(1, count // 10)}
+        for name, size in SIZES.items():
+            folder = Path(place) / name
+            folder.mkdir()
+            if not paths or name == "web":
+                make_photographs(folder, size, counts[name])
+        if paths:
+            # Each in a process of its own: the peak of all children so far, so the shortest list comes first.
+            report["lists"] = [run_list(Path(place) / "web", each, model, level) for each in sorted(paths)]
+            for row in report["lists"]:
+                console.print(
+                    f"{row['paths']:,} paths: {row['rate']:,.0f} images/s, peak {row['peak_mib']:,.0f} MiB, "
+                    f"first part after {row['first_part'] or row['seconds']:.1f} s"
+                )
+        else:
+            report["sizes"] = {}
+            for name in SIZES:
+                folder = Path(place) / name
+                found = measure(contenders(classifier, folder, batch_size, precision), rounds)
+                rows, same = rows_of(found), agreement(classifier, folder)
+                report["sizes"][name] = {"images": counts[name], "rows": rows, "previews_agree": same}
+                console.print(draw(f"{counts[name]} photographs of {name} size", rows))
+                console.print(
+                    f"Previews answer as whole photographs do: {', '.join(f'{x:.1%}' for x in same)} by tier."
+                )
+    if json_file:
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    load = report["machine"]["load_before"]
+    console.print(f"Medians of {rounds} rounds; {num_cores()} cores; load of the machine before: {load}.")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.fspath(Path(__file__).parent))
+    typer.run(main)
