@@ -116,8 +116,8 @@ def timm_loop(classifier: Classifier, folder: Path, batch_size: int) -> Call:
     """What timm's inference.py does: a DataLoader with its evaluation transforms, the dense model, the best class."""
     network, about = classifier.checkpoint.network, classifier.preprocessing
     dense = dense_network(network, classifier.checkpoint.architecture).eval()
-    dense.to(classifier.device, memory_format=torch.channels_last)
-    dataset = create_dataset(root=str(folder.parent), name="", split=folder.name, class_map="")
+    dense.to(classifier.device).to(memory_format=torch.channels_last)
+    dataset = create_dataset(root=str(folder.parent), name="", split=folder.name)
 
     @torch.inference_mode()
     def call() -> int:

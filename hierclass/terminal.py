@@ -43,8 +43,8 @@ def one_line(text: str) -> str:
 class LabelProgress:
     """Counts images and errors; on a terminal, a bar with images done, rate, errors and time left."""
 
-    def __init__(self, total: int, console: Console, *, visible: bool, done: int = 0) -> None:
-        """Count up to `total` images, of which some are done; without `visible` nothing is drawn."""
+    def __init__(self, total: int | None, console: Console, *, visible: bool, done: int = 0) -> None:
+        """Count up to `total` images (None: unknown), of which some are done; without `visible` nothing is drawn."""
         self._before, self._total = done, total
         self.num_images = 0
         self.num_errors = 0
@@ -85,7 +85,10 @@ class LabelProgress:
 
     def how_far(self) -> str:
         """Return how many of the images are done, as the end of a sentence."""
-        return f" after {self._before + self.num_images:,} of {plural(self._total, 'image')}"
+        done = self._before + self.num_images
+        if self._total is None:
+            return f" after {plural(done, 'image')}"
+        return f" after {done:,} of {plural(self._total, 'image')}"
 
 
 class _RateColumn(ProgressColumn):

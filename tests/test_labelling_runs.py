@@ -180,6 +180,13 @@ def test_another_model_is_refused(
         label(tmp_path / "run", classifier, job(photos))
 
 
+def test_a_run_with_nothing_to_label_leaves_nothing(classifier: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="nothing to do"):
+        label(tmp_path / "run", classifier, job(tmp_path / "empty"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_runs_on_one_folder_are_refused(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -218,8 +225,10 @@ def test_files_that_changed_are_labelled_again_and_those_that_are_gone_keep_thei
     (photos / "05.png").unlink()
     listener = label(run, classifier, job(photos))
     assert listener.lines == [
-        "1 images are gone; their rows stay as they were",
-        "2 images have changed since their rows were made; they are labelled again",
+        "the inputs are not what they were: 19 images now, 20 when the run began; it keeps its list, "
+        "--overwrite begins with the new one",
+        "gone since, rows stay as they were: 1 image",
+        "changed since, labelled again: 2 images",
     ]
     after = rows(run)
     assert [index for index in range(20) if before[index] != after[index]] == [3, 7]
@@ -250,7 +259,7 @@ def test_refining_labels_the_chosen_rows_anew_and_keeps_the_others(
     run.assemble(folder / "labels.parquet")
     after = rows(folder)
     assert listener.passes == [(len(chosen), 0)]
-    assert listener.lines == ["1 of them could not be read again; their rows stay as they were"]
+    assert listener.lines == ["could not be read again, rows stay as they were: 1 image"]
     assert "tier2_label" in after[0]
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         if index in chosen[:-1]:

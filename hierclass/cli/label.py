@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hierclass.classifier import Classifier
     from hierclass.labelling.jobs import Job, Run
     from hierclass.labelling.passes import Engine
-    from hierclass.labelling.stream import Reading
+    from hierclass.labelling.stream import Numbered, Reading
     from hierclass.terminal import LabelProgress
 
 LevelOrAuto = Annotated[
@@ -335,15 +335,15 @@ class Progress:
         if self._console.is_terminal:
             self._console.print(f"listing the images: {count:,}", end="\r")
 
-    def start(self, total: int, done: int) -> None:
-        """Begin a bar."""
+    def start(self, total: int | None, done: int) -> None:
+        """Begin a bar, for so many images or an unknown number."""
         from hierclass.terminal import LabelProgress
 
         self._end()
-        if done:
-            say(f"going on after {done:,} of {total:,} images")
         self._bar = LabelProgress(total, self._console, visible=self._console.is_terminal, done=done)
         self._passes.append(self._bar)
+        if done:
+            say(f"going on{self._bar.how_far()}")
         self._bar.__enter__()
 
     def advance(self, num_images: int, num_errors: int) -> None:
@@ -383,13 +383,16 @@ def _print_rows(classifier: Classifier, job: Job) -> None:
 
     stopping = Stopping(job.request, classifier.taxonomy, classifier.decision)
     num_tiers = num_tiers_of(job.request, classifier)
-    inputs = list(enumerate(list_inputs(job.names, image_column=job.reading.image_column)))
+    inputs: Iterable[Numbered] = enumerate(list_inputs(job.names, image_column=job.reading.image_column))
+    total = None
     if job.shard is not None:
-        inputs = inputs[slice(*job.shard.range(len(inputs)))]
+        everything = list(inputs)
+        inputs = everything[slice(*job.shard.range(len(everything)))]
+        total = len(inputs)
     console, texts = Console(stderr=True, highlight=False), Texts(classifier.taxonomy, num_tiers)
     progress, num_errors = Progress(console if not sys.stdout.isatty() else Console(quiet=True)), 0
     with progress:
-        progress.start(len(inputs), 0)
+        progress.start(total, 0)
         try:
             found = outcomes(classifier, stopping, inputs, job.reading)
             table = open_table(sys.stdout.buffer, "csv", num_tiers)

@@ -94,7 +94,11 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with locked(self.path / ".lock", f"another run writes to {display_name(self.path)}"):
-                yield
+                try:
+                    yield
+                finally:
+                    if not self.exists:
+                        self._discard()
         except OSError as error:
             if error.filename is not None and Path(os.fsdecode(error.filename)).parent == self.path.parent:
                 raise InputError(f"cannot write {display_name(self.path)}: {error.strerror}") from error
@@ -119,6 +123,13 @@ class RunFolder:
         shutil.rmtree(self._parts, ignore_errors=True)
         for temporary in self.path.glob(".*.tmp"):
             temporary.unlink(missing_ok=True)
+
+    def _discard(self) -> None:
+        """Remove a run that was not begun."""
+        self.clear()
+        (self.path / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Store what was asked."""
@@ -156,17 +167,15 @@ class RunFolder:
         kinds = pa.schema(
             [("path", pa.binary()), ("member", pa.string()), ("offset", pa.int64()), ("length", pa.int64())]
         )
-        count, digest = 0, hashlib.sha256()
+        found = Fingerprint()
         with replacing(self._inputs) as file, pq.ParquetWriter(file, kinds, compression="zstd") as writer:
-            for group in _groups(inputs, _GROUP):
+            for group in _groups(found.of(inputs), _GROUP):
                 paths = [os.fsencode(item.path) for item in group]
                 members = [display_name(item.member) for item in group]
                 rest = ([item.offset for item in group], [item.length for item in group])
                 writer.write_table(pa.table([paths, members, *rest], schema=kinds))
-                digest.update(b"\0".join(paths) + b"\0" + "\0".join(members).encode())
-                count += len(group)
-                listed(count)
-        return count, digest.hexdigest()
+                listed(found.count)
+        return found.count, found.digest
 
     def inputs(self, first: int = 0) -> Iterator[tuple[int, Input]]:
         """Yield the inputs from number `first` on, each with its number."""
@@ -235,6 +244,27 @@ class RunFolder:
             for overlay in later:
                 table = _overlaid(table, overlay.up_to(last))
             yield table
+
+
+class Fingerprint:
+    """Number and digest of inputs, by which another list is told."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.count = 0
+        self._digest = hashlib.sha256()
+
+    def of(self, inputs: Iterable[Input]) -> Iterator[Input]:
+        """Pass inputs on, and count them."""
+        for item in inputs:
+            self.count += 1
+            self._digest.update(os.fsencode(f"{item.path}\0{item.member}\0"))
+            yield item
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 sum of the inputs so far."""
+        return self._digest.hexdigest()
 
 
 class _Rows:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from hierclass.errors import InputError
 from hierclass.inputs import display_name
-from hierclass.labelling.folder import Range, RunFolder
+from hierclass.labelling.folder import Fingerprint, Range, RunFolder
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
 from hierclass.labelling.passes import Engine, LocalEngine, Pass, num_tiers_of
 from hierclass.labelling.selecting import Condition
@@ -96,10 +96,11 @@ class Run:
         """
         wanted = job.manifest(self.classifier)
         again = self.folder.exists and not overwrite
+        inputs = list_inputs(job.names, image_column=self.reading.image_column)
         if again:
             self._check_same(self.folder.manifest(), wanted)
+            self._compare(inputs)
         else:
-            inputs = list_inputs(job.names, image_column=self.reading.image_column)
             self.folder.begin(wanted, inputs, self.listener.listed)
         self._finish_passes()
         if again:
@@ -188,6 +189,18 @@ class Run:
                 "--overwrite"
             )
 
+    def _compare(self, inputs: Iterator[Input]) -> None:
+        """Say if there are other inputs now than when the run began."""
+        now, began = Fingerprint(), self.folder.manifest()["inputs"]
+        with contextlib.suppress(InputError):  # there are none
+            for _ in now.of(inputs):
+                pass
+        if (now.count, now.digest) != (began["count"], began["digest"]):
+            self.listener.say(
+                f"the inputs are not what they were: {_images(now.count)} now, {began['count']:,} when the run began; "
+                "it keeps its list, --overwrite begins with the new one"
+            )
+
     # -- passes
 
     def _finish_passes(self) -> None:
@@ -223,7 +236,7 @@ class Run:
                 num_errors += errors
                 self.listener.advance(done, errors)
         if what.keeps_known and num_errors:
-            self.listener.say(f"{num_errors:,} of them could not be read again; their rows stay as they were")
+            self.listener.say(f"could not be read again, rows stay as they were: {_images(num_errors)}")
 
     def _look_again(self, *, retry_errors: bool) -> None:
         """Label files anew that have changed since their rows were made and, if asked for, those with errors."""
@@ -246,12 +259,12 @@ class Run:
                 failed += now == before
                 again[self._root(row["_generation"])].append(number)
         for count, what in (
-            (gone, "are gone; their rows stay as they were"),
-            (changed, "have changed since their rows were made; they are labelled again"),
-            (failed, "had errors; they are read again"),
+            (gone, "gone since, rows stay as they were"),
+            (changed, "changed since, labelled again"),
+            (failed, "had an error, read again"),
         ):
             if count:
-                self.listener.say(f"{count:,} images {what}")
+                self.listener.say(f"{what}: {_images(count)}")
         for generation, numbers in sorted(again.items()):
             self._add_pass({"kind": "again", "of": generation}, numbers)
 
@@ -292,6 +305,10 @@ def _request(job: Manifest) -> Request:
     names = [field.name for field in dataclasses.fields(Request)]
     values: dict[str, Any] = {name: tuple(v) if isinstance(v := job[name], list) else v for name in names}
     return Request(**values)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _option(name: str) -> str:
