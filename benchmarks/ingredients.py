@@ -56,7 +56,9 @@ SCHEDULE: dict[str, Any] = {
     "consensus": 0.0,
     "backbone": "resnet10t",
 }
-"""What all rows have in common."""
+"""What all rows have in common, but for what they change."""
+LONG: dict[str, Any] = {"epochs": 18, "eval_every": 18, "size": 32, "start_size": None}
+"""Of those rows that ask what helps when every image is seen often."""
 Right = list[npt.NDArray[np.bool_]]
 """Per level, whether its answer on its own tier is right, for every dev image."""
 
@@ -107,6 +109,8 @@ ROWS: dict[str, Row] = {
     "deep": Row("two blocks a stage", "leaves", {"backbone_args": {"layers": [2, 2, 2, 2]}}),
     "wide": Row("wider", "leaves", {"backbone_args": {"channels": [96, 192, 384, 640]}}),
     "leaves-fixedsize": Row("48 pixels from the first epoch on", "leaves", {"start_size": 48}),
+    "long": Row("18 epochs, all of 32 pixels", None, LONG),
+    "long-cutmix": Row("cutmix in every second batch", "long", {**LONG, "cutmix": 1.0, "mix_prob": 0.5}),
 }
 
 

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -22,6 +22,9 @@ from training.given import DEFAULTS as D
 from training.given import given_fields, is_given, wanted_recipe
 from training.processes import is_main, launch_command, lost_another, wait_for_the_end
 from training.recipe import Recipe, write_json
+
+if TYPE_CHECKING:
+    from training.evaluate import Options
 
 app = typer.Typer(
     help="Train and measure nested coarse-to-fine image classifiers.",
@@ -228,6 +231,7 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
 
 @app.command()
 def evaluate(
+    ctx: typer.Context,
     model: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
     data: options.Data = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the results here as JSON.")] = None,
@@ -253,16 +257,7 @@ def evaluate(
             claim_folder(report)
         from training.evaluate import measures, run_checkpoint
 
-        run = run_checkpoint(
-            model,
-            tuple(data),
-            dev_from=dev_from,
-            dev_share=dev_share,
-            seed=seed,
-            batch_size=batch_size,
-            workers=workers,
-            threads=threads,
-        )
+        run = run_checkpoint(model, tuple(data), **_evaluation_options(ctx))
         results = measures(run)
         _show(results, str(model))
         if json_ is not None:
@@ -273,6 +268,13 @@ def evaluate(
                 report, run, results, model=str(model), command=_evaluate_command(model, data, held_out)
             )
             print(f"report: {report / 'report.html'}")
+
+
+def _evaluation_options(ctx: typer.Context) -> Options:
+    """How a stored model is to be run on labelled images."""
+    from training.evaluate import Options
+
+    return cast(Options, {name: ctx.params[name] for name in Options.__annotations__})
 
 
 def _evaluate_command(model: Path, data: Sequence[str], given: Mapping[str, object]) -> str:
@@ -287,6 +289,7 @@ def _evaluate_command(model: Path, data: Sequence[str], given: Mapping[str, obje
 
 @app.command()
 def calibrate(
+    ctx: typer.Context,
     model: Annotated[Path, typer.Argument(help="Folder of a checkpoint; it is rewritten.")],
     data: options.Data = None,
     dev_from: options.DevFrom = None,
@@ -302,16 +305,7 @@ def calibrate(
             raise InputError("give the labelled images with --data")
         from training.evaluate import calibrate_checkpoint
 
-        results = calibrate_checkpoint(
-            model,
-            tuple(data),
-            dev_from=dev_from,
-            dev_share=dev_share,
-            seed=seed,
-            batch_size=batch_size,
-            workers=workers,
-            threads=threads,
-        )
+        results = calibrate_checkpoint(model, tuple(data), **_evaluation_options(ctx))
         _show_calibration(results)
         print(f"stored in {model}")
 

@@ -12,11 +12,9 @@ from hierclass.errors import InputError
 from taxonomy.files import bundled
 from training import options
 from training.presets import read_preset
-from training.recipe import Recipe
+from training.recipe import PARAMETERS, Recipe, option_of
 
 DEFAULTS = Recipe(data=(), taxonomy="tiny-imagenet")
-PARAMETERS = {"backbone_args": "backbone_arg"}
-"""Field of a recipe → its parameter, where the two are called differently."""
 NUMBERS = ("widths", "depths", "densities", "level_weights", "crop_scale")
 """Fields of a recipe that are written as numbers with commas; empty text is the default."""
 OF_THE_MACHINE = ("compile", "accumulate")
@@ -87,11 +85,6 @@ def _absolute(data: str) -> str:
     from training.sources import absolute
 
     return absolute(data)
-
-
-def option_of(field: str) -> str:
-    """The option that sets a field of a recipe."""
-    return "--" + PARAMETERS.get(field, field).replace("_", "-")
 
 
 def given_fields(ctx: typer.Context) -> set[str]:

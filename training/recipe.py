@@ -15,6 +15,9 @@ from hierclass.errors import BackboneError, InputError
 from hierclass.files import replacing
 from training.sources import split_name
 
+PARAMETERS = {"backbone_args": "backbone_arg"}
+"""Field of a recipe → its parameter on the command line, where the two are called differently."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -134,7 +137,7 @@ class Recipe:
             values = getattr(self, name)
             if values and len(values) != num_tiers:
                 raise InputError(
-                    f"{_option(name)}: give one per level, {num_tiers} for {num_tiers} tiers, not {len(values)}"
+                    f"{option_of(name)}: give one per level, {num_tiers} for {num_tiers} tiers, not {len(values)}"
                 )
 
     def _check_structure(self) -> None:
@@ -152,7 +155,7 @@ class Recipe:
         for name in ("widths", "depths", "densities"):
             if name not in taken and getattr(self, name):
                 raise InputError(
-                    f"{_option(name)} does not fit --structure {self.structure}; give {_option(taken[0])}"
+                    f"{option_of(name)} does not fit --structure {self.structure}; give {option_of(taken[0])}"
                 )
         self._check_shares()
 
@@ -166,13 +169,13 @@ class Recipe:
         for name, check in checks.items():
             values: tuple[float, ...] = getattr(self, name) or ()
             if not all(map(math.isfinite, values)):
-                raise InputError(f"{_option(name)} {_text(values)}: give shares up to 1")
+                raise InputError(f"{option_of(name)} {_text(values)}: give shares up to 1")
             try:
                 if values:
                     check(values)
             except BackboneError as error:
                 advice = str(error).partition("; ")[2]
-                raise InputError(f"{_option(name)} {_text(values)}: {advice}") from error
+                raise InputError(f"{option_of(name)} {_text(values)}: {advice}") from error
 
     def _wrong_data(self) -> dict[str, bool]:
         """Message → whether it applies, for images, sizes and what is held out."""
@@ -268,8 +271,9 @@ def _is(kind: Any, value: Any) -> bool:
     return isinstance(value, origin) and all(_is(typing.get_args(kind)[0], item) for item in items)
 
 
-def _option(field: str) -> str:
-    return "--" + field.replace("_", "-")
+def option_of(field: str) -> str:
+    """The option of ``hierclass-train fit`` that sets a field of a recipe."""
+    return "--" + PARAMETERS.get(field, field).replace("_", "-")
 
 
 def _text(numbers: Iterable[float]) -> str:
