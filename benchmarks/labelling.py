@@ -76,7 +76,7 @@ def _exif(image: Image.Image) -> bytes:
     small.thumbnail((160, 160))
     small.save(stream, "JPEG", quality=80)
     data = stream.getvalue()
-    place = (0x0201).to_bytes(2, "little") + b"\4\0\1\0\0\0" + (26 + 30 - 18).to_bytes(4, "little")
+    place = (0x0201).to_bytes(2, "little") + b"\4\0\1\0\0\0" + (14 + 30).to_bytes(4, "little")
     length = (0x0202).to_bytes(2, "little") + b"\4\0\1\0\0\0" + len(data).to_bytes(4, "little")
     empty = b"\0\0" + (14).to_bytes(4, "little")
     return b"Exif\0\0II*\0" + (8).to_bytes(4, "little") + empty + b"\2\0" + place + length + bytes(4) + data

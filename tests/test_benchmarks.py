@@ -88,6 +88,32 @@ def test_loading_reports_every_size_augmentation_and_number_of_workers(
     assert "holds no images" in refused.output
 
 
+def test_labelling_reports_every_level_what_bounds_it_and_lists_of_paths(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    app = typer.Typer()
+    app.command()(importlib.import_module("labelling").main)
+    out = tmp_path / "labelling.json"
+    common = ["--model", str(tiny_checkpoint), "--count", "4", "--rounds", "1", "--json", str(out)]
+    done = CliRunner().invoke(app, common)
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert {name: size["images"] for name, size in report["sizes"].items()} == {"web": 4, "phone": 1}
+    for size in report["sizes"].values():
+        rows = {row["what"]: row for row in size["rows"]}
+        assert {f"level {level}: label" for level in range(3)} < rows.keys()
+        assert "timm's loop, dense" in rows
+        assert all(0 < row["low"] <= row["rate"] <= row["high"] for row in rows.values())
+        assert all(row["of_slower"] > 0 for name, row in rows.items() if ": label" in name)
+    assert [0 <= share <= 1 for share in report["sizes"]["phone"]["previews_agree"]] == [True] * 3
+    done = CliRunner().invoke(app, [*common, "--paths", "30", "--paths", "20"])
+    assert done.exit_code == 0, done.output
+    lists = json.loads(out.read_text(encoding="utf-8"))["lists"]
+    assert [row["paths"] for row in lists] == [20, 30]
+    assert all(row["peak_mib"] > 10 for row in lists)
+
+
 def test_structures_are_compared_once_and_the_tables_come_from_the_file(
     tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
