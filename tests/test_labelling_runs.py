@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import random
 import signal
 import subprocess
@@ -20,6 +20,7 @@ from PIL import Image
 
 import hierclass
 from hierclass.classifier import Classifier
+from hierclass.cli import main
 from hierclass.errors import InputError
 from hierclass.labelling import passes
 from hierclass.labelling.folder import RunFolder
@@ -350,56 +351,43 @@ def test_a_manifest_of_another_version_is_refused(
         label(folder, classifier, job(photos))
 
 
-def command(photos: Path, target: Path, model: Path) -> list[str]:
-    script = (
-        "import sys\nfrom hierclass.labelling import passes\nfrom hierclass.cli import main\npasses.PART_ROWS = 8\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    listed = [str(photos)] * 40
-    options = [
-        "-o",
-        str(target),
-        "--level",
-        "0",
-        "--model",
-        str(model),
-        "--batch-size",
-        "4",
-        "--device",
-        "cpu",
-    ]
-    return [sys.executable, "-c", script, "label", *listed, *options]
+def label_in_parts(arguments: list[str]) -> None:
+    """The command in a process of its own, with parts so small that there are many."""
+    passes.PART_ROWS = 8
+    sys.exit(main(arguments))
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_every_input_once(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """SIGKILL at 20 random moments: while inputs are listed, rows are written, the table is put together."""
-    target = tmp_path / "out.csv"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    moments = random.Random(0)
-    arguments = command(photos, target, tiny_checkpoint)
-    kills = 0
-    while kills < 20:
-        process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE)
-        run = target.with_name("out.csv.run")
+    target, run = tmp_path / "out.csv", tmp_path / "out.csv.run"
+    arguments = ["label", *[str(photos)] * 40, "-o", str(target), "--level", "0", "--batch-size", "4"]
+    arguments += ["--model", str(tiny_checkpoint), "--device", "cpu"]
+    processes = multiprocessing.get_context("forkserver")  # imports torch once, not for every process
+    processes.set_forkserver_preload(["hierclass.cli", "hierclass.classifier", "hierclass.labelling.jobs"])
+    moments, unfinished = random.Random(0), 0
+    for _ in range(20):
+        process = processes.Process(target=label_in_parts, args=(arguments,))
+        process.start()
         deadline = time.monotonic() + PATIENCE
-        while not run.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        _, error = process.communicate(timeout=PATIENCE)
-        kills += 1
-        if process.returncode != -signal.SIGKILL:  # it was done before: begin another
-            assert process.returncode == 3, error
-            assert target.exists()
+        while not run.exists() and process.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.join(PATIENCE)
+        if process.exitcode == -signal.SIGKILL:
+            unfinished += not target.exists()
+        else:  # it was done before: begin another
+            assert process.exitcode == 3
             target.unlink()
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 3, done.stderr
-    lines = target.read_text().splitlines()[1:]
-    expected = [str(photos / f"{index:02}.png") for _ in range(40) for index in range(20)]
-    assert [line.split(",")[0] for line in lines] == expected
-    assert [bool(line.split(",")[1]) for line in lines] == [
-        index == 7 for _ in range(40) for index in range(20)
-    ]
+    assert unfinished >= 5
+    process = processes.Process(target=label_in_parts, args=(arguments,))
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == 3
+    rows = [line.split(",") for line in target.read_text().splitlines()[1:]]
+    assert [row[0] for row in rows] == [str(photos / f"{i:02}.png") for _ in range(40) for i in range(20)]
+    assert [bool(row[1]) for row in rows] == [i == 7 for _ in range(40) for i in range(20)]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.csv", "photos"]
