@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hierclass.compress import Footprint
     from hierclass.decisions import Prediction
     from hierclass.survey import Finding
+    from taxonomy import Taxonomy
 
 SAVES_NOTHING = "Every level runs the whole network: a coarser answer costs the same."
 
@@ -143,6 +144,24 @@ def draw_levels(levels: Sequence[Level]) -> RenderableType:
             "not measured" if level.accuracy is None else f"{level.accuracy:.1%}",
         )
     return Group(table, SAVES_NOTHING) if cost_alike(levels) else table
+
+
+def draw_classes(taxonomy: Taxonomy, part: str) -> RenderableType:
+    """Draw the classes of all tiers that have `part` in their name or id, each with the coarser ones that it is in."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("tier", justify="right")
+    for title in ("id", "class", "in"):
+        table.add_column(title, no_wrap=title == "id")
+    paths: list[str] = []
+    for tier in range(taxonomy.num_tiers):
+        nodes = taxonomy.classes(tier)
+        above = [paths[parent] for parent in taxonomy.parent_classes(tier)] if tier else [""] * len(nodes)
+        for node, coarser in zip(nodes, above, strict=True):
+            if part.casefold() in f"{node.id} {node.name}".casefold():
+                table.add_row(str(tier), node.id, Text(one_line(node.name)), Text(one_line(coarser), "dim"))
+        pairs = zip(above, nodes, strict=True)
+        paths = [f"{coarser} › {node.name}" if coarser else node.name for coarser, node in pairs]
+    return table
 
 
 def draw_footprints(footprints: Sequence[Footprint]) -> RenderableType:

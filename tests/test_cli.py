@@ -210,6 +210,20 @@ def test_levels_are_a_table(tiny_checkpoint: Path, capsys: pytest.CaptureFixture
     assert rows[2][4] == "100.0%"
 
 
+def test_classes_are_listed_with_what_they_are_in(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taxonomy = hierclass.load(tiny_checkpoint, device="cpu").taxonomy
+    assert main(["classes", "--model", str(tiny_checkpoint)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.strip()[:1].isdigit() for line in lines) == sum(taxonomy.num_classes)
+    leaf = taxonomy.node(taxonomy.leaves[4])
+    assert main(["classes", leaf.id.upper(), "--model", str(tiny_checkpoint)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
+    assert line.split()[:2] == ["2", leaf.id]
+    assert f"{taxonomy.project(leaf.id, 0).name} › {taxonomy.project(leaf.id, 1).name}" in line
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"hierclass {hierclass.__version__}\n"

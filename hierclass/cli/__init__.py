@@ -135,6 +135,22 @@ def levels(model: ModelOption = None, timm: TimmOption = None, weights: WeightsO
 
 
 @app.command()
+def classes(
+    part: Annotated[str, typer.Argument(metavar="[PART]", help="Part of a name or synset id.")] = "",
+    model: ModelOption = None,
+    timm: TimmOption = None,
+    weights: WeightsOption = None,
+) -> None:
+    """List the classes that a model answers with, of all tiers: what --only and --exclude may name."""
+    from rich.console import Console
+
+    from hierclass.terminal import draw_classes
+
+    taxonomy = open_classifier(model, timm, weights, "cpu").taxonomy
+    Console(highlight=False).print(draw_classes(taxonomy, part))
+
+
+@app.command()
 def compress(
     level: Annotated[int, typer.Option("--level", min=0, help="The finest level to keep; 0: the coarsest.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")],

@@ -1,9 +1,10 @@
 """The one place that knows how a backbone is cut into nested levels.
 
 Read it in this order: `channels` (which channels must share a level), `flow` and `rules` (how a layer is cut),
-`functions` (how calls of traced code are), `trace` and `graph` (a timm model is read), `program` and `slices`
-(levels run), `heads` (levels answer), `prefix`, `blocks` and `masks` (the other structures), `structures` (the table
-of them), `proof` (what must hold), `backbone` (timm's models), `build` (`nest` puts all together).
+`functions` (how calls of traced code are), `trace` and `graph` (a timm model is read), `program` and `slices` (levels
+run), `regroup` (images change their batch on the way), `heads` (levels answer), `prefix`, `blocks` and `masks` (the
+other structures), `structures` (the table of them), `proof` (what must hold), `backbone` (timm's models), `build`
+(`nest` puts all together).
 """
 
 from hierclass.nested.backbone import create_backbone
