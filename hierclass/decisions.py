@@ -179,7 +179,9 @@ def _ancestors(taxonomy: Taxonomy, level: int) -> list[NDArray[np.int64]]:
 def _summed(finest: Scores, ancestors: NDArray[np.int64], num_classes: int) -> Scores:
     """Sum scores (B, C) of classes to those (B, num_classes) of the coarser classes that they belong to."""
     summed = np.zeros((len(finest), num_classes))
-    np.add.at(summed.T, ancestors, finest.T)
+    order = np.argsort(ancestors, kind="stable")
+    present, starts = np.unique(ancestors[order], return_index=True)
+    summed[:, present] = np.add.reduceat(finest[:, order], starts, axis=1)  # many times as fast as np.add.at
     return summed
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from hierclass.errors import InputError
-from hierclass.files import replacing
+from hierclass.files import locked, replacing
 from taxonomy import Taxonomy, TaxonomyError
 from training.card import model_card, replace_calibration
 from training.recipe import Recipe, write_json
@@ -51,22 +51,14 @@ class RunFolder:
         set.
         """
         self.refuse_to_replace(resume=resume)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
-        with lock:
+        with contextlib.ExitStack() as stack:
             try:
-                import fcntl  # absent on Windows, where nothing keeps a second run out
-
-                fcntl.lockf(
-                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # not inherited by data workers, unlike flock
-            except ImportError:
-                pass
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(
+                    locked(self.path / ".lock", f"another run writes to {self.path}; choose another --out")
+                )
             except OSError as error:
-                raise InputError(f"another run writes to {self.path}; choose another --out") from error
+                raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
             for folder in (self.state.parent, self.model):  # nothing else below --out is ours to remove
                 for left_by_a_kill in folder.glob(".*.safetensors.*.tmp"):
                     left_by_a_kill.unlink(missing_ok=True)
