@@ -2,8 +2,8 @@
 
 It makes photographs of its own from `examples/`: of phone size (12 megapixels, with the small picture inside that
 cameras put there) and of web size (0.2 megapixels), all different. In one process and in interleaved rounds it
-labels them at every level, as far as each needs (`auto`), with and without `--previews`, and takes apart what that
-costs: reading and decoding alone, the network alone, and what both would cost one after the other on the same cores.
+labels them at every level, as far as each needs (`auto`), with and without `--previews`, each photograph several
+times so that what it takes to start matters little, and takes apart what that costs: reading and decoding alone, the network alone, and what both would cost one after the other on the same cores.
 For comparison the loop of timm's `inference.py`: its dense model of the same backbone, its own transforms, a
 DataLoader with a worker process per core, the best class of every batch.
 
@@ -38,10 +38,11 @@ from timm.data import create_dataset, create_loader
 
 import hierclass
 from hierclass.classifier import Classifier
-from hierclass.climbing import Climber
+from hierclass.climbing import Crew
 from hierclass.images import read_square
 from hierclass.labelling.inputs import list_inputs
-from hierclass.labelling.stream import Reading, num_cores, outcomes, read_ahead
+from hierclass.labelling.readers import Reading, num_cores, read_ahead
+from hierclass.labelling.stream import outcomes
 from hierclass.stopping import LevelWish, Request, Stopping
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -70,6 +71,13 @@ def make_photographs(folder: Path, size: tuple[int, int], count: int) -> None:
         image.save(folder / f"{number:04}.jpg", quality=88, exif=_exif(image))
 
 
+def repeat(folder: Path, count: int) -> None:
+    """Link every photograph of a folder until it is there `count` times."""
+    for file in sorted(folder.iterdir()):
+        for number in range(1, count):
+            os.link(file, file.with_stem(f"{file.stem}-{number}"))
+
+
 def _exif(image: Image.Image) -> bytes:
     """EXIF data that holds a picture of 160 pixels at the longer side."""
     small, stream = image.copy(), io.BytesIO()
@@ -95,11 +103,11 @@ def network_only(classifier: Classifier, folder: Path, request: Request, reading
     stopping = Stopping(request, classifier.taxonomy, classifier.decision)
 
     def call() -> int:
-        climber = Climber(classifier, stopping, reading.batch_size)
-        for start in range(0, len(pixels), reading.batch_size):
-            part = pixels[start : start + reading.batch_size]
-            climber.push(part, np.arange(start, start + len(part)))
-        climber.finish()
+        with Crew(classifier, stopping, reading.batch_size) as crew:
+            for start in range(0, len(pixels), reading.batch_size):
+                part = pixels[start : start + reading.batch_size]
+                crew.push(part, np.arange(start, start + len(part)))
+            crew.finish()
         return len(pixels)
 
     return call
@@ -144,7 +152,9 @@ def timm_loop(classifier: Classifier, folder: Path, batch_size: int) -> Call:
 
 def contenders(classifier: Classifier, folder: Path, batch_size: int, precision: float) -> dict[str, Call]:
     """Name → call, for the photographs of one folder."""
-    reading, previews = Reading(batch_size=batch_size), Reading(batch_size=batch_size, previews=True)
+    reading, previews = (
+        Reading(batch_size=batch_size, processes=True, previews=small) for small in (False, True)
+    )
     levels: list[LevelWish] = [*range(len(classifier.levels))]
     calls = {"decode only": decode_only(classifier, folder, reading)}
     calls["decode only, previews"] = decode_only(classifier, folder, previews)
@@ -175,8 +185,9 @@ def measure(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
 
 def agreement(classifier: Classifier, folder: Path) -> list[float]:
     """Per tier, the share of the last level's answers that are the same from previews as from whole photographs."""
+    distinct = sorted(file for file in folder.iterdir() if "-" not in file.name)
     both = [
-        list(hierclass.label(folder, classifier=classifier, reading=Reading(previews=previews)))
+        list(hierclass.label(distinct, classifier=classifier, reading=Reading(previews=previews)))
         for previews in (False, True)
     ]
     pairs = [(whole, small) for whole, small in zip(*both, strict=True) if small.preview]
@@ -245,6 +256,10 @@ def run_list(folder: Path, count: int, model: Path | None, level: str) -> dict[s
 def main(
     model: Annotated[Path | None, typer.Option(help="Model folder; the bundled model if left out.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Photographs of web size; a tenth of phone size.")] = 600,
+    times: Annotated[
+        int,
+        typer.Option(min=1, help="How often each is labelled in a round, so that starting matters little."),
+    ] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; medians are shown.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     precision: Annotated[float, typer.Option(help="How sure auto is to be.")] = 0.9,
@@ -265,6 +280,8 @@ def main(
             folder.mkdir()
             if not paths or name == "web":
                 make_photographs(folder, size, counts[name])
+                if not paths:
+                    repeat(folder, times)
         if paths:
             # Each in a process of its own: the peak of all children so far, so the shortest list comes first.
             report["lists"] = [run_list(Path(place) / "web", each, model, level) for each in sorted(paths)]
@@ -279,7 +296,12 @@ def main(
                 folder = Path(place) / name
                 found = measure(contenders(classifier, folder, batch_size, precision), rounds)
                 rows, same = rows_of(found), agreement(classifier, folder)
-                report["sizes"][name] = {"images": counts[name], "rows": rows, "previews_agree": same}
+                report["sizes"][name] = {
+                    "images": counts[name],
+                    "times": times,
+                    "rows": rows,
+                    "previews_agree": same,
+                }
                 console.print(draw(f"{counts[name]} photographs of {name} size", rows))
                 console.print(
                     f"Previews answer as whole photographs do: {', '.join(f'{x:.1%}' for x in same)} by tier."

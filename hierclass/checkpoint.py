@@ -24,6 +24,7 @@ from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
 from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
 from hierclass.nested.heads import Groups, SummedLinear, check_groups
+from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
 T = TypeVar("T")
@@ -36,21 +37,6 @@ MAX_CONFIG_BYTES = 64 * 2**20
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
 """Arguments of timm that name files of weights: a checkpoint holds its own, so reading one ignores them."""
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From an RGB image to the network's input.
-
-    The shorter side is resized to `size / crop` pixels, the centre `size` x `size` pixels are kept, values in
-    0 … 1 are normalised with `mean` and `std` per channel.
-    """
-
-    size: int
-    crop: float = 1.0
-    interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from hierclass.calibration import Decision, Threshold
-from hierclass.checkpoint import Checkpoint, Preprocessing, load_checkpoint
+from hierclass.checkpoint import Checkpoint, load_checkpoint
 from hierclass.decisions import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
 from hierclass.images import ImageSource, read_input
 from hierclass.nested import NestedNetwork, answer_costs
 from hierclass.nested.fuse import fuse
+from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
 BUNDLED = Path(__file__).parent / "models" / "tiny-imagenet"

@@ -1,17 +1,24 @@
-"""Run batches of images up the levels, each image as far as it has to; those that go on make dense batches."""
+"""Run batches of images up the levels, each image as far as it has to; those that go on make dense batches.
+
+A `Climber` does that in the caller's thread, a `Crew` in several.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hierclass.decisions import agree
+from hierclass.errors import unexpected
 from hierclass.nested import State
 from hierclass.nested.regroup import Regrouper
 from hierclass.stopping import Answers, Stopping
@@ -25,6 +32,8 @@ Tags: TypeAlias = NDArray[np.int64]
 """Numbers (N,) by which the caller knows N images."""
 Done: TypeAlias = "tuple[Tags, Answers | str]"
 """Images that are finished, and their answers, or what went wrong with all of them."""
+MOST = 4
+"""Climbers of a crew at most: each holds a batch in memory."""
 Logits: TypeAlias = list[NDArray[np.floating[Any]]]
 
 
@@ -43,11 +52,20 @@ class _Group:
 class Climber:
     """Answers images at the lowest level that is enough for each, `batch_size` at a time."""
 
-    def __init__(self, classifier: Classifier, stopping: Stopping, batch_size: int) -> None:
-        """Answer with a classifier, as far up as `stopping` says."""
+    def __init__(
+        self,
+        classifier: Classifier,
+        stopping: Stopping,
+        batch_size: int,
+        regrouper: Regrouper | None = None,
+    ) -> None:
+        """Answer with a classifier, as far up as `stopping` says; a `regrouper` of its network may be shared."""
         self._classifier, self._stopping, self._batch_size = classifier, stopping, batch_size
         self._network = classifier.network
-        self._regrouper = Regrouper(self._network) if stopping.first < stopping.last else None
+        if regrouper is None and stopping.first < stopping.last:
+            regrouper = Regrouper(self._network)
+        self.regrouper = regrouper
+        """Moves images between batches; None where none go on."""
         self._waiting: list[list[_Group]] = [[] for _ in range(stopping.last)]
         self.computed = [0] * (stopping.last + 1)
         """Number of images for which each level was the next that was computed."""
@@ -132,10 +150,10 @@ class Climber:
 
     def _join(self, parts: Sequence[tuple[_Group, Sequence[int]]]) -> _Group:
         """One group of the chosen images of several at the same level."""
-        assert self._regrouper is not None
+        assert self.regrouper is not None
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
             return parts[0][0]
-        state = self._regrouper.gather([(group.state, rows) for group, rows in parts])
+        state = self.regrouper.gather([(group.state, rows) for group, rows in parts])
         tags = np.concatenate([group.tags[list(rows)] for group, rows in parts])
         logits = [
             np.concatenate([values[list(rows)] if len(values) else values for values, rows in of_level])
@@ -146,11 +164,72 @@ class Climber:
         return _Group(state, tags, logits)
 
 
-def unexpected(error: Exception) -> str:
-    """Say in one line that an input failed for a reason that is none of its own."""
-    if isinstance(error, MemoryError):
-        return "needs more memory than there is"
-    return f"failed unexpectedly ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+class Crew:
+    """Several climbers, each in a thread of its own; batches go to them in turn.
+
+    On a processor the cores are shared out among them: threads that compute batches of their own never wait for each
+    other, as those of one layer do. Which images make a batch does not depend on how fast they are. Where a device
+    computes there is one climber, in the caller's thread.
+    """
+
+    def __init__(self, classifier: Classifier, stopping: Stopping, batch_size: int) -> None:
+        """Start threads, as many as torch may use cores, at most `MOST`."""
+        cores = torch.get_num_threads()
+        size = min(MOST, cores) if classifier.device.type == "cpu" else 1
+        first = Climber(classifier, stopping, batch_size)
+        self._climbers = [first]
+        self._climbers += [
+            Climber(classifier, stopping, batch_size, first.regrouper) for _ in range(size - 1)
+        ]
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb") for _ in range(size - 1)]
+        if self._threads:
+            self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb"))
+            for thread in self._threads:
+                thread.submit(torch.set_num_threads, cores // size).result()
+            torch.set_num_threads(cores)  # for this thread, and those that others start
+        self._turn = itertools.cycle(range(size))
+        self._running: deque[Future[list[Done]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._climbers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def computed(self) -> list[int]:
+        """Number of images for which each level was the next that was computed."""
+        return [sum(counts) for counts in zip(*(climber.computed for climber in self._climbers), strict=True)]
+
+    def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
+        """Start with images, as `Climber.push`; waits while every climber has work, and one more batch."""
+        if not self._threads:
+            return self._climbers[0].push(images, tags)
+        turn = next(self._turn)
+        self._running.append(self._threads[turn].submit(self._climbers[turn].push, images, tags))
+        return self._wait_for_all_but(len(self) + 1)
+
+    def finish(self) -> list[Done]:
+        """Return the answers to all images that are on their way."""
+        if not self._threads:
+            return self._climbers[0].finish()
+        for thread, climber in zip(self._threads, self._climbers, strict=True):
+            self._running.append(thread.submit(climber.finish))
+        return self._wait_for_all_but(0)
+
+    def _wait_for_all_but(self, count: int) -> list[Done]:
+        """What became of all but so many of the batches that are on their way, oldest first.
+
+        A batch that happens to be finished is left too: what is held back depends on the order of batches alone.
+        """
+        done: list[Done] = []
+        while len(self._running) > count:
+            done += self._running.popleft().result()
+        return done
 
 
 def _numpy(logits: torch.Tensor) -> NDArray[np.floating[Any]]:

@@ -21,6 +21,7 @@ __all__ = [
     "InputError",
     "LevelError",
     "TaxonomyError",
+    "unexpected",
 ]
 
 
@@ -42,3 +43,10 @@ class ImageError(HierclassError, ValueError):
 
 class InputError(HierclassError, ValueError):
     """A file, folder or option named by the user does not fit."""
+
+
+def unexpected(error: Exception) -> str:
+    """Say in one line that an input failed for a reason that is none of its own."""
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is"
+    return f"failed unexpectedly ({type(error).__name__}: {' '.join(str(error).split())[:160]})"

@@ -14,7 +14,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from PIL import (
 from hierclass.errors import ImageError
 
 if TYPE_CHECKING:
-    from hierclass.checkpoint import Preprocessing
+    from hierclass.preprocessing import Preprocessing
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
@@ -70,7 +70,7 @@ _MARGIN = 2
 # Above this many pixels other formats than JPEG are reduced as well, and pictures are decoded one at a time,
 # so that memory is bounded by one large picture and not by one per thread.
 _LARGE = 24_000_000
-_large_turn = threading.Lock()
+_large_turn: contextlib.AbstractContextManager[Any] = threading.Lock()
 
 _STRIP_PIXELS = 1 << 22
 _ORIENTATION = 0x0112
@@ -119,6 +119,12 @@ def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Ima
         # Pillow's plugins raise what their parsers meet: OSError, SyntaxError, ValueError, struct.error,
         # MemoryError …
         raise ImageError(_reason(error)) from error
+
+
+def take_turns_with(lock: contextlib.AbstractContextManager[Any]) -> None:
+    """Decode very large pictures one at a time among all processes that hold this lock, not only in this one."""
+    global _large_turn
+    _large_turn = lock
 
 
 class Header(NamedTuple):

@@ -21,11 +21,12 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from hierclass.checkpoint import INTERPOLATIONS, Architecture, Checkpoint, Preprocessing
+from hierclass.checkpoint import INTERPOLATIONS, Architecture, Checkpoint
 from hierclass.classifier import Classifier
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.nested.backbone import reason
 from hierclass.nested.network import Cost, NestedNetwork, State
+from hierclass.preprocessing import Preprocessing
 from hierclass.weights import find_cached
 from taxonomy import Taxonomy, TaxonomyError
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, features
 
-from hierclass.checkpoint import Preprocessing
 from hierclass.errors import ImageError
 from hierclass.images import preprocess, read_image, read_input, read_preview, resize_side
+from hierclass.preprocessing import Preprocessing
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 SIZE = 32

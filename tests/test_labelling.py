@@ -16,7 +16,7 @@ import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError, LevelError
 from hierclass.images import read_square
-from hierclass.labelling.stream import Reading
+from hierclass.labelling.readers import Reading
 
 
 @pytest.fixture(scope="module")

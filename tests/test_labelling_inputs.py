@@ -14,7 +14,7 @@ from PIL import Image
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images import read_image
-from hierclass.labelling.inputs import Input, Opener, list_inputs, stamp
+from hierclass.labelling.inputs import Input, ParquetRows, list_inputs, source, stamp
 
 
 def png(value: int) -> bytes:
@@ -32,8 +32,9 @@ def tar_of(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def grey(source: str | bytes) -> int:
-    return int(np.asarray(read_image(source))[0, 0, 0])
+def grey(item: Input, rows: ParquetRows | None = None) -> int:
+    data = (rows or ParquetRows()).data(item)
+    return int(np.asarray(read_image(source(item) if data is None else data))[0, 0, 0])
 
 
 def test_a_tar_file_gives_its_images_in_their_order(tmp_path: Path) -> None:
@@ -45,8 +46,8 @@ def test_a_tar_file_gives_its_images_in_their_order(tmp_path: Path) -> None:
     assert [item.name for item in found] == [
         f"{shard}/{name}" for name in ("z/000.png", "z/001.PNG", "b.png")
     ]
-    opener = Opener()
-    assert [grey(opener.source(item)) for item in reversed(found)] == [3, 2, 1]
+    rows = ParquetRows()
+    assert [grey(item, rows) for item in reversed(found)] == [3, 2, 1]
 
 
 def test_tar_files_in_folders_are_found_beside_images(tmp_path: Path) -> None:
@@ -79,10 +80,10 @@ def test_a_tar_file_that_was_cut_gives_what_is_whole_and_an_error(
 ) -> None:
     shard = tar_of(tmp_path / "a.tar", {"0.png": png(1), "1.png": png(2)})
     shard.write_bytes(shard.read_bytes()[:cut])
-    opener, errors, good = Opener(), [], []
+    rows, errors, good = ParquetRows(), [], []
     for item in list_inputs([shard]):
         try:
-            good.append(grey(opener.source(item)))
+            good.append(grey(item, rows))
         except ImageError as error:
             errors.append(str(error))
     assert len(errors) >= 1
@@ -95,7 +96,7 @@ def test_a_compressed_tar_file_is_an_error_that_says_what_to_do(tmp_path: Path) 
         tar.add(Path(__file__), "x.png")
     (item,) = list_inputs([tmp_path / "a.tar"])
     with pytest.raises(ImageError, match="unpacked first"):
-        Opener().source(item)
+        grey(item)
 
 
 def parquet_of(path: Path, count: int, *, struct: bool = False, group: int = 7) -> Path:
@@ -112,23 +113,23 @@ def test_a_parquet_file_gives_its_rows(tmp_path: Path, struct: bool) -> None:
     file = parquet_of(tmp_path / "a.parquet", 40, struct=struct)
     found = list(list_inputs([file]))
     assert [item.name for item in found] == [f"{file}/{row}" for row in range(40)]
-    opener = Opener()
-    assert [grey(opener.source(item)) for item in found] == list(range(40))
+    rows = ParquetRows()
+    assert [grey(item, rows) for item in found] == list(range(40))
 
 
 def test_rows_of_a_parquet_file_can_be_passed_over(tmp_path: Path) -> None:
     one, two = parquet_of(tmp_path / "a.parquet", 40), parquet_of(tmp_path / "b.parquet", 40)
     wanted = [Input(str(file), str(row), row) for file in (one, two) for row in (3, 4, 29, 39)]
-    opener = Opener()
-    assert [grey(opener.source(item)) for item in wanted] == [3, 4, 29, 39] * 2
-    assert grey(opener.source(Input(str(one), "5", 5))) == 5  # backwards, after the other file
+    rows = ParquetRows()
+    assert [grey(item, rows) for item in wanted] == [3, 4, 29, 39] * 2
+    assert grey(Input(str(one), "5", 5), rows) == 5  # backwards, after the other file
 
 
 def test_the_column_of_images_can_be_named(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [png(1)], "mask": [png(2)], "text": ["x"]}), file)
     (item,) = list_inputs([file], image_column="mask")
-    assert grey(Opener("mask").source(item)) == 2
+    assert grey(item, ParquetRows("mask")) == 2
     for name, message in (("text", "holds no bytes"), ("nothing", "does not exist")):
         with pytest.raises(InputError, match=message):
             list(list_inputs([file], image_column=name))
@@ -143,11 +144,11 @@ def test_a_parquet_file_without_images_is_refused(tmp_path: Path) -> None:
 def test_a_row_without_bytes_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [png(1), None, png(3)]}), file)
-    opener, (first, second, third) = Opener(), list_inputs([file])
-    assert grey(opener.source(first)) == 1
+    rows, (first, second, third) = ParquetRows(), list_inputs([file])
+    assert grey(first, rows) == 1
     with pytest.raises(ImageError, match="no bytes"):
-        opener.source(second)
-    assert grey(opener.source(third)) == 3
+        grey(second, rows)
+    assert grey(third, rows) == 3
 
 
 def test_a_broken_parquet_file_is_an_error(tmp_path: Path) -> None:
@@ -155,16 +156,16 @@ def test_a_broken_parquet_file_is_an_error(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-20])
     (item,) = list_inputs([file])
     with pytest.raises(ImageError, match="no whole Parquet file"):
-        Opener().source(item)
+        grey(item)
 
 
 def test_a_parquet_file_that_went_away_is_an_error_for_each_row(tmp_path: Path) -> None:
     file = parquet_of(tmp_path / "a.parquet", 3)
-    found, opener = list(list_inputs([file])), Opener()
+    found, rows = list(list_inputs([file])), ParquetRows()
     file.unlink()
     for item in found:
         with pytest.raises(ImageError, match="can't be read from its Parquet file"):
-            opener.source(item)
+            grey(item, rows)
 
 
 def test_the_stamp_of_a_file_changes_with_it(tmp_path: Path) -> None:

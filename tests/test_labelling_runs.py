@@ -26,7 +26,7 @@ from hierclass.labelling import passes
 from hierclass.labelling.folder import RunFolder
 from hierclass.labelling.inputs import Shard
 from hierclass.labelling.jobs import Job, Run
-from hierclass.labelling.stream import Reading
+from hierclass.labelling.readers import Reading
 from hierclass.stopping import LevelWish, Request
 
 ROOT = Path(__file__).parent.parent

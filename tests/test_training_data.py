@@ -15,9 +15,9 @@ import pytest
 import torch
 from training_data import draw, jpeg, write_folder, write_parquet
 
-from hierclass.checkpoint import Preprocessing
 from hierclass.errors import InputError
 from hierclass.images import read_input
+from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 from training.batches import (
     TrainingBatch,
@@ -242,7 +242,7 @@ import os, signal
 import numpy as np
 from PIL import Image
 import io
-from hierclass.checkpoint import Preprocessing
+from hierclass.preprocessing import Preprocessing
 from training.batches import evaluation_loader, read_batches
 from training.data import ImageSet
 file = io.BytesIO()

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hierclass.checkpoint import Preprocessing
 from hierclass.decisions import consensus
 from hierclass.errors import InputError
 from hierclass.nested import NestedNetwork
+from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 from training.batches import evaluation_loader, read_batches
 from training.data import ImageSet

@@ -23,9 +23,9 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hierclass.checkpoint import Preprocessing
 from hierclass.errors import ImageError, InputError
 from hierclass.images import preprocess, resize_side
+from hierclass.preprocessing import Preprocessing
 from training.data import ImageSet, LeafArray
 from training.interrupts import STOPPING
 from training.order import Share, image_seeds, seed_with

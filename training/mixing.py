@@ -14,7 +14,7 @@ from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from hierclass.checkpoint import Preprocessing
+from hierclass.preprocessing import Preprocessing
 from training.batches import TrainingBatch
 from training.recipe import Recipe
 

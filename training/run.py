@@ -18,10 +18,11 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from hierclass.checkpoint import Architecture, Checkpoint, Preprocessing, build, save_checkpoint
+from hierclass.checkpoint import Architecture, Checkpoint, build, save_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, default_shares
 from hierclass.nested.network import evaluating
+from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 from training.batches import INTERPOLATION, TrainingBatch
 from training.calibration import decision_of

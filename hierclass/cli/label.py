@@ -16,31 +16,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hierclass.cli.progress import Progress
 from hierclass.cli.shared import (
-    SOME_INPUTS_FAILED,
     DeviceOption,
     ModelOption,
     Stopped,
     TimmOption,
     WeightsOption,
     open_classifier,
-    say,
 )
 from hierclass.errors import InputError
-from hierclass.inputs import display_name
 from hierclass.labelling.folder import RunFolder
 from hierclass.labelling.inputs import Shard
 from hierclass.labelling.tables import FORMATS, check_target, format_of, open_table
 from hierclass.stopping import LevelWish, Request
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hierclass.classifier import Classifier
     from hierclass.labelling.jobs import Job, Run
     from hierclass.labelling.passes import Engine
-    from hierclass.labelling.stream import Numbered, Reading
-    from hierclass.terminal import LabelProgress
+    from hierclass.labelling.readers import Numbered, Reading
 
 LevelOrAuto = Annotated[
     str | None,
@@ -71,7 +66,7 @@ Exclude = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of the network.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Threads that read images. Default: one per core.")
+    int | None, typer.Option("--workers", min=1, help="Processes that read images. Default: one per core.")
 ]
 Previews = Annotated[
     bool,
@@ -160,9 +155,15 @@ def label(
     part = None if shard is None else Shard.parse(shard)
     classifier = open_classifier(model, timm, weights, device)
     from hierclass.labelling.jobs import Job
-    from hierclass.labelling.stream import Reading
+    from hierclass.labelling.readers import Reading
 
-    reading = Reading(batch_size=batch_size, workers=workers, image_column=image_column, previews=previews)
+    reading = Reading(
+        batch_size=batch_size,
+        workers=workers,
+        processes=True,
+        image_column=image_column,
+        previews=previews,
+    )
     job = Job(names=tuple(paths), request=request, reading=reading, shard=part)
     if target is None:
         _print_rows(classifier, job)
@@ -212,10 +213,13 @@ def refine(
     target = Target(run_folder, run_folder / f"labels.{_format(format_)}", is_file=False)
     survive_closed_pipes()
     classifier = open_classifier(model, timm, weights, device)
-    from hierclass.labelling.stream import Reading
+    from hierclass.labelling.readers import Reading
 
     reading = Reading(
-        batch_size=batch_size, workers=workers, image_column=folder.manifest()["inputs"]["image_column"]
+        batch_size=batch_size,
+        workers=workers,
+        processes=True,
+        image_column=folder.manifest()["inputs"]["image_column"],
     )
     how = _engine(engine, partial(open_classifier, model, timm, weights, device), engine_workers)
     with target.run(classifier, reading, how) as (run, progress):
@@ -309,66 +313,6 @@ class Target:
 
 
 _GOES_ON = "the same command goes on from there"
-
-
-class Progress:
-    """Tells on standard error how a run gets on."""
-
-    def __init__(self, console: Console) -> None:
-        """Draw on a console."""
-        self._console = console
-        self._bar: LabelProgress | None = None
-        self._passes: list[LabelProgress] = []
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        say(line)
-
-    def listed(self, count: int) -> None:
-        """Show how many inputs were found."""
-        if self._console.is_terminal:
-            self._console.print(f"listing the images: {count:,}", end="\r")
-
-    def start(self, total: int | None, done: int) -> None:
-        """Begin a bar, for so many images or an unknown number."""
-        from hierclass.terminal import LabelProgress
-
-        self._end()
-        self._bar = LabelProgress(total, self._console, visible=self._console.is_terminal, done=done)
-        self._passes.append(self._bar)
-        if done:
-            say(f"going on{self._bar.how_far()}")
-        self._bar.__enter__()
-
-    def advance(self, num_images: int, num_errors: int) -> None:
-        """Let the bar grow."""
-        assert self._bar is not None
-        self._bar.advance(num_images, num_errors)
-
-    def how_far(self) -> str:
-        """Say how many images are done."""
-        return self._passes[-1].how_far() if self._passes else " while the images were listed"
-
-    def tell(self, table: Path | None, num_errors: int) -> None:
-        """Say what was done, and end with the exit code that says whether every row of the table has an answer."""
-        from hierclass.terminal import plural
-
-        what = [bar.summary() for bar in self._passes] or ["nothing was left to do"]
-        errors = f", {plural(num_errors, 'error')} (see the column error)" if num_errors else ""
-        say(f"{'; '.join(what)}{errors}" + (f" -> {display_name(table)}" if table else ""))
-        if num_errors:
-            raise typer.Exit(SOME_INPUTS_FAILED)
-
-    def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-        self._bar = None
 
 
 def _print_rows(classifier: Classifier, job: Job) -> None:

@@ -1,8 +1,8 @@
 """Label many images: `hierclass.label`, and runs on disk that survive whatever ends them.
 
-Read it in this order: `inputs` (what there is to label), `stream` (images are read and answered), `rows` (what became
-of them), `tables` (how they are written), `folder` (a run on disk), `jobs` (what a run does), `selecting` (which rows
-are refined).
+Read it in this order: `inputs` (what there is to label), `readers` (images are read ahead), `stream` (and answered),
+`rows` (what became of them), `tables` (how they are written), `folder` (a run on disk), `jobs` (what a run does),
+`selecting` (which rows are refined).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hierclass.stopping import LevelWish, Request, Stopping
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.stream import Reading
+    from hierclass.labelling.readers import Reading
 
 __all__ = ["Row", "label"]
 
@@ -36,7 +36,7 @@ def label(
 
     `paths` are images, folders, tar and Parquet files of images (`hierclass.labelling.inputs.list_inputs`); they may
     be endless. The other arguments are those of `hierclass label`: see `hierclass.stopping.Request` for what is asked
-    of the images and `hierclass.labelling.stream.Reading` for how they are read. Memory does not grow with their
+    of the images and `hierclass.labelling.readers.Reading` for how they are read. Memory does not grow with their
     number.
 
     Raises:
@@ -45,7 +45,8 @@ def label(
     """
     from hierclass.classifier import load
     from hierclass.labelling.inputs import list_inputs
-    from hierclass.labelling.stream import Reading, outcomes
+    from hierclass.labelling.readers import Reading
+    from hierclass.labelling.stream import outcomes
 
     names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     found = load() if classifier is None else classifier

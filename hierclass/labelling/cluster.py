@@ -72,7 +72,7 @@ class _Worker:
 
     def __init__(self, folder: RunFolder, what: Pass, open_classifier: Callable[[], Classifier]) -> None:
         torch.set_num_threads(1)  # of cores the cluster gives one
-        reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1)
+        reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1, processes=False)
         self._folder, self._pass = folder, dataclasses.replace(what, reading=reading)
         self._classifier = open_classifier()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tarfile
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -158,41 +157,45 @@ def stamp(path: str) -> Stamp | None:
     return Stamp(status.st_size, status.st_mtime_ns)
 
 
-class Opener:
-    """Hands out what images are read from: paths, or the bytes that archives hold. Made for inputs in their order.
+def source(item: Input) -> str | bytes:
+    """Return what an image is read from: its path, or its bytes in a tar file; rows of Parquet have `ParquetRows`.
 
-    `prepare` is called in order by one thread, what it returns by any.
+    Raises:
+        ImageError: the archive can't be listed, or ends before the image does.
     """
+    if item.offset < 0:
+        _refuse_archive(item.path)
+        return item.path
+    return _read_part(item)
+
+
+class ParquetRows:
+    """Reads the bytes of images in Parquet files; fast for rows that rise."""
 
     def __init__(self, image_column: str | None = None) -> None:
-        """Read `image_column` of Parquet files, None for the first that holds images."""
+        """Read `image_column`, None for the first that holds images."""
         self._column = image_column
-        self._file: tuple[str, Any, Iterator[tuple[int, Any]]] | None = None
-        self._lock = threading.Lock()
+        self._file: tuple[str, Iterator[tuple[int, Any]]] | None = None
 
-    def source(self, item: Input) -> str | bytes:
-        """Return the path of an input, or its bytes. Raises ImageError where an archive does not give them."""
-        if item.offset < 0:
-            _refuse_archive(item.path)
-            return item.path
-        if item.length >= 0:
-            return _read_part(item)
-        with self._lock:
-            return self._parquet_bytes(item)
+    def data(self, item: Input) -> bytes | None:
+        """Return the bytes of an input, None if it is no row of a Parquet file.
 
-    def _parquet_bytes(self, item: Input) -> bytes:
+        Raises:
+            ImageError: the row, or the file, does not give any.
+        """
         import pyarrow as pa
 
+        if item.offset < 0 or item.length >= 0:
+            return None
         try:
-            if self._file is None or self._file[0] != item.path:
-                self._file = (item.path, None, _rows_of(item.path, self._column, item.offset))
-            for row, value in self._file[2]:
-                if row == item.offset:
-                    return _image_bytes(value)
-                if row > item.offset:
-                    break
-            self._file = (item.path, None, _rows_of(item.path, self._column, item.offset))
-            row, value = next(self._file[2])
+            if self._file is not None and self._file[0] == item.path:
+                for row, value in self._file[1]:
+                    if row == item.offset:
+                        return _image_bytes(value)
+                    if row > item.offset:
+                        break
+            self._file = (item.path, _rows_of(item.path, self._column, item.offset))
+            _, value = next(self._file[1])
             return _image_bytes(value)
         except (pa.ArrowException, OSError, StopIteration) as error:
             self._file = None

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hierclass.labelling.folder import Part, Range, RunFolder
+from hierclass.labelling.readers import Numbered, Reading
 from hierclass.labelling.rows import Texts, schema
-from hierclass.labelling.stream import Numbered, Reading, outcomes
+from hierclass.labelling.stream import outcomes
 from hierclass.stopping import Request, Stopping
 
 if TYPE_CHECKING:

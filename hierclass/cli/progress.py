@@ -1,0 +1,76 @@
+"""What `hierclass label` and `hierclass refine` tell on standard error while a run gets on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from hierclass.cli.shared import SOME_INPUTS_FAILED, say
+from hierclass.inputs import display_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hierclass.terminal import LabelProgress
+
+
+class Progress:
+    """Tells on standard error how a run gets on."""
+
+    def __init__(self, console: Console) -> None:
+        """Draw on a console."""
+        self._console = console
+        self._bar: LabelProgress | None = None
+        self._passes: list[LabelProgress] = []
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        say(line)
+
+    def listed(self, count: int) -> None:
+        """Show how many inputs were found."""
+        if self._console.is_terminal:
+            self._console.print(f"listing the images: {count:,}", end="\r")
+
+    def start(self, total: int | None, done: int) -> None:
+        """Begin a bar, for so many images or an unknown number."""
+        from hierclass.terminal import LabelProgress
+
+        self._end()
+        self._bar = LabelProgress(total, self._console, visible=self._console.is_terminal, done=done)
+        self._passes.append(self._bar)
+        if done:
+            say(f"going on{self._bar.how_far()}")
+        self._bar.__enter__()
+
+    def advance(self, num_images: int, num_errors: int) -> None:
+        """Let the bar grow."""
+        assert self._bar is not None
+        self._bar.advance(num_images, num_errors)
+
+    def how_far(self) -> str:
+        """Say how many images are done."""
+        return self._passes[-1].how_far() if self._passes else " while the images were listed"
+
+    def tell(self, table: Path | None, num_errors: int) -> None:
+        """Say what was done, and end with the exit code that says whether every row of the table has an answer."""
+        from hierclass.terminal import plural
+
+        what = [bar.summary() for bar in self._passes] or ["nothing was left to do"]
+        errors = f", {plural(num_errors, 'error')} (see the column error)" if num_errors else ""
+        say(f"{'; '.join(what)}{errors}" + (f" -> {display_name(table)}" if table else ""))
+        if num_errors:
+            raise typer.Exit(SOME_INPUTS_FAILED)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = None
