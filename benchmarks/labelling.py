@@ -3,7 +3,8 @@
 It makes photographs of its own from `examples/`: of phone size (12 megapixels, with the small picture inside that
 cameras put there) and of web size (0.2 megapixels), all different. In one process and in interleaved rounds it
 labels them at every level, as far as each needs (`auto`), with and without `--previews`, each photograph several
-times so that what it takes to start matters little, and takes apart what that costs: reading and decoding alone, the network alone, and what both would cost one after the other on the same cores.
+times so that what it takes to start matters little. It also takes apart what that costs: reading and decoding alone,
+the network alone, and what both would cost one after the other on the same cores.
 For comparison the loop of timm's `inference.py`: its dense model of the same backbone, its own transforms, a
 DataLoader with a worker process per core, the best class of every batch.
 

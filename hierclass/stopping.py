@@ -219,10 +219,10 @@ def allowed_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
 
 
 def _leaves_below(name: str, taxonomy: Taxonomy) -> Flags:
-    wanted = name.strip().casefold().replace("_", " ")
-    ids = {node.id for node in taxonomy.nodes if wanted in (node.id.casefold(), node.name.casefold())}
+    wanted = _plain(name)
+    ids = {node.id for node in taxonomy.nodes if wanted in (_plain(node.id), _plain(node.name))}
     if not ids:
-        names = {node.name.casefold(): node.name for node in taxonomy.nodes}
+        names = {_plain(node.name): node.name for node in taxonomy.nodes}
         close = difflib.get_close_matches(wanted, names, n=1)
         hint = f"did you mean {names[close[0]]!r}?" if close else "hierclass classes lists them"
         raise InputError(f"this model has no class {name!r}; {hint}")
@@ -230,3 +230,7 @@ def _leaves_below(name: str, taxonomy: Taxonomy) -> Flags:
         leaf in ids or any(node.id in ids for node in taxonomy.ancestors(leaf)) for leaf in taxonomy.leaves
     ]
     return np.array(below)
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold().replace("_", " ")

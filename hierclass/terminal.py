@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from hierclass.errors import InputError
 from hierclass.inputs import display_name
 
 if TYPE_CHECKING:
@@ -147,20 +148,24 @@ def draw_levels(levels: Sequence[Level]) -> RenderableType:
 
 
 def draw_classes(taxonomy: Taxonomy, part: str) -> RenderableType:
-    """Draw the classes of all tiers that have `part` in their name or id, each with the coarser ones that it is in."""
+    """Draw the classes that have `part` in their name or id, each with the coarser ones that it is in.
+
+    Those of all tiers, then the inner nodes of the tree that are in no tier, which have names as well. Raises
+    InputError if there are none.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("tier", justify="right")
     for title in ("id", "class", "in"):
         table.add_column(title, no_wrap=title == "id")
-    paths: list[str] = []
-    for tier in range(taxonomy.num_tiers):
-        nodes = taxonomy.classes(tier)
-        above = [paths[parent] for parent in taxonomy.parent_classes(tier)] if tier else [""] * len(nodes)
-        for node, coarser in zip(nodes, above, strict=True):
-            if part.casefold() in f"{node.id} {node.name}".casefold():
-                table.add_row(str(tier), node.id, Text(one_line(node.name)), Text(one_line(coarser), "dim"))
-        pairs = zip(above, nodes, strict=True)
-        paths = [f"{coarser} › {node.name}" if coarser else node.name for coarser, node in pairs]
+    rows = [(str(tier), node) for tier in range(taxonomy.num_tiers) for node in taxonomy.classes(tier)]
+    in_tiers = {node.id for _, node in rows}
+    rows += [("-", node) for node in taxonomy.nodes[1:] if node.id not in in_tiers]
+    for tier, node in rows:
+        if part.casefold() in f"{node.id} {node.name}".casefold():
+            above = [each.name for each in reversed(taxonomy.ancestors(node.id)) if each.id in in_tiers]
+            table.add_row(tier, node.id, Text(one_line(node.name)), Text(one_line(" › ".join(above)), "dim"))
+    if not table.row_count:
+        raise InputError(f"no class has {part!r} in its name or id; hierclass classes lists all")
     return table
 
 

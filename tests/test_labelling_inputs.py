@@ -164,7 +164,7 @@ def test_a_parquet_file_that_went_away_is_an_error_for_each_row(tmp_path: Path) 
     found, rows = list(list_inputs([file])), ParquetRows()
     file.unlink()
     for item in found:
-        with pytest.raises(ImageError, match="can't be read from its Parquet file"):
+        with pytest.raises(ImageError, match="archive does not exist any more"):
             grey(item, rows)
 
 

@@ -9,14 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from labelling_data import READING, breaking, job, label, make_photos, rows, run_in
 
 import hierclass
 from hierclass.classifier import Classifier
@@ -25,34 +22,11 @@ from hierclass.errors import InputError
 from hierclass.labelling import passes
 from hierclass.labelling.folder import RunFolder
 from hierclass.labelling.inputs import Shard
-from hierclass.labelling.jobs import Job, Run
-from hierclass.labelling.readers import Reading
-from hierclass.stopping import LevelWish, Request
+from hierclass.labelling.jobs import Job
+from hierclass.stopping import Request
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300
-READING = Reading(batch_size=4, workers=2)
-
-
-class Listener:
-    """Remembers what it hears."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.passes: list[tuple[int, int]] = []
-        self.done = 0
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def listed(self, count: int) -> None: ...
-
-    def start(self, total: int, done: int) -> None:
-        self.passes.append((total, done))
-        self.done = 0
-
-    def advance(self, num_images: int, num_errors: int) -> None:
-        self.done += num_images
 
 
 @pytest.fixture(scope="module")
@@ -62,56 +36,12 @@ def classifier(tiny_checkpoint: Path) -> Classifier:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(20):
-        pixels = generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:02}.png")
-    (folder / "07.png").write_text("no picture")
-    return folder
+    return make_photos(tmp_path / "photos")
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "PART_ROWS", 4)
-
-
-def job(photos: Path, level: LevelWish = 0, **more: Any) -> Job:
-    return Job(names=(str(photos),), request=Request(level=level), reading=READING, **more)
-
-
-def run_in(folder: Path, classifier: Classifier) -> tuple[Run, Listener]:
-    listener = Listener()
-    return Run(RunFolder(folder), classifier, READING, listener), listener
-
-
-def label(folder: Path, classifier: Classifier, what: Job, **more: Any) -> Listener:
-    run, listener = run_in(folder, classifier)
-    with run.folder.lock():
-        run.label(what, **more)
-        run.assemble(folder / "labels.parquet")
-    return listener
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(folder / "labels.parquet").to_pylist()
-    return found
-
-
-def breaking(after: int, error: BaseException) -> Any:
-    """Outcomes that end with an error after some inputs."""
-    real = passes.outcomes
-
-    def outcomes(*arguments: Any) -> Iterator[Any]:
-        count = 0
-        for outcome in real(*arguments):
-            yield outcome
-            count += len(outcome)
-            if count >= after:
-                raise error
-
-    return outcomes
 
 
 def test_a_run_has_a_row_for_every_input_in_order(

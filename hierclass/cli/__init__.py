@@ -141,7 +141,7 @@ def classes(
     timm: TimmOption = None,
     weights: WeightsOption = None,
 ) -> None:
-    """List the classes that a model answers with, of all tiers: what --only and --exclude may name."""
+    """List the classes of a model, of all tiers and between them: what --only and --exclude may name."""
     from rich.console import Console
 
     from hierclass.terminal import draw_classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -26,9 +27,11 @@ from hierclass.cli.shared import (
     open_classifier,
 )
 from hierclass.errors import InputError
+from hierclass.inputs import display_name
 from hierclass.labelling.folder import RunFolder
 from hierclass.labelling.inputs import Shard
-from hierclass.labelling.tables import FORMATS, check_target, format_of, open_table
+from hierclass.labelling.rows import FORMATS
+from hierclass.labelling.tables import check_target, format_of, open_table
 from hierclass.stopping import LevelWish, Request
 
 if TYPE_CHECKING:
@@ -45,14 +48,20 @@ LevelOrAuto = Annotated[
         help="Answer at this level, 0 is the coarsest; or auto: the lowest that is enough. Default: the finest.",
     ),
 ]
-MinTier = Annotated[int, typer.Option("--min-tier", min=0, help="With auto: how fine an answer is to be.")]
+MinTier = Annotated[
+    int | None,
+    typer.Option(
+        "--min-tier", min=0, help="With auto: how fine an answer is to be. Default: 0, the coarsest."
+    ),
+]
 Precision = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--precision",
         min=0,
         max=1,
-        help="How sure: the share of answers that are to be right (0.8, 0.9, 0.95, 0.99).",
+        help="With auto, --only and --exclude: the share of answers that are to be right (0.8, 0.9, 0.95, 0.99). "
+        "Default: 0.95.",
     ),
 ]
 Only = Annotated[
@@ -84,7 +93,13 @@ EngineWorkers = Annotated[
         "--engine-workers", min=1, help="With ray: processes, each with the model. Default: one per core."
     ),
 ]
-Format = Annotated[str, typer.Option("--format", help="Of the table in a folder: csv, jsonl or parquet.")]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="Of the table in a folder (csv, jsonl or parquet; default: parquet, or as it is) or here (default: csv).",
+    ),
+]
 
 
 def label(
@@ -105,11 +120,11 @@ def label(
         ),
     ] = None,
     level: LevelOrAuto = None,
-    min_tier: MinTier = 0,
-    precision: Precision = 0.95,
+    min_tier: MinTier = None,
+    precision: Precision = None,
     only: Only = None,
     exclude: Exclude = None,
-    format_: Format = "parquet",
+    format_: Format = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew, whatever was begun before.")
     ] = False,
@@ -138,13 +153,7 @@ def label(
 
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
-    request = Request(
-        level=_level(level),
-        min_tier=min_tier,
-        precision=precision,
-        only=tuple(only or ()),
-        exclude=tuple(exclude or ()),
-    )
+    request = _request(level, min_tier, precision, only, exclude)
     target = None if output is None else Target.parse(output, format_)
     if target is None and (overwrite or retry_errors):
         raise InputError("--overwrite and --retry-errors belong to a run on disk; give --output")
@@ -166,7 +175,7 @@ def label(
     )
     job = Job(names=tuple(paths), request=request, reading=reading, shard=part)
     if target is None:
-        _print_rows(classifier, job)
+        _print_rows(classifier, job, _format(format_) or "csv")
         return
     how = _engine(engine, partial(open_classifier, model, timm, weights, device), engine_workers)
     with target.run(classifier, reading, how) as (run, progress):
@@ -186,11 +195,11 @@ def refine(
         ),
     ],
     level: LevelOrAuto = None,
-    min_tier: MinTier = 0,
-    precision: Precision = 0.95,
+    min_tier: MinTier = None,
+    precision: Precision = None,
     only: Only = None,
     exclude: Exclude = None,
-    format_: Format = "parquet",
+    format_: Format = None,
     model: ModelOption = None,
     timm: TimmOption = None,
     weights: WeightsOption = None,
@@ -201,16 +210,10 @@ def refine(
     engine_workers: EngineWorkers = None,
 ) -> None:
     """Label some rows of a run anew, at a higher level say; the others stay as they are."""
-    request = Request(
-        level=_level(level),
-        min_tier=min_tier,
-        precision=precision,
-        only=tuple(only or ()),
-        exclude=tuple(exclude or ()),
-    )
+    request = _request(level, min_tier, precision, only, exclude)
     folder = RunFolder(run_folder)
     folder.manifest()
-    target = Target(run_folder, run_folder / f"labels.{_format(format_)}", is_file=False)
+    target = Target.in_folder(run_folder, format_)
     survive_closed_pipes()
     classifier = open_classifier(model, timm, weights, device)
     from hierclass.labelling.readers import Reading
@@ -226,6 +229,29 @@ def refine(
         run.refine(where, request)
         num_errors = target.finish(run)
     progress.tell(target.table, num_errors)
+
+
+def _request(
+    level: str | None,
+    min_tier: int | None,
+    precision: float | None,
+    only: list[str] | None,
+    exclude: list[str] | None,
+) -> Request:
+    """What the options ask for; one that would change nothing is refused."""
+    wish = _level(level)
+    if min_tier is not None and wish != "auto":
+        raise InputError("--min-tier belongs to --level auto")
+    if precision is not None and wish != "auto" and not (only or exclude):
+        raise InputError("--precision belongs to --level auto, --only and --exclude")
+    defaults = Request()
+    return Request(
+        level=wish,
+        min_tier=defaults.min_tier if min_tier is None else min_tier,
+        precision=defaults.precision if precision is None else precision,
+        only=tuple(only or ()),
+        exclude=tuple(exclude or ()),
+    )
 
 
 def _level(text: str | None) -> LevelWish:
@@ -249,8 +275,8 @@ def _engine(name: str, open_: Callable[[], Classifier], workers: int | None) -> 
     return RayEngine(open_, workers)
 
 
-def _format(text: str) -> str:
-    if text not in FORMATS:
+def _format(text: str | None) -> str | None:
+    if text is not None and text not in FORMATS:
         raise InputError(f"--format {text}: give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     return text
 
@@ -265,7 +291,14 @@ class Target:
     """Whether the table alone is wanted: the folder goes when it is whole."""
 
     @classmethod
-    def parse(cls, output: str, format_: str) -> Target:
+    def in_folder(cls, folder: Path, format_: str | None) -> Target:
+        """The table of a folder, in a format; None: the one that it has, or Parquet. Raises InputError for others."""
+        there = [each for each in FORMATS if (folder / f"labels.{each}").exists()]
+        chosen = _format(format_) or [*there, "parquet"][0]
+        return cls(folder, folder / f"labels.{chosen}", is_file=False)
+
+    @classmethod
+    def parse(cls, output: str, format_: str | None) -> Target:
         """Read --output; what can't be written is found before anything is done.
 
         Raises:
@@ -274,7 +307,11 @@ class Target:
         path = Path(output)
         if output.endswith(("/", os.sep)) or os.path.isdir(path):  # noqa: PTH112 - raises nothing for long names
             RunFolder(path).check()
-            return cls(path, path / f"labels.{_format(format_)}", is_file=False)
+            return cls.in_folder(path, format_)
+        if format_ is not None:
+            raise InputError(
+                f"--format {format_} belongs to a folder; the ending of {output} says its format"
+            )
         format_of(path)
         table = check_target(path)
         return cls(table.with_name(f"{table.name}.run"), table, is_file=True)
@@ -296,10 +333,12 @@ class Target:
         except Stopped as stop:
             raise Stopped(stop.code, f"stopped{progress.how_far()}; {_GOES_ON}") from None
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise Stopped(
-                1, f"writing failed{progress.how_far()}: {reason}; make room, then {_GOES_ON}"
-            ) from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            where = f" ({display_name(error.filename)})" if error.filename and not full else ""
+            what = (
+                f"{error.strerror or error}{where}; {'make room' if full else 'mend that'}, then {_GOES_ON}"
+            )
+            raise Stopped(1, f"writing failed{progress.how_far()}: {what}") from error
 
     def finish(self, run: Run) -> int:
         """Write the table; of a run that only was to make it, nothing else stays. Returns the number of errors."""
@@ -315,8 +354,8 @@ class Target:
 _GOES_ON = "the same command goes on from there"
 
 
-def _print_rows(classifier: Classifier, job: Job) -> None:
-    """Label to standard output, as CSV, without a run on disk."""
+def _print_rows(classifier: Classifier, job: Job, format_: str) -> None:
+    """Label to standard output, without a run on disk."""
     from rich.console import Console
 
     from hierclass.labelling.inputs import list_inputs
@@ -330,8 +369,7 @@ def _print_rows(classifier: Classifier, job: Job) -> None:
     inputs: Iterable[Numbered] = enumerate(list_inputs(job.names, image_column=job.reading.image_column))
     total = None
     if job.shard is not None:
-        everything = list(inputs)
-        inputs = everything[slice(*job.shard.range(len(everything)))]
+        inputs = job.shard.of_all(inputs)
         total = len(inputs)
     console, texts = Console(stderr=True, highlight=False), Texts(classifier.taxonomy, num_tiers)
     progress, num_errors = Progress(console if not sys.stdout.isatty() else Console(quiet=True)), 0
@@ -339,11 +377,12 @@ def _print_rows(classifier: Classifier, job: Job) -> None:
         progress.start(total, 0)
         try:
             found = outcomes(classifier, stopping, inputs, job.reading)
-            table = open_table(sys.stdout.buffer, "csv", num_tiers)
+            table = open_table(sys.stdout.buffer, format_, num_tiers)
             for outcome in found:
                 table.write(outcome.table(texts))
                 progress.advance(len(outcome), outcome.num_errors)
                 num_errors += outcome.num_errors
+            table.close()
         except Stopped as stop:
             raise Stopped(stop.code, f"stopped{progress.how_far()}") from None
         except OSError as error:

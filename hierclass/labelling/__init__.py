@@ -1,8 +1,8 @@
 """Label many images: `hierclass.label`, and runs on disk that survive whatever ends them.
 
 Read it in this order: `inputs` (what there is to label), `readers` (images are read ahead), `stream` (and answered),
-`rows` (what became of them), `tables` (how they are written), `folder` (a run on disk), `jobs` (what a run does),
-`selecting` (which rows are refined).
+`rows` (what became of them), `tables` (how they are written), `folder` (a run on disk), `passes` (over its inputs),
+`jobs` (what a run does), `selecting` (which rows are refined), `cluster` (many machines).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hierclass.stopping import LevelWish, Request, Stopping
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.readers import Reading
+    from hierclass.labelling.readers import Numbered, Reading
 
 __all__ = ["Row", "label"]
 
@@ -28,14 +28,16 @@ def label(
     level: LevelWish = None,
     min_tier: int = 0,
     precision: float = 0.95,
-    only: Iterable[str] = (),
-    exclude: Iterable[str] = (),
+    only: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    shard: str | None = None,
     reading: Reading | None = None,
 ) -> Iterator[Row]:
     """Label images: yield a row for every image that `paths` lead to, in order, with an error where one can't be read.
 
     `paths` are images, folders, tar and Parquet files of images (`hierclass.labelling.inputs.list_inputs`); they may
-    be endless. The other arguments are those of `hierclass label`: see `hierclass.stopping.Request` for what is asked
+    be endless, but for a `shard` ("2/8": the second of eight equal parts). The other arguments are those of
+    `hierclass label`: see `hierclass.stopping.Request` for what is asked
     of the images and `hierclass.labelling.readers.Reading` for how they are read. Memory does not grow with their
     number.
 
@@ -44,18 +46,25 @@ def label(
         InputError: an argument does not fit (on the call); or, at the end, there was nothing to label.
     """
     from hierclass.classifier import load
-    from hierclass.labelling.inputs import list_inputs
+    from hierclass.labelling.inputs import Shard, list_inputs
     from hierclass.labelling.readers import Reading
     from hierclass.labelling.stream import outcomes
 
     names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     found = load() if classifier is None else classifier
     request = Request(
-        level=level, min_tier=min_tier, precision=precision, only=tuple(only), exclude=tuple(exclude)
+        level=level, min_tier=min_tier, precision=precision, only=_names(only), exclude=_names(exclude)
     )
+    part = None if shard is None else Shard.parse(shard)
     if level != "auto":
         found.check_level(level)
     stopping = Stopping(request, found.taxonomy, found.decision)
     how = reading or Reading()
-    inputs = enumerate(list_inputs(names, image_column=how.image_column))
+    inputs: Iterable[Numbered] = enumerate(list_inputs(names, image_column=how.image_column))
+    if part is not None:
+        inputs = part.of_all(inputs)
     return (row for outcome in outcomes(found, stopping, inputs, how) for row in outcome.rows(found.taxonomy))
+
+
+def _names(names: str | Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -79,8 +79,10 @@ class _Worker:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         done = errors = 0
         for first, end in zip(batch["first"].tolist(), batch["end"].tolist(), strict=True):
-            for more, wrong in run_range(self._folder, self._classifier, self._pass, (first, end)):
-                done, errors = done + more, errors + wrong
+            # Ray begins what a lost worker had begun anew: some parts of it may be there.
+            for gap in self._folder.gaps(self._pass.generation, (first, end)):
+                for more, wrong in run_range(self._folder, self._classifier, self._pass, gap):
+                    done, errors = done + more, errors + wrong
         return {"done": [done], "errors": [errors]}
 
 

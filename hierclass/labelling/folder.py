@@ -26,7 +26,7 @@ from hierclass.errors import InputError
 from hierclass.files import locked, replacing
 from hierclass.inputs import display_name
 from hierclass.labelling.inputs import Input
-from hierclass.labelling.rows import schema
+from hierclass.labelling.rows import FORMATS, schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +37,7 @@ _GROUP = 10_000
 """Rows that are read and written at once."""
 Range: TypeAlias = "tuple[int, int]"
 """Numbers of the first input, and of the one after the last."""
-_PART = re.compile(r"(?P<generation>\d{3})-(?P<first>\d{12})-(?P<end>\d{12})\.parquet")
+_PART = re.compile(r"(?P<generation>\d{3,})-(?P<first>\d{12})-(?P<end>\d{12})\.parquet")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,8 +75,10 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise InputError(f"{display_name(self.path)} is a file; name a folder for the run")
+        names = [file.name for file in self.path.iterdir()]
         ours = {".lock", "parts", self._inputs.name}
-        names = (file.name for file in self.path.iterdir())
+        if ".lock" in names:  # a run was here, and was broken off while it was replaced
+            ours |= {f"labels.{format_}" for format_ in FORMATS}
         others = sorted(name for name in names if name not in ours and not name.endswith(".tmp"))
         if others:
             raise InputError(
@@ -91,42 +93,52 @@ class RunFolder:
             InputError: another process writes here, or the folder can't be made.
         """
         self.check()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with locked(self.path / ".lock", f"another run writes to {display_name(self.path)}"):
-                try:
-                    yield
-                finally:
-                    if not self.exists:
-                        self._discard()
-        except OSError as error:
-            if error.filename is not None and Path(os.fsdecode(error.filename)).parent == self.path.parent:
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(
+                    locked(self.path / ".lock", f"another run writes to {display_name(self.path)}")
+                )
+            except OSError as error:
                 raise InputError(f"cannot write {display_name(self.path)}: {error.strerror}") from error
-            raise
+            try:
+                yield
+            finally:
+                if not self.exists:
+                    self._discard()
 
     # -- what was asked
 
     def begin(self, manifest: dict[str, Any], inputs: Iterable[Input], listed: Callable[[int], None]) -> None:
         """Begin a run: list the inputs, which `listed` hears the growing number of, then store what was asked."""
-        self.clear()
+        new = self.path / ".inputs.new.tmp"
+        count, digest = self._write_inputs(new, inputs, listed)  # until then, what was there before stays
+        self.clear(but=new)
         self._parts.mkdir(exist_ok=True)
-        count, digest = self._write_inputs(inputs, listed)
+        new.replace(self._inputs)
         about = {**manifest["inputs"], "count": count, "digest": digest}
         self.write_manifest({"format": FORMAT, "version": VERSION, **manifest, "inputs": about})
 
-    def clear(self) -> None:
-        """Remove what a run left here, and nothing else."""
-        self._manifest.unlink(
-            missing_ok=True
-        )  # first: what is left of a clearing that is broken off is no run
+    def clear(self, *, but: Path | None = None) -> None:
+        """Remove what a run left here, and nothing else; its table stays."""
+        # The manifest first: what is left of a clearing that is broken off is no run.
+        self._manifest.unlink(missing_ok=True)
         self._inputs.unlink(missing_ok=True)
         shutil.rmtree(self._parts, ignore_errors=True)
         for temporary in self.path.glob(".*.tmp"):
+            if temporary != but:
+                temporary.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what a kill left half-written."""
+        for temporary in (*self.path.glob(".*.tmp"), *self._parts.glob(".*.tmp")):
             temporary.unlink(missing_ok=True)
 
     def _discard(self) -> None:
         """Remove a run that was not begun."""
         self.clear()
+        if any(self.path.glob("labels.*")):
+            return
         (self.path / ".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
@@ -150,30 +162,41 @@ class RunFolder:
                 raise ValueError(
                     f"it is of format {found['version']}, this version of hierclass reads {VERSION}"
                 )
-            return dict(found)
-        except FileNotFoundError:
-            raise InputError(f"there is no run in {display_name(self.path)}") from None
-        except (KeyError, TypeError, ValueError) as error:
+            _ = found["model"]["digest"], found["inputs"]["count"], found["jobs"][0]["kind"]
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(
-                f"{display_name(self._manifest)} can't be read: {error}; --overwrite starts the run anew"
+                f"there is no run in {display_name(self.path)}; name the folder of one (hierclass label … -o RUN/)"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{display_name(self._manifest)} can't be read: {error.strerror}") from error
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            what = f"it lacks {error}" if isinstance(error, (IndexError, KeyError)) else error
+            raise InputError(
+                f"{display_name(self._manifest)} can't be read: {what}; --overwrite starts the run anew"
             ) from error
+        for needed in (self._inputs, self._parts):
+            if not needed.exists():
+                raise InputError(f"{display_name(needed)} is gone; --overwrite starts the run anew")
+        return dict(found)
 
     # -- inputs
 
-    def _write_inputs(self, inputs: Iterable[Input], listed: Callable[[int], None]) -> tuple[int, str]:
+    @staticmethod
+    def _write_inputs(path: Path, inputs: Iterable[Input], listed: Callable[[int], None]) -> tuple[int, str]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         kinds = pa.schema(
-            [("path", pa.binary()), ("member", pa.string()), ("offset", pa.int64()), ("length", pa.int64())]
+            [("path", pa.binary()), ("member", pa.string())]
+            + [(name, pa.int64()) for name in ("offset", "length", "size", "modified")]
         )
         found = Fingerprint()
-        with replacing(self._inputs) as file, pq.ParquetWriter(file, kinds, compression="zstd") as writer:
+        with replacing(path) as file, pq.ParquetWriter(file, kinds, compression="zstd") as writer:
             for group in _groups(found.of(inputs), _GROUP):
                 paths = [os.fsencode(item.path) for item in group]
                 members = [display_name(item.member) for item in group]
-                rest = ([item.offset for item in group], [item.length for item in group])
-                writer.write_table(pa.table([paths, members, *rest], schema=kinds))
+                rest = zip(*(item[2:] for item in group), strict=True)
+                writer.write_table(pa.table([paths, members, *map(list, rest)], schema=kinds))
                 listed(found.count)
         return found.count, found.digest
 
@@ -226,9 +249,9 @@ class RunFolder:
         begin, end = wanted
         found = []
         for part in self.parts(generation):
-            if begin < part.first:
-                found.append((begin, part.first))
-            begin = part.end
+            if begin < min(part.first, end):
+                found.append((begin, min(part.first, end)))
+            begin = max(begin, part.end)
         return [*found, (begin, end)] if begin < end else found
 
     def read(self, generations: Sequence[int], num_tiers: int) -> Iterator[pa.Table]:
@@ -280,8 +303,10 @@ class _Rows:
     @staticmethod
     def _read(folder: Path, parts: Sequence[Part], wanted: pa.Schema) -> Iterator[pa.Table]:
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
+        reached = 0  # parts overlap where a cluster began a range anew
         for part in parts:
             try:
                 with pq.ParquetFile(folder / part.name) as file:
@@ -296,7 +321,9 @@ class _Rows:
                         for name, column in zip(names, missing, strict=True):
                             table = table.append_column(name, column)
                         generation = pa.array([part.generation] * len(table), pa.int64())
-                        yield table.select(wanted.names).append_column("_generation", generation)
+                        table = table.select(wanted.names).append_column("_generation", generation)
+                        yield table.filter(pc.field("_index") >= reached) if part.first < reached else table
+                reached = max(reached, part.end)
             except (pa.ArrowException, OSError) as error:
                 raise InputError(
                     f"{display_name(folder / part.name)} is damaged ({str(error)[:80]}); delete it and run the same "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
-from hierclass.errors import ImageError, InputError
+from hierclass.errors import HierclassError, ImageError, InputError
 from hierclass.inputs import display_name, find_inputs
 from taxonomy.folders import IMAGE_ENDINGS
 
@@ -31,6 +30,10 @@ class Input(NamedTuple):
     """In a tar file, the byte where it begins; in a Parquet file, the row."""
     length: int = -1
     """In a tar file, its bytes."""
+    size: int = -1
+    """Of an archive when it was listed: bytes."""
+    modified: int = -1
+    """Of an archive when it was listed: when it was last written, in nanoseconds."""
 
     @property
     def name(self) -> str:
@@ -49,13 +52,30 @@ def list_inputs(
     error.
 
     Raises:
-        InputError: there is nothing to label, or a Parquet file has no column of images.
+        InputError: there is nothing to label (at the end), or a Parquet file has no column of images.
     """
+    empty, archive = True, ""
+    for item in _list_inputs(names, stdin, image_column):
+        if isinstance(item, Input):
+            empty = False
+            yield item
+        else:
+            archive = item
+    if empty:
+        raise InputError(f"nothing to do: no images in {display_name(archive)}")
+
+
+def _list_inputs(
+    names: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None, image_column: str | None
+) -> Iterator[Input | str]:
+    """Inputs, and the path of every archive before what it holds."""
     for path in find_inputs(names, stdin=stdin, also=TAR_ENDINGS):
         ending = PurePath(path).suffix.lower()
         if ending in TAR_ENDINGS and os.path.isfile(path):  # noqa: PTH113 - raises nothing where a name is too long
+            yield path
             yield from _tar_members(path)
         elif ending in PARQUET_ENDINGS and os.path.isfile(path):  # noqa: PTH113
+            yield path
             yield from _parquet_rows(path, image_column)
         else:
             yield Input(path)
@@ -63,11 +83,12 @@ def list_inputs(
 
 def _tar_members(path: str) -> Iterator[Input]:
     """The images in a tar file; the file itself, where it can't be read or ends before it should."""
+    listed = stamp(path) or ()
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.isfile() and PurePath(member.name).suffix.lower() in IMAGE_ENDINGS:
-                    yield Input(path, member.name, member.offset_data, member.size)
+                    yield Input(path, member.name, member.offset_data, member.size, *listed)
                 tar.members = []  # type: ignore[attr-defined] # else it remembers all of them
             tar.fileobj.seek(tar.offset)
             end = tar.fileobj.read(tarfile.BLOCKSIZE)  # tarfile takes whatever is no member for the end
@@ -81,6 +102,7 @@ def _parquet_rows(path: str, image_column: str | None) -> Iterator[Input]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    listed = stamp(path) or Stamp(-1, -1)
     try:
         with pq.ParquetFile(path) as file:
             find_column(path, file.schema_arrow, image_column)
@@ -89,7 +111,7 @@ def _parquet_rows(path: str, image_column: str | None) -> Iterator[Input]:
         yield Input(path)
         return
     for row in range(rows):
-        yield Input(path, str(row), row)
+        yield Input(path, str(row), row, size=listed.size, modified=listed.modified)
 
 
 def find_column(path: str, schema: Any, wanted: str | None) -> str:
@@ -140,6 +162,11 @@ class Shard:
         """Return the numbers of its first input and of the one after its last."""
         return count * (self.number - 1) // self.of, count * self.number // self.of
 
+    def of_all(self, inputs: Iterable[tuple[int, Input]]) -> list[tuple[int, Input]]:
+        """Return its part of all inputs, which must end."""
+        everything = list(inputs)
+        return everything[slice(*self.range(len(everything)))]
+
 
 class Stamp(NamedTuple):
     """By which a file that has changed is told: bytes, and when it was last written, in nanoseconds."""
@@ -166,7 +193,17 @@ def source(item: Input) -> str | bytes:
     if item.offset < 0:
         _refuse_archive(item.path)
         return item.path
+    check_archive(item)
     return _read_part(item)
+
+
+def check_archive(item: Input) -> None:
+    """Raise ImageError if the archive that an image lies in is not what it was when it was listed."""
+    listed, now = Stamp(item.size, item.modified), stamp(item.path)
+    if now is None:
+        raise ImageError("is gone: its archive does not exist any more")
+    if item.modified >= 0 and now != listed:
+        raise ImageError("lies in an archive that has changed since it was listed; --overwrite lists it anew")
 
 
 class ParquetRows:
@@ -187,6 +224,7 @@ class ParquetRows:
 
         if item.offset < 0 or item.length >= 0:
             return None
+        check_archive(item)
         try:
             if self._file is not None and self._file[0] == item.path:
                 for row, value in self._file[1]:
@@ -197,11 +235,12 @@ class ParquetRows:
             self._file = (item.path, _rows_of(item.path, self._column, item.offset))
             _, value = next(self._file[1])
             return _image_bytes(value)
-        except (pa.ArrowException, OSError, StopIteration) as error:
+        except (pa.ArrowException, HierclassError, IndexError, OSError, StopIteration) as error:
             self._file = None
-            raise ImageError(
-                f"can't be read from its Parquet file: {' '.join(str(error).split())[:120]}"
-            ) from error
+            if isinstance(error, ImageError):
+                raise
+            reason = " ".join(str(error).split())[:120] or "it has no such row"
+            raise ImageError(f"can't be read from its Parquet file: {reason}") from error
 
 
 def _image_bytes(value: Any) -> bytes:
@@ -232,9 +271,12 @@ def _rows_of(path: str, column: str | None, first: int) -> Iterator[tuple[int, A
 
 def _read_part(item: Input) -> bytes:
     """The bytes of a member of a tar file."""
-    with open(item.path, "rb") as file:
-        file.seek(item.offset)
-        data = file.read(item.length)
+    try:
+        with open(item.path, "rb") as file:
+            file.seek(item.offset)
+            data = file.read(item.length)
+    except OSError as error:
+        raise ImageError(f"can't be read from its tar file: {error.strerror}") from error
     if len(data) < item.length:
         raise ImageError("is truncated: its tar file ends before the picture does")
     return data
@@ -246,7 +288,11 @@ def _refuse_archive(path: str) -> None:
     if ending not in TAR_ENDINGS + PARQUET_ENDINGS or not os.path.isfile(path):  # noqa: PTH113
         return
     kind = "tar" if ending in TAR_ENDINGS else "Parquet"
-    with contextlib.suppress(OSError):
-        if Path(path).stat().st_size == 0:
-            raise ImageError("is empty (0 bytes)")
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise ImageError(f"can't be read: {error.strerror}") from error
+    if empty:
+        raise ImageError("is empty (0 bytes)")
     raise ImageError(f"is no whole {kind} file; a compressed one has to be unpacked first")

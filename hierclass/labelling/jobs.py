@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from hierclass.errors import InputError
-from hierclass.inputs import display_name
+from hierclass.files import remove_temporaries
+from hierclass.inputs import STANDARD_INPUT, display_name
 from hierclass.labelling.folder import Fingerprint, Range, RunFolder
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
 from hierclass.labelling.passes import Engine, LocalEngine, Pass, num_tiers_of
 from hierclass.labelling.readers import Reading
 from hierclass.labelling.selecting import Condition
 from hierclass.labelling.tables import write_table
-from hierclass.stopping import Request
+from hierclass.stopping import Request, Stopping
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,15 +92,23 @@ class Run:
         """Begin a run, or continue it; then look again at files that have changed since their rows were made.
 
         Raises:
-            InputError: another run is in the folder, or there is nothing to label.
+            LevelError: the model has no such level.
+            InputError: another run is in the folder, there is nothing to label, or the request does not fit the model.
             OSError: writing failed; what was written before is kept, and the same call continues.
         """
+        self._check(job.request)
         wanted = job.manifest(self.classifier)
         again = self.folder.exists and not overwrite
+        if retry_errors and not self.folder.exists:
+            raise InputError(
+                f"--retry-errors: there is no run in {display_name(self.folder.path)}; a table that is one file "
+                "forgets its run when it is whole, a folder as output (-o run/) keeps it"
+            )
         inputs = list_inputs(job.names, image_column=self.reading.image_column)
         if again:
             self._check_same(self.folder.manifest(), wanted)
-            self._compare(inputs)
+            self._compare(inputs, is_list=STANDARD_INPUT in job.names)
+            self.folder.tidy()
         else:
             self.folder.begin(wanted, inputs, self.listener.listed)
         self._finish_passes()
@@ -107,20 +116,37 @@ class Run:
             self._look_again(retry_errors=retry_errors)
 
     def refine(self, where: str, request: Request) -> None:
-        """Label the rows that meet an SQL condition anew; rows of images that are gone stay as they are.
+        """Label the rows that meet an SQL condition anew.
+
+        Rows stay as they are if their image is gone, or a higher level than the one that is asked for has answered it.
+        Where the request names no classes, those that the run was begun with hold. The request of the last call,
+        given again, is only brought to its end.
 
         Raises:
-            InputError: the run is not complete, or the condition is wrong.
+            LevelError: the model has no such level.
+            InputError: the run is not complete, the condition is wrong, or the request does not fit the model.
         """
         manifest = self.folder.manifest()
         self._check_model(manifest)
+        if not request.selects:
+            begun = _request(manifest["jobs"][0])
+            request = dataclasses.replace(request, only=begun.only, exclude=begun.exclude)
+        self._check(request)
         job = {"kind": "refine", "where": where, "previews": self.reading.previews, **_to_json(request)}
-        if manifest["jobs"][-1] == job and not self._is_complete(len(manifest["jobs"]) - 1):
+        if manifest["jobs"][-1] == job:
             self._finish_passes()
             return
         self._require_complete(manifest)
-        condition = Condition(where, self.num_tiers)
-        self._add_pass(job, [number for table in self._rows() for number in condition.numbers(table)])
+        self.folder.tidy()
+        condition, numbers, finer = Condition(where, self.num_tiers), list[int](), 0
+        for table in self._rows():
+            chosen = list(condition.numbers(table))
+            numbers += self._not_above(table, chosen, request)
+            finer += len(chosen)
+        finer -= len(numbers)
+        if finer:
+            self.listener.say(f"answered at a higher level, rows stay as they were: {_images(finer)}")
+        self._add_pass(job, numbers)
 
     def assemble(self, path: Path) -> int:
         """Write the table as `path`; returns the number of rows with an error."""
@@ -132,6 +158,7 @@ class Run:
                 errors += len(table) - table.column("error").null_count
                 yield table
 
+        remove_temporaries(path.parent, path.name)
         write_table(path, counted(), self.num_tiers)
         return errors
 
@@ -160,6 +187,21 @@ class Run:
         passes = len(self.jobs) if passes is None else passes
         return self.folder.read(range(passes), self.classifier.taxonomy.num_tiers)
 
+    def _not_above(self, table: pa.Table, numbers: Sequence[int], request: Request) -> list[int]:
+        """Of the inputs of these numbers, those that no higher level than the one that is asked for has answered."""
+        import pyarrow.compute as pc
+
+        if request.level == "auto":
+            return list(numbers)
+        above = table.filter(pc.field("chosen_level") > self.classifier.check_level(request.level))
+        kept = set(above.column("_index").to_pylist())
+        return [number for number in numbers if number not in kept]
+
+    def _check(self, request: Request) -> None:
+        """Refuse a request that the model can't meet, before anything is stored."""
+        num_tiers_of(request, self.classifier)
+        Stopping(request, self.classifier.taxonomy, self.classifier.decision)
+
     def _is_complete(self, generation: int) -> bool:
         return not self.folder.gaps(generation, self._range)
 
@@ -171,8 +213,10 @@ class Run:
 
     def _check_model(self, stored: Manifest) -> None:
         if stored["model"]["digest"] != self.classifier.digest:
+            ours = {"digest": self.classifier.digest, "tiers": self.classifier.taxonomy.num_classes}
             raise InputError(
-                f"the run in {display_name(self.folder.path)} was made with another model; name that with --model"
+                f"the run in {display_name(self.folder.path)} was made with another model ({_model(stored['model'])}; "
+                f"this one: {_model(ours)}); name that with --model"
             )
 
     def _check_same(self, stored: Manifest, wanted: Manifest) -> None:
@@ -189,17 +233,23 @@ class Run:
                 "--overwrite"
             )
 
-    def _compare(self, inputs: Iterator[Input]) -> None:
-        """Say if there are other inputs now than when the run began."""
+    def _compare(self, inputs: Iterator[Input], *, is_list: bool) -> None:
+        """Say if there are other inputs now than when the run began; refuse another list."""
         now, began = Fingerprint(), self.folder.manifest()["inputs"]
         with contextlib.suppress(InputError):  # there are none
             for _ in now.of(inputs):
                 pass
-        if (now.count, now.digest) != (began["count"], began["digest"]):
-            self.listener.say(
-                f"the inputs are not what they were: {_images(now.count)} now, {began['count']:,} when the run began; "
-                "it keeps its list, --overwrite begins with the new one"
+        if (now.count, now.digest) == (began["count"], began["digest"]):
+            return
+        if is_list:
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} was begun with another list of images "
+                f"({began['count']:,}, now {now.count:,}); give the same, name another folder, or add --overwrite"
             )
+        self.listener.say(
+            f"the inputs are not what they were: {_images(now.count)} now, {began['count']:,} when the run began; "
+            "it keeps its list, --overwrite begins with the new one"
+        )
 
     # -- passes
 
@@ -241,7 +291,7 @@ class Run:
     def _look_again(self, *, retry_errors: bool) -> None:
         """Label files anew that have changed since their rows were made and, if asked for, those with errors."""
         again, gone = defaultdict[int, list[int]](list), 0
-        changed = failed = 0
+        changed = failed = relisted = 0
         stamps = _Stamps()
         rows = (row for table in self._rows() for row in table.select(_LOOKED_AT).to_pylist())
         for row, (number, item) in zip(rows, self.folder.inputs(self._range[0]), strict=False):
@@ -250,9 +300,8 @@ class Run:
             if now is None:
                 gone += row["error"] is None
             elif now != before and item.offset >= 0:
-                raise InputError(
-                    f"{display_name(item.path)} has changed since its images were listed; --overwrite starts anew"
-                )
+                relisted += row["error"] is None
+                continue
             elif now != before:
                 changed += 1
             if (now is not None and now != before) or (retry_errors and row["error"] is not None):
@@ -260,6 +309,10 @@ class Run:
                 again[self._root(row["_generation"])].append(number)
         for count, what in (
             (gone, "gone since, rows stay as they were"),
+            (
+                relisted,
+                "in archives that changed since, rows stay as they were (--overwrite lists them anew)",
+            ),
             (changed, "changed since, labelled again"),
             (failed, "had an error, read again"),
         ):
@@ -317,7 +370,13 @@ def _option(name: str) -> str:
     )
 
 
+def _model(about: Manifest) -> str:
+    return f"{about['digest'][:12]}, {' / '.join(map(str, about['tiers']))} classes"
+
+
 def _shown(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 4:
+        return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):

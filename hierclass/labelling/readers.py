@@ -42,6 +42,8 @@ _CHUNK = 8
 """Inputs that a process takes at a time."""
 _FEW = 256
 """For so many inputs it does not pay to start processes."""
+_MOST_BYTES = 64 << 20
+"""Bytes of rows of Parquet files that wait to be decoded, about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,7 @@ def read_ahead(
         while chunk := list(itertools.islice(inputs, size)):
             sources = [_Source(item, _data(rows, item)) for _, item in chunk]
             pending.append(([number for number, _ in chunk], sources, readers.submit(sources)))
-            if len(pending) >= ahead:
+            while pending and (len(pending) >= ahead or _bytes(pending) > _MOST_BYTES):
                 yield from _results(*pending.popleft())
         while pending:
             yield from _results(*pending.popleft())
@@ -118,6 +120,11 @@ def _data(rows: ParquetRows, item: Input) -> bytes | ImageError | None:
         return rows.data(item)
     except ImageError as error:
         return error
+
+
+def _bytes(pending: Iterable[_Chunk]) -> int:
+    """How much the inputs on their way hold in memory."""
+    return sum(len(data) for _, sources, _ in pending for _, data in sources if isinstance(data, bytes))
 
 
 def _results(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Value: TypeAlias = "str | int | float | bool | None"
 
 SCORE_DIGITS = 4
+FORMATS = ("csv", "jsonl", "parquet")
+"""Kinds of files that the table is written as."""
 _OWN = ("_index", "_size", "_modified")
 """Columns of a run's parts that are not in the table: the number of the input, and the stamp of its file."""
 

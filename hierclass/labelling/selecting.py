@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hierclass.errors import InputError
-from hierclass.labelling.rows import columns
+from hierclass.labelling.rows import SCORE_DIGITS, columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
+_ALLOWED = {sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
 """What a condition may do: look at columns and call functions of SQLite."""
 
 
 class Condition:
-    """An SQL condition on the columns of a table of labels (SQLite's grammar)."""
+    """An SQL condition on the columns of a table of labels (SQLite's grammar); it looks at one row.
+
+    Scores are as a table shows them, with `SCORE_DIGITS` digits.
+    """
 
     def __init__(self, text: str, num_tiers: int) -> None:
         """Check a condition on a table of so many tiers.
@@ -37,16 +40,27 @@ class Condition:
         self._database.set_authorizer(None)
         self._database.execute("DELETE FROM rows")
         if rows is not None:
-            values = zip(*(rows.column(name).to_pylist() for name in self._columns), strict=True)
+            values = zip(*(_rounded(rows.column(name).to_pylist()) for name in self._columns), strict=True)
             self._database.executemany(self._insert, values)
-        self._database.set_authorizer(
-            lambda action, *_: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
-        )
+        selects = 0
+
+        def permit(action: int, *_: object) -> int:
+            nonlocal selects
+            selects += action == sqlite3.SQLITE_SELECT
+            allowed = action in _ALLOWED or (action == sqlite3.SQLITE_SELECT and selects == 1)
+            return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+        self._database.set_authorizer(permit)
         try:
             found = self._database.execute(f"SELECT _index FROM rows WHERE ({self._text}\n) ORDER BY _index")
             yield from [number for (number,) in found]
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+            reason = "it looks at more than one row" if selects > 1 else error
             raise InputError(
-                f"--where {self._text!r}: {error}; give a condition such as tier0_label in ('dog', 'bird'); columns: "
+                f"--where {self._text!r}: {reason}; give a condition such as tier0_label in ('dog', 'bird'); columns: "
                 f"{', '.join(self._columns[1:])}"
             ) from error
+
+
+def _rounded(values: list[Any]) -> list[Any]:
+    return [round(value, SCORE_DIGITS) if isinstance(value, float) else value for value in values]

@@ -15,12 +15,11 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 from hierclass.errors import InputError
 from hierclass.files import replacing
 from hierclass.inputs import display_name
-from hierclass.labelling.rows import SCORE_DIGITS, Value, columns, schema
+from hierclass.labelling.rows import FORMATS, SCORE_DIGITS, Value, columns, schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMATS = ("csv", "jsonl", "parquet")
 _ROW_GROUP = 10_000
 
 Record: TypeAlias = "dict[str, Value]"

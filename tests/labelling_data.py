@@ -1,0 +1,89 @@
+"""A listener, and short ways to begin, go on with and read a run, for several test files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from hierclass.classifier import Classifier
+from hierclass.labelling import passes
+from hierclass.labelling.folder import RunFolder
+from hierclass.labelling.jobs import Job, Run
+from hierclass.labelling.readers import Reading
+from hierclass.stopping import LevelWish, Request
+
+READING = Reading(batch_size=4, workers=2)
+
+
+class Listener:
+    """Remembers what it hears."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.passes: list[tuple[int, int]] = []
+        self.done = 0
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def listed(self, count: int) -> None: ...
+
+    def start(self, total: int, done: int) -> None:
+        self.passes.append((total, done))
+        self.done = 0
+
+    def advance(self, num_images: int, num_errors: int) -> None:
+        self.done += num_images
+
+
+def make_photos(folder: Path, count: int = 20) -> Path:
+    """Noise in PNG files; the eighth is none."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        pixels = generator.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    (folder / "07.png").write_text("no picture")
+    return folder
+
+
+def job(photos: Path, level: LevelWish = 0, **more: Any) -> Job:
+    return Job(names=(str(photos),), request=Request(level=level), reading=READING, **more)
+
+
+def run_in(folder: Path, classifier: Classifier) -> tuple[Run, Listener]:
+    listener = Listener()
+    return Run(RunFolder(folder), classifier, READING, listener), listener
+
+
+def label(folder: Path, classifier: Classifier, what: Job, **more: Any) -> Listener:
+    run, listener = run_in(folder, classifier)
+    with run.folder.lock():
+        run.label(what, **more)
+        run.assemble(folder / "labels.parquet")
+    return listener
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(folder / "labels.parquet").to_pylist()
+    return found
+
+
+def breaking(after: int, error: BaseException) -> Any:
+    """Outcomes that end with an error after some inputs."""
+    real = passes.outcomes
+
+    def outcomes(*arguments: Any) -> Iterator[Any]:
+        count = 0
+        for outcome in real(*arguments):
+            yield outcome
+            count += len(outcome)
+            if count >= after:
+                raise error
+
+    return outcomes
