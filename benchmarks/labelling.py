@@ -42,7 +42,8 @@ from hierclass.classifier import Classifier
 from hierclass.climbing import Crew
 from hierclass.images import read_square
 from hierclass.labelling.inputs import list_inputs
-from hierclass.labelling.readers import Reading, num_cores, read_ahead
+from hierclass.labelling.readers import num_cores, read_ahead
+from hierclass.labelling.reading import Reading
 from hierclass.labelling.stream import outcomes
 from hierclass.stopping import LevelWish, Request, Stopping
 

@@ -14,7 +14,7 @@ from hierclass.classifier import Classifier
 from hierclass.labelling import passes
 from hierclass.labelling.folder import RunFolder
 from hierclass.labelling.jobs import Job, Run
-from hierclass.labelling.readers import Reading
+from hierclass.labelling.reading import Reading
 from hierclass.stopping import LevelWish, Request
 
 READING = Reading(batch_size=4, workers=2)

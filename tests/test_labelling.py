@@ -16,7 +16,7 @@ import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError, LevelError
 from hierclass.images import read_square
-from hierclass.labelling.readers import Reading
+from hierclass.labelling.reading import Reading
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import hierclass
 from hierclass.errors import InputError
 from hierclass.labelling.folder import RunFolder
 from hierclass.labelling.jobs import Job, Run
-from hierclass.labelling.readers import Reading
+from hierclass.labelling.reading import Reading
 from hierclass.stopping import Request
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'hierclass[ray]'")

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from labelling_data import make_photos
 
-from hierclass.labelling import readers
+from hierclass.labelling import processes, readers
 from hierclass.labelling.inputs import Input, list_inputs
-from hierclass.labelling.readers import Read, Reading, read_ahead
+from hierclass.labelling.readers import read_ahead
+from hierclass.labelling.reading import Read, Reading
 from hierclass.preprocessing import Preprocessing
 
 WHAT = Preprocessing(32)
@@ -43,7 +44,7 @@ def children() -> set[int]:
     found = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
     )
-    return {int(line.split()[0]) for line in found.stdout.splitlines() if "labelling.readers" in line}
+    return {int(line.split()[0]) for line in found.stdout.splitlines() if "labelling.processes" in line}
 
 
 def test_processes_read_what_threads_read_and_end_with_the_rows(photos: Path) -> None:
@@ -61,18 +62,18 @@ def test_processes_read_what_threads_read_and_end_with_the_rows(photos: Path) ->
 def test_an_image_that_ends_its_process_is_the_only_one_to_have_an_error(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = readers._PROGRAM.replace(
+    program = processes.PROGRAM.replace(
         "serve(int",
-        "from hierclass.labelling import readers\n"
-        "real = readers.source\n"
+        "from hierclass.labelling import reading\n"
+        "real = reading.source\n"
         "def source(item):\n"
         "    if item.path.endswith('13.png'):\n"
         "        import os; os.abort()\n"
         "    return real(item)\n"
-        "readers.source = source\n"
+        "reading.source = source\n"
         "serve(int",
     )
-    monkeypatch.setattr(readers, "_PROGRAM", program)
+    monkeypatch.setattr(processes, "PROGRAM", program)
     found = read(photos, workers=1, processes=True)
     errors = {number: each.pixels for number, each in enumerate(found) if isinstance(each.pixels, str)}
     assert set(errors) == {7, 13}
@@ -92,7 +93,7 @@ def test_a_process_that_is_killed_is_replaced(photos: Path) -> None:
 
 
 def test_where_no_process_starts_threads_read(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_PROGRAM", "import sys; sys.exit(1)")
+    monkeypatch.setattr(processes, "PROGRAM", "import sys; sys.exit(1)")
     found = read(photos, workers=2, processes=True)
     assert [isinstance(each.pixels, str) for each in found] == [number == 7 for number in range(20)]
 
@@ -102,9 +103,10 @@ def test_processes_end_when_the_one_that_they_read_for_is_killed(photos: Path) -
         "import sys, time\n"
         "from hierclass.labelling import readers\n"
         "from hierclass.labelling.inputs import Input\n"
+        "from hierclass.labelling.reading import Reading\n"
         "from hierclass.preprocessing import Preprocessing\n"
         "inputs = ((n, Input(sys.argv[1])) for n in range(10**6))\n"
-        "how = readers.Reading(workers=2, processes=True)\n"
+        "how = Reading(workers=2, processes=True)\n"
         "for n, _, found in readers.read_ahead(inputs, Preprocessing(32), how):\n"
         "    if n == 300:\n"
         "        print('reading', flush=True)\n"

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from hierclass.classifier import Classifier
     from hierclass.labelling.jobs import Job, Run
     from hierclass.labelling.passes import Engine
-    from hierclass.labelling.readers import Numbered, Reading
+    from hierclass.labelling.readers import Numbered
+    from hierclass.labelling.reading import Reading
 
 LevelOrAuto = Annotated[
     str | None,
@@ -164,7 +165,7 @@ def label(
     part = None if shard is None else Shard.parse(shard)
     classifier = open_classifier(model, timm, weights, device)
     from hierclass.labelling.jobs import Job
-    from hierclass.labelling.readers import Reading
+    from hierclass.labelling.reading import Reading
 
     reading = Reading(
         batch_size=batch_size,
@@ -216,7 +217,7 @@ def refine(
     target = Target.in_folder(run_folder, format_)
     survive_closed_pipes()
     classifier = open_classifier(model, timm, weights, device)
-    from hierclass.labelling.readers import Reading
+    from hierclass.labelling.reading import Reading
 
     reading = Reading(
         batch_size=batch_size,

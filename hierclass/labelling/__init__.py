@@ -1,8 +1,9 @@
 """Label many images: `hierclass.label`, and runs on disk that survive whatever ends them.
 
-Read it in this order: `inputs` (what there is to label), `readers` (images are read ahead), `stream` (and answered),
-`rows` (what became of them), `tables` (how they are written), `folder` (a run on disk), `passes` (over its inputs),
-`jobs` (what a run does), `selecting` (which rows are refined), `cluster` (many machines).
+Read it in this order: `inputs` (what there is to label), `reading` (how one is read), `readers` and `processes` (ahead
+of the network), `stream` (which answers them), `rows` (what became of them), `tables` (how they are written), `folder`
+(a run on disk), `passes` (over its inputs), `jobs` (what a run does), `selecting` (which rows are refined), `cluster`
+(many machines).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from hierclass.stopping import LevelWish, Request, Stopping
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.readers import Numbered, Reading
+    from hierclass.labelling.readers import Numbered
+    from hierclass.labelling.reading import Reading
 
 __all__ = ["Row", "label"]
 
@@ -38,7 +40,7 @@ def label(
     `paths` are images, folders, tar and Parquet files of images (`hierclass.labelling.inputs.list_inputs`); they may
     be endless, but for a `shard` ("2/8": the second of eight equal parts). The other arguments are those of
     `hierclass label`: see `hierclass.stopping.Request` for what is asked
-    of the images and `hierclass.labelling.readers.Reading` for how they are read. Memory does not grow with their
+    of the images and `hierclass.labelling.reading.Reading` for how they are read. Memory does not grow with their
     number.
 
     Raises:
@@ -47,7 +49,7 @@ def label(
     """
     from hierclass.classifier import load
     from hierclass.labelling.inputs import Shard, list_inputs
-    from hierclass.labelling.readers import Reading
+    from hierclass.labelling.reading import Reading
     from hierclass.labelling.stream import outcomes
 
     names = [paths] if isinstance(paths, (str, os.PathLike)) else paths

@@ -18,7 +18,7 @@ from hierclass.inputs import STANDARD_INPUT, display_name
 from hierclass.labelling.folder import Fingerprint, Range, RunFolder
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
 from hierclass.labelling.passes import Engine, LocalEngine, Pass, num_tiers_of
-from hierclass.labelling.readers import Reading
+from hierclass.labelling.reading import Reading
 from hierclass.labelling.selecting import Condition
 from hierclass.labelling.tables import write_table
 from hierclass.stopping import Request, Stopping

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hierclass.labelling.folder import Part, Range, RunFolder
-from hierclass.labelling.readers import Numbered, Reading
+from hierclass.labelling.readers import Numbered
+from hierclass.labelling.reading import Reading
 from hierclass.labelling.rows import Texts, schema
 from hierclass.labelling.stream import outcomes
 from hierclass.stopping import Request, Stopping

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from hierclass.climbing import Crew, Done
 from hierclass.labelling.inputs import Input, Stamp
-from hierclass.labelling.readers import Numbered, Read, Reading, read_ahead
+from hierclass.labelling.readers import Numbered, read_ahead
+from hierclass.labelling.reading import Read, Reading
 from hierclass.labelling.rows import Outcome
 from hierclass.stopping import Answers, Stopping
 
