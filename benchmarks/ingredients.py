@@ -57,6 +57,12 @@ SCHEDULE: dict[str, Any] = {
     "backbone": "resnet10t",
 }
 """What all rows have in common, but for what they change."""
+TOGETHER: dict[str, Any] = {
+    "smoothing": 0.1,
+    "smoothing_along": "tree",
+    "level_weights": (1.0, 1.0, 1.0),
+}
+"""What helped alone."""
 LONG: dict[str, Any] = {"epochs": 18, "eval_every": 18, "size": 32, "start_size": None}
 """Of those rows that ask what helps when every image is seen often."""
 Right = list[npt.NDArray[np.bool_]]
@@ -109,6 +115,12 @@ ROWS: dict[str, Row] = {
     "deep": Row("two blocks a stage", "leaves", {"backbone_args": {"layers": [2, 2, 2, 2]}}),
     "wide": Row("wider", "leaves", {"backbone_args": {"channels": [96, 192, 384, 640]}}),
     "leaves-fixedsize": Row("48 pixels from the first epoch on", "leaves", {"start_size": 48}),
+    "together": Row("smoothing along the tree and equal weights, both", "leaves", TOGETHER),
+    "together-distil": Row(
+        "the last level teaches its answer on the leaves",
+        "together",
+        {**TOGETHER, "distil": 0.5, "distil_to": "leaves"},
+    ),
     "long": Row("18 epochs, all of 32 pixels", None, LONG),
     "long-cutmix": Row("cutmix in every second batch", "long", {**LONG, "cutmix": 1.0, "mix_prob": 0.5}),
 }
