@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,8 +58,16 @@ SCHEDULE: dict[str, Any] = {
     "backbone": "resnet10t",
 }
 """What all rows have in common, but for what they change."""
+TOGETHER: dict[str, Any] = {
+    "smoothing": 0.1,
+    "smoothing_along": "tree",
+    "level_weights": (1.0, 1.0, 1.0),
+}
+"""What helped alone."""
 LONG: dict[str, Any] = {"epochs": 18, "eval_every": 18, "size": 32, "start_size": None}
 """Of those rows that ask what helps when every image is seen often."""
+COMPARED = ("leaves", "together-distil")
+"""Rows whose levels are set beside plain networks of their cost: one with all their settings, and the best."""
 Right = list[npt.NDArray[np.bool_]]
 """Per level, whether its answer on its own tier is right, for every dev image."""
 
@@ -109,6 +118,12 @@ ROWS: dict[str, Row] = {
     "deep": Row("two blocks a stage", "leaves", {"backbone_args": {"layers": [2, 2, 2, 2]}}),
     "wide": Row("wider", "leaves", {"backbone_args": {"channels": [96, 192, 384, 640]}}),
     "leaves-fixedsize": Row("48 pixels from the first epoch on", "leaves", {"start_size": 48}),
+    "together": Row("smoothing along the tree and equal weights, both", "leaves", TOGETHER),
+    "together-distil": Row(
+        "the last level teaches its answer on the leaves",
+        "together",
+        {**TOGETHER, "distil": 0.5, "distil_to": "leaves"},
+    ),
     "long": Row("18 epochs, all of 32 pixels", None, LONG),
     "long-cutmix": Row("cutmix in every second batch", "long", {**LONG, "cutmix": 1.0, "mix_prob": 0.5}),
 }
@@ -170,6 +185,16 @@ def dev_images(recipe: Recipe) -> ImageSet:
     return images.subset(dev)
 
 
+def judged(model: Path, dev: ImageSet) -> Right:
+    """`right_answers`, kept in a file beside the model."""
+    file = model.with_name("right.npz")
+    if not file.exists() or file.stat().st_mtime < (model / "training.json").stat().st_mtime:
+        with replacing(file) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, *right_answers(model, dev))
+    with np.load(file) as stored:
+        return [stored[name] for name in sorted(stored.files)]
+
+
 @torch.inference_mode()
 def right_answers(model: Path, dev: ImageSet) -> Right:
     """Judge every level of a stored model on the dev images, each level alone; a plain one on every tier."""
@@ -216,7 +241,7 @@ def judge_rows(data: tuple[str, ...], work: Path) -> dict[str, Any]:
         if not facts_file.exists():
             continue
         facts = json.loads(facts_file.read_text(encoding="utf-8"))
-        right[name] = right_answers(work / name / "model", dev)
+        right[name] = judged(work / name / "model", dev)
         levels = facts["best"]["results"]["levels"]
         result: dict[str, Any] = {
             "name": name,
@@ -236,11 +261,64 @@ def judge_rows(data: tuple[str, ...], work: Path) -> dict[str, Any]:
             pairs = zip(right[name], right[row.against], strict=True)
             result["differences"] = [paired(ours, theirs) for ours, theirs in pairs]
         rows.append(result)
-    return {"schedule": SCHEDULE, "dev_images": len(dev), "seeds": 1, "rows": rows}
+    return {
+        "schedule": SCHEDULE,
+        "dev_images": len(dev),
+        "seeds": 1,
+        "rows": rows,
+        "equal_cost": [pair for name in COMPARED for pair in compare(name, right)],
+    }
+
+
+def compare(name: str, right: dict[str, Right]) -> list[dict[str, Any]]:
+    """Each level of a nested row on its own tier, beside the plain network of its cost and the uncut backbone."""
+    pairs = []
+    for level in range(len(right.get(name, ()))):
+        for other in (f"alone-{level}", "alone-dense"):
+            if other in right:
+                ours, theirs = right[name][level], right[other][level]
+                found = {"nested": float(ours.mean()), "alone": float(theirs.mean())}
+                pairs.append(
+                    {
+                        "name": name,
+                        "level": level,
+                        "other": other,
+                        **{
+                            key: {"top1": share, "interval": wilson_interval(share, len(ours))}
+                            for key, share in found.items()
+                        },
+                        "difference": paired(ours, theirs),
+                    }
+                )
+    return pairs
 
 
 def report(results: dict[str, Any]) -> str:
-    """The rows as a Markdown table."""
+    """The rows, and the levels beside plain networks, as Markdown tables."""
+    return report_rows(results) + "\n\n" + report_equal_cost(results)
+
+
+def report_equal_cost(results: dict[str, Any]) -> str:
+    """Each level of the compared rows on its own tier, beside networks trained alone."""
+    lines = [
+        "| nested row | level | right on its tier | trained alone | right on the same tier | difference, points |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for pair in results["equal_cost"]:
+        shares = [f"{pair[key]['top1']:.1%} ({_span(pair[key]['interval'])})" for key in ("nested", "alone")]
+        middle, *ends = pair["difference"]
+        cells = [f"`{pair['name']}`", str(pair["level"]), shares[0], f"`{pair['other']}`", shares[1]]
+        lines.append(f"| {' | '.join(cells)} | {100 * middle:+.1f} ({_span(ends, sign='+')}) |")
+    return "\n".join(lines)
+
+
+def _span(ends: Sequence[float], sign: str = "") -> str:
+    low, high = (format(100 * end, f"{sign}.1f") for end in ends)
+    return f"{low} to {high}"
+
+
+def report_rows(results: dict[str, Any]) -> str:
+    """What every row's change is worth."""
     lines = [
         "| what is changed | against | level 0 | level 1 | level 2 | difference, points (95% interval) |",
         "| --- | --- | --- | --- | --- | --- |",

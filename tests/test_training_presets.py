@@ -60,8 +60,13 @@ def test_a_recipe_that_is_not_there_names_those_that_are(name: str) -> None:
 def test_options_beside_the_file_win(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
     tiny_taxonomy.save(tmp_path / "tiny.json")
     write_parquet(tmp_path / "shapes.parquet", tiny_taxonomy, 10)
-    file = preset(tmp_path, "backbone = 'test_resnet'\nsize = 32\nepochs = 2\nlr = 0.07\nbatch_size = 40\n")
+    file = preset(
+        tmp_path,
+        "backbone = 'resnet10t'\nsize = 32\nepochs = 2\nlr = 0.07\nbatch_size = 40\nstem_stride = 4\n"
+        "[backbone_args]\nunknown_to_others = 1\n",
+    )
     options = {
+        "--backbone": "test_resnet",
         "--data": tmp_path / "shapes.parquet",
         "--taxonomy": tmp_path / "tiny.json",
         "--recipe": file,
@@ -79,3 +84,4 @@ def test_options_beside_the_file_win(tmp_path: Path, tiny_taxonomy: Taxonomy) ->
         0.07,
         40,
     ]
+    assert (stored["backbone_args"], stored["stem_stride"]) == ({}, None)  # they were another backbone's

@@ -19,6 +19,8 @@ NUMBERS = ("widths", "depths", "densities", "level_weights", "crop_scale")
 """Fields of a recipe that are written as numbers with commas; empty text is the default."""
 OF_THE_MACHINE = ("compile", "accumulate")
 """Fields of a recipe that may change on resuming: they change the result by rounding alone."""
+OF_THE_BACKBONE = ("backbone_args", "stem_stride")
+"""Fields of a recipe that mean one backbone and nothing to another."""
 
 
 def wanted_recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
@@ -77,8 +79,12 @@ def _given(ctx: typer.Context) -> Recipe:
 
 
 def _preset(ctx: typer.Context) -> dict[str, Any]:
-    """What the file of --recipe sets."""
-    return read_preset(ctx.params["recipe"]) if ctx.params["recipe"] else {}
+    """What the file of --recipe sets; another --backbone leaves out what it says of its own."""
+    values = read_preset(ctx.params["recipe"]) if ctx.params["recipe"] else {}
+    if is_given(ctx, "backbone"):
+        for name in OF_THE_BACKBONE:
+            values.pop(name, None)
+    return values
 
 
 def _absolute(data: str) -> str:
