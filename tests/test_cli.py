@@ -331,14 +331,13 @@ def test_a_list_on_standard_input_with_odd_names(photos: Path, tiny_checkpoint: 
     assert not any(row["error"] for row in rows)
 
 
-def test_a_reader_that_goes_away_is_no_error(photos: Path, tiny_checkpoint: Path) -> None:
-    listed = f"{photos / '0.png'}\n" * 3000
+def test_a_reader_that_goes_away_is_no_error(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{photos / '0.png'}\n" * 3000)
     arguments = command("label", "-", "--model", tiny_checkpoint, "--batch-size", "8")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(arguments, env=environment(), **pipes)  # type: ignore[call-overload]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with open(tmp_path / "list.txt", "rb") as listed:
+        process = subprocess.Popen(arguments, env=environment(), stdin=listed, **pipes)  # type: ignore[call-overload]
     try:
-        process.stdin.write(listed.encode())
-        process.stdin.close()
         header = process.stdout.readline()
         assert header.startswith(b"path,"), process.stderr.read()
         process.stdout.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -378,8 +379,9 @@ def _print_rows(classifier: Classifier, job: Job, format_: str) -> None:
         progress.start(total, 0)
         try:
             found = outcomes(classifier, stopping, inputs, job.reading)
+            first = next(found, None)  # wrong use is found before anything is written
             table = open_table(sys.stdout.buffer, format_, num_tiers)
-            for outcome in found:
+            for outcome in itertools.chain(filter(None, [first]), found):
                 table.write(outcome.table(texts))
                 progress.advance(len(outcome), outcome.num_errors)
                 num_errors += outcome.num_errors
