@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -52,45 +54,48 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def label(
-    folder: Path, photos: Path, model: Path, *, engine: Any = None
-) -> tuple[list[dict[str, Any]], Silent]:
+def label(folder: Path, photos: Path, model: Path, *, engine: Any = None) -> list[dict[str, Any]]:
     classifier, listener = hierclass.load(model, device="cpu"), Silent()
     run = Run(RunFolder(folder), classifier, READING, listener, engine)
     with run.folder.lock():
         run.label(Job(names=(str(photos),), request=Request(level=1), reading=READING))
-        run.refine("error is null and score > 0", Request(level=2))
+        assert listener.done == listener.total == 30
         run.assemble(folder / "labels.parquet")
     rows: list[dict[str, Any]] = pq.read_table(folder / "labels.parquet").to_pylist()
-    return rows, listener
+    return rows
+
+
+@pytest.fixture(scope="module")
+def there(
+    photos: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
+    """A run of two workers: its folder and its rows."""
+    from hierclass.labelling import cluster
+
+    folder = tmp_path_factory.mktemp("there") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cluster, "CHUNK", 7)
+        engine = cluster.RayEngine(partial(hierclass.load, tiny_checkpoint, "cpu"), 2)
+        return folder, label(folder, photos, tiny_checkpoint, engine=engine)
 
 
 def test_two_workers_make_the_rows_that_this_process_makes(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: tuple[Path, list[dict[str, Any]]], photos: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from hierclass.labelling import cluster
-
-    monkeypatch.setattr(cluster, "CHUNK", 7)
-    engine = cluster.RayEngine(partial(hierclass.load, tiny_checkpoint, "cpu"), 2)
-    here, _ = label(tmp_path / "here", photos, tiny_checkpoint)
-    there, listener = label(tmp_path / "there", photos, tiny_checkpoint, engine=engine)
-    assert listener.done == listener.total == 29
-    assert len(RunFolder(tmp_path / "there").parts(0)) == 5
-    for ours, theirs in zip(there, here, strict=True):
+    here = label(tmp_path / "here", photos, tiny_checkpoint)
+    folder, rows = there
+    assert len(RunFolder(folder).parts(0)) == 5
+    for ours, theirs in zip(rows, here, strict=True):
         for name, value in theirs.items():
             assert ours[name] == (pytest.approx(value, abs=2e-4) if isinstance(value, float) else value), name
 
 
 def test_a_run_goes_on_by_parts_on_another_engine(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: tuple[Path, list[dict[str, Any]]], photos: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from hierclass.labelling import cluster
-
-    monkeypatch.setattr(cluster, "CHUNK", 7)
-    engine = cluster.RayEngine(partial(hierclass.load, tiny_checkpoint, "cpu"), 2)
-    whole, _ = label(tmp_path / "run", photos, tiny_checkpoint, engine=engine)
-    folder = RunFolder(tmp_path / "run")
-    (tmp_path / "run" / "parts" / folder.parts(0)[1].name).unlink()
+    whole = there[1]
+    folder = RunFolder(Path(shutil.copytree(there[0], tmp_path / "run")))
+    (folder.path / "parts" / folder.parts(0)[1].name).unlink()
     assert folder.gaps(0, (0, 30)) == [(7, 14)]
     run = Run(folder, hierclass.load(tiny_checkpoint, device="cpu"), READING, listener := Silent())
     run.label(Job(names=(str(photos),), request=Request(level=1), reading=READING))
@@ -98,6 +103,27 @@ def test_a_run_goes_on_by_parts_on_another_engine(
     run.assemble(tmp_path / "again.parquet")
     again = pq.read_table(tmp_path / "again.parquet").to_pylist()
     assert [row["label"] for row in again] == [row["label"] for row in whole]
+
+
+def test_a_worker_takes_up_what_a_lost_one_had_finished(
+    there: tuple[Path, list[dict[str, Any]]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from hierclass.labelling.cluster import _Worker
+    from hierclass.labelling.passes import Pass
+
+    folder = RunFolder(Path(shutil.copytree(there[0], tmp_path / "run")))
+    what = Pass(generation=0, request=Request(level=1), reading=READING)
+    worker = _Worker(folder, what, partial(hierclass.load, tiny_checkpoint, "cpu"))
+    first, second, *_ = folder.parts(0)
+    (folder.path / "parts" / second.name).unlink()
+    chunk = {"first": np.array([first.first]), "end": np.array([second.end])}
+    assert worker(chunk)["done"] == [second.end - second.first]
+    assert worker(chunk)["done"] == [0]
+    assert folder.parts(0)[:2] == [first, second]
+    folder.write_numbers(1, [3, 5, 20])  # as a refinement does
+    refining = dataclasses.replace(what, generation=1, request=Request(level=2), sparse=True)
+    worker = _Worker(folder, refining, partial(hierclass.load, tiny_checkpoint, "cpu"))
+    assert worker({"first": np.array([0, 7]), "end": np.array([7, 14])})["done"] == [2]
 
 
 def test_a_worker_that_cannot_open_the_model_is_one_error(
