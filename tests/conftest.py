@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from taxonomy import Node, Taxonomy
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared with other files of tests
+gc.set_threshold(50_000, 20, 20)  # cutting networks makes many objects, and few of them go round in circles
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test fetches weights, wherever it runs
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import hierclass
 from hierclass.checkpoint import (
     Architecture,
     Checkpoint,
@@ -25,7 +25,7 @@ from hierclass.checkpoint import (
     save_checkpoint,
     stored_dtype,
 )
-from hierclass.classifier import BUNDLED
+from hierclass.classifier import BUNDLED, Classifier
 from hierclass.cli import main
 from hierclass.compress import compare, compress
 from hierclass.errors import LevelError
@@ -106,6 +106,23 @@ def run(model: Path, level: int, output: Path, *options: str) -> int:
     return main(["compress", "--model", str(model), "--level", str(level), "-o", str(output), *options])
 
 
+@pytest.fixture(scope="module")
+def small(big: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """The model that the command makes of the lowest levels of ``big``; each is made once and not to be changed."""
+    folder = tmp_path_factory.mktemp("small")
+
+    def made(level: int) -> Path:
+        if not (folder / str(level)).exists():
+            assert run(big, level, folder / str(level)) == 0
+        return folder / str(level)
+
+    return made
+
+
+loaded = cache(load_checkpoint)
+"""The models that no test changes are read once."""
+
+
 def weights(model: Path) -> int:
     return sum(parameter.numel() for parameter in load_checkpoint(model).network.parameters())
 
@@ -121,46 +138,46 @@ def contents(folder: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_small_model_answers_at_its_levels_exactly_as_the_big_one(
-    level: int, big: Path, photos: list[Path], tmp_path: Path
+    level: int, big: Path, small: Callable[[int], Path], photos: list[Path]
 ) -> None:
-    assert run(big, level, tmp_path) == 0
-    whole, small = (hierclass.load(folder, device="cpu") for folder in (big, tmp_path))
-    assert [one.num_classes for one in small.levels] == [2, 5, 12][: level + 1]
+    whole, alone = (Classifier(loaded(folder), device="cpu") for folder in (big, small(level)))
+    assert [one.num_classes for one in alone.levels] == [2, 5, 12][: level + 1]
     for asked in range(level + 1):
         for ours, theirs in zip(
-            small.predict_batch(photos, asked), whole.predict_batch(photos, asked), strict=True
+            alone.predict_batch(photos, asked), whole.predict_batch(photos, asked), strict=True
         ):
             assert ours.path == theirs.path
             assert ours.top(100) == theirs.top(100)
-    refined = zip(small.refine(photos[0]), whole.refine(photos[0]), strict=False)
+    refined = zip(alone.refine(photos[0]), whole.refine(photos[0]), strict=False)
     assert [ours.path for ours, _ in refined] == [
         one.path for one, _ in zip(whole.refine(photos[0]), range(level + 1), strict=False)
     ]
 
 
-def test_a_small_model_is_smaller_and_costs_what_its_level_costs(big: Path, tmp_path: Path) -> None:
-    whole = load_checkpoint(big)
+def test_a_small_model_is_smaller_and_costs_what_its_level_costs(
+    big: Path, small: Callable[[int], Path]
+) -> None:
+    whole = loaded(big)
     before = [whole.network.cost(level) for level in range(3)]
     sizes = []
     for level in range(3):
-        assert run(big, level, tmp_path / str(level)) == 0
-        cost = load_checkpoint(tmp_path / str(level)).network.cost(level)
+        cost = loaded(small(level)).network.cost(level)
         assert (cost.parameters, cost.macs) == (before[level].parameters, before[level].macs)
-        sizes.append((tmp_path / str(level) / FILES[1]).stat().st_size)
+        sizes.append((small(level) / FILES[1]).stat().st_size)
     assert sizes[0] < sizes[1] < sizes[2] == (big / FILES[1]).stat().st_size
 
 
-def test_a_small_model_of_a_small_model_is_that_of_the_big_one(big: Path, tmp_path: Path) -> None:
-    for level, source in ((1, big), (0, big), (0, tmp_path / "1-big")):
-        assert run(source, level, tmp_path / f"{level}-{source.name}") == 0
-    assert contents(tmp_path / "0-1-big") == contents(tmp_path / "0-big")
+def test_a_small_model_of_a_small_model_is_that_of_the_big_one(
+    small: Callable[[int], Path], tmp_path: Path
+) -> None:
+    assert run(small(1), 0, tmp_path) == 0
+    assert contents(tmp_path) == contents(small(0))
     with pytest.raises(LevelError, match="this model has levels 0 to 1"):
-        compress(load_checkpoint(tmp_path / "1-big"), 2)
+        compress(loaded(small(1)), 2)
 
 
-def test_the_last_level_is_a_copy(big: Path, tmp_path: Path) -> None:
-    assert run(big, 2, tmp_path) == 0
-    assert contents(tmp_path) == contents(big)
+def test_the_last_level_is_a_copy(big: Path, small: Callable[[int], Path]) -> None:
+    assert contents(small(2)) == contents(big)
 
 
 def test_what_is_known_of_the_model_is_cut_to_its_levels(tiny_checkpoint: Path) -> None:
@@ -295,16 +312,15 @@ def test_the_bundled_model_can_be_compressed(level: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_what_the_small_model_has_no_use_for_is_not_in_its_file(
-    level: int, big: Path, tmp_path: Path
+    level: int, small: Callable[[int], Path]
 ) -> None:
-    assert run(big, level, tmp_path) == 0
-    stored = load_file(tmp_path / FILES[1])
-    network: NestedNetwork = load_checkpoint(tmp_path).network
+    stored = load_file(small(level) / FILES[1])
+    network: NestedNetwork = loaded(small(level)).network
     assert set(stored) == set(network.stored())
     if level == 0:  # no weight is in the file that the level does not use
         used = [value for _, value, _ in network.level_tensors(0)] + list(network.heads.parameters())
         assert numbers(stored.values()) == numbers(used)
-    config = json.loads((tmp_path / FILES[0]).read_text())
+    config = json.loads((small(level) / FILES[0]).read_text())
     assert len(config["taxonomy"]["nodes"]) == (3, 8)[level]
     assert config["architecture"]["levels"] == level + 1
 

@@ -30,13 +30,19 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 
 NO_TIMM_MODEL = {"prefix": SIZES_ELSEWHERE, "depths": BLOCKS_TAKE_MORE}
 FEW = ("resnet", "seresnet", "vit")
+ALIKE = (
+    *("resnext", "ecaresnet", "efficientnet", "efficientnetv2", "mobilenetv2", "mobilenetv3", "hrnet"),
+    *("convnextv2", "mambaout", "inception_next", "deit", "beit", "swin", "repvgg"),
+)
+"""Families whose layers are those of another one here: they are cut by channels alone."""
 WITHOUT_BLOCKS = ("densenet", "vgg", "vovnet", "byobnet", "nfnet", "efficientnet")
 """These have one residual block in each stage, or none, so that there is none to leave out."""
 
 
 def families_of(structure: str) -> list[str]:
-    """All families, and a few for combinations."""
-    chosen = FEW if " " in structure else FAMILIES
+    """All families for slices, those that differ in their layers for the others, and a few for combinations."""
+    different = [name for name in FAMILIES if structure == "slices" or name not in ALIKE]
+    chosen = FEW if " " in structure else different
     return [name for name in chosen if "depths" not in STRUCTURES[structure] or name not in WITHOUT_BLOCKS]
 
 
