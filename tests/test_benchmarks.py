@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from click.testing import Result
 from training_data import write_folder, write_parquet
@@ -28,13 +29,17 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_latency_reports_every_level_refining_and_the_dense_network(
-    tiny_checkpoint: Path, tmp_path: Path
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    app, threads = typer.Typer(), torch.get_num_threads()
+    app.command()(importlib.import_module("latency").main)
     out = tmp_path / "latency.json"
-    done = run(
-        "--model", tiny_checkpoint, "--rounds", 2, "--threads", 1, "--batch", 1, "--batch", 2, "--json", out
-    )
-    assert done.returncode == 0, done.stderr
+    options = ["--rounds", 2, "--threads", 1, "--batch", 1, "--batch", 2]
+    arguments = ["--model", tiny_checkpoint, *options, "--json", out]
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    torch.set_num_threads(threads)
+    assert done.exit_code == 0, done.output
     report = json.loads(out.read_text(encoding="utf-8"))
     names = ["level 0", "level 1", "level 2", "refine 0→1→2", "dense"]
     assert [(row["batch"], row["contender"]) for row in report["timings"]] == [
@@ -49,7 +54,7 @@ def test_latency_reports_every_level_refining_and_the_dense_network(
     assert macs["level 0"] < macs["level 1"] < macs["level 2"] < macs["refine 0→1→2"] < macs["dense"]
     assert report["machine"]["threads"] == 1
     assert report["rounds"] == 2
-    assert "Medians of 2 interleaved rounds" in " ".join(done.stdout.split())
+    assert "Medians of 2 interleaved rounds" in " ".join(done.output.split())
 
 
 def test_latency_of_a_missing_model_is_one_line(tmp_path: Path) -> None:

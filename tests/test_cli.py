@@ -347,43 +347,59 @@ def test_a_reader_that_goes_away_is_no_error(photos: Path, tiny_checkpoint: Path
         process.kill()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_how_far_it_came_and_goes_on(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    target = tmp_path / "out.csv"
-    listed = tmp_path / "list.txt"
-    listed.write_text(f"{photos / '0.png'}\n" * 1_200)
-    script = (
-        "import sys\nfrom hierclass.labelling import passes\nfrom hierclass.cli import main\npasses.PART_ROWS = 8\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    arguments = [sys.executable, "-c", script, "label", "-", "-o", str(target), "--batch-size", "4"]
-    arguments += ["--model", str(tiny_checkpoint), "--device", "cpu"]
-    with open(listed, "rb") as stdin:
-        process = subprocess.Popen(
-            arguments, env=environment(), stdin=stdin, stderr=subprocess.PIPE, text=True
+class Stopped:
+    """A run of ``hierclass label`` in a process of its own that a signal stopped after some parts."""
+
+    def __init__(self, photos: Path, model: Path, folder: Path, number: signal.Signals) -> None:
+        self.target = folder / "out.csv"
+        self.listed = folder / "list.txt"
+        self.listed.write_text(f"{photos / '0.png'}\n" * 1_200)
+        script = (
+            "import sys\nfrom hierclass.labelling import passes\nfrom hierclass.cli import main\n"
+            "passes.PART_ROWS = 8\nsys.exit(main(sys.argv[1:]))\n"
         )
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while len(list(tmp_path.glob("out.csv.run/parts/*.parquet"))) < 3:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        error = process.communicate(timeout=PATIENCE)[1]
-    finally:
-        process.kill()
-    assert process.returncode == code
-    assert error.startswith("error: stopped after ")
-    assert error.endswith(" of 1,200 images; the same command goes on from there\n")
-    assert error.count("\n") == 1
-    assert not target.exists()
-    with open(listed, "rb") as stdin:
-        ran = subprocess.run(arguments, env=environment(), stdin=stdin, capture_output=True, text=True)
+        self.arguments = [sys.executable, "-c", script, "label", "-", "-o", str(self.target)]
+        self.arguments += ["--batch-size", "4", "--model", str(model), "--device", "cpu"]
+        with open(self.listed, "rb") as stdin:
+            process = subprocess.Popen(
+                self.arguments, env=environment(), stdin=stdin, stderr=subprocess.PIPE, text=True
+            )
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while len(list(folder.glob("out.csv.run/parts/*.parquet"))) < 3:
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(number)
+            self.error = process.communicate(timeout=PATIENCE)[1]
+        finally:
+            process.kill()
+        self.code = process.returncode
+
+    def check(self, code: int) -> None:
+        assert self.code == code
+        assert self.error.startswith("error: stopped after ")
+        assert self.error.endswith(" of 1,200 images; the same command goes on from there\n")
+        assert self.error.count("\n") == 1
+        assert not self.target.exists()
+
+
+def test_ctrl_c_says_how_far_the_run_came(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    Stopped(photos, tiny_checkpoint, tmp_path, signal.SIGINT).check(130)
+
+
+def test_a_stopped_run_says_how_far_it_came_and_goes_on(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    stopped = Stopped(photos, tiny_checkpoint, tmp_path, signal.SIGTERM)
+    stopped.check(143)
+    with open(stopped.listed, "rb") as stdin:
+        ran = subprocess.run(
+            stopped.arguments, env=environment(), stdin=stdin, capture_output=True, text=True
+        )
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr.startswith("going on after ")
-    assert len(target.read_text().splitlines()) == 1_201
+    assert len(stopped.target.read_text().splitlines()) == 1_201
     assert not (tmp_path / "out.csv.run").exists()
 
 

@@ -21,7 +21,7 @@ from training_data import write_folder, write_parquet
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training import options
-from training.cli import _one_line_errors
+from training.cli import _one_line_errors, main
 from training.state import save_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,12 +113,16 @@ def test_sigterm_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     )
 
 
-def test_evaluate_writes_json_and_prints_tables(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    code, out, error = run(
+def test_evaluate_writes_json_and_prints_tables(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments: list[object] = [
         *("evaluate", tiny_checkpoint, "--data", data / "shapes.parquet", "--dev-from", 10),
         *("--json", tmp_path / "out.json", "--workers", 0),
-    )
-    assert (code, error) == (0, "")
+    ]
+    assert main([str(argument) for argument in arguments]) == 0
+    out, error = capsys.readouterr()
+    assert error == ""
     assert "finest level" in out
     assert "mistake severity" in out
     results = json.loads((tmp_path / "out.json").read_text())
