@@ -58,12 +58,10 @@ SCHEDULE: dict[str, Any] = {
     "backbone": "resnet10t",
 }
 """What all rows have in common, but for what they change."""
-TOGETHER: dict[str, Any] = {
-    "smoothing": 0.1,
-    "smoothing_along": "tree",
-    "level_weights": (1.0, 1.0, 1.0),
-}
-"""What helped alone."""
+TREE_SMOOTHING: dict[str, Any] = {"smoothing": 0.1, "smoothing_along": "tree"}
+EQUAL_WEIGHTS: dict[str, Any] = {"level_weights": (1.0, 1.0, 1.0)}
+TAUGHT: dict[str, Any] = {"distil": 0.5, "distil_to": "leaves"}
+"""Changes that are measured alone and together."""
 LONG: dict[str, Any] = {"epochs": 18, "eval_every": 18, "size": 32, "start_size": None}
 """Of those rows that ask what helps when every image is seen often."""
 COMPARED = ("leaves", "together-distil")
@@ -92,9 +90,7 @@ ROWS: dict[str, Row] = {
         {"heads": "tiers", "stem_stride": 2, "backbone_args": {"channels": [32, 64, 128, 256]}},
     ),
     "leaves": Row("heads score leaves and sum them up", "base", {"heads": "leaves"}),
-    "leaves-distil-leaves": Row(
-        "the last level teaches its answer on the leaves", "leaves", {"distil": 0.5, "distil_to": "leaves"}
-    ),
+    "leaves-distil-leaves": Row("the last level teaches its answer on the leaves", "leaves", TAUGHT),
     "leaves-distil-last": Row(
         "the last level teaches its answer summed up to the tier", "leaves", {"distil": 0.5}
     ),
@@ -106,11 +102,11 @@ ROWS: dict[str, Row] = {
     "leaves-tree-smoothing": Row(
         "label smoothing 0.1 along the tree",
         "leaves",
-        {"smoothing": 0.1, "smoothing_along": "tree"},
+        TREE_SMOOTHING,
     ),
     "leaves-nosmooth": Row("no label smoothing", "leaves", {"smoothing": 0.0}),
     "leaves-cutmix": Row("cutmix in every second batch", "leaves", {"cutmix": 1.0, "mix_prob": 0.5}),
-    "leaves-weights111": Row("all levels weigh the same", "leaves", {"level_weights": (1.0, 1.0, 1.0)}),
+    "leaves-weights111": Row("all levels weigh the same", "leaves", EQUAL_WEIGHTS),
     "alone-0": Row("a plain network as costly as level 0", "leaves", alone=0),
     "alone-1": Row("a plain network as costly as level 1", "leaves", alone=1),
     "alone-2": Row("a plain network as costly as level 2", "leaves", alone=2),
@@ -118,11 +114,13 @@ ROWS: dict[str, Row] = {
     "deep": Row("two blocks a stage", "leaves", {"backbone_args": {"layers": [2, 2, 2, 2]}}),
     "wide": Row("wider", "leaves", {"backbone_args": {"channels": [96, 192, 384, 640]}}),
     "leaves-fixedsize": Row("48 pixels from the first epoch on", "leaves", {"start_size": 48}),
-    "together": Row("smoothing along the tree and equal weights, both", "leaves", TOGETHER),
+    "together": Row(
+        "smoothing along the tree and equal weights, both", "leaves", {**TREE_SMOOTHING, **EQUAL_WEIGHTS}
+    ),
     "together-distil": Row(
         "the last level teaches its answer on the leaves",
         "together",
-        {**TOGETHER, "distil": 0.5, "distil_to": "leaves"},
+        {**TREE_SMOOTHING, **EQUAL_WEIGHTS, **TAUGHT},
     ),
     "long": Row("18 epochs, all of 32 pixels", None, LONG),
     "long-cutmix": Row("cutmix in every second batch", "long", {**LONG, "cutmix": 1.0, "mix_prob": 0.5}),
@@ -212,6 +210,12 @@ def right_answers(model: Path, dev: ImageSet) -> Right:
     return [np.concatenate(level) for level in zip(*parts, strict=True)]
 
 
+def accuracy(right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Share of right answers, with its 95% interval."""
+    share = float(right.mean())
+    return {"top1": share, "interval": wilson_interval(share, len(right))}
+
+
 def paired(ours: npt.NDArray[np.bool_], theirs: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
     """Difference of two shares on the same images, with its 95% interval (normal approximation, paired)."""
     difference = ours.astype(np.float64) - theirs
@@ -249,11 +253,7 @@ def judge_rows(data: tuple[str, ...], work: Path) -> dict[str, Any]:
             "against": row.against,
             "changes": row.changes,
             "levels": [
-                {
-                    "top1": float(found.mean()),
-                    "interval": wilson_interval(float(found.mean()), len(found)),
-                    "macs": level["macs"],
-                }
+                {**accuracy(found), "macs": level["macs"]}
                 for found, level in zip(right[name], levels * (len(right[name]) // len(levels)), strict=True)
             ],
         }
@@ -277,19 +277,9 @@ def compare(name: str, right: dict[str, Right]) -> list[dict[str, Any]]:
         for other in (f"alone-{level}", "alone-dense"):
             if other in right:
                 ours, theirs = right[name][level], right[other][level]
-                found = {"nested": float(ours.mean()), "alone": float(theirs.mean())}
-                pairs.append(
-                    {
-                        "name": name,
-                        "level": level,
-                        "other": other,
-                        **{
-                            key: {"top1": share, "interval": wilson_interval(share, len(ours))}
-                            for key, share in found.items()
-                        },
-                        "difference": paired(ours, theirs),
-                    }
-                )
+                about = {"name": name, "level": level, "other": other}
+                shares = {"nested": accuracy(ours), "alone": accuracy(theirs)}
+                pairs.append({**about, **shares, "difference": paired(ours, theirs)})
     return pairs
 
 
@@ -306,10 +296,15 @@ def report_equal_cost(results: dict[str, Any]) -> str:
     ]
     for pair in results["equal_cost"]:
         shares = [f"{pair[key]['top1']:.1%} ({_span(pair[key]['interval'])})" for key in ("nested", "alone")]
-        middle, *ends = pair["difference"]
         cells = [f"`{pair['name']}`", str(pair["level"]), shares[0], f"`{pair['other']}`", shares[1]]
-        lines.append(f"| {' | '.join(cells)} | {100 * middle:+.1f} ({_span(ends, sign='+')}) |")
+        lines.append(f"| {' | '.join(cells)} | {_points(pair['difference'])} |")
     return "\n".join(lines)
+
+
+def _points(difference: Sequence[float]) -> str:
+    """A difference of shares and its interval, in points."""
+    middle, *ends = difference
+    return f"{100 * middle:+.1f} ({_span(ends, sign='+')})"
 
 
 def _span(ends: Sequence[float], sign: str = "") -> str:
@@ -325,10 +320,7 @@ def report_rows(results: dict[str, Any]) -> str:
     ]
     for row in results["rows"]:
         accuracies = " | ".join(f"{level['top1']:.1%}" for level in row["levels"])
-        differences = ", ".join(
-            f"{100 * middle:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-            for middle, low, high in row.get("differences", ())
-        )
+        differences = ", ".join(map(_points, row.get("differences", ())))
         lines.append(
             f"| `{row['name']}`: {row['title']} | {row['against'] or ''} | {accuracies} | {differences} |"
         )

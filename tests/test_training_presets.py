@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_data import write_parquet
@@ -57,31 +58,40 @@ def test_a_recipe_that_is_not_there_names_those_that_are(name: str) -> None:
         read_preset(name)
 
 
-def test_options_beside_the_file_win(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
-    tiny_taxonomy.save(tmp_path / "tiny.json")
-    write_parquet(tmp_path / "shapes.parquet", tiny_taxonomy, 10)
-    file = preset(
-        tmp_path,
-        "backbone = 'resnet10t'\nsize = 32\nepochs = 2\nlr = 0.07\nbatch_size = 40\nstem_stride = 4\n"
-        "[backbone_args]\nunknown_to_others = 1\n",
-    )
+OF_ONE_BACKBONE = "size = 32\nepochs = 2\nlr = 0.07\nbatch_size = 40\nstem_stride = 1\n"
+
+
+def stored_recipe(tmp_path: Path, taxonomy: Taxonomy, text: str) -> dict[str, Any]:
+    """What a run of --backbone test_resnet stores that follows the recipe of ``text``."""
+    taxonomy.save(tmp_path / "tiny.json")
+    write_parquet(tmp_path / "shapes.parquet", taxonomy, 10)
     options = {
         "--backbone": "test_resnet",
         "--data": tmp_path / "shapes.parquet",
         "--taxonomy": tmp_path / "tiny.json",
-        "--recipe": file,
+        "--recipe": preset(tmp_path, text),
         "--epochs": 1,
         "--warmup-epochs": 0,
         "--workers": 0,
         "--out": tmp_path / "run",
     }
     assert main(["fit", *(str(word) for pair in options.items() for word in pair)]) == 0
-    stored = json.loads((tmp_path / "run" / "recipe.json").read_text(encoding="utf-8"))
-    assert [stored[name] for name in ("backbone", "size", "epochs", "lr", "batch_size")] == [
-        "test_resnet",
-        32,
-        1,
-        0.07,
-        40,
-    ]
+    stored: dict[str, Any] = json.loads((tmp_path / "run" / "recipe.json").read_text(encoding="utf-8"))
+    return stored
+
+
+def test_options_beside_the_file_win(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
+    text = f"backbone = 'resnet10t'\n{OF_ONE_BACKBONE}[backbone_args]\nunknown_to_others = 1\n"
+    stored = stored_recipe(tmp_path, tiny_taxonomy, text)
+    names = ("backbone", "size", "epochs", "lr", "batch_size")
+    assert [stored[name] for name in names] == ["test_resnet", 32, 1, 0.07, 40]
     assert (stored["backbone_args"], stored["stem_stride"]) == ({}, None)  # they were another backbone's
+
+
+@pytest.mark.parametrize("backbone", ["", "backbone = 'test_resnet'\n"])
+def test_naming_the_backbone_of_the_file_again_keeps_what_it_says_of_it(
+    backbone: str, tmp_path: Path, tiny_taxonomy: Taxonomy
+) -> None:
+    text = f"{backbone}{OF_ONE_BACKBONE}[backbone_args]\nact_layer = 'gelu'\n"
+    stored = stored_recipe(tmp_path, tiny_taxonomy, text)
+    assert (stored["backbone_args"], stored["stem_stride"]) == ({"act_layer": "gelu"}, 1)

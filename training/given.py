@@ -81,7 +81,8 @@ def _given(ctx: typer.Context) -> Recipe:
 def _preset(ctx: typer.Context) -> dict[str, Any]:
     """What the file of --recipe sets; another --backbone leaves out what it says of its own."""
     values = read_preset(ctx.params["recipe"]) if ctx.params["recipe"] else {}
-    if is_given(ctx, "backbone"):
+    wanted = ctx.params["backbone"]
+    if is_given(ctx, "backbone") and values.get("backbone", wanted) != wanted:
         for name in OF_THE_BACKBONE:
             values.pop(name, None)
     return values
