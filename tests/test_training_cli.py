@@ -73,31 +73,20 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing stopped."""
+def test_a_run_killed_without_warning_continues_to_the_same_weights(data: Path, tmp_path: Path) -> None:
     from training.cli import app
 
-    out, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
-    app([*map(str, fit_options(data)), "--out", str(out)], standalone_mode=False)
+    threads = torch.get_num_threads()
+    app([*map(str, fit_options(data)), "--out", str(tmp_path / "whole")], standalone_mode=False)
     torch.set_num_threads(threads)
-    return out
-
-
-@pytest.mark.parametrize(
-    "options", [[], ["--save-every", "0.000001"]], ids=["after an epoch", "in the middle of an epoch"]
-)
-def test_a_run_killed_without_warning_continues_to_the_same_weights(
-    options: list[str], data: Path, whole: Path, tmp_path: Path
-) -> None:
-    process = start(*fit_options(data), *options, "--out", tmp_path / "broken")
-    wait_for(tmp_path / "broken" / STATE, process)
+    process = start(*fit_options(data), "--save-every", "0.000001", "--out", tmp_path / "broken")
+    wait_for(tmp_path / "broken" / STATE, process)  # in the middle of an epoch
     process.send_signal(signal.SIGKILL)
     process.communicate()
     code, out, error = run("fit", "--out", tmp_path / "broken", "--resume", "--workers", 0, "--threads", 1)
     assert (code, error) == (0, "")
     assert "resumed after epoch" in out
-    ours, theirs = (load_file(out / STATE) for out in (tmp_path / "broken", whole))
+    ours, theirs = (load_file(tmp_path / name / STATE) for name in ("broken", "whole"))
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
 
 
