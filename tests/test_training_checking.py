@@ -191,6 +191,13 @@ def test_uneven_classes_are_told_of_the_option(photographs: Recipe, tmp_path: Pa
     assert "--balance" not in load(balanced, tmp_path / "run")[2]
 
 
+def test_a_class_of_few_images_beside_large_ones_is_held_out_too() -> None:
+    leaves = np.repeat(np.arange(3), (60, 3, 20))
+    train, dev = split_by_share(leaves, 0.1, seed=0)
+    assert np.bincount(leaves[dev]).tolist() == [6, 1, 2]
+    assert sorted([*train, *dev]) == list(range(83))
+
+
 def test_a_share_of_few_images_is_held_out_of_every_class_that_has_two() -> None:
     leaves = np.array([0, 1, 1, 2, 2, 2, 3] + [4] * 40)
     train, dev = split_by_share(leaves, 0.1, seed=0)

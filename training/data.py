@@ -164,8 +164,8 @@ def split_by_number(names: Sequence[str], dev_from: int) -> tuple[LeafArray, Lea
 def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArray, LeafArray]:
     """Indices of the training and of the dev samples: a share of each leaf, drawn deterministically.
 
-    Where leaves have too few images for a stratified split, the share of each is rounded, at least one image of those
-    that have two; the only image of a leaf is trained on. Raises `InputError` when none can be held out.
+    Where a stratified split would leave out a leaf, the share of each is rounded, at least one image of those that
+    have two; the only image of a leaf is trained on. Raises `InputError` when none can be held out.
     """
     from sklearn.model_selection import train_test_split
 
@@ -173,6 +173,8 @@ def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArra
         train, dev = train_test_split(
             np.arange(len(leaves)), test_size=share, stratify=leaves, random_state=seed
         )
+        if len(np.unique(leaves[dev])) < len(np.unique(leaves)):
+            raise ValueError("a class has no image among those held out")
     except ValueError as error:  # a leaf with one image, or fewer held-out images than leaves
         drawn = [_draw(np.flatnonzero(leaves == leaf), share, (seed, leaf)) for leaf in np.unique(leaves)]
         dev = np.concatenate(drawn)

@@ -230,6 +230,10 @@ class Recipe:
             "--distil-to leaves needs lower levels that score leaves: give --finest-weight more than 0": (
                 self.distil_to == "leaves" and not self.finest_weight
             ),
+            f"--finest-weight {self.finest_weight}: give 0 or more": not 0 <= self.finest_weight < math.inf,
+            f"--momentum {self.momentum}: give 0 or more, less than 1": not 0 <= self.momentum < 1,
+            f"--weight-decay {self.weight_decay}: give 0 or more": not 0 <= self.weight_decay < math.inf,
+            f"--warmup-epochs {self.warmup_epochs}: give 0 or more": not 0 <= self.warmup_epochs < math.inf,
             f"--distil-teacher {self.distil_teacher}: give live or ema": self.distil_teacher
             not in ("live", "ema"),
             f"--consensus {self.consensus}: give auto, or a number from 0": self.consensus != "auto"
