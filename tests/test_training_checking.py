@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_findings_hold_for_the_same_images_only(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded("JPEG"))
     images = ImageSet([tmp_path / "a.jpg"], ["a.jpg"], np.zeros(1, dtype=np.int64))
     digest = digest_of(images)
-    Findings("quick", digest, (Unreadable("a.jpg", "why"),)).save(tmp_path / "checked.json")
+    Findings("quick", digest, (Unreadable("a.jpg", "why"),), (0,)).save(tmp_path / "checked.json")
     found = Findings.load(tmp_path / "checked.json", mode="quick", digest=digest)
     assert found is not None
     assert found.unreadable == (Unreadable("a.jpg", "why"),)
@@ -189,6 +190,17 @@ def test_uneven_classes_are_told_of_the_option(photographs: Recipe, tmp_path: Pa
     )
     balanced = dataclasses.replace(photographs, balance="loss")
     assert "--balance" not in load(balanced, tmp_path / "run")[2]
+
+
+def test_a_broken_image_takes_no_other_of_its_name_along(photographs: Recipe, tmp_path: Path) -> None:
+    other = tmp_path / "more"
+    shutil.copytree(tmp_path / "photos", other)
+    first = next((tmp_path / "photos").rglob("1.jpg"))
+    first.write_text("broken")
+    recipe = dataclasses.replace(photographs, data=(str(tmp_path / "photos"), str(other)))
+    for _ in range(2):  # by looking, and from what was found
+        train, dev, _ = load(recipe, tmp_path / "run")
+        assert len(train) + len(dev) == 2 * 36 - 1
 
 
 def test_a_class_of_few_images_beside_large_ones_is_held_out_too() -> None:

@@ -111,12 +111,14 @@ def _num_bytes(source: Source) -> int:
 class Findings:
     """The file checked.json of a run: what a check found, and of which images.
 
-    ``digest`` stands for names, sizes and times of the files, ``mode`` for how they were looked at.
+    ``digest`` stands for names, sizes and times of the files, ``mode`` for how they were looked at. ``places`` are the
+    positions of the ``unreadable`` ones among all: images of several folders may have the same name.
     """
 
     mode: str
     digest: str
     unreadable: tuple[Unreadable, ...]
+    places: tuple[int, ...]
 
     @classmethod
     def load(cls, path: Path, *, mode: str, digest: str) -> Findings | None:
@@ -126,7 +128,8 @@ class Findings:
             found = cls(
                 data["mode"],
                 data["digest"],
-                tuple(Unreadable(*map(str, pair)) for pair in data["unreadable"]),
+                tuple(Unreadable(str(name), str(error)) for _, name, error in data["unreadable"]),
+                tuple(int(place) for place, _, _ in data["unreadable"]),
             )
         except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: the images are looked at again
             return None
@@ -134,9 +137,9 @@ class Findings:
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
-        pairs = [[one.name, one.error] for one in self.unreadable]
+        rows = [[place, one.name, one.error] for place, one in zip(self.places, self.unreadable, strict=True)]
         with replacing(path) as file:
-            text = json.dumps({"mode": self.mode, "digest": self.digest, "unreadable": pairs}, indent=1)
+            text = json.dumps({"mode": self.mode, "digest": self.digest, "unreadable": rows}, indent=1)
             file.write_text(text + "\n", encoding="utf-8")
 
 

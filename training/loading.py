@@ -88,18 +88,20 @@ def _check(
     cache = out / "checked.json" if out is not None else None
     known = Findings.load(cache, mode=mode, digest=digest) if cache is not None else None
     if known is None:
-        known = Findings(mode, digest, _look(waiting, recipe, reporter, mode, accelerator))
+        known = Findings(mode, digest, *_look(waiting, recipe, reporter, mode, accelerator))
         how = "each decoded" if mode == "full" else "header, size and end of the file"
         result = f"{len(known.unreadable)} cannot be read" if known.unreadable else "all can be read"
         reporter.line(f"checked {len(waiting)} images ({how}): {result}")
         if cache is not None and (accelerator is None or accelerator.is_main_process):
             known.save(cache)
-    names = {one.name for one in known.unreadable}
-    kept = [
-        part.subset(np.array([i for i, name in enumerate(part.names) if name not in names], dtype=np.int64))
-        for part in parts
-    ]
-    return (kept if names else list(parts)), list(known.unreadable)
+    if not known.places:
+        return list(parts), []
+    broken, kept, first = set(known.places), [], 0
+    for part, own in zip(parts, encoded, strict=True):
+        bad = [index for place, index in enumerate(own, start=first) if place in broken]
+        kept.append(part.subset(np.setdiff1d(np.arange(len(part)), bad)))
+        first += len(own)
+    return kept, list(known.unreadable)
 
 
 def _encoded(part: ImageSet) -> list[int]:
@@ -108,8 +110,8 @@ def _encoded(part: ImageSet) -> list[int]:
 
 def _look(
     images: ImageSet, recipe: Recipe, reporter: Reporter, mode: str, accelerator: Accelerator | None
-) -> tuple[Unreadable, ...]:
-    """Look at the images, each process at its share; every process gets all findings, in the order of the images."""
+) -> tuple[tuple[Unreadable, ...], tuple[int, ...]]:
+    """Look at the images, each process at its share; every process gets all findings and their places, in order."""
     process, processes = (
         (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     )
@@ -121,7 +123,8 @@ def _look(
     ]
     if processes > 1:
         found = gather_object(found)
-    return tuple(Unreadable(name, error) for _, name, error in sorted(found))
+    found.sort()
+    return tuple(Unreadable(name, error) for _, name, error in found), tuple(place for place, _, _ in found)
 
 
 def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> None:
