@@ -28,12 +28,18 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def command(name: str, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
+    """A benchmark as a command in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    app = typer.Typer()
+    app.command()(importlib.import_module(name).main)
+    return app
+
+
 def test_latency_reports_every_level_refining_and_the_dense_network(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    app, threads = typer.Typer(), torch.get_num_threads()
-    app.command()(importlib.import_module("latency").main)
+    app, threads = command("latency", monkeypatch), torch.get_num_threads()
     out = tmp_path / "latency.json"
     options = ["--rounds", 2, "--threads", 1, "--batch", 1, "--batch", 2]
     arguments = ["--model", tiny_checkpoint, *options, "--json", out]
@@ -67,9 +73,7 @@ def test_latency_of_a_missing_model_is_one_line(tmp_path: Path) -> None:
 def test_loading_reports_every_size_augmentation_and_number_of_workers(
     tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    app = typer.Typer()
-    app.command()(importlib.import_module("loading").main)
+    app = command("loading", monkeypatch)
     write_parquet(tmp_path / "shapes.parquet", tiny_taxonomy, 2)
     folder = write_folder(tmp_path / "folder", tiny_taxonomy, 1)
     out = tmp_path / "loading.json"
@@ -96,9 +100,7 @@ def test_loading_reports_every_size_augmentation_and_number_of_workers(
 def test_labelling_reports_every_level_what_bounds_it_and_lists_of_paths(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    app = typer.Typer()
-    app.command()(importlib.import_module("labelling").main)
+    app = command("labelling", monkeypatch)
     out = tmp_path / "labelling.json"
     common = ["--model", str(tiny_checkpoint), "--count", "4", "--rounds", "1", "--json", str(out)]
     done = CliRunner().invoke(app, common)
@@ -122,9 +124,7 @@ def test_labelling_reports_every_level_what_bounds_it_and_lists_of_paths(
 def test_structures_are_compared_once_and_the_tables_come_from_the_file(
     tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    app = typer.Typer()
-    app.command()(importlib.import_module("structures").main)
+    app = command("structures", monkeypatch)
     tiny_taxonomy.save(tmp_path / "tiny.json")
     write_parquet(tmp_path / "shapes.parquet", tiny_taxonomy, 6)
     out, document = tmp_path / "structures.json", tmp_path / "structures.md"

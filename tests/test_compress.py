@@ -123,10 +123,6 @@ loaded = cache(load_checkpoint)
 """The models that no test changes are read once."""
 
 
-def weights(model: Path) -> int:
-    return sum(parameter.numel() for parameter in load_checkpoint(model).network.parameters())
-
-
 def numbers(tensors: Iterable[torch.Tensor]) -> int:
     """How many weights and statistics there are."""
     return sum(value.numel() for value in tensors if value.is_floating_point())

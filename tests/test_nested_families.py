@@ -30,19 +30,13 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 
 NO_TIMM_MODEL = {"prefix": SIZES_ELSEWHERE, "depths": BLOCKS_TAKE_MORE}
 FEW = ("resnet", "seresnet", "vit")
-ALIKE = (
-    *("resnext", "ecaresnet", "efficientnet", "efficientnetv2", "mobilenetv2", "mobilenetv3", "hrnet"),
-    *("convnextv2", "mambaout", "inception_next", "deit", "beit", "swin", "repvgg"),
-)
-"""Families whose layers are those of another one here: they are cut by channels alone."""
 WITHOUT_BLOCKS = ("densenet", "vgg", "vovnet", "byobnet", "nfnet", "efficientnet")
 """These have one residual block in each stage, or none, so that there is none to leave out."""
 
 
 def families_of(structure: str) -> list[str]:
-    """All families for slices, those that differ in their layers for the others, and a few for combinations."""
-    different = [name for name in FAMILIES if structure == "slices" or name not in ALIKE]
-    chosen = FEW if " " in structure else different
+    """All families, and a few for combinations."""
+    chosen = FEW if " " in structure else FAMILIES
     return [name for name in chosen if "depths" not in STRUCTURES[structure] or name not in WITHOUT_BLOCKS]
 
 
@@ -138,11 +132,7 @@ def test_a_level_taken_out_gives_the_same_answers(structure: str, family: str) -
         assert close(alone.eval()(image), expected)
 
 
-@pytest.mark.parametrize(
-    ("structure", "family"),
-    [case for case in CASES if case[0] in ("slices", "prefix") or case[1] in FEW],
-    ids=str,
-)
+@every_case
 def test_one_level_is_the_dense_model(structure: str, family: str) -> None:
     backbone, image = backbone_of(family), images(family)
     whole = {key: (1.0,) if value == HALVES else value for key, value in STRUCTURES[structure].items()}

@@ -85,7 +85,7 @@ def test_findings_hold_for_the_same_images_only(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded("JPEG"))
     images = ImageSet([tmp_path / "a.jpg"], ["a.jpg"], np.zeros(1, dtype=np.int64))
     digest = digest_of(images)
-    Findings("quick", digest, (Unreadable("a.jpg", "why"),), (0,)).save(tmp_path / "checked.json")
+    Findings("quick", digest, {0: Unreadable("a.jpg", "why")}).save(tmp_path / "checked.json")
     found = Findings.load(tmp_path / "checked.json", mode="quick", digest=digest)
     assert found is not None
     assert found.unreadable == (Unreadable("a.jpg", "why"),)

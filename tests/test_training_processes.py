@@ -177,6 +177,12 @@ def test_a_process_that_is_killed_takes_the_others_with_it_and_the_folder_is_fre
         pass
 
 
+def test_what_is_wrong_for_all_is_said_once(data: Path, tmp_path: Path) -> None:
+    code, _, error = run(*fit_options(data), "--accumulate", 7, "--out", tmp_path)
+    assert code != 0
+    assert error == ["hierclass-train: --accumulate 7: 24 images for 2 processes make no more than 6 parts"]
+
+
 def test_what_stops_the_first_process_ends_all_and_is_said_once(data: Path, tmp_path: Path) -> None:
     with RunFolder(tmp_path).claim(resume=False):
         code, _, error = run(*fit_options(data), "--out", tmp_path)

@@ -111,14 +111,18 @@ def _num_bytes(source: Source) -> int:
 class Findings:
     """The file checked.json of a run: what a check found, and of which images.
 
-    ``digest`` stands for names, sizes and times of the files, ``mode`` for how they were looked at. ``places`` are the
-    positions of the ``unreadable`` ones among all: images of several folders may have the same name.
+    ``digest`` stands for names, sizes and times of the files, ``mode`` for how they were looked at. ``found`` has the
+    unreadable ones by their place among all, rising: images of several folders may have the same name.
     """
 
     mode: str
     digest: str
-    unreadable: tuple[Unreadable, ...]
-    places: tuple[int, ...]
+    found: dict[int, Unreadable]
+
+    @property
+    def unreadable(self) -> tuple[Unreadable, ...]:
+        """What can't be read, in the order of the images."""
+        return tuple(self.found.values())
 
     @classmethod
     def load(cls, path: Path, *, mode: str, digest: str) -> Findings | None:
@@ -128,8 +132,7 @@ class Findings:
             found = cls(
                 data["mode"],
                 data["digest"],
-                tuple(Unreadable(str(name), str(error)) for _, name, error in data["unreadable"]),
-                tuple(int(place) for place, _, _ in data["unreadable"]),
+                {int(at): Unreadable(str(name), str(error)) for at, name, error in data["unreadable"]},
             )
         except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: the images are looked at again
             return None
@@ -137,7 +140,7 @@ class Findings:
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
-        rows = [[place, one.name, one.error] for place, one in zip(self.places, self.unreadable, strict=True)]
+        rows = [[place, one.name, one.error] for place, one in self.found.items()]
         with replacing(path) as file:
             text = json.dumps({"mode": self.mode, "digest": self.digest, "unreadable": rows}, indent=1)
             file.write_text(text + "\n", encoding="utf-8")

@@ -88,17 +88,17 @@ def _check(
     cache = out / "checked.json" if out is not None else None
     known = Findings.load(cache, mode=mode, digest=digest) if cache is not None else None
     if known is None:
-        known = Findings(mode, digest, *_look(waiting, recipe, reporter, mode, accelerator))
+        known = Findings(mode, digest, _look(waiting, recipe, reporter, mode, accelerator))
         how = "each decoded" if mode == "full" else "header, size and end of the file"
         result = f"{len(known.unreadable)} cannot be read" if known.unreadable else "all can be read"
         reporter.line(f"checked {len(waiting)} images ({how}): {result}")
         if cache is not None and (accelerator is None or accelerator.is_main_process):
             known.save(cache)
-    if not known.places:
+    if not known.found:
         return list(parts), []
-    broken, kept, first = set(known.places), [], 0
+    kept, first = [], 0
     for part, own in zip(parts, encoded, strict=True):
-        bad = [index for place, index in enumerate(own, start=first) if place in broken]
+        bad = [index for place, index in enumerate(own, start=first) if place in known.found]
         kept.append(part.subset(np.setdiff1d(np.arange(len(part)), bad)))
         first += len(own)
     return kept, list(known.unreadable)
@@ -110,8 +110,8 @@ def _encoded(part: ImageSet) -> list[int]:
 
 def _look(
     images: ImageSet, recipe: Recipe, reporter: Reporter, mode: str, accelerator: Accelerator | None
-) -> tuple[tuple[Unreadable, ...], tuple[int, ...]]:
-    """Look at the images, each process at its share; every process gets all findings and their places, in order."""
+) -> dict[int, Unreadable]:
+    """Look at the images, each process at its share; every process gets all findings, by place and in order."""
     process, processes = (
         (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     )
@@ -123,8 +123,7 @@ def _look(
     ]
     if processes > 1:
         found = gather_object(found)
-    found.sort()
-    return tuple(Unreadable(name, error) for _, name, error in found), tuple(place for place, _, _ in found)
+    return {place: Unreadable(name, error) for place, name, error in sorted(found)}
 
 
 def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> None:

@@ -233,7 +233,7 @@ class Recipe:
             f"--finest-weight {self.finest_weight}: give 0 or more": not 0 <= self.finest_weight < math.inf,
             f"--momentum {self.momentum}: give 0 or more, less than 1": not 0 <= self.momentum < 1,
             f"--weight-decay {self.weight_decay}: give 0 or more": not 0 <= self.weight_decay < math.inf,
-            f"--warmup-epochs {self.warmup_epochs}: give 0 or more": not 0 <= self.warmup_epochs < math.inf,
+            f"--warmup-epochs {self.warmup_epochs}: give 0 or more": self.warmup_epochs < 0,
             f"--distil-teacher {self.distil_teacher}: give live or ema": self.distil_teacher
             not in ("live", "ema"),
             f"--consensus {self.consensus}: give auto, or a number from 0": self.consensus != "auto"
