@@ -5,6 +5,7 @@ Nothing in it is executed.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -171,10 +172,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     of the whole, by which `load_checkpoint` tells and refuses them.
     """
     folder = Path(path)
-    kind = {"float16": torch.float16, "float32": torch.float32}[dtype]
-    tensors = {
-        name: _stored(value.detach().cpu(), kind) for name, value in checkpoint.network.stored().items()
-    }
+    tensors = _tensors(checkpoint.network, dtype)
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -191,6 +189,16 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
         # One key alone: safetensors writes several in any order, and equal models are to be equal files.
         weights_file.write_bytes(safetensors.torch.save(tensors, metadata={DIGEST: digest}))
         config_file.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def as_stored(network: NestedNetwork, dtype: str = "float16") -> NestedNetwork:
+    """Return a copy in evaluation mode whose weights are rounded as a checkpoint of `dtype` stores them.
+
+    It answers as the network that `load_checkpoint` reads: measure this one, not the one in training.
+    """
+    rounded = copy.deepcopy(network).eval()
+    rounded.load_stored(_tensors(network, dtype))
+    return rounded
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
@@ -288,6 +296,12 @@ def _digest(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> s
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _tensors(network: NestedNetwork, dtype: str) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of a network, in the type of storage."""
+    kind = {"float16": torch.float16, "float32": torch.float32}[dtype]
+    return {name: _stored(value.detach().cpu(), kind) for name, value in network.stored().items()}
 
 
 def _stored(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:

@@ -18,6 +18,7 @@ from hierclass.checkpoint import (
     Architecture,
     Checkpoint,
     Preprocessing,
+    as_stored,
     build,
     load_checkpoint,
     save_checkpoint,
@@ -77,6 +78,8 @@ def test_half_precision_takes_half_the_room_and_changes_little(tiny_checkpoint: 
     assert {value.dtype for value in half.network.parameters()} == {torch.float32}
     with torch.inference_mode():
         expected, logits = model.network(IMAGES), half.network(IMAGES)
+        rounded = as_stored(model.network)(IMAGES)
+    assert torch.equal(rounded, logits)  # as it is measured before it is written
     assert not torch.equal(logits, expected)
     assert torch.allclose(logits, expected, atol=0.02 * float(expected.abs().max()))
 

@@ -262,8 +262,12 @@ def test_evaluating_the_stored_model_gives_the_results_it_carries(
     stored = load_checkpoint(unbroken[0] / "model").results["dev"]
     again = evaluate_checkpoint(unbroken[0] / "model", recipe.data, dev_from=10, workers=0)
     assert again["images"] == 60
-    for ours, theirs in zip(again["levels"], stored["levels"], strict=True):
-        assert abs(ours["top1"] - theirs["top1"]) <= 1 / 60  # stored as half precision
+    assert again["levels"] == stored["levels"]  # measured with the weights that are stored, in half precision
+    for ours, theirs in zip(again["calibration"]["levels"], stored["calibration"]["levels"], strict=True):
+        assert ours["temperature"] == pytest.approx(theirs["temperature"], abs=2e-4)
+        assert ours["after"]["nll"] == pytest.approx(theirs["after"]["nll"], abs=1e-4)
+    thresholds = zip(again["stored"]["thresholds"], stored["calibration"]["thresholds"], strict=True)
+    assert all(ours["measured"]["coverage"] == theirs["coverage"] for ours, theirs in thresholds)
     assert evaluate_checkpoint(unbroken[0] / "model", recipe.data, workers=0)["images"] == 180
 
 

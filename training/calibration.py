@@ -37,6 +37,8 @@ MIN_IMAGES = 50
 """Fewer images say too little: halves of 25, of which a good level may have every answer right."""
 TEMPERATURES = (0.1, 10.0)
 """Lowest and highest that are tried; without mistakes the best would be 0."""
+MARGIN = 1e-5
+"""What a threshold lies below the score it is found at, at most."""
 _ROWS = 4096
 """Images whose scores are computed at once, so that memory stays bounded."""
 
@@ -237,14 +239,18 @@ def find_threshold(scores: Shares, right: Flags, precision: float) -> float | No
     "Right at a rate" is said only where the answers prove it: the lower end of the one-sided 95% Wilson interval of
     their share of right ones reaches it, so that 3 right answers of 3 prove nothing, and 268 of 268 are the
     fewest that prove 99%. Answers of equal score are given together or not at all. Among the scores that hold, the
-    lowest leaves the largest coverage; being chosen, it holds a little less often than 95%.
+    lowest leaves the largest coverage; being chosen, it holds a little less often than 95%. What is returned lies a
+    hair below it, by at most `MARGIN`: the same image scores a little differently in a batch of another size.
     """
     order = np.argsort(-scores, kind="stable")
     ordered, counts = scores[order], np.arange(1, len(scores) + 1)
     last_of_equals = np.append(ordered[1:] != ordered[:-1], True)
     bounds = wilson_lower_bounds(np.cumsum(right[order]), counts)
     holds = np.flatnonzero(last_of_equals & (bounds >= precision))
-    return float(ordered[holds[-1]]) if len(holds) else None
+    if not len(holds):
+        return None
+    lowest, below = ordered[holds[-1]], np.append(ordered, 0.0)[holds[-1] + 1]
+    return float(lowest - min(MARGIN, (lowest - below) / 2))
 
 
 def find_thresholds(scored: Scored, level: int, precisions: Iterable[float] = PRECISIONS) -> list[Threshold]:

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from hierclass.checkpoint import as_stored
 from hierclass.errors import InputError
 from training.answers import Answers, collect_answers, weights_to_try
 from training.batches import TrainingBatch, read_training_batches, training_loader
@@ -120,14 +121,18 @@ def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> Ord
 
 
 def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
-    """Results of the moving average on the dev images, each process taking its share, every image in one."""
+    """Results of the moving average on the dev images, each process taking its share, every image in one.
+
+    Its weights are rounded as they will be stored: accuracy, temperatures and thresholds are those of the file.
+    """
     accelerator, consensus = run.accelerator, run.recipe.consensus
+    network = as_stored(run.smoothed)
     part = np.arange(accelerator.process_index, len(dev), accelerator.num_processes)
     answers = []
     if len(part):  # there may be fewer images than processes
         answers.append(
             collect_answers(
-                run.smoothed,
+                network,
                 dev,
                 run.preprocessing,
                 accelerator.device,
@@ -139,7 +144,7 @@ def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
         )
     if accelerator.num_processes > 1:
         answers = gather_object(answers)
-    return summarise(run.smoothed, run.taxonomy, Answers.join(answers), consensus)
+    return summarise(network, run.taxonomy, Answers.join(answers), consensus)
 
 
 class Training:
