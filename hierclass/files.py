@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,21 @@ def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> Non
         )
     if names and not force:
         raise InputError(f"{folder} holds a model; add --force to replace it, or name another folder")
+
+
+def check_writable(file: Path, option: str) -> None:
+    """Refuse a file that can't be written, before the work whose result it is to hold.
+
+    Raises:
+        InputError: it is a folder, or nothing can be written beside it; the message begins with `option`.
+    """
+    if file.is_dir():
+        raise InputError(f"{option} {file} is a folder; name a file")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{option} {file} cannot be written: {error.strerror or error}") from error
 
 
 def remove_temporaries(folder: Path, *names: str) -> None:
@@ -78,7 +94,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; when the block ends, that file is synced and renamed to `path`.
 
     What `path` held before stays there until then, and for good if the block raises; then the unfinished file
-    goes. Raises OSError as writing and renaming do.
+    goes. Raises OSError as writing and renaming do, with the name of `path`.
     """
     with replacing_all(path) as (temporary,):
         yield temporary
@@ -100,6 +116,11 @@ def replacing_all(*paths: Path) -> Iterator[tuple[Path, ...]]:
             os.replace(temporary, path)
         for folder in {path.parent for path in paths}:
             _sync_folder(folder)
+    except OSError as error:
+        targets = {str(temporary): path for temporary, path in zip(temporaries, paths, strict=True)}
+        if error.filename is None or str(error.filename) in targets:  # people don't know the temporary name
+            error.filename, error.filename2 = str(targets.get(str(error.filename), paths[0])), None
+        raise
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)

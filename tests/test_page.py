@@ -186,6 +186,20 @@ def test_a_model_and_images_that_say_nothing_of_scores_have_a_page_too(
     assert "12 images are too few" in page.text
     assert page.tags.count("svg") == 4
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["curves"] is None
+    assert "stored in the model" not in page.text
+
+
+def test_few_images_show_what_a_calibrated_model_keeps_of_them(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    run = run_checkpoint(model, [str(data)], dev_from=14, workers=0)
+    results = measures(run)
+    write_report(tmp_path, run, results, model="m", command="c")
+    text = Reader((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "The temperatures stored in the model, on 12 images" in text
+    assert "The thresholds stored in the model, and what they keep of 12 images" in text
+    row = results["stored"]["thresholds"][0]
+    assert f"{100 * row['measured']['coverage']:.1f}%" in text.partition("keep of 12 images")[2]
 
 
 def test_a_thumbnail_is_small_and_carries_nothing_else() -> None:

@@ -136,6 +136,18 @@ def test_evaluate_writes_json_and_prints_tables(
         ),
         (["evaluate", "{tmp}/none", "--data", "{data}"], "there is no model at"),
         (["evaluate", "{tmp}"], "give the labelled images with --data"),
+        (
+            ["evaluate", "{tmp}", "--data", "{data}", "--dev-from", "1", "--dev-share", "0.1"],
+            "--dev-share has no effect beside --dev-from",
+        ),
+        (
+            ["evaluate", "{tmp}", "--data", "{data}", "--json", "{tmp}"],
+            "--json {tmp} is a folder; name a file",
+        ),
+        (
+            ["evaluate", "{tmp}", "--data", "{data}", "--json", "{tmp}/none/x.json"],
+            "--json {tmp}/none/x.json cannot be written: No such file or directory",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
@@ -148,7 +160,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(
         app([argument.format(**values) for argument in arguments])
     error = capfd.readouterr().err
     assert ended.value.code == 2
-    assert message in error
+    assert message.format(**values) in error
     assert error.startswith("hierclass-train: ")
     assert error.count("\n") == 1
 
@@ -165,6 +177,9 @@ def test_an_option_that_contradicts_the_resumed_run_is_refused(
     with pytest.raises(SystemExit):
         app(["fit", "--out", str(tmp_path), "--resume", "--lr", "0.2"])
     assert "--lr 0.2 differs from the run" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        app(["fit", "--out", str(tmp_path), "--resume", "--tiers", "2,4"])
+    assert f"--tiers has no effect on the run in {tmp_path}, which has its tree" in capfd.readouterr().err
 
 
 @pytest.fixture

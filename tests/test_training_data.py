@@ -109,6 +109,14 @@ def test_a_split_that_cannot_be_made_is_refused() -> None:
         split(images, dev_from=2, dev_share=0.0, seed=0)
     with pytest.raises(InputError, match="cannot be held out"):
         split(images, dev_from=None, dev_share=0.5, seed=0)
+    for share in (0.0, 1.5):
+        with pytest.raises(InputError, match=f"^--dev-share {share}: give more than 0, less than 1$"):
+            split(images, dev_from=None, dev_share=share, seed=0)
+    numbered = ImageSet([b""] * 2, ["a_1", "b_2"], np.arange(2))
+    with pytest.raises(
+        InputError, match="--dev-from 3 leaves 2 images to train on and 0 held out; give a number"
+    ):
+        split(numbered, dev_from=3, dev_share=0.1, seed=0)
 
 
 def test_unreadable_images_are_counted_and_no_neighbour_takes_their_place(tiny_taxonomy: Taxonomy) -> None:

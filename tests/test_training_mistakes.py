@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_data import write_parquet
 
-from hierclass.errors import CheckpointError, InputError
+from hierclass.errors import CheckpointError, HierclassError, InputError
 from taxonomy import Taxonomy
 from training import loop
 from training.cli import main
@@ -164,6 +164,13 @@ def test_a_size_that_the_backbone_refuses_is_named_before_images_are_read(
         ({"momentum": 5.0}, "--momentum 5.0: give 0 or more, less than 1"),
         ({"weight_decay": -1.0}, "--weight-decay -1.0: give 0 or more"),
         ({"warmup_epochs": -3}, "--warmup-epochs -3: give 0 or more"),
+        ({"color_jitter": math.inf}, "--color-jitter inf: give 0 or more"),
+        ({"mixup": math.inf}, "--mixup inf: give 0 or more"),
+        ({"opt": "adamv"}, "--opt adamv is no optimiser of timm; give adam"),
+        ({"schedule": "plateaux"}, "--schedule plateaux: timm has no such schedule by updates; give"),
+        ({"schedule": "plateau"}, "--schedule plateau: timm has no such schedule by updates; give"),
+        ({"auto_augment": "nothing"}, "--auto-augment nothing is no policy of timm; try rand-m7"),
+        ({"backbone_args": {"wings": 2}}, "timm can't make test_resnet: TypeError: ResNet"),
         ({"epochs": 0}, "--epochs 0: give at least 1"),
         ({"batch_size": 0}, "--batch-size 0: give at least 1"),
     ],
@@ -171,7 +178,7 @@ def test_a_size_that_the_backbone_refuses_is_named_before_images_are_read(
 def test_values_are_refused_before_anything_is_read_or_made(
     change: dict[str, Any], message: str, recipe: Recipe, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(HierclassError) as caught:
         fit(dataclasses.replace(recipe, data=("nowhere",), **change), tmp_path / "run")
     assert str(caught.value).startswith(message)
     assert not (tmp_path / "run").exists()
@@ -207,6 +214,11 @@ def one_error(capfd: pytest.CaptureFixture[str]) -> str:
         (["--level-weights=-1,1,1"], "--level-weights -1,1,1: give 0 or more"),
         (["--distil-teacher", "ema"], "--distil-teacher ema has no effect without --distil; give that"),
         (["--distil-from", "next"], "--distil-from next has no effect without --distil; give that"),
+        (["--smoothing-along", "tree"], "--smoothing-along tree has no effect without --smoothing; give"),
+        (["--mix-prob", "0.5"], "--mix-prob 0.5 has no effect without --mixup or --cutmix; give that"),
+        (["--grow", "0.5"], "--grow 0.5 has no effect without --start-size; give that, such as 48"),
+        (["--dev-from", "3", "--dev-share", "0.2"], "--dev-share has no effect beside --dev-from; leave"),
+        (["--recipe", ""], "--recipe cannot be read"),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -233,7 +245,8 @@ def test_without_a_command_the_help_is_shown(capfd: pytest.CaptureFixture[str]) 
         ("{", "Expecting property name"),
         ("{}", "it has no data"),
         ('{"wings": 2}', "unknown option wings; was it written by another version?"),
-        ('{"data": ["x"], "taxonomy": "x", "epochs": "3"}', 'epochs can not be "3"'),
+        ('{"epoch": 2}', "unknown option epoch; did you mean epochs?"),
+        ('{"data": ["x"], "taxonomy": "x", "epochs": "3"}', 'epochs can not be "3"; give a whole number'),
         ('{"data": ["x"], "taxonomy": "x", "epochs": true}', "epochs can not be true"),
         ('{"data": "x", "taxonomy": "x"}', 'data can not be "x"'),
         ('{"data": ["x"], "taxonomy": "x", "widths": [0.5, null]}', "widths can not be [0.5, null]"),

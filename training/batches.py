@@ -214,6 +214,29 @@ def _loader(dataset: Dataset[Any], workers: int, **batches: Any) -> DataLoader[A
     )
 
 
+def training_transform(
+    side: int, *, crop_scale: tuple[float, float], color_jitter: float = 0.0, auto_augment: str | None = None
+) -> Any:
+    """timm's random resized crop, flip and what else is on: image → (3, side, side) uint8.
+
+    Raises `InputError` for an unknown policy of augmentation.
+    """
+    try:
+        return create_transform(
+            input_size=side,
+            is_training=True,
+            use_prefetcher=True,  # uint8 out; normalised per batch, where it is cheap
+            scale=crop_scale,
+            color_jitter=color_jitter or None,  # type: ignore[arg-type]  # None is documented as off
+            auto_augment=auto_augment,
+            interpolation=INTERPOLATION,
+        )
+    except (AssertionError, IndexError, KeyError, ValueError) as error:
+        raise InputError(
+            f"--auto-augment {auto_augment} is no policy of timm; try rand-m7-n2-mstd0.5"
+        ) from error
+
+
 def training_loader(
     images: ImageSet,
     shares: Iterable[Share],
@@ -226,28 +249,17 @@ def training_loader(
     workers: int,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """Augmented uint8 batches of the shares (timm's random resized crop, flip and what else is on).
+    """Augmented uint8 batches of the shares (`training_transform`).
 
     The shares may go over many epochs and change the side of the images among ``sides``: the workers stay, and
     prepare the first batches of an epoch before it begins. Raises `InputError` for an unknown policy of augmentation.
     """
-    try:
-        transforms = {
-            side: create_transform(
-                input_size=side,
-                is_training=True,
-                use_prefetcher=True,  # uint8 out; normalised per batch, where it is cheap
-                scale=crop_scale,
-                color_jitter=color_jitter or None,  # type: ignore[arg-type]  # None is documented as off
-                auto_augment=auto_augment,
-                interpolation=INTERPOLATION,
-            )
-            for side in set(sides)
-        }
-    except (AssertionError, KeyError, ValueError) as error:
-        raise InputError(
-            f"--auto-augment {auto_augment} is no policy of timm; try rand-m7-n2-mstd0.5"
-        ) from error
+    transforms = {
+        side: training_transform(
+            side, crop_scale=crop_scale, color_jitter=color_jitter, auto_augment=auto_augment
+        )
+        for side in set(sides)
+    }
     dataset = _TrainingImages(images, transforms, crop_scale[0], seed)
     return _loader(dataset, workers, batch_sampler=shares, pin_memory=pin_memory)
 

@@ -17,9 +17,10 @@ import typer
 
 from hierclass.cli import DEBUG_VARIABLE
 from hierclass.errors import HierclassError, InputError
+from hierclass.files import check_writable
 from training import options
 from training.given import DEFAULTS as D
-from training.given import given_fields, is_given, wanted_recipe
+from training.given import given_fields, is_given, typed_fields, wanted_recipe
 from training.processes import is_main, launch_command, lost_another, wait_for_the_end
 from training.recipe import Recipe, write_json
 
@@ -219,11 +220,12 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
         recipe = dataclasses.replace(recipe, taxonomy=str(folder.begun_with.absolute()))
     sizes, senses = options.tier_sizes(ctx.params["tiers"]), options.pins(ctx.params["pin"] or [])
     wishes = Wishes(tiers=sizes, pins=senses, yes=ctx.params["yes"])
+    from_file = given - typed_fields(ctx) - {"taxonomy"}
     console = Console(quiet=not is_main())
     if not is_given(ctx, "out"):
         console.print(f"the run goes to {out} (--out)", markup=False, highlight=False, soft_wrap=True)
     try:
-        return prepare(recipe, given, out, wishes, console)
+        return prepare(recipe, given, out, wishes, console, from_file=from_file)
     except Declined as answer:
         print(answer)
         raise SystemExit(1) from None
@@ -247,17 +249,16 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on labelled images: all, or those that --dev-from or --dev-share hold out."""
     with _one_line_errors():
-        if not data:
-            raise InputError("give the labelled images with --data")
-        if json_ is not None and (json_.is_dir() or not json_.parent.is_dir()):
-            raise InputError(f"--json {json_} cannot be written: it is a folder, or in none that exists")
+        _check_labelled(ctx)
+        if json_ is not None:
+            check_writable(json_, "--json")
         if report is not None:
             from training.page import claim_folder, write_report
 
             claim_folder(report)
         from training.evaluate import measures, run_checkpoint
 
-        run = run_checkpoint(model, tuple(data), **_evaluation_options(ctx))
+        run = run_checkpoint(model, tuple(data or ()), **_evaluation_options(ctx))
         results = measures(run)
         _show(results, str(model))
         if json_ is not None:
@@ -265,9 +266,17 @@ def evaluate(
         if report is not None:
             held_out = {"--dev-from": dev_from, "--dev-share": dev_share, "--seed": seed or None}
             write_report(
-                report, run, results, model=str(model), command=_evaluate_command(model, data, held_out)
+                report, run, results, model=str(model), command=_evaluate_command(model, data or (), held_out)
             )
             print(f"report: {report / 'report.html'}")
+
+
+def _check_labelled(ctx: typer.Context) -> None:
+    """Refuse to measure on no images, or on two parts of them."""
+    if not ctx.params["data"]:
+        raise InputError("give the labelled images with --data")
+    if ctx.params["dev_from"] is not None and ctx.params["dev_share"] is not None:
+        raise InputError("--dev-share has no effect beside --dev-from; leave one of them out")
 
 
 def _evaluation_options(ctx: typer.Context) -> Options:
@@ -301,11 +310,10 @@ def calibrate(
 ) -> None:
     """Fit temperatures and thresholds to labelled images, not those trained on, and store them in the model."""
     with _one_line_errors():
-        if not data:
-            raise InputError("give the labelled images with --data")
+        _check_labelled(ctx)
         from training.evaluate import calibrate_checkpoint
 
-        results = calibrate_checkpoint(model, tuple(data), **_evaluation_options(ctx))
+        results = calibrate_checkpoint(model, tuple(data or ()), **_evaluation_options(ctx))
         _show_calibration(results)
         print(f"stored in {model}")
 

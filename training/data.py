@@ -165,24 +165,26 @@ def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArra
     """Indices of the training and of the dev samples: a share of each leaf, drawn deterministically.
 
     Where a stratified split would leave out a leaf, the share of each is rounded, at least one image of those that
-    have two; the only image of a leaf is trained on. Raises `InputError` when none can be held out.
+    have two; the only image of a leaf is trained on. Raises `InputError` when none can be held out, or for a share
+    that is none.
     """
     from sklearn.model_selection import train_test_split
 
+    if not 0 < share < 1:
+        raise InputError(f"--dev-share {share}: give more than 0, less than 1")
     try:
         train, dev = train_test_split(
             np.arange(len(leaves)), test_size=share, stratify=leaves, random_state=seed
         )
         if len(np.unique(leaves[dev])) < len(np.unique(leaves)):
             raise ValueError("a class has no image among those held out")
-    except ValueError as error:  # a leaf with one image, or fewer held-out images than leaves
+    except ValueError:  # a leaf with one image, or fewer held-out images than leaves
         drawn = [_draw(np.flatnonzero(leaves == leaf), share, (seed, leaf)) for leaf in np.unique(leaves)]
         dev = np.concatenate(drawn)
-        reason = "" if len(dev) else "every class has a single image; add images"
-        if reason or not 0 < share < 1:
+        if not len(dev):
             raise InputError(
-                f"--dev-share {share} cannot be held out: {reason or error}".splitlines()[0]
-            ) from error
+                f"--dev-share {share} cannot be held out: every class has a single image; add images"
+            ) from None
         train = np.setdiff1d(np.arange(len(leaves)), dev)
     return np.sort(train), np.sort(dev)
 
@@ -209,7 +211,10 @@ def split(
     else:
         train, dev = split_by_share(images.leaves, dev_share, seed)
     if not len(train) or not len(dev):
-        raise InputError(
-            f"the split leaves {len(train)} images to train on and {len(dev)} held out; change it"
-        )
+        what, advice = "the split", "add images"
+        if dev_from is not None:
+            what, advice = f"--dev-from {dev_from}", "give a number between those of the file names"
+        elif images.held_out is not None:
+            what = "the data's own split"
+        raise InputError(f"{what} leaves {len(train)} images to train on and {len(dev)} held out; {advice}")
     return train, dev

@@ -15,10 +15,21 @@ from training.presets import read_preset
 from training.recipe import PARAMETERS, Recipe, option_of
 
 DEFAULTS = Recipe(data=(), taxonomy="tiny-imagenet")
-NUMBERS = ("widths", "depths", "densities", "level_weights", "crop_scale")
+SHARES = ("widths", "depths", "densities")
+"""Fields of a recipe that say how large levels are; structures take some of them."""
+NUMBERS = (*SHARES, "level_weights", "crop_scale")
 """Fields of a recipe that are written as numbers with commas; empty text is the default."""
 OF_THE_MACHINE = ("compile", "accumulate")
 """Fields of a recipe that may change on resuming: they change the result by rounding alone."""
+OF_THE_TREE = ("tiers", "pin", "yes")
+"""Options that say how a tree is proposed; a run that has begun has its tree."""
+NEEDS = {
+    **dict.fromkeys(("distil_from", "distil_to", "distil_teacher"), (("distil",), "0.5")),
+    "smoothing_along": (("smoothing",), "0.1"),
+    "mix_prob": (("mixup", "cutmix"), "0.2"),
+    "grow": (("start_size",), "48"),
+}
+"""Fields of a recipe that say something of another one → which, and a value of it; without that they do nothing."""
 OF_THE_BACKBONE = ("backbone_args", "stem_stride")
 """Fields of a recipe that mean one backbone and nothing to another."""
 
@@ -26,12 +37,17 @@ OF_THE_BACKBONE = ("backbone_args", "stem_stride")
 def wanted_recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
     """The recipe to train, and whether it was stored by an earlier start; an option without effect is refused."""
     recipe, stored = _wanted(ctx, out)
-    for name in ("distil_from", "distil_to", "distil_teacher"):
-        if is_given(ctx, name) and not recipe.distil:
+    for name, (others, example) in NEEDS.items():
+        idle = not any(getattr(recipe, other) for other in others)
+        chosen = name in given_fields(ctx) and not any(is_given(ctx, other) for other in others)
+        if idle and (is_given(ctx, name) or chosen):
+            needed = " or ".join(map(option_of, others))
             value = getattr(recipe, name)
             raise InputError(
-                f"{option_of(name)} {value} has no effect without --distil; give that, such as 0.5"
+                f"{option_of(name)} {value} has no effect without {needed}; give that, such as {example}"
             )
+    if is_given(ctx, "dev_from") and is_given(ctx, "dev_share"):
+        raise InputError("--dev-share has no effect beside --dev-from; leave one of them out")
     return recipe, stored
 
 
@@ -47,6 +63,11 @@ def _wanted(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
         from training.outputs import RunFolder
 
         begun = RunFolder(out).state.exists()
+        idle = [option_of(name) for name in OF_THE_TREE if begun and is_given(ctx, name)]
+        if idle:
+            raise InputError(
+                f"{idle[0]} has no effect on the run in {out}, which has its tree; leave it out, or change --out"
+            )
         for name, ours in given.items():
             theirs = getattr(stored, name)
             if begun and ours != theirs and name not in OF_THE_MACHINE:
@@ -79,13 +100,17 @@ def _given(ctx: typer.Context) -> Recipe:
 
 
 def _preset(ctx: typer.Context) -> dict[str, Any]:
-    """What the file of --recipe sets; another --backbone leaves out what it says of its own."""
-    values = read_preset(ctx.params["recipe"]) if ctx.params["recipe"] else {}
-    wanted = ctx.params["backbone"]
-    if is_given(ctx, "backbone") and values.get("backbone", wanted) != wanted:
-        for name in OF_THE_BACKBONE:
-            values.pop(name, None)
-    return values
+    """What the file of --recipe sets; another --backbone or --structure leaves out what it says of its own."""
+    values = read_preset(ctx.params["recipe"]) if ctx.params["recipe"] is not None else {}
+    foreign: set[str] = set()
+    backbone, structure = ctx.params["backbone"], ctx.params["structure"]
+    if is_given(ctx, "backbone") and values.get("backbone", backbone) != backbone:
+        foreign.update(OF_THE_BACKBONE)
+    if is_given(ctx, "structure"):
+        from hierclass.nested import STRUCTURES
+
+        foreign.update(set(SHARES).difference(STRUCTURES[structure].takes) if structure in STRUCTURES else ())
+    return {name: value for name, value in values.items() if name not in foreign}
 
 
 def _absolute(data: str) -> str:
@@ -96,8 +121,12 @@ def _absolute(data: str) -> str:
 
 def given_fields(ctx: typer.Context) -> set[str]:
     """The fields of a recipe that are given on the command line, or by the file of --recipe."""
-    fields = [field.name for field in dataclasses.fields(Recipe)]
-    return {name for name in fields if is_given(ctx, name)} | _preset(ctx).keys()
+    return typed_fields(ctx) | _preset(ctx).keys()
+
+
+def typed_fields(ctx: typer.Context) -> set[str]:
+    """The fields of a recipe that are given on the command line."""
+    return {field.name for field in dataclasses.fields(Recipe) if is_given(ctx, field.name)}
 
 
 def is_given(ctx: typer.Context, field: str) -> bool:

@@ -29,7 +29,7 @@ from training.pace import automatic_workers, waiting_hint
 from training.processes import local_processes, make_accelerator
 from training.recipe import Recipe
 from training.reports import Reporter, calibration_table, clock, consensus_table, level_table, threshold_table
-from training.run import Run, check_sizes, make_backbone
+from training.run import Run, check_parts
 from training.saving import Saver, Standing
 
 
@@ -69,8 +69,7 @@ def fit(
     taxonomy = folder.taxonomy(recipe, reporter.line)
     recipe.check_levels(taxonomy.num_tiers)
     claim = folder.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
-    if recipe.start_size is not None:
-        check_sizes(recipe, make_backbone(recipe))
+    check_parts(recipe)
     with claim:
         train, dev = load_data(recipe, taxonomy, reporter, out=out, check=check, accelerator=accelerator)
         if len(train) < recipe.batch_size:

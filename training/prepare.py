@@ -50,8 +50,19 @@ class Wishes:
     yes: bool = False
 
 
-def prepare(recipe: Recipe, given: Set[str], out: Path, wishes: Wishes, console: Console) -> Recipe:
+def prepare(
+    recipe: Recipe,
+    given: Set[str],
+    out: Path,
+    wishes: Wishes,
+    console: Console,
+    *,
+    from_file: Set[str] = frozenset(),
+) -> Recipe:
     """Complete a recipe: the fields that are not ``given`` are chosen by what the images are.
+
+    Those of the given that come ``from_file``, a recipe for any data, yield where they fit neither the tree nor the
+    epochs.
 
     The tree is proposed where ``taxonomy`` is not given, and asked about on a terminal. Says in a few lines what was
     chosen and why. Raises `InputError` or `TaxonomyError` for data that can't be used, `Declined` when the answer is
@@ -65,7 +76,7 @@ def prepare(recipe: Recipe, given: Set[str], out: Path, wishes: Wishes, console:
         raise InputError(
             "--taxonomy is a whole tree; --tiers and --pin belong to a proposed one: leave them out"
         )
-    return _chosen(recipe, given, found, console)
+    return _chosen(recipe, given, from_file, found, console)
 
 
 # ---------------------------------------------------------------- the tree
@@ -209,7 +220,7 @@ def _table_of(tree: Path) -> str:
 # ---------------------------------------------------------------- what was not given
 
 
-def _chosen(recipe: Recipe, given: Set[str], found: Survey, console: Console) -> Recipe:
+def _chosen(recipe: Recipe, given: Set[str], from_file: Set[str], found: Survey, console: Console) -> Recipe:
     """The recipe with a network, a start and a schedule for these images; says what was chosen and why."""
     import torch
 
@@ -221,7 +232,9 @@ def _chosen(recipe: Recipe, given: Set[str], found: Survey, console: Console) ->
     if "backbone" in given:
         network = Choice({"size": _fixed_size(recipe.backbone) or network.values["size"]}, network.why)
     recipe = _take(recipe, given, network, console)
-    recipe = _take(recipe, given, _levels(recipe), console)
+    num_tiers = Taxonomy.load(recipe.taxonomy).num_tiers
+    recipe = _fitting(recipe, from_file, num_tiers, console)
+    recipe = _take(recipe, frozenset(), _levels(recipe, num_tiers), console)
     if "pretrained" not in given:
         start = find_pretrained(recipe.backbone, reach=num_processes() == 1)  # several must find the same
         recipe = dataclasses.replace(recipe, pretrained=start.usable)
@@ -237,17 +250,28 @@ def _chosen(recipe: Recipe, given: Set[str], found: Survey, console: Console) ->
             {name: value for name, value in schedule.values.items() if name != "lr"}, schedule.why
         )
     recipe = _take(recipe, given, schedule, console)
-    if recipe.epochs <= recipe.warmup_epochs and "warmup_epochs" not in given:
+    if recipe.epochs <= recipe.warmup_epochs and "warmup_epochs" not in given - from_file:
         recipe = dataclasses.replace(recipe, warmup_epochs=recipe.epochs - 1)
     return recipe
 
 
-def _levels(recipe: Recipe) -> Choice:
-    """What share of the network each level has, for the tiers of the recipe's tree; nothing where that is given."""
+def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: Console) -> Recipe:
+    """The recipe without what its file says of another number of levels than there are tiers."""
+    for name in sorted(from_file & {"widths", "depths", "densities", "level_weights"}):
+        values = getattr(recipe, name)
+        if values and len(values) != num_tiers:
+            _say(
+                console, f"left out: the recipe's {name}, which are for {len(values)} levels, not {num_tiers}"
+            )
+            recipe = dataclasses.replace(recipe, **{name: getattr(Recipe, name)})
+    return recipe
+
+
+def _levels(recipe: Recipe, num_tiers: int) -> Choice:
+    """What share of the network each level has, for so many tiers; nothing where that is given."""
     from hierclass.nested import STRUCTURES, default_shares
 
     option = STRUCTURES[recipe.structure].shares
-    num_tiers = Taxonomy.load(recipe.taxonomy).num_tiers
     why = (
         f"a level for each of {num_tiers} tiers, each half of the next"
         if num_tiers > 1

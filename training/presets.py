@@ -31,7 +31,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     file = FOLDER / f"{name}.toml" if name in bundled_recipes() else Path(name)
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(
             f"--recipe {name}: there is no such file; the bundled recipes are {', '.join(bundled_recipes())}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import types
@@ -113,15 +114,16 @@ class Recipe:
             raise InputError("recipe: it is no object of options")
         kinds = typing.get_type_hints(cls)
         if unknown := sorted(values.keys() - kinds.keys()):
-            raise InputError(
-                f"recipe: unknown option {', '.join(unknown)}; was it written by another version?"
-            )
+            close = difflib.get_close_matches(unknown[0], kinds, n=1)
+            hint = f"did you mean {close[0]}?" if close else "was it written by another version?"
+            raise InputError(f"recipe: unknown option {', '.join(unknown)}; {hint}")
         if missing := sorted({"data", "taxonomy"} - values.keys()):
             raise InputError(f"recipe: it has no {missing[0]}")
         arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for name, value in arguments.items():
             if not _is(kinds[name], value):
-                raise InputError(f"recipe: {name} can not be {json.dumps(values[name])}")
+                text = json.dumps(values[name], default=str)  # TOML has dates, JSON has none
+                raise InputError(f"recipe: {name} can not be {text}; give {_kind_in_words(kinds[name])}")
         return cls(**arguments)
 
     def check(self) -> None:
@@ -189,9 +191,9 @@ class Recipe:
             f"--grow {self.grow}: give a share from 0 to 1": not 0 <= self.grow <= 1,
             f"--erase {self.erase}: give a probability from 0 to 1": not 0 <= self.erase <= 1,
             f"--mix-prob {self.mix_prob}: give a share from 0 to 1": not 0 <= self.mix_prob <= 1,
-            f"--color-jitter {self.color_jitter}: give 0 or more": not self.color_jitter >= 0,
-            f"--mixup {self.mixup}, --cutmix {self.cutmix}: give 0 or more": not min(self.mixup, self.cutmix)
-            >= 0,
+            f"--color-jitter {self.color_jitter}: give 0 or more": not 0 <= self.color_jitter < math.inf,
+            f"--mixup {self.mixup}: give 0 or more": not 0 <= self.mixup < math.inf,
+            f"--cutmix {self.cutmix}: give 0 or more": not 0 <= self.cutmix < math.inf,
             "--crop-scale: give two shares, such as 0.35,1": len(self.crop_scale) != 2
             or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
         }
@@ -203,7 +205,7 @@ class Recipe:
             f"--batch-size {self.batch_size}: give at least 1": self.batch_size < 1,
             f"--accumulate {self.accumulate}: give 1 to half of --batch-size": self.batch_size >= 1
             and not 1 <= self.accumulate <= max(1, self.batch_size // 2),
-            f"--lr {self.lr}: give more than 0": not self.lr > 0,
+            f"--lr {self.lr}: give more than 0": not 0 < self.lr < math.inf,
             f"--ema-decay {self.ema_decay}: give 0 up to less than 1": not 0 <= self.ema_decay < 1,
             f"--clip-grad {self.clip_grad}: give more than 0": self.clip_grad is not None
             and not self.clip_grad > 0,
@@ -273,6 +275,18 @@ def _is(kind: Any, value: Any) -> bool:
     origin = typing.get_origin(kind) or kind
     items = value if origin is tuple and isinstance(value, tuple) else ()
     return isinstance(value, origin) and all(_is(typing.get_args(kind)[0], item) for item in items)
+
+
+def _kind_in_words(kind: Any) -> str:
+    """What a field of a type takes, for people."""
+    if isinstance(kind, types.UnionType):
+        kinds = (one for one in typing.get_args(kind) if one is not type(None))
+        return " or ".join(dict.fromkeys(map(_kind_in_words, kinds)))
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "a table"}
+    if kind in words:
+        return words[kind]
+    of = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+    return "a list of texts" if of is str else "a list of numbers" if of is float else "a table"
 
 
 def option_of(field: str) -> str:

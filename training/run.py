@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import timm
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -24,7 +25,7 @@ from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, default
 from hierclass.nested.network import evaluating
 from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
-from training.batches import INTERPOLATION, TrainingBatch
+from training.batches import INTERPOLATION, TrainingBatch, training_transform
 from training.calibration import decision_of
 from training.dropping import deal_drops
 from training.losses import NestedLoss, Trainee
@@ -85,6 +86,14 @@ def make_network(recipe: Recipe, taxonomy: Taxonomy, *, fresh: bool = True) -> N
         arguments = {"pretrained_cfg_overlay": overlay, **architecture.backbone_args}
         architecture = dataclasses.replace(architecture, backbone_args=arguments)
     return build(architecture, taxonomy, recipe.size, pretrained=pretrained, order=recipe.order)
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Raise `InputError` for what timm or the sizes would refuse later, before any image is read."""
+    nothing = nn.Linear(1, 1)
+    make_scheduler(recipe, make_optimizer(recipe, nothing), steps_per_epoch=1)
+    training_transform(recipe.size, crop_scale=recipe.crop_scale, auto_augment=recipe.auto_augment)
+    check_sizes(recipe, make_backbone(recipe))
 
 
 @torch.no_grad()
@@ -309,8 +318,13 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
         )
-    except (AssertionError, ValueError) as error:
-        raise InputError(f"--opt {recipe.opt}: {error}".splitlines()[0]) from error
+    except (AssertionError, TypeError, ValueError) as error:
+        if recipe.opt.lower() in list_optimizers():
+            raise InputError(f"--opt {recipe.opt}: {error}".splitlines()[0]) from error
+        close = difflib.get_close_matches(recipe.opt, list_optimizers(), n=1) or ["adamw"]
+        raise InputError(
+            f"--opt {recipe.opt} is no optimiser of timm; give {close[0]}, or sgd (the default)"
+        ) from error
     return optimizer
 
 
@@ -320,8 +334,10 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_e
         raise InputError(
             f"--warmup-epochs {recipe.warmup_epochs} leaves no epoch of {recipe.epochs}; lower it"
         )
-    try:
-        scheduler: Scheduler | None
+    scheduler: Scheduler | None = None
+    with contextlib.suppress(
+        AssertionError, ValueError
+    ):  # versions of timm differ in what they say and raise
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=recipe.schedule,
@@ -332,10 +348,11 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_e
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
         )
-    except (AssertionError, ValueError) as error:
-        raise InputError(f"--schedule {recipe.schedule}: {error}".splitlines()[0]) from error
     if scheduler is None:
-        raise InputError(f"--schedule {recipe.schedule} is no schedule of timm; use cosine, or constant")
+        raise InputError(
+            f"--schedule {recipe.schedule}: timm has no such schedule by updates; give cosine, poly, tanh, step or "
+            "constant"
+        )
     return scheduler
 
 
