@@ -9,7 +9,8 @@ For comparison the loop of timm's `inference.py`: its dense model of the same ba
 DataLoader with a worker process per core, the best class of every batch.
 
 `--paths N` instead labels a list of N paths over the web-size photographs with `hierclass label`, in a process of its
-own, and reports its peak memory, its rate and when its first part was written.
+own, and reports its peak memory, its rate and when its first part was written; `--small` takes photographs of 96 x 72
+pixels, so that what remains is the network and what surrounds it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from hierclass.stopping import LevelWish, Request, Stopping
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZES = {"web": (500, 400), "phone": (4032, 3024)}
 """Pixels of the photographs: about 0.2 and 12 megapixels."""
+SMALL = (96, 72)
 
 Call = Callable[[], int]
 """Labels all photographs of a folder; returns their number."""
@@ -268,6 +270,9 @@ def main(
     paths: Annotated[
         list[int] | None, typer.Option(min=1, help="Label a list of so many paths instead. Repeatable.")
     ] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="With --paths: photographs of 96 x 72 pixels.")
+    ] = False,
     level: Annotated[str, typer.Option(help="With --paths: the level.")] = "0",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
@@ -276,17 +281,11 @@ def main(
     classifier = hierclass.load(model, "cpu")
     report["machine"] = {**describe_machine(classifier.device), "used_cores": num_cores()}
     with tempfile.TemporaryDirectory() as place:
-        counts = {"web": count, "phone": max(1, count // 10)}
-        for name, size in SIZES.items():
-            folder = Path(place) / name
-            folder.mkdir()
-            if not paths or name == "web":
-                make_photographs(folder, size, counts[name])
-                if not paths:
-                    repeat(folder, times)
         if paths:
+            folder = Path(place)
+            make_photographs(folder, SMALL if small else SIZES["web"], count)
             # Each in a process of its own: the peak of all children so far, so the shortest list comes first.
-            report["lists"] = [run_list(Path(place) / "web", each, model, level) for each in sorted(paths)]
+            report["lists"] = [run_list(folder, each, model, level) for each in sorted(paths)]
             for row in report["lists"]:
                 console.print(
                     f"{row['paths']:,} paths: {row['rate']:,.0f} images/s, peak {row['peak_mib']:,.0f} MiB, "
@@ -294,8 +293,12 @@ def main(
                 )
         else:
             report["sizes"] = {}
-            for name in SIZES:
+            counts = {"web": count, "phone": max(1, count // 10)}
+            for name, size in SIZES.items():
                 folder = Path(place) / name
+                folder.mkdir()
+                make_photographs(folder, size, counts[name])
+                repeat(folder, times)
                 found = measure(contenders(classifier, folder, batch_size, precision), rounds)
                 rows, same = rows_of(found), agreement(classifier, folder)
                 report["sizes"][name] = {

@@ -114,7 +114,7 @@ def test_labelling_reports_every_level_what_bounds_it_and_lists_of_paths(
         assert all(0 < row["low"] <= row["rate"] <= row["high"] for row in rows.values())
         assert all(row["of_slower"] > 0 for name, row in rows.items() if ": label" in name)
     assert [0 <= share <= 1 for share in report["sizes"]["phone"]["previews_agree"]] == [True] * 3
-    done = CliRunner().invoke(app, [*common, "--paths", "30", "--paths", "20"])
+    done = CliRunner().invoke(app, [*common, "--paths", "30", "--paths", "20", "--small"])
     assert done.exit_code == 0, done.output
     lists = json.loads(out.read_text(encoding="utf-8"))["lists"]
     assert [row["paths"] for row in lists] == [20, 30]
