@@ -84,7 +84,7 @@ def locked(file: Path, message: str) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by children, unlike flock
         except ImportError:
             pass
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise InputError(message) from error
         yield
 

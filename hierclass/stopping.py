@@ -25,7 +25,7 @@ class Reason(enum.IntEnum):
     """Why an answer comes from the level that it comes from."""
 
     ASKED = 0
-    """That level was asked for."""
+    """That level was asked for; there is no answer where its class is not within those asked for."""
     SURE = 1
     """Its answer is fine enough and sure enough."""
     LAST = 2
@@ -45,7 +45,8 @@ class Request:
 
     With `level` "auto" levels are climbed until the answer is sure at rate `precision` on tier `min_tier` or a
     finer one; it is then as fine as it is sure of. `only` and `exclude` name classes, by synset id or name, at any
-    height of the tree: answers are among the leaves below the former (if there are any) that are not below the latter.
+    height of the tree: answers are among the leaves below the former (if there are any) that are not below the latter,
+    or classes above such leaves, but none above a class of `only`.
     """
 
     level: LevelWish = None
@@ -118,7 +119,13 @@ class Stopping:
                 f"tier {request.min_tier} does not exist; this model has tiers 0 to {num_levels - 1}"
             )
         self._allowed = allowed_classes(request, taxonomy) if request.selects else None
+        self._inside = inside_classes(request, taxonomy)
         self._thresholds = self._find_thresholds(request, decision)
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether the highest level that is computed has a class within those of `only`; else answers stay empty."""
+        return bool(self._inside[self.last].any())
 
     @property
     def first(self) -> int:
@@ -143,13 +150,14 @@ class Stopping:
                 np.where(none[:, None], ours, theirs)
                 for ours, theirs in zip((classes, scores), kept, strict=True)
             )
+        inside = np.stack([self._inside[tier][classes[:, tier]] for tier in range(level + 1)], axis=1)
         if self.auto:
-            tier = _finest(self._sure(scores))
+            tier = _finest(self._sure(scores) & inside)
             enough = tier >= self.min_tier
             reason = np.where(enough, Reason.SURE, Reason.LAST)
             done = enough | (level == self.last)
         else:
-            tier, reason = np.full(len(classes), level), np.full(len(classes), Reason.ASKED)
+            tier, reason = _finest(inside), np.full(len(classes), Reason.ASKED)
             done = np.full(len(classes), level == self.last)
         filled = _Padding(len(classes), taxonomy.num_tiers)
         answers = Answers(
@@ -201,11 +209,7 @@ def allowed_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
     Raises:
         InputError: a class is unknown, or no leaf is left.
     """
-    leaves = np.zeros(len(taxonomy.leaves), dtype=np.bool_)
-    for name in request.only:
-        leaves |= _leaves_below(name, taxonomy)
-    if not request.only:
-        leaves[:] = True
+    leaves = _leaves_of(request.only, taxonomy)
     for name in request.exclude:
         leaves &= ~_leaves_below(name, taxonomy)
     if not leaves.any():
@@ -216,6 +220,29 @@ def allowed_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
         classes[taxonomy.projection(tier)[leaves]] = True
         allowed.append(classes)
     return allowed
+
+
+def inside_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
+    """For every tier, which classes hold no leaf beside those of `only`: to answer with another one says more.
+
+    "mammal" is no answer to `only` "dog", though dogs are mammals; it is one to `exclude` "dog". Raises as
+    `allowed_classes` for a class that is unknown.
+    """
+    outside = ~_leaves_of(request.only, taxonomy)
+    inside = []
+    for tier, count in enumerate(taxonomy.num_classes):
+        classes = np.ones(count, dtype=np.bool_)
+        classes[taxonomy.projection(tier)[outside]] = False
+        inside.append(classes)
+    return inside
+
+
+def _leaves_of(only: Sequence[str], taxonomy: Taxonomy) -> Flags:
+    """The leaves below any of some classes; all of them where none is named."""
+    if not only:
+        return np.ones(len(taxonomy.leaves), dtype=np.bool_)
+    below: Flags = np.any([_leaves_below(name, taxonomy) for name in only], axis=0)
+    return below
 
 
 def _leaves_below(name: str, taxonomy: Taxonomy) -> Flags:

@@ -130,6 +130,34 @@ def test_answers_keep_to_the_classes_that_are_asked_for(
         assert (answer.tier[0], answer.reason[0]) == (2, Reason.ASKED)
 
 
+def test_a_coarser_class_is_no_answer_to_a_finer_one_that_is_asked_for(
+    classifier: Classifier, images: np.ndarray[Any, Any]
+) -> None:
+    taxonomy = classifier.taxonomy
+    group = taxonomy.classes(1)[0]
+    sure = deciding(classifier, [[0.0], [0.0, 0.0], [0.0, 0.0, 0.0]])
+    above = taxonomy.classes(0)[taxonomy.parent_classes(1)[0]]
+    for request in (Request(level="auto", only=(group.id,)), Request(level=0, only=(group.id,))):
+        stopping = Stopping(request, taxonomy, sure)
+        assert stopping.can_answer == (request.level == "auto")
+        found, _ = climb(classifier, stopping, images, 8)
+        for tag, answer in found.items():
+            is_above = alone(classifier, images[tag], 0).path[0].synset == above.id
+            if not is_above:
+                assert (answer.tier[0], answer.reason[0]) == (-1, Reason.EXCLUDED)
+            elif request.level == 0:
+                assert (answer.tier[0], answer.reason[0]) == (-1, Reason.ASKED)
+            else:
+                is_group = alone(classifier, images[tag], 1).path[1].synset == group.id
+                expected = (1, 1, Reason.SURE) if is_group else (-1, 1, Reason.EXCLUDED)
+                assert (answer.tier[0], answer.level[0], answer.reason[0]) == expected
+    assert not Stopping(Request(level=0, only=(group.id,)), taxonomy, Decision()).can_answer
+    found, _ = climb(
+        classifier, Stopping(Request(level=0, exclude=(group.id,)), taxonomy, Decision()), images, 8
+    )
+    assert {int(answer.tier[0]) for answer in found.values()} == {0}  # "animal" is none of those left out
+
+
 def leaf_scores(classifier: Classifier, images: np.ndarray[Any, Any]) -> list[dict[str, float]]:
     return [{each.synset: each.score for each in alone(classifier, image, 2).top(99)} for image in images]
 

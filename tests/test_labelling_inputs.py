@@ -58,11 +58,12 @@ def test_tar_files_in_folders_are_found_beside_images(tmp_path: Path) -> None:
     assert names == ["a.png", "b.tar/x.png", "c.png"]
 
 
-def test_links_and_folders_in_a_tar_file_are_no_images(tmp_path: Path) -> None:
+def test_folders_in_a_tar_file_are_no_images_and_links_are_errors(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, kind in (
             ("d.png", tarfile.DIRTYPE),
-            ("l.png", tarfile.SYMTYPE),
+            ("s.png", tarfile.SYMTYPE),
+            ("h.png", tarfile.LNKTYPE),
             ("f.png", tarfile.FIFOTYPE),
         ):
             info = tarfile.TarInfo(name)
@@ -71,7 +72,11 @@ def test_links_and_folders_in_a_tar_file_are_no_images(tmp_path: Path) -> None:
         info = tarfile.TarInfo("ok.png")
         info.size = len(png(1))
         tar.addfile(info, io.BytesIO(png(1)))
-    assert [item.member for item in list_inputs([tmp_path / "a.tar"])] == ["ok.png"]
+    symbolic, hard, good = list_inputs([tmp_path / "a.tar"])
+    for link in (symbolic, hard):
+        with pytest.raises(ImageError, match="is a link inside of its tar file; unpack the file"):
+            grey(link)
+    assert (symbolic.member, hard.member, good.member, grey(good)) == ("s.png", "h.png", "ok.png", 1)
 
 
 @pytest.mark.parametrize(("cut", "whole"), [(100, []), (550, []), (700, [1]), (1300, [1]), (1580, [1])])

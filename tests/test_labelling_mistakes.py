@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from labelling_data import READING, job, label, make_photos, rows, run_in
+from labelling_data import READING, breaking, job, label, make_photos, rows, run_in
 
 import hierclass
+from hierclass.checkpoint import load_checkpoint, save_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.errors import HierclassError, InputError
@@ -205,6 +208,140 @@ def test_refining_again_only_finishes_and_a_lower_level_takes_nothing_away(
     assert listener.lines == ["answered at a higher level, rows stay as they were: 2 images"]
     run.assemble(folder / "labels.parquet")
     assert [row["chosen_level"] for row in rows(folder)].count(2) == 2
+
+
+@pytest.fixture(scope="module")
+def sure(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    """A classifier that is always sure of tier 0 at level 0, of tier 1 from level 1 on, and never of the finest."""
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    rows = [
+        {
+            "level": level,
+            "tier": tier,
+            "precision": 0.95,
+            "score": None if tier == 2 else 0.0,
+            "coverage": 1.0,
+        }
+        for level in range(3)
+        for tier in range(level + 1)
+    ]
+    checkpoint.decision = {**checkpoint.decision, "thresholds": rows}
+    folder = tmp_path_factory.mktemp("sure") / "model"
+    save_checkpoint(folder, checkpoint, dtype="float32")
+    return hierclass.load(folder, device="cpu")
+
+
+def test_climbing_labels_goes_on_and_refines_like_any_other_level(
+    sure: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, auto = tmp_path / "run", job(photos, "auto")
+    with monkeypatch.context() as patched:
+        patched.setattr(passes, "outcomes", breaking(9, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            label(folder, sure, auto)
+    label(folder, sure, auto)
+    found = rows(folder)
+    assert [(row["chosen_level"], row["stop_reason"]) for row in found if not row["error"]] == [
+        (0, "sure")
+    ] * 19
+    assert [row["synset"] for row in found if not row["error"]] == [
+        sure.predict(photos / Path(row["path"]).name, 0).synset for row in found if not row["error"]
+    ]
+    fine = Job(names=(str(photos),), request=Request(level="auto", min_tier=2), reading=READING)
+    run, _ = run_in(folder, sure)
+    run.refine("path like '%0.png'", fine.request)
+    run.assemble(folder / "labels.parquet")
+    refined = [row for row in rows(folder) if row["chosen_level"] == 2]
+    assert [(row["level"], row["stop_reason"]) for row in refined] == [(1, "last")] * 2
+    assert all(row["synset"] == row["tier1_synset"] for row in refined)
+
+
+def test_climbing_anew_takes_no_finer_answer_away(sure: Classifier, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    label(folder, sure, job(photos, 1))
+    run, listener = run_in(folder, sure)
+    run.refine("path like '%0.png'", Request(level=2))
+    before = run.assemble(folder / "labels.parquet"), rows(folder)
+    run.refine("1", Request(level="auto"))  # sure at level 0 already
+    assert listener.lines[0] == "answered by the last level, rows stay as they were: 2 images"
+    assert (run.assemble(folder / "labels.parquet"), rows(folder)) == before
+
+
+def test_a_run_whose_first_pass_lost_a_part_is_not_refined(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    label(folder, classifier, job(photos))
+    run, _ = run_in(folder, classifier)
+    run.refine("path like '%0.png'", Request(level=1))
+    (folder / "parts" / RunFolder(folder).parts(0)[1].name).unlink()
+    with pytest.raises(InputError, match="is not complete; first repeat the command that began it"):
+        run.refine("path like '%1.png'", Request(level=1))
+    label(folder, classifier, job(photos))
+    assert len(rows(folder)) == 20
+
+
+@pytest.mark.parametrize("level", [0, 9])
+def test_files_of_others_that_are_called_like_ours_are_left_alone(
+    classifier: Classifier, photos: Path, tmp_path: Path, level: int
+) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    photos.rename(album / "parts")
+    (album / "inputs.parquet").write_bytes(b"a data set")
+    with pytest.raises(HierclassError, match="which is no part of a run"):
+        label(album, classifier, job(album / "parts", level))
+    (album / "run.json").write_text('{"name": "of another program"}')
+    with pytest.raises(HierclassError, match="which is no part of a run"):
+        label(album, classifier, job(album / "parts", level), overwrite=True)
+    assert sorted(file.name for file in album.iterdir()) == ["inputs.parquet", "parts", "run.json"]
+    assert len(list((album / "parts").iterdir())) == 20
+
+
+def test_copies_of_the_table_stay_beside_it(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    command = ["label", str(photos), "--model", str(tiny_checkpoint), "-o", f"{tmp_path / 'run'}/"]
+    assert main(command) == 3
+    (tmp_path / "run" / "labels.level0.parquet").write_bytes(b"mine")
+    assert main([*command, "--format", "csv"]) == 3
+    assert sorted(file.name for file in (tmp_path / "run").glob("labels.*")) == [
+        "labels.csv",
+        "labels.level0.parquet",
+    ]
+
+
+def test_a_clean_up_that_is_broken_off_leaves_no_half_of_a_run(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["label", str(photos), "--model", str(tiny_checkpoint), "-o", str(tmp_path / "labels.csv")]
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", fails)
+        assert main(command) == 1
+    assert main(command) == 3
+    assert sorted(file.name for file in tmp_path.glob("labels*")) == ["labels.csv"]
+
+
+def test_a_working_folder_with_an_odd_name_is_no_obstacle(
+    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    photos.rename(odd / "photos")
+    monkeypatch.chdir(odd)
+    for _ in range(2):
+        label(tmp_path / "run", classifier, job(Path("photos")))
+    assert len(rows(tmp_path / "run")) == 20
+
+
+def test_a_folder_that_can_not_be_looked_into_is_one_line(classifier: Classifier, photos: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot use x+: File name too long"):
+        label(Path("x" * 300), classifier, job(photos))
 
 
 def test_refining_keeps_to_the_classes_of_the_run(

@@ -80,6 +80,15 @@ def test_an_image_that_ends_its_process_is_the_only_one_to_have_an_error(
     assert "ends the process that reads it" in errors[13]
 
 
+@pytest.fixture
+def ended_by_broken_pipes() -> Iterator[None]:
+    """Signals as the command sets them where its table goes to a pipe."""
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGPIPE, before)
+
+
+@pytest.mark.usefixtures("ended_by_broken_pipes")
 def test_a_process_that_is_killed_is_replaced(photos: Path) -> None:
     inputs = enumerate(Input(str(photos / "03.png")) for _ in range(400))
     reading = Reading(batch_size=4, workers=2, processes=True)

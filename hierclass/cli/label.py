@@ -165,6 +165,8 @@ def label(
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     classifier = open_classifier(model, timm, weights, device)
+    if precision is not None:
+        classifier.decision.at(precision)
     from hierclass.labelling.jobs import Job
     from hierclass.labelling.reading import Reading
 
@@ -218,6 +220,8 @@ def refine(
     target = Target.in_folder(run_folder, format_)
     survive_closed_pipes()
     classifier = open_classifier(model, timm, weights, device)
+    if precision is not None:
+        classifier.decision.at(precision)
     from hierclass.labelling.reading import Reading
 
     reading = Reading(
@@ -345,11 +349,14 @@ class Target:
     def finish(self, run: Run) -> int:
         """Write the table; of a run that only was to make it, nothing else stays. Returns the number of errors."""
         num_errors = run.assemble(self.table)
-        for other in self.table.parent.glob("labels.*"):
-            if not self.is_file and other.suffix.removeprefix(".") in FORMATS and other != self.table:
-                other.unlink(missing_ok=True)  # of another format, and no longer true
         if self.is_file:
+            RunFolder(self.folder).clear()  # what is left of it, if this is broken off, is no run
             shutil.rmtree(self.folder, ignore_errors=True)
+            return num_errors
+        for format_ in FORMATS:
+            other = self.table.with_name(f"labels.{format_}")
+            if other != self.table:
+                other.unlink(missing_ok=True)  # of another format, and no longer true
         return num_errors
 
 

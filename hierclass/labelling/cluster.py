@@ -7,6 +7,9 @@ the model must be reachable under the same paths from every machine of the clust
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +41,7 @@ class RayEngine:
             raise InputError("--engine ray needs Ray: pip install 'hierclass[ray]'") from None
         self._open_classifier = open_classifier
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, num_cpus=None)
+            _init()
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._workers = workers or max(1, int(resources.get("CPU", 1)))
 
@@ -53,7 +56,7 @@ class RayEngine:
         context.enable_progress_bars = False
         done = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
             _Worker,
-            fn_constructor_args=(folder, what, self._open_classifier),
+            fn_constructor_args=(folder, what, self._open_classifier, os.getcwd()),  # noqa: PTH109
             batch_size=1,
             concurrency=min(self._workers, len(chunks)),
         )
@@ -67,10 +70,32 @@ class RayEngine:
             ) from error
 
 
+def _init() -> None:
+    """Join a cluster, or start one; signals stay with this program, whatever Ray makes of them."""
+    import ray
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, num_cpus=None)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"no Ray cluster can be used: {reason}; set RAY_ADDRESS to one, or unset it for the cores here"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
 class _Worker:
     """A process of the cluster."""
 
-    def __init__(self, folder: RunFolder, what: Pass, open_classifier: Callable[[], Classifier]) -> None:
+    def __init__(
+        self, folder: RunFolder, what: Pass, open_classifier: Callable[[], Classifier], place: str
+    ) -> None:
+        """Answer for a program whose working folder is `place`: paths may be relative to it."""
+        os.chdir(place)
         torch.set_num_threads(1)  # of cores the cluster gives one
         reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1, processes=False)
         self._folder, self._pass = folder, dataclasses.replace(what, reading=reading)

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = "hierclass-run"
 VERSION = 1
+LOCK = ".lock"
 _GROUP = 10_000
 """Rows that are read and written at once."""
 Range: TypeAlias = "tuple[int, int]"
@@ -70,20 +71,36 @@ class RunFolder:
         return self._manifest.exists()
 
     def check(self) -> None:
-        """Raise InputError if this is a folder of something else."""
-        if not self.path.exists() or self.exists:
+        """Raise InputError if this is a folder of something else: nothing in it is touched then."""
+        try:
+            if not self.path.exists():
+                return
+            if not self.path.is_dir():
+                raise InputError(f"{display_name(self.path)} is a file; name a folder for the run")
+            names = {file.name for file in self.path.iterdir()}
+            ours = self._is_ours(names)
+        except OSError as error:
+            raise InputError(f"cannot use {display_name(self.path)}: {error.strerror}") from error
+        if ours and self.exists:
             return
-        if not self.path.is_dir():
-            raise InputError(f"{display_name(self.path)} is a file; name a folder for the run")
-        names = [file.name for file in self.path.iterdir()]
-        ours = {".lock", "parts", self._inputs.name}
-        if ".lock" in names:  # a run was here, and was broken off while it was replaced
-            ours |= {f"labels.{format_}" for format_ in FORMATS}
-        others = sorted(name for name in names if name not in ours and not name.endswith(".tmp"))
+        known = (
+            {LOCK, "parts", self._inputs.name, *(f"labels.{format_}" for format_ in FORMATS)} if ours else ()
+        )
+        others = sorted(name for name in names if name not in known and not (ours and name.endswith(".tmp")))
         if others:
             raise InputError(
                 f"{display_name(self.path)} holds {others[0]}, which is no part of a run; name a new or empty folder"
             )
+
+    def _is_ours(self, names: Set[str]) -> bool:
+        """Whether a run is in a folder of these files, or one was broken off before it had begun."""
+        if LOCK in names:
+            return True
+        try:
+            found = json.loads(self._manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, dict) and found.get("format") == FORMAT
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -97,7 +114,7 @@ class RunFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(
-                    locked(self.path / ".lock", f"another run writes to {display_name(self.path)}")
+                    locked(self.path / LOCK, f"another run writes to {display_name(self.path)}")
                 )
             except OSError as error:
                 raise InputError(f"cannot write {display_name(self.path)}: {error.strerror}") from error
@@ -139,7 +156,7 @@ class RunFolder:
         self.clear()
         if any(self.path.glob("labels.*")):
             return
-        (self.path / ".lock").unlink(missing_ok=True)
+        (self.path / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
@@ -157,12 +174,14 @@ class RunFolder:
         try:
             found = json.loads(self._manifest.read_text(encoding="utf-8"))
             if found["format"] != FORMAT:
-                raise ValueError("it is not of a run")
+                raise InputError(f"{display_name(self._manifest)} is not of a run; name the folder of one")
             if found["version"] != VERSION:
                 raise ValueError(
                     f"it is of format {found['version']}, this version of hierclass reads {VERSION}"
                 )
             _ = found["model"]["digest"], found["inputs"]["count"], found["jobs"][0]["kind"]
+        except InputError:
+            raise
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 f"there is no run in {display_name(self.path)}; name the folder of one (hierclass label … -o RUN/)"
@@ -211,20 +230,35 @@ class RunFolder:
                     if number >= first:
                         yield number, Input(os.fsdecode(path), *rest)
 
-    def write_numbers(self, generation: int, numbers: Sequence[int]) -> None:
-        """Store which inputs a pass is for."""
+    def write_numbers(self, generation: int, numbers: Sequence[int], levels: Sequence[int | None]) -> None:
+        """Store which inputs a pass is for, and the level that has answered each so far."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        columns = {"_index": pa.array(numbers, pa.int64()), "chosen_level": pa.array(levels, pa.int8())}
         with replacing(self._numbers_file(generation)) as file:
-            pq.write_table(pa.table({"_index": pa.array(numbers, pa.int64())}), file)
+            pq.write_table(pa.table(columns), file)
 
     def numbers(self, generation: int) -> list[int]:
         """Return which inputs a pass is for; the numbers rise."""
         import pyarrow.parquet as pq
 
-        found: list[int] = pq.read_table(self._numbers_file(generation)).column("_index").to_pylist()
+        found: list[int] = (
+            pq.read_table(self._numbers_file(generation), columns=["_index"]).column(0).to_pylist()
+        )
         return found
+
+    def levels(self, generation: int) -> dict[int, int]:
+        """Return the level that has answered an input before a pass, of those inputs of the pass that have one."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self._numbers_file(generation)) as file:
+            if "chosen_level" not in file.schema_arrow.names:  # stored by an earlier version
+                return {}
+            numbers, levels = (
+                column.to_pylist() for column in file.read().select(["_index", "chosen_level"])
+            )
+        return {number: level for number, level in zip(numbers, levels, strict=True) if level is not None}
 
     def _numbers_file(self, generation: int) -> Path:
         return self._parts / f"{generation:03d}-inputs.parquet"

@@ -17,6 +17,8 @@ TAR_ENDINGS = (".tar",)
 PARQUET_ENDINGS = (".parquet",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
 """Names of columns of images, of which the first that is there is taken."""
+LINK = -2
+"""In place of the length of a member of a tar file that has no bytes of its own."""
 _BATCH = 64
 
 
@@ -29,7 +31,7 @@ class Input(NamedTuple):
     offset: int = -1
     """In a tar file, the byte where it begins; in a Parquet file, the row."""
     length: int = -1
-    """In a tar file, its bytes."""
+    """In a tar file, its bytes, or `LINK`."""
     size: int = -1
     """Of an archive when it was listed: bytes."""
     modified: int = -1
@@ -47,9 +49,9 @@ def list_inputs(
     """Yield every image that `names` lead to, as `hierclass.inputs.find_inputs` does, and what archives hold.
 
     Of tar files (.tar, not compressed; in folders too) the members that are called like images, in their order: the
-    layout of WebDataset. Of Parquet files (.parquet) that are named, every row of `image_column`: bytes, or a
-    struct that has a field `bytes`. An archive that can't be listed is an input itself: whoever reads it finds the
-    error.
+    layout of WebDataset; links among them can't be read. Of Parquet files (.parquet) that are named, every row of
+    `image_column`: bytes, or a struct that has a field `bytes`. An archive that can't be listed is an input itself:
+    whoever reads it finds the error.
 
     Raises:
         InputError: there is nothing to label (at the end), or a Parquet file has no column of images.
@@ -87,8 +89,10 @@ def _tar_members(path: str) -> Iterator[Input]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isfile() and PurePath(member.name).suffix.lower() in IMAGE_ENDINGS:
-                    yield Input(path, member.name, member.offset_data, member.size, *listed)
+                is_link = member.islnk() or member.issym()
+                if (member.isfile() or is_link) and PurePath(member.name).suffix.lower() in IMAGE_ENDINGS:
+                    length = LINK if is_link else member.size
+                    yield Input(path, member.name, member.offset_data, length, *listed)
                 tar.members = []  # type: ignore[attr-defined] # else it remembers all of them
             tar.fileobj.seek(tar.offset)
             end = tar.fileobj.read(tarfile.BLOCKSIZE)  # tarfile takes whatever is no member for the end
@@ -193,6 +197,8 @@ def source(item: Input) -> str | bytes:
     if item.offset < 0:
         _refuse_archive(item.path)
         return item.path
+    if item.length == LINK:
+        raise ImageError("is a link inside of its tar file; unpack the file to label what it leads to")
     check_archive(item)
     return _read_part(item)
 
@@ -222,7 +228,7 @@ class ParquetRows:
         """
         import pyarrow as pa
 
-        if item.offset < 0 or item.length >= 0:
+        if item.offset < 0 or item.length != -1:
             return None
         check_archive(item)
         try:

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -65,7 +65,7 @@ class Job:
             "model": {"digest": classifier.digest, "tiers": list(classifier.taxonomy.num_classes)},
             "inputs": {
                 "names": [display_name(name) for name in self.names],
-                "folder": str(Path.cwd()) if relative else None,
+                "folder": display_name(os.getcwd()) if relative else None,  # noqa: PTH109 - may be no UTF-8
                 "image_column": self.reading.image_column,
                 "shard": None if self.shard is None else f"{self.shard.number}/{self.shard.of}",
             },
@@ -133,20 +133,22 @@ class Run:
             request = dataclasses.replace(request, only=begun.only, exclude=begun.exclude)
         self._check(request)
         job = {"kind": "refine", "where": where, "previews": self.reading.previews, **_to_json(request)}
-        if manifest["jobs"][-1] == job:
+        refined = [each for each in manifest["jobs"] if each["kind"] == "refine"]
+        if refined and refined[-1] == job:
             self._finish_passes()
             return
         self._require_complete(manifest)
         self.folder.tidy()
-        condition, numbers, finer = Condition(where, self.num_tiers), list[int](), 0
+        condition, levels, finer = Condition(where, self.num_tiers), dict[int, int | None](), 0
         for table in self._rows():
             chosen = list(condition.numbers(table))
-            numbers += self._not_above(table, chosen, request)
-            finer += len(chosen)
-        finer -= len(numbers)
+            found = self._not_above(table, chosen, request)
+            levels |= found
+            finer += len(chosen) - len(found)
         if finer:
-            self.listener.say(f"answered at a higher level, rows stay as they were: {_images(finer)}")
-        self._add_pass(job, numbers)
+            what = "by the last level" if request.level == "auto" else "at a higher level"
+            self.listener.say(f"answered {what}, rows stay as they were: {_images(finer)}")
+        self._add_pass(job, levels)
 
     def assemble(self, path: Path) -> int:
         """Write the table as `path`; returns the number of rows with an error."""
@@ -187,26 +189,36 @@ class Run:
         passes = len(self.jobs) if passes is None else passes
         return self.folder.read(range(passes), self.classifier.taxonomy.num_tiers)
 
-    def _not_above(self, table: pa.Table, numbers: Sequence[int], request: Request) -> list[int]:
-        """Of the inputs of these numbers, those that no higher level than the one that is asked for has answered."""
-        import pyarrow.compute as pc
+    def _not_above(self, table: pa.Table, numbers: Sequence[int], request: Request) -> dict[int, int | None]:
+        """Of the inputs of these numbers, those that can be answered better, and the level that answered so far.
 
+        Those that a higher level has answered than the one that is asked for, or, where it climbs, the last level,
+        can't.
+        """
         if request.level == "auto":
-            return list(numbers)
-        above = table.filter(pc.field("chosen_level") > self.classifier.check_level(request.level))
-        kept = set(above.column("_index").to_pylist())
-        return [number for number in numbers if number not in kept]
+            highest = self.classifier.taxonomy.num_tiers - 2
+        else:
+            highest = self.classifier.check_level(request.level)
+        rows = zip(*(table.column(name).to_pylist() for name in ("_index", "chosen_level")), strict=True)
+        wanted = set(numbers)
+        levels = {number: level for number, level in rows if number in wanted}
+        return {number: level for number, level in levels.items() if level is None or level <= highest}
 
     def _check(self, request: Request) -> None:
-        """Refuse a request that the model can't meet, before anything is stored."""
+        """Refuse a request that the model can't meet, before anything is stored; say if it can't answer."""
         num_tiers_of(request, self.classifier)
-        Stopping(request, self.classifier.taxonomy, self.classifier.decision)
+        stopping = Stopping(request, self.classifier.taxonomy, self.classifier.decision)
+        if not stopping.can_answer:
+            self.listener.say(
+                f"no class of level {stopping.last} is so fine as {', '.join(request.only)}: answers stay empty, but "
+                "what is surely something else is found; a higher level, or auto, answers"
+            )
 
     def _is_complete(self, generation: int) -> bool:
         return not self.folder.gaps(generation, self._range)
 
     def _require_complete(self, manifest: Manifest) -> None:
-        if not self._is_complete(len(manifest["jobs"]) - 1):
+        if not all(map(self._is_complete, range(len(manifest["jobs"])))):
             raise InputError(
                 f"the run in {display_name(self.folder.path)} is not complete; first repeat the command that began it"
             )
@@ -258,11 +270,11 @@ class Run:
             if not self._is_complete(generation):
                 self._run_pass(generation)
 
-    def _add_pass(self, job: Manifest, numbers: Sequence[int]) -> None:
-        """Begin a pass over the inputs of these numbers, and finish it."""
+    def _add_pass(self, job: Manifest, levels: Mapping[int, int | None]) -> None:
+        """Begin a pass over inputs, number → the level that has answered it so far, and finish it."""
         manifest = self.folder.manifest()
         generation = len(manifest["jobs"])
-        self.folder.write_numbers(generation, numbers)
+        self.folder.write_numbers(generation, list(levels), list(levels.values()))
         self.folder.write_manifest({**manifest, "jobs": [*manifest["jobs"], job]})
         self._run_pass(generation)
 
@@ -319,7 +331,7 @@ class Run:
             if count:
                 self.listener.say(f"{what}: {_images(count)}")
         for generation, numbers in sorted(again.items()):
-            self._add_pass({"kind": "again", "of": generation}, numbers)
+            self._add_pass({"kind": "again", "of": generation}, dict.fromkeys(numbers))
 
     def _root(self, generation: int) -> int:
         """The pass whose request made the rows of a pass."""

@@ -18,7 +18,7 @@ from hierclass.labelling.readers import Numbered
 from hierclass.labelling.reading import Reading
 from hierclass.labelling.rows import Texts, schema
 from hierclass.labelling.stream import outcomes
-from hierclass.stopping import Request, Stopping
+from hierclass.stopping import Reason, Request, Stopping
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -81,13 +81,25 @@ def run_range(folder: RunFolder, classifier: Classifier, what: Pass, wanted: Ran
         inputs = _chosen(inputs, [number for number in folder.numbers(what.generation) if number >= first])
     stopping = Stopping(what.request, classifier.taxonomy, classifier.decision)
     texts = Texts(classifier.taxonomy, num_tiers_of(what.request, classifier))
+    known = folder.levels(what.generation) if what.keeps_known else {}
     with _PartWriter(folder, what.generation, first, end) as writer:
         for outcome in outcomes(classifier, stopping, inputs, what.reading):
             table = outcome.table(texts)
             if what.keeps_known:
-                table = table.filter(pc.is_null(table.column("error")))
+                table = _improved(table, known)
             writer.add(int(outcome.numbers[-1]) + 1, table)
             yield len(outcome), outcome.num_errors
+
+
+def _improved(table: pa.Table, known: dict[int, int]) -> pa.Table:
+    """The rows without an error, but those of a lower level than is known of their input and say nothing more."""
+    table = table.filter(pc.is_null(table.column("error")))
+    columns = (table.column(name).to_pylist() for name in ("_index", "chosen_level", "stop_reason"))
+    better = [
+        level >= known.get(number, -1) or reason == Reason.EXCLUDED.word
+        for number, level, reason in zip(*columns, strict=True)
+    ]
+    return table.filter(pa.array(better, pa.bool_()))
 
 
 class _PartWriter:
@@ -96,8 +108,7 @@ class _PartWriter:
     def __init__(self, folder: RunFolder, generation: int, begin: int, end: int) -> None:
         """Write parts of a pass for the inputs numbered `begin` up to `end`."""
         self._folder, self._generation, self._begin, self._end = folder, generation, begin, end
-        self._reached = begin
-        self._tables: list[pa.Table] = []
+        self._held: list[tuple[int, pa.Table]] = []  # a table, and what it reaches: a signal parts them never
         self._since = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -107,31 +118,28 @@ class _PartWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._reached = self._end
-            self._write()
+            self._write(self._end)
         elif not isinstance(error, OSError):  # on a full disk there is no more to be done
             with contextlib.suppress(OSError):
                 self._write()
 
     def add(self, reached: int, table: pa.Table) -> None:
         """Take rows; all inputs below number `reached` are done."""
-        if not self._tables:
+        if not self._held:
             self._since = time.monotonic()
-        self._tables.append(table)
-        self._reached = reached
+        self._held.append((reached, table))
         old = time.monotonic() - self._since > PART_SECONDS
-        if old or sum(map(len, self._tables)) >= PART_ROWS:
+        if old or sum(len(table) for _, table in self._held) >= PART_ROWS:
             self._write()
 
-    def _write(self) -> None:
-        if self._reached == self._begin:
+    def _write(self, end: int | None = None) -> None:
+        """Write a part up to input number `end`; None: up to what the tables reach."""
+        reached = end if end is not None else self._held[-1][0] if self._held else self._begin
+        if reached == self._begin:
             return
-        part = Part(self._generation, self._begin, self._reached)
-        if self._tables:
-            self._folder.add_part(part, pa.concat_tables(self._tables))
-        else:
-            self._folder.add_part(part, schema(1, own=True).empty_table())
-        self._begin, self._tables = self._reached, []
+        tables = [table for _, table in self._held] or [schema(1, own=True).empty_table()]
+        self._folder.add_part(Part(self._generation, self._begin, reached), pa.concat_tables(tables))
+        self._begin, self._held = reached, []
 
 
 def _chosen(inputs: Iterable[Numbered], numbers: Sequence[int]) -> Iterator[Numbered]:

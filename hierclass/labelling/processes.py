@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hierclass import images
@@ -86,8 +87,9 @@ class Process:
         process = self._running
         if process is None or process.stdin is None or process.stdout is None:
             raise EOFError
-        pickle.dump(what, process.stdin, pickle.HIGHEST_PROTOCOL)
-        process.stdin.flush()
+        with _broken_pipes_are_errors():
+            pickle.dump(what, process.stdin, pickle.HIGHEST_PROTOCOL)
+            process.stdin.flush()
         return pickle.load(process.stdout)
 
     def _stop(self) -> None:
@@ -101,6 +103,22 @@ class Process:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+@contextlib.contextmanager
+def _broken_pipes_are_errors() -> Iterator[None]:
+    """Make a pipe that nobody reads an error of this thread, where it would be a signal that ends the program."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        yield
+    finally:
+        if signal.SIGPIPE not in before:
+            if signal.SIGPIPE in signal.sigpending():
+                signal.sigwait({signal.SIGPIPE})
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 PROGRAM = """

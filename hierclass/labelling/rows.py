@@ -33,7 +33,8 @@ class Row:
 
     `path` names the input. `steps` are the classes that the chosen level answers, one per tier from 0 down to its
     own; their scores (0 … 1) never rise. `level` is the tier of the answer: one of `steps`, None where nothing is
-    sure (`stop_reason` "last") or it shows none of the classes asked for ("excluded"). `chosen_level` is the level
+    sure (`stop_reason` "last"), it shows none of the classes asked for ("excluded"), or the level that was asked for
+    is too coarse to tell ("asked"). `chosen_level` is the level
     that was computed last, and `stop_reason` says why: a `hierclass.stopping.Reason` in small letters.
     `preview` says that the image was read from the small one inside of the file.
     """
