@@ -373,11 +373,15 @@ def _lay_out(classifier: Classifier) -> tuple[gr.Image, gr.Radio, gr.HTML, gr.HT
 
 
 def _uploaded(photo: dict[str, Any] | None) -> str:
-    """Return where Gradio, which has checked that it is an upload, keeps the photograph."""
-    path = photo.get("path") if photo else None
-    if not path or not Path(path).is_file():
+    """Return where Gradio keeps a photograph; a request may name any file, so that only uploads and examples count."""
+    from gradio.utils import get_upload_folder
+
+    path = photo.get("path") if isinstance(photo, dict) else None
+    file = Path(path).resolve() if isinstance(path, str) else Path()
+    ours = any(file.is_relative_to(Path(folder).resolve()) for folder in (get_upload_folder(), EXAMPLES))
+    if not (ours and file.is_file()):
         raise ImageError("is not here any more")
-    return str(path)
+    return str(file)
 
 
 def launch(page: gr.Blocks, host: str, port: int | None) -> str:

@@ -246,9 +246,12 @@ def test_a_level_that_does_not_exist_is_refused_by_the_endpoint(client: Any) -> 
         client.predict(handle_file(str(CAT)), 9, api_name="/classify")
 
 
-def test_a_file_of_the_server_can_not_be_named(address: str, classifier: Any) -> None:
+@pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}], ids=["checked", "unchecked"])
+def test_a_file_of_the_server_can_not_be_named(
+    address: str, classifier: Any, tmp_path: Path, meta: dict[str, Any]
+) -> None:
     # Not by gradio_client, which would upload the file.
-    secret = {"path": str(CAT), "meta": {"_type": "gradio.FileData"}}
+    secret = {"path": shutil.copy(CAT, tmp_path / "secret.jpg").as_posix(), **meta}
     endpoint = f"{address.rstrip('/')}/gradio_api/call/classify"
     body = json.dumps({"data": [secret, 2]}).encode()
     request = urllib.request.Request(endpoint, body, {"Content-Type": "application/json"})
@@ -258,7 +261,7 @@ def test_a_file_of_the_server_can_not_be_named(address: str, classifier: Any) ->
         text = reply.read().decode()
     assert "event: error" in text
     assert "synset" not in text
-    assert str(ROOT) not in text
+    assert str(tmp_path) not in text
 
 
 # ---- the page in a browser

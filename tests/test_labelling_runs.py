@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import multiprocessing
+import os
 import random
 import signal
 import subprocess
@@ -12,8 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from labelling_data import READING, breaking, job, label, make_photos, rows, run_in
+from PIL import Image
 
 import hierclass
 from hierclass.classifier import Classifier
@@ -174,6 +180,64 @@ def test_errors_can_be_tried_again(classifier: Classifier, photos: Path, tmp_pat
     assert label(run, classifier, job(photos)).passes == []
     assert label(run, classifier, job(photos), retry_errors=True).passes == [(1, 0)]
     assert rows(run)[7]["error"] is not None
+
+
+def test_errors_are_tried_again_by_the_command(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["label", str(photos), "--model", str(tiny_checkpoint), "-o", f"{tmp_path / 'run'}/"]
+    assert main(command) == 3
+    capsys.readouterr()
+    assert main([*command, "--retry-errors"]) == 3
+    assert "had an error, read again: 1 image" in capsys.readouterr().err
+    (photos / "07.png").write_bytes((photos / "06.png").read_bytes())
+    assert main([*command, "--retry-errors"]) == 0
+    assert all(row["error"] is None for row in rows(tmp_path / "run"))
+    assert "changed since, labelled again: 1 image" in capsys.readouterr().err
+
+
+def test_rows_of_a_parquet_file_are_labelled_like_files(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    files = sorted(photos.iterdir())
+    data = tmp_path / "photos.parquet"
+    pq.write_table(pa.table({"image": [file.read_bytes() for file in files]}), data, row_group_size=3)
+    label(tmp_path / "run", classifier, job(data))
+    label(tmp_path / "files", classifier, job(photos))
+    found, wanted = rows(tmp_path / "run"), rows(tmp_path / "files")
+    assert [row["path"] for row in found] == [f"{data}/{number}" for number in range(20)]
+    assert [(row["label"], row["score"]) for row in found] == [(row["label"], row["score"]) for row in wanted]
+    assert [row["error"] is None for row in found] == [row["error"] is None for row in wanted]
+
+
+def test_previews_are_read_and_said_and_stay_with_the_run(classifier: Classifier, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    image = Image.effect_noise((640, 480), 60).convert("RGB")
+    image.save(photos / "without.jpg")
+    image.save(photos / "with.jpg", exif=with_preview(image))
+    wanted = Job(
+        names=(str(photos),), request=Request(level=0), reading=dataclasses.replace(READING, previews=True)
+    )
+    run = tmp_path / "run"
+    label(run, classifier, wanted)
+    assert [row["preview"] for row in rows(run)] == [True, False]
+    os.utime(photos / "with.jpg", (1, 1))  # changed since: it is read again, as the run began
+    label(run, classifier, wanted)
+    assert [row["preview"] for row in rows(run)] == [True, False]
+    with pytest.raises(InputError, match="was begun with --previews on, not off"):
+        label(run, classifier, job(photos))
+
+
+def with_preview(image: Image.Image) -> bytes:
+    """EXIF with a small picture inside, as cameras write it."""
+    small = io.BytesIO()
+    image.resize((160, 120)).save(small, "JPEG")
+    data = small.getvalue()
+    place = (0x0201).to_bytes(2, "little") + b"\4\0\1\0\0\0" + (14 + 30).to_bytes(4, "little")
+    length = (0x0202).to_bytes(2, "little") + b"\4\0\1\0\0\0" + len(data).to_bytes(4, "little")
+    empty = b"\0\0" + (14).to_bytes(4, "little")
+    return b"Exif\0\0II*\0" + (8).to_bytes(4, "little") + empty + b"\2\0" + place + length + bytes(4) + data
 
 
 def test_refining_labels_the_chosen_rows_anew_and_keeps_the_others(
