@@ -118,7 +118,8 @@ def replacing_all(*paths: Path) -> Iterator[tuple[Path, ...]]:
             _sync_folder(folder)
     except OSError as error:
         targets = {str(temporary): path for temporary, path in zip(temporaries, paths, strict=True)}
-        if error.filename is None or str(error.filename) in targets:  # people don't know the temporary name
+        nameless = error.filename is None and error.errno is not None
+        if nameless or str(error.filename) in targets:  # people don't know the temporary name
             error.filename, error.filename2 = str(targets.get(str(error.filename), paths[0])), None
         raise
     finally:

@@ -156,7 +156,7 @@ def test_the_command_line_takes_auto_or_a_number(tmp_path: Path, monkeypatch: py
 
     started: list[Recipe] = []
     monkeypatch.setattr(
-        "training.prepare.prepare", lambda recipe, *_: recipe
+        "training.prepare.prepare", lambda recipe, *_, **__: recipe
     )  # there is no data to choose by
     monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: started.append(recipe))
     for text in ("auto", "0", "0.25", "much"):

@@ -140,7 +140,7 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         ({"erase": -0.1}, "--erase -0.1"),
         ({"mix_prob": 2.0}, "--mix-prob 2.0"),
         ({"color_jitter": -1.0}, "--color-jitter -1.0"),
-        ({"cutmix": -1.0}, "--mixup 0.0, --cutmix -1.0"),
+        ({"cutmix": -1.0}, "--cutmix -1.0: give 0 or more"),
         ({"opt": "nosuch"}, "--opt nosuch"),
         ({"schedule": "nosuch"}, "--schedule nosuch"),
         ({"auto_augment": "nosuch"}, "--auto-augment nosuch"),
