@@ -10,8 +10,8 @@ DataLoader with a worker process per core, the best class of every batch.
 
 `--paths N` instead labels a list of N paths over the web-size photographs with `hierclass label`, in a process of its
 own, and reports its peak memory (with the processes that read for it), its rate, how long one photograph alone takes
-from start to end, and how long listing takes; `--small` takes photographs of 96 x 72
-pixels, so that what remains is the network and what surrounds it.
+from start to end, and how long listing takes; `--small` takes photographs of 96 x 72 pixels, so that what remains is
+the network and what surrounds it.
 """
 
 from __future__ import annotations

@@ -143,14 +143,13 @@ class Stopping:
         classes, scores = follow(tiers, taxonomy)
         none: Flags = np.zeros(len(classes), dtype=np.bool_)
         if self._allowed is not None:
-            outside = np.stack([~self._allowed[tier][classes[:, tier]] for tier in range(level + 1)], axis=1)
-            none = np.any(self._sure(scores) & outside, axis=1)
+            none = np.any(self._sure(scores) & ~_flags_of(classes, self._allowed), axis=1)
             kept = follow(restrict(tiers, taxonomy, self._allowed), taxonomy)
             classes, scores = (
                 np.where(none[:, None], ours, theirs)
                 for ours, theirs in zip((classes, scores), kept, strict=True)
             )
-        inside = np.stack([self._inside[tier][classes[:, tier]] for tier in range(level + 1)], axis=1)
+        inside = _flags_of(classes, self._inside)
         if self.auto:
             tier = _finest(self._sure(scores) & inside)
             enough = tier >= self.min_tier
@@ -196,6 +195,11 @@ class _Padding:
         return padded
 
 
+def _flags_of(classes: NDArray[np.integer], flags: Sequence[Flags]) -> Flags:
+    """Of a path of classes (N, k + 1), what flags of the classes of every tier say of each."""
+    return np.stack([flags[tier][column] for tier, column in enumerate(classes.T)], axis=1)
+
+
 def _finest(sure: Flags) -> NDArray[np.int64]:
     """The last column that is true in every row, -1 where none is."""
     columns = np.arange(sure.shape[1])
@@ -214,12 +218,7 @@ def allowed_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
         leaves &= ~_leaves_below(name, taxonomy)
     if not leaves.any():
         raise InputError("--only and --exclude leave no class to answer with; name fewer in --exclude")
-    allowed = []
-    for tier, count in enumerate(taxonomy.num_classes):
-        classes = np.zeros(count, dtype=np.bool_)
-        classes[taxonomy.projection(tier)[leaves]] = True
-        allowed.append(classes)
-    return allowed
+    return _holding(leaves, taxonomy)
 
 
 def inside_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
@@ -228,13 +227,17 @@ def inside_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
     "mammal" is no answer to `only` "dog", though dogs are mammals; it is one to `exclude` "dog". Raises as
     `allowed_classes` for a class that is unknown.
     """
-    outside = ~_leaves_of(request.only, taxonomy)
-    inside = []
+    return [~classes for classes in _holding(~_leaves_of(request.only, taxonomy), taxonomy)]
+
+
+def _holding(leaves: Flags, taxonomy: Taxonomy) -> list[Flags]:
+    """For every tier, which classes hold any of some leaves."""
+    found = []
     for tier, count in enumerate(taxonomy.num_classes):
-        classes = np.ones(count, dtype=np.bool_)
-        classes[taxonomy.projection(tier)[outside]] = False
-        inside.append(classes)
-    return inside
+        classes = np.zeros(count, dtype=np.bool_)
+        classes[taxonomy.projection(tier)[leaves]] = True
+        found.append(classes)
+    return found
 
 
 def _leaves_of(only: Sequence[str], taxonomy: Taxonomy) -> Flags:

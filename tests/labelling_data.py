@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,22 @@ def make_photos(folder: Path, count: int = 20) -> Path:
         Image.fromarray(pixels).save(folder / f"{index:02}.png")
     (folder / "07.png").write_text("no picture")
     return folder
+
+
+def with_thumbnail(
+    size: tuple[int, int], thumbnail: tuple[int, int], orientation: int = 1, data: bytes | None = None
+) -> bytes:
+    """A red JPEG with a green thumbnail; EXIF as cameras write it."""
+    small = io.BytesIO()
+    Image.new("RGB", thumbnail, (0, 200, 0)).save(small, "JPEG")
+    inner = small.getvalue() if data is None else data
+    # TIFF header; IFD 0 with the orientation; IFD 1 with place and length of the thumbnail.
+    ifd0 = struct.pack("<HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 26)
+    ifd1 = struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(inner), 0)
+    exif = b"Exif\0\0" + b"II*\0" + struct.pack("<I", 8) + ifd0 + ifd1 + inner
+    stream = io.BytesIO()
+    Image.new("RGB", size, (200, 0, 0)).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
 
 
 def job(photos: Path, level: LevelWish = 0, **more: Any) -> Job:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from labelling_data import with_thumbnail
 from PIL import Image, ImageFile, features
 
 from hierclass.errors import ImageError
@@ -374,22 +375,6 @@ def test_any_aspect_ratio_and_any_small_size_becomes_an_input(size: tuple[int, i
 
 def test_a_picture_one_pixel_wide_and_ten_million_high_costs_only_its_centre() -> None:
     assert preprocess(Image.new("L", (1, 10_000_000)).convert("RGB"), HALF).shape == (3, 16, 16)
-
-
-def with_thumbnail(
-    size: tuple[int, int], thumbnail: tuple[int, int], orientation: int = 1, data: bytes | None = None
-) -> bytes:
-    """A red JPEG with a green thumbnail; EXIF as cameras write it."""
-    small = io.BytesIO()
-    Image.new("RGB", thumbnail, (0, 200, 0)).save(small, "JPEG")
-    inner = small.getvalue() if data is None else data
-    # TIFF header; IFD 0 with the orientation; IFD 1 with place and length of the thumbnail.
-    ifd0 = struct.pack("<HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 26)
-    ifd1 = struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(inner), 0)
-    exif = b"Exif\0\0" + b"II*\0" + struct.pack("<I", 8) + ifd0 + ifd1 + inner
-    stream = io.BytesIO()
-    Image.new("RGB", size, (200, 0, 0)).save(stream, "JPEG", exif=exif)
-    return stream.getvalue()
 
 
 def test_the_preview_of_a_photograph_is_read_upright() -> None:

@@ -121,7 +121,7 @@ def test_a_worker_takes_up_what_a_lost_one_had_finished(
     assert worker(chunk)["done"] == [second.end - second.first]
     assert worker(chunk)["done"] == [0]
     assert folder.parts(0)[:2] == [first, second]
-    folder.write_numbers(1, [3, 5, 20], [None, 0, 1])  # as a refinement does
+    folder.write_numbers(1, {3: None, 5: 0, 20: 1})  # as a refinement does
     refining = dataclasses.replace(what, generation=1, request=Request(level=2), sparse=True)
     worker = _Worker(folder, refining, partial(hierclass.load, tiny_checkpoint, "cpu"), place)
     assert worker({"first": np.array([0, 7]), "end": np.array([7, 14])})["done"] == [2]

@@ -247,9 +247,8 @@ def test_climbing_labels_goes_on_and_refines_like_any_other_level(
     assert [row["synset"] for row in found if not row["error"]] == [
         sure.predict(photos / Path(row["path"]).name, 0).synset for row in found if not row["error"]
     ]
-    fine = Job(names=(str(photos),), request=Request(level="auto", min_tier=2), reading=READING)
     run, _ = run_in(folder, sure)
-    run.refine("path like '%0.png'", fine.request)
+    run.refine("path like '%0.png'", Request(level="auto", min_tier=2))
     run.assemble(folder / "labels.parquet")
     refined = [row for row in rows(folder) if row["chosen_level"] == 2]
     assert [(row["level"], row["stop_reason"]) for row in refined] == [(1, "last")] * 2

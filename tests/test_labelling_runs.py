@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from labelling_data import READING, breaking, job, label, make_photos, rows, run_in
+from labelling_data import READING, breaking, job, label, make_photos, rows, run_in, with_thumbnail
 from PIL import Image
 
 import hierclass
@@ -213,9 +212,8 @@ def test_rows_of_a_parquet_file_are_labelled_like_files(
 def test_previews_are_read_and_said_and_stay_with_the_run(classifier: Classifier, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    image = Image.effect_noise((640, 480), 60).convert("RGB")
-    image.save(photos / "without.jpg")
-    image.save(photos / "with.jpg", exif=with_preview(image))
+    Image.new("RGB", (640, 480)).save(photos / "without.jpg")
+    (photos / "with.jpg").write_bytes(with_thumbnail((640, 480), (160, 120)))
     wanted = Job(
         names=(str(photos),), request=Request(level=0), reading=dataclasses.replace(READING, previews=True)
     )
@@ -227,17 +225,6 @@ def test_previews_are_read_and_said_and_stay_with_the_run(classifier: Classifier
     assert [row["preview"] for row in rows(run)] == [True, False]
     with pytest.raises(InputError, match="was begun with --previews on, not off"):
         label(run, classifier, job(photos))
-
-
-def with_preview(image: Image.Image) -> bytes:
-    """EXIF with a small picture inside, as cameras write it."""
-    small = io.BytesIO()
-    image.resize((160, 120)).save(small, "JPEG")
-    data = small.getvalue()
-    place = (0x0201).to_bytes(2, "little") + b"\4\0\1\0\0\0" + (14 + 30).to_bytes(4, "little")
-    length = (0x0202).to_bytes(2, "little") + b"\4\0\1\0\0\0" + len(data).to_bytes(4, "little")
-    empty = b"\0\0" + (14).to_bytes(4, "little")
-    return b"Exif\0\0II*\0" + (8).to_bytes(4, "little") + empty + b"\2\0" + place + length + bytes(4) + data
 
 
 def test_refining_labels_the_chosen_rows_anew_and_keeps_the_others(

@@ -20,7 +20,7 @@ from hierclass.errors import HierclassError, InputError
 from hierclass.files import check_writable
 from training import options
 from training.given import DEFAULTS as D
-from training.given import given_fields, is_given, typed_fields, wanted_recipe
+from training.given import given_fields, is_given, refuse_two_splits, typed_fields, wanted_recipe
 from training.processes import is_main, launch_command, lost_another, wait_for_the_end
 from training.recipe import Recipe, write_json
 
@@ -249,7 +249,7 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on labelled images: all, or those that --dev-from or --dev-share hold out."""
     with _one_line_errors():
-        _check_labelled(ctx)
+        images = _labelled(ctx)
         if json_ is not None:
             check_writable(json_, "--json")
         if report is not None:
@@ -258,7 +258,7 @@ def evaluate(
             claim_folder(report)
         from training.evaluate import measures, run_checkpoint
 
-        run = run_checkpoint(model, tuple(data or ()), **_evaluation_options(ctx))
+        run = run_checkpoint(model, images, **_evaluation_options(ctx))
         results = measures(run)
         _show(results, str(model))
         if json_ is not None:
@@ -266,17 +266,17 @@ def evaluate(
         if report is not None:
             held_out = {"--dev-from": dev_from, "--dev-share": dev_share, "--seed": seed or None}
             write_report(
-                report, run, results, model=str(model), command=_evaluate_command(model, data or (), held_out)
+                report, run, results, model=str(model), command=_evaluate_command(model, images, held_out)
             )
             print(f"report: {report / 'report.html'}")
 
 
-def _check_labelled(ctx: typer.Context) -> None:
-    """Refuse to measure on no images, or on two parts of them."""
+def _labelled(ctx: typer.Context) -> tuple[str, ...]:
+    """The images to measure on; none, or two parts of them, are refused."""
     if not ctx.params["data"]:
         raise InputError("give the labelled images with --data")
-    if ctx.params["dev_from"] is not None and ctx.params["dev_share"] is not None:
-        raise InputError("--dev-share has no effect beside --dev-from; leave one of them out")
+    refuse_two_splits(ctx)
+    return tuple(ctx.params["data"])
 
 
 def _evaluation_options(ctx: typer.Context) -> Options:
@@ -310,10 +310,10 @@ def calibrate(
 ) -> None:
     """Fit temperatures and thresholds to labelled images, not those trained on, and store them in the model."""
     with _one_line_errors():
-        _check_labelled(ctx)
+        images = _labelled(ctx)
         from training.evaluate import calibrate_checkpoint
 
-        results = calibrate_checkpoint(model, tuple(data or ()), **_evaluation_options(ctx))
+        results = calibrate_checkpoint(model, images, **_evaluation_options(ctx))
         _show_calibration(results)
         print(f"stored in {model}")
 

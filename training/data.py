@@ -5,6 +5,7 @@ A sample is an image and its leaf; the classes of coarser tiers are projected fr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
@@ -172,21 +173,17 @@ def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArra
 
     if not 0 < share < 1:
         raise InputError(f"--dev-share {share}: give more than 0, less than 1")
-    try:
-        train, dev = train_test_split(
-            np.arange(len(leaves)), test_size=share, stratify=leaves, random_state=seed
+    places, known = np.arange(len(leaves)), np.unique(leaves)
+    dev = places[:0]
+    with contextlib.suppress(ValueError):  # a leaf with one image, or fewer held-out images than leaves
+        _, dev = train_test_split(places, test_size=share, stratify=leaves, random_state=seed)
+    if len(np.unique(leaves[dev])) < len(known):
+        dev = np.concatenate([_draw(np.flatnonzero(leaves == leaf), share, (seed, leaf)) for leaf in known])
+    if not len(dev):
+        raise InputError(
+            f"--dev-share {share} cannot be held out: every class has a single image; add images"
         )
-        if len(np.unique(leaves[dev])) < len(np.unique(leaves)):
-            raise ValueError("a class has no image among those held out")
-    except ValueError:  # a leaf with one image, or fewer held-out images than leaves
-        drawn = [_draw(np.flatnonzero(leaves == leaf), share, (seed, leaf)) for leaf in np.unique(leaves)]
-        dev = np.concatenate(drawn)
-        if not len(dev):
-            raise InputError(
-                f"--dev-share {share} cannot be held out: every class has a single image; add images"
-            ) from None
-        train = np.setdiff1d(np.arange(len(leaves)), dev)
-    return np.sort(train), np.sort(dev)
+    return np.setdiff1d(places, dev), np.sort(dev)
 
 
 def _draw(own: LeafArray, share: float, seed: tuple[int, int]) -> LeafArray:

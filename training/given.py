@@ -12,12 +12,10 @@ from hierclass.errors import InputError
 from taxonomy.files import bundled
 from training import options
 from training.presets import read_preset
-from training.recipe import PARAMETERS, Recipe, option_of
+from training.recipe import PARAMETERS, PER_LEVEL, SHARES, Recipe, option_of
 
 DEFAULTS = Recipe(data=(), taxonomy="tiny-imagenet")
-SHARES = ("widths", "depths", "densities")
-"""Fields of a recipe that say how large levels are; structures take some of them."""
-NUMBERS = (*SHARES, "level_weights", "crop_scale")
+NUMBERS = (*PER_LEVEL, "crop_scale")
 """Fields of a recipe that are written as numbers with commas; empty text is the default."""
 OF_THE_MACHINE = ("compile", "accumulate")
 """Fields of a recipe that may change on resuming: they change the result by rounding alone."""
@@ -37,18 +35,24 @@ OF_THE_BACKBONE = ("backbone_args", "stem_stride")
 def wanted_recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
     """The recipe to train, and whether it was stored by an earlier start; an option without effect is refused."""
     recipe, stored = _wanted(ctx, out)
+    given, typed = given_fields(ctx), typed_fields(ctx)
     for name, (others, example) in NEEDS.items():
         idle = not any(getattr(recipe, other) for other in others)
-        chosen = name in given_fields(ctx) and not any(is_given(ctx, other) for other in others)
-        if idle and (is_given(ctx, name) or chosen):
+        switched_off = not typed.isdisjoint(others)  # what the file says of it is no mistake then
+        if idle and (name in typed or (name in given and not switched_off)):
             needed = " or ".join(map(option_of, others))
             value = getattr(recipe, name)
             raise InputError(
                 f"{option_of(name)} {value} has no effect without {needed}; give that, such as {example}"
             )
+    refuse_two_splits(ctx)
+    return recipe, stored
+
+
+def refuse_two_splits(ctx: typer.Context) -> None:
+    """Raise `InputError` when images are to be held out both by number and by share."""
     if is_given(ctx, "dev_from") and is_given(ctx, "dev_share"):
         raise InputError("--dev-share has no effect beside --dev-from; leave one of them out")
-    return recipe, stored
 
 
 def _wanted(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:

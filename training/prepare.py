@@ -24,7 +24,7 @@ from taxonomy.propose import Proposal, propose
 from training import asking
 from training.defaults import Choice, Facts, choose_network, choose_schedule
 from training.processes import num_processes
-from training.recipe import Recipe
+from training.recipe import PER_LEVEL, Recipe
 from training.survey import Survey, default_out, survey
 
 TREE, TABLE = "taxonomy.json", "taxonomy.csv"
@@ -257,7 +257,7 @@ def _chosen(recipe: Recipe, given: Set[str], from_file: Set[str], found: Survey,
 
 def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: Console) -> Recipe:
     """The recipe without what its file says of another number of levels than there are tiers."""
-    for name in sorted(from_file & {"widths", "depths", "densities", "level_weights"}):
+    for name in sorted(from_file & set(PER_LEVEL)):
         values = getattr(recipe, name)
         if values and len(values) != num_tiers:
             _say(

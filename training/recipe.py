@@ -16,6 +16,10 @@ from hierclass.errors import BackboneError, InputError
 from hierclass.files import replacing
 from training.sources import split_name
 
+SHARES = ("widths", "depths", "densities")
+"""Fields of a recipe that say how large levels are; structures take some of them."""
+PER_LEVEL = (*SHARES, "level_weights")
+"""Fields of a recipe with a number per level."""
 PARAMETERS = {"backbone_args": "backbone_arg"}
 """Field of a recipe → its parameter on the command line, where the two are called differently."""
 
@@ -135,7 +139,7 @@ class Recipe:
 
     def check_levels(self, num_tiers: int) -> None:
         """Refuse numbers of which there is not one per tier; raises `InputError` naming the option."""
-        for name in ("widths", "depths", "densities", "level_weights"):
+        for name in PER_LEVEL:
             values = getattr(self, name)
             if values and len(values) != num_tiers:
                 raise InputError(
@@ -154,7 +158,7 @@ class Recipe:
         if self.compile and self.structure == "masks":
             raise InputError("--compile does not speed up --structure masks; leave it out")
         taken = STRUCTURES[self.structure].takes
-        for name in ("widths", "depths", "densities"):
+        for name in SHARES:
             if name not in taken and getattr(self, name):
                 raise InputError(
                     f"{option_of(name)} does not fit --structure {self.structure}; give {option_of(taken[0])}"

@@ -33,7 +33,7 @@ from training.mixing import Mixing
 from training.norms import average_statistics, synchronise_norms
 from training.order import seed_everything
 from training.pretrained import cached_weights
-from training.recipe import Recipe
+from training.recipe import SHARES, Recipe
 from training.state import load_state, save_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -42,7 +42,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def make_architecture(recipe: Recipe, num_levels: int = 3) -> Architecture:
     """The architecture that a recipe names; shares that it leaves open are those for so many levels."""
-    shares = {name: getattr(recipe, name) for name in ("widths", "depths", "densities")}
+    shares = {name: getattr(recipe, name) for name in SHARES}
     makes_levels = STRUCTURES[recipe.structure].shares
     shares[makes_levels] = shares[makes_levels] or default_shares(num_levels)
     return Architecture(
@@ -335,9 +335,8 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_e
             f"--warmup-epochs {recipe.warmup_epochs} leaves no epoch of {recipe.epochs}; lower it"
         )
     scheduler: Scheduler | None = None
-    with contextlib.suppress(
-        AssertionError, ValueError
-    ):  # versions of timm differ in what they say and raise
+    # Versions of timm differ in what they say of an unknown one, and whether they raise.
+    with contextlib.suppress(AssertionError, ValueError):
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=recipe.schedule,

@@ -164,9 +164,7 @@ def label(
     if target is not None:
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
-    classifier = open_classifier(model, timm, weights, device)
-    if precision is not None:
-        classifier.decision.at(precision)
+    classifier = _open(model, timm, weights, device, precision)
     from hierclass.labelling.jobs import Job
     from hierclass.labelling.reading import Reading
 
@@ -219,9 +217,7 @@ def refine(
     folder.manifest()
     target = Target.in_folder(run_folder, format_)
     survive_closed_pipes()
-    classifier = open_classifier(model, timm, weights, device)
-    if precision is not None:
-        classifier.decision.at(precision)
+    classifier = _open(model, timm, weights, device, precision)
     from hierclass.labelling.reading import Reading
 
     reading = Reading(
@@ -235,6 +231,16 @@ def refine(
         run.refine(where, request)
         num_errors = target.finish(run)
     progress.tell(target.table, num_errors)
+
+
+def _open(
+    model: Path | None, timm: str | None, weights: Path | None, device: str, precision: float | None
+) -> Classifier:
+    """The classifier; a precision is refused that it knows no thresholds for."""
+    classifier = open_classifier(model, timm, weights, device)
+    if precision is not None:
+        classifier.decision.at(precision)
+    return classifier
 
 
 def _request(

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +57,7 @@ class RayEngine:
         context.enable_progress_bars = False
         done = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
             _Worker,
-            fn_constructor_args=(folder, what, self._open_classifier, os.getcwd()),  # noqa: PTH109
+            fn_constructor_args=(folder, what, self._open_classifier, str(Path.cwd())),
             batch_size=1,
             concurrency=min(self._workers, len(chunks)),
         )

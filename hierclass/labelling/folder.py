@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -230,35 +230,31 @@ class RunFolder:
                     if number >= first:
                         yield number, Input(os.fsdecode(path), *rest)
 
-    def write_numbers(self, generation: int, numbers: Sequence[int], levels: Sequence[int | None]) -> None:
-        """Store which inputs a pass is for, and the level that has answered each so far."""
+    def write_numbers(self, generation: int, levels: Mapping[int, int | None]) -> None:
+        """Store which inputs a pass is for, and the level that has answered each so far; the numbers rise."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {"_index": pa.array(numbers, pa.int64()), "chosen_level": pa.array(levels, pa.int8())}
+        columns = {
+            "_index": pa.array(list(levels), pa.int64()),
+            "chosen_level": pa.array(list(levels.values()), pa.int8()),
+        }
         with replacing(self._numbers_file(generation)) as file:
             pq.write_table(pa.table(columns), file)
 
     def numbers(self, generation: int) -> list[int]:
         """Return which inputs a pass is for; the numbers rise."""
+        return list(self.levels(generation))
+
+    def levels(self, generation: int) -> dict[int, int | None]:
+        """Return which inputs a pass is for, and the level that had answered each; None: none had."""
         import pyarrow.parquet as pq
 
-        found: list[int] = (
-            pq.read_table(self._numbers_file(generation), columns=["_index"]).column(0).to_pylist()
-        )
-        return found
-
-    def levels(self, generation: int) -> dict[int, int]:
-        """Return the level that has answered an input before a pass, of those inputs of the pass that have one."""
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self._numbers_file(generation)) as file:
-            if "chosen_level" not in file.schema_arrow.names:  # stored by an earlier version
-                return {}
-            numbers, levels = (
-                column.to_pylist() for column in file.read().select(["_index", "chosen_level"])
-            )
-        return {number: level for number, level in zip(numbers, levels, strict=True) if level is not None}
+        table = pq.read_table(self._numbers_file(generation))
+        numbers = table.column("_index").to_pylist()
+        if "chosen_level" not in table.column_names:  # stored by an earlier version
+            return dict.fromkeys(numbers)
+        return dict(zip(numbers, table.column("chosen_level").to_pylist(), strict=True))
 
     def _numbers_file(self, generation: int) -> Path:
         return self._parts / f"{generation:03d}-inputs.parquet"

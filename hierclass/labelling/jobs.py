@@ -65,7 +65,7 @@ class Job:
             "model": {"digest": classifier.digest, "tiers": list(classifier.taxonomy.num_classes)},
             "inputs": {
                 "names": [display_name(name) for name in self.names],
-                "folder": display_name(os.getcwd()) if relative else None,  # noqa: PTH109 - may be no UTF-8
+                "folder": display_name(Path.cwd()) if relative else None,
                 "image_column": self.reading.image_column,
                 "shard": None if self.shard is None else f"{self.shard.number}/{self.shard.of}",
             },
@@ -274,7 +274,7 @@ class Run:
         """Begin a pass over inputs, number → the level that has answered it so far, and finish it."""
         manifest = self.folder.manifest()
         generation = len(manifest["jobs"])
-        self.folder.write_numbers(generation, list(levels), list(levels.values()))
+        self.folder.write_numbers(generation, levels)
         self.folder.write_manifest({**manifest, "jobs": [*manifest["jobs"], job]})
         self._run_pass(generation)
 

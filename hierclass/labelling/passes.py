@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
@@ -77,11 +77,11 @@ def run_range(folder: RunFolder, classifier: Classifier, what: Pass, wanted: Ran
     """Label the inputs of a pass in one range of their numbers, and store their rows."""
     first, end = wanted
     inputs: Iterator[Numbered] = itertools.takewhile(lambda numbered: numbered[0] < end, folder.inputs(first))
+    known = folder.levels(what.generation) if what.sparse else {}
     if what.sparse:
-        inputs = _chosen(inputs, [number for number in folder.numbers(what.generation) if number >= first])
+        inputs = _chosen(inputs, [number for number in known if number >= first])
     stopping = Stopping(what.request, classifier.taxonomy, classifier.decision)
     texts = Texts(classifier.taxonomy, num_tiers_of(what.request, classifier))
-    known = folder.levels(what.generation) if what.keeps_known else {}
     with _PartWriter(folder, what.generation, first, end) as writer:
         for outcome in outcomes(classifier, stopping, inputs, what.reading):
             table = outcome.table(texts)
@@ -91,12 +91,12 @@ def run_range(folder: RunFolder, classifier: Classifier, what: Pass, wanted: Ran
             yield len(outcome), outcome.num_errors
 
 
-def _improved(table: pa.Table, known: dict[int, int]) -> pa.Table:
+def _improved(table: pa.Table, known: Mapping[int, int | None]) -> pa.Table:
     """The rows without an error, but those of a lower level than is known of their input and say nothing more."""
     table = table.filter(pc.is_null(table.column("error")))
     columns = (table.column(name).to_pylist() for name in ("_index", "chosen_level", "stop_reason"))
     better = [
-        level >= known.get(number, -1) or reason == Reason.EXCLUDED.word
+        level >= (known[number] or 0) or reason == Reason.EXCLUDED.word
         for number, level, reason in zip(*columns, strict=True)
     ]
     return table.filter(pa.array(better, pa.bool_()))
