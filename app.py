@@ -1,6 +1,6 @@
 """The page: drop a photograph, read the answer of level 0 at once, then watch the finer levels arrive.
 
-Widgets and wording only; every decision and all image maths are in hierclass. Run `python app.py`.
+Widgets and their wiring only: what they show and do is in `hierclass.page`. Run `python app.py`.
 Importing this file starts nothing and needs neither Gradio nor torch.
 """
 
@@ -8,303 +8,141 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from hierclass.cli.shared import TimmOption, WeightsOption, open_classifier
-from hierclass.errors import HierclassError, ImageError
+from hierclass.errors import HierclassError
+from hierclass.page.uploads import Uploads
 
 if TYPE_CHECKING:
     import gradio as gr
 
-    from hierclass.classifier import Classifier, Level
-    from hierclass.decisions import Prediction
+    from hierclass.classifier import Classifier
+    from hierclass.page.stages import Stage, Wish
 
 EXAMPLES = Path(__file__).with_name("examples")
 
-MAX_UPLOAD = "20mb"
-NUM_ALTERNATIVES = 3
-QUEUE_LENGTH = 64
+MAX_FILE = "200mb"
+QUEUE_LENGTH = 100
+"""Requests that wait at most; the next is told that the page is busy."""
 NUM_AT_ONCE = 2
 """Photographs that are classified at the same time."""
-CLEANING_SECONDS = (300, 3600)
-"""Every 5 minutes, uploads older than an hour are deleted; all of them when the page stops."""
+NUM_PILES = 1
+"""Requests of many photographs at the same time: each uses all cores."""
+SHOWN_SECONDS = 1
+"""The table of many photographs is shown anew at most so often while it grows."""
+NUM_SESSIONS = 500
+"""Visitors of whom Gradio remembers what they see."""
 
 TITLE = "hierclass: from coarse to fine"
-INTRODUCTION = (
-    "# From coarse to fine\n"
-    "A small network first says what **kind** of thing is in your photograph. "
-    "Each finer level only adds to what is already computed, until the thing has a name."
-)
-INTRODUCTION_WHOLE = (
-    "# From coarse to fine\n"
-    "One network looks at your photograph once. Its answer is then added up from fine to coarse: "
-    "what **kind** of thing is in it, and its name. "
-    "Every level runs the whole network, so a coarser answer costs the same."
-)
-"""For a classifier that runs once for all levels."""
-INTRODUCTION_APART = (
-    "# From coarse to fine\n"
-    "A small part of a network first says what **kind** of thing is in your photograph. "
-    "Each finer level uses more of the weights and looks at it from the start, until the thing has a name."
-)
-"""For a classifier whose levels share no computing."""
 PRIVACY = (
-    "The photograph goes to the computer that runs this page and nowhere else. "
-    "It is deleted within 65 minutes, or when the page stops."
+    "What you drop goes to the computer that runs this page and nowhere else. "
+    "It is deleted within an hour, or when the page stops."
 )
-
-CSS = """
-.hc { display: flex; flex-direction: column; gap: 14px; }
-.hc-path { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; min-height: 44px; margin: 0;
-  font-size: 18px; }
-.hc-path .arrow { color: var(--block-label-text-color); }
-.hc-path .last { font-weight: 700; font-size: 24px; }
-.hc ol { list-style: none; margin: 0; padding: 0; }
-.hc li { position: relative; margin: 0; padding: 0 0 14px 30px; }
-.hc li::before { content: ""; position: absolute; left: 5px; top: 22px; width: 13px; height: 13px;
-  border-radius: 50%;
-  background: var(--color-accent); }
-.hc li::after { content: ""; position: absolute; left: 11px; top: 41px; bottom: -16px; width: 2px;
-  background: var(--border-color-primary); }
-.hc li:last-child::after { display: none; }
-.hc li.waiting::before, .hc li.skipped::before { background: var(--background-fill-primary);
-  border: 2px solid var(--border-color-primary); width: 9px; height: 9px; }
-.hc .card { display: flex; flex-direction: column; box-sizing: border-box; min-height: 172px; padding: 12px 16px;
-  border: 1px solid var(--border-color-primary);
-  border-radius: 12px; background: var(--background-fill-primary); }
-.hc li.waiting .card, .hc li.skipped .card { border-style: dashed; background: transparent; }
-.hc .tier { display: flex; justify-content: space-between; font-size: 13px;
-  color: var(--block-label-text-color); }
-.hc .row { display: grid; grid-template-columns: minmax(90px, 1fr) minmax(50px, 1fr) 52px; gap: 12px;
-  align-items: center;
-  font-size: 14px; line-height: 24px; color: var(--block-label-text-color); }
-.hc .row.best { font-size: 19px; line-height: 36px; font-weight: 650; color: var(--body-text-color); }
-.hc .row .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.hc .row .score { text-align: right; font-variant-numeric: tabular-nums; }
-.hc .bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
-.hc .bar i { display: block; height: 100%; border-radius: 3px; background: var(--body-text-color-subdued); }
-.hc .best .bar { height: 10px; border-radius: 5px; }
-.hc .best .bar i { border-radius: 5px; background: var(--color-accent); }
-.hc .cost { margin-top: auto; padding-top: 6px; font-size: 13px; color: var(--block-label-text-color);
-  font-variant-numeric: tabular-nums; }
-.hc .later { font-size: 13px; color: var(--body-text-color); }
-.hc .total { display: flex; height: 12px; border-radius: 6px; overflow: hidden;
-  background: var(--border-color-primary); }
-.hc .total i { box-sizing: border-box; background: var(--color-accent);
-  border-right: 2px solid var(--background-fill-primary); }
-.hc .sum { margin: 6px 0 0; min-height: 44px; font-size: 14px; }
-.trouble { margin: 0; padding: 12px 16px; border-left: 4px solid var(--color-accent); font-size: 15px; }
-.privacy p { font-size: 13px; }
-@media (max-width: 767px) {
-  .controls { display: contents !important; }
-  .controls > *, .answer { flex: 1 1 100% !important; order: 3; }
-  .controls > .photo { order: 0; } .controls > .problem { order: 1; } .controls > .gallery-of-examples { order: 1; }
-  .answer { order: 2; }
-}
-@media (max-width: 600px) { .hc li { padding-left: 22px; } .hc li::before { left: 0; }
-  .hc li::after { left: 6px; } }
-"""
-"""Colours are Gradio's variables, so that light and dark both fit."""
+ANNOUNCED = "element.setAttribute('aria-live', 'polite')"
+"""Screen readers read out what changes in such an element."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What one level answered, and what that step alone cost."""
+class Controls(NamedTuple):
+    """How fine, and how sure: the same three widgets for one photograph and for many."""
 
-    prediction: Prediction
-    milliseconds: float
-    """Wall-clock time of this step, measured; for level 0 without reading the photograph."""
-    macs: int
-    """Multiply-accumulates of this step: what the level adds, or all of it if it reuses nothing."""
-    share: float
-    """The same relative to what the last level costs, 0 … 1."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the prediction with its cost as JSON values, as the endpoint /classify answers."""
-        cost = {
-            "milliseconds": round(self.milliseconds, 3),
-            "macs_added": self.macs,
-            "share_added": self.share,
-        }
-        return {**self.prediction.to_dict(), "cost": cost}
+    level: gr.Radio
+    sure: gr.Checkbox
+    precision: gr.Slider
 
 
-def classify(classifier: Classifier, path: str, level: int | None = None) -> Iterator[Stage]:
-    """Read the photograph at `path`; answer at level 0, then at each finer level up to `level` (None: all).
+class Page:
+    """The page around a model that is loaded already: its widgets, what they do, and its endpoints for programs."""
 
-    Nothing above `level` is computed, and nothing above a stage before the next stage is asked for.
+    def __init__(self, classifier: Classifier, uploads: Uploads, card: str) -> None:
+        """Show a classifier, and a model card (Markdown); what visitors send is in `uploads`."""
+        self.classifier, self.uploads, self.card = classifier, uploads, card
 
-    Raises:
-        ImageError: the photograph can't be read; the message does not hold its path.
-        LevelError: the model has no such level.
-    """
-    from hierclass.images import read_image, resize_side
+    def build(self) -> gr.Blocks:
+        """Lay the page out; nothing is started."""
+        import gradio as gr
 
-    last = classifier.check_level(level)
-    image = read_image(path, min_side=resize_side(classifier.preprocessing))
-    predictions = classifier.refine(image)
-    for costs in classifier.levels[: last + 1]:
-        started = time.perf_counter()
-        prediction = next(predictions)
-        elapsed = (time.perf_counter() - started) * 1000
-        yield Stage(prediction, elapsed, costs.step_macs, costs.step_share)
+        page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
+        with page:
+            gr.Markdown("# From coarse to fine")
+            with gr.Tab("One photograph"):
+                self._one()
+            with gr.Tab("Many photographs"):
+                self._many()
+            with gr.Tab("The model"):
+                self._about()
+            gr.Markdown(PRIVACY, elem_classes="privacy")
+            self._endpoints()
+        page.queue(max_size=QUEUE_LENGTH, api_open=False)
+        return page
 
+    # -- one photograph
 
-def draw(levels: Sequence[Level], stages: Sequence[Stage], last: int) -> str:
-    """Draw the stages so far as HTML: the path, a card per level (those to come too), and the cost so far.
+    def _one(self) -> None:
+        import gradio as gr
 
-    `last` is the level at which the answer is to stop.
-    """
-    from hierclass.classifier import run_once
+        from hierclass.page.drawing import draw_message, draw_numbers, draw_steps
+        from hierclass.page.figures import draw_tree
+        from hierclass.page.wording import introduction
 
-    cards = []
-    for level in levels:
-        if level.index < len(stages):
-            cards.append(_draw_stage(level, stages[level.index], stages[-1].prediction))
-        elif stages and level.index <= last:
-            cards.append(_draw_empty(level, "waiting", "is being computed …"))
-        elif stages:
-            skipped = "not shown" if run_once(levels) else "not computed"
-            cards.append(_draw_empty(level, "skipped", f"{skipped}: you asked for a coarser answer"))
-        else:
-            cards.append(_draw_empty(level, "waiting", ""))
-    return f'<div class="hc">{_draw_path(stages)}<ol>{"".join(cards)}</ol>{_draw_total(stages)}</div>'
+        start = draw_message("Choose a photograph to begin.", "The answer appears here, step by step.")
+        empty = draw_steps(self.classifier, ()), draw_numbers(self.classifier, ())
+        gr.Markdown(introduction(self.classifier))
+        with gr.Row(elem_id="one"):
+            with gr.Column(elem_classes="photo-part", min_width=280):
+                image = gr.Image(
+                    label="Your photograph",
+                    image_mode=None,
+                    height=300,
+                    sources=["upload", "webcam", "clipboard"],
+                    buttons=[],
+                    alt_text="Your photograph",
+                )
+                if examples := sorted(str(path) for path in EXAMPLES.glob("*.jpg")):
+                    gr.Examples(examples, image, label="Or try one of these", cache_examples=False)
+            with gr.Column(elem_classes="answer-part", min_width=280):
+                headline = gr.HTML(start, elem_id="headline", js_on_load=ANNOUNCED)
+                steps = gr.HTML(empty[0], elem_id="steps")
+            with gr.Column(elem_classes="control-part", min_width=280):
+                controls = self._controls()
+            with gr.Column(elem_classes="tree-part", min_width=280):
+                tree = gr.Plot(draw_tree(self.classifier.taxonomy), show_label=False, elem_id="tree")
+                with gr.Accordion("In numbers", open=False):
+                    numbers = gr.HTML(empty[1])
+        outputs = [headline, steps, tree, numbers]
+        waiting = draw_message("Looking …", "The first answer comes at once, the finer ones after it.")
+        blank = {"type": "plotly", "plot": draw_tree(self.classifier.taxonomy).to_json()}
+        # An old answer must not stand beside a new photograph, even where its own never comes.
+        image.change(
+            None,
+            None,
+            outputs,
+            js=f"() => {json.dumps([waiting, empty[0], blank, empty[1]])}",
+            api_visibility="private",
+        )
 
-
-def draw_trouble(message: str) -> str:
-    """Draw what is wrong with a photograph, to be shown below it."""
-    return f'<p class="trouble" role="alert">{escape(message)}</p>'
-
-
-def explain(error: HierclassError) -> str:
-    """Say for a person why there is no answer: one sentence of plain text, and what to do."""
-    if isinstance(error, ImageError):
-        return f"This photograph {error}. Please try another one."
-    return f"{error}."
-
-
-def _draw_path(stages: Sequence[Stage]) -> str:
-    if not stages:
-        return '<p class="hc-path">Choose a photograph to begin.</p>'
-    *above, last = (escape(step.label) for step in stages[-1].prediction.path)
-    arrow = '<span class="arrow" aria-hidden="true">›</span>'
-    names = [f"<span>{name}</span>" for name in above] + [f'<span class="last">{last}</span>']
-    return f'<p class="hc-path" role="status" aria-live="polite">{arrow.join(names)}</p>'
-
-
-def _draw_stage(level: Level, stage: Stage, latest: Prediction) -> str:
-    rows = [
-        f'<div class="row{" best" if rank == 0 else ""}"><span class="name" title="{escape(step.label)}">'
-        f'{escape(step.label)}</span><span class="bar"><i style="width:{step.score:.1%}"></i></span>'
-        f'<span class="score">{_percent(step.score)}</span></div>'
-        for rank, step in enumerate(stage.prediction.top(NUM_ALTERNATIVES))
-    ]
-    decided = latest.path[level.index]
-    later = ""
-    if decided.synset != stage.prediction.synset:
-        later = f'<div class="later">Level {latest.level} has since decided: {escape(decided.label)}.</div>'
-    plus = "+ " if level.index else ""
-    cost = (
-        f"{plus}{stage.milliseconds:.1f} ms · {plus}{count(stage.macs)} multiply-accumulates · "
-        f"{plus}{_percent(stage.share)} of the full cost"
-    )
-    return (
-        f'<li class="done"><div class="card">{_draw_tier(level)}{"".join(rows)}{later}'
-        f'<div class="cost">{cost}</div></div></li>'
-    )
-
-
-def _draw_empty(level: Level, state: str, text: str) -> str:
-    return (
-        f'<li class="{state}"><div class="card">{_draw_tier(level)}<div class="cost">{text}</div></div></li>'
-    )
-
-
-def _draw_tier(level: Level) -> str:
-    return f'<div class="tier"><span>Level {level.index}</span><span>one of {level.num_classes:,} classes</span></div>'
-
-
-def _draw_total(stages: Sequence[Stage]) -> str:
-    parts = "".join(f'<i style="width:{stage.share:.2%}"></i>' for stage in stages if stage.share)
-    text = "What each level costs is shown as it arrives."
-    if stages:
-        share = sum(stage.share for stage in stages)
-        elapsed = sum(stage.milliseconds for stage in stages)
-        text = f"In all {elapsed:.1f} ms and {_percent(share)} of the full cost."
-        if share < 0.9995:
-            text += f" The other {_percent(1 - share)} was never computed."
-    return f'<div><div class="total" aria-hidden="true">{parts}</div><p class="sum">{text}</p></div>'
-
-
-def _percent(share: float) -> str:
-    return escape(percent(share))
-
-
-def percent(share: float) -> str:
-    """Write a share (0 … 1) for a person; only what is nothing or everything reads 0% or 100%."""
-    if 0 < share < 0.005:
-        return "<1%"
-    return ">99%" if 0.995 <= share < 0.9995 else f"{share:.0%}"
-
-
-def count(number: int) -> str:
-    """Write a large count for a person: "3.2 million"."""
-    for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
-        if number >= size:
-            return f"{number / size:.3g} {word}"
-    return str(number)
-
-
-def build_page(classifier: Classifier) -> gr.Blocks:
-    """Build the page around a model that is loaded already; nothing is started.
-
-    Besides the page there is one endpoint for programs, /classify (photo, level): it streams one JSON value
-    per level, coarse first (`Stage.to_dict`).
-    """
-    import gradio as gr
-
-    levels = classifier.levels
-
-    def show(photo: dict[str, Any] | None, level: int | None) -> Iterator[tuple[gr.HTML, str]]:
-        stages: list[Stage] = []
-        last = levels[-1].index
-        try:
-            last = classifier.check_level(level)
+        def show(photo: Any, level: Any, sure: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
             if photo is None:
-                yield gr.HTML(visible=False), draw(levels, stages, last)
+                yield start, empty[0], draw_tree(self.classifier.taxonomy), empty[1]
                 return
-            for stage in classify(classifier, _uploaded(photo), last):
-                stages.append(stage)
-                yield gr.HTML(visible=False), draw(levels, stages, last)
-        except HierclassError as error:
-            yield gr.HTML(draw_trouble(explain(error)), visible=True), draw(levels, (), last)
+            yield from self._show(photo, level, precision / 100 if sure else None)
 
-    def answer(photo: dict[str, Any] | None, level: int | None) -> Iterator[dict[str, Any]]:
-        try:
-            for stage in classify(classifier, _uploaded(photo), level):
-                yield stage.to_dict()
-        except HierclassError as error:
-            raise gr.Error(escape(explain(error)), print_exception=False) from error
-
-    page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING_SECONDS)
-    with page:
-        image, level, problem, result = _lay_out(classifier)
         gr.on(
-            [image.change, level.change],
+            [image.change, *(control.change for control in controls)],
             show,
-            [image, level],
-            [problem, result],
+            [image, *controls],
+            outputs,
             preprocess=False,  # the file as it came: hierclass reads it, with its own limits and messages
             show_progress="hidden",
             trigger_mode="always_last",
@@ -312,87 +150,280 @@ def build_page(classifier: Classifier) -> gr.Blocks:
             concurrency_limit=NUM_AT_ONCE,
             concurrency_id="classify",
         )
-        gr.Button(visible=False).click(
-            answer,
-            [image, level],
-            gr.JSON(visible=False),
-            preprocess=False,
-            api_name="classify",
-            api_description="Classify a photograph; answers level after level, coarse first, up to `level`.",
-            concurrency_limit=NUM_AT_ONCE,
-            concurrency_id="classify",
+
+    def _show(self, photo: Any, level: Any, precision: float | None) -> Iterator[tuple[Any, ...]]:
+        """What the page shows of a photograph after every level."""
+        from hierclass.page.drawing import draw_headline, draw_numbers, draw_steps, draw_trouble
+        from hierclass.page.figures import draw_tree
+        from hierclass.page.wording import explain
+
+        stages: list[Stage] = []
+        try:
+            for stage, wish in self._climb(photo, level, precision):
+                stages.append(stage)
+                yield (
+                    draw_headline(self.classifier, stages, wish),
+                    draw_steps(self.classifier, stages),
+                    draw_tree(self.classifier.taxonomy, stages),
+                    draw_numbers(self.classifier, stages),
+                )
+        except HierclassError as error:
+            trouble = draw_trouble(explain(error))
+            blank = draw_tree(self.classifier.taxonomy)
+            yield trouble, draw_steps(self.classifier, ()), blank, draw_numbers(self.classifier, ())
+
+    def _climb(self, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Stage, Wish]]:
+        from hierclass.page.stages import climb, make_wish
+
+        wish = make_wish(self.classifier, level, precision)
+        for stage in climb(self.classifier, self.uploads.find(photo), wish):
+            yield stage, wish
+
+    def _controls(self) -> Controls:
+        """Place the widgets that say how fine and how sure."""
+        import gradio as gr
+
+        from hierclass.classifier import run_once
+        from hierclass.page.stages import precisions
+
+        levels, known = self.classifier.levels, precisions(self.classifier)
+        info = "Fewer kinds cost less: a finer step that is not needed is never computed."
+        if run_once(levels):
+            info = "Fewer kinds cost the same: every step runs the whole network."
+        level = gr.Radio(
+            [(f"one of {level.num_classes:,}", level.index) for level in levels],
+            value=levels[-1].index,
+            label="How fine?",
+            info=info,
         )
-    page.queue(max_size=QUEUE_LENGTH, api_open=False)
-    return page
+        sure = gr.Checkbox(
+            False,
+            label="Only as fine as it is sure of",
+            info="It climbs until it is sure of an answer that is fine enough; else it says less.",
+            visible=bool(known),
+        )
+        low, high = (round(100 * (known or [0.8, 0.9])[at]) for at in (0, -1))
+        steps = ", ".join(f"{100 * each:.4g}" for each in known)
+        precision = gr.Slider(
+            low,
+            high,
+            value=round(100 * (0.9 if 0.9 in known else (known or [0.9])[0])),
+            step=1,
+            label="How often must a sure answer be right? (of 100)",
+            info=f"Measured for {steps}; between these, the next higher one holds.",
+            visible=bool(known),
+        )
+        return Controls(level, sure, precision)
+
+    # -- many photographs
+
+    def _many(self) -> None:
+        import gradio as gr
+
+        from hierclass.page.pile import HEADERS, KINDS, MAX_PHOTOGRAPHS
+
+        gr.Markdown(
+            f"Drop up to {MAX_PHOTOGRAPHS} photographs, or zip files of photographs, of {MAX_FILE.upper()} each at "
+            "most. For more, and for work that survives a crash, there is the command `hierclass label`."
+        )
+        with gr.Row():
+            with gr.Column(min_width=280):
+                files = gr.File(
+                    label="Photographs or zip files",
+                    file_count="multiple",
+                    file_types=["image", ".zip"],
+                    height=220,
+                    elem_id="pile",
+                )
+            with gr.Column(min_width=280):
+                controls = self._controls()
+        with gr.Row():
+            go = gr.Button("Label them", variant="primary")
+            stop = gr.Button("Stop")
+        status = gr.HTML(_line("Nothing is labelled yet."), elem_id="status", js_on_load=ANNOUNCED)
+        table = gr.Dataframe(
+            headers=list(HEADERS),
+            datatype=list(KINDS),
+            value=[],
+            interactive=False,
+            label="Answers (click a heading to sort)",
+            max_height=560,
+            column_widths=["110px", "190px", "150px", "120px", "280px", "260px"],
+            wrap=True,
+            buttons=["fullscreen"],
+            elem_id="answers",
+        )
+        with gr.Row():
+            downloads = [
+                gr.DownloadButton(f"Download as {name}", interactive=False) for name in ("CSV", "Parquet")
+            ]
+        waiting = json.dumps(_line("Waiting for its turn …"))
+        go.click(None, None, [status], js=f"() => {waiting}", api_visibility="private")
+
+        def label(sent: Any, level: Any, sure: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
+            yield from self._label(sent, level, precision / 100 if sure else None)
+
+        run = go.click(
+            label,
+            [files, *controls],
+            [status, table, *downloads],
+            preprocess=False,
+            show_progress="hidden",
+            trigger_mode="once",
+            api_visibility="private",
+            concurrency_limit=NUM_PILES,
+            concurrency_id="label",
+        )
+        stopped = json.dumps(_line("Stopped. What was done stays below."))
+        stop.click(None, None, [status], js=f"() => {stopped}", cancels=[run], api_visibility="private")
+
+    def _label(self, sent: Any, level: Any, precision: float | None) -> Iterator[tuple[Any, ...]]:
+        """What the page shows of many photographs, while they are labelled."""
+        import gradio as gr
+
+        from hierclass.page.drawing import draw_trouble
+        from hierclass.page.pile import draw_progress, gather, label_pile, table_rows, write_tables
+        from hierclass.page.stages import make_wish
+        from hierclass.page.wording import explain
+
+        off = gr.DownloadButton(interactive=False)
+        try:
+            wish = make_wish(self.classifier, level, precision)
+            with self.uploads.working_folder() as folder:
+                pile = gather(self.uploads, sent, folder)
+                shown = 0.0
+                with contextlib.closing(label_pile(self.classifier, pile, wish, thumbnails=True)) as work:
+                    for _ in work:
+                        table = gr.skip()
+                        if time.monotonic() - shown > SHOWN_SECONDS:  # a table is long
+                            table, shown = table_rows(pile), time.monotonic()
+                        yield draw_progress(pile), table, off, off
+            num_tiers = self.classifier.taxonomy.num_tiers
+            paths = write_tables(pile, num_tiers, self.uploads.result_folder())
+            ready = (gr.DownloadButton(value=str(path), interactive=True) for path in paths)
+            yield draw_progress(pile), table_rows(pile), *ready
+        except HierclassError as error:
+            yield draw_trouble(explain(error)), gr.skip(), off, off
+
+    # -- the model
+
+    def _about(self) -> None:
+        import gradio as gr
+
+        from hierclass.page.about import draw_found, draw_levels, draw_tree_list
+        from hierclass.page.figures import draw_curve
+
+        taxonomy = self.classifier.taxonomy
+        with gr.Row():
+            with gr.Column(min_width=280):
+                gr.Markdown("## What each step does")
+                gr.HTML(draw_levels(self.classifier))
+            with gr.Column(min_width=280):
+                gr.Plot(draw_curve(self.classifier.levels), show_label=False, elem_id="curve")
+        gr.Markdown(f"## The {taxonomy.num_classes[-1]:,} names it knows")
+        query = gr.Textbox(label="Search the names and their meanings", placeholder="dog", max_length=200)
+        found = gr.HTML(draw_found(taxonomy, ""), js_on_load=ANNOUNCED)
+        gr.HTML(draw_tree_list(taxonomy), elem_id="classes")
+        with gr.Accordion("Model card", open=False):
+            gr.Markdown(self.card)
+        query.change(
+            lambda text: draw_found(taxonomy, text if isinstance(text, str) else ""),
+            query,
+            found,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            api_visibility="private",
+            queue=False,
+        )
+
+    # -- programs
+
+    def _endpoints(self) -> None:
+        """Add what programs call; docs/page.md documents it, and it stays as it is when the page changes."""
+        from hierclass.page import answers
+        from hierclass.page.about import search
+
+        def classify(photo: Any, level: Any = None, precision: Any = None) -> Iterator[answers.StageAnswer]:
+            with _told():
+                for stage, _ in self._climb(photo, level, precision):
+                    yield answers.stage_answer(stage)
+
+        def label(photos: Any, level: Any = None, precision: Any = None) -> Iterator[list[answers.RowAnswer]]:
+            from hierclass.page.pile import gather, label_pile
+            from hierclass.page.stages import make_wish
+
+            with _told(), self.uploads.working_folder() as folder:
+                wish = make_wish(self.classifier, level, precision)
+                pile = gather(self.uploads, photos, folder)
+                with contextlib.closing(label_pile(self.classifier, pile, wish, thumbnails=False)) as work:
+                    for _ in work:
+                        yield [answers.row_answer(row) for row in pile.done]
+
+        def model() -> answers.ModelAnswer:
+            return answers.model_answer(self.classifier)
+
+        def classes(query: Any) -> list[answers.ClassAnswer]:
+            with _told():
+                found = search(self.classifier.taxonomy, query)
+                return [answers.class_answer(self.classifier, node) for node in found]
+
+        one, many = "classify", "label"
+        _endpoint(classify, answers.CLASSIFY, answers.StageAnswer, one, NUM_AT_ONCE)
+        _endpoint(label, answers.LABEL, list[answers.RowAnswer], many, NUM_PILES)
+        _endpoint(model, answers.MODEL, answers.ModelAnswer, "model", NUM_AT_ONCE)
+        _endpoint(classes, answers.CLASSES, list[answers.ClassAnswer], "classes", NUM_AT_ONCE)
 
 
-def introduction(classifier: Classifier) -> str:
-    """Return what the page says first: how this classifier gets from coarse to fine."""
-    from hierclass.classifier import run_once
+def _endpoint(function: Callable[..., Any], about: str, result: Any, name: str, at_once: int) -> None:
+    """Add an endpoint; of a generator, every value that it yields has the type `result`."""
+    from gradio.events import api
 
-    if not classifier.reuses:
-        return INTRODUCTION_APART
-    return INTRODUCTION_WHOLE if run_once(classifier.levels) else INTRODUCTION
+    from hierclass.page.answers import PARAMETERS
+
+    function.__annotations__.update({**PARAMETERS[name], "return": result})
+    api(function, api_name=name, api_description=about, concurrency_limit=at_once, concurrency_id=name)
 
 
-def _lay_out(classifier: Classifier) -> tuple[gr.Image, gr.Radio, gr.HTML, gr.HTML]:
-    """Place the widgets in the page that is being built: photograph, level, what is wrong, answer."""
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell programs what went wrong in one sentence."""
     import gradio as gr
 
-    from hierclass.classifier import run_once
+    from hierclass.page.wording import explain
 
-    levels = classifier.levels
-    whole = run_once(levels)
-    gr.Markdown(introduction(classifier))
-    with gr.Row():
-        with gr.Column(scale=5, min_width=320, elem_classes="controls"):
-            image = gr.Image(
-                label="Your photograph",
-                image_mode=None,
-                height=340,
-                buttons=[],
-                alt_text="Your photograph",
-                elem_classes="photo",
-            )
-            problem = gr.HTML(visible=False, padding=False, elem_classes="problem")
-            choice = gr.Radio(
-                [(f"{level.num_classes:,} classes", level.index) for level in levels],
-                value=levels[-1].index,
-                label="How fine?",
-                info="Fewer classes cost the same: every level runs the whole network."
-                if whole
-                else "Fewer classes cost less: a finer level that you don't ask for is never computed.",
-            )
-            if examples := sorted(str(path) for path in EXAMPLES.glob("*.jpg")):
-                with gr.Column(elem_classes="gallery-of-examples"):
-                    gr.Examples(examples, image, label="Or try one of these", cache_examples=False)
-            gr.Markdown(PRIVACY, elem_classes="privacy")
-        with gr.Column(scale=7, min_width=320, elem_classes="answer"):
-            result = gr.HTML(draw(levels, (), levels[-1].index), padding=False)
-    return image, choice, problem, result
+    try:
+        yield
+    except HierclassError as error:
+        raise gr.Error(explain(error), print_exception=False) from error
 
 
-def _uploaded(photo: dict[str, Any] | None) -> str:
-    """Return where Gradio keeps a photograph; a request may name any file, so that only uploads and examples count."""
-    from gradio.utils import get_upload_folder
-
-    path = photo.get("path") if isinstance(photo, dict) else None
-    file = Path(path).resolve() if isinstance(path, str) else Path()
-    ours = any(file.is_relative_to(Path(folder).resolve()) for folder in (get_upload_folder(), EXAMPLES))
-    if not (ours and file.is_file()):
-        raise ImageError("is not here any more")
-    return str(file)
+def _line(text: str) -> str:
+    return f'<div class="hc"><p class="sum">{text}</p></div>'
 
 
-def launch(page: gr.Blocks, host: str, port: int | None) -> str:
+def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None) -> str:
     """Start serving the page without blocking and return its address; port None takes the next free one."""
     import gradio as gr
+    from starlette.middleware import Middleware
+
+    from hierclass.page.guard import Guard
 
     theme = gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
+    ).set(  # Gradio's own greys have too little contrast for small text
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_600",
+        block_title_text_color="*neutral_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
     )
     _, address, _ = page.launch(
         server_name=host,
@@ -401,18 +432,20 @@ def launch(page: gr.Blocks, host: str, port: int | None) -> str:
         quiet=True,
         share=False,
         show_error=False,
-        max_file_size=MAX_UPLOAD,
+        max_file_size=MAX_FILE,
         run_history=False,
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
+        state_session_capacity=NUM_SESSIONS,
         allowed_paths=[str(EXAMPLES)],
+        app_kwargs={"middleware": [Middleware(Guard, check_space=uploads.check_space)]},
         footer_links=["api"],
         theme=theme,
-        css=CSS,
+        css=resources.files("hierclass.page").joinpath("style.css").read_text(encoding="utf-8"),
     )
-    return address
+    return str(address)
 
 
 def serve(
@@ -428,24 +461,43 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
 ) -> None:
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
-    if importlib.util.find_spec("gradio") is None:
-        _stop("the page needs Gradio; install it with: pip install 'hierclass[demo]'", 1)
+    if any(importlib.util.find_spec(name) is None for name in ("gradio", "plotly")):
+        _stop("the page needs Gradio and plotly; install them with: pip install 'hierclass[demo]'", 1)
     try:
         classifier = open_classifier(model, timm, weights, device)
     except HierclassError as error:
         _stop(str(error), 2)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="hierclass-page-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        _warm_up(classifier)
-        page = build_page(classifier)
-        try:
-            address = launch(page, host, port)
-        except OSError:
-            _stop(f"can't listen on {host}, port {port}; try another one with --port", 2)
-        print(f"hierclass is at {address} (stop it with Ctrl+C)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            page.block_thread()
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    uploads = Uploads(Path(tempfile.mkdtemp(prefix="hierclass-page-")), [EXAMPLES])
+    try:
+        _serve(classifier, uploads, _card(model, timm), host, port)
+    finally:
+        uploads.close()
+
+
+def _serve(classifier: Classifier, uploads: Uploads, card: str, host: str, port: int) -> None:
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
+    _warm_up(classifier)
+    page = Page(classifier, uploads, card).build()
+    try:
+        address = launch(page, uploads, host, port)
+    except OSError:
+        _stop(f"can't listen on {host}, port {port}; try another one with --port", 2)
+    uploads.start_sweeping()
+    print(f"hierclass is at {address} (stop it with Ctrl+C)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        page.block_thread()
+
+
+def _card(model: Path | None, timm: str | None) -> str:
+    from hierclass.classifier import BUNDLED
+    from hierclass.page.about import read_card
+
+    if timm is not None:
+        return f"timm's `{timm}`, as it is; its probabilities are summed up the tree."
+    return read_card(model or BUNDLED)
 
 
 def _warm_up(classifier: Classifier) -> None:

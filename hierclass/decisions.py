@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hierclass.errors import LevelError
 from taxonomy import Node, Taxonomy
 
 Scores = NDArray[np.float64]
@@ -36,8 +37,8 @@ class Prediction:
 
     level: int
     path: tuple[Step, ...]
-    _classes: tuple[Node, ...] = field(repr=False, compare=False)
-    _scores: Scores = field(repr=False, compare=False)
+    _classes: tuple[tuple[Node, ...], ...] = field(repr=False, compare=False)
+    _scores: tuple[Scores, ...] = field(repr=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -54,15 +55,36 @@ class Prediction:
         """Probability (0 … 1) that the model gives to the finest class answered."""
         return self.path[-1].score
 
-    def top(self, k: int = 5) -> tuple[Step, ...]:
-        """Return the k most probable classes of the level's tier, best first."""
-        order = np.argsort(-self._scores, kind="stable")[: max(k, 0)]
-        return tuple(_step(self._classes[i], self._scores[i]) for i in order)
+    def top(self, k: int = 5, tier: int | None = None) -> tuple[Step, ...]:
+        """Return the k most probable classes of a tier (None: the level's own), best first.
+
+        Raises:
+            LevelError: the level does not answer that tier.
+        """
+        tier = self._tier(tier)
+        classes, scores = self._classes[tier], self._scores[tier]
+        order = np.argsort(-scores, kind="stable")[: max(k, 0)]
+        return tuple(_step(classes[i], scores[i]) for i in order)
+
+    def scores(self, tier: int | None = None) -> Scores:
+        """Return the probability (num_classes[tier],) of every class of a tier (None: the level's own).
+
+        Raises:
+            LevelError: the level does not answer that tier.
+        """
+        return self._scores[self._tier(tier)].copy()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction as JSON values."""
         last = self.path[-1].to_dict()
         return {"level": self.level, **last, "path": [step.to_dict() for step in self.path]}
+
+    def _tier(self, tier: int | None) -> int:
+        if tier is None:
+            return self.level
+        if not 0 <= tier <= self.level:
+            raise LevelError(f"level {self.level} answers tiers 0 to {self.level}, not {tier}")
+        return tier
 
 
 def consensus(
@@ -159,10 +181,10 @@ def decide(tiers: Sequence[Scores], taxonomy: Taxonomy) -> list[Prediction]:
     level = len(tiers) - 1
     nodes = [taxonomy.classes(tier) for tier in range(level + 1)]
     predictions = []
-    for row, (answers, scores) in enumerate(zip(*follow(tiers, taxonomy), strict=True)):
-        steps = zip(nodes, answers.tolist(), scores.tolist(), strict=True)
+    for row, (answers, along) in enumerate(zip(*follow(tiers, taxonomy), strict=True)):
+        steps = zip(nodes, answers.tolist(), along.tolist(), strict=True)
         path = tuple(_step(classes[answer], score) for classes, answer, score in steps)
-        predictions.append(Prediction(level, path, nodes[level], tiers[level][row]))
+        predictions.append(Prediction(level, path, tuple(nodes), tuple(scores[row] for scores in tiers)))
     return predictions
 
 

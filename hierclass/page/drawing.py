@@ -1,0 +1,143 @@
+"""The answer to one photograph as HTML: the path and why it stops there, a card per level, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from hierclass.page.wording import count, percent, reason
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier, Level
+    from hierclass.page.stages import Stage, Wish
+
+NUM_ALTERNATIVES = 2
+"""Other classes shown beside the best of each level."""
+
+
+def draw_headline(classifier: Classifier, stages: Sequence[Stage], wish: Wish) -> str:
+    """Draw the path so far, and why it stops there."""
+    text = escape(reason(classifier, stages, wish))
+    return f'<div class="hc">{_draw_path(stages)}<p class="hc-why">{text}</p></div>'
+
+
+def draw_message(title: str, text: str) -> str:
+    """Draw a message where the path goes."""
+    return f'<div class="hc"><p class="hc-path">{escape(title)}</p><p class="hc-why">{escape(text)}</p></div>'
+
+
+def draw_trouble(message: str) -> str:
+    """Draw what went wrong where the path goes."""
+    return f'<div class="hc"><p class="trouble" role="alert">{escape(message)}</p></div>'
+
+
+def draw_steps(classifier: Classifier, stages: Sequence[Stage]) -> str:
+    """Draw a card per level, those to come too, and what all have cost."""
+    cards = [_draw_level(classifier, level, stages) for level in classifier.levels]
+    return f'<div class="hc"><ol class="hc-steps">{"".join(cards)}</ol>{_draw_total(stages)}</div>'
+
+
+def draw_numbers(classifier: Classifier, stages: Sequence[Stage]) -> str:
+    """Draw the technical table behind an answer: what every step computed and how long it took."""
+    head = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in (
+            "level",
+            "classes",
+            "answer",
+            "score",
+            "time",
+            "multiply-accumulates",
+            "of the full cost",
+        )
+    )
+    rows = []
+    for stage in stages:
+        level, step = classifier.levels[stage.level], stage.prediction.path[-1]
+        cells = (
+            f"{level.num_classes:,}",
+            f"{escape(step.label)} <code>{escape(step.synset)}</code>",
+            f"{step.score:.3f}",
+            f"{stage.milliseconds:.1f} ms",
+            count(stage.macs),
+            percent(stage.share),
+        )
+        values = "".join(f"<td>{value}</td>" for value in cells)
+        rows.append(f'<tr><th scope="row">{level.index}</th>{values}</tr>')
+    if not rows:
+        rows = ['<tr><td colspan="7">Nothing is computed yet.</td></tr>']
+    return f'<div class="hc-wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _draw_path(stages: Sequence[Stage]) -> str:
+    """What is answered in full, and what is only a guess, marked by a word as well as by its looks."""
+    last = stages[-1]
+    sure = -1 if last.tier is None else last.tier
+    names = []
+    for tier, step in enumerate(last.prediction.path):
+        name = escape(step.label)
+        if tier > sure and last.enough:
+            names.append(f'<span class="guess">perhaps {name}</span>')
+        else:
+            kind = "last" if tier == max(sure, 0) or tier == last.level else "above"
+            names.append(f'<span class="{kind}">{name}</span>')
+    arrow = '<span class="arrow" aria-hidden="true">›</span>'
+    return f'<p class="hc-path">{arrow.join(names)}</p>'
+
+
+def _draw_level(classifier: Classifier, level: Level, stages: Sequence[Stage]) -> str:
+    from hierclass.classifier import run_once
+
+    if level.index < len(stages):
+        return _draw_stage(classifier, level, stages[level.index], stages[-1])
+    if stages and not stages[-1].enough:
+        waits = level.index == len(stages)
+        return _draw_empty(level, "waiting", "is being computed …" if waits else "only if it is needed")
+    if stages:
+        return _draw_empty(level, "skipped", "not shown" if run_once(classifier.levels) else "not computed")
+    return _draw_empty(level, "waiting", "")
+
+
+def _draw_stage(classifier: Classifier, level: Level, stage: Stage, latest: Stage) -> str:
+    best, *others = stage.prediction.top(1 + NUM_ALTERNATIVES)
+    meaning = classifier.taxonomy.node(best.synset).definition
+    decided = latest.prediction.path[level.index]
+    if decided.synset != best.synset:
+        note = f'<div class="note">A later step has decided: {escape(decided.label)}</div>'
+    else:
+        note = f'<div class="meaning">{escape(meaning)}</div>' if meaning else ""
+    rows = "".join(_draw_row(each.label, each.score, "") for each in others)
+    plus = "+ " if level.index else ""
+    return (
+        f'<li class="done">{_draw_title(level)}{_draw_row(best.label, best.score, " best")}{note}{rows}'
+        f'<div class="cost">{plus}{stage.milliseconds:.1f} ms · {plus}{percent(stage.share)} of the full work</div>'
+        "</li>"
+    )
+
+
+def _draw_row(label: str, score: float, kind: str) -> str:
+    return (
+        f'<div class="row{kind}"><span class="name">{escape(label)}</span>'
+        f'<span class="bar" aria-hidden="true"><i style="width:{score:.1%}"></i></span>'
+        f'<span class="score">{escape(percent(score))}</span></div>'
+    )
+
+
+def _draw_empty(level: Level, state: str, text: str) -> str:
+    return f'<li class="{state}">{_draw_title(level)}<div class="cost">{text}</div></li>'
+
+
+def _draw_title(level: Level) -> str:
+    return f'<div class="title"><span>Step {level.index + 1}</span><span>one of {level.num_classes:,}</span></div>'
+
+
+def _draw_total(stages: Sequence[Stage]) -> str:
+    widths = [min(stage.share, 1) for stage in stages]
+    parts = "".join(f'<i style="width:{width:.2%}"></i>' for width in widths if width)
+    text = "What each step costs is shown as it arrives."
+    if stages:
+        share = sum(stage.share for stage in stages)
+        elapsed = sum(stage.milliseconds for stage in stages)
+        text = f"In all {elapsed:.1f} ms and {escape(percent(share))} of the full work."
+    return f'<div class="total" aria-hidden="true">{parts}</div><p class="sum">{text}</p>'

@@ -1,0 +1,177 @@
+"""Pictures that move: the tree of classes coloured by probability, and the curve of cost against accuracy."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING
+
+from hierclass.page.wording import percent
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from hierclass.classifier import Level
+    from hierclass.page.stages import Stage
+    from taxonomy import Taxonomy
+
+INK = "#7688a1"
+"""Of text and lines: readable on white and on black."""
+UNKNOWN = "rgba(100, 116, 139, 0.16)"
+PALE, STRONG = (100, 116, 139, 0.16), (15, 118, 110, 1.0)
+CHOSEN = "#f59e0b"
+"""The outline of the chosen path."""
+HEIGHT = 460
+_LONGEST = 18
+_NARROWEST = 90
+"""Classes that are less than this part of the circle have their names on hovering only."""
+_BRIGHT = 0.3
+"""From this score on a class is so strongly coloured that its name is white."""
+_CURVED = 0.35
+"""Exponent that scores are raised to for their colour, so that a probability of 0.05 can be told from none."""
+
+
+def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
+    """Draw the tree as a sunburst: tier 0 inside, each class as wide as it has leaves, coloured by probability.
+
+    Tiers that were not computed are grey. The path of the last stage is outlined, as far as it is answered in full.
+    """
+    import plotly.graph_objects as go
+
+    wheel = _wheel(taxonomy)
+    scores, path = dict[str, float](), dict[str, str]()
+    if stages:
+        last = stages[-1]
+        for tier in range(last.level + 1):
+            nodes, values = taxonomy.classes(tier), last.prediction.scores(tier).tolist()
+            scores |= {f"{tier}/{node.id}": score for node, score in zip(nodes, values, strict=True)}
+        for tier, step in enumerate(last.prediction.path):
+            given = not last.enough or (last.tier is not None and tier <= last.tier)
+            path[f"{tier}/{step.synset}"] = "answer" if given else "guess"
+    colours = [_colour(scores[each]) if each in scores else UNKNOWN for each in wheel.ids]
+    hover = [
+        f"<b>{name}</b><br>{percent(scores[each]) if each in scores else 'not computed'}"
+        + (f"<br>{meaning}" if meaning else "")
+        for each, name, meaning in zip(wheel.ids, wheel.names, wheel.meanings, strict=True)
+    ]
+    burst = go.Sunburst(
+        ids=wheel.ids,
+        labels=wheel.names,
+        text=_texts(wheel, path),
+        textinfo="text",
+        parents=wheel.parents,
+        values=wheel.leaves,
+        branchvalues="total",
+        sort=False,
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+        insidetextorientation="radial",
+        textfont={"color": ["#ffffff" if scores.get(each, 0) > _BRIGHT else INK for each in wheel.ids]},
+        marker={
+            "colors": colours,
+            "line": {
+                "color": [
+                    CHOSEN if path.get(each) == "answer" else "rgba(148, 163, 184, 0.5)" for each in wheel.ids
+                ],
+                "width": [3 if path.get(each) == "answer" else 0.5 for each in wheel.ids],
+            },
+        },
+        leaf={"opacity": 1},
+    )
+    return _framed(go.Figure(burst), HEIGHT, title="All the classes, coloured by how likely they are")
+
+
+def draw_curve(levels: Sequence[Level]) -> go.Figure:
+    """Draw accuracy against cost: each level on the classes of its own tier. One that was not measured is left out."""
+    import plotly.graph_objects as go
+
+    measured = [level for level in levels if level.accuracy is not None]
+    figure = go.Figure(
+        go.Scatter(
+            x=[level.macs / 1e6 for level in measured],
+            y=[100 * (level.accuracy or 0) for level in measured],
+            text=[f"one of {level.num_classes:,}" for level in measured],
+            mode="lines+markers+text",
+            textposition="top center",
+            line={"color": "#0d9488", "width": 3},
+            marker={"size": 11},
+            hovertemplate="%{text}: %{y:.1f}% right<br>%{x:.1f} million multiply-accumulates<extra></extra>",
+            cliponaxis=False,
+        )
+    )
+    grid = {
+        "gridcolor": "rgba(148, 163, 184, 0.3)",
+        "zeroline": False,
+        "rangemode": "tozero",
+        "automargin": True,
+    }
+    figure.update_xaxes(title="million multiply-accumulates for one photograph", **grid)
+    figure.update_yaxes(title="right answers (%)", range=[0, 100], **{**grid, "rangemode": "normal"})
+    if not measured:
+        figure.add_annotation(text="This model was not measured.", showarrow=False)
+    return _framed(figure, 340, title="The finer the answer, the more it costs", margin=50)
+
+
+class _Wheel:
+    """The classes of all tiers as parallel lists; the same class in two tiers is there twice."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.ids: list[str] = []
+        self.names: list[str] = []
+        self.labels: list[str] = []
+        self.meanings: list[str] = []
+        self.parents: list[str] = []
+        self.leaves: list[int] = []
+        for tier in range(taxonomy.num_tiers):
+            projection = taxonomy.projection(tier).tolist()
+            above = taxonomy.parent_classes(tier).tolist() if tier else []
+            for index, node in enumerate(taxonomy.classes(tier)):
+                self.ids.append(f"{tier}/{node.id}")
+                self.names.append(_plain(node.name))
+                self.labels.append(_plain(textwrap.shorten(node.name, _LONGEST, placeholder="…")))
+                self.meanings.append("<br>".join(textwrap.wrap(_plain(node.definition), 48)))
+                self.parents.append(
+                    f"{tier - 1}/{taxonomy.classes(tier - 1)[above[index]].id}" if tier else ""
+                )
+                self.leaves.append(projection.count(index))
+
+
+def _texts(wheel: _Wheel, path: Container[str]) -> list[str]:
+    """What is written on the wheel: names that there is room for, and those of the path."""
+    total = sum(count for count, parent in zip(wheel.leaves, wheel.parents, strict=True) if not parent)
+    texts = []
+    for each, short, leaves in zip(wheel.ids, wheel.labels, wheel.leaves, strict=True):
+        roomy = leaves * _NARROWEST >= total
+        texts.append(f"<b>{short}</b>" if each in path else short if roomy else "")
+    return texts
+
+
+@functools.lru_cache(maxsize=4)
+def _wheel(taxonomy: Taxonomy) -> _Wheel:
+    return _Wheel(taxonomy)
+
+
+def _plain(text: str) -> str:
+    """Names are no markup: plotly reads some tags."""
+    return text.replace("<", "‹").replace(">", "›")
+
+
+def _colour(score: float) -> str:
+    part = max(0.0, min(1.0, score)) ** _CURVED
+    red, green, blue, opacity = (a + (b - a) * part for a, b in zip(PALE, STRONG, strict=True))
+    return f"rgba({red:.0f}, {green:.0f}, {blue:.0f}, {opacity:.2f})"
+
+
+def _framed(figure: go.Figure, height: int, *, title: str, margin: int = 4) -> go.Figure:
+    """The look that all figures share: no background, so that light and dark both fit."""
+    figure.update_layout(
+        height=height,
+        margin={"l": margin, "r": margin, "t": 40, "b": margin},
+        title={"text": title, "font": {"size": 14}, "x": 0, "xref": "paper"},
+        font={"family": "system-ui, sans-serif", "color": INK},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        dragmode=False,
+    )
+    return figure

@@ -1,0 +1,140 @@
+"""Zip files from strangers: what is in them is read within limits, and written under names of our own."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hierclass.errors import ImageError, InputError
+from taxonomy.folders import IMAGE_ENDINGS
+
+MAX_DIRECTORY = 4 << 20
+"""Bytes of a zip file's list of members: it is read whole, before anything else can be known of it."""
+_CHUNK = 1 << 16
+_ENCRYPTED = 0x1
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """One photograph of many: what the user calls it, and where it is, or what is wrong with it."""
+
+    name: str
+    path: Path | None
+    error: str = ""
+
+
+class Space:
+    """Bytes that may still be written."""
+
+    def __init__(self, size: int) -> None:
+        """Begin with so many bytes."""
+        self.left = size
+
+    def take(self, size: int) -> None:
+        """Use bytes up. Raises ImageError where they are not left."""
+        if size > self.left:
+            raise ImageError("is left out: what is in the zip file is too large unpacked")
+        self.left -= size
+
+
+def unpack(file: Path, name: str, folder: Path, space: Space, most: int) -> Iterator[Photograph]:
+    """Yield the photographs in a zip file, written to a folder as 0.jpg, 1.jpg …; others of its files are left out.
+
+    One that can't be unpacked has an error, and the others come nevertheless. Members are called `zip/member`.
+
+    Args:
+        file: the zip file.
+        name: what the user calls it.
+        folder: an empty folder.
+        space: what may be written; it is used up.
+        most: how many photographs may be in it.
+
+    Raises:
+        InputError: it is no zip file, or has too many photographs.
+    """
+    try:
+        with file.open("rb", buffering=0) as raw, zipfile.ZipFile(_Bounded(raw)) as archive:
+            members = [member for member in archive.infolist() if _is_photograph(member)]
+            if len(members) > most:
+                raise InputError(
+                    f"{name} holds {len(members):,} photographs; up to {most:,} are taken at once"
+                )
+            for number, member in enumerate(members):
+                target = folder / f"{number}{PurePosixPath(member.filename).suffix.lower()}"
+                called = f"{name}/{member.filename}"
+                try:
+                    _write(archive, member, target, space)
+                except ImageError as error:
+                    target.unlink(missing_ok=True)
+                    yield Photograph(called, None, str(error))
+                else:
+                    yield Photograph(called, target)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{name} can't be read: {error.strerror or 'it is damaged'}") from error
+    except Exception as error:  # zipfile raises what its parser meets: BadZipFile, ValueError, struct.error …
+        raise InputError(
+            f"{name} is no whole zip file; pack the photographs again, or drop them as they are"
+        ) from error
+
+
+def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, space: Space) -> None:
+    if member.flag_bits & _ENCRYPTED:
+        raise ImageError("is locked with a password; pack it without one")
+    with target.open("wb") as out:  # a full disk is no fault of the member
+        try:
+            stream = archive.open(member)
+        except Exception as error:
+            raise _damaged(error) from error
+        with stream:
+            while True:
+                try:
+                    chunk = stream.read(_CHUNK)
+                except Exception as error:  # zlib.error, lzma.LZMAError, OSError of bz2, BadZipFile …
+                    raise _damaged(error) from error
+                if not chunk:
+                    return
+                space.take(len(chunk))
+                out.write(chunk)
+
+
+def _damaged(error: Exception) -> ImageError:
+    if isinstance(error, NotImplementedError):
+        return ImageError("is packed in a way that is not read; pack it as an ordinary zip file")
+    return ImageError("is damaged inside of its zip file")
+
+
+def _is_photograph(member: zipfile.ZipInfo) -> bool:
+    parts = PurePosixPath(member.filename).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return (
+        not member.is_dir() and not hidden and PurePosixPath(member.filename).suffix.lower() in IMAGE_ENDINGS
+    )
+
+
+class _Bounded(io.RawIOBase):
+    """A file of which no more than a list of members may be asked at once, so that no list is larger."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY:
+            raise zipfile.BadZipFile("the list of members is too long")
+        return self._raw.read(MAX_DIRECTORY if size < 0 else size) or b""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
