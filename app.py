@@ -136,7 +136,7 @@ class Page:
             if photo is None:
                 yield start, empty[0], draw_tree(self.classifier.taxonomy), empty[1]
                 return
-            yield from self._show(photo, level, precision / 100 if sure else None)
+            yield from self._show(photo, level, _share(precision) if sure else None)
 
         gr.on(
             [image.change, *(control.change for control in controls)],
@@ -151,7 +151,7 @@ class Page:
             concurrency_id="classify",
         )
 
-    def _show(self, photo: Any, level: Any, precision: float | None) -> Iterator[tuple[Any, ...]]:
+    def _show(self, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
         """What the page shows of a photograph after every level."""
         from hierclass.page.drawing import draw_headline, draw_numbers, draw_steps, draw_trouble
         from hierclass.page.figures import draw_tree
@@ -202,12 +202,12 @@ class Page:
             info="It climbs until it is sure of an answer that is fine enough; else it says less.",
             visible=bool(known),
         )
-        low, high = (round(100 * (known or [0.8, 0.9])[at]) for at in (0, -1))
+        low, high = (int(100 * (known or [0.9])[at] + 1e-6) for at in (0, -1))
         steps = ", ".join(f"{100 * each:.4g}" for each in known)
         precision = gr.Slider(
-            low,
+            min(low, high - 1),
             high,
-            value=round(100 * (0.9 if 0.9 in known else (known or [0.9])[0])),
+            value=90 if low <= 90 <= high else low,
             step=1,
             label="How often must a sure answer be right? (of 100)",
             info=f"Measured for {steps}; between these, the next higher one holds.",
@@ -248,7 +248,7 @@ class Page:
             interactive=False,
             label="Answers (click a heading to sort)",
             max_height=560,
-            column_widths=["110px", "190px", "150px", "120px", "280px", "260px"],
+            column_widths=["100px", "160px", "110px", "220px", "280px", "240px"],
             wrap=True,
             buttons=["fullscreen"],
             elem_id="answers",
@@ -261,7 +261,7 @@ class Page:
         go.click(None, None, [status], js=f"() => {waiting}", api_visibility="private")
 
         def label(sent: Any, level: Any, sure: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
-            yield from self._label(sent, level, precision / 100 if sure else None)
+            yield from self._label(sent, level, _share(precision) if sure else None)
 
         run = go.click(
             label,
@@ -277,7 +277,7 @@ class Page:
         stopped = json.dumps(_line("Stopped. What was done stays below."))
         stop.click(None, None, [status], js=f"() => {stopped}", cancels=[run], api_visibility="private")
 
-    def _label(self, sent: Any, level: Any, precision: float | None) -> Iterator[tuple[Any, ...]]:
+    def _label(self, sent: Any, level: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
         """What the page shows of many photographs, while they are labelled."""
         import gradio as gr
 
@@ -395,6 +395,11 @@ def _told() -> Iterator[None]:
         yield
     except HierclassError as error:
         raise gr.Error(explain(error), print_exception=False) from error
+
+
+def _share(percentage: Any) -> Any:
+    """A slider's value as a share; what is no number stays as it is, and is refused later."""
+    return percentage / 100 if isinstance(percentage, (int, float)) else percentage
 
 
 def _line(text: str) -> str:

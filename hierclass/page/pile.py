@@ -37,9 +37,9 @@ BATCH_SIZE = 8
 """Small, so that the first answers are there at once."""
 THUMBNAIL = 48
 """Longer side in pixels."""
-HEADERS = ("photograph", "file", "answer", "how sure (%)", "from coarse to fine", "remark")
+HEADERS = ("photograph", "answer", "how sure (%)", "file", "from coarse to fine", "remark")
 Kind: TypeAlias = Literal["html", "str", "number"]
-KINDS: tuple[Kind, ...] = ("html", "str", "str", "number", "str", "str")
+KINDS: tuple[Kind, ...] = ("html", "str", "number", "str", "str", "str")
 """What Gradio's table is told of the columns."""
 DOWNLOADS = ("csv", "parquet")
 
@@ -197,13 +197,13 @@ def thumbnail(path: Path) -> str:
 def _table_row(row: Row, picture: str) -> list[Any]:
     image = f'<img src="{picture}" alt="" width="{THUMBNAIL}">' if picture else ""
     if row.error is not None:
-        return [image, row.path, "", None, "", f"could not be read: {row.error}"]
+        return [image, "could not be read", None, row.path, "", row.error]
     path = " › ".join(step.label for step in row.steps)
-    if row.answer is None:
-        return [image, row.path, "not sure", None, f"perhaps {path}", "nothing is sure enough"]
-    remark = f"perhaps {row.steps[-1].label}" if row.level != len(row.steps) - 1 else ""
-    given = " › ".join(step.label for step in row.steps[: (row.level or 0) + 1])
-    return [image, row.path, row.answer.label, round(100 * row.answer.score, 1), given, remark]
+    if row.level is None or row.answer is None:
+        return [image, "not sure", None, row.path, f"perhaps {path}", "nothing is sure enough"]
+    given = " › ".join(step.label for step in row.steps[: row.level + 1])
+    remark = "" if row.level == len(row.steps) - 1 else f"perhaps {row.steps[-1].label}"
+    return [image, row.answer.label, round(100 * row.answer.score, 1), row.path, given, remark]
 
 
 def _name_of(sent: Any, number: int) -> str:

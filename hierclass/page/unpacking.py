@@ -110,7 +110,7 @@ def _damaged(error: Exception) -> ImageError:
 
 def _is_photograph(member: zipfile.ZipInfo) -> bool:
     parts = PurePosixPath(member.filename).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    hidden = any((part[0] == "." and part != "..") or part == "__MACOSX" for part in parts)
     return (
         not member.is_dir() and not hidden and PurePosixPath(member.filename).suffix.lower() in IMAGE_ENDINGS
     )

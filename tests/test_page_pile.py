@@ -1,0 +1,329 @@
+"""Many photographs on the page: zip files from strangers, uploads and their limits, rows and tables."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from page_data import CAT, EXAMPLES, calibrated, sent
+
+import hierclass
+from hierclass.errors import ImageError, InputError
+from hierclass.labelling.rows import columns
+from hierclass.page import pile as piles
+from hierclass.page import uploads as upload_rules
+from hierclass.page.pile import draw_progress, gather, label_pile, table_rows, write_tables
+from hierclass.page.stages import Wish
+from hierclass.page.unpacking import MAX_DIRECTORY, Space, unpack
+from hierclass.page.uploads import Uploads
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_checkpoint: Path) -> Any:
+    return hierclass.load(tiny_checkpoint, "cpu")
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> Uploads:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    return Uploads(folder, [EXAMPLES])
+
+
+def zipped(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def unpacked(path: Path, tmp_path: Path, space: int = 1 << 24, most: int = 500) -> list[tuple[str, str]]:
+    folder = tmp_path / "unpacked"
+    folder.mkdir(exist_ok=True)
+    found = list(unpack(path, "my.zip", folder, Space(space), most))
+    assert all(each.path is None or each.path.parent == folder for each in found)
+    return [(each.name, each.error) for each in found]
+
+
+# ---- zip files
+
+
+def test_photographs_of_a_zip_file_are_written_under_names_of_our_own(tmp_path: Path) -> None:
+    names = ["a.jpg", "../../evil.jpg", "/etc/abs.PNG", "deep/er/b.jpeg", "C:\\x\\c.jpg"]
+    left_out = ["readme.txt", "__MACOSX/._a.jpg", ".hidden.jpg", "dir/", "x.jpg/"]
+    path = zipped(tmp_path / "x.zip", dict.fromkeys([*names, *left_out], b"data"))
+    assert unpacked(path, tmp_path) == [(f"my.zip/{name}", "") for name in names]
+    assert sorted(each.name for each in (tmp_path / "unpacked").iterdir()) == [
+        "0.jpg", "1.jpg", "2.png", "3.jpeg", "4.jpg",
+    ]  # fmt: skip
+    assert not (tmp_path.parent / "evil.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED]
+)
+def test_a_damaged_member_is_a_row_and_the_others_come(tmp_path: Path, method: int) -> None:
+    members = {f"{n}.jpg": os.urandom(2000) + bytes(3000) for n in range(3)}
+    data = bytearray(zipped(tmp_path / "x.zip", members, method).read_bytes())
+    with zipfile.ZipFile(io.BytesIO(bytes(data))) as archive:
+        start = archive.getinfo("1.jpg").header_offset
+    for at in range(start + 60, start + 1000):
+        data[at] ^= 0xA5
+    (tmp_path / "x.zip").write_bytes(data)
+    found = unpacked(tmp_path / "x.zip", tmp_path)
+    assert [bool(error) for _, error in found] == [False, True, False]
+    assert found[1][1] == "is damaged inside of its zip file"
+
+
+def test_a_locked_member_says_so(tmp_path: Path) -> None:
+    data = bytearray(zipped(tmp_path / "x.zip", {"a.jpg": b"data"}).read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + offset] |= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    assert unpacked(tmp_path / "x.zip", tmp_path) == [
+        ("my.zip/a.jpg", "is locked with a password; pack it without one")
+    ]
+
+
+def test_a_bomb_is_stopped_where_the_space_ends(tmp_path: Path) -> None:
+    path = zipped(
+        tmp_path / "x.zip", {"a.jpg": bytes(1000), "bomb.jpg": bytes(50_000_000), "c.jpg": bytes(10)}
+    )
+    found = unpacked(path, tmp_path, space=1_000_000)
+    assert [error[:13] for _, error in found] == ["", "is left out: ", ""]
+    assert sum(each.stat().st_size for each in (tmp_path / "unpacked").iterdir()) < 1_000_000
+
+
+def test_a_list_of_members_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    size = MAX_DIRECTORY + 1000
+    with path.open("wb") as file:
+        file.write(bytes(size))
+        file.write(struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, size, 0, 0))
+    with pytest.raises(InputError, match="is no whole zip file"):
+        unpacked(path, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x05\x06", b"PK\x03\x04" + bytes(100)])
+def test_what_is_no_zip_file_is_refused_in_a_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"my\.zip is no whole zip file"):
+        unpacked(tmp_path / "x.zip", tmp_path)
+
+
+def test_too_many_photographs_in_a_zip_file_are_refused_before_any_is_written(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "x.zip", {f"{n}.jpg": b"" for n in range(20)})
+    with pytest.raises(InputError, match="holds 20 photographs; up to 10"):
+        unpacked(path, tmp_path, most=10)
+    assert list((tmp_path / "unpacked").iterdir()) == []
+
+
+# ---- uploads
+
+
+def test_only_uploads_and_examples_can_be_meant(uploads: Uploads, tmp_path: Path) -> None:
+    inside = uploads.folder / "a.jpg"
+    inside.write_bytes(b"x")
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(b"x")
+    (uploads.folder / "link.jpg").symlink_to(secret)
+    assert uploads.find(sent(inside)) == inside
+    assert uploads.find({"path": str(CAT)}) == CAT
+    bad: list[Any] = [
+        secret,
+        uploads.folder / ".." / "secret.jpg",
+        uploads.folder / "link.jpg",
+        uploads.folder,
+    ]
+    for value in [{"path": str(each)} for each in bad] + [
+        None,
+        "x",
+        3,
+        {},
+        {"path": None},
+        {"path": "a\0b"},
+        [],
+    ]:
+        with pytest.raises(ImageError, match=r"is not here|did not arrive"):
+            uploads.find(value)
+
+
+def test_what_is_old_is_deleted_with_its_folders_and_what_is_new_stays(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (uploads.folder / "a" / "b").mkdir(parents=True)
+    (uploads.folder / "a" / "b" / "old.jpg").write_bytes(b"x")
+    (uploads.folder / "empty").mkdir()
+    uploads.sweep()
+    assert (uploads.folder / "a" / "b" / "old.jpg").exists()
+    now = time.time()
+    monkeypatch.setattr(upload_rules.time, "time", lambda: now + upload_rules.KEPT_SECONDS + 60)
+    uploads.sweep()
+    assert not (uploads.folder / "a" / "b" / "old.jpg").exists()
+    assert not (uploads.folder / "empty").exists()
+    assert uploads.folder.exists()
+
+
+def test_sweeping_goes_on_by_itself_until_it_is_closed(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_rules, "SWEEP_SECONDS", 0.05)
+    soon = Uploads(uploads.folder, kept_seconds=0.2)
+    soon.start_sweeping()
+    (uploads.folder / "x.jpg").write_bytes(b"x")
+    for _ in range(600):
+        if not (uploads.folder / "x.jpg").exists():
+            break
+        time.sleep(0.05)
+    assert not (uploads.folder / "x.jpg").exists()
+    soon.close()
+    assert not uploads.folder.exists()
+
+
+def test_no_more_uploads_are_taken_than_there_is_room_for(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (uploads.folder / "a").mkdir()
+    (uploads.folder / "a" / "x.jpg").write_bytes(bytes(2000))
+    uploads.check_space()
+    monkeypatch.setattr(upload_rules, "MAX_STORED", 1000)
+    with pytest.raises(InputError, match="try again"):
+        uploads.check_space()
+
+
+# ---- rows
+
+
+@pytest.fixture
+def mixed(uploads: Uploads) -> list[dict[str, Any]]:
+    """A photograph, a broken one, a zip file with one of each, a zip file without any, and a file that is gone."""
+    broken = uploads.folder / "broken.jpg"
+    broken.write_bytes(b"no photograph")
+    good = zipped(uploads.folder / "two.zip", {"in/cat.jpg": CAT.read_bytes(), "in/bad.jpg": b"no"})
+    empty = zipped(uploads.folder / "empty.zip", {"readme.txt": b"x"})
+    return [sent(CAT), sent(broken), sent(good), sent(empty), sent(uploads.folder / "gone.jpg")]
+
+
+def run(classifier: Any, uploads: Uploads, files: Any, tmp_path: Path, **more: Any) -> Any:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    pile = gather(uploads, files, folder)
+    for _ in label_pile(classifier, pile, Wish(tier=2, **more), thumbnails=True):
+        pass
+    return pile
+
+
+def test_every_photograph_has_one_row_in_the_order_in_which_it_was_sent(
+    classifier: Any, uploads: Uploads, mixed: list[Any], tmp_path: Path
+) -> None:
+    pile = run(classifier, uploads, mixed, tmp_path)
+    assert [row.path for row in pile.done] == [
+        "cat.jpg", "broken.jpg", "two.zip/in/cat.jpg", "two.zip/in/bad.jpg", "empty.zip", "gone.jpg",
+    ]  # fmt: skip
+    assert [row.error is None for row in pile.done] == [True, False, True, False, False, False]
+    assert pile.done[4].error == "holds no photographs"
+    assert pile.done[5].error == "is not here any more"
+    assert pile.done[0].label == pile.done[2].label == classifier.predict(CAT).label
+    assert str(tmp_path) not in repr(table_rows(pile))
+    assert "6 photographs labelled" in draw_progress(pile)
+    assert "4 could not be read" in draw_progress(pile)
+
+
+def test_the_tables_are_those_of_the_command(
+    classifier: Any, uploads: Uploads, mixed: list[Any], tmp_path: Path
+) -> None:
+    pile = run(classifier, uploads, mixed, tmp_path)
+    text, parquet = write_tables(pile, 3, uploads.result_folder())
+    rows = pq.read_table(parquet).to_pylist()
+    assert tuple(rows[0]) == columns(3)
+    assert [row["path"] for row in rows] == [row.path for row in pile.done]
+    (alone,) = hierclass.label([CAT], classifier=classifier)
+    assert rows[0] == pytest.approx({**alone.to_dict(3), "path": "cat.jpg"})
+    assert pyarrow.csv.read_csv(text).num_rows == 6
+
+
+def test_pictures_are_shown_beside_what_could_be_read(
+    classifier: Any, uploads: Uploads, mixed: list[Any], tmp_path: Path
+) -> None:
+    rows = table_rows(run(classifier, uploads, mixed, tmp_path))
+    assert ["<img" in row[0] for row in rows] == [True, False, True, False, False, False]
+    assert rows[1][1] == "could not be read"
+    assert all(len(row) == len(piles.HEADERS) == len(piles.KINDS) for row in rows)
+
+
+def test_an_answer_that_is_not_sure_is_marked_as_a_guess(
+    tiny_checkpoint: Path, uploads: Uploads, tmp_path: Path
+) -> None:
+    model = calibrated(tiny_checkpoint, {0.9: 0.3})
+    (row,) = table_rows(run(model, uploads, [sent(CAT)], tmp_path, precision=0.9))
+    assert row[4] in ("animal", "vehicle")
+    assert row[5].startswith("perhaps ")
+    none = calibrated(tiny_checkpoint, {0.9: None})
+    (tmp_path / "work").rmdir()
+    (row,) = table_rows(run(none, uploads, [sent(CAT)], tmp_path, precision=0.9))
+    assert row[1] == "not sure"
+
+
+def test_rows_are_there_before_all_are_done(classifier: Any, uploads: Uploads, tmp_path: Path) -> None:
+    pile = gather(uploads, [sent(CAT)] * 100, tmp_path)
+    counts = [len(pile.done) for _ in label_pile(classifier, pile, Wish(tier=0), thumbnails=False)]
+    assert counts[0] == 0
+    assert counts[-1] == 100
+    assert len(counts) > 5
+
+
+@pytest.mark.parametrize("files", [None, [], {}, "x", 3])
+def test_nothing_to_label_is_a_sentence(uploads: Uploads, tmp_path: Path, files: Any) -> None:
+    if files == {}:
+        assert gather(uploads, files, tmp_path).photographs[0].error == "did not arrive"
+        return
+    with pytest.raises(InputError, match="nothing to label yet"):
+        gather(uploads, files, tmp_path)
+
+
+def test_too_many_photographs_are_refused_with_a_way_out(
+    uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(piles, "MAX_PHOTOGRAPHS", 5)
+    two = zipped(uploads.folder / "x.zip", {f"{n}.jpg": b"" for n in range(3)})
+    for files in ([sent(CAT)] * 6, [sent(CAT), sent(CAT), sent(CAT), sent(two)]):
+        with pytest.raises(InputError, match=r"6 photographs are too many .* hierclass label"):
+            gather(uploads, files, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("orig_name", "shown"),
+    [
+        ("a\\b\\c.jpg", "c.jpg"),
+        ("../../x.jpg", "x.jpg"),
+        ("\ud800.jpg", "\\ud800.jpg"),
+        (None, "cat.jpg"),
+        (7, "cat.jpg"),
+    ],
+)
+def test_files_are_called_what_the_user_calls_them(
+    uploads: Uploads, tmp_path: Path, orig_name: Any, shown: str
+) -> None:
+    (found,) = gather(uploads, {**sent(CAT), "orig_name": orig_name}, tmp_path).photographs
+    assert found.name == shown
+
+
+def test_a_full_disk_is_a_sentence(
+    classifier: Any, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pile = run(classifier, uploads, [sent(CAT)], tmp_path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(piles, "write_table", full)
+    with pytest.raises(InputError, match="No space left"):
+        write_tables(pile, 3, tmp_path)

@@ -1,0 +1,213 @@
+"""One photograph on the page: its stages, why they stop, how they are drawn, and what programs get of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_data import CAT, calibrated
+
+import hierclass
+from hierclass.errors import ImageError, InputError, LevelError
+from hierclass.page import wording
+from hierclass.page.answers import class_answer, model_answer, stage_answer
+from hierclass.page.drawing import draw_headline, draw_numbers, draw_steps, draw_trouble
+from hierclass.page.stages import Wish, climb, make_wish, precisions
+from hierclass.stopping import Reason
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_checkpoint: Path) -> Any:
+    return hierclass.load(tiny_checkpoint, "cpu")
+
+
+def stages_of(classifier: Any, **wish: Any) -> list[Any]:
+    return list(climb(classifier, CAT, Wish(**{"tier": classifier.levels[-1].index, **wish})))
+
+
+def test_levels_arrive_coarse_first_and_add_up_to_the_full_cost(classifier: Any) -> None:
+    stages = stages_of(classifier)
+    assert [stage.level for stage in stages] == [0, 1, 2]
+    assert [stage.enough for stage in stages] == [False, False, True]
+    assert sum(stage.share for stage in stages) == pytest.approx(1)
+    assert sum(stage.macs for stage in stages) == classifier.levels[-1].macs
+    assert all(stage.milliseconds > 0 and stage.macs > 0 for stage in stages)
+
+
+def test_steps_that_reuse_nothing_are_shown_at_their_own_cost(classifier: Any) -> None:
+    from hierclass.checkpoint import build
+    from hierclass.classifier import Classifier
+
+    given = {"structure": "masks", "widths": None, "densities": (0.25, 0.5, 1.0)}
+    architecture = dataclasses.replace(classifier.checkpoint.architecture, **given)
+    network = build(architecture, classifier.taxonomy, 32).eval()
+    masks = Classifier(
+        dataclasses.replace(classifier.checkpoint, network=network, architecture=architecture), device="cpu"
+    )
+    stages = stages_of(masks)
+    assert [stage.share for stage in stages] == pytest.approx([1, 1, 1], rel=0.01)  # heads differ
+    assert [stage.macs for stage in stages] == [network.cost(level).macs for level in range(3)]
+    assert "300% of the full work" in draw_steps(masks, stages)
+    assert wording.introduction(masks) == wording.INTRODUCTION_APART
+    assert wording.introduction(classifier) == wording.INTRODUCTION
+
+
+def test_the_page_answers_what_the_classifier_answers(classifier: Any) -> None:
+    for stage in stages_of(classifier):
+        expected = classifier.predict(CAT, stage.level)
+        assert stage.prediction.synset == expected.synset
+        assert stage.prediction.score == pytest.approx(expected.score, abs=1e-4)
+
+
+def test_nothing_above_the_level_asked_for_is_computed(
+    classifier: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    refine = classifier._network.refine
+
+    def watched(state: Any) -> Any:
+        logits = refine(state)
+        computed.append(state.level)
+        return logits
+
+    monkeypatch.setattr(classifier._network, "refine", watched)
+    assert [stage.level for stage in stages_of(classifier, tier=1)] == [0, 1]
+    assert computed == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("tier", "threshold", "levels", "answered", "reason"),
+    [
+        (0, 0.0, [0], 0, Reason.SURE),
+        (1, 0.0, [0, 1], 1, Reason.SURE),
+        (2, 0.0, [0, 1, 2], 2, Reason.SURE),
+        (0, None, [0, 1, 2], None, Reason.LAST),
+        (2, 0.3, [0, 1, 2], 0, Reason.LAST),  # an untrained model: about 1/2, 1/5 and 1/12
+    ],
+)
+def test_it_climbs_until_it_is_sure_and_says_why(
+    tiny_checkpoint: Path, tier: int, threshold: float | None, levels: list[int], answered: Any, reason: Any
+) -> None:
+    model = calibrated(tiny_checkpoint, {0.9: threshold})
+    stages = stages_of(model, tier=tier, precision=0.9)
+    assert [stage.level for stage in stages] == levels
+    assert (stages[-1].tier, stages[-1].reason) == (answered, reason)
+    (row,) = hierclass.label([CAT], classifier=model, level="auto", min_tier=tier, precision=0.9)
+    assert (row.level, row.chosen_level, row.stop_reason) == (answered, levels[-1], reason.word)
+
+
+def test_a_sure_answer_that_stops_early_says_what_was_never_done(tiny_checkpoint: Path) -> None:
+    model = calibrated(tiny_checkpoint, {0.9: 0.0})
+    wish = Wish(tier=0, precision=0.9)
+    headline = draw_headline(model, list(climb(model, CAT, wish)), wish)
+    assert "right 90 times of 100" in headline
+    assert "of the work was never done" in headline
+    assert draw_steps(model, stages_of(model, tier=0)).count("not computed") == 2
+
+
+def test_an_unsure_answer_names_the_score_that_it_would_need(tiny_checkpoint: Path) -> None:
+    model = calibrated(tiny_checkpoint, {0.9: 0.3})
+    wish = Wish(tier=2, precision=0.9)
+    headline = draw_headline(model, list(climb(model, CAT, wish)), wish)
+    assert "and of nothing finer" in headline
+    assert "it would need 30%" in headline
+    assert headline.count("perhaps ") == 2
+    none = calibrated(tiny_checkpoint, {0.9: None})
+    assert "no score is high enough" in draw_headline(none, list(climb(none, CAT, wish)), wish)
+
+
+def test_the_drawing_grows_level_by_level(classifier: Any) -> None:
+    stages: list[Any] = []
+    assert draw_steps(classifier, stages).count('class="waiting"') == 3
+    for number, stage in enumerate(climb(classifier, CAT, Wish(tier=2)), start=1):
+        stages.append(stage)
+        drawing = draw_steps(classifier, stages)
+        assert drawing.count('class="done"') == number
+        assert drawing.count('class="waiting"') == 3 - number
+        headline = draw_headline(classifier, stages, Wish(tier=2))
+        assert all(step.label in headline for step in stage.prediction.path)
+        assert ("Looking closer" in headline) == (number < 3)
+        assert draw_numbers(classifier, stages).count("<tr>") == 1 + number
+    assert "100% of the full work" in drawing
+
+
+def test_what_is_drawn_is_escaped(classifier: Any) -> None:
+    assert "<script>" not in draw_trouble("<script>alert(1)</script>")
+
+
+def test_definitions_are_shown_and_a_later_step_may_decide_otherwise(tiny_checkpoint: Path) -> None:
+    bundled = hierclass.load(device="cpu")
+    drawing = draw_steps(bundled, stages_of(bundled))
+    assert 'class="meaning"' in drawing or 'class="note"' in drawing
+
+
+@pytest.mark.parametrize("level", [3, -1, 7, 1.5, "1", True, [1], {}, float("nan"), 1e30])
+def test_a_level_that_does_not_exist_is_refused_in_a_sentence(classifier: Any, level: Any) -> None:
+    with pytest.raises(LevelError, match="level"):
+        make_wish(classifier, level)
+
+
+@pytest.mark.parametrize("precision", [0, 1.2, -1, "0.9", True, [0.9], float("nan")])
+def test_a_precision_that_is_none_is_refused_in_a_sentence(tiny_checkpoint: Path, precision: Any) -> None:
+    with pytest.raises(InputError, match="precision"):
+        make_wish(calibrated(tiny_checkpoint, {0.9: 0.5}), 1, precision)
+
+
+def test_the_next_higher_precision_is_taken_that_the_model_knows(
+    classifier: Any, tiny_checkpoint: Path
+) -> None:
+    model = calibrated(tiny_checkpoint, {0.8: 0.1, 0.95: 0.9})
+    assert precisions(model) == [0.8, 0.95]
+    assert make_wish(model, None, 0.8) == Wish(tier=2, precision=0.8)
+    assert make_wish(model, 1.0, 0.81) == Wish(tier=1, precision=0.95)
+    with pytest.raises(InputError, match="up to 95%"):
+        make_wish(model, 1, 0.99)
+    with pytest.raises(InputError, match="was not calibrated"):
+        make_wish(classifier, 1, 0.9)
+
+
+def test_a_broken_file_gives_a_message_without_its_path(classifier: Any, tmp_path: Path) -> None:
+    path = tmp_path / "holiday.jpg"
+    path.write_text("this is no photograph")
+    with pytest.raises(ImageError) as caught:
+        list(climb(classifier, path, Wish(tier=2)))
+    message = wording.explain(caught.value)
+    assert message.startswith("This photograph is no image of a kind that is read")
+    assert str(tmp_path) not in message
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0%"), (0.001, "<1%"), (0.5, "50%"), (0.994, "99%"), (0.999, ">99%"), (1, "100%")],
+)
+def test_percentages_never_round_to_nothing_or_everything(share: float, text: str) -> None:
+    assert wording.percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(512, "512"), (3_210_000, "3.21 million"), (2 * 10**9, "2 billion")]
+)
+def test_large_counts_are_written_in_words(number: int, text: str) -> None:
+    assert wording.count(number) == text
+
+
+def test_what_programs_get_is_json_of_the_type_it_says(classifier: Any) -> None:
+    stages = stages_of(classifier, tier=1)
+    first, last = json.loads(json.dumps([stage_answer(stage) for stage in stages]))
+    assert (first["enough"], first["stop_reason"], last["enough"], last["stop_reason"]) == (
+        False,
+        None,
+        True,
+        "asked",
+    )
+    assert last["answer"]["synset"] == last["synset"] == last["path"][-1]["synset"]
+    assert last["alternatives"][0]["synset"] == last["synset"]
+    about = json.loads(json.dumps(model_answer(classifier)))
+    assert [level["num_classes"] for level in about["levels"]] == [2, 5, 12]
+    assert about["digest"] == classifier.digest
+    found = class_answer(classifier, classifier.taxonomy.node("tabby"))
+    assert found["path"] == ["animal", "cat"]
+    assert found["tiers"] == [2]
