@@ -53,6 +53,15 @@ PRIVACY = (
 ANNOUNCED = "element.setAttribute('aria-live', 'polite')"
 """Screen readers read out what changes in such an element."""
 
+SORTING = """(order, table) => {
+  const [column, way] = (%s)[order], missing = value => value === null || value === '';
+  const compare = (a, b) => typeof a === 'number' ? a - b : String(a).localeCompare(String(b));
+  const data = [...table.data].sort(({[column]: a}, {[column]: b}) =>
+    missing(a) || missing(b) ? missing(a) - missing(b) : way * compare(a, b));
+  return {...table, data};
+}"""
+"""Sorts a table in the browser."""
+
 
 class Controls(NamedTuple):
     """How fine, and how sure: the same three widgets for one photograph and for many."""
@@ -75,6 +84,7 @@ class Page:
 
         page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
         with page:
+            self._endpoints()  # first: what the page itself calls must not take their names
             gr.Markdown("# From coarse to fine")
             with gr.Tab("One photograph"):
                 self._one()
@@ -83,7 +93,6 @@ class Page:
             with gr.Tab("The model"):
                 self._about()
             gr.Markdown(PRIVACY, elem_classes="privacy")
-            self._endpoints()
         page.queue(max_size=QUEUE_LENGTH, api_open=False)
         return page
 
@@ -220,7 +229,7 @@ class Page:
     def _many(self) -> None:
         import gradio as gr
 
-        from hierclass.page.pile import HEADERS, KINDS, MAX_PHOTOGRAPHS
+        from hierclass.page.pile import HEADERS, KINDS, MAX_PHOTOGRAPHS, ORDERS
 
         gr.Markdown(
             f"Drop up to {MAX_PHOTOGRAPHS} photographs, or zip files of photographs, of {MAX_FILE.upper()} each at "
@@ -241,14 +250,15 @@ class Page:
             go = gr.Button("Label them", variant="primary")
             stop = gr.Button("Stop")
         status = gr.HTML(_line("Nothing is labelled yet."), elem_id="status", js_on_load=ANNOUNCED)
+        order = gr.Dropdown(list(ORDERS), value="as sent", label="Order of the answers", elem_id="order")
         table = gr.Dataframe(
             headers=list(HEADERS),
             datatype=list(KINDS),
             value=[],
             interactive=False,
-            label="Answers (click a heading to sort)",
+            label="Answers",
             max_height=560,
-            column_widths=["100px", "160px", "110px", "220px", "280px", "240px"],
+            column_widths=["56px", "100px", "160px", "110px", "220px", "280px", "240px"],
             wrap=True,
             buttons=["fullscreen"],
             elem_id="answers",
@@ -257,14 +267,17 @@ class Page:
             downloads = [
                 gr.DownloadButton(f"Download as {name}", interactive=False) for name in ("CSV", "Parquet")
             ]
+        order.change(
+            None, [order, table], table, js=SORTING % json.dumps(ORDERS), api_visibility="private"
+        )  # in the browser: the table is there
         waiting = json.dumps(_line("Waiting for its turn …"))
         go.click(None, None, [status], js=f"() => {waiting}", api_visibility="private")
 
-        def label(sent: Any, level: Any, sure: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
+        def fill(sent: Any, level: Any, sure: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
             yield from self._label(sent, level, _share(precision) if sure else None)
 
         run = go.click(
-            label,
+            fill,
             [files, *controls],
             [status, table, *downloads],
             preprocess=False,
@@ -274,6 +287,7 @@ class Page:
             concurrency_limit=NUM_PILES,
             concurrency_id="label",
         )
+        run.then(None, [order, table], table, js=SORTING % json.dumps(ORDERS), api_visibility="private")
         stopped = json.dumps(_line("Stopped. What was done stays below."))
         stop.click(None, None, [status], js=f"() => {stopped}", cancels=[run], api_visibility="private")
 

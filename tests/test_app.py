@@ -1,158 +1,53 @@
-"""The page: its functions without a browser, its endpoint, and the whole of it in headless Chromium."""
+"""The page as a server: its command, its endpoints for programs, and what a request can't make it do."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from page_data import CAT, EXAMPLES, ROOT, calibrated, sent
 from PIL import Image
+from served_page import PATIENCE, Served, served
 
 import app
-import hierclass
-from hierclass.errors import ImageError, LevelError
-
-ROOT = Path(__file__).parent.parent
-CAT = ROOT / "examples" / "cat.jpg"
-PATIENCE = 600
-"""Seconds that a step in the browser may take on a busy machine."""
-
-needs_gradio = pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None, reason="Gradio is not installed"
-)
 
 
-@pytest.fixture(scope="session")
-def classifier(tiny_checkpoint: Path) -> Any:
-    return hierclass.load(tiny_checkpoint, "cpu")
+@pytest.fixture(scope="module")
+def page(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The page around the tiny model, which is sure of a class from a score of 0.3 on."""
+    classifier = calibrated(tiny_checkpoint, {0.8: 0.1, 0.9: 0.3})
+    with served(classifier, tmp_path_factory.mktemp("uploads")) as found:
+        yield found
 
 
-@pytest.fixture(scope="session")
-def address(classifier: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page, served on this computer around the tiny model."""
-    pytest.importorskip("gradio")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        page = app.build_page(classifier)
-        yield app.launch(page, "127.0.0.1", None)
-        page.close(verbose=False)
+@pytest.fixture(scope="module")
+def client(page: Served) -> Any:
+    from gradio_client import Client
+
+    return Client(page.address, verbose=False)
 
 
-@pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    path = tmp_path / "holiday.jpg"
-    path.write_text("this is no photograph")
-    return path
+def handle(path: Path) -> Any:
+    from gradio_client import handle_file
+
+    return handle_file(str(path))
 
 
-def test_levels_arrive_coarse_first_and_add_up_to_the_full_cost(classifier: Any) -> None:
-    stages = list(app.classify(classifier, str(CAT)))
-    assert [stage.prediction.level for stage in stages] == [0, 1, 2]
-    assert sum(stage.share for stage in stages) == pytest.approx(1)
-    assert sum(stage.macs for stage in stages) == classifier.levels[-1].macs
-    assert all(stage.milliseconds > 0 and stage.macs > 0 for stage in stages)
-
-
-def test_steps_that_reuse_nothing_are_shown_at_their_own_cost(classifier: Any) -> None:
-    from hierclass.checkpoint import build
-    from hierclass.classifier import Classifier
-
-    given = {"structure": "masks", "widths": None, "densities": (0.25, 0.5, 1.0)}
-    architecture = dataclasses.replace(classifier.checkpoint.architecture, **given)
-    network = build(architecture, classifier.taxonomy, 32).eval()
-    masks = Classifier(
-        dataclasses.replace(classifier.checkpoint, network=network, architecture=architecture), device="cpu"
-    )
-    stages = list(app.classify(masks, str(CAT)))
-    assert [stage.share for stage in stages] == pytest.approx([1, 1, 1], rel=0.01)  # heads differ
-    assert [stage.macs for stage in stages] == [network.cost(level).macs for level in range(3)]
-    assert "300% of the full cost" in app.draw(masks.levels, stages, 2)
-    assert "not computed" in app.draw(masks.levels, stages[:1], 0)
-    assert app.introduction(masks) == app.INTRODUCTION_APART
-    assert app.introduction(classifier) == app.INTRODUCTION
-
-
-def test_the_page_answers_what_the_classifier_answers(classifier: Any) -> None:
-    for stage in app.classify(classifier, str(CAT)):
-        expected = classifier.predict(CAT, stage.prediction.level)
-        assert stage.prediction.synset == expected.synset
-        assert stage.prediction.score == pytest.approx(expected.score, abs=1e-4)
-
-
-def test_nothing_above_the_chosen_level_is_computed(classifier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed: list[int] = []
-    refine = classifier._network.refine
-
-    def watched(state: Any) -> Any:
-        logits = refine(state)
-        computed.append(state.level)
-        return logits
-
-    monkeypatch.setattr(classifier._network, "refine", watched)
-    assert [stage.prediction.level for stage in app.classify(classifier, str(CAT), 1)] == [0, 1]
-    assert computed == [0, 1]
-
-
-def test_a_level_that_the_model_does_not_have_is_refused(classifier: Any) -> None:
-    with pytest.raises(LevelError):
-        list(app.classify(classifier, str(CAT), 7))
-
-
-def test_a_broken_file_gives_a_message_without_its_path(classifier: Any, broken: Path) -> None:
-    with pytest.raises(ImageError) as caught:
-        list(app.classify(classifier, str(broken)))
-    message = app.explain(caught.value)
-    assert message.startswith("This photograph is no image of a kind that is read")
-    assert str(broken.parent) not in message
-
-
-def test_the_drawing_grows_level_by_level(classifier: Any) -> None:
-    levels = classifier.levels
-    stages: list[app.Stage] = []
-    assert app.draw(levels, stages, 2).count('class="waiting"') == 3
-    for number, stage in enumerate(app.classify(classifier, str(CAT)), start=1):
-        stages.append(stage)
-        drawing = app.draw(levels, stages, 2)
-        assert drawing.count('class="done"') == number
-        assert drawing.count('class="waiting"') == 3 - number
-        assert all(step.label in drawing for step in stage.prediction.path)
-    assert "100% of the full cost" in drawing
-
-
-def test_levels_that_were_not_asked_for_are_drawn_as_not_computed(classifier: Any) -> None:
-    drawing = app.draw(classifier.levels, list(app.classify(classifier, str(CAT), 0)), 0)
-    assert drawing.count('class="skipped"') == 2
-    assert "was never computed" in drawing
-
-
-def test_what_is_drawn_is_escaped() -> None:
-    assert "<script>" not in app.draw_trouble("<script>alert(1)</script>")
-
-
-@pytest.mark.parametrize(
-    ("share", "text"),
-    [(0, "0%"), (0.001, "<1%"), (0.5, "50%"), (0.994, "99%"), (0.999, ">99%"), (1, "100%")],
-)
-def test_percentages_never_round_to_nothing_or_everything(share: float, text: str) -> None:
-    assert app.percent(share) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(512, "512"), (3_210_000, "3.21 million"), (2 * 10**9, "2 billion")]
-)
-def test_large_counts_are_written_in_words(number: int, text: str) -> None:
-    assert app.count(number) == text
+# ---- the command
 
 
 def run_app(*arguments: str, prelude: str = "pass") -> subprocess.CompletedProcess[str]:
@@ -162,56 +57,107 @@ def run_app(*arguments: str, prelude: str = "pass") -> subprocess.CompletedProce
     )
 
 
-@needs_gradio
 def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="Gradio is not installed")
     done = run_app("--model", str(tmp_path / "nowhere"))
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_gradio_names_the_command_that_installs_it() -> None:
-    done = run_app(prelude="sys.modules['gradio'] = None")
+@pytest.mark.parametrize("package", ["gradio", "plotly"])
+def test_a_missing_package_names_the_command_that_installs_it(package: str) -> None:
+    done = run_app(prelude=f"sys.modules[{package!r}] = None")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "app.py: the page needs Gradio; install it with: pip install 'hierclass[demo]'"
+        "app.py: the page needs Gradio and plotly; install them with: pip install 'hierclass[demo]'"
     ]
 
 
 def test_importing_the_page_loads_neither_gradio_nor_torch() -> None:
-    code = "import app, sys; print({'gradio', 'torch'} & set(sys.modules))"
+    code = "import app, sys; print({'gradio', 'torch', 'plotly'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
-@pytest.fixture(scope="session")
-def client(address: str) -> Any:
-    from gradio_client import Client
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_a_page_that_is_stopped_leaves_no_uploads_behind(
+    page: Served, tiny_checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    port = free_port()
+    command = [sys.executable, "app.py", "--model", str(tiny_checkpoint), "--port", str(port)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        upload(f"http://127.0.0.1:{port}", CAT)
+        assert len(list(tmp_path.rglob("cat.jpg"))) == 1
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert list(tmp_path.rglob("*.jpg")) == []
+    assert "Traceback" not in errors
 
-    return Client(address, verbose=False)
+
+def test_a_port_that_is_taken_is_one_line(page: Served, tiny_checkpoint: Path) -> None:
+    taken = page.address.rpartition(":")[2]
+    done = run_app("--model", str(tiny_checkpoint), "--port", taken)
+    assert done.returncode == 2
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"app.py: can't listen on 127.0.0.1, port {taken}; try another one with --port"
+    )
 
 
-def test_programs_get_one_answer_per_level(client: Any, classifier: Any) -> None:
-    from gradio_client import handle_file
+def free_port() -> int:
+    import socket
 
-    job = client.submit(handle_file(str(CAT)), 2, api_name="/classify")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def upload(address: str, path: Path) -> str:
+    """Send a file as a browser does; return where it is kept."""
+    import httpx
+
+    with path.open("rb") as file:
+        reply = httpx.post(
+            f"{address}/gradio_api/upload", files={"files": (path.name, file)}, timeout=PATIENCE
+        )
+    reply.raise_for_status()
+    (found,) = reply.json()
+    return str(found)
+
+
+# ---- what programs call
+
+
+def test_programs_get_one_answer_per_level(client: Any, page: Served) -> None:
+    job = client.submit(handle(CAT), 2, api_name="/classify")
     last = job.result(timeout=PATIENCE)
     assert [answer["level"] for answer in job.outputs()] == [0, 1, 2]
-    assert last["synset"] == classifier.predict(CAT).synset
-    assert [step["synset"] for step in last["path"]] == [step.synset for step in classifier.predict(CAT).path]
+    expected = page.classifier.predict(CAT)
+    assert last["synset"] == expected.synset
+    assert [step["synset"] for step in last["path"]] == [step.synset for step in expected.path]
     assert last["cost"]["macs_added"] > 0
-    json.dumps(last)
+    assert last["stop_reason"] == "asked"
 
 
-def test_a_program_may_leave_the_level_out(client: Any) -> None:
-    from gradio_client import handle_file
+def test_a_program_may_leave_level_and_precision_out(client: Any) -> None:
+    assert client.predict(handle(CAT), api_name="/classify")["level"] == 2
 
-    assert client.predict(handle_file(str(CAT)), api_name="/classify")["level"] == 2
+
+def test_a_program_may_ask_for_no_more_than_is_sure(client: Any) -> None:
+    last = client.predict(handle(CAT), 2, 0.85, api_name="/classify")
+    assert (last["stop_reason"], last["answer"]["synset"]) == ("last", last["path"][0]["synset"])
 
 
 def test_a_photograph_lying_on_its_side_is_turned_upright(client: Any, tmp_path: Path) -> None:
-    from gradio_client import handle_file
-
     upright = Image.open(CAT).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -219,8 +165,7 @@ def test_a_photograph_lying_on_its_side_is_turned_upright(client: Any, tmp_path:
     upright.transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif)
     upright.save(tmp_path / "upright.png")
     answers = [
-        client.predict(handle_file(str(path)), 2, api_name="/classify")
-        for path in (turned, tmp_path / "upright.png")
+        client.predict(handle(path), 2, api_name="/classify") for path in (turned, tmp_path / "upright.png")
     ]
     assert answers[0]["path"] == answers[1]["path"]
 
@@ -229,175 +174,219 @@ def test_a_photograph_lying_on_its_side_is_turned_upright(client: Any, tmp_path:
     "content", [b"", b"no photograph", CAT.read_bytes()[:5000]], ids=["empty", "text", "cut"]
 )
 def test_programs_get_a_sentence_for_a_broken_file(client: Any, tmp_path: Path, content: bytes) -> None:
-    from gradio_client import handle_file
-
     path = tmp_path / "broken.jpg"
     path.write_bytes(content)
     with pytest.raises(Exception, match="This photograph is") as caught:
-        client.predict(handle_file(str(path)), 2, api_name="/classify")
+        client.predict(handle(path), 2, api_name="/classify")
     assert "Traceback" not in str(caught.value)
     assert "/" not in str(caught.value).replace("JPEG2000", "")
 
 
-def test_a_level_that_does_not_exist_is_refused_by_the_endpoint(client: Any) -> None:
-    from gradio_client import handle_file
-
-    with pytest.raises(Exception, match="level 9"):
-        client.predict(handle_file(str(CAT)), 9, api_name="/classify")
-
-
-@pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}], ids=["checked", "unchecked"])
-def test_a_file_of_the_server_can_not_be_named(
-    address: str, classifier: Any, tmp_path: Path, meta: dict[str, Any]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((9,), "Level 9 does"),
+        (("two",), "'two'"),
+        (([1],), "whole number"),
+        ((1, 90), "precision is a number above 0, up to 1"),
+        ((1, "<b>"), "'<b>'"),  # to a program, text is text
+        ((1, 0.99), "up to 90%"),
+    ],
+)
+def test_a_wrong_wish_of_a_program_is_answered_in_a_sentence(
+    client: Any, arguments: Any, message: str
 ) -> None:
-    # Not by gradio_client, which would upload the file.
-    secret = {"path": shutil.copy(CAT, tmp_path / "secret.jpg").as_posix(), **meta}
-    endpoint = f"{address.rstrip('/')}/gradio_api/call/classify"
-    body = json.dumps({"data": [secret, 2]}).encode()
-    request = urllib.request.Request(endpoint, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
-        event = json.load(reply)["event_id"]
-    with urllib.request.urlopen(f"{endpoint}/{event}", timeout=PATIENCE) as reply:
-        text = reply.read().decode()
-    assert "event: error" in text
-    assert "synset" not in text
+    with pytest.raises(Exception, match=r".") as caught:
+        client.predict(handle(CAT), *arguments, api_name="/classify")
+    assert message in str(caught.value)
+
+
+def test_programs_label_many_photographs_in_order(client: Any, page: Served, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no")
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.write(CAT, "x/cat.jpg")
+        archive.writestr("x/bad.jpg", b"no")
+    files = [handle(each) for each in (CAT, tmp_path / "bad.jpg", tmp_path / "two.zip")]
+    rows = client.predict(files, 1, api_name="/label")
+    assert [row["name"] for row in rows] == ["cat.jpg", "bad.jpg", "two.zip/x/cat.jpg", "two.zip/x/bad.jpg"]
+    assert [row["error"] is None for row in rows] == [True, False, True, False]
+    expected = page.classifier.predict(CAT, 1)
+    assert rows[0]["synset"] == rows[2]["synset"] == expected.synset
+    assert rows[0]["steps"][0]["synset"] == expected.path[0].synset
+    assert str(page.uploads.folder) not in json.dumps(rows)
+
+
+def test_programs_are_told_of_the_model_and_its_classes(client: Any, page: Served) -> None:
+    about = client.predict(api_name="/model")
+    assert [level["num_classes"] for level in about["levels"]] == [2, 5, 12]
+    assert about["precisions"] == [0.8, 0.9]
+    assert [found["synset"] for found in client.predict("tabby", api_name="/classes")] == ["tabby"]
+    with pytest.raises(Exception, match="A search is a text"):
+        client.predict(["x"], api_name="/classes")
+
+
+def test_endpoints_are_described_with_names_and_types(client: Any) -> None:
+    about = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(about) == {"/classify", "/label", "/model", "/classes"}
+    names = [each["parameter_name"] for each in about["/classify"]["parameters"]]
+    assert names == ["photo", "level", "precision"]
+    types = [each["python_type"]["type"] for each in about["/classify"]["parameters"]]
+    assert types == ["filepath", "None | int", "None | float"]
+    (answer,) = about["/classify"]["returns"]
+    assert "stop_reason: None | str" in answer["python_type"]["type"]
+    assert "path: list[dict(" in answer["python_type"]["type"]
+    (rows,) = about["/label"]["returns"]
+    assert rows["python_type"]["type"].startswith("list[dict(name: str, error: None | str")
+
+
+# ---- what a request can't do
+
+
+def call(page: Served, endpoint: str, data: list[Any]) -> str:
+    """Call an endpoint without gradio_client, which would upload what is named; return the stream of its events."""
+    address = f"{page.address}/gradio_api/call/{endpoint}"
+    body = json.dumps({"data": data}).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+            event = json.load(reply)["event_id"]
+    except urllib.error.HTTPError as error:
+        return f"event: error\n{error.code} {error.read().decode()}"
+    with urllib.request.urlopen(f"{address}/{event}", timeout=PATIENCE) as reply:
+        text: str = reply.read().decode()
+    return text
+
+
+@pytest.mark.parametrize(
+    "meta", [{"meta": {"_type": "gradio.FileData"}}, {"meta": None}], ids=["checked", "unchecked"]
+)
+@pytest.mark.parametrize("endpoint", ["classify", "label"])
+def test_a_file_of_the_server_can_not_be_named(
+    page: Served, tmp_path: Path, endpoint: str, meta: dict[str, Any]
+) -> None:
+    secret = {**sent(Path(shutil.copy(CAT, tmp_path / "secret.jpg"))), **meta}
+    text = call(page, endpoint, [secret if endpoint == "classify" else [secret], 2, None])
+    assert "synset" not in text or '"synset": null' in text
+    assert "event: error" in text or "is not here any more" in text
     assert str(tmp_path) not in text
 
 
-# ---- the page in a browser
+def test_an_address_in_place_of_a_file_is_never_fetched(page: Served) -> None:
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(CAT.read_bytes())
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/cat.jpg"
+    photo = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
+    assert "400" in call(page, "classify", [photo, 2, None])
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{page.address}/gradio_api/file={address}", timeout=PATIENCE)
+    server.shutdown()
+    assert asked == []
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    pytest.importorskip("selenium", reason="selenium is not installed")
-    if not find_chromium() or not shutil.which("chromedriver"):
-        pytest.skip("Chromium and chromedriver are not installed")
-    driver = open_browser(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", str(ROOT / "pyproject.toml"), str(ROOT / "app.py"), "../../etc/passwd"]
+)
+def test_a_file_of_the_server_can_not_be_fetched(page: Served, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
+        urllib.request.urlopen(f"{page.address}/gradio_api/file={path}", timeout=PATIENCE)
 
 
-def find_chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+@pytest.mark.parametrize("data", [[], [None], ["x", 2], [3, "y", "z"], [{"path": 3}, 1, None], [[], 0, 0.9]])
+def test_whatever_a_request_holds_the_page_goes_on(page: Served, client: Any, data: list[Any]) -> None:
+    assert "event: error" in call(page, "classify", data)
+    assert client.predict(handle(CAT), 0, api_name="/classify")["level"] == 0
 
 
-def open_browser(profile: Path) -> Any:
-    """Start headless Chromium with an empty profile that calls nobody."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = find_chromium() or ""
-    for name in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "hide-scrollbars",
-        f"user-data-dir={profile}",
-    ):
-        options.add_argument(f"--{name}")
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    driver.set_page_load_timeout(PATIENCE)
-    return driver
-
-
-def open_page(driver: Any, address: str, *, width: int = 1280, dark: bool = False) -> None:
-    """Load the page at a viewport width in pixels: a headless window can't be narrower than 500."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    driver.get(address + ("?__theme=dark" if dark else "?__theme=light"))
-    wait_until(driver, lambda: driver.find_elements("css selector", ".hc li"))
-    wait_until(driver, lambda: driver.find_elements("css selector", "input[type=file]"))
-
-
-def wait_until(driver: Any, condition: Callable[[], Any]) -> Any:
-    from selenium.common.exceptions import StaleElementReferenceException
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    waiting = WebDriverWait(driver, PATIENCE, 0.05, ignored_exceptions=[StaleElementReferenceException])
-    return waiting.until(lambda _: condition())
-
-
-def upload(driver: Any, path: Path) -> None:
-    """Hand a file to the page as if it had been dropped, removing the photograph that is there."""
-    if clear := driver.find_elements("css selector", "button[aria-label='Clear']"):
-        clear[0].click()
-        wait_until(driver, lambda: num_cards(driver, "done") == 0)
-    wait_until(driver, lambda: driver.find_elements("css selector", "input[type=file]"))
-    driver.find_element("css selector", "input[type=file]").send_keys(str(path))
-
-
-def num_cards(driver: Any, state: str) -> int:
-    return len(driver.find_elements("css selector", f".hc li.{state}"))
-
-
-def save_screenshot(driver: Any, path: Path) -> None:
-    """Save the whole page, below the fold too."""
-    import base64
-
-    time.sleep(1)  # transitions
-    shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "format": "png"})
-    path.write_bytes(base64.b64decode(shot["data"]))
-
-
-def screenshot_folder(tmp_path: Path) -> Path:
-    folder = Path(os.environ.get("HIERCLASS_SCREENSHOTS") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-def test_a_dropped_photograph_is_answered_down_to_the_finest_level(
-    browser: Any, address: str, classifier: Any, tmp_path: Path, width: int
+def test_nothing_is_kept_of_a_request_of_many_but_its_uploads(
+    client: Any, page: Served, tmp_path: Path
 ) -> None:
-    open_page(browser, address, width=width)
-    upload(browser, CAT)
-    wait_until(browser, lambda: num_cards(browser, "done") == 3)
-    last = browser.find_element("css selector", ".hc-path .last").text
-    assert last == classifier.predict(CAT).label
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    save_screenshot(browser, screenshot_folder(tmp_path) / f"page-{width}.png")
-    with Image.open(screenshot_folder(tmp_path) / f"page-{width}.png") as shot:
-        assert np.asarray(shot).std() > 10
+    with zipfile.ZipFile(tmp_path / "kept.zip", "w") as archive:
+        archive.write(CAT, "inside.jpg")
+    client.predict([handle(tmp_path / "kept.zip")], 0, api_name="/label")
+    names = [each.name for each in page.uploads.folder.rglob("*") if each.is_file()]
+    assert "kept.zip" in names
+    assert "0.jpg" not in names
 
 
-def test_the_level_can_be_changed(browser: Any, address: str) -> None:
-    open_page(browser, address)
-    upload(browser, CAT)
-    wait_until(browser, lambda: num_cards(browser, "done") == 3)
-    browser.find_elements("css selector", "input[type=radio]")[0].click()
-    wait_until(browser, lambda: num_cards(browser, "skipped") == 2)
-    assert num_cards(browser, "done") == 1
+def test_uploads_are_deleted_when_they_are_old(client: Any, page: Served, tmp_path: Path) -> None:
+    kept = Path(upload(page.address, Path(shutil.copy(CAT, tmp_path / "old.jpg"))))
+    assert kept.is_relative_to(page.uploads.folder)
+    soon = app.Uploads(page.uploads.folder, kept_seconds=-1)
+    soon.sweep()
+    assert not kept.exists()
+    answer = call(page, "classify", [sent(kept), 0, None])
+    assert "event: error" in answer
+    assert client.predict(handle(CAT), 0, api_name="/classify")["level"] == 0  # the folder is there again
 
 
-def test_an_example_is_answered_with_one_click(browser: Any, address: str) -> None:
-    open_page(browser, address)
-    wait_until(browser, lambda: browser.find_elements("css selector", ".gallery-item, .gallery button"))
-    browser.find_elements("css selector", ".gallery-item, .gallery button")[0].click()
-    wait_until(browser, lambda: num_cards(browser, "done") == 3)
+def test_an_upload_that_is_too_large_is_refused_before_it_is_sent(page: Served) -> None:
+    from http.client import HTTPConnection
+
+    from hierclass.page.guard import MAX_UPLOAD
+
+    connection = HTTPConnection(page.address.removeprefix("http://"), timeout=PATIENCE)
+    connection.putrequest("POST", "/gradio_api/upload")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", str(MAX_UPLOAD + 1))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
 
 
-def test_a_broken_file_does_not_break_the_page(
-    browser: Any, address: str, broken: Path, tmp_path: Path
-) -> None:
-    open_page(browser, address)
-    upload(browser, broken)
-    trouble = wait_until(browser, lambda: browser.find_elements("css selector", ".trouble"))[0].text
-    assert trouble.startswith("This photograph is no image")
-    assert num_cards(browser, "done") == 0
-    save_screenshot(browser, screenshot_folder(tmp_path) / "page-broken.png")
-    open_page(browser, address)
-    upload(browser, CAT)
-    wait_until(browser, lambda: num_cards(browser, "done") == 3)
+def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradio_client import Client
+
+    import hierclass.page.stages as stages
+
+    release, climb = threading.Event(), stages.climb
+
+    def slow(*arguments: Any) -> Iterator[Any]:
+        release.wait(PATIENCE)
+        yield from climb(*arguments)
+
+    monkeypatch.setattr(stages, "climb", slow)
+    client = Client(page.address, verbose=False)
+    photo = {**sent(Path(upload(page.address, CAT)))}
+    jobs: list[Any] = []
+    try:
+        refused = 0
+        for _ in range(app.QUEUE_LENGTH + app.NUM_AT_ONCE + 5):
+            answer = join(page, photo)
+            refused += "full" in answer or "503" in answer
+            jobs.append(answer)
+    finally:
+        release.set()
+    assert refused >= 1
+    assert "event_id" in jobs[0]
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if client.predict(handle(CAT), 0, api_name="/classify")["level"] == 0:
+            break
 
 
-def test_the_page_fetches_nothing_from_elsewhere(browser: Any, address: str) -> None:
-    open_page(browser, address)
-    names = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert names
-    assert [name for name in names if not name.startswith((address, "data:", "blob:"))] == []
+def join(page: Served, photo: dict[str, Any]) -> str:
+    """Put a request into the queue without waiting for its answer."""
+    address = f"{page.address}/gradio_api/call/classify"
+    body = json.dumps({"data": [photo, 0, None]}).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+            text: str = reply.read().decode()
+    except urllib.error.HTTPError as error:
+        text = f"{error.code} {error.read().decode()}"
+    return text
+
+
+def test_the_examples_are_there() -> None:
+    assert sorted(path.name for path in EXAMPLES.glob("*.jpg"))

@@ -254,8 +254,8 @@ def test_pictures_are_shown_beside_what_could_be_read(
     classifier: Any, uploads: Uploads, mixed: list[Any], tmp_path: Path
 ) -> None:
     rows = table_rows(run(classifier, uploads, mixed, tmp_path))
-    assert ["<img" in row[0] for row in rows] == [True, False, True, False, False, False]
-    assert rows[1][1] == "could not be read"
+    assert ["<img" in row[1] for row in rows] == [True, False, True, False, False, False]
+    assert rows[1][2] == "could not be read"
     assert all(len(row) == len(piles.HEADERS) == len(piles.KINDS) for row in rows)
 
 
@@ -264,12 +264,12 @@ def test_an_answer_that_is_not_sure_is_marked_as_a_guess(
 ) -> None:
     model = calibrated(tiny_checkpoint, {0.9: 0.3})
     (row,) = table_rows(run(model, uploads, [sent(CAT)], tmp_path, precision=0.9))
-    assert row[4] in ("animal", "vehicle")
-    assert row[5].startswith("perhaps ")
+    assert row[5] in ("animal", "vehicle")
+    assert row[6].startswith("perhaps ")
     none = calibrated(tiny_checkpoint, {0.9: None})
     (tmp_path / "work").rmdir()
     (row,) = table_rows(run(none, uploads, [sent(CAT)], tmp_path, precision=0.9))
-    assert row[1] == "not sure"
+    assert row[2] == "not sure"
 
 
 def test_rows_are_there_before_all_are_done(classifier: Any, uploads: Uploads, tmp_path: Path) -> None:

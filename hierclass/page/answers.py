@@ -75,9 +75,12 @@ class StageAnswer(TypedDict):
 
 
 class RowAnswer(TypedDict):
-    """What became of one photograph of many; `error` is None where it could be read."""
+    """What became of one photograph of many; `error` is None where it could be read.
 
-    path: str
+    `name` is the table's column `path`; clients of Gradio take what has a `path` for a file to fetch.
+    """
+
+    name: str
     error: str | None
     level: int | None
     synset: str | None
@@ -148,7 +151,7 @@ def stage_answer(stage: Stage) -> StageAnswer:
 def row_answer(row: Row) -> RowAnswer:
     """Return a row of many as JSON values."""
     return RowAnswer(
-        path=row.path,
+        name=row.path,
         error=row.error,
         level=row.level,
         synset=row.synset,

@@ -37,10 +37,18 @@ BATCH_SIZE = 8
 """Small, so that the first answers are there at once."""
 THUMBNAIL = 48
 """Longer side in pixels."""
-HEADERS = ("photograph", "answer", "how sure (%)", "file", "from coarse to fine", "remark")
+HEADERS = ("no.", "photograph", "answer", "how sure (%)", "file", "from coarse to fine", "remark")
 Kind: TypeAlias = Literal["html", "str", "number"]
-KINDS: tuple[Kind, ...] = ("html", "str", "number", "str", "str", "str")
+KINDS: tuple[Kind, ...] = ("number", "html", "str", "number", "str", "str", "str")
 """What Gradio's table is told of the columns."""
+ORDERS = {
+    "as sent": (0, 1),
+    "surest first": (3, -1),
+    "least sure first": (3, 1),
+    "by answer": (2, 1),
+    "by file": (4, 1),
+}
+"""How the table can be sorted: column, and 1 for rising or -1 for falling; rows that lack a value come last."""
 DOWNLOADS = ("csv", "parquet")
 
 
@@ -134,7 +142,7 @@ def label_pile(classifier: Classifier, pile: Pile, wish: Wish, *, thumbnails: bo
 def table_rows(pile: Pile) -> list[list[Any]]:
     """Return what the page's table shows: a row per photograph that is done, with the columns `HEADERS`."""
     return [
-        _table_row(row, pile.thumbnails.get(number, ""))
+        [number + 1, *_table_row(row, pile.thumbnails.get(number, ""))]
         for number, row in enumerate(pile.rows)
         if row is not None
     ]
