@@ -11,6 +11,7 @@ import io
 import math
 import os
 import stat
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -411,6 +412,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     text = " ".join(str(error).split())[:160]
-    if "truncated" in text.lower() or "unexpected end" in text.lower():
+    if isinstance(error, struct.error) or any(
+        word in text.lower() for word in ("truncated", "unexpected end")
+    ):
         return "is truncated: the file ends before the picture does"
     return f"is broken: {text or type(error).__name__}"

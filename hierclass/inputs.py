@@ -31,8 +31,8 @@ def find_inputs(
     Raises InputError, after the last path, if there was nothing but empty folders and lists.
     """
     num_files = 0
-    folder = ""
-    for name in _expand(names, stdin):
+    folder, asked = "", list[str]()
+    for name in _expand(_noted(names, asked), stdin):
         if not os.path.isdir(name):  # noqa: PTH112 - Path.is_dir raises where a name is too long
             num_files += 1
             yield name
@@ -46,11 +46,9 @@ def find_inputs(
         if empty:
             yield name
     if num_files == 0:
-        found = (
-            f"no images in the folder {display_name(folder)}"
-            if folder
-            else "the list on standard input is empty"
-        )
+        found = "the list on standard input is empty" if asked else "no image is named"
+        if folder:
+            found = f"no images in the folder {display_name(folder)}"
         raise InputError(
             f"nothing to do: {found}; name image files, folders of images, or - for a list of paths"
         )
@@ -59,6 +57,14 @@ def find_inputs(
 def display_name(path: str | os.PathLike[str]) -> str:
     """Return a path as text that every UTF-8 file takes: bytes that are no UTF-8 become `\\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _noted(names: Iterable[str | os.PathLike[str]], asked: list[str]) -> Iterator[str]:
+    """Pass names on; note in `asked` that there was one for standard input."""
+    for name in names:
+        if os.fspath(name) == STANDARD_INPUT:
+            asked.append(STANDARD_INPUT)
+        yield os.fspath(name)
 
 
 def _expand(names: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None) -> Iterator[str]:
@@ -73,6 +79,10 @@ def _expand(names: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None) -> 
 
 def _listed(stream: BinaryIO) -> Iterator[str]:
     head = stream.read(1 << 16)  # longer than any path: a list separated by NUL bytes shows one here
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(
+            "the list on standard input is UTF-16 text; write it as UTF-8 (in PowerShell: | Out-File -Encoding utf8)"
+        )
     separator = b"\0" if b"\0" in head else b"\n"
     rest = head.removeprefix(b"\xef\xbb\xbf")
     while True:

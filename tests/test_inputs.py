@@ -87,6 +87,15 @@ def test_nothing_but_empty_folders_is_an_error(tmp_path: Path) -> None:
 def test_an_empty_list_is_an_error() -> None:
     with pytest.raises(InputError, match="list on standard input is empty"):
         list(find_inputs(["-"], stdin=io.BytesIO(b"\n\r\n")))
+    with pytest.raises(InputError, match="no image is named"):
+        list(find_inputs([]))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_list_in_utf_16_is_refused_and_not_taken_for_one_of_single_letters(encoding: str) -> None:
+    listed = io.BytesIO("\ufeffphotos/cat.jpg\r\n".encode(encoding))
+    with pytest.raises(InputError, match="write it as UTF-8"):
+        list(find_inputs(["-"], stdin=listed))
 
 
 @pytest.mark.parametrize(

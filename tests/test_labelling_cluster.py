@@ -135,3 +135,23 @@ def test_a_worker_that_cannot_open_the_model_is_one_error(
     engine = RayEngine(partial(hierclass.load, tmp_path / "nowhere", "cpu"), 1)
     with pytest.raises(InputError, match=r"a worker of the Ray cluster failed: .*there is no model at"):
         label(tmp_path / "run", photos, tiny_checkpoint, engine=engine)
+
+
+def test_the_command_labels_and_refines_with_a_cluster(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from typer.testing import CliRunner
+
+    from hierclass.cli import app
+
+    tables = {}
+    for engine in ("local", "ray"):
+        run, more = tmp_path / engine, ["--model", str(tiny_checkpoint), "--engine", engine]
+        label_it = ["label", str(photos), "-o", f"{run}/", "--level", "0", *more]
+        refine_it = ["refine", str(run), "--where", "path like '%1_.png'", "--level", "2", *more]
+        codes = [CliRunner().invoke(app, each).exit_code for each in (label_it, refine_it)]
+        assert codes == [3, 3]  # a broken file: a row with an error in the one, and in the table of the other
+        tables[engine] = pq.read_table(run / "labels.parquet").to_pylist()
+    assert tables["ray"] == tables["local"]
+    assert sorted({row["chosen_level"] for row in tables["ray"] if not row["error"]}) == [0, 2]
+    assert "deprecated" not in capfd.readouterr().err

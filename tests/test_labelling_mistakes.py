@@ -437,3 +437,18 @@ def test_another_list_is_refused(
     assert label_list(files[:3]) == 0
     assert label_list(files[:3]) == 0
     assert label_list(files[1:4]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"level": 0, "min_tier": 1}, "min_tier belongs to level='auto'"),
+        ({"shard": (1, 2)}, "give which of how many"),
+        ({"level": "auto", "min_tier": 9, "precision": 0.9}, "tier 9"),
+    ],
+)
+def test_wrong_arguments_in_python_are_refused_on_the_call(
+    classifier: Classifier, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        hierclass.label(["x.jpg"], classifier=classifier, **arguments)

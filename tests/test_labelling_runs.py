@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from labelling_data import READING, breaking, job, label, make_photos, rows, run_in, with_thumbnail
+from labelling_data import READING, Listener, breaking, job, label, make_photos, rows, run_in, with_thumbnail
 from PIL import Image
 
 import hierclass
@@ -241,7 +241,10 @@ def test_refining_labels_the_chosen_rows_anew_and_keeps_the_others(
     run.assemble(folder / "labels.parquet")
     after = rows(folder)
     assert listener.passes == [(len(chosen), 0)]
-    assert listener.lines == ["could not be read again, rows stay as they were: 1 image"]
+    assert listener.lines == [
+        "could not be read again, rows stay as they were: 1 image; the same command tries again"
+    ]
+    assert run.num_unread == 1
     assert "tier2_label" in after[0]
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         if index in chosen[:-1]:
@@ -250,6 +253,64 @@ def test_refining_labels_the_chosen_rows_anew_and_keeps_the_others(
         else:
             assert {name: new[name] for name in old} == old
             assert new["tier2_label"] is None
+
+
+def test_a_refinement_that_could_not_read_images_tries_them_again(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    label(folder, classifier, job(photos))
+    before = rows(folder)
+    photos.rename(tmp_path / "away")  # a disk that is not there
+    refine(folder, classifier)
+    assert [row["chosen_level"] for row in rows(folder)] == [row["chosen_level"] for row in before]
+    (tmp_path / "away").rename(photos)
+    assert refine(folder, classifier).passes == [(19, 0)]
+    assert [row["chosen_level"] for row in rows(folder)] == [None if n == 7 else 2 for n in range(20)]
+    assert refine(folder, classifier).passes == []
+
+
+def refine(folder: Path, classifier: Classifier) -> Listener:
+    """Refine the rows that could be read to level 2."""
+    run, listener = run_in(folder, classifier)
+    run.refine("error is null", Request(level=2))
+    run.assemble(folder / "labels.parquet")
+    return listener
+
+
+def test_a_run_of_relative_paths_is_refined_where_it_was_begun(
+    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    label(tmp_path / "run", classifier, job(Path("photos")))
+    before = rows(tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    photos.rename(tmp_path / "elsewhere" / "photos")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="names its images as seen from"):
+        refine(tmp_path / "run", classifier)
+    assert rows(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["inputs.parquet", "parts/001-inputs.parquet"])
+def test_a_damaged_list_of_inputs_is_one_line(
+    classifier: Classifier, photos: Path, tmp_path: Path, name: str
+) -> None:
+    label(tmp_path / "run", classifier, job(photos))
+    refine(tmp_path / "run", classifier)
+    for part in (tmp_path / "run" / "parts").glob("001-0*"):
+        part.unlink()  # the pass is to be finished
+    (tmp_path / "run" / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"is damaged .* --overwrite starts the run anew"):
+        refine(tmp_path / "run", classifier)
+
+
+def test_a_table_of_others_is_not_written_into_a_run(
+    classifier: Classifier, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label(tmp_path / "run", classifier, job(photos))
+    assert main(["label", str(photos), "-o", str(tmp_path / "run" / "labels.csv")]) == 2
+    assert "holds a run, which has a table of its own" in capsys.readouterr().err
 
 
 def test_a_refinement_that_ended_early_goes_on(

@@ -86,7 +86,7 @@ Previews = Annotated[
 EngineName = Annotated[
     str,
     typer.Option(
-        "--engine", help="local, or ray: the machines of a Ray cluster (pip install 'hierclass[ray]')."
+        "--engine", help=r"local, or ray: the machines of a Ray cluster (pip install 'hierclass\[ray]')."
     ),
 ]
 EngineWorkers = Annotated[
@@ -230,7 +230,7 @@ def refine(
     with target.run(classifier, reading, how) as (run, progress):
         run.refine(where, request)
         num_errors = target.finish(run)
-    progress.tell(target.table, num_errors)
+    progress.tell(target.table, num_errors, run.num_unread)
 
 
 def _open(
@@ -325,6 +325,11 @@ class Target:
                 f"--format {format_} belongs to a folder; the ending of {output} says its format"
             )
         format_of(path)
+        if RunFolder(path.parent).exists:
+            raise InputError(
+                f"{display_name(path.parent)} holds a run, which has a table of its own; give the folder "
+                f"({display_name(path.parent)}/), or write elsewhere"
+            )
         table = check_target(path)
         return cls(table.with_name(f"{table.name}.run"), table, is_file=True)
 

@@ -24,6 +24,7 @@ class Progress:
         self._console = console
         self._bar: LabelProgress | None = None
         self._passes: list[LabelProgress] = []
+        self._listing = False
 
     def __enter__(self) -> Progress:
         return self
@@ -37,6 +38,7 @@ class Progress:
 
     def listed(self, count: int) -> None:
         """Show how many inputs were found."""
+        self._listing = True
         if self._console.is_terminal:
             self._console.print(f"listing the images: {count:,}", end="\r")
 
@@ -58,16 +60,21 @@ class Progress:
 
     def how_far(self) -> str:
         """Say how many images are done."""
-        return self._passes[-1].how_far() if self._passes else " while the images were listed"
+        if self._passes:
+            return self._passes[-1].how_far()
+        return " while the images were listed" if self._listing else ""
 
-    def tell(self, table: Path | None, num_errors: int) -> None:
-        """Say what was done, and end with the exit code that says whether every row of the table has an answer."""
+    def tell(self, table: Path | None, num_errors: int, num_unread: int = 0) -> None:
+        """Say what was done, and end with the exit code that says whether every image could be read.
+
+        `num_errors` rows of the table have an error, `num_unread` stayed as they were.
+        """
         from hierclass.terminal import plural
 
         what = [bar.summary() for bar in self._passes] or ["nothing was left to do"]
         errors = f", {plural(num_errors, 'error')} (see the column error)" if num_errors else ""
         say(f"{'; '.join(what)}{errors}" + (f" -> {display_name(table)}" if table else ""))
-        if num_errors:
+        if num_errors or num_unread:
             raise typer.Exit(SOME_INPUTS_FAILED)
 
     def _end(self) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from hierclass.errors import InputError
 from hierclass.labelling.rows import Row
 from hierclass.stopping import LevelWish, Request, Stopping
 
@@ -52,6 +53,8 @@ def label(
     from hierclass.labelling.reading import Reading
     from hierclass.labelling.stream import outcomes
 
+    if min_tier and level != "auto":
+        raise InputError("min_tier belongs to level='auto'")
     names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     found = load() if classifier is None else classifier
     request = Request(

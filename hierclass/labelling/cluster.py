@@ -7,6 +7,7 @@ the model must be reachable under the same paths from every machine of the clust
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import threading
@@ -48,8 +49,9 @@ class RayEngine:
 
     def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
         """Label the inputs of a pass; chunks are finished in any order."""
-        import ray
+        import ray.data
 
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing it sets another one
         chunks = [{"first": first, "end": end} for first, end in _chunks(gaps)]
         if not chunks:
             return
@@ -59,7 +61,7 @@ class RayEngine:
             _Worker,
             fn_constructor_args=(folder, what, self._open_classifier, str(Path.cwd())),
             batch_size=1,
-            concurrency=min(self._workers, len(chunks)),
+            compute=ray.data.ActorPoolStrategy(size=min(self._workers, len(chunks))),
         )
         try:
             for row in done.iter_rows():
@@ -75,6 +77,7 @@ def _init() -> None:
     """Join a cluster, or start one; signals stay with this program, whatever Ray makes of them."""
     import ray
 
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is told by this program
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, num_cpus=None)

@@ -221,14 +221,18 @@ class RunFolder:
 
     def inputs(self, first: int = 0) -> Iterator[tuple[int, Input]]:
         """Yield the inputs from number `first` on, each with its number."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(self._inputs) as file:
-            for group in range(first // _GROUP, file.metadata.num_row_groups):
-                columns = (column.to_pylist() for column in file.read_row_group(group).columns)
-                for number, (path, *rest) in enumerate(zip(*columns, strict=True), start=group * _GROUP):
-                    if number >= first:
-                        yield number, Input(os.fsdecode(path), *rest)
+        try:
+            with pq.ParquetFile(self._inputs) as file:
+                for group in range(first // _GROUP, file.metadata.num_row_groups):
+                    columns = (column.to_pylist() for column in file.read_row_group(group).columns)
+                    for number, (path, *rest) in enumerate(zip(*columns, strict=True), start=group * _GROUP):
+                        if number >= first:
+                            yield number, Input(os.fsdecode(path), *rest)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self._inputs, error) from error
 
     def write_numbers(self, generation: int, levels: Mapping[int, int | None]) -> None:
         """Store which inputs a pass is for, and the level that has answered each so far; the numbers rise."""
@@ -248,9 +252,13 @@ class RunFolder:
 
     def levels(self, generation: int) -> dict[int, int | None]:
         """Return which inputs a pass is for, and the level that had answered each; None: none had."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self._numbers_file(generation))
+        try:
+            table = pq.read_table(self._numbers_file(generation))
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self._numbers_file(generation), error) from error
         numbers = table.column("_index").to_pylist()
         if "chosen_level" not in table.column_names:  # stored by an earlier version
             return dict.fromkeys(numbers)
@@ -287,9 +295,14 @@ class RunFolder:
     def read(self, generations: Sequence[int], num_tiers: int) -> Iterator[pa.Table]:
         """Yield the rows that the given passes leave, in the order of the inputs, some thousands at a time.
 
-        The first of the passes has a row for every input. Column `_generation` says which pass a row is of.
+        The first of the passes has a row for every input. Column `_generation` says which pass a row is of. Where one
+        that refines could not read an image, the row before it stands.
         """
-        base, *later = (_Rows(self._parts, self.parts(generation), num_tiers) for generation in generations)
+        kinds = [job["kind"] for job in self.manifest()["jobs"]]
+        base, *later = (
+            _Rows(self._parts, self.parts(each), num_tiers, errors=kinds[each] != "refine")
+            for each in generations
+        )
         for table in base:
             if not len(table):
                 continue
@@ -297,6 +310,16 @@ class RunFolder:
             for overlay in later:
                 table = _overlaid(table, overlay.up_to(last))
             yield table
+
+    def failed(self, generation: int) -> list[int]:
+        """Return the inputs that a pass has rows with an error of; the numbers rise."""
+        import pyarrow.compute as pc
+
+        rows = _Rows(self._parts, self.parts(generation), 1)
+        found: list[int] = []
+        for table in rows:
+            found += table.filter(pc.is_valid(table.column("error"))).column("_index").to_pylist()
+        return found
 
 
 class Fingerprint:
@@ -323,8 +346,11 @@ class Fingerprint:
 class _Rows:
     """The rows of one pass, read as they are asked for; they are in the order of the inputs."""
 
-    def __init__(self, folder: Path, parts: Sequence[Part], num_tiers: int) -> None:
+    def __init__(self, folder: Path, parts: Sequence[Part], num_tiers: int, *, errors: bool = True) -> None:
+        """Read the parts of a pass; without `errors`, rows that have one are left out."""
         self._tables = self._read(folder, parts, schema(num_tiers, own=True))
+        if not errors:
+            self._tables = map(_without_errors, self._tables)
         self._held: pa.Table | None = None
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -376,6 +402,16 @@ class _Rows:
             if len(inside) < len(table):
                 self._held = table.slice(len(inside))
                 return found
+
+
+def _damaged(file: Path, error: Exception) -> InputError:
+    return InputError(f"{display_name(file)} is damaged ({str(error)[:80]}); --overwrite starts the run anew")
+
+
+def _without_errors(table: pa.Table) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return table.filter(pc.is_null(table.column("error")))
 
 
 def _overlaid(table: pa.Table, later: Sequence[pa.Table]) -> pa.Table:

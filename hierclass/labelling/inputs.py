@@ -129,7 +129,15 @@ def find_column(path: str, schema: Any, wanted: str | None) -> str:
     def holds_bytes(kind: Any) -> bool:
         if pa.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        if pa.types.is_dictionary(kind):
+            return holds_bytes(kind.value_type)
+        kinds = (
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_binary_view,
+            pa.types.is_fixed_size_binary,
+        )
+        return any(is_one(kind) for is_one in kinds)
 
     columns = {field.name: holds_bytes(field.type) for field in schema}
     if wanted is not None:
@@ -157,7 +165,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """Read "2/8". Raises InputError for anything else."""
-        first, _, second = text.partition("/")
+        first, _, second = str(text).partition("/")
         if first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
             return cls(int(first), int(second))
         raise InputError(f"--shard {text}: give which of how many, from 1/8 to 8/8 for eight machines")

@@ -87,6 +87,8 @@ class Run:
         """Run a classifier, with an engine that has the same one (None: here); the listener hears of it."""
         self.folder, self.classifier, self.reading, self.listener = folder, classifier, reading, listener
         self.engine = engine or LocalEngine(classifier)
+        self.num_unread = 0
+        """Images that were to be refined in this call and could not be read: their rows stayed."""
 
     def label(self, job: Job, *, overwrite: bool = False, retry_errors: bool = False) -> None:
         """Begin a run, or continue it; then look again at files that have changed since their rows were made.
@@ -110,6 +112,7 @@ class Run:
             self._compare(inputs, is_list=STANDARD_INPUT in job.names)
             self.folder.tidy()
         else:
+            self.listener.listed(0)
             self.folder.begin(wanted, inputs, self.listener.listed)
         self._finish_passes()
         if again:
@@ -120,7 +123,7 @@ class Run:
 
         Rows stay as they are if their image is gone, or a higher level than the one that is asked for has answered it.
         Where the request names no classes, those that the run was begun with hold. The request of the last call,
-        given again, is only brought to its end.
+        given again, is brought to its end; images that could not be read then are tried again.
 
         Raises:
             LevelError: the model has no such level.
@@ -128,6 +131,7 @@ class Run:
         """
         manifest = self.folder.manifest()
         self._check_model(manifest)
+        self._check_place(manifest)
         if not request.selects:
             begun = _request(manifest["jobs"][0])
             request = dataclasses.replace(request, only=begun.only, exclude=begun.exclude)
@@ -135,7 +139,7 @@ class Run:
         job = {"kind": "refine", "where": where, "previews": self.reading.previews, **_to_json(request)}
         refined = [each for each in manifest["jobs"] if each["kind"] == "refine"]
         if refined and refined[-1] == job:
-            self._finish_passes()
+            self._repeat(len(manifest["jobs"]) - 1 - manifest["jobs"][::-1].index(job))
             return
         self._require_complete(manifest)
         self.folder.tidy()
@@ -231,6 +235,15 @@ class Run:
                 f"this one: {_model(ours)}); name that with --model"
             )
 
+    def _check_place(self, stored: Manifest) -> None:
+        """Refuse another working folder than the one in which relative paths were given: they mean other files."""
+        begun, here = stored["inputs"]["folder"], display_name(Path.cwd())
+        if begun is not None and begun != here:
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} names its images as seen from {begun}, not from {here}; "
+                "give the command there"
+            )
+
     def _check_same(self, stored: Manifest, wanted: Manifest) -> None:
         """Refuse to continue a run that asked for something else; the message says what differs."""
         self._check_model(stored)
@@ -270,6 +283,14 @@ class Run:
             if not self._is_complete(generation):
                 self._run_pass(generation)
 
+    def _repeat(self, generation: int) -> None:
+        """Finish a pass that refines; if it was finished, try what it could not read again."""
+        finished = self._is_complete(generation)
+        self._finish_passes()
+        if finished and (failed := self.folder.failed(generation)):
+            known = self.folder.levels(generation)
+            self._add_pass(self.jobs[generation], {number: known[number] for number in failed})
+
     def _add_pass(self, job: Manifest, levels: Mapping[int, int | None]) -> None:
         """Begin a pass over inputs, number → the level that has answered it so far, and finish it."""
         manifest = self.folder.manifest()
@@ -298,7 +319,10 @@ class Run:
                 num_errors += errors
                 self.listener.advance(done, errors)
         if what.keeps_known and num_errors:
-            self.listener.say(f"could not be read again, rows stay as they were: {_images(num_errors)}")
+            self.num_unread += num_errors
+            self.listener.say(
+                f"could not be read again, rows stay as they were: {_images(num_errors)}; the same command tries again"
+            )
 
     def _look_again(self, *, retry_errors: bool) -> None:
         """Label files anew that have changed since their rows were made and, if asked for, those with errors."""
@@ -317,7 +341,7 @@ class Run:
             elif now != before:
                 changed += 1
             if (now is not None and now != before) or (retry_errors and row["error"] is not None):
-                failed += now == before
+                failed += now is None or now == before
                 again[self._root(row["_generation"])].append(number)
         for count, what in (
             (gone, "gone since, rows stay as they were"),

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hierclass.labelling.folder import Part, Range, RunFolder
 from hierclass.labelling.readers import Numbered
@@ -92,11 +91,13 @@ def run_range(folder: RunFolder, classifier: Classifier, what: Pass, wanted: Ran
 
 
 def _improved(table: pa.Table, known: Mapping[int, int | None]) -> pa.Table:
-    """The rows without an error, but those of a lower level than is known of their input and say nothing more."""
-    table = table.filter(pc.is_null(table.column("error")))
+    """The rows but those of a lower level than is known of their input and say nothing more.
+
+    Those with an error stay: they say what is to be tried again, and stand for no row (`RunFolder.read`).
+    """
     columns = (table.column(name).to_pylist() for name in ("_index", "chosen_level", "stop_reason"))
     better = [
-        level >= (known[number] or 0) or reason == Reason.EXCLUDED.word
+        level is None or level >= (known[number] or 0) or reason == Reason.EXCLUDED.word
         for number, level, reason in zip(*columns, strict=True)
     ]
     return table.filter(pa.array(better, pa.bool_()))
