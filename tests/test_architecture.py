@@ -133,6 +133,19 @@ def test_nltk_is_imported_in_one_file_and_only_when_a_tree_is_built() -> None:
     assert where([item for item in found if not item.in_function]) == []
 
 
+def test_what_the_page_shows_is_imported_by_the_page_alone() -> None:
+    found = [item for item in EVERY if item.module.startswith("hierclass.page")]
+    assert {item.file for item in found if not item.file.startswith("hierclass/page/")} == {"app.py"}
+
+
+def test_plotly_is_imported_in_one_file_and_only_when_a_figure_is_drawn() -> None:
+    found = [item for item in EVERY if item.package == "plotly"]
+    assert {item.file for item in found} == {"hierclass/page/figures.py"}
+    source = (ROOT / "hierclass" / "page" / "figures.py").read_text(encoding="utf-8")
+    top = [node for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert "plotly" not in ast.unparse(ast.Module(top, []))
+
+
 def test_cutting_networks_touches_no_files() -> None:
     for file in (ROOT / "hierclass" / "nested").glob("*.py"):
         calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]

@@ -173,3 +173,22 @@ def test_structures_are_compared_once_and_the_tables_come_from_the_file(
     other = compare("--epochs", 2)
     assert other.exit_code == 2
     assert "results of other settings" in " ".join(other.output.replace("│", " ").split())
+
+
+def test_the_load_of_the_page_is_reported_with_errors_and_memory(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    out = tmp_path / "load.json"
+    arguments = ["--clients", 2, "--requests", 2, "--port", 7899, "--model", tiny_checkpoint, "--json", out]
+    done = CliRunner().invoke(command("demo_load", monkeypatch), [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert [(row["clients"], row["requests"], row["errors"]) for row in report["loads"]] == [
+        (1, 2, 0),
+        (2, 4, 0),
+        (2, 2, 0),
+    ]
+    assert report["errors"] == []
+    assert report["memory_mib"]["peak"] >= report["memory_mib"]["before"] > 0

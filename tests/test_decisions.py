@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from hierclass.decisions import Prediction, agree, decide, follow
+from hierclass.errors import LevelError
 from taxonomy import Node, Taxonomy
 
 #      thing
@@ -166,3 +167,15 @@ def test_any_logits_give_a_path_of_the_tree_whose_scores_never_rise(
 def test_no_images_give_no_predictions() -> None:
     empty = [np.zeros((0, 2), np.float32), np.zeros((0, 3), np.float32)]
     assert decide(agree(empty, TREE), TREE) == []
+
+
+def test_alternatives_and_scores_can_be_had_of_every_tier_that_is_answered() -> None:
+    (answer,) = decide(agree([logits(0.1, 0.9), logits(0.5, 0.2, 0.3)], TREE), TREE)
+    assert [step.synset for step in answer.top(2, tier=0)] == ["animal", "tool"]
+    assert answer.scores(0) == pytest.approx([0.8, 0.2])
+    assert answer.scores() == pytest.approx([0.5, 0.2, 0.3])
+    answer.scores()[0] = 9  # a copy
+    assert answer.scores()[0] == pytest.approx(0.5)
+    for tier in (2, -1):
+        with pytest.raises(LevelError, match="answers tiers 0 to 1"):
+            answer.top(1, tier=tier)
