@@ -1,6 +1,6 @@
 """The page: drop a photograph, read the answer of level 0 at once, then watch the finer levels arrive.
 
-Widgets and their wiring only: what they show and do is in `hierclass.page`. Run `python app.py`.
+Its command and its server; what is on it is in `hierclass.page`. Run `python app.py`.
 Importing this file starts nothing and needs neither Gradio nor torch.
 """
 
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,395 +26,10 @@ if TYPE_CHECKING:
     import gradio as gr
 
     from hierclass.classifier import Classifier
-    from hierclass.page.stages import Stage, Wish
 
 EXAMPLES = Path(__file__).with_name("examples")
-
-MAX_FILE = "200mb"
-QUEUE_LENGTH = 100
-"""Requests that wait at most; the next is told that the page is busy."""
-NUM_AT_ONCE = 2
-"""Photographs that are classified at the same time."""
-NUM_PILES = 1
-"""Requests of many photographs at the same time: each uses all cores."""
-SHOWN_SECONDS = 1
-"""The table of many photographs is shown anew at most so often while it grows."""
 NUM_SESSIONS = 500
 """Visitors of whom Gradio remembers what they see."""
-
-TITLE = "hierclass: from coarse to fine"
-PRIVACY = (
-    "What you drop goes to the computer that runs this page and nowhere else. "
-    "It is deleted within an hour, or when the page stops."
-)
-ANNOUNCED = "element.setAttribute('aria-live', 'polite')"
-"""Screen readers read out what changes in such an element."""
-
-SORTING = """(order, table) => {
-  const [column, way] = (%s)[order], missing = value => value === null || value === '';
-  const compare = (a, b) => typeof a === 'number' ? a - b : String(a).localeCompare(String(b));
-  const data = [...table.data].sort(({[column]: a}, {[column]: b}) =>
-    missing(a) || missing(b) ? missing(a) - missing(b) : way * compare(a, b));
-  return {...table, data};
-}"""
-"""Sorts a table in the browser."""
-
-
-class Controls(NamedTuple):
-    """How fine, and how sure: the same three widgets for one photograph and for many."""
-
-    level: gr.Radio
-    sure: gr.Checkbox
-    precision: gr.Slider
-
-
-class Page:
-    """The page around a model that is loaded already: its widgets, what they do, and its endpoints for programs."""
-
-    def __init__(self, classifier: Classifier, uploads: Uploads, card: str) -> None:
-        """Show a classifier, and a model card (Markdown); what visitors send is in `uploads`."""
-        self.classifier, self.uploads, self.card = classifier, uploads, card
-
-    def build(self) -> gr.Blocks:
-        """Lay the page out; nothing is started."""
-        import gradio as gr
-
-        page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
-        with page:
-            self._endpoints()  # first: what the page itself calls must not take their names
-            gr.Markdown("# From coarse to fine")
-            with gr.Tab("One photograph"):
-                self._one()
-            with gr.Tab("Many photographs"):
-                self._many()
-            with gr.Tab("The model"):
-                self._about()
-            gr.Markdown(PRIVACY, elem_classes="privacy")
-        page.queue(max_size=QUEUE_LENGTH, api_open=False)
-        return page
-
-    # -- one photograph
-
-    def _one(self) -> None:
-        import gradio as gr
-
-        from hierclass.page.drawing import draw_message, draw_numbers, draw_steps
-        from hierclass.page.figures import draw_tree
-        from hierclass.page.wording import introduction
-
-        start = draw_message("Choose a photograph to begin.", "The answer appears here, step by step.")
-        empty = draw_steps(self.classifier, ()), draw_numbers(self.classifier, ())
-        gr.Markdown(introduction(self.classifier))
-        with gr.Row(elem_id="one"):
-            with gr.Column(elem_classes="photo-part", min_width=280):
-                image = gr.Image(
-                    label="Your photograph",
-                    image_mode=None,
-                    height=300,
-                    sources=["upload", "webcam", "clipboard"],
-                    buttons=[],
-                    alt_text="Your photograph",
-                )
-                if examples := sorted(str(path) for path in EXAMPLES.glob("*.jpg")):
-                    gr.Examples(examples, image, label="Or try one of these", cache_examples=False)
-            with gr.Column(elem_classes="answer-part", min_width=280):
-                headline = gr.HTML(start, elem_id="headline", js_on_load=ANNOUNCED)
-                steps = gr.HTML(empty[0], elem_id="steps")
-            with gr.Column(elem_classes="control-part", min_width=280):
-                controls = self._controls()
-            with gr.Column(elem_classes="tree-part", min_width=280):
-                tree = gr.Plot(draw_tree(self.classifier.taxonomy), show_label=False, elem_id="tree")
-                with gr.Accordion("In numbers", open=False):
-                    numbers = gr.HTML(empty[1])
-        outputs = [headline, steps, tree, numbers]
-        waiting = draw_message("Looking …", "The first answer comes at once, the finer ones after it.")
-        blank = {"type": "plotly", "plot": draw_tree(self.classifier.taxonomy).to_json()}
-        # An old answer must not stand beside a new photograph, even where its own never comes.
-        image.change(
-            None,
-            None,
-            outputs,
-            js=f"() => {json.dumps([waiting, empty[0], blank, empty[1]])}",
-            api_visibility="private",
-        )
-
-        def show(photo: Any, level: Any, sure: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
-            if photo is None:
-                yield start, empty[0], draw_tree(self.classifier.taxonomy), empty[1]
-                return
-            yield from self._show(photo, level, _share(precision) if sure else None)
-
-        gr.on(
-            [image.change, *(control.change for control in controls)],
-            show,
-            [image, *controls],
-            outputs,
-            preprocess=False,  # the file as it came: hierclass reads it, with its own limits and messages
-            show_progress="hidden",
-            trigger_mode="always_last",
-            api_visibility="private",
-            concurrency_limit=NUM_AT_ONCE,
-            concurrency_id="classify",
-        )
-
-    def _show(self, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
-        """What the page shows of a photograph after every level."""
-        from hierclass.page.drawing import draw_headline, draw_numbers, draw_steps, draw_trouble
-        from hierclass.page.figures import draw_tree
-        from hierclass.page.wording import explain
-
-        stages: list[Stage] = []
-        try:
-            for stage, wish in self._climb(photo, level, precision):
-                stages.append(stage)
-                yield (
-                    draw_headline(self.classifier, stages, wish),
-                    draw_steps(self.classifier, stages),
-                    draw_tree(self.classifier.taxonomy, stages),
-                    draw_numbers(self.classifier, stages),
-                )
-        except HierclassError as error:
-            trouble = draw_trouble(explain(error))
-            blank = draw_tree(self.classifier.taxonomy)
-            yield trouble, draw_steps(self.classifier, ()), blank, draw_numbers(self.classifier, ())
-
-    def _climb(self, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Stage, Wish]]:
-        from hierclass.page.stages import climb, make_wish
-
-        wish = make_wish(self.classifier, level, precision)
-        for stage in climb(self.classifier, self.uploads.find(photo), wish):
-            yield stage, wish
-
-    def _controls(self) -> Controls:
-        """Place the widgets that say how fine and how sure."""
-        import gradio as gr
-
-        from hierclass.classifier import run_once
-        from hierclass.page.stages import precisions
-
-        levels, known = self.classifier.levels, precisions(self.classifier)
-        info = "Fewer kinds cost less: a finer step that is not needed is never computed."
-        if run_once(levels):
-            info = "Fewer kinds cost the same: every step runs the whole network."
-        level = gr.Radio(
-            [(f"one of {level.num_classes:,}", level.index) for level in levels],
-            value=levels[-1].index,
-            label="How fine?",
-            info=info,
-        )
-        sure = gr.Checkbox(
-            False,
-            label="Only as fine as it is sure of",
-            info="It climbs until it is sure of an answer that is fine enough; else it says less.",
-            visible=bool(known),
-        )
-        low, high = (int(100 * (known or [0.9])[at] + 1e-6) for at in (0, -1))
-        steps = ", ".join(f"{100 * each:.4g}" for each in known)
-        precision = gr.Slider(
-            min(low, high - 1),
-            high,
-            value=90 if low <= 90 <= high else low,
-            step=1,
-            label="How often must a sure answer be right? (of 100)",
-            info=f"Measured for {steps}; between these, the next higher one holds.",
-            visible=bool(known),
-        )
-        return Controls(level, sure, precision)
-
-    # -- many photographs
-
-    def _many(self) -> None:
-        import gradio as gr
-
-        from hierclass.page.pile import HEADERS, KINDS, MAX_PHOTOGRAPHS, ORDERS
-
-        gr.Markdown(
-            f"Drop up to {MAX_PHOTOGRAPHS} photographs, or zip files of photographs, of {MAX_FILE.upper()} each at "
-            "most. For more, and for work that survives a crash, there is the command `hierclass label`."
-        )
-        with gr.Row():
-            with gr.Column(min_width=280):
-                files = gr.File(
-                    label="Photographs or zip files",
-                    file_count="multiple",
-                    file_types=["image", ".zip"],
-                    height=220,
-                    elem_id="pile",
-                )
-            with gr.Column(min_width=280):
-                controls = self._controls()
-        with gr.Row():
-            go = gr.Button("Label them", variant="primary")
-            stop = gr.Button("Stop")
-        status = gr.HTML(_line("Nothing is labelled yet."), elem_id="status", js_on_load=ANNOUNCED)
-        order = gr.Dropdown(list(ORDERS), value="as sent", label="Order of the answers", elem_id="order")
-        table = gr.Dataframe(
-            headers=list(HEADERS),
-            datatype=list(KINDS),
-            value=[],
-            interactive=False,
-            label="Answers",
-            max_height=560,
-            column_widths=["56px", "100px", "160px", "110px", "220px", "280px", "240px"],
-            wrap=True,
-            buttons=["fullscreen"],
-            elem_id="answers",
-        )
-        with gr.Row():
-            downloads = [
-                gr.DownloadButton(f"Download as {name}", interactive=False) for name in ("CSV", "Parquet")
-            ]
-        order.change(
-            None, [order, table], table, js=SORTING % json.dumps(ORDERS), api_visibility="private"
-        )  # in the browser: the table is there
-        waiting = json.dumps(_line("Waiting for its turn …"))
-        go.click(None, None, [status], js=f"() => {waiting}", api_visibility="private")
-
-        def fill(sent: Any, level: Any, sure: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
-            yield from self._label(sent, level, _share(precision) if sure else None)
-
-        run = go.click(
-            fill,
-            [files, *controls],
-            [status, table, *downloads],
-            preprocess=False,
-            show_progress="hidden",
-            trigger_mode="once",
-            api_visibility="private",
-            concurrency_limit=NUM_PILES,
-            concurrency_id="label",
-        )
-        run.then(None, [order, table], table, js=SORTING % json.dumps(ORDERS), api_visibility="private")
-        stopped = json.dumps(_line("Stopped. What was done stays below."))
-        stop.click(None, None, [status], js=f"() => {stopped}", cancels=[run], api_visibility="private")
-
-    def _label(self, sent: Any, level: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
-        """What the page shows of many photographs, while they are labelled."""
-        import gradio as gr
-
-        from hierclass.page.drawing import draw_trouble
-        from hierclass.page.pile import draw_progress, gather, label_pile, table_rows, write_tables
-        from hierclass.page.stages import make_wish
-        from hierclass.page.wording import explain
-
-        off = gr.DownloadButton(interactive=False)
-        try:
-            wish = make_wish(self.classifier, level, precision)
-            with self.uploads.working_folder() as folder:
-                pile = gather(self.uploads, sent, folder)
-                shown = 0.0
-                with contextlib.closing(label_pile(self.classifier, pile, wish, thumbnails=True)) as work:
-                    for _ in work:
-                        table = gr.skip()
-                        if time.monotonic() - shown > SHOWN_SECONDS:  # a table is long
-                            table, shown = table_rows(pile), time.monotonic()
-                        yield draw_progress(pile), table, off, off
-            num_tiers = self.classifier.taxonomy.num_tiers
-            paths = write_tables(pile, num_tiers, self.uploads.result_folder())
-            ready = (gr.DownloadButton(value=str(path), interactive=True) for path in paths)
-            yield draw_progress(pile), table_rows(pile), *ready
-        except HierclassError as error:
-            yield draw_trouble(explain(error)), gr.skip(), off, off
-
-    # -- the model
-
-    def _about(self) -> None:
-        import gradio as gr
-
-        from hierclass.page.about import draw_found, draw_levels, draw_tree_list
-        from hierclass.page.figures import draw_curve
-
-        taxonomy = self.classifier.taxonomy
-        with gr.Row():
-            with gr.Column(min_width=280):
-                gr.Markdown("## What each step does")
-                gr.HTML(draw_levels(self.classifier))
-            with gr.Column(min_width=280):
-                gr.Plot(draw_curve(self.classifier.levels), show_label=False, elem_id="curve")
-        gr.Markdown(f"## The {taxonomy.num_classes[-1]:,} names it knows")
-        query = gr.Textbox(label="Search the names and their meanings", placeholder="dog", max_length=200)
-        found = gr.HTML(draw_found(taxonomy, ""), js_on_load=ANNOUNCED)
-        gr.HTML(draw_tree_list(taxonomy), elem_id="classes")
-        with gr.Accordion("Model card", open=False):
-            gr.Markdown(self.card)
-        query.change(
-            lambda text: draw_found(taxonomy, text if isinstance(text, str) else ""),
-            query,
-            found,
-            show_progress="hidden",
-            trigger_mode="always_last",
-            api_visibility="private",
-            queue=False,
-        )
-
-    # -- programs
-
-    def _endpoints(self) -> None:
-        """Add what programs call; docs/page.md documents it, and it stays as it is when the page changes."""
-        from hierclass.page import answers
-        from hierclass.page.about import search
-
-        def classify(photo: Any, level: Any = None, precision: Any = None) -> Iterator[answers.StageAnswer]:
-            with _told():
-                for stage, _ in self._climb(photo, level, precision):
-                    yield answers.stage_answer(stage)
-
-        def label(photos: Any, level: Any = None, precision: Any = None) -> Iterator[list[answers.RowAnswer]]:
-            from hierclass.page.pile import gather, label_pile
-            from hierclass.page.stages import make_wish
-
-            with _told(), self.uploads.working_folder() as folder:
-                wish = make_wish(self.classifier, level, precision)
-                pile = gather(self.uploads, photos, folder)
-                with contextlib.closing(label_pile(self.classifier, pile, wish, thumbnails=False)) as work:
-                    for _ in work:
-                        yield [answers.row_answer(row) for row in pile.done]
-
-        def model() -> answers.ModelAnswer:
-            return answers.model_answer(self.classifier)
-
-        def classes(query: Any) -> list[answers.ClassAnswer]:
-            with _told():
-                found = search(self.classifier.taxonomy, query)
-                return [answers.class_answer(self.classifier, node) for node in found]
-
-        one, many = "classify", "label"
-        _endpoint(classify, answers.CLASSIFY, answers.StageAnswer, one, NUM_AT_ONCE)
-        _endpoint(label, answers.LABEL, list[answers.RowAnswer], many, NUM_PILES)
-        _endpoint(model, answers.MODEL, answers.ModelAnswer, "model", NUM_AT_ONCE)
-        _endpoint(classes, answers.CLASSES, list[answers.ClassAnswer], "classes", NUM_AT_ONCE)
-
-
-def _endpoint(function: Callable[..., Any], about: str, result: Any, name: str, at_once: int) -> None:
-    """Add an endpoint; of a generator, every value that it yields has the type `result`."""
-    from gradio.events import api
-
-    from hierclass.page.answers import PARAMETERS
-
-    function.__annotations__.update({**PARAMETERS[name], "return": result})
-    api(function, api_name=name, api_description=about, concurrency_limit=at_once, concurrency_id=name)
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Tell programs what went wrong in one sentence."""
-    import gradio as gr
-
-    from hierclass.page.wording import explain
-
-    try:
-        yield
-    except HierclassError as error:
-        raise gr.Error(explain(error), print_exception=False) from error
-
-
-def _share(percentage: Any) -> Any:
-    """A slider's value as a share; what is no number stays as it is, and is refused later."""
-    return percentage / 100 if isinstance(percentage, (int, float)) else percentage
-
-
-def _line(text: str) -> str:
-    return f'<div class="hc"><p class="sum">{text}</p></div>'
 
 
 def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None) -> str:
@@ -426,6 +38,7 @@ def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None) -> st
     from starlette.middleware import Middleware
 
     from hierclass.page.guard import Guard
+    from hierclass.page.widgets import MAX_FILE
 
     theme = gr.themes.Default(
         primary_hue="teal",
@@ -497,9 +110,11 @@ def serve(
 
 
 def _serve(classifier: Classifier, uploads: Uploads, card: str, host: str, port: int) -> None:
+    from hierclass.page.widgets import Page
+
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     _warm_up(classifier)
-    page = Page(classifier, uploads, card).build()
+    page = Page(classifier, uploads, card=card, examples=sorted(EXAMPLES.glob("*.jpg"))).build()
     try:
         address = launch(page, uploads, host, port)
     except OSError:

@@ -12,6 +12,7 @@ from page_data import EXAMPLES
 
 import app
 from hierclass.page.uploads import Uploads
+from hierclass.page.widgets import Page
 
 PATIENCE = 600
 """Seconds that a step may take on a busy machine."""
@@ -33,6 +34,7 @@ def served(classifier: Any, folder: Path) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         uploads = Uploads(folder, [EXAMPLES])
-        page = app.Page(classifier, uploads, "# A card").build()
+        examples = sorted(EXAMPLES.glob("*.jpg"))
+        page = Page(classifier, uploads, card="# A card", examples=examples).build()
         yield Served(app.launch(page, uploads, "127.0.0.1", None).rstrip("/"), classifier, uploads)
         page.close(verbose=False)

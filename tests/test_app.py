@@ -23,7 +23,8 @@ from page_data import CAT, EXAMPLES, ROOT, calibrated, sent
 from PIL import Image
 from served_page import PATIENCE, Served, served
 
-import app
+from hierclass.page.uploads import Uploads
+from hierclass.page.widgets import NUM_AT_ONCE, QUEUE_LENGTH
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +324,7 @@ def test_nothing_is_kept_of_a_request_of_many_but_its_uploads(
 def test_uploads_are_deleted_when_they_are_old(client: Any, page: Served, tmp_path: Path) -> None:
     kept = Path(upload(page.address, Path(shutil.copy(CAT, tmp_path / "old.jpg"))))
     assert kept.is_relative_to(page.uploads.folder)
-    soon = app.Uploads(page.uploads.folder, kept_seconds=-1)
+    soon = Uploads(page.uploads.folder, kept_seconds=-1)
     soon.sweep()
     assert not kept.exists()
     answer = call(page, "classify", [sent(kept), 0, None])
@@ -361,7 +362,7 @@ def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyP
     jobs: list[Any] = []
     try:
         refused = 0
-        for _ in range(app.QUEUE_LENGTH + app.NUM_AT_ONCE + 5):
+        for _ in range(QUEUE_LENGTH + NUM_AT_ONCE + 5):
             answer = join(page, photo)
             refused += "full" in answer or "503" in answer
             jobs.append(answer)

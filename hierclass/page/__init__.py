@@ -1,7 +1,7 @@
-"""What the page shows and does, without its widgets: `app.py` places those and calls what is here.
+"""What is on the page; `app.py` is its command and its server.
 
 Read it in this order: `stages` (one photograph, level by level), `wording` (numbers and reasons for a person),
 `drawing` (answers as HTML), `figures` (the tree and the curve), `pile` (many photographs), `unpacking` (zip files),
 `uploads` (what may be read, and when it is deleted), `guard` (what a request may ask), `about` (the model),
-`answers` (what programs get). Nothing here imports Gradio.
+`answers` (what programs get), `widgets` (where all that is placed). Only `widgets` knows Gradio.
 """
