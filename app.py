@@ -11,7 +11,6 @@ import importlib.util
 import os
 import signal
 import sys
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +31,7 @@ NUM_SESSIONS = 500
 """Visitors of whom Gradio remembers what they see."""
 
 
-def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None) -> str:
+def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None, *, share: bool = False) -> str:
     """Start serving the page without blocking and return its address; port None takes the next free one."""
     import gradio as gr
     from starlette.middleware import Middleware
@@ -57,12 +56,12 @@ def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None) -> st
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
     )
-    _, address, _ = page.launch(
+    _, address, tunnel = page.launch(
         server_name=host,
         server_port=port,
         prevent_thread_lock=True,
         quiet=True,
-        share=False,
+        share=share,
         show_error=False,
         max_file_size=MAX_FILE,
         run_history=False,
@@ -77,7 +76,7 @@ def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None) -> st
         theme=theme,
         css=resources.files("hierclass.page").joinpath("style.css").read_text(encoding="utf-8"),
     )
-    return str(address)
+    return str(tunnel or address)
 
 
 def serve(
@@ -91,6 +90,13 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share/--share-off",
+            help="Also open the page to the internet, through a tunnel of Gradio's (needs the network).",
+        ),
+    ] = False,
 ) -> None:
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
     if any(importlib.util.find_spec(name) is None for name in ("gradio", "plotly")):
@@ -102,23 +108,28 @@ def serve(
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
-    uploads = Uploads(Path(tempfile.mkdtemp(prefix="hierclass-page-")), [EXAMPLES])
     try:
-        _serve(classifier, uploads, _card(model, timm), host, port)
-    finally:
-        uploads.close()
+        with Uploads.opened([EXAMPLES]) as uploads:
+            _serve(classifier, uploads, _card(model, timm), host=host, port=port, share=share)
+    except HierclassError as error:
+        _stop(str(error), 1)
+    except SystemExit as stop:
+        sys.stderr.flush()
+        os._exit(int(stop.code or 0))  # threads that still work have nobody to tell
+    os._exit(0)
 
 
-def _serve(classifier: Classifier, uploads: Uploads, card: str, host: str, port: int) -> None:
+def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, port: int, share: bool) -> None:
     from hierclass.page.widgets import Page
 
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     _warm_up(classifier)
     page = Page(classifier, uploads, card=card, examples=sorted(EXAMPLES.glob("*.jpg"))).build()
     try:
-        address = launch(page, uploads, host, port)
+        address = launch(page, uploads, host, port, share=share)
     except OSError:
         _stop(f"can't listen on {host}, port {port}; try another one with --port", 2)
+    uploads.keep_what_is_there()
     uploads.start_sweeping()
     print(f"hierclass is at {address} (stop it with Ctrl+C)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):

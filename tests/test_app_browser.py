@@ -245,6 +245,27 @@ def test_an_old_answer_goes_before_the_new_one_comes(
     wait_until(browser, lambda: cards(browser, "done") == 3)
 
 
+def test_a_page_that_is_too_busy_says_so_beside_the_photograph(
+    browser: Any, page: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradio.queueing import Queue
+
+    open_page(browser, page)
+    upload(browser, CAT)
+    wait_until(browser, lambda: cards(browser, "done") == 3)
+
+    async def full(*_: Any, **__: Any) -> tuple[bool, str]:
+        return False, "Queue is full."
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Queue, "push", full)
+        browser.find_elements("css selector", "#one input[type=radio]")[0].click()
+        wait_until(browser, lambda: "The page is busy" in text_of(browser, "#headline"))
+        assert cards(browser, "done") == 0
+    browser.find_elements("css selector", "#one input[type=radio]")[1].click()
+    wait_until(browser, lambda: cards(browser, "done") == 2)
+
+
 def test_nothing_jumps_while_answers_arrive(browser: Any, page: Served) -> None:
     open_page(browser, page, width=1440)
     places = "return [...document.querySelectorAll('.hc-steps li')].map(e => Math.round(e.getBoundingClientRect().top))"
@@ -363,20 +384,20 @@ def test_the_table_is_sorted_by_keys(browser: Any, page: Served, tmp_path: Path)
     wait_until(browser, lambda: column(0) == list("1234567"))
 
 
-def test_work_can_be_stopped_and_begun_again(
+def test_work_can_be_stopped_what_is_done_is_kept_and_it_can_be_begun_again(
     browser: Any, page: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hierclass.page import pile as piles
 
-    label_pile, closed = piles.label_pile, list[bool]()
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(kept)})
+    label_pile = piles.label_pile
 
     def slow(*arguments: Any, **more: Any) -> Iterator[None]:
-        try:
-            for _ in label_pile(*arguments, **more):
-                time.sleep(0.3)
-                yield
-        finally:
-            closed.append(True)
+        for _ in label_pile(*arguments, **more):
+            time.sleep(0.3)
+            yield
 
     monkeypatch.setattr(piles, "label_pile", slow)
     open_page(browser, page)
@@ -385,12 +406,32 @@ def test_work_can_be_stopped_and_begun_again(
     press(browser, "Label them")
     wait_until(browser, lambda: " a second" in text_of(browser, "#status"))
     press(browser, "Stop")
-    wait_until(browser, lambda: "Stopped." in text_of(browser, "#status"))
-    wait_until(browser, lambda: closed)
+    wait_until(browser, lambda: "Stopped:" in text_of(browser, "#status"))
+    done = int(text_of(browser, "#status").split("Stopped: ")[1].split(" of")[0])
+    assert 0 < done < 201
+    press(browser, "Download as CSV")
+    wait_until(browser, lambda: (kept / "labels.csv").exists())
+    assert len(list(csv.DictReader((kept / "labels.csv").open()))) == done
     assert not [each for each in page.uploads.folder.rglob("*") if each.name == "0.jpg"]
     monkeypatch.setattr(piles, "label_pile", label_pile)
     press(browser, "Label them")
     wait_until(browser, lambda: "201 photographs labelled" in text_of(browser, "#status"))
+
+
+def test_old_rows_go_when_new_photographs_are_refused(browser: Any, page: Served, tmp_path: Path) -> None:
+    open_page(browser, page)
+    open_tab(browser, "Many photographs")
+    drop_pile(browser, CAT)
+    press(browser, "Label them")
+    wait_until(browser, lambda: "1 photograph labelled" in text_of(browser, "#status"))
+    wait_until(browser, lambda: shown(browser, "#answers .virtual-body img"))
+    shown(browser, "#pile button[aria-label='Clear']")[0].click()
+    wait_until(browser, lambda: browser.find_elements("css selector", "#pile input[type=file]"))
+    press(browser, "Label them")
+    wait_until(browser, lambda: "nothing to label yet" in text_of(browser, "#status"))
+    assert shown(browser, "#answers .virtual-body img") == []
+    button = next(each for each in shown(browser, "button") if each.text == "Download as CSV")
+    assert not button.is_enabled()
 
 
 def test_nothing_to_label_is_said(browser: Any, page: Served) -> None:

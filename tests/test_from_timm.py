@@ -20,12 +20,13 @@ from timm_models import CAT, NAME, make_model, sure_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import app
 import hierclass
 from hierclass.checkpoint import save_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.errors import BackboneError, CheckpointError, InputError, TaxonomyError
+from hierclass.page.drawing import draw_headline, draw_steps
+from hierclass.page.stages import Wish, climb
 from hierclass.wrapped import _preprocessing, from_timm
 from taxonomy import Node, Taxonomy
 
@@ -398,23 +399,33 @@ def test_the_page_takes_the_same_options(options: list[str], message: str) -> No
 
 
 def test_the_page_says_that_every_level_costs_the_same(classifier: Classifier) -> None:
-    stages = list(app.classify(classifier, str(CAT)))
+    stages = list(climb(classifier, CAT, Wish(tier=2)))
     assert [stage.share for stage in stages] == [1.0, 0.0, 0.0]
     assert [stage.macs for stage in stages] == [classifier.levels[0].macs, 0, 0]
-    drawing = app.draw(classifier.levels, stages[:1], 0)
-    assert "100% of the full cost" in drawing
-    assert 'aria-hidden="true"><i style="width:100.00%"></i></div>' in app.draw(classifier.levels, stages, 2)
-    assert "not shown: you asked for a coarser answer" in drawing
-    assert "never computed" not in drawing
+    wish = Wish(tier=0)
+    first = list(climb(classifier, CAT, wish))
+    drawing = draw_headline(classifier, first, wish) + draw_steps(classifier, first)
+    assert "100% of the full work" in drawing
+    assert 'aria-hidden="true"><i style="width:100.00%"></i></div>' in draw_steps(classifier, stages)
+    assert drawing.count("not shown") == 2
+    assert "never done" not in drawing
     assert "not computed" not in drawing
 
 
-def test_the_page_is_built_with_words_that_fit(classifier: Classifier, tiny_checkpoint: Path) -> None:
-    pytest.importorskip("gradio")
-    whole = str(app.build_page(classifier).get_config_file())
-    nested = str(app.build_page(hierclass.load(tiny_checkpoint, "cpu")).get_config_file())
-    for text in ("a coarser answer costs the same", "every level runs the whole network"):
+def test_the_page_is_built_with_words_that_fit(
+    classifier: Classifier, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    from hierclass.page.uploads import Uploads
+    from hierclass.page.widgets import Page
+
+    uploads = Uploads(tmp_path)
+    whole = str(Page(classifier, uploads).build().get_config_file())
+    nested = str(Page(hierclass.load(tiny_checkpoint, "cpu"), uploads).build().get_config_file())
+    assert "the more it costs" not in whole  # nothing was measured
+    for text in ("a coarser answer costs the same", "every step runs the whole network"):
         assert text in whole
         assert text not in nested
-    assert "Fewer classes cost less" in nested
-    assert "Fewer classes cost less" not in whole
+    assert "Fewer kinds cost less" in nested
+    assert "Fewer kinds cost less" not in whole

@@ -91,6 +91,19 @@ def test_the_tree_is_coloured_as_far_as_it_is_computed(tiny_checkpoint: Path) ->
     assert sum(last.values[:2]) == 12
 
 
+def test_names_can_be_read_on_every_colour() -> None:
+    from hierclass.page.figures import _colour, _readable
+
+    def luminance(colour: str) -> float:
+        values = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for step in range(101):
+        pair = sorted((luminance(_colour(step / 100)), luminance(_readable(step / 100))))
+        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, step
+
+
 def test_names_are_no_markup_in_figures() -> None:
     from hierclass.page.figures import draw_tree
 

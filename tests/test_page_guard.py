@@ -44,7 +44,7 @@ def ask(
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": read})
 
-    def check_space() -> None:
+    def check_space(arriving: int) -> None:
         if full:
             raise InputError("no room")
 
@@ -72,6 +72,33 @@ def test_nothing_is_fetched_from_elsewhere_for_a_visitor(path: str, method: str)
 
 @pytest.mark.parametrize(
     "path",
+    [
+        "/gradio_api/run/upload",
+        "/gradio_api/api/upload/",
+        "/gradio_api/run/classify",
+        "/gradio_api/process_recording",
+        "/gradio_api/component_server",
+        "/gradio_api/stream/1",
+        "/gradio_api/call/a/b",
+        "/login",
+        "/x/gradio_api/upload",
+        "/",
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_doors_that_the_page_does_not_use_are_shut(path: str, method: str) -> None:
+    assert ask(path, b"{}", method=method)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["queue/join", "run/predict", "call/classify", "call/label/", "cancel", "reset", "upload"]
+)
+def test_doors_that_the_page_uses_are_open(path: str) -> None:
+    assert ask(f"/gradio_api/{path}", b"{}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
     ["/", "/gradio_api/file=/tmp/x/cat.jpg", "/gradio_api/file=C:\\x\\cat.jpg", "/config", "/assets/a.js"],
 )
 def test_what_the_page_needs_passes(path: str) -> None:
@@ -84,7 +111,7 @@ def test_what_the_page_needs_passes(path: str) -> None:
 )
 def test_an_address_in_place_of_a_file_is_refused(address: str) -> None:
     for data in ([{"path": address, "meta": {}}, 2], [[{"a": [{"path": address}]}]], {"path": address}):
-        status, text = ask("/gradio_api/queue/join", json.dumps({"data": data}).encode())
+        status, text = ask("/gradio_api/run/predict", json.dumps({"data": data}).encode())
         assert status == 400
         assert "uploaded" in text
 
@@ -128,5 +155,5 @@ def test_what_is_no_request_passes() -> None:
     async def application(scope: Any, *_: Any) -> None:
         seen.append(scope["type"])
 
-    asyncio.run(Guard(application, lambda: None)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+    asyncio.run(Guard(application, lambda arriving: None)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert seen == ["lifespan"]

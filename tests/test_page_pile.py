@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -22,6 +26,7 @@ from hierclass.page import pile as piles
 from hierclass.page import uploads as upload_rules
 from hierclass.page.pile import draw_progress, gather, label_pile, table_rows, write_tables
 from hierclass.page.stages import Wish
+from hierclass.page.turns import Turns
 from hierclass.page.unpacking import MAX_DIRECTORY, Space, unpack
 from hierclass.page.uploads import Uploads
 
@@ -188,13 +193,60 @@ def test_sweeping_goes_on_by_itself_until_it_is_closed(
     assert not uploads.folder.exists()
 
 
+def test_the_files_of_the_page_itself_stay(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
+    (uploads.folder / "example.jpg").write_bytes(b"x")
+    uploads.keep_what_is_there()
+    (uploads.folder / "later.jpg").write_bytes(b"x")
+    now = time.time()
+    monkeypatch.setattr(upload_rules.time, "time", lambda: now + upload_rules.KEPT_SECONDS + 60)
+    uploads.sweep()
+    assert [each.name for each in uploads.folder.iterdir()] == ["example.jpg"]
+
+
+def test_the_folder_of_a_page_that_was_killed_is_removed_and_that_of_one_that_runs_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = tmp_path / f"{upload_rules.PREFIX}dead"
+    dead.mkdir()
+    (dead / "x.jpg").write_bytes(b"x")
+    code = (
+        "import sys, tempfile; from hierclass.page.uploads import Uploads\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        "with Uploads.opened() as found: print(found.folder, flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    running = Path(other.stdout.readline().strip())
+    with Uploads.opened() as mine:
+        assert Path(tempfile.gettempdir()) == mine.folder  # all that is temporary goes there
+        mine.sweep()
+        assert running.exists()
+        assert mine.folder.exists()
+        assert not dead.exists()
+    assert not mine.folder.exists()
+    assert tempfile.gettempdir() == str(tmp_path)
+    other.kill()
+    other.wait()
+    with Uploads.opened():
+        assert not running.exists()
+
+
 def test_no_more_uploads_are_taken_than_there_is_room_for(
     uploads: Uploads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (uploads.folder / "a").mkdir()
     (uploads.folder / "a" / "x.jpg").write_bytes(bytes(2000))
     uploads.check_space()
+    with pytest.raises(InputError, match="try again"):
+        uploads.check_space(upload_rules.MAX_STORED)  # what is on its way counts
     monkeypatch.setattr(upload_rules, "MAX_STORED", 1000)
+    with pytest.raises(InputError, match="try again"):
+        uploads.check_space()
+    monkeypatch.setattr(upload_rules, "MAX_STORED", 5000)
+    monkeypatch.setattr(upload_rules, "MAX_FILES", 0)
     with pytest.raises(InputError, match="try again"):
         uploads.check_space()
 
@@ -278,6 +330,42 @@ def test_rows_are_there_before_all_are_done(classifier: Any, uploads: Uploads, t
     assert counts[0] == 0
     assert counts[-1] == 100
     assert len(counts) > 5
+
+
+def test_what_takes_too_long_ends_with_a_row_for_every_photograph(
+    classifier: Any, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(piles, "MAX_SECONDS", 0.0)
+    pile = gather(uploads, [sent(CAT)] * 100, tmp_path)
+    list(label_pile(classifier, pile, Wish(tier=0), thumbnails=False))
+    assert pile.finished
+    assert pile.done[0].error is None
+    assert "was not reached within" in str(pile.done[99].error)
+
+
+def test_turns_are_given_in_order_and_not_too_many_wait() -> None:
+    turns, order = Turns(2), list[str]()
+    with turns.taken() as first:
+        assert list(first.wait()) == []
+
+        def follow(name: str) -> None:
+            with turns.taken() as turn:
+                for _ in turn.wait():
+                    pass
+                order.append(name)
+
+        threads = []
+        for name in ("second", "third"):
+            threads.append(threading.Thread(target=follow, args=(name,)))
+            threads[-1].start()
+            while len(turns._line) < len(threads) + 1:
+                time.sleep(0.01)
+        with pytest.raises(InputError, match="2 others wait"), turns.taken():
+            pass
+        assert order == []
+    for thread in threads:
+        thread.join(60)
+    assert order == ["second", "third"]
 
 
 @pytest.mark.parametrize("files", [None, [], {}, "x", 3])

@@ -113,7 +113,8 @@ def test_an_unsure_answer_names_the_score_that_it_would_need(tiny_checkpoint: Pa
     wish = Wish(tier=2, precision=0.9)
     headline = draw_headline(model, list(climb(model, CAT, wish)), wish)
     assert "and of nothing finer" in headline
-    assert "it would need 30%" in headline
+    assert "it would need 30%" in headline  # of the tier below the one that is sure
+    assert f"“{list(climb(model, CAT, wish))[-1].prediction.path[1].label}” ends with" in headline
     assert headline.count("perhaps ") == 2
     none = calibrated(tiny_checkpoint, {0.9: None})
     assert "no score is high enough" in draw_headline(none, list(climb(none, CAT, wish)), wish)

@@ -40,34 +40,27 @@ def draw_steps(classifier: Classifier, stages: Sequence[Stage]) -> str:
 
 def draw_numbers(classifier: Classifier, stages: Sequence[Stage]) -> str:
     """Draw the technical table behind an answer: what every step computed and how long it took."""
-    head = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in (
-            "level",
-            "classes",
-            "answer",
-            "score",
-            "time",
-            "multiply-accumulates",
-            "of the full cost",
-        )
-    )
+    names = ("level", "answer", "score", "time", "work", "of all")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     rows = []
     for stage in stages:
-        level, step = classifier.levels[stage.level], stage.prediction.path[-1]
+        step = stage.prediction.path[-1]
         cells = (
-            f"{level.num_classes:,}",
             f"{escape(step.label)} <code>{escape(step.synset)}</code>",
             f"{step.score:.3f}",
             f"{stage.milliseconds:.1f} ms",
-            count(stage.macs),
+            f"{stage.macs / 1e6:,.1f} M",
             percent(stage.share),
         )
         values = "".join(f"<td>{value}</td>" for value in cells)
-        rows.append(f'<tr><th scope="row">{level.index}</th>{values}</tr>')
+        rows.append(f'<tr><th scope="row">{stage.level}</th>{values}</tr>')
     if not rows:
-        rows = ['<tr><td colspan="7">Nothing is computed yet.</td></tr>']
-    return f'<div class="hc-wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        rows = ['<tr><td colspan="6">Nothing is computed yet.</td></tr>']
+    return (
+        f'<div class="hc-wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        '<p class="hc-note">Each row is one step alone: wall-clock time, millions of multiply-accumulates, and their '
+        f"share of the {count(classifier.levels[-1].macs)} that the last level takes in all.</p>"
+    )
 
 
 def _draw_path(stages: Sequence[Stage]) -> str:

@@ -17,17 +17,16 @@ if TYPE_CHECKING:
     from taxonomy import Taxonomy
 
 INK = "#7688a1"
-"""Of text and lines: readable on white and on black."""
-UNKNOWN = "rgba(100, 116, 139, 0.16)"
-PALE, STRONG = (100, 116, 139, 0.16), (15, 118, 110, 1.0)
+"""Of lines and axes on either background; style.css gives texts a better one."""
+UNKNOWN = "#cbd5e1"
+PALE, STRONG = (226, 232, 240), (15, 118, 110)
+DARK, BRIGHT = "#000000", "#ffffff"
 CHOSEN = "#f59e0b"
 """The outline of the chosen path."""
 HEIGHT = 460
 _LONGEST = 18
 _NARROWEST = 90
 """Classes that are less than this part of the circle have their names on hovering only."""
-_BRIGHT = 0.3
-"""From this score on a class is so strongly coloured that its name is white."""
 _CURVED = 0.35
 """Exponent that scores are raised to for their colour, so that a probability of 0.05 can be told from none."""
 
@@ -67,19 +66,17 @@ def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
         hovertext=hover,
         hovertemplate="%{hovertext}<extra></extra>",
         insidetextorientation="radial",
-        textfont={"color": ["#ffffff" if scores.get(each, 0) > _BRIGHT else INK for each in wheel.ids]},
+        textfont={"color": [_readable(scores.get(each, 0.0)) for each in wheel.ids]},
         marker={
             "colors": colours,
             "line": {
-                "color": [
-                    CHOSEN if path.get(each) == "answer" else "rgba(148, 163, 184, 0.5)" for each in wheel.ids
-                ],
+                "color": [CHOSEN if path.get(each) == "answer" else "#ffffff" for each in wheel.ids],
                 "width": [3 if path.get(each) == "answer" else 0.5 for each in wheel.ids],
             },
         },
         leaf={"opacity": 1},
     )
-    return _framed(go.Figure(burst), HEIGHT, title="All the classes, coloured by how likely they are")
+    return _framed(go.Figure(burst), HEIGHT)
 
 
 def draw_curve(levels: Sequence[Level]) -> go.Figure:
@@ -106,11 +103,11 @@ def draw_curve(levels: Sequence[Level]) -> go.Figure:
         "rangemode": "tozero",
         "automargin": True,
     }
-    figure.update_xaxes(title="million multiply-accumulates for one photograph", **grid)
+    figure.update_xaxes(title="million multiply-accumulates", **grid)
     figure.update_yaxes(title="right answers (%)", range=[0, 100], **{**grid, "rangemode": "normal"})
     if not measured:
         figure.add_annotation(text="This model was not measured.", showarrow=False)
-    return _framed(figure, 340, title="The finer the answer, the more it costs", margin=50)
+    return _framed(figure, 340, margin=50)
 
 
 class _Wheel:
@@ -157,18 +154,28 @@ def _plain(text: str) -> str:
     return text.replace("<", "‹").replace(">", "›")
 
 
-def _colour(score: float) -> str:
+def _mixed(score: float) -> list[float]:
+    """Red, green and blue (0 … 255) of a probability."""
     part = max(0.0, min(1.0, score)) ** _CURVED
-    red, green, blue, opacity = (a + (b - a) * part for a, b in zip(PALE, STRONG, strict=True))
-    return f"rgba({red:.0f}, {green:.0f}, {blue:.0f}, {opacity:.2f})"
+    return [a + (b - a) * part for a, b in zip(PALE, STRONG, strict=True)]
 
 
-def _framed(figure: go.Figure, height: int, *, title: str, margin: int = 4) -> go.Figure:
+def _colour(score: float) -> str:
+    return "#" + "".join(f"{round(value):02x}" for value in _mixed(score))
+
+
+def _readable(score: float) -> str:
+    """Dark or bright letters, whichever has more contrast on the colour of a probability (WCAG 2.2)."""
+    linear = [((v / 255 + 0.055) / 1.055) ** 2.4 for v in _mixed(score)]
+    luminance = sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return DARK if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else BRIGHT
+
+
+def _framed(figure: go.Figure, height: int, *, margin: int = 4) -> go.Figure:
     """The look that all figures share: no background, so that light and dark both fit."""
     figure.update_layout(
         height=height,
-        margin={"l": margin, "r": margin, "t": 40, "b": margin},
-        title={"text": title, "font": {"size": 14}, "x": 0, "xref": "paper"},
+        margin={"l": margin, "r": margin, "t": 24 if margin > 4 else 4, "b": margin},
         font={"family": "system-ui, sans-serif", "color": INK},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",

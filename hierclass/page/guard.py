@@ -1,11 +1,12 @@
 """What a request to the page may ask: a filter in front of Gradio's server, for its doors that this page needs shut.
 
-Gradio fetches addresses that a request names in place of a file, hands out what it finds at an address in its path,
-and takes requests of any length. Plain ASGI (https://asgi.readthedocs.io), so that it needs neither of them.
+Gradio has more doors than the page uses, fetches addresses that a request names in place of a file, hands out what it
+finds at an address in its path, and takes requests of any length. Plain ASGI (https://asgi.readthedocs.io).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -23,9 +24,12 @@ MAX_UPLOAD = 600 << 20
 MAX_QUESTION = 1 << 20
 """Bytes of any other request."""
 
+_UPLOAD = re.compile(r"/gradio_api/upload/?")
+_QUESTION = re.compile(r"/gradio_api/(queue/join|run/predict|cancel|reset|call/[a-z]+)/?")
+"""All that is ever sent to the server; what is fetched from it is less dangerous."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 """How an address begins; one letter is a drive of Windows."""
-_FETCHING = re.compile(r"/(?:proxy=|file[=/][a-z][a-z0-9+.-]+:)", re.IGNORECASE)
+_SHUT = re.compile(r"/(?:proxy=|deep_link|file[=/][a-z][a-z0-9+.-]+:)", re.IGNORECASE)
 _IGNORED = re.compile(r"[\x00-\x20]")
 """What readers of addresses skip."""
 
@@ -33,9 +37,13 @@ _IGNORED = re.compile(r"[\x00-\x20]")
 class Guard:
     """ASGI middleware: refuses what this page never asks of its server, in one sentence of plain text."""
 
-    def __init__(self, app: Application, check_space: Callable[[], None]) -> None:
-        """Stand before an application; `check_space` raises HierclassError where no upload is taken just now."""
+    def __init__(self, app: Application, check_space: Callable[[int], None]) -> None:
+        """Stand before an application.
+
+        `check_space` gets the number of bytes that are on their way, and raises HierclassError where there is no room.
+        """
         self._app, self._check_space = app, check_space
+        self._arriving = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on."""
@@ -43,36 +51,31 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path = str(scope.get("path", ""))
-        if _FETCHING.search(_IGNORED.sub("", path)):
-            await _refuse(send, 404, "There is no such file.")
-        elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            await self._app(scope, receive, send)
-        elif path.rstrip("/").endswith("/upload"):
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            if _SHUT.search(_IGNORED.sub("", path)):
+                await _refuse(send, 404, "There is no such file.")
+            else:
+                await self._app(scope, receive, send)
+        elif scope["method"] == "POST" and _UPLOAD.fullmatch(path):
             await self._upload(scope, receive, send)
-        else:
+        elif scope["method"] == "POST" and _QUESTION.fullmatch(path):
             await self._question(scope, receive, send)
+        else:
+            await _refuse(send, 404, "This page does not take that.")
 
     async def _upload(self, scope: Message, receive: Receive, send: Send) -> None:
-        limit = f"That is too much at once: up to {MAX_UPLOAD >> 20} MB are taken."
+        length = _length(scope)
+        if length > MAX_UPLOAD:
+            await _refuse(send, 413, f"That is too much at once: up to {MAX_UPLOAD >> 20} MB are taken.")
+            return
+        self._arriving += length
         try:
-            self._check_space()
+            await asyncio.to_thread(self._check_space, self._arriving)
+            await self._app(scope, _counted(receive), send)
         except HierclassError as error:
             await _refuse(send, 507, f"{error}.")
-            return
-        if _length(scope) > MAX_UPLOAD:
-            await _refuse(send, 413, limit)
-            return
-        taken = 0
-
-        async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > MAX_UPLOAD:  # longer than it said: as if the sender had gone
-                return {"type": "http.disconnect"}
-            return message
-
-        await self._app(scope, counted, send)
+        finally:
+            self._arriving -= length
 
     async def _question(self, scope: Message, receive: Receive, send: Send) -> None:
         body, more = b"", True
@@ -98,6 +101,19 @@ class Guard:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, again, send)
+
+
+def _counted(receive: Receive) -> Receive:
+    """Messages of an upload; one that is longer than it said ends as if its sender had gone."""
+    taken = 0
+
+    async def counted() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        return message if taken <= MAX_UPLOAD else {"type": "http.disconnect"}
+
+    return counted
 
 
 def _length(scope: Message) -> int:

@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 MAX_PHOTOGRAPHS = 500
 MAX_UNPACKED = 1 << 30
 """Bytes that zip files of one request may hold, unpacked."""
+MAX_SECONDS = 60.0
+"""What one request may take: others wait for their turn."""
 BATCH_SIZE = 8
 """Small, so that the first answers are there at once."""
 THUMBNAIL = 48
 """Longer side in pixels."""
-HEADERS = ("no.", "photograph", "answer", "how sure (%)", "file", "from coarse to fine", "remark")
+HEADERS = ("no.", "picture", "answer", "how sure (%)", "file", "from coarse to fine", "remark")
 Kind: TypeAlias = Literal["html", "str", "number"]
 KINDS: tuple[Kind, ...] = ("number", "html", "str", "number", "str", "str", "str")
 """What Gradio's table is told of the columns."""
@@ -119,7 +121,8 @@ def gather(uploads: Uploads, sent: Any, folder: Path) -> Pile:
 def label_pile(classifier: Classifier, pile: Pile, wish: Wish, *, thumbnails: bool) -> Generator[None]:
     """Label photographs, as `hierclass label` does; every time some are done, yield: their rows are in the pile.
 
-    With `thumbnails`, small pictures of them are made too, for `table_rows`.
+    With `thumbnails`, small pictures of them are made too, for `table_rows`. What is not reached within `MAX_SECONDS`
+    has an error.
     """
     stopping = Stopping(wish.request, classifier.taxonomy, classifier.decision)
     pile.started = time.perf_counter()
@@ -136,6 +139,13 @@ def label_pile(classifier: Classifier, pile: Pile, wish: Wish, *, thumbnails: bo
                     pile.thumbnails[number] = thumbnail(each.path)
                 pile.rows[number] = dataclasses.replace(row, path=each.name)
             pile.seconds = time.perf_counter() - pile.started
+            if pile.seconds > MAX_SECONDS and not pile.finished:
+                late = f"was not reached within {MAX_SECONDS:.0f} seconds; send fewer at once, or use hierclass label"
+                pile.rows = [
+                    row or Row(each.name, late) for row, each in zip(pile.rows, pile.photographs, strict=True)
+                ]
+                yield
+                return
             yield
 
 

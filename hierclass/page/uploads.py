@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from hierclass.errors import ImageError, InputError
+from hierclass.files import locked
 
 KEPT_SECONDS = 3600
 SWEEP_SECONDS = 60
 MAX_STORED = 8 << 30
 """Bytes of uploads of all visitors together; more are refused until older ones are deleted."""
+MAX_FILES = 50_000
+PREFIX = "hierclass-page-"
+_LOCK = ".lock"
 
 
 class Uploads:
@@ -28,8 +33,39 @@ class Uploads:
         """Watch over a folder; requests may also mean files in the folders `also` (examples)."""
         self.folder = folder.resolve()
         self._also = [each.resolve() for each in also]
+        self._kept: frozenset[str] = frozenset()
         self.kept_seconds = kept_seconds
         self._stop = threading.Event()
+
+    @classmethod
+    @contextmanager
+    def opened(cls, also: Sequence[Path] = ()) -> Iterator[Uploads]:
+        """Make a folder for as long as a page runs; those of pages that were killed are removed.
+
+        All temporary files of this process go there meanwhile, whoever makes them.
+
+        Raises:
+            InputError: no folder for temporary files can be written.
+        """
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            for other in folder.parent.glob(f"{PREFIX}*"):
+                if other != folder:
+                    _remove_if_dead(other)
+            with locked(folder / _LOCK, "another page uses this folder"):
+                before, tempfile.tempdir = tempfile.tempdir, str(folder)
+                uploads = cls(folder, also)
+                try:
+                    yield uploads
+                finally:
+                    tempfile.tempdir = before
+                    uploads.close()
+        except OSError as error:
+            raise InputError(f"temporary files can't be written: {error.strerror or error}") from error
+
+    def keep_what_is_there(self) -> None:
+        """Let the files that are there now stay until the end: they are the page's own."""
+        self._kept = frozenset(entry.path for entry in _files(self.folder))
 
     def find(self, sent: Any) -> Path:
         """Return the file that a request means: a mapping with `path`, as uploading answered it.
@@ -60,20 +96,23 @@ class Uploads:
         """Return a new folder for files that a visitor may fetch; it is deleted with the uploads."""
         return Path(tempfile.mkdtemp(dir=self.folder))
 
-    def check_space(self) -> None:
-        """Raise InputError if no more uploads are taken just now."""
-        size = sum(entry.stat().st_size for entry in _files(self.folder))
-        if size > MAX_STORED:
-            raise InputError("too many uploads are waiting on this page; please try again in an hour")
+    def check_space(self, arriving: int = 0) -> None:
+        """Raise InputError if no more uploads are taken just now, beside bytes that are on their way."""
+        size, count = arriving, 0
+        for entry in itertools.islice(_files(self.folder), MAX_FILES + 1):
+            with contextlib.suppress(OSError):  # deleted meanwhile
+                size, count = size + entry.stat().st_size, count + 1
+        if size > MAX_STORED or count > MAX_FILES:
+            raise InputError("too many uploads are kept on this page; please try again in an hour")
 
     def sweep(self) -> None:
         """Delete what is too old; what can't be deleted is tried again."""
-        oldest = time.time() - self.kept_seconds
+        oldest, kept = time.time() - self.kept_seconds, {*self._kept, str(self.folder / _LOCK)}
         for folder, folders, names in os.walk(self.folder, topdown=False):
             for name in names:
                 with contextlib.suppress(OSError):
                     file = Path(folder, name)
-                    if file.lstat().st_ctime < oldest:
+                    if file.lstat().st_ctime < oldest and str(file) not in kept:
                         file.unlink()
             for name in folders:
                 with contextlib.suppress(OSError):  # most often, it is not empty
@@ -93,6 +132,12 @@ class Uploads:
     def _keep_sweeping(self) -> None:
         while not self._stop.wait(SWEEP_SECONDS):
             self.sweep()
+
+
+def _remove_if_dead(folder: Path) -> None:
+    """Remove the uploads of a page that does not run any more; one that does holds a lock."""
+    with contextlib.suppress(InputError, OSError), locked(folder / _LOCK, "a page runs"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry[str]]:

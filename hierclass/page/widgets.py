@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hierclass.errors import HierclassError
+from hierclass.page.turns import Turns
 from hierclass.page.uploads import Uploads
 
 if TYPE_CHECKING:
     import gradio as gr
 
     from hierclass.classifier import Classifier
+    from hierclass.page.pile import Pile
     from hierclass.page.stages import Stage, Wish
 
 MAX_FILE = "200mb"
@@ -26,8 +29,11 @@ QUEUE_LENGTH = 100
 """Requests that wait at most; the next is told that the page is busy."""
 NUM_AT_ONCE = 2
 """Photographs that are classified at the same time."""
-NUM_PILES = 1
-"""Requests of many photographs at the same time: each uses all cores."""
+NUM_WAITING = 8
+"""Requests of many photographs that wait while one is worked on; more are told to come again."""
+NUM_PILES = NUM_WAITING + 2
+TOLD_SECONDS = 5
+"""Programs that have many photographs labelled hear at most so often of those that are done."""
 SHOWN_SECONDS = 1
 """The table of many photographs is shown anew at most so often while it grows."""
 
@@ -36,9 +42,13 @@ PRIVACY = (
     "What you drop goes to the computer that runs this page and nowhere else. "
     "It is deleted within an hour, or when the page stops."
 )
+BUSY = "The page is busy or can't be reached. Please try again in a minute."
 ANNOUNCED = "element.setAttribute('aria-live', 'polite')"
 """Screen readers read out what changes in such an element."""
 
+NAMED = """() => document.querySelectorAll('[aria-label="common.upload"]')
+  .forEach(each => each.setAttribute('aria-label', 'Upload photographs or zip files'))"""
+"""Gradio leaves the name of a text where the text should be."""
 SORTING = """(order, table) => {
   const [column, way] = (%s)[order], missing = value => value === null || value === '';
   const compare = (a, b) => typeof a === 'number' ? a - b : String(a).localeCompare(String(b));
@@ -66,6 +76,8 @@ class Page:
         """Show a classifier, its card (Markdown) and photographs to try; what visitors send is in `uploads`."""
         self.classifier, self.uploads = classifier, uploads
         self.card, self.examples = card, examples
+        self._turns = Turns(NUM_WAITING)
+        self._stops: dict[str, threading.Event] = {}
 
     def build(self) -> gr.Blocks:
         """Lay the page out; nothing is started."""
@@ -82,6 +94,7 @@ class Page:
             with gr.Tab("The model"):
                 self._about()
             gr.Markdown(PRIVACY, elem_classes="privacy")
+            page.load(None, js=NAMED)
         page.queue(max_size=QUEUE_LENGTH, api_open=False)
         return page
 
@@ -90,7 +103,7 @@ class Page:
     def _one(self) -> None:
         import gradio as gr
 
-        from hierclass.page.drawing import draw_message, draw_numbers, draw_steps
+        from hierclass.page.drawing import draw_message, draw_numbers, draw_steps, draw_trouble
         from hierclass.page.figures import draw_tree
         from hierclass.page.wording import introduction
 
@@ -116,6 +129,7 @@ class Page:
             with gr.Column(elem_classes="control-part", min_width=280):
                 controls = self._controls()
             with gr.Column(elem_classes="tree-part", min_width=280):
+                gr.HTML(_caption("All the classes, coloured by how likely they are"))
                 tree = gr.Plot(draw_tree(self.classifier.taxonomy), show_label=False, elem_id="tree")
                 with gr.Accordion("In numbers", open=False):
                     numbers = gr.HTML(empty[1])
@@ -137,7 +151,7 @@ class Page:
                 return
             yield from self._show(photo, level, _share(precision) if sure else None)
 
-        gr.on(
+        shown = gr.on(
             [image.change, *(control.change for control in controls)],
             show,
             [image, *controls],
@@ -149,6 +163,8 @@ class Page:
             concurrency_limit=NUM_AT_ONCE,
             concurrency_id="classify",
         )
+        busy = json.dumps([draw_trouble(BUSY), empty[0], blank, empty[1]])
+        shown.failure(None, None, outputs, js=f"() => {busy}", api_visibility="private")
 
     def _show(self, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
         """What the page shows of a photograph after every level."""
@@ -219,6 +235,7 @@ class Page:
     def _many(self) -> None:
         import gradio as gr
 
+        from hierclass.page.drawing import draw_trouble
         from hierclass.page.pile import HEADERS, KINDS, MAX_PHOTOGRAPHS, ORDERS
 
         gr.Markdown(
@@ -248,7 +265,7 @@ class Page:
             interactive=False,
             label="Answers",
             max_height=560,
-            column_widths=["56px", "100px", "160px", "110px", "220px", "280px", "240px"],
+            column_widths=["56px", "90px", "160px", "120px", "220px", "280px", "240px"],
             wrap=True,
             buttons=["fullscreen"],
             elem_id="answers",
@@ -263,9 +280,20 @@ class Page:
         waiting = json.dumps(_line("Waiting for its turn …"))
         go.click(None, None, [status], js=f"() => {waiting}", api_visibility="private")
 
-        def fill(sent: Any, level: Any, sure: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
-            yield from self._label(sent, level, _share(precision) if sure else None)
+        def fill(sent: Any, level: Any, sure: Any, precision: Any, request: Any) -> Iterator[tuple[Any, ...]]:
+            visitor, stopped = str(request.session_hash), threading.Event()
+            self._stops[visitor] = stopped
+            try:
+                yield from self._label(sent, level, _share(precision) if sure else None, stopped)
+            finally:
+                self._stops.pop(visitor, None)
 
+        def halt(request: Any) -> None:
+            if stopped := self._stops.get(str(request.session_hash)):
+                stopped.set()
+
+        for function in (fill, halt):
+            function.__annotations__["request"] = gr.Request
         run = go.click(
             fill,
             [files, *controls],
@@ -278,36 +306,57 @@ class Page:
             concurrency_id="label",
         )
         run.then(None, [order, table], table, js=SORTING % json.dumps(ORDERS), api_visibility="private")
-        stopped = json.dumps(_line("Stopped. What was done stays below."))
-        stop.click(None, None, [status], js=f"() => {stopped}", cancels=[run], api_visibility="private")
+        run.failure(
+            None, None, [status], js=f"() => {json.dumps(draw_trouble(BUSY))}", api_visibility="private"
+        )
+        stop.click(halt, queue=False, api_visibility="private")
 
-    def _label(self, sent: Any, level: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
+    def _label(
+        self, sent: Any, level: Any, precision: Any, stopped: threading.Event
+    ) -> Iterator[tuple[Any, ...]]:
         """What the page shows of many photographs, while they are labelled."""
         import gradio as gr
 
         from hierclass.page.drawing import draw_trouble
-        from hierclass.page.pile import draw_progress, gather, label_pile, table_rows, write_tables
-        from hierclass.page.stages import make_wish
+        from hierclass.page.pile import draw_progress, table_rows, write_tables
         from hierclass.page.wording import explain
 
         off = gr.DownloadButton(interactive=False)
+        yield _line("Waiting for its turn …"), [], off, off
         try:
-            wish = make_wish(self.classifier, level, precision)
-            with self.uploads.working_folder() as folder:
-                pile = gather(self.uploads, sent, folder)
-                shown = 0.0
-                with contextlib.closing(label_pile(self.classifier, pile, wish, thumbnails=True)) as work:
-                    for _ in work:
-                        table = gr.skip()
-                        if time.monotonic() - shown > SHOWN_SECONDS:  # a table is long
-                            table, shown = table_rows(pile), time.monotonic()
-                        yield draw_progress(pile), table, off, off
+            pile, shown = None, 0.0
+            for each in self._work_on(sent, level, precision, thumbnails=True):
+                if stopped.is_set():
+                    break
+                if isinstance(each, int):
+                    yield _line(f"Waiting for its turn: {each} before it …"), gr.skip(), off, off
+                    continue
+                pile, table = each, gr.skip()
+                if time.monotonic() - shown > SHOWN_SECONDS:  # a table is long
+                    table, shown = table_rows(pile), time.monotonic()
+                yield draw_progress(pile), table, off, off
+            if pile is None or not pile.done:
+                yield _line("Stopped before anything was labelled."), [], off, off
+                return
             num_tiers = self.classifier.taxonomy.num_tiers
             paths = write_tables(pile, num_tiers, self.uploads.result_folder())
             ready = (gr.DownloadButton(value=str(path), interactive=True) for path in paths)
-            yield draw_progress(pile), table_rows(pile), *ready
+            yield draw_progress(pile, stopped=not pile.finished), table_rows(pile), *ready
         except HierclassError as error:
-            yield draw_trouble(explain(error)), gr.skip(), off, off
+            yield draw_trouble(explain(error)), [], off, off
+
+    def _work_on(self, sent: Any, level: Any, precision: Any, *, thumbnails: bool) -> Iterator[int | Pile]:
+        """Label many photographs: yield how many others are before them, then the pile whenever some are done."""
+        from hierclass.page.pile import gather, label_pile
+        from hierclass.page.stages import make_wish
+
+        wish = make_wish(self.classifier, level, precision)
+        with self._turns.taken() as turn, self.uploads.working_folder() as folder:
+            yield from turn.wait()
+            pile = gather(self.uploads, sent, folder)
+            with contextlib.closing(label_pile(self.classifier, pile, wish, thumbnails=thumbnails)) as work:
+                for _ in work:
+                    yield pile
 
     # -- the model
 
@@ -323,7 +372,9 @@ class Page:
                 gr.Markdown("## What each step does")
                 gr.HTML(draw_levels(self.classifier))
             with gr.Column(min_width=280):
-                gr.Plot(draw_curve(self.classifier.levels), show_label=False, elem_id="curve")
+                if any(each.accuracy is not None for each in self.classifier.levels):
+                    gr.HTML(_caption("The finer the answer, the more it costs"))
+                    gr.Plot(draw_curve(self.classifier.levels), show_label=False, elem_id="curve")
         gr.Markdown(f"## The {taxonomy.num_classes[-1]:,} names it knows")
         query = gr.Textbox(label="Search the names and their meanings", placeholder="dog", max_length=200)
         found = gr.HTML(draw_found(taxonomy, ""), js_on_load=ANNOUNCED)
@@ -353,15 +404,14 @@ class Page:
                     yield answers.stage_answer(stage)
 
         def label(photos: Any, level: Any = None, precision: Any = None) -> Iterator[list[answers.RowAnswer]]:
-            from hierclass.page.pile import gather, label_pile
-            from hierclass.page.stages import make_wish
-
-            with _told(), self.uploads.working_folder() as folder:
-                wish = make_wish(self.classifier, level, precision)
-                pile = gather(self.uploads, photos, folder)
-                with contextlib.closing(label_pile(self.classifier, pile, wish, thumbnails=False)) as work:
-                    for _ in work:
-                        yield [answers.row_answer(row) for row in pile.done]
+            with _told():
+                told = time.monotonic()
+                for each in self._work_on(photos, level, precision, thumbnails=False):
+                    finished = not isinstance(each, int) and each.finished
+                    if finished or time.monotonic() - told > TOLD_SECONDS:  # each time all rows are sent
+                        rows = [] if isinstance(each, int) else each.done
+                        yield [answers.row_answer(row) for row in rows]
+                        told = time.monotonic()
 
         def model() -> answers.ModelAnswer:
             return answers.model_answer(self.classifier)
@@ -404,6 +454,10 @@ def _told() -> Iterator[None]:
 def _share(percentage: Any) -> Any:
     """A slider's value as a share; what is no number stays as it is, and is refused later."""
     return percentage / 100 if isinstance(percentage, (int, float)) else percentage
+
+
+def _caption(text: str) -> str:
+    return f'<p class="hc-caption">{text}</p>'
 
 
 def _line(text: str) -> str:

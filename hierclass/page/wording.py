@@ -33,6 +33,8 @@ def introduction(classifier: Classifier) -> str:
     """Return what the page says first: how this classifier gets from coarse to fine (Markdown)."""
     from hierclass.classifier import run_once
 
+    if len(classifier.levels) == 1:
+        return "A network says what is in your photograph."
     if not classifier.reuses:
         return INTRODUCTION_APART
     return INTRODUCTION_WHOLE if run_once(classifier.levels) else INTRODUCTION
@@ -53,19 +55,22 @@ def reason(classifier: Classifier, stages: Sequence[Stage], wish: Wish) -> str:
         return "Looking closer …"
     if wish.precision is None:
         return _asked(classifier, stages, wish)
-    finest = last.prediction.path[-1]
     if last.reason is Reason.SURE and last.answer is not None:
         return (
             f"Sure enough: answers with such a score are right {_times(wish.precision)}. "
             f"That is {'as fine as it gets' if last.tier == len(classifier.levels) - 1 else 'fine enough'}."
             f"{saved(classifier, stages)}"
         )
-    needed = classifier.decision.at(wish.precision)[last.level][last.level].score
+    tier = 0 if last.tier is None else last.tier + 1
+    doubtful, needed = (
+        last.prediction.path[tier],
+        classifier.decision.at(wish.precision)[last.level][tier].score,
+    )
     bar = "no score is high enough for that" if needed is None else f"it would need {percent(needed)}"
-    doubt = f"“{finest.label}” has {percent(finest.score)}; to be right {_times(wish.precision)}, {bar}."
+    doubt = f"“{doubtful.label}” ends with {percent(doubtful.score)}; to be right {_times(wish.precision)}, {bar}."
     if last.answer is None:
-        return f"Not sure enough of anything, not even of the kind. {doubt}"
-    return f"Sure of “{last.answer.label}” and of nothing finer. {doubt}"
+        return f"After the last step it is not sure enough of anything, not even of the kind: {doubt}"
+    return f"Sure of “{last.answer.label}” and of nothing finer: {doubt}"
 
 
 def saved(classifier: Classifier, stages: Sequence[Stage]) -> str:
