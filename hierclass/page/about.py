@@ -38,7 +38,7 @@ def read_card(folder: Path) -> str:
 
 def draw_levels(classifier: Classifier) -> str:
     """Draw the levels as a table: how fine, how often right, how much work."""
-    names = ("step", "names one of", "right, when measured", "work for one photograph", "of the full work")
+    names = ("step", "names one of", "right, when measured", "multiply-accumulates", "of the full work")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     rows = []
     for level in classifier.levels:
@@ -46,7 +46,7 @@ def draw_levels(classifier: Classifier) -> str:
         cells = (
             f"{level.num_classes:,}",
             right,
-            f"{count(level.macs)} multiply-accumulates",
+            count(level.macs),
             percent(level.share),
         )
         values = "".join(f"<td>{cell}</td>" for cell in cells)
