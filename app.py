@@ -37,7 +37,7 @@ def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None, *, sh
     from starlette.middleware import Middleware
 
     from hierclass.page.guard import Guard
-    from hierclass.page.widgets import MAX_FILE
+    from hierclass.page.tab_many import MAX_FILE
 
     theme = gr.themes.Default(
         primary_hue="teal",
@@ -120,11 +120,12 @@ def serve(
 
 
 def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, port: int, share: bool) -> None:
-    from hierclass.page.widgets import Page
+    from hierclass.page.layout import build_page
+    from hierclass.page.service import Service
 
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     _warm_up(classifier)
-    page = Page(classifier, uploads, card=card, examples=sorted(EXAMPLES.glob("*.jpg"))).build()
+    page = build_page(Service(classifier, uploads), card=card, examples=sorted(EXAMPLES.glob("*.jpg")))
     try:
         address = launch(page, uploads, host, port, share=share)
     except OSError:

@@ -11,8 +11,9 @@ import pytest
 from page_data import EXAMPLES
 
 import app
+from hierclass.page.layout import build_page
+from hierclass.page.service import Service
 from hierclass.page.uploads import Uploads
-from hierclass.page.widgets import Page
 
 PATIENCE = 600
 """Seconds that a step may take on a busy machine."""
@@ -35,6 +36,6 @@ def served(classifier: Any, folder: Path) -> Iterator[Served]:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         uploads = Uploads(folder, [EXAMPLES])
         examples = sorted(EXAMPLES.glob("*.jpg"))
-        page = Page(classifier, uploads, card="# A card", examples=examples).build()
+        page = build_page(Service(classifier, uploads), card="# A card", examples=examples)
         yield Served(app.launch(page, uploads, "127.0.0.1", None).rstrip("/"), classifier, uploads)
         page.close(verbose=False)

@@ -23,8 +23,9 @@ from page_data import CAT, EXAMPLES, ROOT, calibrated, sent
 from PIL import Image
 from served_page import PATIENCE, Served, served
 
+from hierclass.page.layout import QUEUE_LENGTH
+from hierclass.page.service import NUM_AT_ONCE
 from hierclass.page.uploads import Uploads
-from hierclass.page.widgets import NUM_AT_ONCE, QUEUE_LENGTH
 
 
 @pytest.fixture(scope="module")
@@ -348,15 +349,15 @@ def test_an_upload_that_is_too_large_is_refused_before_it_is_sent(page: Served) 
 def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     from gradio_client import Client
 
-    import hierclass.page.stages as stages
+    import hierclass.page.service as service
 
-    release, climb = threading.Event(), stages.climb
+    release, climb = threading.Event(), service.climb
 
     def slow(*arguments: Any) -> Iterator[Any]:
         release.wait(PATIENCE)
         yield from climb(*arguments)
 
-    monkeypatch.setattr(stages, "climb", slow)
+    monkeypatch.setattr(service, "climb", slow)
     client = Client(page.address, verbose=False)
     photo = {**sent(Path(upload(page.address, CAT)))}
     jobs: list[Any] = []

@@ -224,18 +224,18 @@ def test_an_old_answer_goes_before_the_new_one_comes(
 ) -> None:
     import threading
 
-    from hierclass.page import stages
+    from hierclass.page import service
 
     open_page(browser, page)
     upload(browser, CAT)
     wait_until(browser, lambda: cards(browser, "done") == 3)
-    release, climb = threading.Event(), stages.climb
+    release, climb = threading.Event(), service.climb
 
     def slow(*arguments: Any) -> Iterator[Any]:
         release.wait(PATIENCE)
         yield from climb(*arguments)
 
-    monkeypatch.setattr(stages, "climb", slow)
+    monkeypatch.setattr(service, "climb", slow)
     try:
         upload(browser, EXAMPLES / "coffee.jpg")
         wait_until(browser, lambda: "Looking …" in text_of(browser, "#headline"))
@@ -277,7 +277,7 @@ def test_nothing_jumps_while_answers_arrive(browser: Any, page: Served) -> None:
         if cards(browser, "done") == 3:
             break
     found.append(browser.execute_script(places))
-    assert all(max(abs(a - b) for a, b in zip(each, found[0], strict=True)) <= 4 for each in found)
+    assert all(max(abs(a - b) for a, b in zip(each, found[0], strict=True)) <= 4 for each in found), found
 
 
 def test_everything_can_be_reached_by_keys_and_has_a_name(browser: Any, page: Served) -> None:

@@ -417,12 +417,13 @@ def test_the_page_is_built_with_words_that_fit(
 ) -> None:
     pytest.importorskip("gradio", reason="Gradio is not installed")
     pytest.importorskip("plotly", reason="plotly is not installed")
+    from hierclass.page.layout import build_page
+    from hierclass.page.service import Service
     from hierclass.page.uploads import Uploads
-    from hierclass.page.widgets import Page
 
     uploads = Uploads(tmp_path)
-    whole = str(Page(classifier, uploads).build().get_config_file())
-    nested = str(Page(hierclass.load(tiny_checkpoint, "cpu"), uploads).build().get_config_file())
+    whole = str(build_page(Service(classifier, uploads)).get_config_file())
+    nested = str(build_page(Service(hierclass.load(tiny_checkpoint, "cpu"), uploads)).get_config_file())
     assert "the more it costs" not in whole  # nothing was measured
     for text in ("a coarser answer costs the same", "every step runs the whole network"):
         assert text in whole

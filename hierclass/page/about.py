@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from taxonomy import Node, Taxonomy
 
 MOST_FOUND = 50
-_LONGEST_QUERY = 200
+LONGEST_QUERY = 200
 _LARGEST_CARD = 1 << 20
 
 
@@ -68,8 +68,8 @@ def search(taxonomy: Taxonomy, query: object) -> list[Node]:
     Raises:
         InputError: the query is no text, or too long.
     """
-    if not isinstance(query, str) or len(query) > _LONGEST_QUERY:
-        raise InputError(f"a search is a text of up to {_LONGEST_QUERY} letters")
+    if not isinstance(query, str) or len(query) > LONGEST_QUERY:
+        raise InputError(f"a search is a text of up to {LONGEST_QUERY} letters")
     wanted = " ".join(query.casefold().replace("_", " ").split())
     if not wanted:
         return []

@@ -99,7 +99,7 @@ def _draw_stage(classifier: Classifier, level: Level, stage: Stage, latest: Stag
     if decided.synset != best.synset:
         note = f'<div class="note">A later step has decided: {escape(decided.label)}</div>'
     else:
-        note = f'<div class="meaning">{escape(meaning)}</div>' if meaning else ""
+        note = f'<div class="meaning">{escape(meaning)}</div>'  # its room is kept where there is none
     rows = "".join(_draw_row(each.label, each.score, "") for each in others)
     plus = "+ " if level.index else ""
     return (

@@ -1,0 +1,69 @@
+"""What programs call: endpoints whose names, arguments and results stay when the page changes (docs/page.md)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hierclass.errors import HierclassError
+from hierclass.page import answers
+from hierclass.page.about import search
+from hierclass.page.service import NUM_AT_ONCE, NUM_PILES, Service
+from hierclass.page.wording import explain
+
+TOLD_SECONDS = 5
+"""Programs that have many photographs labelled hear at most so often of those that are done."""
+
+
+def add_endpoints(service: Service) -> None:
+    """Add the endpoints to the page that is being built."""
+
+    def classify(photo: Any, level: Any = None, precision: Any = None) -> Iterator[answers.StageAnswer]:
+        with _told():
+            for stage, _ in service.climb(photo, level, precision):
+                yield answers.stage_answer(stage)
+
+    def label(photos: Any, level: Any = None, precision: Any = None) -> Iterator[list[answers.RowAnswer]]:
+        with _told():
+            told = time.monotonic()
+            for each in service.work_on(photos, level, precision, thumbnails=False):
+                finished = not isinstance(each, int) and each.finished
+                if finished or time.monotonic() - told > TOLD_SECONDS:  # each time all rows are sent
+                    rows = [] if isinstance(each, int) else each.done
+                    yield [answers.row_answer(row) for row in rows]
+                    told = time.monotonic()
+
+    def model() -> answers.ModelAnswer:
+        return answers.model_answer(service.classifier)
+
+    def classes(query: Any) -> list[answers.ClassAnswer]:
+        with _told():
+            found = search(service.classifier.taxonomy, query)
+            return [answers.class_answer(service.classifier, node) for node in found]
+
+    one, many = "classify", "label"
+    _endpoint(classify, answers.CLASSIFY, answers.StageAnswer, one, NUM_AT_ONCE)
+    _endpoint(label, answers.LABEL, list[answers.RowAnswer], many, NUM_PILES)
+    _endpoint(model, answers.MODEL, answers.ModelAnswer, "model", NUM_AT_ONCE)
+    _endpoint(classes, answers.CLASSES, list[answers.ClassAnswer], "classes", NUM_AT_ONCE)
+
+
+def _endpoint(function: Callable[..., Any], about: str, result: Any, name: str, at_once: int) -> None:
+    """Add an endpoint; of a generator, every value that it yields has the type `result`."""
+    from gradio.events import api
+
+    function.__annotations__.update({**answers.PARAMETERS[name], "return": result})
+    api(function, api_name=name, api_description=about, concurrency_limit=at_once, concurrency_id=name)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell programs what went wrong in one sentence."""
+    import gradio as gr
+
+    try:
+        yield
+    except HierclassError as error:
+        raise gr.Error(explain(error), print_exception=False) from error

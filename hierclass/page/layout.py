@@ -1,0 +1,47 @@
+"""The page: its tabs and its endpoints around one service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hierclass.page.endpoints import add_endpoints
+from hierclass.page.service import Service
+from hierclass.page.tab_many import place_many
+from hierclass.page.tab_model import place_model
+from hierclass.page.tab_one import place_one
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+QUEUE_LENGTH = 100
+"""Requests that wait at most; the next is told that the page is busy."""
+TITLE = "hierclass: from coarse to fine"
+PRIVACY = (
+    "What you drop goes to the computer that runs this page and nowhere else. "
+    "It is deleted within an hour, or when the page stops."
+)
+NAMED = """() => document.querySelectorAll('[aria-label="common.upload"]')
+  .forEach(each => each.setAttribute('aria-label', 'Upload photographs or zip files'))"""
+"""Gradio leaves the name of a text where the text should be."""
+
+
+def build_page(service: Service, *, card: str = "", examples: Sequence[Path] = ()) -> gr.Blocks:
+    """Lay the page out around a service, with a model card (Markdown) and photographs to try; nothing is started."""
+    import gradio as gr
+
+    page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
+    with page:
+        add_endpoints(service)  # first: what the page itself calls must not take their names
+        gr.Markdown("# From coarse to fine")
+        with gr.Tab("One photograph"):
+            place_one(service, examples)
+        with gr.Tab("Many photographs"):
+            place_many(service)
+        with gr.Tab("The model"):
+            place_model(service, card)
+        gr.Markdown(PRIVACY, elem_classes="privacy")
+        page.load(None, js=NAMED)
+    page.queue(max_size=QUEUE_LENGTH, api_open=False)
+    return page
