@@ -139,6 +139,11 @@ def test_what_is_drawn_is_escaped(classifier: Any) -> None:
     assert "<script>" not in draw_trouble("<script>alert(1)</script>")
 
 
+def test_a_class_without_a_definition_is_explained_by_what_is_below_it(classifier: Any) -> None:
+    assert wording.explain_class(classifier.taxonomy, "dog") == "such as chihuahua, beagle, husky"
+    assert wording.explain_class(classifier.taxonomy, "tabby") == ""
+
+
 def test_definitions_are_shown_and_a_later_step_may_decide_otherwise(tiny_checkpoint: Path) -> None:
     bundled = hierclass.load(device="cpu")
     drawing = draw_steps(bundled, stages_of(bundled))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from hierclass.page.wording import count, percent, reason
+from hierclass.page.wording import count, explain_class, percent, reason
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier, Level
@@ -94,7 +94,7 @@ def _draw_level(classifier: Classifier, level: Level, stages: Sequence[Stage]) -
 
 def _draw_stage(classifier: Classifier, level: Level, stage: Stage, latest: Stage) -> str:
     best, *others = stage.prediction.top(1 + NUM_ALTERNATIVES)
-    meaning = classifier.taxonomy.node(best.synset).definition
+    meaning = explain_class(classifier.taxonomy, best.synset)
     decided = latest.prediction.path[level.index]
     if decided.synset != best.synset:
         note = f'<div class="note">A later step has decided: {escape(decided.label)}</div>'

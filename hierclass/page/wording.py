@@ -11,7 +11,9 @@ from hierclass.stopping import Reason
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
     from hierclass.page.stages import Stage, Wish
+    from taxonomy import Taxonomy
 
+MOST_EXAMPLES = 4
 INTRODUCTION = (
     "A small network first says what **kind** of thing is in your photograph. "
     "Each finer step only adds to what is already computed, until the thing has a name."
@@ -46,6 +48,13 @@ def explain(error: HierclassError) -> str:
         return f"This photograph {error}. Please try another one."
     text = str(error)
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def explain_class(taxonomy: Taxonomy, class_id: str) -> str:
+    """Say what a class means: its definition, or what it has below it; nothing where neither is known."""
+    node = taxonomy.node(class_id)
+    examples = ", ".join(child.name for child in taxonomy.children(class_id)[:MOST_EXAMPLES])
+    return node.definition or (f"such as {examples}" if examples else "")
 
 
 def reason(classifier: Classifier, stages: Sequence[Stage], wish: Wish) -> str:
