@@ -105,9 +105,8 @@ def serve(
         classifier = open_classifier(model, timm, weights, device)
     except HierclassError as error:
         _stop(str(error), 2)
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    for number in _STOPPING:
+        signal.signal(number, _stop_at)
     try:
         with Uploads.opened([EXAMPLES]) as uploads:
             _serve(classifier, uploads, _card(model, timm), host=host, port=port, share=share)
@@ -135,6 +134,7 @@ def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, po
     print(f"hierclass is at {address} (stop it with Ctrl+C)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         page.block_thread()
+    _ignore_signals()
 
 
 def _card(model: Path | None, timm: str | None) -> str:
@@ -152,6 +152,21 @@ def _warm_up(classifier: Classifier) -> None:
 
     for _ in classifier.refine(Image.new("RGB", (64, 64))):
         pass
+
+
+_STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def _stop_at(number: int, _: object) -> None:
+    """End the page because of a signal."""
+    _ignore_signals()
+    sys.exit(128 + number)
+
+
+def _ignore_signals() -> None:
+    """Let nothing interrupt the deletion of uploads."""
+    for number in (signal.SIGINT, *_STOPPING):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(message: str, code: int) -> None:

@@ -98,6 +98,8 @@ def test_a_page_that_is_stopped_leaves_no_uploads_behind(
         upload(f"http://127.0.0.1:{port}", CAT)
         assert len(list(tmp_path.rglob("cat.jpg"))) == 1
         process.send_signal(getattr(signal, name))
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)  # somebody is impatient
         _, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()

@@ -80,6 +80,7 @@ def test_nothing_is_fetched_from_elsewhere_for_a_visitor(path: str, method: str)
         "/gradio_api/component_server",
         "/gradio_api/stream/1",
         "/gradio_api/call/a/b",
+        "/gradio_api/call/show",
         "/login",
         "/x/gradio_api/upload",
         "/",

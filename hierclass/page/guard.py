@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
 from hierclass.errors import HierclassError
+from hierclass.page.answers import PARAMETERS
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -25,7 +26,7 @@ MAX_QUESTION = 1 << 20
 """Bytes of any other request."""
 
 _UPLOAD = re.compile(r"/gradio_api/upload/?")
-_QUESTION = re.compile(r"/gradio_api/(queue/join|run/predict|cancel|reset|call/[a-z]+)/?")
+_QUESTION = re.compile(rf"/gradio_api/(queue/join|run/predict|cancel|reset|call/({'|'.join(PARAMETERS)}))/?")
 """All that is ever sent to the server; what is fetched from it is less dangerous."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 """How an address begins; one letter is a drive of Windows."""
