@@ -72,6 +72,11 @@ class Decision:
         _check_complete(thresholds, num_levels)
         return cls(float(weight), temperatures, thresholds)
 
+    @property
+    def precisions(self) -> list[float]:
+        """The precisions that there are thresholds for, rising."""
+        return sorted({each.precision for each in self.thresholds})
+
     def at(self, precision: float) -> tuple[tuple[Threshold, ...], ...]:
         """Return the thresholds of a precision: `at(0.9)[level][tier]`, for tiers 0 … level of every level.
 
@@ -80,7 +85,7 @@ class Decision:
         """
         found = [each for each in self.thresholds if math.isclose(each.precision, precision)]
         if not found:
-            stored = ", ".join(f"{each:g}" for each in sorted({each.precision for each in self.thresholds}))
+            stored = ", ".join(f"{each:g}" for each in self.precisions)
             raise InputError(
                 f"this model has thresholds for the precisions {stored}, not {precision:g}"
                 if stored

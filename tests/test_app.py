@@ -246,19 +246,28 @@ def test_endpoints_are_described_with_names_and_types(client: Any) -> None:
 # ---- what a request can't do
 
 
-def call(page: Served, endpoint: str, data: list[Any]) -> str:
-    """Call an endpoint without gradio_client, which would upload what is named; return the stream of its events."""
+def ask(page: Served, endpoint: str, data: list[Any]) -> str:
+    """Put a request into the queue without gradio_client, which would upload what is named; return the reply."""
     address = f"{page.address}/gradio_api/call/{endpoint}"
     body = json.dumps({"data": data}).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
-            event = json.load(reply)["event_id"]
+            text: str = reply.read().decode()
     except urllib.error.HTTPError as error:
-        return f"event: error\n{error.code} {error.read().decode()}"
-    with urllib.request.urlopen(f"{address}/{event}", timeout=PATIENCE) as reply:
-        text: str = reply.read().decode()
+        text = f"{error.code} {error.read().decode()}"
     return text
+
+
+def call(page: Served, endpoint: str, data: list[Any]) -> str:
+    """Call an endpoint as `ask` does; return the stream of its events."""
+    text = ask(page, endpoint, data)
+    if "event_id" not in text:
+        return f"event: error\n{text}"
+    address = f"{page.address}/gradio_api/call/{endpoint}/{json.loads(text)['event_id']}"
+    with urllib.request.urlopen(address, timeout=PATIENCE) as reply:
+        events: str = reply.read().decode()
+    return events
 
 
 @pytest.mark.parametrize(
@@ -366,7 +375,7 @@ def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyP
     try:
         refused = 0
         for _ in range(QUEUE_LENGTH + NUM_AT_ONCE + 5):
-            answer = join(page, photo)
+            answer = ask(page, "classify", [photo, 0, None])
             refused += "full" in answer or "503" in answer
             jobs.append(answer)
     finally:
@@ -377,19 +386,6 @@ def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyP
     while time.monotonic() < deadline:
         if client.predict(handle(CAT), 0, api_name="/classify")["level"] == 0:
             break
-
-
-def join(page: Served, photo: dict[str, Any]) -> str:
-    """Put a request into the queue without waiting for its answer."""
-    address = f"{page.address}/gradio_api/call/classify"
-    body = json.dumps({"data": [photo, 0, None]}).encode()
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
-            text: str = reply.read().decode()
-    except urllib.error.HTTPError as error:
-        text = f"{error.code} {error.read().decode()}"
-    return text
 
 
 def test_the_examples_are_there() -> None:

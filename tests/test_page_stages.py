@@ -15,7 +15,7 @@ from hierclass.errors import ImageError, InputError, LevelError
 from hierclass.page import wording
 from hierclass.page.answers import class_answer, model_answer, stage_answer
 from hierclass.page.drawing import draw_headline, draw_numbers, draw_steps, draw_trouble
-from hierclass.page.stages import Wish, climb, make_wish, precisions
+from hierclass.page.stages import Wish, climb, make_wish
 from hierclass.stopping import Reason
 
 
@@ -166,7 +166,7 @@ def test_the_next_higher_precision_is_taken_that_the_model_knows(
     classifier: Any, tiny_checkpoint: Path
 ) -> None:
     model = calibrated(tiny_checkpoint, {0.8: 0.1, 0.95: 0.9})
-    assert precisions(model) == [0.8, 0.95]
+    assert model.decision.precisions == [0.8, 0.95]
     assert make_wish(model, None, 0.8) == Wish(tier=2, precision=0.8)
     assert make_wish(model, 1.0, 0.81) == Wish(tier=1, precision=0.95)
     with pytest.raises(InputError, match="up to 95%"):

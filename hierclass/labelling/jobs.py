@@ -137,9 +137,9 @@ class Run:
             request = dataclasses.replace(request, only=begun.only, exclude=begun.exclude)
         self._check(request)
         job = {"kind": "refine", "where": where, "previews": self.reading.previews, **_to_json(request)}
-        refined = [each for each in manifest["jobs"] if each["kind"] == "refine"]
-        if refined and refined[-1] == job:
-            self._repeat(len(manifest["jobs"]) - 1 - manifest["jobs"][::-1].index(job))
+        refined = [n for n, each in enumerate(manifest["jobs"]) if each["kind"] == "refine"]
+        if refined and manifest["jobs"][refined[-1]] == job:
+            self._repeat(refined[-1])
             return
         self._require_complete(manifest)
         self.folder.tidy()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hierclass.errors import InputError
+from hierclass.page.drawing import draw_table
 from hierclass.page.wording import count, percent
 
 if TYPE_CHECKING:
@@ -39,19 +40,17 @@ def read_card(folder: Path) -> str:
 def draw_levels(classifier: Classifier) -> str:
     """Draw the levels as a table: how fine, how often right, how much work."""
     names = ("step", "names one of", "right, when measured", "multiply-accumulates", "of the full work")
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    rows = []
-    for level in classifier.levels:
-        right = "not measured" if level.accuracy is None else f"{level.accuracy:.1%}"
-        cells = (
+    rows = [
+        (
+            str(level.index + 1),
             f"{level.num_classes:,}",
-            right,
+            "not measured" if level.accuracy is None else f"{level.accuracy:.1%}",
             count(level.macs),
             percent(level.share),
         )
-        values = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row">{level.index + 1}</th>{values}</tr>')
-    return f'<div class="hc-wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        for level in classifier.levels
+    ]
+    return draw_table(names, rows)
 
 
 @functools.lru_cache(maxsize=2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from hierclass.page.about import describe_tiers, model_name
-from hierclass.page.stages import precisions
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -168,7 +167,7 @@ def model_answer(classifier: Classifier) -> ModelAnswer:
     return ModelAnswer(
         name=model_name(classifier),
         digest=classifier.digest,
-        precisions=precisions(classifier),
+        precisions=classifier.decision.precisions,
         levels=[
             LevelAnswer(
                 level=level.index,

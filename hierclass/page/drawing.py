@@ -41,7 +41,6 @@ def draw_steps(classifier: Classifier, stages: Sequence[Stage]) -> str:
 def draw_numbers(classifier: Classifier, stages: Sequence[Stage]) -> str:
     """Draw the technical table behind an answer: what every step computed and how long it took."""
     names = ("level", "answer", "score", "time", "work", "of all")
-    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     rows = []
     for stage in stages:
         step = stage.prediction.path[-1]
@@ -52,15 +51,23 @@ def draw_numbers(classifier: Classifier, stages: Sequence[Stage]) -> str:
             f"{stage.macs / 1e6:,.1f} M",
             percent(stage.share),
         )
-        values = "".join(f"<td>{value}</td>" for value in cells)
-        rows.append(f'<tr><th scope="row">{stage.level}</th>{values}</tr>')
-    if not rows:
-        rows = ['<tr><td colspan="6">Nothing is computed yet.</td></tr>']
+        rows.append((str(stage.level), *cells))
     return (
-        f'<div class="hc-wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f"{draw_table(names, rows, 'Nothing is computed yet.')}"
         '<p class="hc-note">Each row is one step alone: wall-clock time, millions of multiply-accumulates, and their '
         f"share of the {count(classifier.levels[-1].macs)} that the last level takes in all.</p>"
     )
+
+
+def draw_table(names: Sequence[str], rows: Sequence[Sequence[str]], empty: str = "") -> str:
+    """Draw a table of HTML cells, the first of each row its heading; where it has no rows, it says `empty`."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+        for first, *rest in rows
+    )
+    body = body or f'<tr><td colspan="{len(names)}">{empty}</td></tr>'
+    return f'<div class="hc-wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _draw_path(stages: Sequence[Stage]) -> str:

@@ -43,9 +43,8 @@ def add_endpoints(service: Service) -> None:
             found = search(service.classifier.taxonomy, query)
             return [answers.class_answer(service.classifier, node) for node in found]
 
-    one, many = "classify", "label"
-    _endpoint(classify, answers.CLASSIFY, answers.StageAnswer, one, NUM_AT_ONCE)
-    _endpoint(label, answers.LABEL, list[answers.RowAnswer], many, NUM_PILES)
+    _endpoint(classify, answers.CLASSIFY, answers.StageAnswer, "classify", NUM_AT_ONCE)
+    _endpoint(label, answers.LABEL, list[answers.RowAnswer], "label", NUM_PILES)
     _endpoint(model, answers.MODEL, answers.ModelAnswer, "model", NUM_AT_ONCE)
     _endpoint(classes, answers.CLASSES, list[answers.ClassAnswer], "classes", NUM_AT_ONCE)
 

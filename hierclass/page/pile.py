@@ -61,7 +61,6 @@ class Pile:
     photographs: list[Photograph]
     rows: list[Row | None] = field(default_factory=list)
     thumbnails: dict[int, str] = field(default_factory=dict)
-    started: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -125,7 +124,7 @@ def label_pile(classifier: Classifier, pile: Pile, wish: Wish, *, thumbnails: bo
     has an error.
     """
     stopping = Stopping(wish.request, classifier.taxonomy, classifier.decision)
-    pile.started = time.perf_counter()
+    started = time.perf_counter()
     pile.rows = [None if each.path else Row(each.name, each.error) for each in pile.photographs]
     inputs = ((n, Input(os.fspath(each.path))) for n, each in enumerate(pile.photographs) if each.path)
     reading = Reading(batch_size=BATCH_SIZE)
@@ -138,7 +137,7 @@ def label_pile(classifier: Classifier, pile: Pile, wish: Wish, *, thumbnails: bo
                 if thumbnails and row.error is None and each.path is not None:
                     pile.thumbnails[number] = thumbnail(each.path)
                 pile.rows[number] = dataclasses.replace(row, path=each.name)
-            pile.seconds = time.perf_counter() - pile.started
+            pile.seconds = time.perf_counter() - started
             if pile.seconds > MAX_SECONDS and not pile.finished:
                 late = f"was not reached within {MAX_SECONDS:.0f} seconds; send fewer at once, or use hierclass label"
                 pile.rows = [

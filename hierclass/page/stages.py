@@ -80,7 +80,7 @@ def make_wish(classifier: Classifier, level: Any = None, precision: Any = None) 
     tier = classifier.check_level(None if level is None else int(level))
     if precision is None:
         return Wish(tier=tier)
-    known = precisions(classifier)
+    known = classifier.decision.precisions
     if not _is_number(precision) or not 0 < precision <= 1:
         raise InputError(f"the precision is a number above 0, up to 1, not {str(precision)[:40]!r}")
     if not known:
@@ -89,11 +89,6 @@ def make_wish(classifier: Classifier, level: Any = None, precision: Any = None) 
     if not enough:
         raise InputError(f"this model promises answers that are right up to {known[-1]:.0%} of the time")
     return Wish(tier=tier, precision=enough[0])
-
-
-def precisions(classifier: Classifier) -> list[float]:
-    """Return the precisions that a model has thresholds for, rising."""
-    return sorted({each.precision for each in classifier.decision.thresholds})
 
 
 def climb(classifier: Classifier, source: ImageSource, wish: Wish) -> Iterator[Stage]:

@@ -27,9 +27,8 @@ def place_controls(classifier: Classifier) -> Controls:
     import gradio as gr
 
     from hierclass.classifier import run_once
-    from hierclass.page.stages import precisions
 
-    levels, known = classifier.levels, precisions(classifier)
+    levels, known = classifier.levels, classifier.decision.precisions
     info = "Fewer kinds cost less: a finer step that is not needed is never computed."
     if run_once(levels):
         info = "Fewer kinds cost the same: every step runs the whole network."
