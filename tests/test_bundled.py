@@ -53,12 +53,18 @@ def test_every_coarse_class_but_people_falls_apart_in_the_next_tier(bundled: Tax
     assert whole == (["person"] if bundled.name == "cifar-100" else [])
 
 
+def test_leaves_are_told_apart_by_words_and_not_only_by_brackets_or_number(bundled: Taxonomy) -> None:
+    names = [bundled.node(leaf).name.split(" (")[0].lower() for leaf in bundled.leaves]
+    assert sorted(set(names)) == sorted(names)
+    assert not {name + ending for name in names for ending in ("s", "es")} & set(names)
+
+
 def test_the_files_are_what_their_anchors_make(bundled: Taxonomy) -> None:
     folder = files("taxonomy") / "data" / "anchors"
     lines = (folder / f"{bundled.name}.ids.txt").read_text("utf-8").splitlines()
     ids = [line.split()[0] for line in lines]
     anchors = json.loads((folder / f"{bundled.name}.json").read_text("utf-8"))
-    named = dict(line.split(" ", 1) for line in lines) if bundled.name == "cifar-100" else {}
+    named = dict(line.split(" ", 1) for line in lines)
     assert from_synsets(ids, anchors=anchors, name=bundled.name, names=named) == bundled
 
 
@@ -83,7 +89,13 @@ def test_cifar_100_has_its_official_classes_and_superclasses() -> None:
         ("imagenet-1k", "n02085620", ["mammal", "dog", "Chihuahua"]),
         ("imagenet-1k", "n02129165", ["mammal", "wild cat", "lion"]),
         ("imagenet-1k", "n02012849", ["bird", "stork, heron or crane", "crane (bird)"]),
+        ("imagenet-1k", "n03126707", ["building or structure", "tower, pole or crane", "construction crane"]),
         ("imagenet-1k", "n04285008", ["vehicle", "car", "sports car"]),
+        ("imagenet-1k", "n02134084", ["mammal", "bear or panda", "polar bear"]),
+        ("imagenet-1k", "n03425413", ["device or machine", "machine or machine part", "gas pump"]),
+        ("imagenet-1k", "n03141823", ["device or machine", "measuring or medical device", "crutch"]),
+        ("imagenet-1k", "n04423845", ["tool, weapon or stationery", "tool, broom or mop", "thimble"]),
+        ("imagenet-1k", "n13133613", ["food or drink", "vegetable", "ear of corn"]),
     ],
 )
 def test_paths_read_as_people_would_say_them(name: str, leaf: str, path: list[str]) -> None:
