@@ -2,8 +2,9 @@
 
 Read it in this order: `channels` (which channels must share a level), `flow` and `rules` (how a layer is cut),
 `functions` (how calls of traced code are), `trace` and `graph` (a timm model is read), `program` and `slices` (levels
-run), `regroup` (images change their batch on the way), `heads` (levels answer), `prefix`, `blocks` and `masks` (the
-other structures), `structures` (the table of them), `proof` (what must hold), `backbone` (timm's models), `build`
+run), `regroup` (images change their batch on the way), `heads` (levels answer), `prefix` with `sharing` and
+`level_graph` (levels as graphs over shared weights), `blocks` and `masks` (the other structures), `structures` (the
+table of them), `importance` (which channels come first), `proof` (what must hold), `backbone` (timm's models), `build`
 (`nest` puts all together).
 """
 
