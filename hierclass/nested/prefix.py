@@ -356,9 +356,11 @@ def nest_prefix(
     layers: dict[str, list[nn.Module]] = {}
     programs: list[Program] = []
     parts: dict[int, list[Part]] = {}
+    taken = Program((), {}, ())
     for level, (analysis, blocks) in enumerate(zip(analyses, left_out, strict=True)):
-        traced = dataclasses.replace(analysis.trace, backbone=numbered.backbone)
-        taken = write_program(dataclasses.replace(analysis, trace=traced))
+        if not level or analysis is not analyses[level - 1]:  # equally wide levels take the same weights
+            traced = dataclasses.replace(analysis.trace, backbone=numbered.backbone)
+            taken = write_program(dataclasses.replace(analysis, trace=traced))
         programs.append(leave_out(write_program(analysis), analysis, blocks))
         parts[level] = []
         for name, (layer,) in programs[-1].layers.items():

@@ -47,9 +47,8 @@ def _make_slices(wanted: Wanted) -> NestedNetwork:
 def _make_prefix(wanted: Wanted) -> NestedNetwork:
     analysis = analyse(wanted.backbone, distinct_widths(wanted.shares, wanted.sharing), wanted.input_size)
     blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
-    steps = sorted(set(wanted.shares))
-    analyses = [seen_by(analysis, steps.index(width)) for width in wanted.shares]
-    return _nest_dense(wanted, "prefix", analyses, blocks)
+    seen = {width: seen_by(analysis, step) for step, width in enumerate(sorted(set(wanted.shares)))}
+    return _nest_dense(wanted, "prefix", [seen[width] for width in wanted.shares], blocks)
 
 
 def distinct_widths(widths: Sequence[float], sharing: Sharing) -> tuple[float, ...]:
