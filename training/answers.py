@@ -87,12 +87,16 @@ class Answers:
             found.insert(0, taxonomy.parent_classes(tier)[found[0]])
         return found
 
-    def count_right(self, weight: int, level: int, taxonomy: Taxonomy) -> list[int]:
-        """How many images have each tier 0 … level right when a level is asked, by a weight's index."""
+    def right(self, weight: int, level: int, taxonomy: Taxonomy) -> list[npt.NDArray[np.bool_]]:
+        """Which images (N,) have each tier 0 … level right when a level is asked, by a weight's index."""
         return [
-            int((answer == taxonomy.projection(tier)[self.leaves]).sum())
+            answer == taxonomy.projection(tier)[self.leaves]
             for tier, answer in enumerate(self.path(weight, level, taxonomy))
         ]
+
+    def count_right(self, weight: int, level: int, taxonomy: Taxonomy) -> list[int]:
+        """How many images have each tier 0 … level right when a level is asked, by a weight's index."""
+        return [int(flags.sum()) for flags in self.right(weight, level, taxonomy)]
 
     def chosen(self, lower_weight: float | str, taxonomy: Taxonomy) -> int:
         """Index of a lower weight; "auto": that with most right answers, each level on its tier, first of equals."""

@@ -7,8 +7,9 @@ from typing import Any
 
 from taxonomy import Taxonomy
 from training.recipe import Recipe
-from training.reports import clock
+from training.reports import Rows, answer_rows, clock, coverage_rows, with_weighted
 from training.run import make_architecture
+from training.weighting import weighting_sentence
 
 CALIBRATION = "## Calibration"
 HOW_MADE = "## How it was made"
@@ -85,32 +86,36 @@ def _nesting(recipe: Mapping[str, Any], num_levels: int) -> str:
 
 
 def _level_table(results: Mapping[str, Any]) -> list[str]:
+    heads = ["level", "classes", "top-1", "95% interval", "multiply-accumulates", "share", "parameters"]
     rows = [
-        f"| {row['level']} | {row['classes']} | {row['top1']:.1%} | {row['interval'][0]:.1%} to "
-        f"{row['interval'][1]:.1%} | {row['macs'] / 1e6:.1f} M | {row['share']:.3f} | {row['parameters']:,} |"
+        [
+            str(row["level"]),
+            str(row["classes"]),
+            with_weighted(row["top1"], row.get("weighted_top1")),
+            f"{row['interval'][0]:.1%} to {row['interval'][1]:.1%}",
+            f"{row['macs'] / 1e6:.1f} M",
+            f"{row['share']:.3f}",
+            f"{row['parameters']:,}",
+        ]
         for row in results["levels"]
     ]
-    return [
-        "| level | classes | top-1 | 95% interval | multiply-accumulates | share | parameters |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        *rows,
-    ]
+    return _table((heads, rows))
 
 
 def _answer_table(results: Mapping[str, Any]) -> list[str]:
-    tiers = range(len(results["levels"]))
-    rows = [
-        f"| {level} | " + " | ".join(f"{row[tier]:.1%}" if tier < len(row) else "" for tier in tiers) + " |"
-        for level, row in enumerate(results["answers"])
-    ]
+    weighted = "; in brackets with images weighted as below" if results.get("weighted_answers") else ""
     return [
         "How often each tier of the answer is right, by the level that is asked (lower levels count with "
-        f"weight {results['lower_weight']:g}):",
+        f"weight {results['lower_weight']:g}{weighted}):",
         "",
-        "| level asked | " + " | ".join(f"tier {tier}" for tier in tiers) + " |",
-        "| --- | " + " | ".join("---" for _ in tiers) + " |",
-        *rows,
+        *_table(answer_rows(results)),
     ]
+
+
+def _table(heads_and_rows: Rows) -> list[str]:
+    heads, rows = heads_and_rows
+    lines = [heads, ["---"] * len(heads), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _consensus_table(results: Mapping[str, Any]) -> list[str]:
@@ -150,9 +155,10 @@ def _calibration_section(found: Mapping[str, Any] | None) -> list[str]:
         "",
         f"Each level's scores are divided by a temperature on the logarithmic scale, fitted to {found['images']} "
         "held-out images. What ships is fitted to all of them; what it is worth was measured cross-fitted: fitted "
-        "on a random half, measured on the other, both ways. Calibration error: 15 bins of equal width, of the "
-        "score of the level's answer on its own tier.",
+        f"on a random half, measured on the other, both ways{_often(found)}. Calibration error: 15 bins of equal "
+        "width, of the score of the level's answer on its own tier.",
         "",
+        *([weighting_sentence(known, found["images"]), ""] if (known := found.get("known_top1")) else []),
         "| level | temperature | negative log-likelihood | Brier score | calibration error |",
         "| --- | --- | --- | --- | --- |",
         *(
@@ -170,7 +176,17 @@ def _calibration_section(found: Mapping[str, Any] | None) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *map(_threshold_row, found["thresholds"]),
         "",
+        "Coverage by the wanted rate of right answers: of what ships, on all the images, and in brackets cross-fitted.",
+        "",
+        *_table(coverage_rows(found["thresholds"])),
+        "",
     ]
+
+
+def _often(found: Mapping[str, Any]) -> str:
+    """That thresholds were measured on more than one split into halves, if they were."""
+    splits = found.get("splits", 1)  # absent from models of older versions
+    return f" (thresholds: mean of {splits} such splits)" if splits > 1 else ""
 
 
 def _threshold_row(row: Mapping[str, Any]) -> str:
