@@ -244,7 +244,7 @@ def evaluate(
     dev_share: options.OnlyDevShare = None,
     known_top1: options.KnownTop1 = None,
     seed: options.Seed = D.seed,
-    batch_size: options.EvaluationBatch = 256,
+    batch_size: options.EvaluationBatch = None,
     workers: options.Workers = 1,
     threads: options.Threads = None,
 ) -> None:
@@ -311,7 +311,7 @@ def calibrate(
     dev_share: options.OnlyDevShare = None,
     known_top1: options.KnownTop1 = None,
     seed: options.Seed = D.seed,
-    batch_size: options.EvaluationBatch = 256,
+    batch_size: options.EvaluationBatch = None,
     workers: options.Workers = 1,
     threads: options.Threads = None,
 ) -> None:

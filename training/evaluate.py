@@ -166,8 +166,8 @@ class Options(TypedDict, total=False):
     """Of that split; 0."""
     known_top1: float | None
     """The last level's top-1 on representative images: `training.weighting`. Default: all images count the same."""
-    batch_size: int
-    """Images per call of the network; 256."""
+    batch_size: int | None
+    """Images per call of the network. Default: `training.answers.suitable_batch`."""
     workers: int
     """Processes that prepare images; 1."""
     threads: int | None
@@ -202,7 +202,7 @@ def run_model(
         device,
         taxonomy,
         lower_weights=weights_to_try(decision.lower_weight),
-        batch_size=options.get("batch_size", 256),
+        batch_size=options.get("batch_size"),
         workers=options.get("workers", 1),
     )
     known_top1 = options.get("known_top1")

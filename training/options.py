@@ -147,7 +147,10 @@ Limit = Annotated[int | None, typer.Option(help="Use the first N training images
 Epochs = Annotated[
     int | None, typer.Option(min=1, help="Passes over the images. Default: by how many there are.")
 ]
-EvaluationBatch = Annotated[int, typer.Option(min=1, help="Images that are answered at once.")]
+EvaluationBatch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images that are answered at once. Default: by their size and the device."),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(min=1, help="Images per update, over all processes. Default: by how many there are."),

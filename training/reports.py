@@ -12,7 +12,7 @@ from rich.table import Table
 
 Rows = tuple[list[str], list[list[str]]]
 """Heads and rows of a table, as text."""
-TEMPERATURE_HEADS = ("level", "temperature", "likelihood loss", "Brier score", "calibration error")
+TEMPERATURE_HEADS = ["level", "temperature", "likelihood loss", "Brier score", "calibration error"]
 
 
 def clock(seconds: float) -> str:
@@ -102,27 +102,27 @@ class Reporter:
 
 
 def level_table(levels: Sequence[Mapping[str, Any]], *, title: str) -> Table:
-    """A table of levels: tier, classes, accuracy with its interval, multiply-accumulates, parameters.
+    """A table of levels: tier, classes, accuracy with its interval, multiply-accumulates, parameters."""
+    return _table(title, *level_rows(levels))
 
-    Accuracy has the weighted one in brackets where images have weights.
-    """
-    heads = ("level", "tier", "classes", "accuracy", "95% interval", "MACs", "share", "parameters")
-    rows = []
-    for row in levels:
-        low, high = row["interval"]
-        rows.append(
-            [
-                str(row["level"]),
-                str(row["tier"]),
-                str(row["classes"]),
-                with_weighted(row["top1"], row.get("weighted_top1")),
-                f"{low:.1%} to {high:.1%}",
-                f"{row['macs'] / 1e6:.1f} M",
-                f"{row['share']:.3f}",
-                f"{row['parameters']:,}",
-            ]
-        )
-    return _table(title, heads, rows)
+
+def level_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
+    """Heads and rows of `level_table`: accuracies as `with_weighted` writes them."""
+    heads = ["level", "tier", "classes", "accuracy", "95% interval", "MACs", "share", "parameters"]
+    rows = [
+        [
+            str(row["level"]),
+            str(row["tier"]),
+            str(row["classes"]),
+            with_weighted(row["top1"], row.get("weighted_top1")),
+            _interval(row["interval"]),
+            f"{row['macs'] / 1e6:.1f} M",
+            f"{row['share']:.3f}",
+            f"{row['parameters']:,}",
+        ]
+        for row in levels
+    ]
+    return heads, rows
 
 
 def answer_table(results: Mapping[str, Any]) -> Table:
@@ -136,13 +136,13 @@ def answer_rows(results: Mapping[str, Any]) -> Rows:
     weighted = results.get("weighted_answers") or [[None] * levels] * levels
     rows = []
     for level, shares in enumerate(results["answers"]):
-        cells = list(map(with_weighted, shares, weighted[level]))
+        cells = [with_weighted(*pair) for pair in zip(shares, weighted[level], strict=False)]
         rows.append([str(level), *cells, *[""] * (levels - len(cells))])
     return ["level asked", *(f"tier {tier}" for tier in range(levels))], rows
 
 
 def with_weighted(share: float, weighted: float | None) -> str:
-    """An accuracy, and in brackets the weighted one if images have weights."""
+    """An accuracy, and in brackets the one with weighted images, if they have weights."""
     return f"{share:.1%}" if weighted is None else f"{share:.1%} ({weighted:.1%})"
 
 
@@ -171,36 +171,33 @@ def measure_table(measures: Mapping[str, Any], *, title: str) -> Table:
 
 def calibration_table(found: Mapping[str, Any]) -> Table:
     """A table of temperatures and what they are worth, from what `training.calibration.to_results` gives."""
-    rows = []
-    for row in found["levels"]:
-        before, after = row["before"], row["after"]
-        rows.append(
-            [
-                str(row["level"]),
-                f"{row['temperature']:.3f}",
-                f"{before['nll']:.3f} to {after['nll']:.3f}",
-                f"{before['brier']:.3f} to {after['brier']:.3f}",
-                f"{before['ece'][-1]:.1%} to {after['ece'][-1]:.1%}",
-            ]
-        )
-    return _table(f"calibration, cross-fitted on {found['images']} images", TEMPERATURE_HEADS, rows)
+    return _table(
+        f"calibration, cross-fitted on {found['images']} images", *calibration_rows(found["levels"])
+    )
 
 
-def stored_table(stored: Mapping[str, Any]) -> Table:
-    """A table of what a model's own temperatures are worth, from `training.calibration.measure_decision`."""
+def calibration_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
+    """Heads and rows of `calibration_table`: measures before and after temperature."""
     rows = [
         [
             str(row["level"]),
             f"{row['temperature']:.3f}",
-            f"{row['nll']:.3f}",
-            f"{row['brier']:.3f}",
-            f"{row['ece'][-1]:.1%}",
+            *map("{} to {}".format, _measures(row["before"]), _measures(row["after"])),
         ]
-        for row in stored["levels"]
+        for row in levels
     ]
-    return _table(
-        f"the temperatures stored in the model, on {stored['images']} images", TEMPERATURE_HEADS, rows
-    )
+    return TEMPERATURE_HEADS, rows
+
+
+def stored_table(stored: Mapping[str, Any]) -> Table:
+    """A table of what a model's own temperatures are worth, from `training.calibration.measure_decision`."""
+    rows = [[str(row["level"]), f"{row['temperature']:.3f}", *_measures(row)] for row in stored["levels"]]
+    title = f"the temperatures stored in the model, on {stored['images']} images"
+    return _table(title, TEMPERATURE_HEADS, rows)
+
+
+def _measures(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row['nll']:.3f}", f"{row['brier']:.3f}", f"{row['ece'][-1]:.1%}"]
 
 
 def coverage_table(thresholds: Sequence[Mapping[str, Any]]) -> Table:
@@ -225,21 +222,18 @@ def coverage_rows(thresholds: Sequence[Mapping[str, Any]]) -> Rows:
     return ["level asked", "tier", *(f"{rate:.0%}" for rate in rates)], rows
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title)
-    for head in heads:
-        table.add_column(head, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def threshold_table(rows: Sequence[Mapping[str, Any]], *, how: str = "cross-fitted") -> Table:
+def threshold_table(thresholds: Sequence[Mapping[str, Any]], *, how: str = "cross-fitted") -> Table:
     """A table of thresholds with the coverage they were found with, and how often answers are right and given.
 
     ``how`` says on what the last three columns were measured.
     """
-    heads = (
+    title = f"scores from which on answers are right at a rate (measured: {how})"
+    return _table(title, *threshold_rows(thresholds))
+
+
+def threshold_rows(thresholds: Sequence[Mapping[str, Any]]) -> Rows:
+    """Heads and rows of `threshold_table`."""
+    heads = [
         "level",
         "tier",
         "wanted",
@@ -248,21 +242,34 @@ def threshold_table(rows: Sequence[Mapping[str, Any]], *, how: str = "cross-fitt
         "right",
         "95% interval",
         "coverage measured",
-    )
-    cells = []
-    for row in rows:
+    ]
+    rows = []
+    for row in thresholds:
         measured = row["measured"]
-        interval = measured["interval"]
-        cells.append(
+        given = measured["interval"] is not None
+        rows.append(
             [
                 str(row["level"]),
                 str(row["tier"]),
                 f"{row['precision']:.0%}",
                 "none" if row["score"] is None else f"{row['score']:.3f}",
                 f"{row['coverage']:.1%}",
-                "" if interval is None else f"{measured['precision']:.1%}",
-                "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}",
+                f"{measured['precision']:.1%}" if given else "",
+                _interval(measured["interval"]) if given else "",
                 f"{measured['coverage']:.1%}",
             ]
         )
-    return _table(f"scores from which on answers are right at a rate (measured: {how})", heads, cells)
+    return heads, rows
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.1%} to {ends[1]:.1%}"
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
