@@ -100,8 +100,9 @@ def _first_levels(results: Any, levels: int) -> Any:
     # What measures the leaves does not hold for the tier that is the last one now.
     cut = {key: value for key, value in results.items() if key != "finest"}
     cut["levels"] = _with_shares(rows[:levels])
-    if isinstance(answers := cut.pop("answers", None), list):
-        cut["answers"] = answers[:levels]
+    for name in ("answers", "weighted_answers"):
+        if isinstance(answers := cut.pop(name, None), list):
+            cut[name] = answers[:levels]
     consensus = cut.pop("consensus", None)
     if isinstance(consensus, list) and all(_is_measured(row) for row in consensus):
         cut["consensus"] = [{**row, "top1": row["top1"][:levels]} for row in consensus]

@@ -7,8 +7,17 @@ from typing import Any
 
 from taxonomy import Taxonomy
 from training.recipe import Recipe
-from training.reports import clock
+from training.reports import (
+    Rows,
+    answer_rows,
+    calibration_rows,
+    clock,
+    coverage_rows,
+    level_rows,
+    threshold_rows,
+)
 from training.run import make_architecture
+from training.weighting import weighting_sentence
 
 CALIBRATION = "## Calibration"
 HOW_MADE = "## How it was made"
@@ -33,7 +42,7 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             + (" and the weight of the lower levels" if recipe.get("consensus", "auto") == "auto" else "")
             + ", so these figures are slightly optimistic.",
             "",
-            *_level_table(results),
+            *_table(level_rows(results["levels"])),
             "",
             *_answer_table(results),
             "",
@@ -84,61 +93,42 @@ def _nesting(recipe: Mapping[str, Any], num_levels: int) -> str:
     return f"cut by structure `{architecture.structure}` at {given}"
 
 
-def _level_table(results: Mapping[str, Any]) -> list[str]:
-    rows = [
-        f"| {row['level']} | {row['classes']} | {row['top1']:.1%} | {row['interval'][0]:.1%} to "
-        f"{row['interval'][1]:.1%} | {row['macs'] / 1e6:.1f} M | {row['share']:.3f} | {row['parameters']:,} |"
-        for row in results["levels"]
-    ]
-    return [
-        "| level | classes | top-1 | 95% interval | multiply-accumulates | share | parameters |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        *rows,
-    ]
-
-
 def _answer_table(results: Mapping[str, Any]) -> list[str]:
-    tiers = range(len(results["levels"]))
-    rows = [
-        f"| {level} | " + " | ".join(f"{row[tier]:.1%}" if tier < len(row) else "" for tier in tiers) + " |"
-        for level, row in enumerate(results["answers"])
-    ]
+    weighted = "; in brackets with images weighted as below" if results.get("weighted_answers") else ""
     return [
         "How often each tier of the answer is right, by the level that is asked (lower levels count with "
-        f"weight {results['lower_weight']:g}):",
+        f"weight {results['lower_weight']:g}{weighted}):",
         "",
-        "| level asked | " + " | ".join(f"tier {tier}" for tier in tiers) + " |",
-        "| --- | " + " | ".join("---" for _ in tiers) + " |",
-        *rows,
+        *_table(answer_rows(results)),
     ]
+
+
+def _table(heads_and_rows: Rows) -> list[str]:
+    heads, rows = heads_and_rows
+    lines = [heads, ["---"] * len(heads), *rows]
+    return ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
 
 
 def _consensus_table(results: Mapping[str, Any]) -> list[str]:
-    levels = [f"level {row['level']}" for row in results["levels"]]
+    heads = ["weight", *(f"level {row['level']}" for row in results["levels"])]
     rows = [
-        f"| {row['lower_weight']:g} | " + " | ".join(f"{top1:.1%}" for top1 in row["top1"]) + " |"
+        [f"{row['lower_weight']:g}", *(f"{top1:.1%}" for top1 in row["top1"])]
         for row in results.get("consensus", ())  # absent from runs of older versions
     ]
     return [
         f"What a consensus of the levels is worth: top-1 of each level by the weight of the levels below it; 0: "
         f"it answers alone. The model uses {results['lower_weight']:g}.",
         "",
-        "| weight | " + " | ".join(levels) + " |",
-        "| --- | " + " | ".join("---" for _ in levels) + " |",
-        *rows,
+        *_table((heads, rows)),
     ]
 
 
 def _measure_table(measures: Mapping[str, Any]) -> list[str]:
-    rows = [
-        f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in measures.items() if value is not None
-    ]
+    rows = [[name.replace("_", " "), f"{value:.4f}"] for name, value in measures.items() if value is not None]
     return [
         "The finest level's own head, by the measures of `training/metrics.py`:",
         "",
-        "| measure | value |",
-        "| --- | --- |",
-        *rows,
+        *_table((["measure", "value"], rows)),
     ]
 
 
@@ -150,41 +140,29 @@ def _calibration_section(found: Mapping[str, Any] | None) -> list[str]:
         "",
         f"Each level's scores are divided by a temperature on the logarithmic scale, fitted to {found['images']} "
         "held-out images. What ships is fitted to all of them; what it is worth was measured cross-fitted: fitted "
-        "on a random half, measured on the other, both ways. Calibration error: 15 bins of equal width, of the "
-        "score of the level's answer on its own tier.",
+        f"on a random half, measured on the other, both ways{_often(found)}. Calibration error: 15 bins of equal "
+        "width, of the score of the level's answer on its own tier.",
         "",
-        "| level | temperature | negative log-likelihood | Brier score | calibration error |",
-        "| --- | --- | --- | --- | --- |",
-        *(
-            f"| {row['level']} | {row['temperature']:.3f} | {row['before']['nll']:.3f} → {row['after']['nll']:.3f}"
-            f" | {row['before']['brier']:.3f} → {row['after']['brier']:.3f} | {row['before']['ece'][-1]:.1%} → "
-            f"{row['after']['ece'][-1]:.1%} |"
-            for row in found["levels"]
-        ),
+        *([weighting_sentence(known, found["images"]), ""] if (known := found.get("known_top1")) else []),
+        *_table(calibration_rows(found["levels"])),
         "",
         "Thresholds: answers to a tier whose score reaches the threshold are right at the wanted rate (on all the "
         "images, the lower end of the one-sided 95% Wilson interval of their share of right ones reaches it). "
         "Coverage: share of the images whose answer is given. What was measured is cross-fitted.",
         "",
-        "| level asked | tier | wanted | from score | coverage | measured: right | 95% interval | coverage |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *map(_threshold_row, found["thresholds"]),
+        *_table(threshold_rows(found["thresholds"])),
+        "",
+        "Coverage by the wanted rate of right answers: of what ships, on all the images, and in brackets cross-fitted.",
+        "",
+        *_table(coverage_rows(found["thresholds"])),
         "",
     ]
 
 
-def _threshold_row(row: Mapping[str, Any]) -> str:
-    measured, score = row["measured"], row["score"]
-    interval = measured["interval"]
-    right = (
-        "| |"
-        if interval is None
-        else f"{measured['precision']:.1%} | {interval[0]:.1%} to {interval[1]:.1%} |"
-    )
-    return (
-        f"| {row['level']} | {row['tier']} | {row['precision']:.0%} | {'none' if score is None else f'{score:.3f}'} "
-        f"| {row['coverage']:.1%} | {right} {measured['coverage']:.1%} |"
-    )
+def _often(found: Mapping[str, Any]) -> str:
+    """That thresholds were measured on more than one split into halves, if they were."""
+    splits = found.get("splits", 1)  # absent from models of older versions
+    return f" (thresholds: mean of {splits} such splits)" if splits > 1 else ""
 
 
 def _list(value: Any) -> str:

@@ -242,8 +242,9 @@ def evaluate(
     ] = None,
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
+    known_top1: options.KnownTop1 = None,
     seed: options.Seed = D.seed,
-    batch_size: options.EvaluationBatch = 256,
+    batch_size: options.EvaluationBatch = None,
     workers: options.Workers = 1,
     threads: options.Threads = None,
 ) -> None:
@@ -264,9 +265,14 @@ def evaluate(
         if json_ is not None:
             write_json(json_, results)
         if report is not None:
-            held_out = {"--dev-from": dev_from, "--dev-share": dev_share, "--seed": seed or None}
+            given = {
+                "--dev-from": dev_from,
+                "--dev-share": dev_share,
+                "--known-top1": known_top1,
+                "--seed": seed or None,
+            }
             write_report(
-                report, run, results, model=str(model), command=_evaluate_command(model, images, held_out)
+                report, run, results, model=str(model), command=_evaluate_command(model, images, given)
             )
             print(f"report: {report / 'report.html'}")
 
@@ -303,8 +309,9 @@ def calibrate(
     data: options.Data = None,
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
+    known_top1: options.KnownTop1 = None,
     seed: options.Seed = D.seed,
-    batch_size: options.EvaluationBatch = 256,
+    batch_size: options.EvaluationBatch = None,
     workers: options.Workers = 1,
     threads: options.Threads = None,
 ) -> None:
@@ -321,12 +328,16 @@ def calibrate(
 def _show_calibration(results: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from training.reports import calibration_table, stored_table, threshold_table
+    from training.reports import calibration_table, coverage_table, stored_table, threshold_table
+    from training.weighting import weighting_sentence
 
     console = Console()
     if found := results["calibration"]:
+        if known := found["known_top1"]:
+            console.print(weighting_sentence(known, found["images"]), highlight=False)
         console.print(calibration_table(found))
         console.print(threshold_table(found["thresholds"]))
+        console.print(coverage_table(found["thresholds"]))
     if stored := results.get("stored"):
         console.print(stored_table(stored))
         console.print(threshold_table(stored["thresholds"], how="those stored in the model"))
@@ -339,10 +350,11 @@ def _show_calibration(results: dict[str, Any]) -> None:
 def _show(results: dict[str, Any], title: str) -> None:
     from rich.console import Console
 
-    from training.reports import consensus_table, level_table, measure_table
+    from training.reports import answer_table, consensus_table, level_table, measure_table
 
     console = Console()
     console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
+    console.print(answer_table(results))
     console.print(consensus_table(results))
     console.print(measure_table(results["finest"], title="finest level"))
     balanced = " / ".join(f"{row['balanced']:.1%}" for row in results["levels"])

@@ -27,6 +27,7 @@ from training.answers import Answers, collect_answers, weights_to_try
 from training.calibration import LevelCalibration
 from training.data import ImageSet, read_images, split
 from training.outputs import update_card
+from training.weighting import Weighting, check_known_top1, weigh
 
 
 def summarise(
@@ -35,6 +36,7 @@ def summarise(
     answers: Answers,
     consensus: float | str = "auto",
     found: list[LevelCalibration] | None = None,
+    weighting: Weighting | None = None,
 ) -> dict[str, Any]:
     """All measures of a network's answers as JSON values.
 
@@ -44,13 +46,16 @@ def summarise(
     were measured with: ``consensus``, or the best of those tried where that is "auto"; ``consensus`` every
     level's top-1 with each weight tried; ``finest`` the hierarchical measures of the finest level;
     ``calibration`` what `training.calibration` fits and says, None where the images are too few for it;
-    ``found`` is that, if it was fitted already, with the same consensus.
+    ``found`` is that, if it was fitted already, with the same consensus and ``weighting``. Accuracies count all images
+    the same; beside them, ``weighted_top1`` of a level and ``weighted_answers`` count them by ``weighting``, and are
+    None without one.
     """
     count, best = len(answers.leaves), answers.chosen(consensus, taxonomy)
     lower_weight = answers.lower_weights[best]
-    found = found or calibrated(answers, taxonomy, lower_weight)
+    found = found or calibrated(answers, taxonomy, lower_weight, weighting)
     costs = answer_costs(network, lower_weight)
     right = [answers.count_right(best, level, taxonomy) for level in range(len(costs))]
+    weighted = _weighted_answers(answers, best, taxonomy, weighting) if weighting else None
     levels = []
     for level, cost in enumerate(costs):
         top1 = right[level][level] / count
@@ -61,6 +66,7 @@ def summarise(
                 "classes": taxonomy.num_classes[level],
                 "top1": top1,
                 "interval": list(metrics.wilson_interval(top1, count)),
+                "weighted_top1": weighted[level][level] if weighted else None,
                 "balanced": metrics.balanced_accuracy(
                     answers.own[level], taxonomy.projection(level)[answers.leaves]
                 ),
@@ -74,6 +80,7 @@ def summarise(
         "unreadable": len(answers.errors),
         "levels": levels,
         "answers": [[share / count for share in row] for row in right],
+        "weighted_answers": weighted,
         "lower_weight": lower_weight,
         "consensus": [
             {
@@ -83,15 +90,33 @@ def summarise(
             for w, weight in enumerate(answers.lower_weights)
         ],
         "finest": finest_measures(answers, taxonomy),
-        "calibration": calibration.to_results(found) if found else None,
+        "calibration": calibration.to_results(found, weighting) if found else None,
     }
 
 
-def calibrated(answers: Answers, taxonomy: Taxonomy, lower_weight: float) -> list[LevelCalibration] | None:
-    """What `training.calibration.calibrate` fits to the answers; None where they are too few."""
-    if len(answers.kept) < calibration.MIN_IMAGES:
+def _weighted_answers(
+    answers: Answers, weight: int, taxonomy: Taxonomy, weighting: Weighting
+) -> list[list[float]]:
+    """Accuracy on tier j when level k is asked, images counted by their weights: [k][j]."""
+    return [
+        [
+            float(np.average(flags, weights=weighting.weights))
+            for flags in answers.right(weight, level, taxonomy)
+        ]
+        for level in range(taxonomy.num_tiers)
+    ]
+
+
+def calibrated(
+    answers: Answers, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
+) -> list[LevelCalibration] | None:
+    """What `training.calibration.calibrate` fits to the answers; None where they are too few.
+
+    With a weighting too few images are refused, as there: a share of so few says nothing of how they differ.
+    """
+    if len(answers.kept) < calibration.MIN_IMAGES and weighting is None:
         return None
-    return calibration.calibrate(answers, taxonomy, lower_weight)
+    return calibration.calibrate(answers, taxonomy, lower_weight, weighting)
 
 
 def finest_measures(answers: Answers, taxonomy: Taxonomy) -> dict[str, float | None]:
@@ -117,7 +142,8 @@ class Evaluation:
     """A stored model, the labelled images it was run on, and what it answered.
 
     ``digest`` names the model's files; models of before there were digests have none. ``calibration`` is what the
-    images say of the scores (`training.calibration.calibrate`), None where they are too few.
+    images say of the scores (`training.calibration.calibrate`), None where they are too few; ``weighting`` how much
+    each counts in that, None: all the same.
     """
 
     checkpoint: Checkpoint
@@ -126,6 +152,7 @@ class Evaluation:
     images: ImageSet
     answers: Answers
     calibration: list[LevelCalibration] | None
+    weighting: Weighting | None
 
 
 class Options(TypedDict, total=False):
@@ -137,8 +164,10 @@ class Options(TypedDict, total=False):
     """Only the share of every class that `training.data.split` holds out. Default: all."""
     seed: int
     """Of that split; 0."""
-    batch_size: int
-    """Images per call of the network; 256."""
+    known_top1: float | None
+    """The last level's top-1 on representative images: `training.weighting`. Default: all images count the same."""
+    batch_size: int | None
+    """Images per call of the network. Default: `training.answers.suitable_batch`."""
     workers: int
     """Processes that prepare images; 1."""
     threads: int | None
@@ -150,30 +179,57 @@ def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Opti
 
     Raises `CheckpointError` for the model and `InputError` for the data.
     """
-    if threads := options.get("threads"):
-        torch.set_num_threads(threads)
-    device = Accelerator().device
+    device = _prepare(options)
     checkpoint = load_checkpoint(path, device=str(device))
-    dev_from, dev_share = options.get("dev_from"), options.get("dev_share")
-    part_given = dev_from is not None or dev_share is not None
-    images = read_images(data, checkpoint.taxonomy, held_out_only=not part_given)
-    if part_given:
-        _, dev = split(images, dev_from=dev_from, dev_share=dev_share or 0.0, seed=options.get("seed", 0))
-        images = images.subset(dev)
-    digest = read_config(Path(path)).get(DIGEST)
-    decision = Decision.from_dict(checkpoint.decision, checkpoint.network.num_levels)
+    return run_model(checkpoint, data, digest=read_config(Path(path)).get(DIGEST), **options)
+
+
+def run_model(
+    checkpoint: Checkpoint, data: Sequence[str], *, digest: str | None = None, **options: Unpack[Options]
+) -> Evaluation:
+    """Run a model that is loaded already, `hierclass.from_timm` say, as `run_checkpoint` does.
+
+    Raises `InputError` for the data.
+    """
+    device = _prepare(options)
+    network, taxonomy = checkpoint.network.to(device), checkpoint.taxonomy
+    images = _labelled(data, taxonomy, options)
+    decision = Decision.from_dict(checkpoint.decision, network.num_levels)
     answers = collect_answers(
-        checkpoint.network,
+        network,
         images,
         checkpoint.preprocessing,
         device,
-        checkpoint.taxonomy,
+        taxonomy,
         lower_weights=weights_to_try(decision.lower_weight),
-        batch_size=options.get("batch_size", 256),
+        batch_size=options.get("batch_size"),
         workers=options.get("workers", 1),
     )
-    found = calibrated(answers, checkpoint.taxonomy, decision.lower_weight)
-    return Evaluation(checkpoint, digest, decision, images, answers, found)
+    known_top1 = options.get("known_top1")
+    weighting = None if known_top1 is None else weigh(answers, known_top1)
+    found = calibrated(answers, taxonomy, decision.lower_weight, weighting)
+    return Evaluation(checkpoint, digest, decision, images, answers, found, weighting)
+
+
+def _prepare(options: Options) -> torch.device:
+    """Refuse what can't be wanted before any work is done, set the threads, and find the device."""
+    if (known_top1 := options.get("known_top1")) is not None:
+        check_known_top1(known_top1)
+    if threads := options.get("threads"):
+        torch.set_num_threads(threads)
+    device: torch.device = Accelerator().device
+    return device
+
+
+def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: Options) -> ImageSet:
+    """The images that options leave of the data."""
+    dev_from, dev_share = options.get("dev_from"), options.get("dev_share")
+    part_given = dev_from is not None or dev_share is not None
+    images = read_images(data, taxonomy, held_out_only=not part_given)
+    if not part_given:
+        return images
+    _, dev = split(images, dev_from=dev_from, dev_share=dev_share or 0.0, seed=options.get("seed", 0))
+    return images.subset(dev)
 
 
 def evaluate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
@@ -189,9 +245,15 @@ def measures(run: Evaluation) -> dict[str, Any]:
     """
     checkpoint, answers = run.checkpoint, run.answers
     weight = run.decision.lower_weight
-    results = summarise(checkpoint.network, checkpoint.taxonomy, answers, weight, run.calibration)
+    results = summarise(
+        checkpoint.network, checkpoint.taxonomy, answers, weight, run.calibration, run.weighting
+    )
     fitted = run.decision.temperatures is not None or run.decision.thresholds
-    stored = calibration.measure_decision(answers, checkpoint.taxonomy, run.decision) if fitted else None
+    stored = (
+        calibration.measure_decision(answers, checkpoint.taxonomy, run.decision, run.weighting)
+        if fitted
+        else None
+    )
     return {**results, "unreadable": list(answers.errors), "stored": stored}
 
 
@@ -205,8 +267,8 @@ def calibrate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpac
     run = run_checkpoint(path, data, **options)
     checkpoint = run.checkpoint
     weight = run.decision.lower_weight
-    levels = run.calibration or calibration.calibrate(run.answers, checkpoint.taxonomy, weight)
-    found = calibration.to_results(levels)
+    levels = run.calibration or calibration.calibrate(run.answers, checkpoint.taxonomy, weight, run.weighting)
+    found = calibration.to_results(levels, run.weighting)
     fitted = calibration.decision_of({"lower_weight": weight, "calibration": found})
     checkpoint.decision = {**checkpoint.decision, **fitted}
     dev = checkpoint.results.get("dev")

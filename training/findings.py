@@ -76,9 +76,8 @@ def superclasses(answers: Answers, taxonomy: Taxonomy, weight: int) -> list[dict
     truth = taxonomy.projection(0)[answers.leaves]
     right = []
     for level in range(taxonomy.num_tiers):
-        path = answers.path(weight, level, taxonomy)
-        own = path[level] == taxonomy.projection(level)[answers.leaves]
-        right.append({"superclass": path[0] == truth, "own": own})
+        flags = answers.right(weight, level, taxonomy)
+        right.append({"superclass": flags[0], "own": flags[level]})
     rows = []
     for index, node in enumerate(taxonomy.classes(0)):
         mine = truth == index
@@ -94,40 +93,44 @@ def _share(right: Flags) -> dict[str, Any] | None:
     return {"share": share, "interval": list(wilson_interval(share, len(right)))}
 
 
-def risk_coverage(scores: Shares, right: Flags) -> dict[str, Any]:
+def risk_coverage(scores: Shares, right: Flags, weights: Shares | None = None) -> dict[str, Any]:
     """Share right among the answers (N,) of the highest scores, by their share of all, as JSON values.
 
     ``coverage`` and ``precision`` are points of the curve, 0 to 1, answers of equal score at once; ``aurc`` is the
     area under the share of wrong ones over all N coverages (Geifman & El-Yaniv 2017; Geifman et al. 2019).
+    ``weights`` (N,) None: all answers count the same.
     """
     order = np.argsort(-scores, kind="stable")
-    ordered, precision = scores[order], np.cumsum(right[order]) / np.arange(1, len(scores) + 1)
+    weights = np.ones(len(scores)) if weights is None else weights[order]
+    ordered, given = scores[order], np.cumsum(weights)
+    precision = np.cumsum(weights * right[order]) / given
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     of_each = ends[np.searchsorted(ends, np.arange(len(scores)))]  # equal scores have one coverage
-    aurc = float(1 - precision[of_each].mean())
+    aurc = float(1 - precision[of_each] @ weights / given[-1])
     if len(ends) > CURVE_POINTS:
         ends = ends[np.linspace(0, len(ends) - 1, CURVE_POINTS).round().astype(int)]
-    coverage = (ends + 1) / len(scores)
+    coverage = given[ends] / given[-1]
     return {"coverage": coverage.tolist(), "precision": precision[ends].tolist(), "aurc": aurc}
 
 
 def curves(levels: Sequence[LevelCalibration]) -> list[dict[str, Any]]:
     """Per level the reliability of its answers on its own tier before and after temperature, and a curve per tier.
 
-    JSON values: ``before`` and ``after`` (cross-fitted) hold ``counts``, ``score`` and ``accuracy`` per bin;
-    ``tiers[j]`` what `risk_coverage` says of the answers to tier j, scores after temperature (cross-fitted).
+    JSON values: ``before`` and ``after`` (cross-fitted) hold ``counts``, ``shares``, ``score`` and ``accuracy`` per
+    bin; ``tiers[j]`` what `risk_coverage` says of the answers to tier j, scores after temperature (cross-fitted).
     """
     found = []
     for each in levels:
         row: dict[str, Any] = {"level": each.level}
         for name, scored in (("before", each.before), ("after", each.after)):
-            bins = reliability(scored.scores[:, -1], scored.right[:, -1])
+            bins = reliability(scored.scores[:, -1], scored.right[:, -1], scored.weights)
             row[name] = {
                 "counts": bins.counts.tolist(),
+                "shares": bins.shares.tolist(),
                 "score": bins.mean_score.tolist(),
                 "accuracy": bins.accuracy.tolist(),
             }
         pairs = zip(each.after.scores.T, each.after.right.T, strict=True)
-        row["tiers"] = [risk_coverage(scores, right) for scores, right in pairs]
+        row["tiers"] = [risk_coverage(scores, right, each.after.weights) for scores, right in pairs]
         found.append(row)
     return found

@@ -17,14 +17,19 @@ from taxonomy import Taxonomy
 Indices = npt.NDArray[np.integer[Any]]
 Shares = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[Any] | float
 
 
 class Reliability(NamedTuple):
-    """Answers grouped by their score, each array (bins,): how many, their mean score, the share of right ones."""
+    """Answers grouped by their score, each array (bins,): how many, their mean score, the share of right ones.
+
+    ``shares`` are the groups' parts of all answers, 0 to 1; they and the means count answers by their weights.
+    """
 
     counts: Indices
     mean_score: Shares
     accuracy: Shares
+    shares: Shares
 
 
 def accuracy(answers: Indices, truth: Indices) -> float:
@@ -42,7 +47,7 @@ def balanced_accuracy(answers: Indices, truth: Indices) -> float:
     return float(np.mean(right[counts > 0] / counts[counts > 0]))
 
 
-def wilson_interval(share: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(share: float, count: float, z: float = 1.959963984540054) -> tuple[float, float]:
     """95% interval of a share of ``count`` independent trials (Wilson 1927, score interval)."""
     centre = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
@@ -62,26 +67,62 @@ def wilson_lower_bounds(right: Indices, counts: Indices, z: float = 1.6448536269
     return bounds
 
 
-def reliability(scores: Shares, right: Flags, bins: int = 15) -> Reliability:
+def weight_ratio(
+    given: Numbers, right: Numbers, given_weight: Numbers, right_weight: Numbers, heaviest: float
+) -> Shares:
+    """How many times as much as a right answer a wrong one counts on average: of ``given`` (N,) answers each.
+
+    ``right`` (N,) of them are right; the weights (N,) are sums over both. Where none is wrong, or none right, the
+    weight of one that could be is taken to be the ``heaviest``.
+    """
+    wrong = given - right
+    of_wrong = np.where(wrong > 0, (given_weight - right_weight) / np.maximum(wrong, 1), heaviest)
+    of_right = np.where(right > 0, right_weight / np.maximum(right, 1), heaviest)
+    ratio: Shares = of_wrong / of_right
+    return ratio
+
+
+def tilt(share: Shares, ratio: Shares) -> Shares:
+    """Shares of right answers (N,) when a wrong one counts ``ratio`` (N,) times as much as a right one."""
+    tilted: Shares = share / (1 + (ratio - 1) * (1 - share))
+    return tilted
+
+
+def effective_size(weights: Shares) -> float:
+    """How many samples of equal weight say as much as those of these weights (N,) (Kish 1965)."""
+    return float(weights.sum() ** 2 / (weights @ weights))
+
+
+def reliability(scores: Shares, right: Flags, weights: Shares | None = None, bins: int = 15) -> Reliability:
     """Group answers by score into bins of equal width: answers, mean score and share right of each (bins,).
 
     ``scores`` (N,) are 0 to 1, ``right`` (N,) says which answers are; a score on an edge belongs to the bin above,
-    1 to the last. Empty bins have 0 for both means.
+    1 to the last. Empty bins have 0 for both means. ``weights`` (N,) None: all answers count the same.
     """
+    weights = np.ones(len(scores)) if weights is None else weights
     index = np.minimum((scores * bins).astype(np.int64), bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    divisor = np.maximum(counts, 1)
-    mean = np.bincount(index, weights=scores, minlength=bins) / divisor
-    return Reliability(counts, mean, np.bincount(index, weights=right, minlength=bins) / divisor)
+
+    def add(values: Shares) -> Shares:
+        sums: Shares = np.bincount(index, weights=values, minlength=bins).astype(np.float64)
+        return sums
+
+    totals = add(weights)
+    divisor = np.where(totals > 0, totals, 1.0)
+    return Reliability(
+        np.bincount(index, minlength=bins),
+        add(weights * scores) / divisor,
+        add(weights * right) / divisor,
+        totals / weights.sum(),
+    )
 
 
-def expected_calibration_error(scores: Shares, right: Flags, bins: int = 15) -> float:
-    """Mean distance of score and share right over bins of equal width, weighted by answers, 0 to 1.
+def expected_calibration_error(scores: Shares, right: Flags, weights: Shares | None = None) -> float:
+    """Mean distance of score and share right over 15 bins of equal width, weighted by answers, 0 to 1.
 
     Naeini et al. 2015; as in Guo et al. 2017, *On Calibration of Modern Neural Networks*, section 2.
     """
-    found = reliability(scores, right, bins)
-    return float(np.abs(found.mean_score - found.accuracy) @ found.counts / len(scores))
+    found = reliability(scores, right, weights)
+    return float(np.abs(found.mean_score - found.accuracy) @ found.shares)
 
 
 def mean_lca_height(taxonomy: Taxonomy, answers: Indices, truth: Indices) -> float:

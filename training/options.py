@@ -59,6 +59,14 @@ DevShare = Annotated[float, typer.Option(help="Share of every class to hold out,
 OnlyDevShare = Annotated[
     float | None, typer.Option("--dev-share", help="Only the share of every class that fit holds out.")
 ]
+KnownTop1 = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Where the images are easier, or harder, than those the model will meet: the last level's top-1 on "
+        "representative ones, such as 0.751. Images that it has wrong count so much that it has this top-1 here.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order, augmentation and the split.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that prepare images; 0: none.")]
 AutomaticWorkers = Annotated[
@@ -139,7 +147,10 @@ Limit = Annotated[int | None, typer.Option(help="Use the first N training images
 Epochs = Annotated[
     int | None, typer.Option(min=1, help="Passes over the images. Default: by how many there are.")
 ]
-EvaluationBatch = Annotated[int, typer.Option(min=1, help="Images that are answered at once.")]
+EvaluationBatch = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images that are answered at once. Default: by their size and the device."),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(min=1, help="Images per update, over all processes. Default: by how many there are."),

@@ -26,6 +26,7 @@ from hierclass.terminal import one_line
 from training import findings, plots
 from training.evaluate import Evaluation
 from training.metrics import wilson_interval
+from training.weighting import weighting_sentence
 
 PAGE, NUMBERS = "report.html", "report.json"
 """The two files of a report."""
@@ -170,6 +171,7 @@ def render(run: Evaluation, numbers: dict[str, Any]) -> str:
         stored_kept=_stored_thresholds(numbers),
         answer_intervals=_answer_intervals(numbers),
         figures=_figures(numbers, run),
+        weighting=weighting_sentence(run.weighting.to_dict(), len(run.answers.kept)) if run.weighting else "",
         examples=list(_examples(run, numbers["confusions"][-1]["worst"], weight)),
     )
 

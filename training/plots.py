@@ -106,7 +106,7 @@ def reliability_diagram(row: Mapping[str, Any], about: str) -> str:
             dashes = "-" if name == "after" else "--"
             label = f"{name} temperature"
             upper.plot(*points, color=colour, marker=marker, markersize=3.5, linestyle=dashes, label=label)
-            lower.stairs(100 * bins["counts"] / bins["counts"].sum(), edges, color=colour, linestyle=dashes)
+            lower.stairs(100 * bins["shares"], edges, color=colour, linestyle=dashes)
         upper.set_title(f"level {row['level']}", loc="left", fontsize=10, fontweight="bold")
         upper.set_ylabel("right answers, %")
         upper.set_ylim(0, 100)

@@ -10,6 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+Rows = tuple[list[str], list[list[str]]]
+"""Heads and rows of a table, as text."""
+TEMPERATURE_HEADS = ["level", "temperature", "likelihood loss", "Brier score", "calibration error"]
+
 
 def clock(seconds: float) -> str:
     """A duration as ``1:02:03`` or ``2:03``."""
@@ -99,22 +103,47 @@ class Reporter:
 
 def level_table(levels: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     """A table of levels: tier, classes, accuracy with its interval, multiply-accumulates, parameters."""
-    table = Table(title=title)
-    for column in ("level", "tier", "classes", "accuracy", "95% interval", "MACs", "share", "parameters"):
-        table.add_column(column, justify="right")
-    for row in levels:
-        low, high = row["interval"]
-        table.add_row(
+    return _table(title, *level_rows(levels))
+
+
+def level_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
+    """Heads and rows of `level_table`: accuracies as `with_weighted` writes them."""
+    heads = ["level", "tier", "classes", "accuracy", "95% interval", "MACs", "share", "parameters"]
+    rows = [
+        [
             str(row["level"]),
             str(row["tier"]),
             str(row["classes"]),
-            f"{row['top1']:.1%}",
-            f"{low:.1%} to {high:.1%}",
+            with_weighted(row["top1"], row.get("weighted_top1")),
+            _interval(row["interval"]),
             f"{row['macs'] / 1e6:.1f} M",
             f"{row['share']:.3f}",
             f"{row['parameters']:,}",
-        )
-    return table
+        ]
+        for row in levels
+    ]
+    return heads, rows
+
+
+def answer_table(results: Mapping[str, Any]) -> Table:
+    """A table of how often each tier of the answer is right, by the level that is asked."""
+    return _table("right answers to each tier by the level that is asked", *answer_rows(results))
+
+
+def answer_rows(results: Mapping[str, Any]) -> Rows:
+    """Heads and rows of `answer_table`: accuracies as `with_weighted` writes them."""
+    levels = len(results["levels"])
+    weighted = results.get("weighted_answers") or [[None] * levels] * levels
+    rows = []
+    for level, shares in enumerate(results["answers"]):
+        cells = [with_weighted(*pair) for pair in zip(shares, weighted[level], strict=False)]
+        rows.append([str(level), *cells, *[""] * (levels - len(cells))])
+    return ["level asked", *(f"tier {tier}" for tier in range(levels))], rows
+
+
+def with_weighted(share: float, weighted: float | None) -> str:
+    """An accuracy, and in brackets the one with weighted images, if they have weights."""
+    return f"{share:.1%}" if weighted is None else f"{share:.1%} ({weighted:.1%})"
 
 
 def consensus_table(results: Mapping[str, Any]) -> Table:
@@ -142,39 +171,69 @@ def measure_table(measures: Mapping[str, Any], *, title: str) -> Table:
 
 def calibration_table(found: Mapping[str, Any]) -> Table:
     """A table of temperatures and what they are worth, from what `training.calibration.to_results` gives."""
-    table = Table(title=f"calibration, cross-fitted on {found['images']} images")
-    for column in ("level", "temperature", "likelihood loss", "Brier score", "calibration error"):
-        table.add_column(column, justify="right")
-    for row in found["levels"]:
-        before, after = row["before"], row["after"]
-        table.add_row(
+    return _table(
+        f"calibration, cross-fitted on {found['images']} images", *calibration_rows(found["levels"])
+    )
+
+
+def calibration_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
+    """Heads and rows of `calibration_table`: measures before and after temperature."""
+    rows = [
+        [
             str(row["level"]),
             f"{row['temperature']:.3f}",
-            f"{before['nll']:.3f} to {after['nll']:.3f}",
-            f"{before['brier']:.3f} to {after['brier']:.3f}",
-            f"{before['ece'][-1]:.1%} to {after['ece'][-1]:.1%}",
-        )
-    return table
+            *map("{} to {}".format, _measures(row["before"]), _measures(row["after"])),
+        ]
+        for row in levels
+    ]
+    return TEMPERATURE_HEADS, rows
 
 
 def stored_table(stored: Mapping[str, Any]) -> Table:
     """A table of what a model's own temperatures are worth, from `training.calibration.measure_decision`."""
-    table = Table(title=f"the temperatures stored in the model, on {stored['images']} images")
-    for column in ("level", "temperature", "likelihood loss", "Brier score", "calibration error"):
-        table.add_column(column, justify="right")
-    for row in stored["levels"]:
-        numbers = (f"{row['nll']:.3f}", f"{row['brier']:.3f}", f"{row['ece'][-1]:.1%}")
-        table.add_row(str(row["level"]), f"{row['temperature']:.3f}", *numbers)
-    return table
+    rows = [[str(row["level"]), f"{row['temperature']:.3f}", *_measures(row)] for row in stored["levels"]]
+    title = f"the temperatures stored in the model, on {stored['images']} images"
+    return _table(title, TEMPERATURE_HEADS, rows)
 
 
-def threshold_table(rows: Sequence[Mapping[str, Any]], *, how: str = "cross-fitted") -> Table:
+def _measures(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row['nll']:.3f}", f"{row['brier']:.3f}", f"{row['ece'][-1]:.1%}"]
+
+
+def coverage_table(thresholds: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of what share of the images gets an answer that is right at each rate."""
+    title = "coverage by the wanted rate of right answers: fitted to all images (cross-fitted)"
+    return _table(title, *coverage_rows(thresholds))
+
+
+def coverage_rows(thresholds: Sequence[Mapping[str, Any]]) -> Rows:
+    """Heads and rows of coverage per level and tier (rows) and wanted rate (columns).
+
+    Cells have the coverage of what ships, or "none" where the rate can't be reached, and in brackets the
+    cross-fitted one.
+    """
+    rates = sorted({row["precision"] for row in thresholds})
+    cells: dict[tuple[int, int], list[str]] = {}
+    for row in sorted(thresholds, key=lambda row: row["precision"]):
+        shipped = "none" if row["score"] is None else f"{row['coverage']:.1%}"
+        place = cells.setdefault((row["level"], row["tier"]), [])
+        place.append(f"{shipped} ({row['measured']['coverage']:.1%})")
+    rows = [[str(level), str(tier), *found] for (level, tier), found in sorted(cells.items())]
+    return ["level asked", "tier", *(f"{rate:.0%}" for rate in rates)], rows
+
+
+def threshold_table(thresholds: Sequence[Mapping[str, Any]], *, how: str = "cross-fitted") -> Table:
     """A table of thresholds with the coverage they were found with, and how often answers are right and given.
 
     ``how`` says on what the last three columns were measured.
     """
-    table = Table(title=f"scores from which on answers are right at a rate (measured: {how})")
-    columns = (
+    title = f"scores from which on answers are right at a rate (measured: {how})"
+    return _table(title, *threshold_rows(thresholds))
+
+
+def threshold_rows(thresholds: Sequence[Mapping[str, Any]]) -> Rows:
+    """Heads and rows of `threshold_table`."""
+    heads = [
         "level",
         "tier",
         "wanted",
@@ -183,20 +242,34 @@ def threshold_table(rows: Sequence[Mapping[str, Any]], *, how: str = "cross-fitt
         "right",
         "95% interval",
         "coverage measured",
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
+    ]
+    rows = []
+    for row in thresholds:
         measured = row["measured"]
-        interval = measured["interval"]
-        table.add_row(
-            str(row["level"]),
-            str(row["tier"]),
-            f"{row['precision']:.0%}",
-            "none" if row["score"] is None else f"{row['score']:.3f}",
-            f"{row['coverage']:.1%}",
-            "" if interval is None else f"{measured['precision']:.1%}",
-            "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}",
-            f"{measured['coverage']:.1%}",
+        given = measured["interval"] is not None
+        rows.append(
+            [
+                str(row["level"]),
+                str(row["tier"]),
+                f"{row['precision']:.0%}",
+                "none" if row["score"] is None else f"{row['score']:.3f}",
+                f"{row['coverage']:.1%}",
+                f"{measured['precision']:.1%}" if given else "",
+                _interval(measured["interval"]) if given else "",
+                f"{measured['coverage']:.1%}",
+            ]
         )
+    return heads, rows
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.1%} to {ends[1]:.1%}"
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
