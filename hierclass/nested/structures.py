@@ -14,9 +14,10 @@ from hierclass.errors import BackboneError
 from hierclass.nested.blocks import Block, check_depths, delay, schedule
 from hierclass.nested.boundaries import check_widths
 from hierclass.nested.graph import Analysis, analyse
+from hierclass.nested.level_plans import seen_by
 from hierclass.nested.masks import MaskedNetwork
 from hierclass.nested.network import NestedNetwork
-from hierclass.nested.prefix import Sharing, nest_prefix, seen_by
+from hierclass.nested.prefix import Sharing, nest_prefix
 from hierclass.nested.program import write_program
 from hierclass.nested.slices import SlicedNetwork
 
