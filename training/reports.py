@@ -25,9 +25,9 @@ class Reporter:
     images are faster. The first step of the run, in which workers start and networks are compiled, is not counted.
     """
 
-    def __init__(self, console: Console, *, epochs: int, total_work: float, quiet: bool = False) -> None:
-        """Show a run of so many epochs on a console; ``quiet`` shows nothing."""
-        self.console, self.epochs, self.total_work, self.quiet = console, epochs, total_work, quiet
+    def __init__(self, console: Console, *, total_work: float, quiet: bool = False) -> None:
+        """Show a run of so much work on a console; ``quiet`` shows nothing."""
+        self.console, self.total_work, self.quiet = console, total_work, quiet
         self.done_work = 0.0
         self.last_line = time.monotonic()
         self.timed_from: tuple[float, float] | None = None
@@ -46,21 +46,15 @@ class Reporter:
             self.bar.update(self.task, completed=done_work)
             self.bar.start()
 
-    def step(
-        self,
-        *,
-        epoch: int,
-        step: int,
-        steps: int,
-        loss: float,
-        rate: float,
-        work: float,
-        waiting: float = 0.0,
-    ) -> None:
-        """Report one update: loss averaged over the epoch so far, images per second (0: not known yet).
+    def step(self, where: str, *, loss: float, rate: float, work: float, waiting: float = 0.0) -> None:
+        """Report one update: which it is, mean loss so far, images per second (0: not known yet), its work.
 
         ``waiting`` is the share of the time, 0 to 1, that went into waiting for images.
         """
+        self.advance(f"{where} loss {loss:.3f}", rate=rate, work=work, waiting=waiting)
+
+    def advance(self, what: str, *, rate: float, work: float, waiting: float = 0.0) -> None:
+        """Report that so much more work is done, and say what in a few words; else as `step`."""
         self.done_work += work
         now = time.monotonic()
         if self.timed_from is None:
@@ -68,7 +62,7 @@ class Reporter:
         started, first = self.timed_from
         if self.quiet or (self.bar is None and now - self.last_line < 30):
             return
-        text = f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{steps} loss {loss:.3f}"
+        text = what
         if self.done_work > first:
             left = (now - started) * (self.total_work - self.done_work) / (self.done_work - first)
             text += f" {rate:.0f} img/s" if rate else ""
@@ -200,3 +194,27 @@ def threshold_table(rows: Sequence[Mapping[str, Any]], *, how: str = "cross-fitt
             f"{measured['coverage']:.1%}",
         )
     return table
+
+
+def show_results(console: Console, results: Mapping[str, Any], title: str) -> None:
+    """Print all tables of measured results, as `training.evaluate.measures` gives them."""
+    console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
+    console.print(consensus_table(results))
+    console.print(measure_table(results["finest"], title="finest level"))
+    balanced = " / ".join(f"{row['balanced']:.1%}" for row in results["levels"])
+    console.print(f"mean accuracy per class, each level alone: {balanced}", highlight=False)
+    show_calibration(console, results)
+
+
+def show_calibration(console: Console, results: Mapping[str, Any]) -> None:
+    """Print what was fitted to say how sure answers are, what a model has stored of that, and what was unreadable."""
+    if found := results["calibration"]:
+        console.print(calibration_table(found))
+        console.print(threshold_table(found["thresholds"]))
+    if stored := results.get("stored"):
+        console.print(stored_table(stored))
+        console.print(threshold_table(stored["thresholds"], how="those stored in the model"))
+    if results["unreadable"]:
+        console.print(
+            f"{len(results['unreadable'])} images could not be read: {'; '.join(results['unreadable'][:5])}"
+        )
