@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
 from hierclass.calibration import Decision
 from hierclass.errors import BackboneError, CheckpointError
@@ -59,6 +60,9 @@ class Architecture:
     heads: str = "tiers"
     levels: int | None = None
     leaves: int | None = None
+    sizes: tuple[int, ...] | None = None
+    own: str | tuple[str, ...] = "norms"
+    frozen: bool = False
 
     @property
     def num_levels(self) -> int:
@@ -96,11 +100,13 @@ def build(
     *,
     pretrained: bool = False,
     order: str = "given",
+    images: Tensor | None = None,
+    classifier: nn.Linear | None = None,
     warn: bool = True,
 ) -> NestedNetwork:
     """Make the nested network of an architecture, one level per tier, for `size` x `size` images.
 
-    `order` and `warn` are those of `nest`; weights that are loaded later bring their own order.
+    `order`, `images`, `classifier` and `warn` are those of `nest`; weights that are loaded later bring their own order.
 
     Raises:
         BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
@@ -120,6 +126,11 @@ def build(
         depths=architecture.depths,
         densities=architecture.densities,
         order=order,
+        images=images,
+        sizes=architecture.sizes,
+        own=architecture.own,
+        frozen=architecture.frozen,
+        classifier=classifier,
         warn=warn,
         num_classes=(*taxonomy.num_classes, *[1] * left_out),
         groups=_groups(architecture, taxonomy, left_out),

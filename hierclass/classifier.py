@@ -99,6 +99,21 @@ class Classifier:
         """How an image becomes the network's input."""
         return self.checkpoint.preprocessing
 
+    def preprocessing_for(self, level: int | None = None) -> Preprocessing:
+        """Return how an image is prepared where no level above `level` (None: the finest) is to be asked.
+
+        Levels that see the image at a size of their own need no larger one: small images are read much faster.
+
+        Raises:
+            LevelError: the model has no such level.
+        """
+        level, sizes = self.check_level(level), self.checkpoint.network.sizes
+        return (
+            self.preprocessing
+            if sizes is None
+            else dataclasses.replace(self.preprocessing, size=sizes[level])
+        )
+
     @property
     def reuses(self) -> bool:
         """Whether a finer level is computed from what coarser levels have computed, so that refining is no extra."""
@@ -177,7 +192,7 @@ class Classifier:
         predictions: list[Prediction] = []
         for start in range(0, len(images), BATCH_SIZE):
             batch = [
-                self._prepare(image, start + i, len(images))
+                self._prepare(image, start + i, len(images), level)
                 for i, image in enumerate(images[start:][:BATCH_SIZE])
             ]
             predictions += self.predict_tensors(np.stack(batch), level)
@@ -193,10 +208,10 @@ class Classifier:
         Raises:
             ImageError: the image can't be read (on the call, before anything is computed).
         """
-        return self._refine(self._prepare(image, 0, 1)[None])
+        return self._refine(self._prepare(image, 0, 1, None)[None])
 
     def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
-        """Answer for images that are prepared already: float32 (B, 3, size, size) from `preprocess`."""
+        """Answer for images that `preprocess` has prepared: float32 (B, 3, size, size), as `preprocessing_for` says."""
         last, images = self.check_level(level), self._tensor(batch)
         with torch.inference_mode():
             if self._decision.lower_weight:
@@ -217,9 +232,9 @@ class Classifier:
         weight, temperatures = self._decision.lower_weight, self._decision.temperatures
         return decide(agree(logits, self.taxonomy, weight, temperatures), self.taxonomy)
 
-    def _prepare(self, image: ImageSource, index: int, count: int) -> NDArray[np.float32]:
+    def _prepare(self, image: ImageSource, index: int, count: int, level: int | None) -> NDArray[np.float32]:
         try:
-            return read_input(image, self.preprocessing)
+            return read_input(image, self.preprocessing_for(level))
         except ImageError as error:
             name = str(image) if isinstance(image, (str, os.PathLike)) else f"image {index + 1} of {count}"
             raise ImageError(f"{name}: {error}") from error

@@ -116,14 +116,6 @@ def test_with_fewer_channels_than_levels_level_0_has_one_and_others_may_have_non
     assert levels_of(channels, row(channels, 1)) == [0]
 
 
-def test_the_channels_that_score_highest_go_to_the_lowest_level() -> None:
-    channels = Channels()
-    ids = row(channels, 4)
-    scores = np.zeros(channels.count)
-    scores[ids] = (1, 4, 2, 3)
-    assert channels.levels(HALVES, scores)[ids].tolist() == [1, 0, 1, 0]
-
-
 def test_scores_of_what_is_tied_count_together_and_equal_scores_keep_the_order() -> None:
     channels = Channels()
     stream, branch = row(channels, 4), row(channels, 4)

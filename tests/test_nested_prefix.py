@@ -216,7 +216,10 @@ def test_pretrained_weights_of_timm_are_kept_to_the_bit(tmp_path: Path) -> None:
         ({"structure": "depths", "depths": (0.5, 1)}, "2 depths need 2 class counts"),
         ({"structure": "depths", "depths": (0.5, 0.7, 0.9)}, r"depths \[0.5, 0.7, 0.9\] do not fit"),
         ({"structure": "depths", "depths": (0.9, 0.7, 1)}, "rising to 1"),
-        ({"structure": "prefix", "order": "importance"}, "order 'importance' does not fit"),
+        (
+            {"structure": "depths", "depths": (0.3, 0.6, 1), "order": "importance"},
+            "order 'importance' does not fit",
+        ),
         ({"structure": "slices", "depths": (0.5, 1)}, "3 widths need 3 depths"),
     ],
 )

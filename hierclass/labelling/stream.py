@@ -47,7 +47,7 @@ def outcomes(
                 batch.clear()
                 window.close(crew.push(np.stack(pixels), np.array(numbers)))
 
-        for number, item, read in read_ahead(inputs, classifier.preprocessing, reading):
+        for number, item, read in read_ahead(inputs, classifier.preprocessing_for(stopping.last), reading):
             window.add(number, item, read)
             if not isinstance(read.pixels, str):
                 batch.append((number, read.pixels))

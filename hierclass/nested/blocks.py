@@ -14,7 +14,7 @@ from hierclass.errors import BackboneError
 from hierclass.nested.boundaries import Boundaries
 from hierclass.nested.channels import GROUND, compact
 from hierclass.nested.functions import function_name
-from hierclass.nested.graph import Analysis, deal, importance
+from hierclass.nested.graph import Analysis, deal
 from hierclass.nested.rules import ALIKE
 
 PASSED_THROUGH = frozenset(
@@ -70,14 +70,14 @@ def schedule(analysis: Analysis, depths: Sequence[float]) -> list[Block]:
     return blocks
 
 
-def delay(analysis: Analysis, blocks: Sequence[Block], widths: Sequence[float], order: str) -> None:
+def delay(analysis: Analysis, blocks: Sequence[Block], widths: Sequence[float]) -> None:
     """Deal the channels inside of blocks anew: those of levels below a block's first one go to that level.
 
     Levels below run nothing of the block. What it adds to their slices is left out at every level, so that slices
     stay the same numbers.
     """
     channels = analysis.channels
-    levels = channels.levels(widths, importance(analysis) if order == "importance" else None)
+    levels = channels.levels(widths)
     label = channels.classes()
     outside = np.zeros(channels.count, bool)
     members = {node: block for block in blocks for node in block.nodes}

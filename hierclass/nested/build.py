@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 
-from torch import nn
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
 from hierclass.nested.backbone import check_image
 from hierclass.nested.blocks import check_depths
+from hierclass.nested.graph import analyse
 from hierclass.nested.heads import Groups, make_heads
+from hierclass.nested.importance import importance, reorder
 from hierclass.nested.network import NestedNetwork, evaluating
+from hierclass.nested.prefix import PrefixNetwork, Sharing
 from hierclass.nested.proof import prove
-from hierclass.nested.structures import Wanted, find_structure
+from hierclass.nested.structures import Wanted, distinct_widths, find_structure
 
 NOT_CUT = "can't be cut into levels"
 """In what a layer is refused with that has no rule, whatever the image."""
@@ -40,6 +47,11 @@ def nest(
     depths: Iterable[float] | None = None,
     densities: Iterable[float] | None = None,
     order: str = "given",
+    images: Tensor | None = None,
+    sizes: Iterable[int] | None = None,
+    own: str | Sequence[str] = "norms",
+    frozen: bool = False,
+    classifier: nn.Linear | None = None,
     num_classes: Iterable[int],
     groups: Sequence[Groups | None] | None = None,
     input_size: Iterable[int] = (3, 64, 64),
@@ -52,8 +64,17 @@ def nest(
     channels that a level sees (slices, prefix; the last is 1), `depths` the share of the residual blocks of every
     stage that it runs (depths; may be added to the others; the last is 1), `densities` the share of the weights
     that it uses (masks). None takes `default_shares` where the structure needs it. `order` "importance" deals the
-    channels with the largest weights to the lowest levels (slices; for pretrained weights), "given" keeps their
-    order.
+    channels that matter most to the lowest levels (slices, prefix; for pretrained weights): those that add most to what
+    reads them over `images` (N, C, H, W), normalised photographs, or without these those with the largest weights;
+    "given" keeps their order.
+    Levels of prefix and depths may see the image at a size of their own, `sizes`, a side in pixels per level, never
+    falling, the last that of `input_size`; their widths may then be equal. `own` is what a level below the last owns
+    instead of sharing it with the level above: "norms", "norms+depthwise", either with "+rank16" (corrections of that
+    rank to its blocks of the shared weights), or "everything" (such levels share a set of weights of their own); a
+    list has one for each level below the last. With `frozen` all that the last level uses keeps its values: pretrained
+    weights lose nothing.
+    `classifier` scores the finest classes from the backbone's pooled features: the last head becomes a copy of it, and
+    lower heads that score the same classes begin as its columns for the features that they read.
     `num_classes[k]` is the number of classes of level k's head. With `groups[k]` that head scores finer classes, of
     which the i-th belongs to class `groups[k][i]`, and sums them up; None: it scores its own.
     `input_size` (C, H, W) is the image that costs and the proof refer to. `warn` logs which levels run the same blocks
@@ -75,11 +96,20 @@ def nest(
         raise BackboneError(f"input_size {size} is no (channels, height, width); give one like (3, 64, 64)")
     shares = given[kind.shares]
     shares = default_shares(len(classes)) if shares is None else shares
+    sharing = Sharing(
+        own if isinstance(own, str) else tuple(own),
+        frozen,
+        None if sizes is None else _counts("sizes", sizes, "80,128,224"),
+    )
     _check_arguments(structure, given, order, shares, classes)
-    wanted = Wanted(backbone, shares, given["depths"], order, classes, (size[0], size[1], size[2]), warn)
+    _check_sharing(structure, sharing, len(classes), size)
+    wanted = Wanted(backbone, shares, given["depths"], classes, (size[0], size[1], size[2]), sharing, warn)
     with evaluating(backbone):
         backbone.train().eval()  # models that keep what they computed from their weights let go of it
         try:
+            features = None
+            if order == "importance":
+                wanted, features = _reordered(wanted, images)
             network = kind.make(wanted)
         except Exception as error:
             if NOT_CUT not in str(error):
@@ -87,9 +117,57 @@ def nest(
             raise
     if groups is not None:
         network.heads = make_heads(network.num_features, classes, groups)
+    if classifier is not None:
+        _start_heads(network, classifier, features)
     network.heads.to(next(backbone.parameters()))
+    if isinstance(network, PrefixNetwork) and frozen:
+        network.freeze()
     prove(network)
     return network.train(backbone.training)
+
+
+def _reordered(wanted: Wanted, images: Tensor | None) -> tuple[Wanted, NDArray[np.int64]]:
+    """Let the backbone have its most important channels first; returns where its features were before."""
+    widths = distinct_widths(wanted.shares, wanted.sharing)
+    analysis = analyse(wanted.backbone, widths, wanted.input_size)
+    backbone, features = reorder(analysis, importance(analysis, images))
+    return dataclasses.replace(wanted, backbone=backbone), features
+
+
+def _start_heads(network: NestedNetwork, classifier: nn.Linear, features: NDArray[np.int64] | None) -> None:
+    """Let the heads that score the classes of a classifier begin as it; `features` is the new order of its columns."""
+    weight = classifier.weight.detach()
+    if features is not None:
+        weight = weight[:, torch.from_numpy(features).to(weight.device)]
+    bias = weight.new_zeros(len(weight)) if classifier.bias is None else classifier.bias.detach()
+    if weight.shape != (network.num_classes[-1], network.num_features[-1]):
+        raise BackboneError(
+            f"a classifier of {weight.shape[1]} features and {len(weight)} classes does not fit a network of "
+            f"{network.num_features[-1]} features and {network.num_classes[-1]} classes"
+        )
+    plans = network.plans if isinstance(network, PrefixNetwork) else [None] * network.num_levels
+    with torch.no_grad():
+        for head, plan, count in zip(network.heads, plans, network.num_features, strict=True):
+            if isinstance(head, nn.Linear) and head.out_features == len(weight):
+                columns = list(range(count)) if plan is None else list(plan.features)
+                head.weight.copy_(weight[:, columns])
+                head.bias.copy_(bias)
+
+
+def _check_sharing(structure: str, sharing: Sharing, num_levels: int, input_size: Sequence[int]) -> None:
+    if sharing != Sharing() and not find_structure(structure).shares_blocks:
+        raise BackboneError(f"structure {structure!r} takes no sizes, own or frozen; prefix and depths do")
+    sharing.owned(num_levels)
+    sizes = sharing.sizes
+    if sizes is not None and (
+        len(sizes) != num_levels
+        or list(sizes) != sorted(sizes)
+        or not sizes[-1] == input_size[1] == input_size[2]
+    ):
+        raise BackboneError(
+            f"sizes {list(sizes)} do not fit; give a side per level ({num_levels}), never falling, the last that of "
+            f"the image, {input_size[1]}"
+        )
 
 
 def _check_arguments(
@@ -103,8 +181,10 @@ def _check_arguments(
     for name, value in given.items():
         if value is not None and name not in takes:
             raise BackboneError(f"structure {structure!r} takes {' and '.join(takes)}, not {name}")
-    if order not in ("given", "importance") or (order != "given" and structure != "slices"):
-        raise BackboneError(f"order {order!r} does not fit; it is 'given' or, for slices, 'importance'")
+    if order not in ("given", "importance") or (order != "given" and not find_structure(structure).reorders):
+        raise BackboneError(
+            f"order {order!r} does not fit; it is 'given' or, for slices and prefix, 'importance'"
+        )
     if len(num_classes) != len(shares):
         raise BackboneError(
             f"{len(shares)} {takes[0]} need {len(shares)} class counts of at least 1, not {list(num_classes)}"

@@ -12,7 +12,7 @@ Two ids are special. `GROUND_ID` is what every level sees as a whole: the image,
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,15 +130,8 @@ class Channels:
             self._classes, self._ties = _components(label, ties), []
         return self._classes
 
-    def levels(self, widths: Sequence[float], scores: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
-        """Deal the channels to levels: the level of every id, `GROUND` for what all levels see.
-
-        Of each orbit, level k sees the first `widths[k]` share of classes; with `scores` (one number per id),
-        those whose ids score highest in sum come first.
-
-        Raises:
-            BackboneError: an orbit holds one class of many channels, so that nothing is left to cut.
-        """
+    def orbits(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """Yield the classes of every orbit in their given order, and how many channels a class has at most."""
         label = self.classes()
         firm = np.ones(self.count, bool)
         firm[0] = False
@@ -151,18 +144,26 @@ class Channels:
             members, counts = np.unique(label[space.numpy()], return_counts=True)
             signature[members] += code
             unit[members] = np.maximum(unit[members], counts)
-        rank = np.zeros(self.count) if scores is None else -np.bincount(label, scores, self.count)
-        levels = np.full(self.count, GROUND)
         order = roots[np.argsort(signature[roots], kind="stable")]
         for orbit in np.split(order, np.flatnonzero(np.diff(signature[order])) + 1):
-            size = int(unit[orbit].max(initial=1))
+            yield orbit, int(unit[orbit].max(initial=1))
+
+    def levels(self, widths: Sequence[float]) -> NDArray[np.int64]:
+        """Deal the channels to levels: the level of every id, `GROUND` for what all levels see.
+
+        Of each orbit, level k sees the first `widths[k]` share of classes.
+
+        Raises:
+            BackboneError: an orbit holds one class of many channels, so that nothing is left to cut.
+        """
+        levels = np.full(self.count, GROUND)
+        for orbit, size in self.orbits():
             if len(orbit) == 1 and size > 1 and len(widths) > 1:
                 raise BackboneError(self._why_tied(int(orbit[0]), size))
             cuts = share_out(len(orbit), widths, size)
-            ranked = orbit[np.argsort(rank[orbit], kind="stable")]
-            levels[ranked] = np.searchsorted(cuts, np.arange(len(orbit)), side="right")
+            levels[orbit] = np.searchsorted(cuts, np.arange(len(orbit)), side="right")
         levels[0] = GROUND
-        dealt: NDArray[np.int64] = np.append(levels[label], OWN)  # OWN_ID is the last index
+        dealt: NDArray[np.int64] = np.append(levels[self.classes()], OWN)  # OWN_ID is the last index
         return dealt
 
     def why_shared(self) -> str:

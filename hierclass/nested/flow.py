@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class Rule:
 
     Subclass it for layers that mix channels or hold weights per channel.
     """
+
+    reads_neighbours: ClassVar[bool] = False
+    """Whether the order of channels matters to the layer."""
 
     def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
         """How channels go through: `ids` of the input, `shape` of the output; ties are made in `channels`."""

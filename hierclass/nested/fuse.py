@@ -7,21 +7,18 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
-import timm.layers as timm_layers
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hierclass.errors import LevelError
 from hierclass.nested.calls import Nothing
+from hierclass.nested.level_graph import NOTHING, fuse_level
 from hierclass.nested.masks import MaskedNetwork
 from hierclass.nested.network import NestedNetwork
 from hierclass.nested.prefix import PrefixNetwork
 from hierclass.nested.program import Program, Step
 from hierclass.nested.slices import SlicedNetwork
-
-NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, timm_layers.DropPath)
-"""Layers that change nothing in evaluation mode."""
 
 
 def fuse(network: NestedNetwork) -> NestedNetwork:
@@ -39,29 +36,24 @@ def fuse(network: NestedNetwork) -> NestedNetwork:
 
 
 class _Levels(NestedNetwork):
-    """Levels that share nothing when they run, each with its own copy of its weights, fused."""
+    """Levels that share nothing when they run, each a graph with its own copy of its weights, fused."""
 
     def __init__(self, network: PrefixNetwork) -> None:
         super().__init__(network.num_features, network.num_classes, network.input_size)
         self.structure = network.structure  # type: ignore[misc]
         self.heads = copy.deepcopy(network.heads)
-        self.levels = nn.ModuleList(
-            _fuse_slices(SlicedNetwork(network.standalone(level), (classes,), network.input_size).eval())
-            for level, classes in enumerate(network.num_classes)
-        )
+        self.levels = nn.ModuleList(fuse_level(network.standalone(level)) for level in range(self.num_levels))
         self.to(next(network.parameters())).eval()
 
     def features(self, image: Tensor, level: int) -> Tensor:
         """Return the pooled features (B, num_features[level]) of one level."""
-        network = self.levels[level]
-        assert isinstance(network, SlicedNetwork)
-        return network.features(image, 0)
+        features: Tensor = self.levels[level](image, ())[0]
+        return features
 
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield what the level's copy holds."""
-        network = self.levels[level]
-        assert isinstance(network, SlicedNetwork)
-        yield from network.level_tensors(0)
+        yield from ((name, value, True) for name, value in self.levels[level].named_parameters())
+        yield from ((name, value, False) for name, value in self.levels[level].named_buffers())
 
     def spoil_above(self, level: int) -> None:
         """Set the copies of higher levels to NaN."""

@@ -75,28 +75,23 @@ class Analysis:
         return [node for node in self.trace.graph.nodes if node.op != "output"]
 
 
-def analyse(
-    backbone: nn.Module, widths: Sequence[float], input_size: tuple[int, int, int], *, order: str = "given"
-) -> Analysis:
+def analyse(backbone: nn.Module, widths: Sequence[float], input_size: tuple[int, int, int]) -> Analysis:
     """Find the cut of every value of a backbone that maps (B, C, H, W) to pooled features (B, F).
 
     Raises:
         BackboneError: a layer or function can't be cut; the message names its module path and type.
     """
     with hinting():
-        return _analyse(trace(backbone, input_size), widths, input_size, order)
+        return _analyse(trace(backbone, input_size), widths, input_size)
 
 
-def _analyse(
-    traced: Trace, widths: Sequence[float], input_size: tuple[int, int, int], order: str
-) -> Analysis:
+def _analyse(traced: Trace, widths: Sequence[float], input_size: tuple[int, int, int]) -> Analysis:
     channels = Channels()
     reader = _Reader(traced, channels, input_size)
     output = reader.read_all()
     analysis = Analysis(traced, len(widths), reader.values, reader.flows, channels, output)
-    scores = importance(analysis) if order == "importance" else None
     for attempt in range(4):
-        levels = channels.levels(widths, scores)
+        levels = channels.levels(widths)
         torn = deal(analysis, levels)
         if not torn:
             break
@@ -300,26 +295,6 @@ def _check_features(analysis: Analysis) -> None:
             f"the {size} pooled features can't be shared by {analysis.levels} levels; "
             "use fewer levels or a wider backbone"
         )
-
-
-def importance(analysis: Analysis) -> NDArray[np.float64]:
-    """Score of every id: the size of the weights that make its channel, on average 1 in each layer.
-
-    The L1 norm of filters (Li et al. 2017, pruning filters for efficient ConvNets) and the scale of norms (Liu et al.
-    2017, network slimming).
-    """
-    scores = np.zeros(analysis.channels.count)
-    for node, found in analysis.flows.items():
-        layer = analysis.trace.layer(str(node.target))
-        weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor) or found.reads == "whole":
-            continue
-        size = weight.detach().abs().float().reshape(len(weight), -1).mean(1).cpu().numpy()
-        row = found.ids.movedim(found.axis, 0).reshape(found.ids.shape[found.axis], -1)[:, 0].numpy()
-        if len(row) == len(size) and size.mean() > 0:
-            np.add.at(scores, row, size / size.mean())
-    scores[0] = 0.0
-    return scores
 
 
 def _holds_node(argument: Any) -> bool:

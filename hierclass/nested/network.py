@@ -79,6 +79,11 @@ class NestedNetwork(nn.Module, abc.ABC):
         self.heads = nn.ModuleList(heads) if heads else make_heads(self.num_features, self.num_classes)
 
     @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """Side in pixels at which each level sees the image, whatever its size is; None: as it comes."""
+        return None
+
+    @property
     def num_levels(self) -> int:
         """Number of levels; level numbers run from 0 to `num_levels - 1`."""
         return len(self.num_classes)

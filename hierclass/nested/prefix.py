@@ -2,44 +2,40 @@
 
 Level k of `prefix` runs the first channels of every layer (the dense top-left block of every weight), level k of
 `depths` the first blocks of every stage. A level's values differ from those of the level above, so each level has
-norms of its own, and nothing is reused when an answer is refined.
+norms of its own, and nothing is reused when an answer is refined. A level may also see the image at a size of its own,
+and own more than its norms (`sharing.Own`).
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from hierclass.errors import BackboneError
 from hierclass.nested.blocks import Block
-from hierclass.nested.flow import own_tensors
 from hierclass.nested.graph import Analysis, Cut
-from hierclass.nested.network import NestedNetwork, evaluating
-from hierclass.nested.program import Program, Step, write_program
-from hierclass.nested.rules import ChannelRule, rule_for
+from hierclass.nested.level_graph import LevelBuilder, corrected
+from hierclass.nested.network import Cost, NestedNetwork, evaluating
+from hierclass.nested.program import Program, Step, positions, write_program
+from hierclass.nested.resize import Resize
+from hierclass.nested.sharing import (
+    LOWER,
+    Index,
+    Numbered,
+    Own,
+    Part,
+    joined,
+    parameter_name,
+    take_block,
+)
 from hierclass.nested.thin import check_thin, fill, thin_skeleton, with_classifier
-
-Index = tuple[NDArray[np.int64], ...]
-"""Positions along every axis of a weight."""
-
-IMAGE = 0
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where a layer of one level takes a weight from: the positions `index` of the shared weight `weight`."""
-
-    step: str
-    name: str
-    weight: str
-    index: Index
 
 
 @dataclass(frozen=True)
@@ -48,18 +44,42 @@ class LevelPlan:
 
     steps: tuple[Step, ...]
     parts: tuple[Part, ...]
-    num_features: int
+    features: tuple[int, ...]
+    """Which of the backbone's pooled features it computes."""
     model: nn.Module
     """The level as a timm model without memory for weights."""
     paths: Mapping[int, str]
     """Output of a step → path of its layer or weight in `model`."""
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """How levels of `prefix` and `depths` share: see the arguments of the same names of `hierclass.nested.nest`."""
+
+    own: str | tuple[str, ...] = "norms"
+    frozen: bool = False
+    sizes: tuple[int, ...] | None = None
+
+    def owned(self, num_levels: int) -> tuple[Own, ...]:
+        """Return what each level owns, of a network of so many levels.
+
+        Raises:
+            BackboneError: it is not known, or is given for another number of levels.
+        """
+        names = (self.own,) * (num_levels - 1) if isinstance(self.own, str) else self.own
+        if len(names) != num_levels - 1:
+            raise BackboneError(
+                f"own is given for {len(names)} levels; give one for all, or one for each of the {num_levels - 1} "
+                "below the last"
+            )
+        return (*map(Own.parse, names), Own())
+
+
 class PrefixNetwork(NestedNetwork):
     """Level k runs a smaller dense network with the top-left blocks of shared weights and norms of its own.
 
     Sources: channel and layer scheduling of NestedNet (Kim et al. 2018); own norms per width of slimmable networks
-    (Yu et al. 2018).
+    (Yu et al. 2018); low-rank corrections of frozen weights of LoRA (Hu et al. 2021).
     """
 
     structure = "prefix"
@@ -72,49 +92,112 @@ class PrefixNetwork(NestedNetwork):
         num_classes: Sequence[int],
         input_size: tuple[int, int, int],
         structure: str = "prefix",
+        sharing: Sharing | None = None,
     ):
         """Made by `nest_prefix`: `layers` hold what levels own, `weights` what they share."""
-        super().__init__([plan.num_features for plan in plans], num_classes, input_size)
+        super().__init__([len(plan.features) for plan in plans], num_classes, input_size)
         self.structure = structure  # type: ignore[misc]
+        self.sharing = sharing or Sharing()
         self.plans = tuple(plans)
         self.layers = nn.ModuleDict({name: nn.ModuleList(parts) for name, parts in layers.items()})
         self.weights = nn.ParameterDict(dict(weights))
-        self._taken = [
-            [_Taken(part, tuple(self.weights[part.weight].shape)) for part in plan.parts]
-            for plan in self.plans
-        ]
-        for level, taken in enumerate(self._taken):
-            for number, each in enumerate(taken):
-                for axis, index in each.scattered.items():
-                    self.register_buffer(f"_index_{level}_{number}_{axis}", index, persistent=False)
+        self.corrections = nn.ParameterDict()
+        for level, plan in enumerate(plans):
+            for part in plan.parts:
+                if part.rank:
+                    self._add_correction(level, part)
+        self.levels: tuple[fx.GraphModule, ...] = tuple(map(self._graph, range(self.num_levels)))
+        """One graph per level, (image, kept) → (features, kept), over the modules and weights of this network."""
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """Side in pixels at which each level sees the image; None: as it comes."""
+        return self.sharing.sizes
+
+    @property
+    def own(self) -> str | tuple[str, ...]:
+        """What levels below the last own, as `sharing.Own.parse` reads it, for all or for each of them."""
+        return self.sharing.own
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all that the last level uses keeps its values."""
+        return self.sharing.frozen
 
     def features(self, image: Tensor, level: int) -> Tensor:
         """Return the pooled features (B, num_features[level]) of one level, computing nothing else."""
-        weights: dict[str, dict[str, Tensor]] = {}
-        for number, taken in enumerate(self._taken[level]):
-            part = self._part(level, number, taken)
-            weights.setdefault(taken.part.step, {})[taken.part.name] = part
-        values: dict[int, Any] = {IMAGE: image}
-        for step in self.plans[level].steps:
-            layer = self._layer(step.name, level)
-            if step.name in weights:
-                layer = _with_weights(layer, weights[step.name])
-            values[step.output] = layer(*(values[i] for i in step.inputs))
-        features: Tensor = values[self.plans[level].steps[-1].output]
+        features: Tensor = self.levels[level](image, ())[0]
         return features
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of every part; what is frozen stays in evaluation mode, so that its statistics stay too."""
+        super().train(mode)
+        if self.frozen:
+            for part in self._layers_of(self.num_levels - 1).values():
+                part.eval()
+        return self
+
+    def freeze(self) -> None:
+        """Take all that the last level uses out of training, its head too; `nest` calls it where that is wanted."""
+        last = self.num_levels - 1
+        for part in self.plans[last].parts:
+            self.weights[part.weight].requires_grad_(False)
+        for module in (*self._layers_of(last).values(), self.heads[last]):
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def levels_alone(self) -> bool:
+        """Whether levels have only frozen weights in common, so that each can be trained without the others."""
+        shared = self.used_weights(range(self.num_levels))
+        common = [name for name, users in shared.items() if len(users) > 1]
+        return not any(self.weights[name].requires_grad for name in common)
+
+    def used_weights(self, levels: Iterable[int]) -> dict[str, set[int]]:
+        """Return, for every shared weight, which of `levels` use a part of it."""
+        users: dict[str, set[int]] = {}
+        for level in levels:
+            for part in self.plans[level].parts:
+                users.setdefault(part.weight, set()).add(level)
+        return users
+
+    def own_parameters(self, level: int) -> list[tuple[str, nn.Parameter]]:
+        """Return name and value of every weight that is trained and that `level` alone uses, its head's too."""
+        alone = {
+            f"weights.{name}"
+            for name, users in self.used_weights(range(self.num_levels)).items()
+            if users == {level}
+        }
+        layers = tuple(f"layers.{name}.{level}." for name in self._layers_of(level))
+        begins = (*layers, f"corrections.{level}/", f"heads.{level}.")
+        return [
+            (name, value)
+            for name, value in self.named_parameters()
+            if value.requires_grad and (name in alone or name.startswith(begins))
+        ]
+
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
-        """Yield the blocks of the shared weights that `level` uses, and its own norms."""
-        for number, taken in enumerate(self._taken[level]):
-            yield taken.part.weight, self._part(level, number, taken).detach(), True
-        used = {step.name for step in self.plans[level].steps}
-        for name, parts in self.layers.items():
-            if name in used:
-                for key, value in _own(parts, level):
-                    yield f"layers.{name}.{level}.{key}", value, isinstance(value, nn.Parameter)
+        """Yield the blocks of the shared weights that `level` uses, its corrections, and the layers it owns."""
+        for part in self.plans[level].parts:
+            yield part.weight, take_block(self.weights[part.weight].detach(), part.index), True
+            for name, value in zip(
+                _correction_names(level, part), self._correction(level, part), strict=False
+            ):
+                yield f"corrections.{name}", value, True
+        for name, layer in self._layers_of(level).items():
+            for key, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+                yield f"layers.{name}.{level}.{key}", tensor, isinstance(tensor, nn.Parameter)
+
+    def cost(self, level: int) -> Cost:
+        """Count what `level` costs for one image of `input_size`; resizing costs the taps of its filter."""
+        cost = super().cost(level)
+        if self.sizes is None:
+            return cost
+        side = self.sizes[self.check_level(level)]
+        return dataclasses.replace(cost, macs=cost.macs + Resize(side).macs(self.input_size))
 
     def spoil_above(self, level: int) -> None:
-        """Set what lies outside the level's blocks of the shared weights, and the norms of higher levels, to NaN."""
+        """Set what lies outside the blocks of shared weights up to `level`, and what higher levels own, to NaN."""
         with torch.no_grad():
             for name, weight in self.weights.items():
                 used = torch.zeros_like(weight, dtype=torch.bool)
@@ -123,42 +206,63 @@ class PrefixNetwork(NestedNetwork):
                         if part.weight == name:
                             used[np.ix_(*part.index)] = True
                 weight[~used] = torch.nan
-            for parts in self.layers.values():
-                for above in range(level + 1, self.num_levels):
-                    for _, value in _own(parts, above):
+            for above in range(level + 1, self.num_levels):
+                for module in self._layers_of(above).values():
+                    for value in (*module.parameters(), *module.buffers()):
                         if value.is_floating_point():
                             value.fill_(torch.nan)
+                for name, value in self.corrections.items():
+                    if name.startswith(f"{above}/"):
+                        value.fill_(torch.nan)
 
     def truncate(self, level: int) -> PrefixNetwork:
         """Return a stand-alone network of levels 0 … `level`: the weights of the last, with the others inside them."""
         keep = self.check_level(level) + 1
-        kept: dict[str, Index] = {}
-        for below in range(keep):
-            for part in self.plans[below].parts:
-                known = kept.get(part.weight, part.index)
-                kept[part.weight] = tuple(np.union1d(a, b) for a, b in zip(known, part.index, strict=True))
+        used: dict[str, list[Index]] = {}
+        for plan in self.plans[:keep]:
+            for part in plan.parts:
+                used.setdefault(part.weight, []).append(part.index)
+        kept = {name: joined(indices) for name, indices in used.items()}
         weights = {
-            name: nn.Parameter(_take(self.weights[name].detach(), index), self.weights[name].requires_grad)
+            name: nn.Parameter(
+                take_block(self.weights[name].detach(), index), self.weights[name].requires_grad
+            )
             for name, index in kept.items()
         }
         plans = [
-            dataclasses.replace(plan, parts=tuple(_moved(part, kept[part.weight]) for part in plan.parts))
+            dataclasses.replace(plan, parts=tuple(part.moved(kept[part.weight]) for part in plan.parts))
             for plan in self.plans[:keep]
         ]
         layers = {
-            name: [copy.deepcopy(part) for part in list(parts)[:keep]] for name, parts in self._all_layers()
+            name: [copy.deepcopy(part) for part in list(parts)[:keep]]
+            for name, parts in self.layers.items()
+            if isinstance(parts, nn.ModuleList)
         }
+        sharing = dataclasses.replace(
+            self.sharing,
+            sizes=None if self.sizes is None else self.sizes[:keep],
+            frozen=self.frozen and keep == self.num_levels,
+        )
         network = PrefixNetwork(
-            plans, layers, weights, self.num_classes[:keep], self.input_size, self.structure
+            plans, layers, weights, self.num_classes[:keep], self.input_size, self.structure, sharing
         )
         network.heads = copy.deepcopy(self.heads[:keep])
+        network.corrections.update(
+            {
+                name: copy.deepcopy(value)
+                for name, value in self.corrections.items()
+                if int(name.partition("/")[0]) < keep
+            }
+        )
+        network.levels = tuple(map(network._graph, range(keep)))
         return network.train(self.training).to(next(self.parameters()))
 
     def extract(self, level: int) -> nn.Module:
         """Return a level as an ordinary thinner timm model, (B, 3, H, W) → logits, that runs without our code.
 
-        The head becomes its classifier. Where timm's classifier is more than one linear layer (RepViT) the result is an
-        `nn.Sequential` of the thinner timm model, without a classifier, and the head.
+        It takes images of the level's own size. The head becomes its classifier. Where timm's classifier is more than
+        one linear layer (RepViT) the result is an `nn.Sequential` of the thinner timm model, without a classifier, and
+        the head.
 
         Raises:
             BackboneError: the backbone's code keeps numbers of channels where they can't be found.
@@ -166,61 +270,76 @@ class PrefixNetwork(NestedNetwork):
         level = self.check_level(level)
         plan, tensors = self.plans[level], dict[str, Tensor]()
         outputs = {step.name: step.output for step in plan.steps}
-        for step in plan.steps:
-            if path := plan.paths.get(step.output):
-                for key, value in _own(self.layers[step.name], level):
+        for name, layer in self._layers_of(level).items():
+            if path := plan.paths.get(outputs[name]):
+                for key, value in (*layer.named_parameters(), *layer.named_buffers()):
                     tensors[_joined(path, key)] = value
-        for number, taken in enumerate(self._taken[level]):
-            path = plan.paths[outputs[taken.part.step]]
-            tensors[_joined(path, taken.part.name)] = self._part(level, number, taken)
+        for part in plan.parts:
+            tensors[_joined(plan.paths[outputs[part.step]], part.name)] = self._block(level, part)
         model = fill(plan.model, tensors).train(self.training)
+        channels = self.input_size[0]
+        size = self.input_size if self.sizes is None else (channels, self.sizes[level], self.sizes[level])
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(2, *self.input_size, generator=generator).to(next(self.parameters()))
+        image = torch.randn(2, *size, generator=generator).to(next(self.parameters()))
         with evaluating(self), torch.no_grad():
             check_thin(model, self.features(image, level), image, level)
-        return with_classifier(model, self.heads[level], self.input_size)
+        return with_classifier(model, self.heads[level], size)
 
-    def standalone(self, level: int) -> Program:
-        """Return the program of one level alone, with copies of its weights."""
-        layers: dict[str, list[nn.Module]] = {}
-        for step in self.plans[level].steps:
-            layers[step.name] = [copy.deepcopy(self._layer(step.name, level))]
-        for number, taken in enumerate(self._taken[level]):
-            value = nn.Parameter(self._part(level, number, taken).detach().clone())
-            setattr(layers[taken.part.step][0], taken.part.name, value)
-        return Program(self.plans[level].steps, layers, (self.num_features[level],))
+    def standalone(self, level: int) -> fx.GraphModule:
+        """Return the graph of one level alone, (image, kept) → (features, kept), with copies of its weights."""
+        plan, builder = self.plans[level], LevelBuilder()
+        if self.sizes is not None:
+            builder.resize(Resize(self.sizes[level]))
+        layers = {name: copy.deepcopy(layer) for name, layer in self._layers_of(level).items()}
+        for part in plan.parts:
+            setattr(layers[part.step], part.name, nn.Parameter(self._block(level, part).detach().clone()))
+        for step in plan.steps:
+            builder.step(step, layers[step.name], {})
+        return builder.build(plan.steps[-1].output)
 
-    def _all_layers(self) -> list[tuple[str, nn.ModuleList]]:
-        return [(name, parts) for name, parts in self.layers.items() if isinstance(parts, nn.ModuleList)]
+    def _graph(self, level: int) -> fx.GraphModule:
+        plan, builder = self.plans[level], LevelBuilder()
+        if self.sizes is not None:
+            builder.resize(Resize(self.sizes[level]))
+        layers = self._layers_of(level)
+        parts: dict[str, list[Part]] = {}
+        for part in plan.parts:
+            parts.setdefault(part.step, []).append(part)
+        for step in plan.steps:
+            blocks = {
+                part.name: builder.block(part, self.weights[part.weight], self._correction(level, part))
+                for part in parts.get(step.name, ())
+            }
+            builder.step(step, layers[step.name], blocks)
+        return builder.build(plan.steps[-1].output)
 
-    def _layer(self, name: str, level: int) -> nn.Module:
-        parts = self.layers[name]
-        assert isinstance(parts, nn.ModuleList)
-        return parts[level]
+    def _layers_of(self, level: int) -> dict[str, nn.Module]:
+        """Name of a step of a level → what the level owns of its layer."""
+        return {step.name: self.layers[step.name][level] for step in self.plans[level].steps}  # type: ignore[index]
 
-    def _part(self, level: int, number: int, taken: _Taken) -> Tensor:
-        weight: Tensor = self.weights[taken.part.weight]
-        for axis, (start, stop) in taken.runs.items():
-            weight = weight.narrow(axis, start, stop - start)
-        for axis in taken.scattered:
-            weight = weight.index_select(axis, self.get_buffer(f"_index_{level}_{number}_{axis}"))
-        return weight
+    def _add_correction(self, level: int, part: Part) -> None:
+        """Make a correction that begins as nothing."""
+        rows, columns = part.matrix_size
+        names = _correction_names(level, part)
+        like = self.weights[part.weight]
+        generator = torch.Generator().manual_seed(0)
+        begun = torch.randn(part.rank, columns, generator=generator) / columns**0.5
+        self.corrections[names[0]] = nn.Parameter(torch.zeros(rows, part.rank).to(like))
+        self.corrections[names[1]] = nn.Parameter(begun.to(like))
+
+    def _correction(self, level: int, part: Part) -> list[nn.Parameter]:
+        return [self.corrections[name] for name in _correction_names(level, part)] if part.rank else []
+
+    def _block(self, level: int, part: Part) -> Tensor:
+        """Return what a level uses of a shared weight, its correction added."""
+        block = take_block(self.weights[part.weight], part.index)
+        correction = self._correction(level, part)
+        return corrected(block, *correction) if correction else block
 
 
-class _Taken:
-    """A part of a shared weight, by runs of positions where it can be a view."""
-
-    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
-        self.part = part
-        self.runs: dict[int, tuple[int, int]] = {}
-        self.scattered: dict[int, Tensor] = {}
-        for axis, (index, size) in enumerate(zip(part.index, shape, strict=True)):
-            if len(index) == size:
-                continue
-            if len(index) and index[-1] - index[0] + 1 == len(index):
-                self.runs[axis] = (int(index[0]), int(index[-1]) + 1)
-            else:
-                self.scattered[axis] = torch.from_numpy(index)
+def _correction_names(level: int, part: Part) -> tuple[str, str]:
+    name = f"{level}/{part.step}/{part.name}"
+    return f"{name}/rows", f"{name}/columns"
 
 
 def nest_prefix(
@@ -230,33 +349,66 @@ def nest_prefix(
     num_classes: Sequence[int],
     input_size: tuple[int, int, int],
     structure: str,
+    sharing: Sharing,
 ) -> PrefixNetwork:
     """Make the network from one analysis per level (see `seen_by`) and the blocks that each level leaves out."""
-    weights = {name: value for name, value in backbone.named_parameters() if value.numel()}
-    numbered, starts = _numbered(backbone)
-    plans: list[LevelPlan] = []
+    owned, numbered = sharing.owned(len(analyses)), Numbered(backbone)
     layers: dict[str, list[nn.Module]] = {}
+    programs: list[Program] = []
+    parts: dict[int, list[Part]] = {}
     for level, (analysis, blocks) in enumerate(zip(analyses, left_out, strict=True)):
-        traced = analysis.trace
-        program = leave_out(write_program(analysis), analysis, blocks)
-        positions = write_program(
-            dataclasses.replace(analysis, trace=dataclasses.replace(traced, backbone=numbered))
-        )
-        parts: list[Part] = []
-        for name, (layer,) in program.layers.items():
-            parts += _share(name, layer, positions.layers[name][0], starts, weights)
+        traced = dataclasses.replace(analysis.trace, backbone=numbered.backbone)
+        taken = write_program(dataclasses.replace(analysis, trace=traced))
+        programs.append(leave_out(write_program(analysis), analysis, blocks))
+        parts[level] = []
+        for name, (layer,) in programs[-1].layers.items():
+            parts[level] += numbered.share(name, layer, taken.layers[name][0], owned[level])
             layers.setdefault(name, [nn.Identity() for _ in range(level)]).append(layer)
         for listed in layers.values():
             listed += [nn.Identity() for _ in range(level + 1 - len(listed))]
-        model, paths = thin_skeleton(analysis, blocks), _paths(analysis)
-        plans.append(LevelPlan(program.steps, tuple(parts), program.num_features[0], model, paths))
-    used = {part.weight for plan in plans for part in plan.parts}
-    shared = {
-        _key(name): nn.Parameter(value.detach().clone(), value.requires_grad)
-        for name, value in weights.items()
-        if _key(name) in used
+    weights = {parameter_name(name): value for name, value in backbone.named_parameters() if value.numel()}
+    parts, shared = _shared(parts, weights, [level for level, own in enumerate(owned) if own.everything])
+    plans = [
+        LevelPlan(
+            steps=programs[level].steps,
+            parts=tuple(parts[level]),
+            features=_features(analysis),
+            model=thin_skeleton(analysis, blocks),
+            paths=_paths(analysis),
+        )
+        for level, (analysis, blocks) in enumerate(zip(analyses, left_out, strict=True))
+    ]
+    return PrefixNetwork(plans, layers, shared, num_classes, input_size, structure, sharing)
+
+
+def _shared(
+    parts: Mapping[int, list[Part]], weights: Mapping[str, nn.Parameter], lower: Sequence[int]
+) -> tuple[dict[int, list[Part]], dict[str, nn.Parameter]]:
+    """Copy the weights that any level uses; the levels `lower` have smaller copies of their own in common."""
+    taken: dict[str, list[Index]] = {}
+    for level in lower:
+        for part in parts[level]:
+            taken.setdefault(part.weight, []).append(part.index)
+    kept = {name: joined(indices) for name, indices in taken.items()}
+    found = {
+        level: [
+            dataclasses.replace(part.moved(kept[part.weight]), weight=LOWER + part.weight)
+            if level in lower
+            else part
+            for part in listed
+        ]
+        for level, listed in parts.items()
     }
-    return PrefixNetwork(plans, layers, shared, num_classes, input_size, structure)
+    used = {part.weight for listed in found.values() for part in listed}
+    shared = {
+        name: nn.Parameter(value.detach().clone(), value.requires_grad)
+        for name, value in weights.items()
+        if name in used
+    }
+    for name, index in kept.items():
+        value = weights[name]
+        shared[LOWER + name] = nn.Parameter(take_block(value.detach(), index), value.requires_grad)
+    return found, shared
 
 
 def seen_by(analysis: Analysis, level: int) -> Analysis:
@@ -273,6 +425,11 @@ def seen_by(analysis: Analysis, level: int) -> Analysis:
         node: dataclasses.replace(value, cut=merged(value.cut)) for node, value in analysis.values.items()
     }
     return dataclasses.replace(analysis, levels=1, values=values)
+
+
+def _features(analysis: Analysis) -> tuple[int, ...]:
+    value = analysis.values[analysis.output]
+    return tuple(map(int, positions(value.cut, 0, value.meta.shape[1])))
 
 
 def leave_out(program: Program, analysis: Analysis, blocks: Sequence[Block]) -> Program:
@@ -311,74 +468,3 @@ def _joined(path: str, key: str) -> str:
 def _is_step(node: Any, analysis: Analysis) -> bool:
     first = next(n for n in analysis.nodes if n.op == "placeholder")
     return node.op != "placeholder" or node is first
-
-
-def _numbered(backbone: nn.Module) -> tuple[nn.Module, dict[str, int]]:
-    """A copy of the backbone whose weights hold numbers, each another, and the first number of each weight."""
-    memo: dict[int, Any] = {}
-    starts: dict[str, int] = {}
-    count = 0
-    for name, value in backbone.named_parameters():
-        starts[name] = count
-        numbers = torch.arange(count, count + value.numel()).reshape(value.shape)
-        memo[id(value)] = nn.Parameter(numbers, requires_grad=False)
-        count += value.numel()
-    return copy.deepcopy(backbone, memo), starts
-
-
-def _share(
-    step: str,
-    layer: nn.Module,
-    numbered: nn.Module,
-    starts: Mapping[str, int],
-    weights: Mapping[str, nn.Parameter],
-) -> list[Part]:
-    """Take the weights out of a layer, unless it is a norm, and say where they come from."""
-    if isinstance(rule_for(layer), ChannelRule):
-        return []
-    names, firsts = list(starts), np.fromiter(starts.values(), np.int64)
-    parts: list[Part] = []
-    for name, value in own_tensors(layer):
-        if not isinstance(value, nn.Parameter) or not value.numel():
-            continue
-        numbers = getattr(numbered, name).detach().numpy()
-        number = int(np.searchsorted(firsts, numbers.flat[0], side="right")) - 1
-        while weights.get(names[number]) is None:
-            number -= 1
-        shape = weights[names[number]].shape
-        index: list[NDArray[np.int64]] = []
-        for axis, size in enumerate(shape):
-            line = numbers[tuple(slice(None) if a == axis else 0 for a in range(numbers.ndim))]
-            index.append((line - firsts[number]) // int(np.prod(shape[axis + 1 :])) % size)
-        parts.append(Part(step, name, _key(names[number]), tuple(index)))
-        layer._parameters[name] = None
-    return parts
-
-
-def _with_weights(layer: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A shallow copy of a layer that uses these weights; the layer stays as it is, for other threads."""
-    made = copy.copy(layer)
-    made.__dict__["_parameters"] = {**layer._parameters, **weights}
-    return made
-
-
-def _own(parts: Any, level: int) -> list[tuple[str, Tensor]]:
-    part = parts[level]
-    return [*part.named_parameters(), *part.named_buffers()]
-
-
-def _take(tensor: Tensor, index: Index) -> Tensor:
-    for axis, kept in enumerate(index):
-        tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
-    return tensor.clone()
-
-
-def _moved(part: Part, kept: Index) -> Part:
-    """The same part of a weight of which only the positions `kept` are left."""
-    index = tuple(np.searchsorted(k, i) for k, i in zip(kept, part.index, strict=True))
-    return dataclasses.replace(part, index=index)
-
-
-def _key(name: str) -> str:
-    """Return the name of a weight as the name of a parameter, which has no dots; names in code hold no slash."""
-    return name.replace(".", "/")

@@ -193,6 +193,8 @@ class ResponseNormRule(ChannelRule):
 class NeighbourRule(Rule):
     """Efficient channel attention: each channel is weighed by its neighbours, here those of its slice."""
 
+    reads_neighbours = True
+
     def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
         """Channels stay what they are."""
         return Flow(ids, "whole")

@@ -16,7 +16,7 @@ from hierclass.nested.boundaries import check_widths
 from hierclass.nested.graph import Analysis, analyse
 from hierclass.nested.masks import MaskedNetwork
 from hierclass.nested.network import NestedNetwork
-from hierclass.nested.prefix import nest_prefix, seen_by
+from hierclass.nested.prefix import Sharing, nest_prefix, seen_by
 from hierclass.nested.program import write_program
 from hierclass.nested.slices import SlicedNetwork
 
@@ -30,25 +30,40 @@ class Wanted:
     backbone: nn.Module
     shares: tuple[float, ...]
     depths: Sequence[float] | None
-    order: str
     num_classes: tuple[int, ...]
     input_size: tuple[int, int, int]
+    sharing: Sharing
     warn: bool = True
 
 
 def _make_slices(wanted: Wanted) -> NestedNetwork:
-    analysis = analyse(wanted.backbone, check_widths(wanted.shares), wanted.input_size, order=wanted.order)
+    analysis = analyse(wanted.backbone, check_widths(wanted.shares), wanted.input_size)
     blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
     if blocks:
-        delay(analysis, blocks, wanted.shares, wanted.order)
+        delay(analysis, blocks, wanted.shares)
     return SlicedNetwork(write_program(analysis, blocks), wanted.num_classes, wanted.input_size)
 
 
 def _make_prefix(wanted: Wanted) -> NestedNetwork:
-    analysis = analyse(wanted.backbone, check_widths(wanted.shares), wanted.input_size)
+    analysis = analyse(wanted.backbone, distinct_widths(wanted.shares, wanted.sharing), wanted.input_size)
     blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
-    analyses = [seen_by(analysis, level) for level in range(len(wanted.shares))]
+    steps = sorted(set(wanted.shares))
+    analyses = [seen_by(analysis, steps.index(width)) for width in wanted.shares]
     return _nest_dense(wanted, "prefix", analyses, blocks)
+
+
+def distinct_widths(widths: Sequence[float], sharing: Sharing) -> tuple[float, ...]:
+    """Return the different widths of levels, rising; levels that see images of different sizes may be equally wide."""
+    if sharing.sizes is None or list(widths) != sorted(widths):
+        return check_widths(widths)
+    for (low, high), (small, large) in zip(
+        itertools.pairwise(widths), itertools.pairwise(sharing.sizes), strict=True
+    ):
+        if low == high and small == large:
+            raise BackboneError(
+                f"two levels are alike: width {low:g} at {small} pixels; give one of them another width or size"
+            )
+    return check_widths(sorted(set(widths)))
 
 
 def _make_depths(wanted: Wanted) -> NestedNetwork:
@@ -79,7 +94,9 @@ def _nest_dense(
     wanted: Wanted, structure: str, analyses: Sequence[Analysis], blocks: Sequence[Block]
 ) -> NestedNetwork:
     left_out = [[block for block in blocks if block.born > level] for level in range(len(analyses))]
-    return nest_prefix(wanted.backbone, analyses, left_out, wanted.num_classes, wanted.input_size, structure)
+    return nest_prefix(
+        wanted.backbone, analyses, left_out, wanted.num_classes, wanted.input_size, structure, wanted.sharing
+    )
 
 
 def _make_masks(wanted: Wanted) -> NestedNetwork:
@@ -97,6 +114,10 @@ class Structure:
     make: Callable[[Wanted], NestedNetwork]
     takes: tuple[str, ...]
     """Which of `widths`, `depths` and `densities` it takes, each a number per level."""
+    shares_blocks: bool = False
+    """Whether levels are networks inside shared weights: what takes `sizes`, `own` and `frozen`."""
+    reorders: bool = False
+    """Whether the order of channels matters to it: what takes `order`."""
 
     @property
     def shares(self) -> str:
@@ -105,9 +126,9 @@ class Structure:
 
 
 STRUCTURES: dict[str, Structure] = {
-    "slices": Structure(_make_slices, takes=("widths", "depths")),
-    "prefix": Structure(_make_prefix, takes=("widths", "depths")),
-    "depths": Structure(_make_depths, takes=("depths",)),
+    "slices": Structure(_make_slices, takes=("widths", "depths"), reorders=True),
+    "prefix": Structure(_make_prefix, takes=("widths", "depths"), shares_blocks=True, reorders=True),
+    "depths": Structure(_make_depths, takes=("depths",), shares_blocks=True),
     "masks": Structure(_make_masks, takes=("densities", "depths")),
 }
 """Name → structure: the one place that lists them."""
