@@ -83,7 +83,9 @@ def locked(file: Path, message: str = "", *, wait: bool = False) -> Iterator[Non
         try:
             import fcntl  # absent on Windows, where nothing keeps a second process out
 
-            fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))  # not inherited by children, unlike flock
+            fcntl.lockf(
+                lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+            )  # not inherited by children, unlike flock
         except ImportError:
             pass
         except (BlockingIOError, PermissionError) as error:

@@ -17,7 +17,7 @@ HOW_MADE = "## How it was made"
 def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
     """Markdown from the facts of a run (training.json): recipe, hardware, duration and dev-split results."""
     recipe, best = facts["recipe"], facts["best"]
-    results, hardware = best["results"], facts["hardware"]
+    results = best["results"]
     classes = " / ".join(map(str, taxonomy.num_classes))
     return "\n".join(
         [
@@ -46,22 +46,33 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             "",
             f"- {facts['epochs_done']} of {recipe['epochs']} epochs in {clock(facts['seconds'])}; epoch "
             f"{best['epoch']} is stored; seed {recipe['seed']}",
-            f"- {hardware['name']} ({hardware['device']}), {hardware['cpus']} processors, "
-            f"{hardware['threads']} threads",
-            *(f"- {name} {version}" for name, version in facts["versions"].items()),
+            *hardware_lines(facts),
             "",
-            "The whole recipe:",
-            "",
-            "| option | value |",
-            "| --- | --- |",
-            *(
-                f"| {name} | {_list(value)} |"
-                for name, value in recipe.items()
-                if value not in (None, {}, [])
-            ),
+            *option_table(recipe),
             "",
         ]
     )
+
+
+def hardware_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What a run ran on, as items of a list."""
+    hardware = facts["hardware"]
+    return [
+        f"- {hardware['name']} ({hardware['device']}), {hardware['cpus']} processors, "
+        f"{hardware['threads']} threads",
+        *(f"- {name} {version}" for name, version in facts["versions"].items()),
+    ]
+
+
+def option_table(recipe: Mapping[str, Any]) -> list[str]:
+    """The whole recipe as a table."""
+    return [
+        "The whole recipe:",
+        "",
+        "| option | value |",
+        "| --- | --- |",
+        *(f"| {name} | {_list(value)} |" for name, value in recipe.items() if value not in (None, {}, [])),
+    ]
 
 
 def replace_calibration(card: str, found: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def measure_statistics(network: nn.Module, calls: Iterable[Callable[[], object]]
         for hook in hooks:
             hook.remove()
         for norm, momentum in found.items():
-            norm.momentum = momentum  # type: ignore[assignment]
+            norm.momentum = momentum
     return len(found)
 
 

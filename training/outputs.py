@@ -21,10 +21,13 @@ from typing import Any
 import torch
 
 from hierclass.errors import InputError
-from hierclass.files import locked, replacing
+from hierclass.files import CONFIG_FILE, locked, replacing
 from taxonomy import Taxonomy, TaxonomyError
 from training.card import replace_calibration
 from training.stored import StoredOptions, write_json
+
+START = "start"
+"""Where a distillation (`training.distillation`) keeps the network that it begins with, in its output folder."""
 
 
 class RunFolder:
@@ -40,6 +43,8 @@ class RunFolder:
 
     def refuse_to_replace(self, *, resume: bool) -> None:
         """Raise `InputError` when the folder holds a run and ``resume`` is not set."""
+        if (self.path / START / CONFIG_FILE).exists():
+            raise InputError(f"{self.path} holds a run of hierclass-train distil; choose another --out")
         if self.state.exists() and not resume:
             raise InputError(f"{self.path} holds a run; add --resume to continue it, or choose another --out")
 

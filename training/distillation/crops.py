@@ -6,6 +6,7 @@ Which part of a photograph a crop shows, and whether it is mirrored, depends on 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ class Cutter:
     def min_side(self) -> int:
         """The shorter side in pixels from which on a larger photograph makes no better crop."""
         side = self.preprocessing.size
-        return max(round(side / self.scale[0] ** 0.5), resize_side(self.preprocessing))
+        return max(math.ceil(side / math.sqrt(self.scale[0])), resize_side(self.preprocessing))
 
     def cut(self, image: Image.Image, number: int, index: int) -> Crop:
         """The crop of pass ``number`` (0, 1, …) of the photograph at an index; changes the random generators."""

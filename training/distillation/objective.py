@@ -25,7 +25,9 @@ class Pupils(nn.Module):
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Images (B, 3, S, S) for every level → logits of the leaves (B, leaves) of every level."""
-        return [score_leaves(self.network, each, level) for each, level in zip(images, self.levels, strict=True)]
+        return [
+            score_leaves(self.network, each, level) for each, level in zip(images, self.levels, strict=True)
+        ]
 
 
 def score_leaves(network: NestedNetwork, images: Tensor, level: int) -> Tensor:

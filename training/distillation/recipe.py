@@ -127,7 +127,9 @@ class DistilRecipe(StoredOptions):
         if self.classes is not None and self.taxonomy is None:
             raise InputError("--classes needs --taxonomy, a tree over these classes")
         if self.structure != "prefix":
-            raise InputError(f"--structure {self.structure}: distil makes structure prefix alone; leave it out")
+            raise InputError(
+                f"--structure {self.structure}: distil makes structure prefix alone; leave it out"
+            )
 
     def _wrong(self) -> dict[str, bool]:
         """Message → whether it applies."""
@@ -137,7 +139,7 @@ class DistilRecipe(StoredOptions):
             f"--sizes {_text(sizes)}: give 8 to 4096 pixels, never falling": list(sizes) != sorted(sizes)
             or not 8 <= sizes[0] <= sizes[-1] <= 4096,
             f"--widths {_text(widths)}: give rising shares up to 1, such as 0.5,0.75,1; with --sizes they may stay equal": not (
-                rising and 0 < widths[0] and widths[-1] == 1
+                rising and widths[0] > 0 and widths[-1] == 1
             ),
             f"--crops-per-photo {self.crops_per_photo}: give at least 1": self.crops_per_photo < 1,
             "--crop-scale: give two shares, such as 0.25,1": len(self.crop_scale) != 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hierclass.nested import NestedNetwork
+from hierclass.nested.prefix import PrefixNetwork
 from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 from training.distillation.objective import Pupils, TeacherLoss
 from training.distillation.recipe import DistilRecipe
-from training.distillation.student import trained_names
+from training.distillation.student import level_names, trained_names
 from training.learner import Learner
 from training.mixing import Normalise, blend
 from training.order import Order, Share, seed_everything
@@ -61,7 +61,9 @@ class CropSet:
     def take(self, places: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """Images uint8 (n, 3, S, S) per level, and answers (n, leaves), of the crops at some places of the set."""
         rows = self.indices[places]
-        images = [torch.from_numpy(np.ascontiguousarray(each[rows])).permute(0, 3, 1, 2) for each in self.pixels]
+        images = [
+            torch.from_numpy(np.ascontiguousarray(each[rows])).permute(0, 3, 1, 2) for each in self.pixels
+        ]
         return images, torch.from_numpy(np.ascontiguousarray(self.answers[rows]))
 
     def batches(self, size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
@@ -69,7 +71,7 @@ class CropSet:
         for first in range(0, len(self), size):
             yield self.take(range(first, min(first + size, len(self))))
 
-    def stream(self, order: Order, first: int, last: int) -> Iterator[CropBatch]:
+    def stream(self, order: Order, first: int, last: int) -> Generator[CropBatch]:
         """The batches of updates ``first`` … ``last`` - 1, shuffled anew whenever all crops have been seen."""
         while first < last:
             passing, start = divmod(first, len(order))
@@ -86,15 +88,17 @@ class DistilRun(Learner):
     def __init__(
         self,
         recipe: DistilRecipe,
-        network: NestedNetwork,
+        network: PrefixNetwork,
         levels: Sequence[int],
         taxonomy: Taxonomy,
         preprocessing: Preprocessing,
         accelerator: Accelerator,
     ) -> None:
         """Train what belongs to some levels of a network that is made ready to begin; all else is held fixed."""
-        self.recipe, self.levels = recipe, tuple(levels)
+        self.recipe, self.levels, self.preprocessing = recipe, tuple(levels), preprocessing
         self.trained = trained_names(network, levels)
+        self.changed = level_names(network, levels, self.trained)
+        """Names of all tensors that training changes."""
         for name, value in network.named_parameters():
             value.requires_grad_(name in self.trained)
         super().__init__(
@@ -122,7 +126,9 @@ class DistilRun(Learner):
         with self.accelerator.autocast():
             logits = self.model(images)
         loss: Tensor = self.loss(logits, answer)
-        weight = len(batch) * self.accelerator.num_processes / batch.share.batch  # processes average gradients
+        weight = (
+            len(batch) * self.accelerator.num_processes / batch.share.batch
+        )  # processes average gradients
         self.accelerator.backward(loss * weight)
         self.apply_gradients(self.recipe.clip_grad)
         self.average()

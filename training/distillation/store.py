@@ -94,7 +94,8 @@ class CropStore:
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Keep other runs from writing while this one does; waits for one that does."""
-        with locked(self.folder / ".lock", "", wait=True):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / ".lock", wait=True):
             yield
 
     def open(self) -> None:
@@ -103,7 +104,6 @@ class CropStore:
         Raises `InputError` where they were not, or the disk has no room for what is missing.
         """
         header = self.folder / "crops.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
         if header.exists():
             self._check(header)
         missing = sum(self._missing_bytes(name) for name in self.columns)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hierclass.checkpoint import Architecture, Checkpoint, load_checkpoint
 from hierclass.errors import BackboneError, InputError
-from hierclass.nested import NestedNetwork, default_shares, nest
+from hierclass.nested import default_shares, nest
+from hierclass.nested.prefix import PrefixNetwork
 from training.distillation.recipe import DistilRecipe
 from training.distillation.teacher import Teacher
 
@@ -72,38 +73,34 @@ def begin_from(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Checkpoint
     return Checkpoint(found.network, found.taxonomy, found.architecture, found.preprocessing)
 
 
-def levels_alone(network: NestedNetwork) -> bool:
-    """Whether each level can be trained without the others."""
-    return bool(getattr(network, "levels_alone", False))
-
-
-def groups_to_train(network: NestedNetwork, level: int | None) -> list[tuple[int, ...]]:
+def groups_to_train(network: PrefixNetwork, level: int | None) -> list[tuple[int, ...]]:
     """Levels that are trained together, one group after the other; ``level`` asks for one alone.
 
     A last level that is frozen is not trained. Raises `InputError` where the one asked for can't be trained alone.
     """
     last = network.num_levels - 1
-    lower = tuple(range(last)) if getattr(network, "frozen", False) else tuple(range(last + 1))
-    if not levels_alone(network):
-        if level is not None:
-            raise InputError(
-                f"--level {level}: these levels share weights that are trained, so they are trained together; leave it "
-                "out, or give another --own"
-            )
-        return [lower]
-    if level is not None and level not in lower:
-        raise InputError(f"--level {level}: give 0 to {last - 1}; level {last} is the teacher itself")
-    return [(each,) for each in lower if level in (None, each)]
+    trained = tuple(range(last if network.frozen else last + 1))
+    if level is not None and level not in trained:
+        is_teacher = f"; level {last} is the teacher itself" if level == last else ""
+        raise InputError(f"--level {level}: give 0 to {trained[-1]}{is_teacher}")
+    if network.levels_alone:
+        return [(each,) for each in trained if level in (None, each)]
+    if level is not None and len(trained) > 1:
+        raise InputError(
+            f"--level {level}: these levels share weights that are trained, so they are trained together; leave it "
+            "out, or give another --own"
+        )
+    return [trained]
 
 
-def trained_names(network: NestedNetwork, levels: Sequence[int]) -> set[str]:
+def trained_names(network: PrefixNetwork, levels: Sequence[int]) -> set[str]:
     """Names of the parameters that are trained with levels, as the network is made."""
-    if levels_alone(network):
+    if network.levels_alone:
         return {name for level in levels for name, _ in network.own_parameters(level)}
     return {name for name, value in network.named_parameters() if value.requires_grad}
 
 
-def level_names(network: NestedNetwork, levels: Iterable[int], trained: Iterable[str]) -> set[str]:
+def level_names(network: PrefixNetwork, levels: Iterable[int], trained: Iterable[str]) -> set[str]:
     """Names of all tensors that training levels changes: the parameters ``trained``, and their norms' statistics."""
     buffers = {
         id(value) for level in levels for _, value, is_weight in network.level_tensors(level) if not is_weight

@@ -102,7 +102,9 @@ def model_teacher(path: Path, taxonomy: Taxonomy | str | None) -> Teacher:
     last = network.num_levels - 1
     head: Any = network.heads[last]
     if type(head) is not nn.Linear or checkpoint.architecture.levels is not None:
-        raise BackboneError(f"{path} was compressed and lacks the level that knows the leaves; give the whole model")
+        raise BackboneError(
+            f"{path} was compressed and lacks the level that knows the leaves; give the whole model"
+        )
     labels = list(own.leaves)
     tree = own if taxonomy is None else taxonomy
     tree = tree if isinstance(tree, Taxonomy) else Taxonomy.load(tree)
@@ -178,7 +180,9 @@ def _check_same(teacher: Teacher, model: nn.Module, outputs: list[int]) -> None:
         theirs, ours = copy.deepcopy(model).eval()(image), teacher.classifier(image)
         same = torch.allclose(theirs[:, outputs], ours, rtol=1e-3, atol=1e-3)
     except Exception as error:  # whatever a network of timm raises
-        raise BackboneError(f"{teacher.name} does not run on images of {side} pixels: {reason(error)}") from error
+        raise BackboneError(
+            f"{teacher.name} does not run on images of {side} pixels: {reason(error)}"
+        ) from error
     if not same:
         raise BackboneError(
             f"the classifier of {teacher.name} is more than one linear layer, which can't be nested; take another model"
