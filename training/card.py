@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taxonomy import Taxonomy
@@ -12,6 +12,7 @@ from training.run import make_architecture
 
 CALIBRATION = "## Calibration"
 HOW_MADE = "## How it was made"
+RESULTS = "## Results on labelled photographs"
 
 
 def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
@@ -77,15 +78,35 @@ def option_table(recipe: Mapping[str, Any]) -> list[str]:
 
 def replace_calibration(card: str, found: Mapping[str, Any]) -> str:
     """A model card with another section on calibration: in place of its own, or before how the model was made."""
+    return replace_section(card, CALIBRATION, _calibration_section(found))
+
+
+def replace_results(card: str, results: Mapping[str, Any]) -> str:
+    """A model card with another section on labelled photographs that the model was measured on after training."""
+    section = [
+        RESULTS,
+        "",
+        f"{results['images']} photographs that were not trained on.",
+        "",
+        *_level_table(results),
+        "",
+        *_answer_table(results),
+        "",
+    ]
+    return replace_section(card, RESULTS, section)
+
+
+def replace_section(card: str, head: str, section: Sequence[str]) -> str:
+    """A model card with another section of a heading: in place of its own, or before how the model was made."""
     lines = [*card.rstrip("\n").splitlines(), ""]
     heads = [index for index, line in enumerate(lines) if line.startswith("## ")]
-    ours = [index for index in heads if lines[index] == CALIBRATION]
+    ours = [index for index in heads if lines[index] == head]
     if ours:
         start = ours[0]
         end = next((index for index in heads if index > start), len(lines))
     else:
         start = end = next((index for index in heads if lines[index] == HOW_MADE), len(lines))
-    return "\n".join([*lines[:start], *_calibration_section(found), *lines[end:]]).rstrip("\n") + "\n"
+    return "\n".join([*lines[:start], *section, *lines[end:]]).rstrip("\n") + "\n"
 
 
 def _nesting(recipe: Mapping[str, Any], num_levels: int) -> str:

@@ -13,6 +13,7 @@ import typer
 from hierclass.errors import InputError
 from hierclass.files import check_writable
 from training import options
+from training.distillation.cli import distil
 from training.exits import failure, one_line_errors, resume_command
 from training.given import DEFAULTS as D
 from training.given import given_fields, is_given, refuse_two_splits, typed_fields, wanted_recipe
@@ -251,6 +252,9 @@ def calibrate(
         results = calibrate_checkpoint(model, images, **_evaluation_options(ctx))
         show_calibration(Console(), results)
         print(f"stored in {model}")
+
+
+app.command()(distil)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ import torch
 from hierclass.errors import InputError
 from hierclass.files import CONFIG_FILE, locked, replacing
 from taxonomy import Taxonomy, TaxonomyError
-from training.card import replace_calibration
+from training.card import replace_calibration, replace_results
 from training.stored import StoredOptions, write_json
 
 START = "start"
@@ -64,7 +64,10 @@ class RunFolder:
                 )
             except OSError as error:
                 raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
-            for folder in (self.state.parent, self.model):  # nothing else below --out is ours to remove
+            for folder in (
+                self.state.parent,
+                self.path / "model",
+            ):  # nothing else below --out is ours to remove
                 for left_by_a_kill in folder.glob(".*.safetensors.*.tmp"):
                     left_by_a_kill.unlink(missing_ok=True)
             yield
@@ -123,13 +126,18 @@ class RunFolder:
             file.write_text(card(facts), encoding="utf-8")
 
 
-def update_card(model: Path, calibration: dict[str, Any]) -> None:
-    """Tell a model's card, if it has one, of a calibration (`training.calibration.to_results`)."""
+def update_card(
+    model: Path, calibration: dict[str, Any] | None, results: dict[str, Any] | None = None
+) -> None:
+    """Tell a model's card, if it has one, of a calibration (`training.calibration.to_results`), and of results."""
     card = model / "MODEL_CARD.md"
-    if card.exists():
-        text = replace_calibration(card.read_text(encoding="utf-8"), calibration)
-        with replacing(card) as file:
-            file.write_text(text, encoding="utf-8")
+    if not card.exists():
+        return
+    text = card.read_text(encoding="utf-8")
+    text = replace_results(text, results) if results else text
+    text = replace_calibration(text, calibration) if calibration else text
+    with replacing(card) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

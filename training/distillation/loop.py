@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hierclass.nested.prefix import PrefixNetwork
 from training.distillation.crops import Pixels
 from training.distillation.folder import DistilFolder
 from training.distillation.material import CENTRES, Gallery, Material, as_images
-from training.distillation.recipe import DistilRecipe
+from training.distillation.recipe import IDENTITY, DistilRecipe
 from training.distillation.run import DistilRun
 from training.distillation.stretch import Inputs, LevelTraining, measure_at_first
 from training.distillation.student import begin_from, groups_to_train, nest_teacher
@@ -29,6 +29,7 @@ from training.mixing import Normalise
 from training.order import Order, seed_everything
 from training.pace import automatic_workers
 from training.processes import local_processes, make_accelerator
+from training.recipe import option_of
 from training.reports import Reporter
 
 FOR_ORDER = 256
@@ -44,6 +45,7 @@ def distil(
     out: Path,
     *,
     resume: bool = False,
+    changes: Mapping[str, Any] | None = None,
     level: int | None = None,
     cache: Path | None = None,
     minutes: float | None = None,
@@ -55,8 +57,9 @@ def distil(
 ) -> bool:
     """Make a teacher nested, in the folder ``out``; returns whether all levels were trained to their end.
 
-    With ``level`` that one alone is trained. ``cache`` is where crops are kept, None: in ``out``. After so many
-    ``minutes`` the run ends, its state saved and the model as good as it is. ``resume`` continues what ``out`` holds.
+    ``resume`` continues what ``out`` holds; levels that have begun go on with the recipes that they began with, but for
+    ``changes``, field → value; None: with this recipe. With ``level`` that one alone is trained. ``cache`` is where crops are kept, None: in ``out``. After so many
+    ``minutes`` the run ends, its state saved and the model as good as it is.
     Raises `InputError`, `BackboneError`, `CheckpointError` or `TaxonomyError` for what does not fit.
     """
     started = time.monotonic()
@@ -71,6 +74,7 @@ def distil(
     recipe.check_levels(teacher.taxonomy.num_tiers)
     gallery = Gallery.find(recipe, teacher)
     session = Session(recipe, DistilFolder(out, cache), teacher, gallery, accelerator, reporter)
+    session.changes = changes
     groups = session.set_up(level, resume=resume)
     session.make_crops(groups, workers=workers, threads=threads)
     ended, deadline = True, math.inf
@@ -110,6 +114,7 @@ class Session:
         self.recipe, self.folder, self.teacher, self.gallery = recipe, folder, teacher, gallery
         self.accelerator, self.reporter = accelerator, reporter
         self.material: Material
+        self.changes: Mapping[str, Any] | None = None
         self.centres: list[Pixels] = []
         self.facts: dict[str, Any] = {}
 
@@ -176,9 +181,7 @@ class Session:
         accelerator, folder, start = self.accelerator, self.folder, self.folder.load_start()
         sides = self.sides(levels)
         train, val = (self.material.crop_set(sides, held_out=each) for each in (False, True))
-        recipe = self.recipe
-        if recipe.crops is None:
-            recipe = dataclasses.replace(recipe, crops=PASSES * len(train))
+        recipe = self._recipe_of(levels, len(train))
         order = Order(
             len(train),
             recipe.batch_size,
@@ -196,6 +199,23 @@ class Session:
         self.reporter.line(_describe(run, len(train), len(val)))
         inputs = Inputs(train, val, [as_images(self.centres, side) for side in sides] if self.centres else [])
         return LevelTraining(run, start, inputs, order, folder, self.reporter, {**self.facts, **held_out})
+
+    def _recipe_of(self, levels: tuple[int, ...], num_crops: int) -> DistilRecipe:
+        """The recipe of some levels, whose crops to train on are known."""
+        recipe, own = self.recipe, self.folder.run_of(levels)
+        file = own.path / "recipe.json"
+        if own.state.exists() and file.exists():
+            stored = DistilRecipe.load(file)
+            if self.changes is not None:
+                recipe = dataclasses.replace(stored, **self.changes)
+            elif recipe.crops is None:
+                recipe = dataclasses.replace(recipe, crops=stored.crops)
+            for name in IDENTITY:
+                if getattr(recipe, name) != getattr(stored, name):
+                    raise InputError(
+                        f"{option_of(name)} differs from that of the run in {own.path}; leave it out, or change --out"
+                    )
+        return recipe if recipe.crops is not None else dataclasses.replace(recipe, crops=PASSES * num_crops)
 
 
 def _network(checkpoint: Checkpoint) -> PrefixNetwork:
