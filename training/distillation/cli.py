@@ -15,7 +15,6 @@ from training.distillation import options as ours
 from training.distillation.recipe import IDENTITY, DistilRecipe
 from training.exits import one_line_errors, resume_command
 from training.given import is_given
-from training.processes import is_main
 from training.recipe import option_of
 
 D = DistilRecipe(images=())
@@ -89,9 +88,8 @@ def distil(
             workers=workers,
             threads=threads,
             save_every=save_every,
+            eval_data=eval_data or (),
         )
-        if is_main():
-            _evaluate(out / "model", eval_data, workers, threads)
 
 
 def wanted_recipe(ctx: typer.Context) -> tuple[DistilRecipe, dict[str, Any]]:
@@ -170,24 +168,3 @@ def _from_start(given: dict[str, Any]) -> DistilRecipe:
         own=(own,) if isinstance(own, str) else tuple(own),
         frozen=bool(found.get("frozen", False)),
     )
-
-
-def _evaluate(model: Path, data: list[str] | None, workers: int | None, threads: int | None) -> None:
-    """Measure and calibrate the model on labelled photographs, or say how that is done later."""
-    from rich.console import Console
-
-    console = Console()
-    if not data:
-        console.print(
-            f"the model is in {model}; to measure it and to fit how sure it is, with labelled photographs: "
-            f"hierclass-train calibrate {model} --data PHOTOS",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        return
-    from training.evaluate import measure_checkpoint
-    from training.reports import show_results
-
-    results = measure_checkpoint(model, data, workers=1 if workers is None else workers, threads=threads)
-    show_results(console, results, str(model))

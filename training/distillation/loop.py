@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from torch import nn
 
 from hierclass.checkpoint import Checkpoint, save_checkpoint
 from hierclass.errors import InputError
 from hierclass.nested.prefix import PrefixNetwork
+from training.data import read_images
 from training.distillation.crops import Pixels
 from training.distillation.folder import DistilFolder
 from training.distillation.material import CENTRES, Gallery, Material, as_images
@@ -25,12 +27,14 @@ from training.distillation.run import DistilRun
 from training.distillation.stretch import Inputs, LevelTraining, measure_at_first
 from training.distillation.student import begin_from, groups_to_train, nest_teacher
 from training.distillation.teacher import Teacher, model_teacher, timm_teacher
+from training.evaluate import measure_checkpoint
 from training.mixing import Normalise
 from training.order import Order, seed_everything
 from training.pace import automatic_workers
 from training.processes import local_processes, make_accelerator
 from training.recipe import option_of
-from training.reports import Reporter
+from training.reports import Reporter, show_results
+from training.run import make_optimizer
 
 FOR_ORDER = 256
 """Photographs over which it is found which channels matter."""
@@ -52,6 +56,7 @@ def distil(
     workers: int | None = None,
     threads: int | None = None,
     save_every: float = 10.0,
+    eval_data: Sequence[str] = (),
     console: Console | None = None,
     accelerator: Accelerator | None = None,
 ) -> bool:
@@ -59,7 +64,8 @@ def distil(
 
     ``resume`` continues what ``out`` holds; levels that have begun go on with the recipes that they began with, but for
     ``changes``, field → value; None: with this recipe. With ``level`` that one alone is trained. ``cache`` is where crops are kept, None: in ``out``. After so many
-    ``minutes`` the run ends, its state saved and the model as good as it is.
+    ``minutes`` the run ends, its state saved and the model as good as it is. In the
+    end the model is measured and calibrated on the labelled photographs ``eval_data``, as `training.sources` takes them.
     Raises `InputError`, `BackboneError`, `CheckpointError` or `TaxonomyError` for what does not fit.
     """
     started = time.monotonic()
@@ -72,6 +78,11 @@ def distil(
     reporter = Reporter(console or Console(), total_work=1.0, quiet=not accelerator.is_main_process)
     teacher = load_teacher(recipe)
     recipe.check_levels(teacher.taxonomy.num_tiers)
+    make_optimizer(nn.Linear(1, 1), opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if eval_data:
+        read_images(
+            eval_data, teacher.taxonomy, held_out_only=True
+        )  # what is wrong is said before hours of work
     gallery = Gallery.find(recipe, teacher)
     session = Session(recipe, DistilFolder(out, cache), teacher, gallery, accelerator, reporter)
     session.changes = changes
@@ -84,7 +95,23 @@ def distil(
             deadline = time.monotonic() + left / (len(groups) - number)
         ended &= session.train(levels, resume=resume, save_every=save_every, deadline=deadline)
     accelerator.end_training()
+    if not reporter.quiet:
+        evaluate_model(session.folder.model, eval_data, reporter, workers=workers, threads=threads)
     return ended
+
+
+def evaluate_model(
+    model: Path, data: Sequence[str], reporter: Reporter, *, workers: int, threads: int | None
+) -> None:
+    """Measure and calibrate a model on labelled photographs; without any say how that is done later."""
+    if data:
+        results = measure_checkpoint(model, data, workers=workers, threads=threads)
+        show_results(reporter.console, results, str(model))
+        return
+    reporter.line(
+        f"the model is in {model}; to fit how sure it is, with labelled photographs: "
+        f"hierclass-train calibrate {model} --data PHOTOS"
+    )
 
 
 def load_teacher(recipe: DistilRecipe) -> Teacher:
@@ -116,6 +143,7 @@ class Session:
         self.material: Material
         self.changes: Mapping[str, Any] | None = None
         self.centres: list[Pixels] = []
+        self._start: Checkpoint | None = None
         self.facts: dict[str, Any] = {}
 
     def set_up(self, level: int | None, *, resume: bool) -> list[tuple[int, ...]]:
@@ -132,7 +160,8 @@ class Session:
                     save_checkpoint(folder.start, self._make_start(), dtype="float32")
                 recipe.save(folder.recipe)
         self.accelerator.wait_for_everyone()
-        groups = groups_to_train(_network(folder.load_start()), level)
+        self._start = folder.load_start()
+        groups = groups_to_train(_network(self._start), level)
         for levels in groups:
             folder.run_of(levels).refuse_to_replace(resume=resume)
         return groups
@@ -178,7 +207,8 @@ class Session:
         return ended
 
     def _training_of(self, levels: tuple[int, ...]) -> LevelTraining:
-        accelerator, folder, start = self.accelerator, self.folder, self.folder.load_start()
+        accelerator, folder = self.accelerator, self.folder
+        start, self._start = self._start or folder.load_start(), None  # training changes it
         sides = self.sides(levels)
         train, val = (self.material.crop_set(sides, held_out=each) for each in (False, True))
         recipe = self._recipe_of(levels, len(train))

@@ -57,6 +57,7 @@ class LevelTraining:
         self.run, self.start, self.inputs, self.order = run, start, inputs, order
         self.folder, self.reporter, self.facts = folder, reporter, facts
         self.own = folder.run_of(run.levels)
+        self._kept: NestedNetwork | None = None
 
     def run_to_the_end(self, save_every: float, deadline: float = math.inf) -> bool:
         """Train to the last update, saving every so many minutes; returns whether the end was reached by the deadline."""
@@ -143,7 +144,7 @@ class LevelTraining:
     def _measure(self) -> tuple[NestedNetwork, list[dict[str, Any]]]:
         """The network as it will be stored, and how near its levels come to the teacher; on the main process alone."""
         run = self.run
-        network = as_stored(run.smoothed)
+        network = self._kept = as_stored(run.smoothed, into=self._kept)
         if not run.accelerator.is_main_process:
             return network, []
         rows = []
