@@ -65,15 +65,21 @@ def test_the_last_level_of_a_model_is_a_teacher_where_it_is_a_plain_network(
         backbone="test_resnet", **{"widths": None, shares: (0.5, 0.75, 1.0)}, structure=structure
     )
     network = build(architecture, tiny_taxonomy, 32, warn=False).eval()
-    save_checkpoint(tmp_path, Checkpoint(network, tiny_taxonomy, architecture, Preprocessing(32)), dtype="float32")
+    save_checkpoint(
+        tmp_path, Checkpoint(network, tiny_taxonomy, architecture, Preprocessing(32)), dtype="float32"
+    )
     if structure == "slices":
-        with pytest.raises(BackboneError, match="is of structure slices, whose last level is no plain timm network"):
+        with pytest.raises(
+            BackboneError, match="is of structure slices, whose last level is no plain timm network"
+        ):
             model_teacher(tmp_path, None)
         return
     teacher = model_teacher(tmp_path, None)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.allclose(teacher.classifier(images), load_checkpoint(tmp_path).network(images), atol=1e-5)
+        assert torch.allclose(
+            teacher.classifier(images), load_checkpoint(tmp_path).network(images), atol=1e-5
+        )
 
 
 def test_a_model_is_nested_anew_in_another_tree_of_its_classes(folder: Path, tiny_checkpoint: Path) -> None:
@@ -157,9 +163,7 @@ def test_the_loss_is_the_divergence_from_the_teacher_on_leaves_and_tier(tiny_tax
     logits, answer = torch.randn(4, 12), torch.randn(4, 12).softmax(1)
     leaf = F.kl_div(logits.log_softmax(1), answer, reduction="batchmean")
     groups = torch.tensor(tiny_taxonomy.projection(1))
-    ours, theirs = (
-        torch.zeros(4, 5).index_add_(1, groups, each) for each in (logits.softmax(1), answer)
-    )
+    ours, theirs = (torch.zeros(4, 5).index_add_(1, groups, each) for each in (logits.softmax(1), answer))
     tier = F.kl_div(ours.log(), theirs, reduction="batchmean")
     assert float(loss([logits], answer)) == pytest.approx(float(2 * leaf + 0.5 * tier), rel=1e-5)
     assert float(loss([answer.log()], answer)) == pytest.approx(0, abs=1e-6)

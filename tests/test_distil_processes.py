@@ -33,9 +33,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) ->
 def options(folder: Path, out: Path) -> list[object]:
     return [
         *("distil", "--timm", BACKBONE, "--weights", folder / "weights.safetensors", "--out", out),
-        *("--classes", folder / "classes.txt", "--taxonomy", folder / "tree.json", "--images", folder / "photos"),
+        *(
+            "--classes",
+            folder / "classes.txt",
+            "--taxonomy",
+            folder / "tree.json",
+            "--images",
+            folder / "photos",
+        ),
         *("--widths", "0.5,0.75,1", "--sizes", "16,24,32", "--crops-per-photo", 2, "--crops", 64),
-        *("--batch-size", 16, "--eval-every", 32, "--warmup", 2, "--mixup", 0.4, "--workers", 0, "--threads", 1),
+        *(
+            "--batch-size",
+            16,
+            "--eval-every",
+            32,
+            "--warmup",
+            2,
+            "--mixup",
+            0.4,
+            "--workers",
+            0,
+            "--threads",
+            1,
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""A distillation that is stopped, wherever it is, and continued ends as one that nobody stopped; crops are made once."""
+"""A distillation that is stopped and continued ends as one that nobody stopped; crops are made once."""
 
 from __future__ import annotations
 

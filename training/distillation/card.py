@@ -30,9 +30,9 @@ def distilled_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             "",
             "## How near the levels come to the teacher",
             "",
-            f"On {found['val_crops']} crops of {found['val_photographs']} photographs that were held out: the divergence "
-            "from the teacher's answer in nats, and how often both have the same best class. This says nothing of how "
-            "often the teacher is right.",
+            f"On {found['val_crops']} crops of {found['val_photographs']} photographs that were held out: the "
+            "divergence from the teacher's answer in nats, and how often both have the same best class. This says "
+            "nothing of how often the teacher is right.",
             "",
             *_level_table(found["levels"]),
             "",

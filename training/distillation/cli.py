@@ -18,6 +18,8 @@ from training.given import is_given
 from training.recipe import option_of
 
 D = DistilRecipe(images=())
+OUT = Path("distilled")
+OWN = ",".join(D.own)
 PATHS = ("weights", "classes", "teacher", "start")
 
 
@@ -33,10 +35,10 @@ def distil(
     structure: ours.Structure = D.structure,
     widths: ours.Widths = "",
     sizes: ours.Sizes = "",
-    own: ours.Own = ",".join(D.own),
+    own: ours.Own = OWN,
     frozen: ours.Frozen = D.frozen,
     level: ours.Level = None,
-    out: ours.Out = Path("distilled"),
+    out: ours.Out = OUT,
     cache: ours.Cache = None,
     resume: ours.Resume = False,
     crops_per_photo: ours.CropsPerPhoto = D.crops_per_photo,

@@ -4,8 +4,8 @@ recipe.json            what all levels have in common, and with what options the
 start/                 the nested network before training, float32
 crops/                 crops and the teacher's answers (`store`), unless they are kept elsewhere
 unreadable.csv         photographs that can't be read
-level-0/ …             of each level that is trained by itself: recipe.json, history.jsonl, last/ (what --resume needs)
-model/                 the model, float16: all levels as they were trained last, with recipe.json, training.json, MODEL_CARD.md
+level-0/ …             of each level that is trained by itself: recipe.json, history.jsonl, and last/ for --resume
+model/                 the model, float16, all levels as they were trained last; recipe.json, training.json, its card
 """
 
 from __future__ import annotations

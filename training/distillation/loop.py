@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,35 +10,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from torch import nn
 
-from hierclass.checkpoint import Checkpoint, save_checkpoint
-from hierclass.errors import InputError
-from hierclass.nested.prefix import PrefixNetwork
 from training.data import read_images
-from training.distillation.crops import Pixels
 from training.distillation.folder import DistilFolder
-from training.distillation.material import CENTRES, Gallery, Material, as_images
-from training.distillation.recipe import IDENTITY, DistilRecipe
-from training.distillation.run import DistilRun
-from training.distillation.stretch import Inputs, LevelTraining, measure_at_first
-from training.distillation.student import begin_from, groups_to_train, nest_teacher
-from training.distillation.teacher import Teacher, model_teacher, timm_teacher
+from training.distillation.recipe import DistilRecipe
+from training.distillation.session import Session
 from training.evaluate import measure_checkpoint
-from training.mixing import Normalise
-from training.order import Order, seed_everything
 from training.pace import automatic_workers
 from training.processes import local_processes, make_accelerator
-from training.recipe import option_of
 from training.reports import Reporter, show_results
-from training.run import make_optimizer
-
-FOR_ORDER = 256
-"""Photographs over which it is found which channels matter."""
-PASSES = 16
-"""Times that all crops are trained on, where the user does not say."""
-AT_FIRST = 20
-"""Batches of crops on which norms are measured before the first update."""
 
 
 def distil(
@@ -62,45 +39,34 @@ def distil(
 ) -> bool:
     """Make a teacher nested, in the folder ``out``; returns whether all levels were trained to their end.
 
-    ``resume`` continues what ``out`` holds; levels that have begun go on with the recipes that they began with, but for
-    ``changes``, field → value; None: with this recipe. With ``level`` that one alone is trained. ``cache`` is where crops are kept, None: in ``out``. After so many
-    ``minutes`` the run ends, its state saved and the model as good as it is. In the
-    end the model is measured and calibrated on the labelled photographs ``eval_data``, as `training.sources` takes them.
-    Raises `InputError`, `BackboneError`, `CheckpointError` or `TaxonomyError` for what does not fit.
+    ``resume`` continues what ``out`` holds; levels that have begun go on with the recipes that they began with, but
+    for ``changes``, field → value; None: with this recipe. With ``level`` that one alone is trained. ``cache`` is where
+    crops are kept, None: in ``out``. After so many ``minutes`` the run ends, its state saved and the model as good as
+    it is. In the end the model is measured and calibrated on the labelled photographs ``eval_data``, as
+    `training.sources` takes them. Raises `InputError`, `BackboneError`, `CheckpointError` or `TaxonomyError` for what
+    does not fit.
     """
-    started = time.monotonic()
-    recipe.check()
+    until = None if minutes is None else time.monotonic() + 60 * minutes
     if threads:
         torch.set_num_threads(threads)
+    recipe.check()
     accelerator = accelerator or make_accelerator(recipe.mixed_precision)
     if workers is None:
         workers = automatic_workers(accelerator.device, local_processes(accelerator))
     reporter = Reporter(console or Console(), total_work=1.0, quiet=not accelerator.is_main_process)
-    teacher = load_teacher(recipe)
-    recipe.check_levels(teacher.taxonomy.num_tiers)
-    make_optimizer(nn.Linear(1, 1), opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    if eval_data:
-        read_images(
-            eval_data, teacher.taxonomy, held_out_only=True
-        )  # what is wrong is said before hours of work
-    gallery = Gallery.find(recipe, teacher)
-    session = Session(recipe, DistilFolder(out, cache), teacher, gallery, accelerator, reporter)
-    session.changes = changes
+    session = Session(recipe, DistilFolder(out, cache), accelerator, reporter, changes=changes)
+    if eval_data:  # what is wrong with it is said before hours of work
+        read_images(eval_data, session.teacher.taxonomy, held_out_only=True)
     groups = session.set_up(level, resume=resume)
     session.make_crops(groups, workers=workers, threads=threads)
-    ended, deadline = True, math.inf
-    for number, levels in enumerate(groups):
-        if minutes is not None:  # what is left is divided evenly
-            left = started + 60 * minutes - time.monotonic()
-            deadline = time.monotonic() + left / (len(groups) - number)
-        ended &= session.train(levels, resume=resume, save_every=save_every, deadline=deadline)
+    ended = session.train_all(groups, resume=resume, save_every=save_every, until=until)
     accelerator.end_training()
     if not reporter.quiet:
-        evaluate_model(session.folder.model, eval_data, reporter, workers=workers, threads=threads)
+        _evaluate(session.folder.model, eval_data, reporter, workers=workers, threads=threads)
     return ended
 
 
-def evaluate_model(
+def _evaluate(
     model: Path, data: Sequence[str], reporter: Reporter, *, workers: int, threads: int | None
 ) -> None:
     """Measure and calibrate a model on labelled photographs; without any say how that is done later."""
@@ -111,153 +77,4 @@ def evaluate_model(
     reporter.line(
         f"the model is in {model}; to fit how sure it is, with labelled photographs: "
         f"hierclass-train calibrate {model} --data PHOTOS"
-    )
-
-
-def load_teacher(recipe: DistilRecipe) -> Teacher:
-    """The teacher of a recipe, at the side of the last level."""
-    if recipe.teacher is not None:
-        teacher = model_teacher(Path(recipe.teacher), recipe.taxonomy)
-    else:
-        assert recipe.timm is not None
-        weights, classes = (None if file is None else Path(file) for file in (recipe.weights, recipe.classes))
-        teacher = timm_teacher(recipe.timm, weights=weights, taxonomy=recipe.taxonomy, classes=classes)
-    return teacher if recipe.sizes is None else teacher.at_side(recipe.sizes[-1])
-
-
-class Session:
-    """One call of `distil`: what all groups of levels that are trained in it have in common."""
-
-    def __init__(
-        self,
-        recipe: DistilRecipe,
-        folder: DistilFolder,
-        teacher: Teacher,
-        gallery: Gallery,
-        accelerator: Accelerator,
-        reporter: Reporter,
-    ) -> None:
-        """Call `set_up`, then `make_crops`, then `train` for each group."""
-        self.recipe, self.folder, self.teacher, self.gallery = recipe, folder, teacher, gallery
-        self.accelerator, self.reporter = accelerator, reporter
-        self.material: Material
-        self.changes: Mapping[str, Any] | None = None
-        self.centres: list[Pixels] = []
-        self._start: Checkpoint | None = None
-        self.facts: dict[str, Any] = {}
-
-    def set_up(self, level: int | None, *, resume: bool) -> list[tuple[int, ...]]:
-        """Make what all levels start from, if it is not there; returns the levels to train, in groups.
-
-        Raises `InputError` where the folder holds anything that would be replaced.
-        """
-        folder, recipe = self.folder, self.recipe
-        if self.accelerator.is_main_process:
-            with folder.claim():
-                folder.check_mine()
-                folder.check_common(recipe)
-                if not folder.has_start(recipe):
-                    save_checkpoint(folder.start, self._make_start(), dtype="float32")
-                recipe.save(folder.recipe)
-        self.accelerator.wait_for_everyone()
-        self._start = folder.load_start()
-        groups = groups_to_train(_network(self._start), level)
-        for levels in groups:
-            folder.run_of(levels).refuse_to_replace(resume=resume)
-        return groups
-
-    def _make_start(self) -> Checkpoint:
-        recipe, teacher = self.recipe, self.teacher
-        if recipe.start is not None:
-            return begin_from(Path(recipe.start), recipe, teacher)
-        seed_everything(recipe.seed)
-        pixels = list(self.gallery.centres(FOR_ORDER))
-        if not pixels:
-            raise InputError("--images: none of the photographs can be read; give others")
-        normalise = Normalise(teacher.preprocessing, torch.device("cpu"))
-        return nest_teacher(recipe, teacher, normalise(as_images(pixels, teacher.preprocessing.size)))
-
-    def sides(self, levels: Sequence[int]) -> list[int]:
-        """The side in pixels at which each of some levels sees images."""
-        whole = (self.teacher.preprocessing.size,) * self.teacher.taxonomy.num_tiers
-        return [(self.recipe.sizes or whole)[level] for level in levels]
-
-    def make_crops(self, groups: Sequence[tuple[int, ...]], *, workers: int, threads: int | None) -> None:
-        """Make what the groups learn from, where it is missing, and say what is wrong with it."""
-        sides = sorted({side for levels in groups for side in self.sides(levels)})
-        self.material = Material.of(self.gallery, self.recipe, self.teacher, self.folder.crops, sides)
-        self.material.make(self.teacher, self.accelerator, self.reporter, workers=workers, threads=threads)
-        broken = self.material.tell(self.folder.unreadable, sides, self.reporter)
-        if self.accelerator.is_main_process:
-            self.centres = list(self.gallery.centres(CENTRES))
-        photographs, store = len(self.gallery.photographs) - broken, self.material.store
-        self.facts = {
-            "teacher": {"name": self.teacher.name, "digest": self.teacher.digest},
-            "photographs": photographs,
-            "unreadable": broken,
-            "crops": photographs * store.passes,
-        }
-
-    def train(self, levels: tuple[int, ...], *, resume: bool, save_every: float, deadline: float) -> bool:
-        """Train some levels together to their end, or to a time of the monotonic clock; returns whether it is the end."""
-        own, main = self.folder.run_of(levels), self.accelerator.is_main_process
-        with own.claim(resume=resume) if main else contextlib.nullcontext():
-            ended = self._training_of(levels).run_to_the_end(save_every, deadline)
-        self.accelerator.free_memory()
-        return ended
-
-    def _training_of(self, levels: tuple[int, ...]) -> LevelTraining:
-        accelerator, folder = self.accelerator, self.folder
-        start, self._start = self._start or folder.load_start(), None  # training changes it
-        sides = self.sides(levels)
-        train, val = (self.material.crop_set(sides, held_out=each) for each in (False, True))
-        recipe = self._recipe_of(levels, len(train))
-        order = Order(
-            len(train),
-            recipe.batch_size,
-            seed=recipe.seed,
-            process=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-        )
-        run = DistilRun(recipe, _network(start), levels, start.taxonomy, start.preprocessing, accelerator)
-        if not folder.run_of(levels).state.exists() and recipe.start is None:
-            measure_at_first(run, train, order, AT_FIRST)
-        held_out = {
-            "val_photographs": len(val) // self.material.store.passes,
-            "val_crops": len(val),
-        }
-        self.reporter.line(_describe(run, len(train), len(val)))
-        inputs = Inputs(train, val, [as_images(self.centres, side) for side in sides] if self.centres else [])
-        return LevelTraining(run, start, inputs, order, folder, self.reporter, {**self.facts, **held_out})
-
-    def _recipe_of(self, levels: tuple[int, ...], num_crops: int) -> DistilRecipe:
-        """The recipe of some levels, whose crops to train on are known."""
-        recipe, own = self.recipe, self.folder.run_of(levels)
-        file = own.path / "recipe.json"
-        if own.state.exists() and file.exists():
-            stored = DistilRecipe.load(file)
-            if self.changes is not None:
-                recipe = dataclasses.replace(stored, **self.changes)
-            elif recipe.crops is None:
-                recipe = dataclasses.replace(recipe, crops=stored.crops)
-            for name in IDENTITY:
-                if getattr(recipe, name) != getattr(stored, name):
-                    raise InputError(
-                        f"{option_of(name)} differs from that of the run in {own.path}; leave it out, or change --out"
-                    )
-        return recipe if recipe.crops is not None else dataclasses.replace(recipe, crops=PASSES * num_crops)
-
-
-def _network(checkpoint: Checkpoint) -> PrefixNetwork:
-    assert isinstance(checkpoint.network, PrefixNetwork)
-    return checkpoint.network
-
-
-def _describe(run: DistilRun, train: int, val: int) -> str:
-    network, recipe = run.smoothed, run.recipe
-    macs = " / ".join(f"{network.cost(level).macs / 1e6:.1f}" for level in range(network.num_levels))
-    trained = sum(value.numel() for value in run.network.parameters() if value.requires_grad)
-    return (
-        f"level {' and '.join(map(str, run.levels))} of {macs} MMACs: {trained:,} weights learn from {train} crops, "
-        f"{recipe.crops} in all, {val} held out; {run.accelerator.device.type}, {torch.get_num_threads()} threads"
     )

@@ -1,4 +1,4 @@
-"""Crops are made and answered: photographs are read by worker processes, block by block, and whatever is missing written."""
+"""Crops are made and answered: worker processes read the photographs, and what is missing is written block by block."""
 
 from __future__ import annotations
 

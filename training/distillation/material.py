@@ -146,8 +146,8 @@ class Material:
     def tell(self, unreadable: Path, sides: Iterable[int], reporter: Reporter) -> int:
         """Say which photographs can't be read, and how many crops are smaller than what sees them.
 
-        ``sides`` are those of the trained levels; ``unreadable`` is the table that lists what can't be read. Returns how many photographs can't be read; raises `InputError` where
-        none can.
+        ``sides`` are those of the trained levels; ``unreadable`` is the table that lists what can't be read. Returns
+        how many photographs can't be read; raises `InputError` where none can.
         """
         broken = np.flatnonzero(~self.readable()).tolist()
         if not reporter.quiet:

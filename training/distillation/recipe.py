@@ -27,9 +27,10 @@ COMMON = (
 class DistilRecipe(StoredOptions):
     """What is made nested, with which photographs, and how it is trained.
 
-    The teacher is a timm model ``timm`` with a file of ``weights``, whose outputs are an ImageNet's classes or those that
-    the file ``classes`` lists, or ``teacher``, a model folder. ``taxonomy`` is a bundled tree or a file, None the tree of
-    ImageNet-1k or the teacher's own. ``start``, a model folder made this way before, gives the weights to begin with.
+    The teacher is a timm model ``timm`` with a file of ``weights``, whose outputs are an ImageNet's classes or those
+    that the file ``classes`` lists, or ``teacher``, a model folder. ``taxonomy`` is a bundled tree or a file, None the
+    tree of ImageNet-1k or the teacher's own. ``start``, a model folder made this way before, gives the weights to begin
+    with.
 
     ``structure``, ``widths``, ``sizes``, ``own`` (one, or one per lower level) and ``frozen`` are those of
     `hierclass.nested.nest`. ``images`` are
@@ -138,8 +139,8 @@ class DistilRecipe(StoredOptions):
         return {
             f"--sizes {_text(sizes)}: give 8 to 4096 pixels, never falling": list(sizes) != sorted(sizes)
             or not 8 <= sizes[0] <= sizes[-1] <= 4096,
-            f"--widths {_text(widths)}: give rising shares up to 1, such as 0.5,0.75,1; with --sizes they may stay equal": not (
-                rising and widths[0] > 0 and widths[-1] == 1
+            f"--widths {_text(widths)}: give rising shares up to 1, such as 0.5,0.75,1, with --sizes equal ones too": (
+                not (rising and widths[0] > 0 and widths[-1] == 1)
             ),
             f"--crops-per-photo {self.crops_per_photo}: give at least 1": self.crops_per_photo < 1,
             "--crop-scale: give two shares, such as 0.25,1": len(self.crop_scale) != 2

@@ -3,7 +3,8 @@
 crops.json              what they were made from; of other photographs, seeds, sizes or another teacher they are refused
 pixels-80.u8            all crops at a side of 80 pixels, uint8 (N, 80, 80, 3)
 answers.f16             the teacher's logits of the leaves, each row less its highest, float16 (N, leaves)
-sides.u16               shorter sides in pixels of what a crop shows and of its photograph (0: unreadable), uint16 (N, 2)
+sides.u16               shorter sides in pixels of what a crop shows and of its photograph, uint16 (N, 2);
+                        0: the photograph can't be read
 NAME.done               a byte per block of a file, 1 where it is whole
 
 Crop p · P + i is that of pass p of photograph i of P, so that more passes can be added.

@@ -60,7 +60,7 @@ class LevelTraining:
         self._kept: NestedNetwork | None = None
 
     def run_to_the_end(self, save_every: float, deadline: float = math.inf) -> bool:
-        """Train to the last update, saving every so many minutes; returns whether the end was reached by the deadline."""
+        """Train to the last update, saving every so many minutes; returns whether it was reached by the deadline."""
         run, reporter, recipe = self.run, self.reporter, self.run.recipe
         total = recipe.total_updates()
         standing = self._standing()

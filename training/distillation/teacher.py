@@ -114,7 +114,7 @@ def model_teacher(path: Path, taxonomy: Taxonomy | str | None) -> Teacher:
         architecture.backbone, stem_stride=architecture.stem_stride, **architecture.backbone_args
     )
     _fill(backbone, _plain(checkpoint, path), f"the last level of {path}")
-    teacher = Teacher(
+    return Teacher(
         architecture.backbone,
         backbone,
         _rows(head, outputs),
@@ -123,7 +123,6 @@ def model_teacher(path: Path, taxonomy: Taxonomy | str | None) -> Teacher:
         architecture.backbone_args,
         architecture.stem_stride,
     )
-    return teacher
 
 
 def _plain(checkpoint: Checkpoint, path: Path) -> nn.Module:
