@@ -14,7 +14,7 @@ import timm
 import torch
 from distil_data import BACKBONE, make_classifier, make_recipe, run, write_photographs, write_teacher
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hierclass
 from hierclass.checkpoint import load_checkpoint
@@ -164,13 +164,14 @@ def test_crops_are_kept_at_a_levels_own_side_as_its_graph_shrinks_them(folder: P
 
 
 def test_levels_that_share_what_is_trained_are_trained_together(folder: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(folder, own=("everything",), crops=32, mixup=0.4, eval_every=32)
-    ended, _ = run(recipe, tmp_path, cache=folder / "out" / "crops")
+    cache = str(folder / "out" / "crops")
+    recipe = make_recipe(folder, own=("everything",), crops=32, mixup=0.4, eval_every=32, cache=cache)
+    ended, _ = run(recipe, tmp_path)
     assert ended
     rows = [json.loads(line) for line in (tmp_path / "level-0-1" / "history.jsonl").read_text().splitlines()]
     assert [row["level"] for row in rows[0]["levels"]] == [0, 1]
     with pytest.raises(hierclass.InputError, match="--level 0: these levels share weights that are trained"):
-        run(recipe, tmp_path, level=0, resume=True, cache=folder / "out" / "crops")
+        run(recipe, tmp_path, level=0, resume=True)
 
 
 def test_a_model_is_nested_again_and_goes_on_from_what_was_reached(
@@ -199,12 +200,12 @@ def test_a_last_level_that_is_not_frozen_learns_too(folder: Path, tmp_path: Path
 
 
 def test_the_clock_ends_a_run_that_goes_on_later(folder: Path, made: Made, tmp_path: Path) -> None:
-    recipe = make_recipe(folder, crops=160)
-    ended, text = run(recipe, tmp_path, level=0, minutes=0.0, cache=made[0] / "crops")
+    recipe = make_recipe(folder, crops=160, cache=str(made[0] / "crops"))
+    ended, text = run(recipe, tmp_path, level=0, minutes=0.0)
     assert not ended
     assert "time is up after 16 of 160 crops; --resume continues" in text
     assert hierclass.load(tmp_path / "model", device="cpu").levels
-    ended, text = run(recipe, tmp_path, level=0, resume=True, cache=made[0] / "crops")
+    ended, text = run(recipe, tmp_path, level=0, resume=True)
     assert ended
     assert "resumed after 1 of 10 updates" in text
 
@@ -228,3 +229,31 @@ def test_weights_of_imagenet_are_nested_in_the_bundled_tree(folder: Path, tmp_pa
     run(recipe, tmp_path / "out", level=0)
     checkpoint = load_checkpoint(tmp_path / "out" / "model")
     assert checkpoint.taxonomy.num_classes == (16, 112, 1000)
+
+
+def test_a_start_of_another_classifier_is_refused(folder: Path, made: Made, tmp_path: Path) -> None:
+    state = load_file(folder / "weights.safetensors")
+    state["fc.weight"] = state["fc.weight"].flip(0).contiguous()
+    save_file(state, tmp_path / "other.safetensors")
+    recipe = make_recipe(folder, weights=str(tmp_path / "other.safetensors"), start=str(made[0] / "model"))
+    with pytest.raises(hierclass.InputError, match="its last level is another classifier than the teacher"):
+        run(recipe, tmp_path / "out")
+    recipe = make_recipe(folder, start=str(made[0] / "model"), own=("norms",))
+    with pytest.raises(
+        hierclass.InputError, match="is of another teacher, tree, structure, widths, sizes or own"
+    ):
+        run(recipe, tmp_path / "out")
+
+
+def test_a_teacher_that_has_changed_since_is_refused(folder: Path, made: Made, tmp_path: Path) -> None:
+    for name in ("weights.safetensors", "classes.txt", "tree.json"):
+        shutil.copy(folder / name, tmp_path)
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    recipe = make_recipe(tmp_path, crops=16)
+    run(recipe, tmp_path / "out", level=0)
+    classes = (tmp_path / "classes.txt").read_text().split()
+    (tmp_path / "classes.txt").write_text("\n".join(sorted(classes)))
+    with pytest.raises(
+        hierclass.InputError, match="the teacher, its preprocessing or its tree has changed since"
+    ):
+        run(recipe, tmp_path / "out", level=1)

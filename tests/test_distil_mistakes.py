@@ -171,3 +171,13 @@ def test_the_folder_of_another_command_is_left_alone(
     (tmp_path / "recipe.json").write_text('{"data": [], "taxonomy": "x"}')
     _, line = said(folder, tmp_path, capsys)
     assert "holds a run of another command; choose another --out" in line
+
+
+def test_fit_leaves_the_folder_of_a_distillation_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / CONFIG_FILE).write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["fit", "--data", str(folder / "photos"), "--out", str(tmp_path), "--yes"])
+    assert "holds a run of hierclass-train distil; choose another --out" in capsys.readouterr().err

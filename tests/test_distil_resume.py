@@ -102,10 +102,10 @@ def test_a_run_that_is_told_to_stop_keeps_every_update(
         return original(self, batch, **where)
 
     monkeypatch.setattr(DistilRun, "step", step)
-    cache = unbroken / "crops"
+    recipe = dataclasses.replace(recipe, cache=str(unbroken / "crops"))
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "out", level=0, save_every=0, cache=cache)
-    run(recipe, tmp_path / "out", level=0, resume=True, cache=cache)
+        run(recipe, tmp_path / "out", level=0, save_every=0)
+    run(recipe, tmp_path / "out", level=0, resume=True)
     assert seen == list(range(6))
     assert_equal(tmp_path / "out", unbroken)
 
@@ -172,11 +172,13 @@ def test_crops_of_something_else_are_refused(
 ) -> None:
     shutil.copytree(folder / "photos", tmp_path / "photos")
     (tmp_path / "photos" / "000.jpg").write_bytes((tmp_path / "photos" / "001.jpg").read_bytes())
-    other = dataclasses.replace(recipe, images=(str(tmp_path / "photos"),), seed=1)
+    other = dataclasses.replace(
+        recipe, images=(str(tmp_path / "photos"),), seed=1, cache=str(unbroken / "crops")
+    )
     with pytest.raises(
         InputError, match=r"crops of another run \(differing: photographs, seed\); delete it to"
     ):
-        run(other, tmp_path / "out", level=0, cache=unbroken / "crops")
+        run(other, tmp_path / "out", level=0)
 
 
 def test_a_run_is_not_replaced_in_silence(recipe: DistilRecipe, unbroken: Path, tmp_path: Path) -> None:

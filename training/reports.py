@@ -35,9 +35,9 @@ class Reporter:
         self.task: TaskID | None = None
 
     def start(self, done_work: float) -> None:
-        """Begin, with the work done by an earlier part of the run."""
+        """Begin, or begin with something else; so much of its work was done by an earlier part of the run."""
         self.done_work = done_work
-        self.last_line = time.monotonic()
+        self.last_line, self.timed_from = time.monotonic(), None
         if self.console.is_terminal and not self.quiet:
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), console=self.console, transient=True

@@ -20,7 +20,7 @@ from training.recipe import option_of
 D = DistilRecipe(images=())
 OUT = Path("distilled")
 OWN = ",".join(D.own)
-PATHS = ("weights", "classes", "teacher", "start")
+PATHS = ("weights", "classes", "teacher", "start", "cache")
 
 
 def distil(
@@ -85,7 +85,6 @@ def distil(
             changes=changes,
             resume=resume,
             level=level,
-            cache=cache,
             minutes=minutes,
             workers=workers,
             threads=threads,

@@ -31,13 +31,13 @@ from training.recipe import option_of
 class DistilFolder:
     """The output folder of one distillation; only main processes write to it, several runs of different levels too."""
 
-    def __init__(self, path: Path, cache: Path | None = None) -> None:
+    def __init__(self, path: Path, cache: str | None = None) -> None:
         """Name the folder, and where crops are kept if not in it; `claim` makes it."""
         self.path = path
         self.recipe = path / "recipe.json"
         self.start = path / START
         self.model = path / "model"
-        self.crops = cache or path / "crops"
+        self.crops = path / "crops" if cache is None else Path(cache)
         self.unreadable = path / "unreadable.csv"
 
     def run_of(self, levels: Sequence[int]) -> RunFolder:

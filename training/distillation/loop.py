@@ -28,7 +28,6 @@ def distil(
     resume: bool = False,
     changes: Mapping[str, Any] | None = None,
     level: int | None = None,
-    cache: Path | None = None,
     minutes: float | None = None,
     workers: int | None = None,
     threads: int | None = None,
@@ -40,11 +39,10 @@ def distil(
     """Make a teacher nested, in the folder ``out``; returns whether all levels were trained to their end.
 
     ``resume`` continues what ``out`` holds; levels that have begun go on with the recipes that they began with, but
-    for ``changes``, field → value; None: with this recipe. With ``level`` that one alone is trained. ``cache`` is where
-    crops are kept, None: in ``out``. After so many ``minutes`` the run ends, its state saved and the model as good as
-    it is. In the end the model is measured and calibrated on the labelled photographs ``eval_data``, as
-    `training.sources` takes them. Raises `InputError`, `BackboneError`, `CheckpointError` or `TaxonomyError` for what
-    does not fit.
+    for ``changes``, field → value; None: with this recipe. With ``level`` that one alone is trained. After so many
+    ``minutes`` the run ends, its state saved and the model as good as it is. In the end the model is measured and
+    calibrated on the labelled photographs ``eval_data``, as `training.sources` takes them. Raises `InputError`,
+    `BackboneError`, `CheckpointError` or `TaxonomyError` for what does not fit.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
     if threads:
@@ -54,7 +52,7 @@ def distil(
     if workers is None:
         workers = automatic_workers(accelerator.device, local_processes(accelerator))
     reporter = Reporter(console or Console(), total_work=1.0, quiet=not accelerator.is_main_process)
-    session = Session(recipe, DistilFolder(out, cache), accelerator, reporter, changes=changes)
+    session = Session(recipe, DistilFolder(out, recipe.cache), accelerator, reporter, changes=changes)
     if eval_data:  # what is wrong with it is said before hours of work
         read_images(eval_data, session.teacher.taxonomy, held_out_only=True)
     groups = session.set_up(level, resume=resume)

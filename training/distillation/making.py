@@ -58,7 +58,7 @@ def make_crops(
     done = {name: store.done(name) for name in store.columns}
     sides = [side for side in _sides(store) if any(not done[pixels_name(side)][b.number] for b in blocks)]
     wanted = [(block, not done[ANSWERS][block.number]) for block in blocks]
-    dataset = _Blocks(photographs, cutter, sides)
+    dataset = _Blocks(Photographs(photographs), cutter, sides)  # workers open files of their own
     committed = started = time.monotonic()
     made = 0
     with contextlib.closing(read_all(make_loader(dataset, workers, batch_sampler=wanted))) as stream:

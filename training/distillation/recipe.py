@@ -33,9 +33,9 @@ class DistilRecipe(StoredOptions):
     with.
 
     ``structure``, ``widths``, ``sizes``, ``own`` (one, or one per lower level) and ``frozen`` are those of
-    `hierclass.nested.nest`. ``images`` are
-    folders and Parquet files; of every photograph ``crops_per_photo`` random resized crops with an area from
-    ``crop_scale`` are kept, and a share ``val_share`` of the photographs is held out.
+    `hierclass.nested.nest`. ``images`` are folders and Parquet files; of every photograph ``crops_per_photo`` random
+    resized crops with an area from ``crop_scale`` are kept, in the folder ``cache`` (None: in that of the run), and a
+    share ``val_share`` of the photographs is held out.
 
     ``crops`` (None: 16 times all that there are) are trained on, ``batch_size`` per update: warm-up for ``warmup``
     updates, then ``lr``, falling to almost nothing over the last ``decay`` share. ``leaf_weight`` and ``tier_weight``
@@ -56,6 +56,7 @@ class DistilRecipe(StoredOptions):
     sizes: tuple[int, ...] | None = None
     own: tuple[str, ...] = ("norms+depthwise",)
     frozen: bool = True
+    cache: str | None = None
     crops_per_photo: int = 4
     crop_scale: tuple[float, ...] = (0.25, 1.0)
     val_share: float = 0.0025
@@ -83,7 +84,7 @@ class DistilRecipe(StoredOptions):
         """The recipe as it goes out with the weights: files by their last names, no folder of this machine."""
         names: dict[str, Any] = {
             name: Path(value).name
-            for name in ("weights", "classes", "teacher", "start", "taxonomy")
+            for name in ("weights", "classes", "teacher", "start", "taxonomy", "cache")
             if (value := getattr(self, name)) is not None
         }
         return dataclasses.replace(self, images=tuple(Path(path).name for path in self.images), **names)

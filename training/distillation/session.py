@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hierclass.checkpoint import Checkpoint, save_checkpoint
+from hierclass.checkpoint import Checkpoint, read_config, save_checkpoint
 from hierclass.errors import InputError
 from hierclass.nested.prefix import PrefixNetwork
 from training.distillation.crops import Pixels
@@ -85,8 +85,12 @@ class Session:
             with folder.claim():
                 folder.check_mine()
                 folder.check_common(recipe)
-                if not folder.has_start(recipe):
-                    save_checkpoint(folder.start, self._make_start(), dtype="float32")
+                if folder.has_start(recipe):
+                    self._check_start()
+                else:
+                    start = self._make_start()
+                    start.results = {"teacher": self.teacher.digest}
+                    save_checkpoint(folder.start, start, dtype="float32")
                 recipe.save(folder.recipe)
         self.accelerator.wait_for_everyone()
         self._start = folder.load_start()
@@ -94,6 +98,14 @@ class Session:
         for levels in groups:
             folder.run_of(levels).refuse_to_replace(resume=resume)
         return groups
+
+    def _check_start(self) -> None:
+        """Raise `InputError` where the teacher's files have changed since the run began."""
+        if read_config(self.folder.start).get("results") != {"teacher": self.teacher.digest}:
+            raise InputError(
+                f"the teacher, its preprocessing or its tree has changed since the run in {self.folder.path} began; "
+                "choose another --out"
+            )
 
     def _make_start(self) -> Checkpoint:
         recipe, teacher = self.recipe, self.teacher

@@ -115,10 +115,11 @@ class LevelTraining:
                 work=1.0,
             )
         except TimeUp:
-            self._keep(self._measure(), standing.seconds + saver.spent())
+            measured = self._measure()
+            self._keep(measured, standing.seconds + saver.spent())
             self.reporter.line(
                 f"{self._who()}: time is up after {run.updates * run.recipe.batch_size} of "
-                f"{total * run.recipe.batch_size} crops; --resume continues"
+                f"{total * run.recipe.batch_size} crops; --resume continues; {_distances(measured[1])}"
             )
             return False
         totals = saver.totals()
@@ -201,12 +202,15 @@ def measure_at_first(run: DistilRun, crops: CropSet, order: Order, batches: int)
 
 
 def _row_line(who: str, row: dict[str, Any]) -> str:
-    measured = " ".join(
-        f"level {each['level']}: KL leaf {each['kl_leaf']:.3f} tier {each['kl_tier']:.3f}, same leaf "
-        f"{each['agree_leaf']:.1%} tier {each['agree_tier']:.1%}"
-        for each in row["levels"]
-    )
     return (
         f"{who} {row['crops']} crops loss {row['loss']:.3f} lr {row['lr']:.2g} {row['images_per_second']:.0f} img/s "
-        f"{clock(row['seconds'])}; {measured}"
+        f"{clock(row['seconds'])}; {_distances(row['levels'])}"
+    )
+
+
+def _distances(rows: list[dict[str, Any]]) -> str:
+    return "; ".join(
+        f"level {each['level']}: KL leaf {each['kl_leaf']:.3f} tier {each['kl_tier']:.3f}, same leaf "
+        f"{each['agree_leaf']:.1%} tier {each['agree_tier']:.1%}"
+        for each in rows
     )

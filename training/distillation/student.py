@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hierclass.checkpoint import Architecture, Checkpoint, load_checkpoint
@@ -70,6 +71,12 @@ def begin_from(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Checkpoint
         raise InputError(
             f"--start {path} is of another teacher, tree, structure, widths, sizes or own; give those of that model"
         )
+    side, last = teacher.preprocessing.size, found.network.num_levels - 1
+    images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = found.network(images, last), teacher.classifier(images)
+    if recipe.frozen and float((ours - theirs).abs().max()) > 0.05 * float(theirs.abs().max()):
+        raise InputError(f"--start {path}: its last level is another classifier than the teacher")
     return Checkpoint(found.network, found.taxonomy, found.architecture, found.preprocessing)
 
 

@@ -52,7 +52,7 @@ class Teacher:
     @property
     def digest(self) -> str:
         """A SHA-256 sum of weights, classes and preprocessing."""
-        texts = [self.name, dataclasses.asdict(self.preprocessing), list(self.taxonomy.leaves)]
+        texts = [self.name, dataclasses.asdict(self.preprocessing), self.taxonomy.to_dict()]
         found = hashlib.sha256(json.dumps(texts).encode())
         for name, value in self.classifier.state_dict().items():
             found.update(f"{name} {tuple(value.shape)}".encode())
