@@ -123,11 +123,11 @@ def train_heads(bench: Bench, name: str, seed: int, order: str) -> Result:
     """Nest the trained dense network as slices; learn heads and norm statistics alone, in one epoch."""
     recipe = pretrained(bench, seed, order, lr=HEADS_LR)
     taxonomy, accelerator = bench.taxonomy, Accelerator(cpu=True)
-    reporter = Reporter(bench.console, epochs=1, total_work=1.0, quiet=True)
+    reporter = Reporter(bench.console, total_work=1.0, quiet=True)
     train, dev = load_data(recipe, taxonomy, reporter)
     batches = Order(len(train), recipe.batch_size, seed=seed)
     run = Run(recipe, taxonomy, steps_per_epoch=len(batches), accelerator=accelerator)
-    for weight_name, weight in run.trainee.network.named_parameters():
+    for weight_name, weight in run.network.named_parameters():
         weight.requires_grad_(weight_name.startswith("heads."))
     loader = training_loader(
         train,
@@ -170,7 +170,7 @@ def pretrained(bench: Bench, seed: int, order: str, *, lr: float) -> Recipe:
         state = {key: v.contiguous() for key, v in model.state_dict().items() if not key.startswith("fc.")}
         safetensors.torch.save_file(state, weights)
     arguments = {**bench.settings.backbone_args(), "checkpoint_path": str(weights)}
-    return bench.settings.recipe(seed, backbone_args=arguments, order=order, epochs=1, warmup_epochs=0, lr=lr)
+    return bench.settings.recipe(seed, backbone_args=arguments, order=order, warmup_epochs=0, lr=lr)
 
 
 def summed_accuracy(bench: Bench, recipe: Recipe, model: Path) -> tuple[list[list[float]], int]:

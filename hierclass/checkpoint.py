@@ -202,12 +202,16 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
         config_file.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def as_stored(network: NestedNetwork, dtype: str = "float16") -> NestedNetwork:
+def as_stored(
+    network: NestedNetwork, dtype: str = "float16", *, into: NestedNetwork | None = None
+) -> NestedNetwork:
     """Return a copy in evaluation mode whose weights are rounded as a checkpoint of `dtype` stores them.
+
+    An earlier copy that may be overwritten, `into`, is quicker than a new one.
 
     It answers as the network that `load_checkpoint` reads: measure this one, not the one in training.
     """
-    rounded = copy.deepcopy(network).eval()
+    rounded = (copy.deepcopy(network) if into is None else into).eval()
     rounded.load_stored(_tensors(network, dtype))
     return rounded
 

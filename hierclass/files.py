@@ -70,8 +70,10 @@ def _temporaries(folder: Path, *names: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def locked(file: Path, message: str) -> Iterator[None]:
+def locked(file: Path, message: str = "", *, wait: bool = False) -> Iterator[None]:
     """Hold a lock on a file, which is made; the system frees it when the process ends, however it ends.
+
+    With `wait` another process that holds it is waited for.
 
     Raises:
         InputError: another process holds it; the text is `message`.
@@ -81,7 +83,9 @@ def locked(file: Path, message: str) -> Iterator[None]:
         try:
             import fcntl  # absent on Windows, where nothing keeps a second process out
 
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by children, unlike flock
+            fcntl.lockf(
+                lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+            )  # not inherited by children, unlike flock
         except ImportError:
             pass
         except (BlockingIOError, PermissionError) as error:

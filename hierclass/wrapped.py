@@ -6,34 +6,27 @@ or from a file; nothing is downloaded, and nothing in a file is executed.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import safetensors
-import timm
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
-from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from hierclass.checkpoint import INTERPOLATIONS, Architecture, Checkpoint
+from hierclass.checkpoint import Architecture, Checkpoint
 from hierclass.classifier import Classifier
 from hierclass.errors import BackboneError, CheckpointError
-from hierclass.nested.backbone import reason
 from hierclass.nested.network import Cost, NestedNetwork, State
-from hierclass.preprocessing import Preprocessing
-from hierclass.weights import find_cached
-from taxonomy import Taxonomy, TaxonomyError
-
-TAXONOMY = "imagenet-1k"
-"""The bundled tree of the 1,000 classes."""
-SEED = 0x68696572
-"""Of the weights before loading: one that nobody else starts from, so that what is left of them is known."""
+from hierclass.timm_classifier import (
+    create_classifier,
+    find_cached_weights,
+    find_published,
+    match_outputs,
+    read_preprocessing,
+)
+from taxonomy import Taxonomy
 
 
 class WholeNetwork(NestedNetwork):
@@ -162,154 +155,17 @@ def from_timm(
         TaxonomyError: there is no such taxonomy, or it has leaves that are no classes of the classifier.
         InputError: this machine has no such device.
     """
-    published = _published(name)
-    tree, outputs = _match(name, published.num_classes, taxonomy)
-    model = _create(name, _find_cached(name, published) if weights is None else Path(weights))
-    preprocessing = _preprocessing(name, model)
+    published = find_published(name)
+    tree, leaves = match_outputs(name, published.num_classes, taxonomy)
+    outputs: list[list[list[int]]] = [[[] for _ in tier] for tier in tree.tiers]
+    for tier, classes in enumerate(outputs):
+        for output, index in zip(leaves, tree.projection(tier).tolist(), strict=True):
+            classes[index].append(output)
+    model = create_classifier(
+        name, find_cached_weights(name, published) if weights is None else Path(weights)
+    )
+    preprocessing = read_preprocessing(name, model)
     size = (3, preprocessing.size, preprocessing.size)
     network = WholeNetwork(model, published.num_classes, outputs, size)
     architecture = Architecture(name, widths=(1.0,) * tree.num_tiers, structure=WholeNetwork.structure)
     return Classifier(Checkpoint(network.eval(), tree, architecture, preprocessing), device=device)
-
-
-def _published(name: str) -> PretrainedCfg:
-    """Return what timm knows of a model and of its published weights."""
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f", but {', '.join(close)}" if close else "; timm.list_models() lists them all"
-        raise BackboneError(f"timm has no model called {name!r}{hint}")
-    try:
-        return timm.get_pretrained_cfg(name) or PretrainedCfg()
-    except RuntimeError as error:
-        known = ", ".join(timm.list_models(f"{name.split('.')[0]}.*", pretrained=True))
-        raise BackboneError(f"timm has no model called {name!r}, but {known}") from error
-
-
-def _match(
-    name: str, num_outputs: int, taxonomy: Taxonomy | str | os.PathLike[str] | None
-) -> tuple[Taxonomy, list[list[list[int]]]]:
-    """Return the tree, and for every class of every tier the outputs of the classifier that it sums."""
-    subset = infer_imagenet_subset({"num_classes": num_outputs})
-    if subset is None or (taxonomy is None and subset != TAXONOMY):
-        kind = f"{num_outputs:,} outputs" if num_outputs else "no classifier"
-        own = " (from Python, taxonomy= takes a tree of its own classes)" if subset else ""
-        raise BackboneError(
-            f"{name} has {kind}; a timm model must have the 1,000 classes of ImageNet-1k here{own}"
-        )
-    labels: list[str] = ImageNetInfo(subset).label_names()
-    position = {label: index for index, label in enumerate(labels)}
-    if not isinstance(taxonomy, Taxonomy):
-        taxonomy = Taxonomy.load(TAXONOMY if taxonomy is None else taxonomy)
-    foreign = [leaf for leaf in taxonomy.leaves if leaf not in position]
-    if foreign:
-        raise TaxonomyError(
-            f"{len(foreign):,} leaves of taxonomy {taxonomy.name!r} are no classes of {name} ({subset}), "
-            f"the first is {foreign[0]!r}; give synset ids among its classes"
-        )
-    outputs: list[list[list[int]]] = [[[] for _ in tier] for tier in taxonomy.tiers]
-    for tier, classes in enumerate(outputs):
-        for leaf, index in zip(taxonomy.leaves, taxonomy.projection(tier).tolist(), strict=True):
-            classes[index].append(position[leaf])
-    return taxonomy, outputs
-
-
-def _find_cached(name: str, published: PretrainedCfg) -> Path:
-    """Return the file of timm's own weights where timm has downloaded it before."""
-    found = find_cached(published)
-    if found is not None:
-        return found
-    if not published.has_weights:
-        raise CheckpointError(
-            f"timm publishes no weights of {name}; give a file (weights=FILE, --weights FILE)"
-        )
-    raise CheckpointError(
-        f"the weights of {name} are not in the local cache, and hierclass downloads nothing; give their file "
-        "(weights=FILE, --weights FILE), or let timm fetch them once: "
-        f"python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
-    )
-
-
-def _create(name: str, file: Path) -> nn.Module:
-    """Make a timm model with the weights of a file, all of them."""
-    tensors = _tensor_names(file)
-    overlay = {"file": str(file), "custom_load": False}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        try:
-            model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-        except Exception as error:  # a model's own converter of weights may stumble in any way over others
-            raise CheckpointError(f"timm can't load {file} into {name}: {reason(error)}") from error
-    if not _names(model) <= tensors and (missing := _untouched(name, model)):
-        raise CheckpointError(
-            f"{file} has no values for {len(missing)} weights of {name}, the first is {missing[0]}; "
-            "is it another model's?"
-        )
-    return model.eval().requires_grad_(
-        False
-    )  # never trained here; counting costs stumbles over some that are
-
-
-def _tensor_names(file: Path) -> set[str]:
-    """Return the names of what a file of weights holds, its tensors unread; refuse all that is more than data."""
-    if not file.is_file():
-        raise CheckpointError(f"there is no file of weights at {file}")
-    if file.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(file, "pt") as tensors:
-                return set(tensors.keys())
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of timm's own training
-            content = torch.load(file, map_location="meta", weights_only=True)
-    except Exception as error:  # what the parser of a damaged file meets
-        raise CheckpointError(
-            f"{file} is damaged, or holds more than weights, which is refused since it could run code; "
-            "give a state_dict saved as .safetensors or .pth"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no weights; give a state_dict saved as .safetensors or .pth")
-    return {name for name in content if isinstance(name, str)}
-
-
-def _names(model: nn.Module) -> set[str]:
-    return {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
-
-
-def _untouched(name: str, model: nn.Module) -> list[str]:
-    """Return the weights that loading left as they were made: those that the same seed makes again.
-
-    timm does not insist on every weight for every model (DLA, say), and would use them untrained.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        fresh = dict(timm.create_model(name, pretrained=False).named_parameters())
-    return [
-        key
-        for key, value in model.named_parameters()
-        if value.ndim > 1 and torch.equal(value, fresh[key]) and bool(value.min() < value.max())
-    ]
-
-
-def _preprocessing(name: str, model: nn.Module) -> Preprocessing:
-    """Return how images are prepared for a model, as timm does for tests, with the centre square kept."""
-    fixed = bool(getattr(model, "pretrained_cfg", {}).get("fixed_input_size"))
-    config = resolve_model_data_config(model, use_test_size=not fixed)
-    channels, height, width = config["input_size"]
-    if channels != 3 or height != width:
-        raise BackboneError(
-            f"{name} reads images of {channels} x {height} x {width}; here they must be 3 x S x S"
-        )
-    interpolation = config["interpolation"]
-    return Preprocessing(
-        size=int(height),
-        crop=min(float(config["crop_pct"]), 1.0),
-        interpolation=interpolation if interpolation in INTERPOLATIONS else "bicubic",
-        mean=_triple(config["mean"]),
-        std=_triple(config["std"]),
-    )
-
-
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = map(float, values)
-    return red, green, blue

@@ -27,7 +27,8 @@ from hierclass.cli import main
 from hierclass.errors import BackboneError, CheckpointError, InputError, TaxonomyError
 from hierclass.page.drawing import draw_headline, draw_steps
 from hierclass.page.stages import Wish, climb
-from hierclass.wrapped import _preprocessing, from_timm
+from hierclass.timm_classifier import read_preprocessing
+from hierclass.wrapped import from_timm
 from taxonomy import Node, Taxonomy
 
 ROOT = Path(__file__).parent.parent
@@ -263,7 +264,7 @@ def test_the_size_and_the_crop_are_those_of_tests(
 ) -> None:
     made = nn.Identity()
     made.pretrained_cfg = config
-    prepared = _preprocessing("x", made)
+    prepared = read_preprocessing("x", made)
     assert (prepared.size, prepared.crop) == expected
 
 
@@ -271,7 +272,7 @@ def test_images_that_are_not_square_are_refused() -> None:
     made = nn.Identity()
     made.pretrained_cfg = {"input_size": (3, 256, 128)}
     with pytest.raises(BackboneError, match="reads images of 3 x 256 x 128"):
-        _preprocessing("x", made)
+        read_preprocessing("x", made)
 
 
 # ---- the network itself

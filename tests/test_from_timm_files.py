@@ -186,3 +186,20 @@ def test_every_error_is_an_error_of_hierclass(weights: Path) -> None:
     for name, file in [("nonsense", weights), (NAME, "nowhere"), ("resnet18", weights)]:
         with pytest.raises(HierclassError):
             from_timm(name, weights=file)
+
+
+def test_a_file_of_other_names_in_timms_order_is_taken_in_that_order(
+    model: nn.Module, classifier: Classifier, tmp_path: Path
+) -> None:
+    renamed = {
+        f"_{number}.{key.rpartition('.')[2]}": value
+        for number, (key, value) in enumerate(model.state_dict().items())
+    }
+    torch.save(renamed, tmp_path / "renamed.pth")
+    assert from_timm(NAME, weights=tmp_path / "renamed.pth", device="cpu").predict(CAT) == classifier.predict(
+        CAT
+    )
+    swapped = dict(reversed(renamed.items()))  # another order is another network
+    torch.save(swapped, tmp_path / "swapped.pth")
+    with pytest.raises(CheckpointError, match="is it another model's"):
+        from_timm(NAME, weights=tmp_path / "swapped.pth", device="cpu")

@@ -114,7 +114,7 @@ def photographs(tmp_path: Path, tiny_taxonomy: Taxonomy) -> Recipe:
 
 def load(recipe: Recipe, out: Path, check: str = "auto") -> tuple[ImageSet, ImageSet, str]:
     text = io.StringIO()
-    reporter = Reporter(Console(file=text, width=500), epochs=1, total_work=1.0)
+    reporter = Reporter(Console(file=text, width=500), total_work=1.0)
     out.mkdir(exist_ok=True)
     train, dev = load_data(recipe, Taxonomy.load(recipe.taxonomy), reporter, out=out, check=check)
     return train, dev, text.getvalue()

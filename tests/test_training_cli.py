@@ -21,7 +21,8 @@ from training_data import write_folder, write_parquet
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training import options
-from training.cli import _one_line_errors, main
+from training.cli import main
+from training.exits import one_line_errors
 from training.state import save_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,7 +257,7 @@ def test_training_needs_neither_nltk_nor_gradio() -> None:
 
 
 def test_a_full_disk_is_one_line_that_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped, _one_line_errors(lambda: "fit --resume"):
+    with pytest.raises(SystemExit) as stopped, one_line_errors(lambda: "fit --resume"):
         raise OSError(errno.ENOSPC, "No space left on device", "run/last")
     assert stopped.value.code == 1
     message = capsys.readouterr().err

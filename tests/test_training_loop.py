@@ -220,11 +220,11 @@ def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
     now = [0.0]
     monkeypatch.setattr("training.reports.time.monotonic", lambda: now[0])
     text = io.StringIO()
-    reporter = Reporter(Console(file=text, width=100), epochs=1, total_work=10)
+    reporter = Reporter(Console(file=text, width=100), total_work=10)
     reporter.start(0)
     for step, (seconds, rate) in enumerate([(200.0, 0.0), (231.0, 4.0)]):
         now[0] = seconds
-        reporter.step(epoch=0, step=step, steps=10, loss=1.0, rate=rate, work=1)
+        reporter.step(f"epoch 1/1 step {step + 1}/10", loss=1.0, rate=rate, work=1)
     first, second = text.getvalue().splitlines()
     assert first == "epoch 1/1 step 1/10 loss 1.000"
     assert second == "epoch 1/1 step 2/10 loss 1.000 4 img/s left 4:08"
@@ -248,7 +248,7 @@ def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) ->
 def test_held_out_images_are_never_trained_on(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:
     from training.reports import Reporter
 
-    reporter = Reporter(Console(file=io.StringIO()), epochs=1, total_work=1.0)
+    reporter = Reporter(Console(file=io.StringIO()), total_work=1.0)
     train, dev = load_data(recipe, tiny_taxonomy, reporter)
     assert {int(name.split("_")[1].split(".")[0]) for name in train.names} == set(range(10))
     assert {int(name.split("_")[1].split(".")[0]) for name in dev.names} == set(range(10, 15))

@@ -114,7 +114,7 @@ def test_half_precision_needs_a_gpu(recipe: Recipe, tmp_path: Path) -> None:
 
 @pytest.fixture
 def run(recipe: Recipe, tiny_taxonomy: Taxonomy) -> Run:
-    return Run(recipe, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(recipe))
+    return Run(recipe, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(recipe.mixed_precision))
 
 
 def batch(count: int, places: list[int] | None = None, size: int = 32) -> TrainingBatch:
@@ -132,7 +132,9 @@ def test_the_loss_and_the_teacher_are_float32_where_the_network_is_not(
     recipe: Recipe, tiny_taxonomy: Taxonomy
 ) -> None:
     changed = dataclasses.replace(recipe, distil_teacher="ema", mixed_precision="bf16")
-    run = Run(changed, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(changed))
+    run = Run(
+        changed, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(changed.mixed_precision)
+    )
     inside: set[torch.dtype] = set()
     seen: set[torch.dtype] = set()
     layer = next(part for part in run.trainee.modules() if isinstance(part, nn.Conv2d))
@@ -153,7 +155,9 @@ def test_the_scale_of_half_precision_gradients_is_saved_and_resumed(
     run.step(batch(8), epoch=0, step=0)
     run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
     run.save(tmp_path / "state.safetensors", {"epoch": 0})
-    other = Run(recipe, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(recipe))
+    other = Run(
+        recipe, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(recipe.mixed_precision)
+    )
     other.accelerator.scaler = torch.amp.GradScaler("cpu")
     other.load(tmp_path / "state.safetensors")
     assert other.accelerator.scaler.state_dict() == run.accelerator.scaler.state_dict()
@@ -165,7 +169,7 @@ def test_channels_come_last_in_every_convolution_of_every_level_after_resuming_t
     backbone: str, recipe: Recipe, tiny_taxonomy: Taxonomy, tmp_path: Path
 ) -> None:
     changed = dataclasses.replace(recipe, backbone=backbone)
-    accelerator = make_accelerator(changed)
+    accelerator = make_accelerator(changed.mixed_precision)
     first = Run(changed, tiny_taxonomy, steps_per_epoch=5, accelerator=accelerator)
     first.step(batch(8), epoch=0, step=0)
     first.save(tmp_path / "state.safetensors", {"epoch": 0})

@@ -26,8 +26,8 @@ from training.calibration import Kept, calibrate, find_threshold, fit_temperatur
 from training.card import replace_calibration
 from training.evaluate import measures, run_checkpoint, run_model
 from training.findings import risk_coverage
-from training.reports import answer_rows, coverage_rows
-from training.weighting import weigh, weighting_sentence
+from training.reports import answer_rows, coverage_rows, weighting_sentence
+from training.weighting import weigh
 
 KNOWN = {"level": 2, "top1": 0.751, "measured": 0.835, "factor": 1.678, "effective_images": 1153.2}
 

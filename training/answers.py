@@ -158,7 +158,7 @@ def collect_answers(
             rows = np.isin(places[-1], keep, assume_unique=True)
             kept.append(places[-1][rows])
             for into, level in zip(logits, said, strict=True):
-                into.append(_shrink(level.cpu()[torch.from_numpy(rows)]))
+                into.append(shrink_logits(level.cpu()[torch.from_numpy(rows)]))
     if not places:
         raise InputError(f"none of the {len(errors)} images can be read: {'; '.join(errors[:3])}")
     found = np.concatenate(places)
@@ -203,7 +203,8 @@ def best_classes(
     )
 
 
-def _shrink(logits: torch.Tensor) -> npt.NDArray[np.float16]:
+def shrink_logits(logits: torch.Tensor) -> npt.NDArray[np.float16]:
+    """Logits (B, C) as float16, each row less its highest, so that what is rounded are classes that have no say."""
     lowest = torch.finfo(torch.float16).min
     shifted = logits - logits.amax(dim=1, keepdim=True)
     small: npt.NDArray[np.float16] = shifted.nan_to_num(lowest).clamp(min=lowest).half().numpy()

@@ -52,6 +52,10 @@ class TrainingBatch:
     share: Share
     errors: list[str]
 
+    def __len__(self) -> int:
+        """Images that could be read."""
+        return len(self.images)
+
 
 class _Prepared:
     """A `TrainingBatch` before it is made of tensors, whose memory would be shared with the worker."""
@@ -164,17 +168,17 @@ def read_batches(loader: DataLoader[Any]) -> Generator[Batch]:
 
     Workers send arrays through a pipe: shared memory, which tensors would take, is small in many containers.
     """
-    for images, leaves, errors in _read_all(loader):
+    for images, leaves, errors in read_all(loader):
         yield torch.from_numpy(images), torch.from_numpy(leaves), errors
 
 
 def read_training_batches(loader: DataLoader[Any]) -> Generator[TrainingBatch]:
     """The batches of a training loader; close the generator to end its workers."""
-    for prepared in _read_all(loader):
+    for prepared in read_all(loader):
         yield prepared if isinstance(prepared, TrainingBatch) else prepared.tensors()
 
 
-def _read_all(loader: DataLoader[Any]) -> Generator[Any]:
+def read_all(loader: DataLoader[Any]) -> Generator[Any]:
     """What a loader gives.
 
     While its workers start, Ctrl-C and SIGTERM wait: raised inside a fork, the exception would be lost.
@@ -203,7 +207,8 @@ def _held_signals() -> Iterator[None]:
             signal.raise_signal(late)
 
 
-def _loader(dataset: Dataset[Any], workers: int, **batches: Any) -> DataLoader[Any]:
+def make_loader(dataset: Dataset[Any], workers: int, **batches: Any) -> DataLoader[Any]:
+    """A loader of what a data set prepares of whole batches, by processes that leave signals to this one."""
     return DataLoader(
         dataset,
         collate_fn=_identity,
@@ -261,7 +266,7 @@ def training_loader(
         for side in set(sides)
     }
     dataset = _TrainingImages(images, transforms, crop_scale[0], seed)
-    return _loader(dataset, workers, batch_sampler=shares, pin_memory=pin_memory)
+    return make_loader(dataset, workers, batch_sampler=shares, pin_memory=pin_memory)
 
 
 def evaluation_loader(
@@ -269,4 +274,4 @@ def evaluation_loader(
 ) -> DataLoader[Any]:
     """Float32 batches in order, preprocessed exactly as inference does; its workers end with the loader."""
     dataset = _EvaluationImages(images, preprocessing)
-    return _loader(dataset, workers, batch_size=batch_size, shuffle=False, persistent_workers=workers > 0)
+    return make_loader(dataset, workers, batch_size=batch_size, shuffle=False, persistent_workers=workers > 0)

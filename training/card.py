@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taxonomy import Taxonomy
@@ -15,18 +15,19 @@ from training.reports import (
     coverage_rows,
     level_rows,
     threshold_rows,
+    weighting_sentence,
 )
 from training.run import make_architecture
-from training.weighting import weighting_sentence
 
 CALIBRATION = "## Calibration"
 HOW_MADE = "## How it was made"
+RESULTS = "## Results on labelled photographs"
 
 
 def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
     """Markdown from the facts of a run (training.json): recipe, hardware, duration and dev-split results."""
     recipe, best = facts["recipe"], facts["best"]
-    results, hardware = best["results"], facts["hardware"]
+    results = best["results"]
     classes = " / ".join(map(str, taxonomy.num_classes))
     return "\n".join(
         [
@@ -55,35 +56,66 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             "",
             f"- {facts['epochs_done']} of {recipe['epochs']} epochs in {clock(facts['seconds'])}; epoch "
             f"{best['epoch']} is stored; seed {recipe['seed']}",
-            f"- {hardware['name']} ({hardware['device']}), {hardware['cpus']} processors, "
-            f"{hardware['threads']} threads",
-            *(f"- {name} {version}" for name, version in facts["versions"].items()),
+            *hardware_lines(facts),
             "",
-            "The whole recipe:",
-            "",
-            "| option | value |",
-            "| --- | --- |",
-            *(
-                f"| {name} | {_list(value)} |"
-                for name, value in recipe.items()
-                if value not in (None, {}, [])
-            ),
+            *option_table(recipe),
             "",
         ]
     )
 
 
+def hardware_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What a run ran on, as items of a list."""
+    hardware = facts["hardware"]
+    return [
+        f"- {hardware['name']} ({hardware['device']}), {hardware['cpus']} processors, "
+        f"{hardware['threads']} threads",
+        *(f"- {name} {version}" for name, version in facts["versions"].items()),
+    ]
+
+
+def option_table(recipe: Mapping[str, Any]) -> list[str]:
+    """The whole recipe as a table."""
+    return [
+        "The whole recipe:",
+        "",
+        "| option | value |",
+        "| --- | --- |",
+        *(f"| {name} | {_list(value)} |" for name, value in recipe.items() if value not in (None, {}, [])),
+    ]
+
+
 def replace_calibration(card: str, found: Mapping[str, Any]) -> str:
     """A model card with another section on calibration: in place of its own, or before how the model was made."""
+    return replace_section(card, CALIBRATION, _calibration_section(found))
+
+
+def replace_results(card: str, results: Mapping[str, Any]) -> str:
+    """A model card with another section on labelled photographs that the model was measured on after training."""
+    section = [
+        RESULTS,
+        "",
+        f"{results['images']} photographs that were not trained on.",
+        "",
+        *_table(level_rows(results["levels"])),
+        "",
+        *_answer_table(results),
+        "",
+    ]
+    return replace_section(card, RESULTS, section)
+
+
+def replace_section(card: str, head: str, section: Sequence[str]) -> str:
+    """A model card with another section of a heading: in place of its own, or before how the model was made."""
     lines = [*card.rstrip("\n").splitlines(), ""]
     heads = [index for index, line in enumerate(lines) if line.startswith("## ")]
-    ours = [index for index in heads if lines[index] == CALIBRATION]
+    ours = [index for index in heads if lines[index] == head]
     if ours:
         start = ours[0]
         end = next((index for index in heads if index > start), len(lines))
     else:
         start = end = next((index for index in heads if lines[index] == HOW_MADE), len(lines))
-    return "\n".join([*lines[:start], *_calibration_section(found), *lines[end:]]).rstrip("\n") + "\n"
+    return "\n".join([*lines[:start], *section, *lines[end:]]).rstrip("\n") + "\n"
 
 
 def _nesting(recipe: Mapping[str, Any], num_levels: int) -> str:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import shlex
-import signal
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from hierclass.cli import DEBUG_VARIABLE
-from hierclass.errors import HierclassError, InputError
+from hierclass.errors import InputError
 from hierclass.files import check_writable
 from training import options
+from training.distillation.cli import distil
+from training.exits import failure, one_line_errors, resume_command
 from training.given import DEFAULTS as D
 from training.given import given_fields, is_given, refuse_two_splits, typed_fields, wanted_recipe
-from training.processes import is_main, launch_command, lost_another, wait_for_the_end
-from training.recipe import Recipe, write_json
+from training.processes import is_main
+from training.recipe import Recipe
+from training.stored import write_json
 
 if TYPE_CHECKING:
     from training.evaluate import Options
@@ -33,73 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-
-@contextlib.contextmanager
-def _one_line_errors(how_to_resume: Callable[[], str] = str) -> Iterator[None]:
-    """Errors become one line and exit code 2, or 1 if they are not the user's; Ctrl-C and SIGTERM one and 130.
-
-    `how_to_resume` is asked when it is over: it names a command, or nothing while there is no run to continue.
-    """
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    def hint(joint: str) -> str:
-        command = how_to_resume()
-        return f"{joint} continue with: {command}" if command else ""
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except HierclassError as error:
-        raise _failure(str(error), 2) from None
-    except ModuleNotFoundError as error:
-        how = "install what training needs with: pip install 'hierclass[train]'"
-        raise _failure(f"there is no module {error.name}; {how}", 2) from None
-    except OSError as error:  # a full disk, a folder that went away
-        what = " ".join(filter(None, (error.filename and f"{error.filename}:", error.strerror or str(error))))
-        raise _failure(what + hint("; make room and"), 1) from None
-    except KeyboardInterrupt:
-        raise _failure("interrupted" + hint(";"), 130) from None
-    except Exception as error:
-        raise _unexpected(error, hint(" and")) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _unexpected(error: Exception, resume: str) -> SystemExit:
-    """What an error that is not the user's says; `resume` is how to go on."""
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # one was killed
-        return _failure(f"a process that prepares images died; use fewer --workers{resume}", 2)
-    if lost_another(error):
-        wait_for_the_end(10)
-        return _failure(f"another process of this run ended{resume and ';' + resume.removeprefix(' and')}", 1)
-    how = f"please report it with what {DEBUG_VARIABLE}=1 prints"
-    return _failure(f"{type(error).__name__}: {error} (unexpected; {how})", 1)
-
-
-def _failure(message: str, code: int) -> SystemExit:
-    """Say what went wrong in one line, after the traceback where that is asked for; raise what is returned.
-
-    Of several processes the main one speaks; another one only if that does not end as well.
-    """
-    if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
-        traceback.print_exc()
-    if not is_main():
-        wait_for_the_end(20)
-        if code == 130:
-            return SystemExit(code)
-    print(f"hierclass-train: {' '.join(message.split())}", file=sys.stderr)
-    return SystemExit(code)
-
-
-def _resume_command(out: Path, threads: int | None) -> str:
-    """What continues the run in `out` to the same weights, if there is one: sums depend on the threads."""
-    if not (out / "recipe.json").exists():
-        return ""
-    given = [] if threads is None else ["--threads", str(threads)]
-    return shlex.join([*launch_command(), "fit", "--out", str(out), "--resume", *given])
 
 
 @app.command()
@@ -175,7 +105,7 @@ def fit(
     chosen by the images.
     """
     folder = out or _default_out(data)
-    with _one_line_errors(lambda: _resume_command(folder, threads)):
+    with one_line_errors(lambda: resume_command("fit", folder, threads)):
         wanted, stored = wanted_recipe(ctx, folder)
         if check not in ("auto", "none", "quick", "full"):
             raise InputError(f"--check {check}: give auto, none, quick or full")
@@ -249,7 +179,7 @@ def evaluate(
     threads: options.Threads = None,
 ) -> None:
     """Measure a checkpoint on labelled images: all, or those that --dev-from or --dev-share hold out."""
-    with _one_line_errors():
+    with one_line_errors():
         images = _labelled(ctx)
         if json_ is not None:
             check_writable(json_, "--json")
@@ -257,11 +187,14 @@ def evaluate(
             from training.page import claim_folder, write_report
 
             claim_folder(report)
+        from rich.console import Console
+
         from training.evaluate import measures, run_checkpoint
+        from training.reports import show_results
 
         run = run_checkpoint(model, images, **_evaluation_options(ctx))
         results = measures(run)
-        _show(results, str(model))
+        show_results(Console(), results, str(model))
         if json_ is not None:
             write_json(json_, results)
         if report is not None:
@@ -316,50 +249,19 @@ def calibrate(
     threads: options.Threads = None,
 ) -> None:
     """Fit temperatures and thresholds to labelled images, not those trained on, and store them in the model."""
-    with _one_line_errors():
+    with one_line_errors():
         images = _labelled(ctx)
+        from rich.console import Console
+
         from training.evaluate import calibrate_checkpoint
+        from training.reports import show_calibration
 
         results = calibrate_checkpoint(model, images, **_evaluation_options(ctx))
-        _show_calibration(results)
+        show_calibration(Console(), results)
         print(f"stored in {model}")
 
 
-def _show_calibration(results: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from training.reports import calibration_table, coverage_table, stored_table, threshold_table
-    from training.weighting import weighting_sentence
-
-    console = Console()
-    if found := results["calibration"]:
-        if known := found["known_top1"]:
-            console.print(weighting_sentence(known, found["images"]), highlight=False)
-        console.print(calibration_table(found))
-        console.print(threshold_table(found["thresholds"]))
-        console.print(coverage_table(found["thresholds"]))
-    if stored := results.get("stored"):
-        console.print(stored_table(stored))
-        console.print(threshold_table(stored["thresholds"], how="those stored in the model"))
-    if results["unreadable"]:
-        console.print(
-            f"{len(results['unreadable'])} images could not be read: {'; '.join(results['unreadable'][:5])}"
-        )
-
-
-def _show(results: dict[str, Any], title: str) -> None:
-    from rich.console import Console
-
-    from training.reports import answer_table, consensus_table, level_table, measure_table
-
-    console = Console()
-    console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
-    console.print(answer_table(results))
-    console.print(consensus_table(results))
-    console.print(measure_table(results["finest"], title="finest level"))
-    balanced = " / ".join(f"{row['balanced']:.1%}" for row in results["levels"])
-    console.print(f"mean accuracy per class, each level alone: {balanced}", highlight=False)
-    _show_calibration(results)
+app.command()(distil)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -371,5 +273,5 @@ def main(args: Sequence[str] | None = None) -> int:
         if show is None:
             raise
         if show():  # empty where the help was shown instead
-            raise _failure(show(), 2) from None
+            raise failure(show(), 2) from None
         return 2

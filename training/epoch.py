@@ -1,39 +1,57 @@
-"""One epoch of a run: its updates, what is shown of them, and its line of the history."""
+"""A stretch of updates, such as an epoch: trained, shown, and told as a line of the history."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object
 
-from hierclass.errors import InputError
-from training.batches import TrainingBatch
+from training.learner import Learner
+from training.order import Share
 from training.pace import Pace
 from training.reports import Reporter
-from training.run import Run
 from training.saving import Saver
 
 
-def train_epoch(
-    run: Run, stream: Iterator[TrainingBatch], steps: int, saver: Saver, reporter: Reporter
-) -> dict[str, Any]:
-    """Train what is left of an epoch of so many updates; returns its row of the history.
+class Batch(Protocol):
+    """What one process trains on in one update: as many images as its length, ``errors`` of those left out."""
 
-    In the row, the loss is the mean over the images, the images per second are those of all processes, and the share
-    of the time that went into waiting for images is that of the process that waited longest.
+    @property
+    def share(self) -> Share:
+        """Which images these are of the whole batch."""
+
+    @property
+    def errors(self) -> list[str]:
+        """A message per image that could not be read."""
+
+    def __len__(self) -> int: ...
+
+
+def train_stretch(
+    run: Learner,
+    stream: Iterator[Batch],
+    steps: int,
+    saver: Saver,
+    reporter: Reporter,
+    *,
+    where: Callable[[int], str],
+    work: float,
+) -> tuple[dict[str, Any], list[str]]:
+    """Train what is left of so many updates; returns their part of a row of the history, and unreadable images.
+
+    ``where`` says which update it is, by its number in the stretch; ``work`` is what an update counts in the
+    reporter's total. In the row, the loss is the mean over the images, the images per second are those of all
+    processes, and the share of the time that went into waiting for images is that of the process that waited longest.
     """
-    standing, recipe = saver.standing, run.recipe
-    epoch, size = standing.epoch, recipe.image_size(standing.epoch)
+    standing = saver.standing
     pace, errors, mean = Pace(run.accelerator.device), list[str](), standing.mean
     for step in range(standing.step, steps):
         batch = pace.take(stream)
         errors += batch.errors
-        if len(batch.images) < recipe.accumulate:
-            raise InputError(f"no image of a whole batch could be read: {batch.errors[0]}")
-        standing.loss += run.step(batch, epoch=epoch, step=step)
-        standing.images += len(batch.images)
+        standing.loss += run.step(batch, epoch=standing.epoch, step=step)
+        standing.images += len(batch)
         standing.step = step + 1
         pace.images += batch.share.batch
         if step % 10 == 0 or step + 1 == steps:
@@ -43,29 +61,20 @@ def train_epoch(
             pace.restart()
         else:
             standing.rate = pace.rate()
-        work, rate, waiting = size * size / steps, standing.rate, standing.waiting
-        reporter.step(epoch=epoch, step=step, steps=steps, loss=mean, rate=rate, work=work, waiting=waiting)
+        rate, waiting = standing.rate, standing.waiting
+        reporter.step(where(step), loss=mean, rate=rate, work=work, waiting=waiting)
         saver.after_update()
-    _report_unreadable(run, errors, epoch, reporter)
     loss, images = saver.totals()
-    return {
-        "epoch": epoch + 1,
+    row = {
         "loss": loss / max(images, 1),
         "lr": run.optimizer.param_groups[0]["lr"],
-        "size": size,
         "images_per_second": round(standing.rate, 1),
         "data_wait": round(_longest(run, standing.waiting), 4),
     }
+    return row, gather_object(errors) if run.accelerator.num_processes > 1 else errors
 
 
-def _longest(run: Run, waiting: float) -> float:
+def _longest(run: Learner, waiting: float) -> float:
     """The largest of the processes' shares of waiting."""
     share = torch.tensor([waiting], device=run.accelerator.device)
     return float(run.accelerator.gather(share).max())
-
-
-def _report_unreadable(run: Run, errors: list[str], epoch: int, reporter: Reporter) -> None:
-    """Say which images no process could read."""
-    if run.accelerator.num_processes > 1:
-        errors = gather_object(errors)
-    reporter.unreadable(errors, f"training images of epoch {epoch + 1}")

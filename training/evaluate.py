@@ -276,3 +276,21 @@ def calibrate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpac
     save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
     update_card(Path(path), found)
     return {"calibration": found, "unreadable": list(run.answers.errors)}
+
+
+def measure_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
+    """Measure a checkpoint on labelled images, calibrate it on them, and store both in it; returns what was measured.
+
+    For models that were made without labels: ``results["dev"]`` becomes what `summarise` gives. Where the images are
+    too few to calibrate on, nothing is fitted. Raises as `run_checkpoint`.
+    """
+    run = run_checkpoint(path, data, **options)
+    checkpoint = run.checkpoint
+    results = summarise(
+        checkpoint.network, checkpoint.taxonomy, run.answers, run.decision.lower_weight, run.calibration
+    )
+    checkpoint.decision = {**checkpoint.decision, **calibration.decision_of(results)}
+    checkpoint.results["dev"] = results
+    save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
+    update_card(Path(path), results["calibration"], results)
+    return {**results, "unreadable": list(run.answers.errors)}

@@ -18,8 +18,9 @@ from hierclass.checkpoint import as_stored
 from hierclass.errors import InputError
 from training.answers import Answers, collect_answers, weights_to_try
 from training.batches import TrainingBatch, read_training_batches, training_loader
+from training.card import model_card
 from training.data import ImageSet
-from training.epoch import train_epoch
+from training.epoch import train_stretch
 from training.evaluate import summarise
 from training.interrupts import Interrupts
 from training.loading import load_data
@@ -56,17 +57,16 @@ def fit(
     recipe.check()
     if threads:
         torch.set_num_threads(threads)
-    accelerator = accelerator or make_accelerator(recipe)
+    accelerator = accelerator or make_accelerator(recipe.mixed_precision)
     if workers is None:
         workers = automatic_workers(accelerator.device, local_processes(accelerator))
     reporter = Reporter(
         console or Console(),
-        epochs=recipe.epochs,
         total_work=_work(recipe, recipe.epochs),
         quiet=not accelerator.is_main_process,
     )
     folder = RunFolder(out)
-    taxonomy = folder.taxonomy(recipe, reporter.line)
+    taxonomy = folder.taxonomy(recipe.taxonomy, reporter.line)
     recipe.check_levels(taxonomy.num_tiers)
     claim = folder.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
     check_parts(recipe)
@@ -223,7 +223,7 @@ class Training:
         """Train what is left of an epoch, measure it if that is due, and keep what it leaves."""
         run, recipe, standing = self.run, self.run.recipe, saver.standing
         saver.begin_epoch()
-        row = train_epoch(run, stream, len(self.order), saver, self.reporter)
+        row = self._train(saver, stream)
         self._hint(row["data_wait"])
         results, done, totals = None, standing.epoch + 1, saver.totals()
         if done == recipe.epochs or done % recipe.eval_every == 0:
@@ -236,10 +236,26 @@ class Training:
             row["dev"] = [level["top1"] for level in results["levels"]]
         row["seconds"] = round(saver.spent(), 2)
         standing.end_epoch(row["seconds"])
-        _keep(saver, self.folder, row, results)
+        _keep(run, saver, self.folder, row, results)
         self.reporter.line(_epoch_line(row, recipe.epochs))
         if done < recipe.epochs:
             saver.after_update()
+
+    def _train(self, saver: Saver, stream: Iterator[TrainingBatch]) -> dict[str, Any]:
+        """Train what is left of an epoch; returns its row of the history."""
+        recipe, epoch, steps = self.run.recipe, saver.standing.epoch, len(self.order)
+        size = recipe.image_size(epoch)
+        row, errors = train_stretch(
+            self.run,
+            stream,
+            steps,
+            saver,
+            self.reporter,
+            where=lambda step: f"epoch {epoch + 1}/{recipe.epochs} step {step + 1}/{steps}",
+            work=size * size / steps,
+        )
+        self.reporter.unreadable(errors, f"training images of epoch {epoch + 1}")
+        return {"epoch": epoch + 1, **row, "size": size}
 
     def _hint(self, waiting: float) -> None:
         """Say once what may help when the run waits for images."""
@@ -249,9 +265,11 @@ class Training:
             self.hinted = True
 
 
-def _keep(saver: Saver, folder: RunFolder, row: dict[str, Any], results: dict[str, Any] | None) -> None:
+def _keep(
+    run: Run, saver: Saver, folder: RunFolder, row: dict[str, Any], results: dict[str, Any] | None
+) -> None:
     """Write what an epoch leaves: the model if it is the best so far, the history, last of all the state."""
-    run, standing = saver.run, saver.standing
+    standing = saver.standing
     better = results is not None and _is_better(results, standing.best)
     if better:
         standing.best = {"epoch": row["epoch"], "results": results}
@@ -259,8 +277,17 @@ def _keep(saver: Saver, folder: RunFolder, row: dict[str, Any], results: dict[st
         if better and results is not None:
             run.export(folder.model, results)
         if results is not None:
-            facts = {"epoch": standing.epoch, "seconds": standing.seconds, "best": standing.best}
-            folder.describe_model(run.recipe, run.taxonomy, facts, run.accelerator.device)
+            facts = {
+                "epochs_done": standing.epoch,
+                "seconds": round(standing.seconds, 1),
+                "best": standing.best,
+            }
+            folder.describe_model(
+                run.recipe.without_paths(),
+                facts,
+                run.accelerator.device,
+                lambda known: model_card(known, run.taxonomy),
+            )
         folder.add_epoch(row)
     saver.write(0.0, 0)
     run.accelerator.wait_for_everyone()

@@ -183,5 +183,9 @@ class NestedLoss(nn.Module):
         return total
 
     def _sum_up(self, shares: Tensor, classes: Tensor, tier: int) -> Tensor:
-        """Shares (B, C) of finer classes as shares (B, num_classes[tier]) of ``classes`` (C,), theirs in a tier."""
-        return shares.new_zeros(len(shares), self.num_classes[tier]).index_add_(1, classes, shares)
+        return sum_up(shares, classes, self.num_classes[tier])
+
+
+def sum_up(shares: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """Shares (B, C) of finer classes as shares (B, num_classes) of the coarser ``classes`` (C,) that they belong to."""
+    return shares.new_zeros(len(shares), num_classes).index_add_(1, classes, shares)

@@ -19,6 +19,21 @@ from training.batches import TrainingBatch
 from training.recipe import Recipe
 
 
+class Normalise:
+    """Makes of uint8 images what the network takes."""
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        """Normalise on a device, by the mean and deviation of a preprocessing."""
+        mean = torch.tensor(preprocessing.mean, device=device)
+        std = torch.tensor(preprocessing.std, device=device)
+        self.device = device
+        self._shift, self._scale = (mean * 255).view(1, 3, 1, 1), (1 / (std * 255)).view(1, 3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images uint8 (B, 3, S, S) → normalised float32, on the device."""
+        return (images.to(self.device, non_blocking=True).float() - self._shift) * self._scale
+
+
 class Mixing:
     """Makes of a batch of uint8 images what the network and the loss take."""
 
@@ -27,11 +42,9 @@ class Mixing:
     ) -> None:
         """Take from the recipe what is on; ``num_leaves`` classes make the targets of mixed images."""
         self.device, self.seed, self.channels_last = device, recipe.seed, recipe.channels_last
+        self.normalise = Normalise(preprocessing, device)
         self.mixup = make_mixup(recipe, num_leaves)
         self.erase = RandomErasing(recipe.erase, mode="const", device=device) if recipe.erase else None
-        mean = torch.tensor(preprocessing.mean, device=device)
-        std = torch.tensor(preprocessing.std, device=device)
-        self._shift, self._scale = (mean * 255).view(1, 3, 1, 1), (1 / (std * 255)).view(1, 3, 1, 1)
 
     def __call__(self, batch: TrainingBatch, *, step: int) -> tuple[Tensor, Tensor]:
         """A batch → normalised float32 images (n, 3, S, S) on the device, and leaves (n,) or, mixed, (n, num_leaves).
@@ -39,8 +52,7 @@ class Mixing:
         NumPy's generator must stand alike on all processes: it says how the batch is mixed.
         """
         target = batch.leaves.to(self.device, non_blocking=True)
-        images = batch.images.to(self.device, non_blocking=True)
-        pixels = (images.float() - self._shift) * self._scale
+        pixels = self.normalise(batch.images)
         if self.mixup is not None:
             partners = partners_of(batch.positions, batch.share.batch).to(self.device)
             # timm mixes the first with the last, the second with the last but one …
@@ -68,6 +80,12 @@ def partners_of(positions: Tensor, size: int) -> Tensor:
     where[positions] = own
     partner = where[size - 1 - positions]
     return torch.where(partner < 0, own, partner)
+
+
+def blend(values: Tensor, positions: Tensor, size: int, share: float) -> Tensor:
+    """Mix each of a batch's values (n, …) with its partner's (`partners_of`), of which it keeps a share (0 to 1)."""
+    partners = partners_of(positions, size).to(values.device)
+    return share * values + (1 - share) * values[partners]
 
 
 def make_mixup(recipe: Recipe, num_leaves: int) -> Mixup | None:

@@ -5,6 +5,7 @@ On accelerators it is torch's own, which has kernels for them alone; elsewhere t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -47,6 +48,36 @@ def average_statistics(network: nn.Module) -> None:
     means = torch.split(flat, [len(value) for value in values])
     for value, mean in zip(values, means, strict=True):
         value.copy_(mean)
+
+
+@torch.no_grad()
+def measure_statistics(network: nn.Module, calls: Iterable[Callable[[], object]]) -> int:
+    """Measure the statistics of batch norms anew: the mean over calls that run them on images; returns how many.
+
+    Those that the calls run are forgotten first and put into training mode meanwhile; other norms, and norms that are
+    held in evaluation mode while the network trains (frozen ones), keep theirs.
+    """
+    calls = iter(calls)
+    network.train()
+    found: dict[_BatchNorm, float | None] = {}
+
+    def begin(norm: nn.Module, _: object) -> None:
+        if isinstance(norm, _BatchNorm) and norm.training and norm not in found:
+            found[norm] = norm.momentum
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean
+
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(begin) for norm in norms]
+    try:
+        for call in calls:
+            call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm, momentum in found.items():
+            norm.momentum = momentum
+    return len(found)
 
 
 class _Synchronised(_BatchNorm):

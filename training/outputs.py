@@ -21,25 +21,30 @@ from typing import Any
 import torch
 
 from hierclass.errors import InputError
-from hierclass.files import locked, replacing
+from hierclass.files import CONFIG_FILE, locked, replacing
 from taxonomy import Taxonomy, TaxonomyError
-from training.card import model_card, replace_calibration
-from training.recipe import Recipe, write_json
+from training.card import replace_calibration, replace_results
+from training.stored import StoredOptions, write_json
+
+START = "start"
+"""Where a distillation (`training.distillation`) keeps the network that it begins with, in its output folder."""
 
 
 class RunFolder:
     """The output folder of one run; only the main process of a run writes to it."""
 
-    def __init__(self, path: Path) -> None:
-        """Name the folder; it is made by `claim`."""
+    def __init__(self, path: Path, model: Path | None = None) -> None:
+        """Name the folder, and that of the model if it lies elsewhere; both are made by whoever writes to them."""
         self.path = path
         self.state = path / "last" / "state.safetensors"
         self.begun_with = path / "last" / "taxonomy.json"
-        self.model = path / "model"
+        self.model = model or path / "model"
         self.history = path / "history.jsonl"
 
     def refuse_to_replace(self, *, resume: bool) -> None:
         """Raise `InputError` when the folder holds a run and ``resume`` is not set."""
+        if (self.path / START / CONFIG_FILE).exists():
+            raise InputError(f"{self.path} holds a run of hierclass-train distil; choose another --out")
         if self.state.exists() and not resume:
             raise InputError(f"{self.path} holds a run; add --resume to continue it, or choose another --out")
 
@@ -59,31 +64,34 @@ class RunFolder:
                 )
             except OSError as error:
                 raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
-            for folder in (self.state.parent, self.model):  # nothing else below --out is ours to remove
+            for folder in (
+                self.state.parent,
+                self.path / "model",
+            ):  # nothing else below --out is ours to remove
                 for left_by_a_kill in folder.glob(".*.safetensors.*.tmp"):
                     left_by_a_kill.unlink(missing_ok=True)
             yield
 
-    def taxonomy(self, recipe: Recipe, tell: Callable[[str], None]) -> Taxonomy:
-        """The taxonomy of a recipe; that of a run that has begun is the one it began with.
+    def taxonomy(self, named: str, tell: Callable[[str], None]) -> Taxonomy:
+        """The taxonomy that a recipe names; that of a run that has begun is the one it began with.
 
-        ``tell`` hears in a line if the recipe's file has changed since.
+        ``tell`` hears in a line if the file has changed since.
         """
         if not (self.state.exists() and self.begun_with.exists()):
-            return Taxonomy.load(recipe.taxonomy)
+            return Taxonomy.load(named)
         begun = Taxonomy.load(self.begun_with)
         try:
-            changed = Taxonomy.load(recipe.taxonomy) != begun
+            changed = Taxonomy.load(named) != begun
         except TaxonomyError:  # gone, or being edited
             changed = True
         if changed:
             tell(
-                f"{recipe.taxonomy} has changed since this run began, and the run keeps the tree it began with; a new "
+                f"{named} has changed since this run began, and the run keeps the tree it began with; a new "
                 "run takes the changed one: choose another --out"
             )
         return begun
 
-    def begin(self, recipe: Recipe, epochs_done: int, taxonomy: Taxonomy) -> None:
+    def begin(self, recipe: StoredOptions, epochs_done: int, taxonomy: Taxonomy) -> None:
         """Store the recipe and the tree, and keep the history lines of the epochs done; a kill can leave one more."""
         self.begun_with.parent.mkdir(parents=True, exist_ok=True)
         taxonomy.save(self.begun_with)
@@ -99,31 +107,37 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def describe_model(
-        self, recipe: Recipe, taxonomy: Taxonomy, progress: dict[str, Any], device: torch.device
+        self,
+        recipe: StoredOptions,
+        progress: dict[str, Any],
+        device: torch.device,
+        card: Callable[[dict[str, Any]], str],
     ) -> None:
-        """Write the recipe, the facts and the model card beside the weights."""
-        shared = recipe.without_paths()
+        """Write the recipe, the facts and the model card, Markdown made of the facts, beside the weights."""
         facts = {
-            "recipe": shared.to_dict(),
-            "epochs_done": progress["epoch"],
-            "seconds": round(progress["seconds"], 1),
+            "recipe": recipe.to_dict(),
+            **progress,
             "hardware": hardware(device),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "best": progress["best"],
         }
-        shared.save(self.model / "recipe.json")
+        recipe.save(self.model / "recipe.json")
         write_json(self.model / "training.json", facts)
         with replacing(self.model / "MODEL_CARD.md") as file:
-            file.write_text(model_card(facts, taxonomy), encoding="utf-8")
+            file.write_text(card(facts), encoding="utf-8")
 
 
-def update_card(model: Path, calibration: dict[str, Any]) -> None:
-    """Tell a model's card, if it has one, of a calibration (`training.calibration.to_results`)."""
+def update_card(
+    model: Path, calibration: dict[str, Any] | None, results: dict[str, Any] | None = None
+) -> None:
+    """Tell a model's card, if it has one, of a calibration (`training.calibration.to_results`), and of results."""
     card = model / "MODEL_CARD.md"
-    if card.exists():
-        text = replace_calibration(card.read_text(encoding="utf-8"), calibration)
-        with replacing(card) as file:
-            file.write_text(text, encoding="utf-8")
+    if not card.exists():
+        return
+    text = card.read_text(encoding="utf-8")
+    text = replace_results(text, results) if results else text
+    text = replace_calibration(text, calibration) if calibration else text
+    with replacing(card) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from hierclass.terminal import one_line
 from training import findings, plots
 from training.evaluate import Evaluation
 from training.metrics import wilson_interval
-from training.weighting import weighting_sentence
+from training.reports import weighting_sentence
 
 PAGE, NUMBERS = "report.html", "report.json"
 """The two files of a report."""

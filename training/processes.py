@@ -15,11 +15,9 @@ from hierclass.errors import InputError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from training.recipe import Recipe
 
-
-def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Devices and processes as they are found, in the precision of the recipe; raises `InputError` if that can't be."""
+def make_accelerator(mixed_precision: str) -> Accelerator:
+    """Devices and processes as they are found, in a precision; raises `InputError` if that can't be."""
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -27,11 +25,11 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
     # "cpu" also joins the processes of torchrun where there is no accelerator
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if cpu and recipe.mixed_precision == "fp16":
+    if cpu and mixed_precision == "fp16":
         raise InputError("--mixed-precision fp16 needs a GPU; give bf16 or no")
     AcceleratorState._reset_state()  # else the precision of the first run is that of all runs of a process
     return Accelerator(
-        mixed_precision=recipe.mixed_precision,
+        mixed_precision=mixed_precision,
         cpu=cpu,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # parts are weighted by `Run`
     )

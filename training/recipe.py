@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
-import types
-import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hierclass.errors import BackboneError, InputError
-from hierclass.files import replacing
 from training.sources import split_name
+from training.stored import StoredOptions
 
 SHARES = ("widths", "depths", "densities")
 """Fields of a recipe that say how large levels are; structures take some of them."""
@@ -25,7 +21,7 @@ PARAMETERS = {"backbone_args": "backbone_arg"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(StoredOptions):
     """What is trained, on what, and how. Two runs of one recipe on one machine give the same weights.
 
     ``structure``, ``widths``, ``depths``, ``densities`` and ``order`` say how levels are nested, as
@@ -99,36 +95,10 @@ class Recipe:
     sync_batch_norm: bool = True
     compile: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain JSON values."""
-        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
-
     def without_paths(self) -> Recipe:
         """The recipe as it goes out with the weights: files by their last names, no folder of this machine."""
         names = tuple(name or path.name for name, path in map(split_name, self.data))
         return dataclasses.replace(self, data=names, taxonomy=Path(self.taxonomy).name)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The recipe that `to_dict` wrote.
-
-        Raises `InputError` for what is no object, for an unknown or a missing key, and for a value of another type.
-        """
-        if not isinstance(values, dict):
-            raise InputError("recipe: it is no object of options")
-        kinds = typing.get_type_hints(cls)
-        if unknown := sorted(values.keys() - kinds.keys()):
-            close = difflib.get_close_matches(unknown[0], kinds, n=1)
-            hint = f"did you mean {close[0]}?" if close else "was it written by another version?"
-            raise InputError(f"recipe: unknown option {', '.join(unknown)}; {hint}")
-        if missing := sorted({"data", "taxonomy"} - values.keys()):
-            raise InputError(f"recipe: it has no {missing[0]}")
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        for name, value in arguments.items():
-            if not _is(kinds[name], value):
-                text = json.dumps(values[name], default=str)  # TOML has dates, JSON has none
-                raise InputError(f"recipe: {name} can not be {text}; give {_kind_in_words(kinds[name])}")
-        return cls(**arguments)
 
     def check(self) -> None:
         """Refuse values that no run can have; raises `InputError` naming the option."""
@@ -246,21 +216,6 @@ class Recipe:
             and (isinstance(self.consensus, str) or not 0 <= self.consensus < math.inf),
         }
 
-    def save(self, path: Path) -> None:
-        """Write the recipe as JSON, atomically."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: Path) -> Recipe:
-        """Read the recipe that `save` wrote; a broken file raises `InputError`."""
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:  # an InputError is a ValueError
-            reason = str(error).removeprefix("recipe: ")
-            raise InputError(
-                f"{path} is no recipe: {reason}; mend it, or delete it and give the options of the run again"
-            ) from error
-
     def image_size(self, epoch: int) -> int:
         """Pixels per side of the training images in an epoch (0, 1, …)."""
         growing = int(self.epochs * self.grow)
@@ -268,29 +223,6 @@ class Recipe:
             return self.size
         steps = (self.size - self.start_size) // 8
         return self.start_size + 8 * (epoch * (steps + 1) // max(growing, 1))
-
-
-def _is(kind: Any, value: Any) -> bool:
-    """Whether a value read from JSON, lists as tuples, is of the type of a field."""
-    if isinstance(kind, types.UnionType):
-        return any(_is(one, value) for one in typing.get_args(kind))
-    if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    origin = typing.get_origin(kind) or kind
-    items = value if origin is tuple and isinstance(value, tuple) else ()
-    return isinstance(value, origin) and all(_is(typing.get_args(kind)[0], item) for item in items)
-
-
-def _kind_in_words(kind: Any) -> str:
-    """What a field of a type takes, for people."""
-    if isinstance(kind, types.UnionType):
-        kinds = (one for one in typing.get_args(kind) if one is not type(None))
-        return " or ".join(dict.fromkeys(map(_kind_in_words, kinds)))
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "a table"}
-    if kind in words:
-        return words[kind]
-    of = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
-    return "a list of texts" if of is str else "a list of numbers" if of is float else "a table"
 
 
 def option_of(field: str) -> str:
@@ -305,9 +237,3 @@ def _text(numbers: Iterable[float]) -> str:
 def _choice(words: Iterable[str]) -> str:
     *others, last = words
     return f"{', '.join(others)} or {last}"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, atomically."""
-    with replacing(path) as file:
-        file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -29,9 +29,9 @@ class Reporter:
     images are faster. The first step of the run, in which workers start and networks are compiled, is not counted.
     """
 
-    def __init__(self, console: Console, *, epochs: int, total_work: float, quiet: bool = False) -> None:
-        """Show a run of so many epochs on a console; ``quiet`` shows nothing."""
-        self.console, self.epochs, self.total_work, self.quiet = console, epochs, total_work, quiet
+    def __init__(self, console: Console, *, total_work: float, quiet: bool = False) -> None:
+        """Show a run of so much work on a console; ``quiet`` shows nothing."""
+        self.console, self.total_work, self.quiet = console, total_work, quiet
         self.done_work = 0.0
         self.last_line = time.monotonic()
         self.timed_from: tuple[float, float] | None = None
@@ -39,9 +39,9 @@ class Reporter:
         self.task: TaskID | None = None
 
     def start(self, done_work: float) -> None:
-        """Begin, with the work done by an earlier part of the run."""
+        """Begin, or begin with something else; so much of its work was done by an earlier part of the run."""
         self.done_work = done_work
-        self.last_line = time.monotonic()
+        self.last_line, self.timed_from = time.monotonic(), None
         if self.console.is_terminal and not self.quiet:
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), console=self.console, transient=True
@@ -50,21 +50,15 @@ class Reporter:
             self.bar.update(self.task, completed=done_work)
             self.bar.start()
 
-    def step(
-        self,
-        *,
-        epoch: int,
-        step: int,
-        steps: int,
-        loss: float,
-        rate: float,
-        work: float,
-        waiting: float = 0.0,
-    ) -> None:
-        """Report one update: loss averaged over the epoch so far, images per second (0: not known yet).
+    def step(self, where: str, *, loss: float, rate: float, work: float, waiting: float = 0.0) -> None:
+        """Report one update: which it is, mean loss so far, images per second (0: not known yet), its work.
 
         ``waiting`` is the share of the time, 0 to 1, that went into waiting for images.
         """
+        self.advance(f"{where} loss {loss:.3f}", rate=rate, work=work, waiting=waiting)
+
+    def advance(self, what: str, *, rate: float, work: float, waiting: float = 0.0) -> None:
+        """Report that so much more work is done, and say what in a few words; else as `step`."""
         self.done_work += work
         now = time.monotonic()
         if self.timed_from is None:
@@ -72,7 +66,7 @@ class Reporter:
         started, first = self.timed_from
         if self.quiet or (self.bar is None and now - self.last_line < 30):
             return
-        text = f"epoch {epoch + 1}/{self.epochs} step {step + 1}/{steps} loss {loss:.3f}"
+        text = what
         if self.done_work > first:
             left = (now - started) * (self.total_work - self.done_work) / (self.done_work - first)
             text += f" {rate:.0f} img/s" if rate else ""
@@ -273,3 +267,43 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> T
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def weighting_sentence(known: Mapping[str, Any], images: int) -> str:
+    """What a person has to know of the weights, from `Weighting.to_dict` and the number of images calibrated on."""
+    than = "easier" if known["factor"] > 1 else "harder"
+    return (
+        f"These images are {than} than those the model will meet: level {known['level']} has {known['measured']:.1%} "
+        f"of them right, and {known['top1']:.1%} of representative ones. So an image that it has wrong counts "
+        f"{known['factor']:.2f} times as much as one that it has right, in temperatures, thresholds, precision, "
+        f"coverage and calibration error; the {images:,} images say as much as {known['effective_images']:,.0f} equal "
+        "ones."
+    )
+
+
+def show_results(console: Console, results: Mapping[str, Any], title: str) -> None:
+    """Print all tables of measured results, as `training.evaluate.measures` gives them."""
+    console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
+    console.print(answer_table(results))
+    console.print(consensus_table(results))
+    console.print(measure_table(results["finest"], title="finest level"))
+    balanced = " / ".join(f"{row['balanced']:.1%}" for row in results["levels"])
+    console.print(f"mean accuracy per class, each level alone: {balanced}", highlight=False)
+    show_calibration(console, results)
+
+
+def show_calibration(console: Console, results: Mapping[str, Any]) -> None:
+    """Print what was fitted to say how sure answers are, what a model has stored of that, and what was unreadable."""
+    if found := results["calibration"]:
+        if known := found["known_top1"]:
+            console.print(weighting_sentence(known, found["images"]), highlight=False)
+        console.print(calibration_table(found))
+        console.print(threshold_table(found["thresholds"]))
+        console.print(coverage_table(found["thresholds"]))
+    if stored := results.get("stored"):
+        console.print(stored_table(stored))
+        console.print(threshold_table(stored["thresholds"], how="those stored in the model"))
+    if results["unreadable"]:
+        console.print(
+            f"{len(results['unreadable'])} images could not be read: {'; '.join(results['unreadable'][:5])}"
+        )

@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hierclass.checkpoint import Architecture, Checkpoint, build, save_checkpoint
-from hierclass.errors import CheckpointError, InputError
+from hierclass.errors import InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, default_shares
 from hierclass.nested.network import evaluating
 from hierclass.preprocessing import Preprocessing
@@ -28,13 +26,12 @@ from taxonomy import Taxonomy
 from training.batches import INTERPOLATION, TrainingBatch, training_transform
 from training.calibration import decision_of
 from training.dropping import deal_drops
+from training.learner import Learner
 from training.losses import NestedLoss, Trainee
 from training.mixing import Mixing
-from training.norms import average_statistics, synchronise_norms
 from training.order import seed_everything
 from training.pretrained import cached_weights
 from training.recipe import SHARES, Recipe
-from training.state import load_state, save_state
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -91,7 +88,10 @@ def make_network(recipe: Recipe, taxonomy: Taxonomy, *, fresh: bool = True) -> N
 def check_parts(recipe: Recipe) -> None:
     """Raise `InputError` for what timm or the sizes would refuse later, before any image is read."""
     nothing = nn.Linear(1, 1)
-    make_scheduler(recipe, make_optimizer(recipe, nothing), steps_per_epoch=1)
+    optimizer = make_optimizer(
+        nothing, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+    )
+    make_scheduler(recipe, optimizer, steps_per_epoch=1)
     training_transform(recipe.size, crop_scale=recipe.crop_scale, auto_augment=recipe.auto_augment)
     check_sizes(recipe, make_backbone(recipe))
 
@@ -117,7 +117,7 @@ def make_backbone(recipe: Recipe) -> nn.Module:
     return create_backbone(recipe.backbone, stem_stride=recipe.stem_stride, **recipe.backbone_args)
 
 
-class Run:
+class Run(Learner):
     """Everything that changes while a recipe is trained, on the device and processes of an accelerator."""
 
     def __init__(
@@ -135,17 +135,16 @@ class Run:
         ``leaf_counts``, training images of each leaf, are needed to balance the loss. Without ``fresh`` no
         pretrained weights are looked for, since a state will be loaded over them.
         """
-        self.recipe, self.taxonomy, self.accelerator = recipe, taxonomy, accelerator
+        self.recipe, self.taxonomy = recipe, taxonomy
         self.total_updates = recipe.epochs * steps_per_epoch
         self.preprocessing = make_preprocessing(recipe)
         network = make_network(recipe, taxonomy, fresh=fresh)
-        self.trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
+        trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
         check_sizes(recipe, network)
+        super().__init__(
+            trainee, network, accelerator, ema_decay=recipe.ema_decay, channels_last=recipe.channels_last
+        )
         device = accelerator.device
-        self.trainee.to(device)
-        if recipe.channels_last:
-            self.trainee.to(memory_format=torch.channels_last)
-        self.ema = ModelEmaV3(network, decay=recipe.ema_decay, use_warmup=True)  # a copy as it is so far
         self.loss = NestedLoss(
             taxonomy,
             level_weights=recipe.level_weights or (1.0,) * taxonomy.num_tiers,
@@ -158,37 +157,32 @@ class Run:
             leaf_counts=leaf_counts if recipe.balance == "loss" else None,
         ).to(device)
         self.dealt = deal_drops(network, device)
-        if accelerator.num_processes > 1:
-            self._join_processes()
-        optimizer = make_optimizer(recipe, self.trainee)
+        unused = accelerator.num_processes > 1 and untrained_weights(trainee, self.loss, recipe.size)
+        self.join_processes(find_unused=bool(unused), sync_batch_norm=recipe.sync_batch_norm)
+        optimizer = make_optimizer(
+            trainee,
+            opt=recipe.opt,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
+        )
         self.scheduler = make_scheduler(recipe, optimizer, steps_per_epoch)
-        with warnings.catch_warnings():  # torch renames broadcast_buffers, accelerate does not yet
-            warnings.simplefilter("ignore", FutureWarning)
-            self.model, self.optimizer = accelerator.prepare(self.trainee, optimizer)
+        self.prepare(optimizer)
         self.compiled = torch.compile(self.model, dynamic=False) if recipe.compile else None
         self._compiled_shape = torch.Size((0, 0, 0, 0))
         self.mixing = Mixing(recipe, self.preprocessing, len(taxonomy.leaves), device)
-        self.updates = 0
-
-    def _join_processes(self) -> None:
-        """Make ready for gradients and statistics of several processes."""
-        self.accelerator.ddp_handler = DistributedDataParallelKwargs(
-            broadcast_buffers=False,  # statistics are the same everywhere, or are averaged
-            find_unused_parameters=bool(untrained_weights(self.trainee, self.loss, self.recipe.size)),
-            gradient_as_bucket_view=True,
-        )
-        if self.recipe.sync_batch_norm:
-            synchronise_norms(self.trainee.network, self.accelerator.device)
 
     def step(self, batch: TrainingBatch, *, epoch: int, step: int) -> Tensor:
         """One update on this process's share of a batch; returns the sum of the losses of its images, detached.
 
         An image that could not be read counts with loss 0, so that every other one counts alike on all processes.
         """
+        if len(batch) < self.recipe.accumulate:
+            raise InputError(f"no image of a whole batch could be read: {batch.errors[0]}")
         seed_everything(self.recipe.seed, epoch, step, 1)
         pixels, target = self.mixing(batch, step=step)
         self.model.train()
-        self.trainee.network.train_progress(self.updates / self.total_updates)
+        self.network.train_progress(self.updates / self.total_updates)
         try:
             total = self._gradients(pixels, target, batch, seed=(self.recipe.seed, epoch, step, 2))
         except RuntimeError as error:
@@ -196,17 +190,11 @@ class Run:
                 raise
             reason = " ".join(str(error).split("\n\n")[0].split())
             raise InputError(f"--compile: {reason}; leave it out, or install a C++ compiler") from error
-        if self.recipe.clip_grad:
-            self.accelerator.clip_grad_norm_(self.trainee.parameters(), self.recipe.clip_grad)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.updates += 1
+        self.apply_gradients(self.recipe.clip_grad)
         if self.updates == self.total_updates:
-            self.trainee.network.train_progress(1.0)
+            self.network.train_progress(1.0)
         self.scheduler.step_update(self.updates)
-        if self.accelerator.num_processes > 1 and not self.recipe.sync_batch_norm:
-            average_statistics(self.trainee.network)
-        self.ema.update(self.trainee.network, step=self.updates)
+        self.average()
         return total
 
     def _gradients(
@@ -257,45 +245,11 @@ class Run:
             self._compiled_shape = shape
         return self.compiled if shape == self._compiled_shape else self.model
 
-    @property
-    def smoothed(self) -> NestedNetwork:
-        """The moving average of the network: what is evaluated and shipped."""
-        network = self.ema.module
-        assert isinstance(network, NestedNetwork)
-        return network
-
-    def save(self, path: Path, progress: dict[str, Any]) -> None:
-        """Write what a resumed run needs. Random generators are reseeded every step, so none is stored."""
-        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-        save_state(
-            path,
-            modules=self._modules(),
-            optimizer=self.optimizer.state_dict(),
-            progress={**progress, "updates": self.updates, "scaler": scaler},
-        )
-
     def load(self, path: Path) -> dict[str, Any]:
         """Continue from what `save` wrote; returns its progress."""
-        optimizer, progress = load_state(path, modules=self._modules())
-        try:
-            self.optimizer.load_state_dict(optimizer)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} does not fit the optimiser of these options; give those that the run began with, or "
-                "choose another --out"
-            ) from error
-        for parameter, state in self.optimizer.optimizer.state.items():
-            for key, value in state.items():  # same memory format as in an unbroken run: same rounding
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        if self.accelerator.scaler is not None and progress["scaler"]:
-            self.accelerator.scaler.load_state_dict(progress["scaler"])
-        self.updates = int(progress["updates"])
+        progress = super().load(path)
         self.scheduler.step_update(self.updates)
         return progress
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return {"model": self.trainee, "ema": self.ema.module}
 
     def export(self, path: Path, results: dict[str, Any]) -> None:
         """Store the moving average as a product checkpoint."""
@@ -312,18 +266,20 @@ class Run:
         )
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimiser of a recipe; biases and normalisation are not decayed."""
+def make_optimizer(
+    model: nn.Module, *, opt: str, lr: float, weight_decay: float, momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """timm's optimiser of that name for all weights that are trained; biases and normalisation are not decayed."""
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+            model, opt=opt, lr=lr, weight_decay=weight_decay, momentum=momentum
         )
     except (AssertionError, TypeError, ValueError) as error:
-        if recipe.opt.lower() in list_optimizers():
-            raise InputError(f"--opt {recipe.opt}: {error}".splitlines()[0]) from error
-        close = difflib.get_close_matches(recipe.opt, list_optimizers(), n=1) or ["adamw"]
+        if opt.lower() in list_optimizers():
+            raise InputError(f"--opt {opt}: {error}".splitlines()[0]) from error
+        close = difflib.get_close_matches(opt, list_optimizers(), n=1) or ["adamw"]
         raise InputError(
-            f"--opt {recipe.opt} is no optimiser of timm; give {close[0]}, or sgd (the default)"
+            f"--opt {opt} is no optimiser of timm; give {close[0]}, or sgd (the default)"
         ) from error
     return optimizer
 

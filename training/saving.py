@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hierclass.errors import InputError
 from training.interrupts import Interrupts
-from training.run import Run
+from training.learner import Learner
 
 
 @dataclasses.dataclass
@@ -58,14 +58,29 @@ class Standing:
         return standing
 
 
+class TimeUp(Exception):  # noqa: N818 - nothing went wrong
+    """The time that a run was given is over; its state is saved."""
+
+
 class Saver:
     """Saves a run every so many minutes, and when it is told to stop."""
 
     def __init__(
-        self, run: Run, state: Path, standing: Standing, interrupts: Interrupts, *, minutes: float
+        self,
+        run: Learner,
+        state: Path,
+        standing: Standing,
+        interrupts: Interrupts,
+        *,
+        minutes: float,
+        deadline: float = math.inf,
     ) -> None:
-        """Save to the file ``state``; with 0 minutes only when an epoch or the run ends."""
+        """Save to the file ``state``; with 0 minutes only when an epoch or the run ends.
+
+        ``deadline`` is a time of the monotonic clock at which the run is to end.
+        """
         self.run, self.state, self.standing, self.interrupts = run, state, standing, interrupts
+        self.deadline = deadline
         self.minutes, self.saved = minutes, time.monotonic()
         self.started = self.saved
         # All processes have to agree, for which an accelerator has to catch up.
@@ -80,13 +95,16 @@ class Saver:
         return time.monotonic() - self.started
 
     def after_update(self) -> None:
-        """Save if it is time; if the run is to stop, save and raise `KeyboardInterrupt`."""
-        due = self.minutes > 0 and time.monotonic() - self.saved >= 60 * self.minutes
-        due, stop = self._agree(due, self.interrupts.asked)
-        if due or stop:
+        """Save if it is time; if the run is to stop, save and raise `KeyboardInterrupt`, or `TimeUp` by the clock."""
+        now = time.monotonic()
+        due = self.minutes > 0 and now - self.saved >= 60 * self.minutes
+        due, stop, late = self._agree(due, self.interrupts.asked, now >= self.deadline)
+        if due or stop or late:
             self.save()
         if stop:
             raise KeyboardInterrupt
+        if late:
+            raise TimeUp
 
     def check_loss(self, mean: float) -> float:
         """The mean loss of an epoch so far; raises `InputError` if it is not a number."""
@@ -124,13 +142,12 @@ class Saver:
         progress = {**values, "loss": loss, "images": images, "spent": self.spent() if standing.step else 0.0}
         self.run.save(self.state, progress)
 
-    def _agree(self, due: bool, stop: bool) -> tuple[bool, bool]:
-        """Whether any process wants it."""
+    def _agree(self, *wishes: bool) -> list[bool]:
+        """Whether any process wants it, for each of some wishes."""
         accelerator = self.run.accelerator
         if accelerator.num_processes == 1:
-            return due, stop
+            return list(wishes)
         if self.standing.step % self._every:
-            return False, False
-        wishes = torch.tensor([due, stop], dtype=torch.float32, device=accelerator.device)
-        due, stop = (wish > 0 for wish in accelerator.reduce(wishes, "sum").tolist())
-        return due, stop
+            return [False] * len(wishes)
+        summed = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
+        return [wish > 0 for wish in accelerator.reduce(summed, "sum").tolist()]

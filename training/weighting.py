@@ -9,7 +9,6 @@ are like those that it has wrong there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -75,15 +74,3 @@ def weigh(answers: Answers, known_top1: float) -> Weighting:
     factor = num_right * (1 - known_top1) / ((images - num_right) * known_top1)
     kept = weights[np.searchsorted(answers.positions, answers.kept)]
     return Weighting(len(answers.own) - 1, known_top1, share, factor, weights, kept)
-
-
-def weighting_sentence(known: Mapping[str, Any], images: int) -> str:
-    """What a person has to know of the weights, from `Weighting.to_dict` and the number of images calibrated on."""
-    than = "easier" if known["factor"] > 1 else "harder"
-    return (
-        f"These images are {than} than those the model will meet: level {known['level']} has {known['measured']:.1%} "
-        f"of them right, and {known['top1']:.1%} of representative ones. So an image that it has wrong counts "
-        f"{known['factor']:.2f} times as much as one that it has right, in temperatures, thresholds, precision, "
-        f"coverage and calibration error; the {images:,} images say as much as {known['effective_images']:,.0f} equal "
-        "ones."
-    )

@@ -178,7 +178,8 @@ def fuse_level(level: fx.GraphModule) -> fx.GraphModule:
     """
     level.eval()
     for node in list(level.graph.nodes):
-        if node.op != "call_module" or not isinstance(source := node.args[0], fx.Node):
+        source = node.args[0] if node.args else None  # a weight that stands alone reads nothing
+        if node.op != "call_module" or not isinstance(source, fx.Node):
             continue
         layer, alone = level.get_submodule(str(node.target)), len(source.users) == 1
         before = level.get_submodule(str(source.target)) if source.op == "call_module" else None

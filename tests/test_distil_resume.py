@@ -1,0 +1,200 @@
+"""A distillation that is stopped and continued ends as one that nobody stopped; crops are made once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from distil_data import STATE, make_recipe, run, write_photographs, write_teacher
+from safetensors.torch import load_file
+
+from hierclass.errors import InputError
+from taxonomy import Taxonomy
+from training.distillation import material
+from training.distillation.recipe import DistilRecipe
+from training.distillation.run import CropBatch, DistilRun
+from training.distillation.store import CropStore
+
+TIMES = ("seconds", "images_per_second", "data_wait")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Path:
+    folder = tmp_path_factory.mktemp("distil")
+    write_teacher(folder, tiny_taxonomy)
+    write_photographs(folder / "photos", 70)  # two blocks of crops a pass
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(folder: Path) -> DistilRecipe:
+    return make_recipe(folder, mixup=0.4, mix_prob=0.5)
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder: Path, recipe: DistilRecipe) -> Path:
+    """The folder of a run of level 0 that nobody stopped."""
+    run(recipe, folder / "unbroken", level=0)
+    return folder / "unbroken"
+
+
+def assert_equal(out: Path, unbroken: Path) -> None:
+    ours, theirs = (load_file(each / "level-0" / STATE) for each in (out, unbroken))
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    rows = [
+        [
+            {key: value for key, value in json.loads(line).items() if key not in TIMES}
+            for line in (each / "level-0" / "history.jsonl").read_text().splitlines()
+        ]
+        for each in (out, unbroken)
+    ]
+    assert rows[0] == rows[1]
+    weights = [load_file(each / "model" / "model.safetensors") for each in (out, unbroken)]
+    assert [key for key in weights[0] if not torch.equal(weights[0][key], weights[1][key])] == []
+
+
+def test_a_run_that_is_killed_in_the_middle_equals_an_unbroken_one_bit_for_bit(
+    recipe: DistilRecipe, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    original = DistilRun.step
+
+    def step(self: DistilRun, batch: CropBatch, **where: int) -> torch.Tensor:
+        if self.updates == 5:
+            raise Killed
+        return original(self, batch, **where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistilRun, "step", step)
+        with pytest.raises(Killed):
+            run(recipe, tmp_path / "out", level=0, save_every=1e-9)
+    _, text = run(recipe, tmp_path / "out", level=0, resume=True)
+    assert "resumed after 5 of 6 updates" in text
+    assert_equal(tmp_path / "out", unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_keeps_every_update(
+    number: signal.Signals,
+    recipe: DistilRecipe,
+    unbroken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, seen = DistilRun.step, list[int]()
+
+    def step(self: DistilRun, batch: CropBatch, **where: int) -> torch.Tensor:
+        seen.append(self.updates)
+        if self.updates == 1:
+            os.kill(os.getpid(), number)
+        return original(self, batch, **where)
+
+    monkeypatch.setattr(DistilRun, "step", step)
+    recipe = dataclasses.replace(recipe, cache=str(unbroken / "crops"))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "out", level=0, save_every=0)
+    run(recipe, tmp_path / "out", level=0, resume=True)
+    assert seen == list(range(6))
+    assert_equal(tmp_path / "out", unbroken)
+
+
+def test_crops_that_a_stop_left_half_made_are_made_to_the_end_and_no_others(
+    recipe: DistilRecipe, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, stopped = list[int](), list[bool]()
+    original = material.make_answerer
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        answer, runtime = original(*arguments, **options)
+
+        def count(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            if len(answered) == 2 and not stopped:
+                stopped.append(True)
+                os.kill(os.getpid(), signal.SIGINT)
+            answered.append(len(images))
+            return answer(images)
+
+        return count, runtime
+
+    monkeypatch.setattr(material, "make_answerer", counting)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "out", level=0)
+    made = sum(CropStore.done(store(tmp_path / "out" / "crops", recipe), "answers.f16"))
+    assert made == 2
+    run(recipe, tmp_path / "out", level=0)  # nothing was trained: no --resume is needed
+    assert answered == [64, 6, 64, 6]
+    for name in ("answers.f16", "pixels-16.u8", "sides.u16"):
+        ours, theirs = ((out / "crops" / name).read_bytes() for out in (tmp_path / "out", unbroken))
+        assert ours == theirs, name
+
+
+def store(folder: Path, recipe: DistilRecipe) -> CropStore:
+    return CropStore(folder, {}, {}, num_photographs=70, passes=recipe.crops_per_photo)
+
+
+def test_more_crops_of_each_photograph_are_added_to_those_there(
+    recipe: DistilRecipe, unbroken: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(unbroken, tmp_path / "out")
+    before = (unbroken / "crops" / "answers.f16").read_bytes()
+    more = dataclasses.replace(recipe, crops_per_photo=3, crops=112)
+    _, text = run(more, tmp_path / "out", level=0, resume=True)
+    assert "70 of 210 crops are to be made" in text
+    after = (tmp_path / "out" / "crops" / "answers.f16").read_bytes()
+    assert len(after) == len(before) // 2 * 3
+    assert after.startswith(before)
+
+
+def test_another_level_takes_the_answers_that_are_there(
+    recipe: DistilRecipe, unbroken: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(unbroken, tmp_path / "out")
+    _, text = run(dataclasses.replace(recipe, crops=16), tmp_path / "out", level=1)
+    assert "all are answered" in text
+    assert (tmp_path / "out" / "crops" / "pixels-24.u8").exists()
+    assert {file.name for file in (tmp_path / "out").glob("level-*")} == {"level-0", "level-1"}
+
+
+def test_crops_of_something_else_are_refused(
+    recipe: DistilRecipe, unbroken: Path, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "000.jpg").write_bytes((tmp_path / "photos" / "001.jpg").read_bytes())
+    other = dataclasses.replace(
+        recipe, images=(str(tmp_path / "photos"),), seed=1, cache=str(unbroken / "crops")
+    )
+    with pytest.raises(
+        InputError, match=r"crops of another run \(differing: photographs, seed\); delete it to"
+    ):
+        run(other, tmp_path / "out", level=0)
+
+
+def test_a_run_is_not_replaced_in_silence(recipe: DistilRecipe, unbroken: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="level-0 holds a run; add --resume to continue it"):
+        run(recipe, unbroken, level=0)
+    with pytest.raises(InputError, match=r"--own norms differs from the run in .* \(norms\+depthwise\)"):
+        run(dataclasses.replace(recipe, own=("norms",)), unbroken, level=1)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a model that is not of this run; choose another --out"):
+        run(recipe, tmp_path, level=0)
+
+
+def test_resuming_a_finished_run_changes_nothing(recipe: DistilRecipe, unbroken: Path) -> None:
+    before = (unbroken / "level-0" / STATE).read_bytes()
+    ended, text = run(recipe, unbroken, level=0, resume=True)
+    assert ended
+    assert "level 0: all 96 crops are done" in text
+    assert (unbroken / "level-0" / STATE).read_bytes() == before

@@ -1,0 +1,69 @@
+"""The model card of a distilled model: what it is, how near its levels come to the teacher, how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taxonomy import Taxonomy
+from training.card import HOW_MADE, hardware_lines, option_table
+from training.reports import clock
+
+
+def distilled_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
+    """Markdown from the facts of a distillation (training.json)."""
+    found, recipe = facts["distillation"], facts["recipe"]
+    classes = " / ".join(map(str, taxonomy.num_classes))
+    return "\n".join(
+        [
+            f"# Model card: {taxonomy.name or 'own classes'}",
+            "",
+            f"A nested classifier of {len(taxonomy.num_classes)} levels ({classes} classes), made of the pretrained "
+            f"classifier `{found['teacher']['name']}`: "
+            + (
+                "its last level is that classifier as it was"
+                if recipe["frozen"]
+                else "all levels were trained further"
+            )
+            + ", and the lower ones learned from its answers on unlabelled photographs. Level k answers tier k of the "
+            "taxonomy stored with the weights.",
+            "",
+            "## How near the levels come to the teacher",
+            "",
+            f"On {found['val_crops']} crops of {found['val_photographs']} photographs that were held out: the "
+            "divergence from the teacher's answer in nats, and how often both have the same best class. This says "
+            "nothing of how often the teacher is right.",
+            "",
+            *_level_table(found["levels"]),
+            "",
+            HOW_MADE,
+            "",
+            f"- {found['photographs']} photographs, {found['crops']} crops",
+            *_training_lines(found["levels"]),
+            *hardware_lines(facts),
+            "",
+            *option_table(recipe),
+            "",
+        ]
+    )
+
+
+def _level_table(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        "| level | divergence, leaves | divergence, tier | same leaf | same class of the tier |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['level']} | {row['kl_leaf']:.3f} | {row['kl_tier']:.3f} | {row['agree_leaf']:.1%} | "
+            f"{row['agree_tier']:.1%} |"
+            for row in rows
+            if "kl_leaf" in row
+        ),
+    ]
+
+
+def _training_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"- level {row['level']}: {row['crops_trained']} crops trained on in {clock(row['seconds'])}"
+        for row in rows
+        if "crops_trained" in row
+    ]

@@ -1,0 +1,164 @@
+"""The output folder of a distillation: what lies where, and how levels that are trained apart become one model.
+
+recipe.json            what all levels have in common, and with what options the last one began
+start/                 the nested network before training, float32
+crops/                 crops and the teacher's answers (`store`), unless they are kept elsewhere
+unreadable.csv         photographs that can't be read
+level-0/ …             of each level that is trained by itself: recipe.json, history.jsonl, and last/ for --resume
+model/                 the model, float16, all levels as they were trained last; recipe.json, training.json, its card
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from hierclass.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
+from hierclass.errors import CheckpointError, InputError
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
+from training.distillation.card import distilled_card
+from training.distillation.recipe import COMMON, DistilRecipe
+from training.outputs import START, RunFolder
+from training.recipe import option_of
+
+
+class DistilFolder:
+    """The output folder of one distillation; only main processes write to it, several runs of different levels too."""
+
+    def __init__(self, path: Path, cache: str | None = None) -> None:
+        """Name the folder, and where crops are kept if not in it; `claim` makes it."""
+        self.path = path
+        self.recipe = path / "recipe.json"
+        self.start = path / START
+        self.model = path / "model"
+        self.crops = path / "crops" if cache is None else Path(cache)
+        self.unreadable = path / "unreadable.csv"
+
+    def run_of(self, levels: Sequence[int]) -> RunFolder:
+        """The folder of levels that are trained together."""
+        return RunFolder(self.path / f"level-{'-'.join(map(str, levels))}", self.model)
+
+    @property
+    def begun(self) -> bool:
+        """Whether any level has been trained."""
+        return any(self.path.glob("level-*/last/state.safetensors"))
+
+    def stored_recipe(self, level: int | None = None) -> DistilRecipe | None:
+        """The recipe that a level, or the run as a whole, began with."""
+        own = self.run_of((level,)).path / "recipe.json" if level is not None else self.recipe
+        for file in (own, self.recipe):
+            if file.exists():
+                return DistilRecipe.load(file)
+        return None
+
+    def check_mine(self) -> None:
+        """Raise `InputError` where the folder holds something that a distillation did not make."""
+        if self.recipe.exists():
+            try:
+                DistilRecipe.load(self.recipe)
+            except InputError as error:
+                if RunFolder(self.path).state.exists():
+                    raise InputError(
+                        f"{self.path} holds a run of another command; choose another --out"
+                    ) from error
+                raise
+        elif self.model.exists() and any(self.model.iterdir()):
+            raise InputError(f"{self.model} holds a model that is not of this run; choose another --out")
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the folder for a moment, to set up a run or to write the model; waits for another run that does."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with locked(self.path / ".lock", wait=True):
+                yield
+        except OSError as error:
+            if error.filename is None or Path(str(error.filename)).parent == self.path.parent:
+                raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
+            raise
+
+    def check_common(self, recipe: DistilRecipe) -> None:
+        """Raise `InputError` where the levels trained so far began with other options."""
+        stored = self.stored_recipe()
+        if stored is None or not self.begun:
+            return
+        for name in COMMON:
+            ours, theirs = getattr(recipe, name), getattr(stored, name)
+            if ours != theirs:
+                raise InputError(
+                    f"{option_of(name)} {_said(ours)} differs from the run in {self.path} ({_said(theirs)}); leave it "
+                    "out, or change --out"
+                )
+
+    def has_start(self, recipe: DistilRecipe) -> bool:
+        """Whether the network to start from is there, of the same options."""
+        stored = self.stored_recipe()
+        return (
+            stored is not None
+            and (self.start / CONFIG_FILE).exists()
+            and all(getattr(recipe, name) == getattr(stored, name) for name in COMMON)
+        )
+
+    def keep(
+        self,
+        recipe: DistilRecipe,
+        trained: Checkpoint,
+        names: set[str],
+        results: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        """Write the tensors ``names`` of a network into the model, whose others stay as they were trained last.
+
+        What was measured of the model with labels, and fitted to that, does not hold any longer and goes.
+        """
+        with self.claim():
+            merged = merge_results(self._stored_results(), results)
+            network = trained.network
+            tensors = {name: value.cpu() for name, value in network.stored().items()}
+            tensors.update(
+                {name: value for name, value in self._stored_tensors().items() if name not in names}
+            )
+            network.load_stored(tensors)
+            save_checkpoint(self.model, dataclasses.replace(trained, results=merged, decision={}))
+            shared = recipe.without_paths()
+            RunFolder(self.path).describe_model(
+                shared, dict(merged), device, lambda facts: distilled_card(facts, trained.taxonomy)
+            )
+
+    def _stored_tensors(self) -> dict[str, torch.Tensor]:
+        if not (self.model / CONFIG_FILE).exists():
+            return {}
+        try:
+            return dict(safetensors.torch.load_file(self.model / WEIGHTS_FILE))
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{self.model} is damaged: {error}; delete it, and --resume") from error
+
+    def _stored_results(self) -> dict[str, Any]:
+        if not (self.model / CONFIG_FILE).exists():
+            return {}
+        found = read_config(self.model).get("results")
+        return found if isinstance(found, dict) else {}
+
+    def load_start(self) -> Checkpoint:
+        """Read the network to start from."""
+        return load_checkpoint(self.start)
+
+
+def merge_results(stored: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Results of a distillation with the rows of levels that were trained by other runs, in the order of levels."""
+    known = stored.get("distillation")
+    rows = known.get("levels", []) if isinstance(known, dict) else []
+    found = {row["level"]: row for row in (*rows, *results["levels"])}
+    return {"distillation": {**results, "levels": [found[level] for level in sorted(found)]}}
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
+    return "none" if value is None else str(value)

@@ -1,0 +1,201 @@
+"""What levels learn from: the photographs, divided, and their crops and answers, made where they are missing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hierclass.errors import ImageError, InputError
+from training.checking import write_table
+from training.data import Unreadable
+from training.distillation.answering import make_answerer
+from training.distillation.crops import Cutter, Pixels, shrink_pixels
+from training.distillation.making import make_crops, missing_blocks, num_unanswered
+from training.distillation.photographs import Photographs, list_photographs
+from training.distillation.recipe import DistilRecipe
+from training.distillation.run import CropSet
+from training.distillation.store import ANSWERS, SIDES, Column, CropStore, pixels_name
+from training.distillation.teacher import Teacher
+from training.reports import Reporter
+
+VAL_CROPS = 256
+"""Held-out crops are at least so many, where that leaves nine tenths of the photographs to train on."""
+CENTRES = 512
+"""Photographs on which statistics of norms are measured at the end."""
+Indices = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Photographs, those held out among them (by index, rising), and how crops are cut out of them."""
+
+    photographs: Photographs
+    held_out: Indices
+    cutter: Cutter
+
+    @classmethod
+    def find(cls, recipe: DistilRecipe, teacher: Teacher) -> Gallery:
+        """List the photographs of a recipe; raises `InputError` where there are too few."""
+        photographs = list_photographs(recipe.images)
+        count = len(photographs)
+        if count < 2:
+            raise InputError("--images: 1 photograph is too few; give thousands, 2 at least")
+        low, high = recipe.crop_scale
+        cutter = Cutter(teacher.preprocessing, (low, high), recipe.seed, count)
+        wanted = max(round(recipe.val_share * count), -(-VAL_CROPS // recipe.crops_per_photo))
+        shuffled = np.random.default_rng((recipe.seed, 5)).permutation(count)
+        return cls(photographs, np.sort(shuffled[: max(1, min(wanted, count // 10))]), cutter)
+
+    def centres(self, most: int) -> Iterator[Pixels]:
+        """What inference sees of up to so many photographs that are trained on, spread evenly, (S, S, 3) each."""
+        places = np.setdiff1d(np.arange(len(self.photographs)), self.held_out)
+        chosen = places[np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))]
+        for index in chosen.tolist():
+            with contextlib.suppress(ImageError):  # told of when crops are made
+                image = self.photographs.image(index, min_side=self.cutter.min_side)
+                yield self.cutter.centre(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """A gallery and the store of its crops and the teacher's answers to them."""
+
+    gallery: Gallery
+    store: CropStore
+
+    @classmethod
+    def of(
+        cls, gallery: Gallery, recipe: DistilRecipe, teacher: Teacher, folder: Path, sides: Iterable[int]
+    ) -> Material:
+        """Name the files, in a folder, of crops at some sides in pixels; `make` makes them."""
+        columns = {pixels_name(side): Column((side, side, 3), np.uint8) for side in sorted(set(sides))}
+        columns[ANSWERS] = Column((len(teacher.taxonomy.leaves),), np.float16)
+        columns[SIDES] = Column((2,), np.uint16)
+        count = len(gallery.photographs)
+        made_from = {
+            "photographs": gallery.photographs.digest,
+            "number_of_photographs": count,
+            "seed": recipe.seed,
+            "crop_scale": list(recipe.crop_scale),
+            "preprocessing": dataclasses.asdict(teacher.preprocessing),
+            "teacher": teacher.digest,
+        }
+        passes = recipe.crops_per_photo
+        return cls(gallery, CropStore(folder, made_from, columns, num_photographs=count, passes=passes))
+
+    def make(
+        self,
+        teacher: Teacher,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        *,
+        workers: int,
+        threads: int | None,
+    ) -> None:
+        """Make the crops and answers that are missing, each process its share of the blocks."""
+        main, store = accelerator.is_main_process, self.store
+        with store.claim() if main else contextlib.nullcontext():
+            if main:
+                store.open()
+            accelerator.wait_for_everyone()
+            blocks = missing_blocks(store)
+            if blocks:
+                self._make(blocks, teacher, accelerator, reporter, workers=workers, threads=threads)
+            accelerator.wait_for_everyone()
+
+    def _make(
+        self,
+        blocks: Sequence[Any],
+        teacher: Teacher,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        *,
+        workers: int,
+        threads: int | None,
+    ) -> None:
+        store, unanswered = self.store, num_unanswered(self.store)
+        answer, runtime = make_answerer(teacher, accelerator.device, unanswered, threads=threads)
+        total = sum(block.stop - block.first for block in blocks)
+        answered = f"the teacher answers {unanswered} by {runtime}" if unanswered else "all are answered"
+        reporter.line(f"{total} of {len(store)} crops are to be made in {store.folder}; {answered}")
+        share = blocks[accelerator.process_index :: accelerator.num_processes]
+        reporter.total_work = sum(block.stop - block.first for block in share)
+        reporter.start(0.0)
+        try:
+            make_crops(
+                store, self.gallery.photographs, self.gallery.cutter, share, answer, reporter, workers=workers
+            )
+        finally:
+            reporter.stop()
+
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """Whether each photograph (P,) could be read."""
+        sides = self.store.read(SIDES)[: len(self.gallery.photographs)]
+        found: npt.NDArray[np.bool_] = np.asarray(sides[:, 1]) > 0
+        return found
+
+    def tell(self, unreadable: Path, sides: Iterable[int], reporter: Reporter) -> int:
+        """Say which photographs can't be read, and how many crops are smaller than what sees them.
+
+        ``sides`` are those of the trained levels; ``unreadable`` is the table that lists what can't be read. Returns
+        how many photographs can't be read; raises `InputError` where none can.
+        """
+        broken = np.flatnonzero(~self.readable()).tolist()
+        if not reporter.quiet:
+            found = [Unreadable(name, why) for name, why in self.gallery.photographs.reasons(broken)]
+            write_table(unreadable, found)
+            if found:
+                some = "; ".join(map(str, found[:5]))
+                reporter.line(
+                    f"{len(found)} of {len(self.gallery.photographs)} photographs cannot be read and are left out "
+                    f"({unreadable}): {some}"
+                )
+        if len(broken) == len(self.gallery.photographs):
+            raise InputError(f"--images: none of the {len(broken)} photographs can be read")
+        self._tell_small(sides, reporter)
+        return len(broken)
+
+    def _tell_small(self, sides: Iterable[int], reporter: Reporter) -> None:
+        shown, whole = np.asarray(self.store.read(SIDES)).T
+        total = int((whole > 0).sum())
+        for side in sorted({*sides, self.gallery.cutter.preprocessing.size}):
+            small = int(((whole > 0) & (whole < side)).sum())
+            blurred = int(((whole > 0) & (shown < side)).sum())
+            if blurred:
+                who = (
+                    "the teacher's side"
+                    if side == self.gallery.cutter.preprocessing.size
+                    else "a level's side"
+                )
+                reporter.line(
+                    f"{blurred} of {total} crops show fewer than {side} pixels across, {who}, and are enlarged; "
+                    f"{small} come from photographs that are smaller than that"
+                )
+
+    def crop_set(self, sides: Sequence[int], *, held_out: bool) -> CropSet:
+        """The crops of the photographs that are held out, or of the others, at a side for each trained level."""
+        wanted = np.isin(np.arange(len(self.gallery.photographs)), self.gallery.held_out) == held_out
+        places = np.flatnonzero(wanted & self.readable())
+        indices = np.concatenate(
+            [places + passing * len(self.gallery.photographs) for passing in range(self.store.passes)]
+        )
+        if not len(indices):
+            what = "held-out photographs" if held_out else "photographs to train on"
+            raise InputError(f"--images: none of the {what} can be read; give more photographs")
+        return CropSet(
+            indices, [self.store.read(pixels_name(side)) for side in sides], self.store.read(ANSWERS)
+        )
+
+
+def as_images(pixels: Sequence[Pixels], side: int) -> Tensor:
+    """Pictures (S, S, 3) at a level's own side: uint8 (N, 3, side, side)."""
+    return torch.from_numpy(shrink_pixels(np.stack(pixels), side)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,78 @@
+"""Unlabelled photographs: listed from folders, archives and Parquet files, read one by one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from hierclass.errors import ImageError, InputError
+from hierclass.images import read_image
+from hierclass.inputs import display_name
+from hierclass.labelling.inputs import Input, ParquetRows, list_inputs, source, stamp
+
+
+class Photographs(Sequence[Input]):
+    """Photographs in the order in which they were listed; the files are read when an image is asked for."""
+
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        """Take what `list_photographs` found."""
+        self._inputs = tuple(inputs)
+        self._rows = ParquetRows()
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._inputs[index]
+
+    def name(self, index: int) -> str:
+        """What people know a photograph by."""
+        return self._inputs[index].name
+
+    def image(self, index: int, min_side: int | None = None) -> Image.Image:
+        """The RGB image at an index; raises `ImageError` where it can't be read."""
+        item = self._inputs[index]
+        data = self._rows.data(item)
+        return read_image(source(item) if data is None else data, min_side=min_side)
+
+    @property
+    def digest(self) -> str:
+        """A sum over names, sizes and times of change that stands for all photographs."""
+        total = hashlib.sha256()
+        for item in self._inputs:
+            now = (item.size, item.modified) if item.modified >= 0 else stamp(item.path)
+            total.update(f"{item.name}\0{now}\n".encode("utf-8", "backslashreplace"))
+        return total.hexdigest()
+
+    def reasons(self, indices: Sequence[int]) -> Iterator[tuple[str, str]]:
+        """Name of each of some photographs, and why it can't be read."""
+        for index in indices:
+            try:
+                self.image(index, min_side=8)
+            except ImageError as error:
+                yield self.name(index), str(error)
+            else:
+                yield self.name(index), "could not be read when its crops were made"
+
+
+def list_photographs(paths: Sequence[str | Path]) -> Photographs:
+    """List all images of folders (with their tar files), or of the Parquet files in them, and of files.
+
+    Raises `InputError` for a path that does not exist, and where there is none.
+    """
+    names: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"--images {display_name(path)} does not exist")
+        tables = sorted(path.glob("**/*.parquet")) if path.is_dir() else []
+        names += tables or [path]
+    try:
+        return Photographs(list(list_inputs(names)))
+    except InputError as error:
+        reason = str(error).removeprefix("nothing to do: ").partition(";")[0]
+        raise InputError(
+            f"--images: {reason}; give folders of photographs, or Parquet files with a column image"
+        ) from error

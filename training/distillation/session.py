@@ -1,0 +1,224 @@
+"""One call of a distillation: what all levels that are trained in it have in common, and each of them in its turn."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hierclass.checkpoint import Checkpoint, read_config, save_checkpoint
+from hierclass.errors import InputError
+from hierclass.nested.prefix import PrefixNetwork
+from training.distillation.crops import Pixels
+from training.distillation.folder import DistilFolder
+from training.distillation.material import CENTRES, Gallery, Material, as_images
+from training.distillation.recipe import IDENTITY, DistilRecipe
+from training.distillation.run import DistilRun
+from training.distillation.stretch import Inputs, LevelTraining, measure_at_first
+from training.distillation.student import begin_from, groups_to_train, nest_teacher
+from training.distillation.teacher import Teacher, model_teacher, timm_teacher
+from training.mixing import Normalise
+from training.order import Order, seed_everything
+from training.recipe import option_of
+from training.reports import Reporter
+from training.run import make_optimizer
+
+FOR_ORDER = 256
+"""Photographs over which it is found which channels matter."""
+PASSES = 16
+"""Times that all crops are trained on, where the user does not say."""
+AT_FIRST = 20
+"""Batches of crops on which norms are measured before the first update."""
+
+
+def load_teacher(recipe: DistilRecipe) -> Teacher:
+    """The teacher of a recipe, at the side of the last level."""
+    if recipe.teacher is not None:
+        teacher = model_teacher(Path(recipe.teacher), recipe.taxonomy)
+    else:
+        assert recipe.timm is not None
+        weights, classes = (None if file is None else Path(file) for file in (recipe.weights, recipe.classes))
+        teacher = timm_teacher(recipe.timm, weights=weights, taxonomy=recipe.taxonomy, classes=classes)
+    return teacher if recipe.sizes is None else teacher.at_side(recipe.sizes[-1])
+
+
+class Session:
+    """One call of `distil`: what all groups of levels that are trained in it have in common."""
+
+    def __init__(
+        self,
+        recipe: DistilRecipe,
+        folder: DistilFolder,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        *,
+        changes: Mapping[str, Any] | None,
+    ) -> None:
+        """Load the teacher and list the photographs; call `set_up`, then `make_crops`, then `train_all`."""
+        recipe.check()
+        make_optimizer(nn.Linear(1, 1), opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.recipe, self.folder, self.changes = recipe, folder, changes
+        self.accelerator, self.reporter = accelerator, reporter
+        self.teacher = load_teacher(recipe)
+        recipe.check_levels(self.teacher.taxonomy.num_tiers)
+        self.gallery = Gallery.find(recipe, self.teacher)
+        self.material: Material
+        self.centres: list[Pixels] = []
+        self._start: Checkpoint | None = None
+        self.facts: dict[str, Any] = {}
+
+    def set_up(self, level: int | None, *, resume: bool) -> list[tuple[int, ...]]:
+        """Make what all levels start from, if it is not there; returns the levels to train, in groups.
+
+        Raises `InputError` where the folder holds anything that would be replaced.
+        """
+        folder, recipe = self.folder, self.recipe
+        if self.accelerator.is_main_process:
+            with folder.claim():
+                folder.check_mine()
+                folder.check_common(recipe)
+                if folder.has_start(recipe):
+                    self._check_start()
+                else:
+                    start = self._make_start()
+                    start.results = {"teacher": self.teacher.digest}
+                    save_checkpoint(folder.start, start, dtype="float32")
+                recipe.save(folder.recipe)
+        self.accelerator.wait_for_everyone()
+        self._start = folder.load_start()
+        groups = groups_to_train(_network(self._start), level)
+        for levels in groups:
+            folder.run_of(levels).refuse_to_replace(resume=resume)
+        return groups
+
+    def _check_start(self) -> None:
+        """Raise `InputError` where the teacher's files have changed since the run began."""
+        if read_config(self.folder.start).get("results") != {"teacher": self.teacher.digest}:
+            raise InputError(
+                f"the teacher, its preprocessing or its tree has changed since the run in {self.folder.path} began; "
+                "choose another --out"
+            )
+
+    def _make_start(self) -> Checkpoint:
+        recipe, teacher = self.recipe, self.teacher
+        if recipe.start is not None:
+            return begin_from(Path(recipe.start), recipe, teacher)
+        seed_everything(recipe.seed)
+        pixels = list(self.gallery.centres(FOR_ORDER))
+        if not pixels:
+            raise InputError("--images: none of the photographs can be read; give others")
+        normalise = Normalise(teacher.preprocessing, torch.device("cpu"))
+        return nest_teacher(recipe, teacher, normalise(as_images(pixels, teacher.preprocessing.size)))
+
+    def sides(self, levels: Sequence[int]) -> list[int]:
+        """The side in pixels at which each of some levels sees images."""
+        whole = (self.teacher.preprocessing.size,) * self.teacher.taxonomy.num_tiers
+        return [(self.recipe.sizes or whole)[level] for level in levels]
+
+    def make_crops(self, groups: Sequence[tuple[int, ...]], *, workers: int, threads: int | None) -> None:
+        """Make what the groups learn from, where it is missing, and say what is wrong with it."""
+        sides = sorted({side for levels in groups for side in self.sides(levels)})
+        self.material = Material.of(self.gallery, self.recipe, self.teacher, self.folder.crops, sides)
+        self.material.make(self.teacher, self.accelerator, self.reporter, workers=workers, threads=threads)
+        broken = self.material.tell(self.folder.unreadable, sides, self.reporter)
+        if self.accelerator.is_main_process:
+            self.centres = list(self.gallery.centres(CENTRES))
+        photographs, store = len(self.gallery.photographs) - broken, self.material.store
+        self.facts = {
+            "teacher": {"name": self.teacher.name, "digest": self.teacher.digest},
+            "photographs": photographs,
+            "unreadable": broken,
+            "crops": photographs * store.passes,
+        }
+
+    def train_all(
+        self,
+        groups: Sequence[tuple[int, ...]],
+        *,
+        resume: bool,
+        save_every: float,
+        until: float | None = None,
+    ) -> bool:
+        """Train one group after the other; returns whether all came to their end.
+
+        The time up to ``until``, of the monotonic clock, is divided evenly among those that are left.
+        """
+        ended, deadline = True, math.inf
+        for number, levels in enumerate(groups):
+            if until is not None:
+                now = time.monotonic()
+                deadline = now + (until - now) / (len(groups) - number)
+            ended &= self.train(levels, resume=resume, save_every=save_every, deadline=deadline)
+        return ended
+
+    def train(self, levels: tuple[int, ...], *, resume: bool, save_every: float, deadline: float) -> bool:
+        """Train some levels together, to their end or to a time of the monotonic clock; returns whether they ended."""
+        own, main = self.folder.run_of(levels), self.accelerator.is_main_process
+        with own.claim(resume=resume) if main else contextlib.nullcontext():
+            ended = self._training_of(levels).run_to_the_end(save_every, deadline)
+        self.accelerator.free_memory()
+        return ended
+
+    def _training_of(self, levels: tuple[int, ...]) -> LevelTraining:
+        accelerator, folder = self.accelerator, self.folder
+        start, self._start = self._start or folder.load_start(), None  # training changes it
+        sides = self.sides(levels)
+        train, val = (self.material.crop_set(sides, held_out=each) for each in (False, True))
+        recipe = self._recipe_of(levels, len(train))
+        order = Order(
+            len(train),
+            recipe.batch_size,
+            seed=recipe.seed,
+            process=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+        run = DistilRun(recipe, _network(start), levels, start.taxonomy, start.preprocessing, accelerator)
+        if not folder.run_of(levels).state.exists() and recipe.start is None:
+            measure_at_first(run, train, order, AT_FIRST)
+        held_out = {
+            "val_photographs": len(val) // self.material.store.passes,
+            "val_crops": len(val),
+        }
+        self.reporter.line(_describe(run, len(train), len(val)))
+        inputs = Inputs(train, val, [as_images(self.centres, side) for side in sides] if self.centres else [])
+        return LevelTraining(run, start, inputs, order, folder, self.reporter, {**self.facts, **held_out})
+
+    def _recipe_of(self, levels: tuple[int, ...], num_crops: int) -> DistilRecipe:
+        """The recipe of some levels, whose crops to train on are known."""
+        recipe, own = self.recipe, self.folder.run_of(levels)
+        file = own.path / "recipe.json"
+        if own.state.exists() and file.exists():
+            stored = DistilRecipe.load(file)
+            if self.changes is not None:
+                recipe = dataclasses.replace(stored, **self.changes)
+            elif recipe.crops is None:
+                recipe = dataclasses.replace(recipe, crops=stored.crops)
+            for name in IDENTITY:
+                if getattr(recipe, name) != getattr(stored, name):
+                    raise InputError(
+                        f"{option_of(name)} differs from that of the run in {own.path}; leave it out, or change --out"
+                    )
+        return recipe if recipe.crops is not None else dataclasses.replace(recipe, crops=PASSES * num_crops)
+
+
+def _network(checkpoint: Checkpoint) -> PrefixNetwork:
+    assert isinstance(checkpoint.network, PrefixNetwork)
+    return checkpoint.network
+
+
+def _describe(run: DistilRun, train: int, val: int) -> str:
+    network, recipe = run.smoothed, run.recipe
+    macs = " / ".join(f"{network.cost(level).macs / 1e6:.1f}" for level in range(network.num_levels))
+    trained = sum(value.numel() for value in run.network.parameters() if value.requires_grad)
+    return (
+        f"level {' and '.join(map(str, run.levels))} of {macs} MMACs: {trained:,} weights learn from {train} crops, "
+        f"{recipe.crops} in all, {val} held out; {run.accelerator.device.type}, {torch.get_num_threads()} threads"
+    )

@@ -1,0 +1,197 @@
+"""Crops and the teacher's answers on disk: made once, block by block, resumed where a run broke off.
+
+crops.json              what they were made from; of other photographs, seeds, sizes or another teacher they are refused
+pixels-80.u8            all crops at a side of 80 pixels, uint8 (N, 80, 80, 3)
+answers.f16             the teacher's logits of the leaves, each row less its highest, float16 (N, leaves)
+sides.u16               shorter sides in pixels of what a crop shows and of its photograph, uint16 (N, 2);
+                        0: the photograph can't be read
+NAME.done               a byte per block of a file, 1 where it is whole
+
+Crop p · P + i is that of pass p of photograph i of P, so that more passes can be added.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hierclass.errors import InputError
+from hierclass.files import locked
+from training.stored import write_json
+
+BLOCK = 64
+"""Crops that are made, answered and written at once."""
+RESERVE = 64 << 20
+"""Bytes of a disk that crops leave free."""
+ANSWERS, SIDES = "answers.f16", "sides.u16"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Block:
+    """Crops of one pass of the photographs ``first`` … ``stop`` - 1; ``number`` counts blocks from 0."""
+
+    number: int
+    passing: int
+    first: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """What one file holds of every crop."""
+
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
+
+    @property
+    def bytes(self) -> int:
+        """Of one crop."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def pixels_name(side: int) -> str:
+    """Name of the file of the crops at a side in pixels."""
+    return f"pixels-{side}.u8"
+
+
+class CropStore:
+    """The files of ``passes`` crops of each of ``num_photographs`` photographs, in a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        made_from: Mapping[str, Any],
+        columns: Mapping[str, Column],
+        *,
+        num_photographs: int,
+        passes: int,
+    ) -> None:
+        """Name the files; `open` makes or checks them. ``made_from`` has JSON values that tell a fitting store."""
+        self.folder, self.made_from, self.columns = folder, dict(made_from), dict(columns)
+        self.num_photographs, self.passes = num_photographs, passes
+        self._per_pass = -(-num_photographs // BLOCK)
+        self._written: list[tuple[str, int]] = []
+
+    def __len__(self) -> int:
+        return self.passes * self.num_photographs
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks, in the order of the crops."""
+        for passing in range(self.passes):
+            for place in range(self._per_pass):
+                first = place * BLOCK
+                stop = min(first + BLOCK, self.num_photographs)
+                yield Block(passing * self._per_pass + place, passing, first, stop)
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Keep other runs from writing while this one does; waits for one that does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / ".lock", wait=True):
+            yield
+
+    def open(self) -> None:
+        """Make the files, or see that those there were made from the same.
+
+        Raises `InputError` where they were not, or the disk has no room for what is missing.
+        """
+        header = self.folder / "crops.json"
+        if header.exists():
+            self._check(header)
+        missing = sum(self._missing_bytes(name) for name in self.columns)
+        free = shutil.disk_usage(self.folder).free
+        if missing + RESERVE > free and missing:
+            raise InputError(
+                f"the crops need {missing / 1e9:.1f} GB in {self.folder}, and {free / 1e9:.1f} GB are free; give fewer "
+                "--crops-per-photo, or another --cache"
+            )
+        write_json(header, self.made_from)
+        for name, column in self.columns.items():
+            _lengthen(self.folder / name, len(self) * column.bytes)
+            _lengthen(self._done_file(name), self.passes * self._per_pass)
+
+    def _check(self, header: Path) -> None:
+        try:
+            found = json.loads(header.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        theirs = found if isinstance(found, dict) else {}
+        ours = json.loads(json.dumps(self.made_from))
+        differing = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+        if differing:
+            what = ", ".join(sorted(key.replace("_", " ") for key in differing))
+            raise InputError(
+                f"{self.folder} holds crops of another run (differing: {what}); delete it to make them anew, or choose "
+                "another --cache or --out"
+            )
+
+    def _missing_bytes(self, name: str) -> int:
+        left = self.passes * self._per_pass - int(self.done(name).sum())
+        return left * BLOCK * self.columns[name].bytes
+
+    def _done_file(self, name: str) -> Path:
+        return self.folder / f"{name.partition('.')[0]}.done"
+
+    def done(self, name: str) -> npt.NDArray[np.uint8]:
+        """1 for each block of a file that is whole, else 0."""
+        total = self.passes * self._per_pass
+        try:
+            found = np.frombuffer(self._done_file(name).read_bytes(), dtype=np.uint8)[:total]
+        except FileNotFoundError:
+            found = np.zeros(0, dtype=np.uint8)
+        return np.concatenate([found, np.zeros(total - len(found), dtype=np.uint8)])
+
+    def write(self, name: str, block: Block, values: npt.NDArray[Any]) -> None:
+        """Write a block's part of a file; it counts as done after `commit`."""
+        column = self.columns[name]
+        assert values.shape == (block.stop - block.first, *column.shape)
+        begin = (block.passing * self.num_photographs + block.first) * column.bytes
+        with _named(self.folder / name) as path, path.open("r+b") as file:
+            file.seek(begin)
+            file.write(np.ascontiguousarray(values, dtype=column.dtype).data)
+        self._written.append((name, block.number))
+
+    def commit(self) -> None:
+        """Sync what was written and note it as done."""
+        written, self._written = self._written, []
+        for name in dict.fromkeys(name for name, _ in written):
+            for file in (self.folder / name, self._done_file(name)):
+                with _named(file), file.open("r+b") as stream:
+                    if file.suffix == ".done":
+                        for number in (number for other, number in written if other == name):
+                            stream.seek(number)
+                            stream.write(b"\1")
+                    stream.flush()
+                    os.fsync(stream.fileno())
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """All crops' part of a file, (N, …), mapped into memory."""
+        column = self.columns[name]
+        shape = (len(self), *column.shape)
+        return np.memmap(self.folder / name, dtype=column.dtype, mode="r", shape=shape)
+
+
+def _lengthen(file: Path, size: int) -> None:
+    """Let a file have at least so many bytes, zeros at its end."""
+    with _named(file), file.open("ab") as stream:
+        if stream.tell() < size:
+            stream.truncate(size)
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[Path]:
+    """Errors of a disk name the file; those of writing don't by themselves."""
+    try:
+        yield file
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise

@@ -1,0 +1,216 @@
+"""Levels are trained, measured every so many crops, and kept: what `training.loop.Training` is to `fit`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hierclass.checkpoint import Checkpoint, as_stored
+from hierclass.nested import NestedNetwork
+from training.distillation.folder import DistilFolder
+from training.distillation.objective import compare
+from training.distillation.run import CropSet, DistilRun
+from training.epoch import train_stretch
+from training.interrupts import Interrupts
+from training.norms import measure_statistics
+from training.order import Order
+from training.reports import Reporter, clock
+from training.saving import Saver, Standing, TimeUp
+
+MEASURED = 64
+"""Images in a batch that statistics of norms or the distance from the teacher are measured on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What levels are trained on: crops, held-out crops, and photographs as inference sees them.
+
+    ``centres`` are uint8 (N, 3, S, S) for each of the levels, on which the norms are measured.
+    """
+
+    train: CropSet
+    val: CropSet
+    centres: Sequence[Tensor]
+
+
+class LevelTraining:
+    """Levels that are trained together, from where their folder stands to the last update."""
+
+    def __init__(
+        self,
+        run: DistilRun,
+        start: Checkpoint,
+        inputs: Inputs,
+        order: Order,
+        folder: DistilFolder,
+        reporter: Reporter,
+        facts: dict[str, Any],
+    ) -> None:
+        """``facts`` go into the results of the model beside what is measured here."""
+        self.run, self.start, self.inputs, self.order = run, start, inputs, order
+        self.folder, self.reporter, self.facts = folder, reporter, facts
+        self.own = folder.run_of(run.levels)
+        self._kept: NestedNetwork | None = None
+
+    def run_to_the_end(self, save_every: float, deadline: float = math.inf) -> bool:
+        """Train to the last update, saving every so many minutes; returns whether it was reached by the deadline."""
+        run, reporter, recipe = self.run, self.reporter, self.run.recipe
+        total = recipe.total_updates()
+        standing = self._standing()
+        if run.accelerator.is_main_process:
+            self.own.begin(recipe, standing.epoch, self.start.taxonomy)
+        if run.updates >= total:
+            reporter.line(f"{self._who()}: all {run.updates * recipe.batch_size} crops are done")
+            return True
+        reporter.total_work = total
+        reporter.start(run.updates)
+        stream = self.inputs.train.stream(self.order, run.updates, total)
+        quiet = not run.accelerator.is_main_process
+        try:
+            with contextlib.closing(stream), Interrupts(quiet=quiet) as interrupts:
+                saver = Saver(
+                    run, self.own.state, standing, interrupts, minutes=save_every, deadline=deadline
+                )
+                while run.updates < total:
+                    if not self._stretch(saver, stream, total):
+                        return False
+        finally:
+            reporter.stop()
+        return True
+
+    def _standing(self) -> Standing:
+        accelerator = self.run.accelerator
+        device = accelerator.device
+        if not self.own.state.exists():
+            return Standing(torch.zeros((), device=device))
+        progress = self.run.load(self.own.state)
+        standing = Standing.from_json(progress, device, main=accelerator.is_main_process)
+        done, total = self.run.updates, self.run.recipe.total_updates()
+        self.reporter.line(f"{self._who()}: resumed after {done} of {total} updates")
+        return standing
+
+    def _stretch(self, saver: Saver, stream: Any, total: int) -> bool:
+        """Train up to the next measurement, and keep what it leaves; returns False where the time is up."""
+        run, standing = self.run, saver.standing
+        every = max(run.recipe.eval_every // run.recipe.batch_size, 1)
+        end = min((run.updates // every + 1) * every, total)
+        steps = standing.step + end - run.updates
+        first = end - steps
+        saver.begin_epoch()
+        try:
+            row, _ = train_stretch(
+                run,
+                stream,
+                steps,
+                saver,
+                self.reporter,
+                where=lambda step: f"{self._who()} {(first + step + 1) * run.recipe.batch_size} crops",
+                work=1.0,
+            )
+        except TimeUp:
+            measured = self._measure()
+            self._keep(measured, standing.seconds + saver.spent())
+            self.reporter.line(
+                f"{self._who()}: time is up after {run.updates * run.recipe.batch_size} of "
+                f"{total * run.recipe.batch_size} crops; --resume continues; {_distances(measured[1])}"
+            )
+            return False
+        totals = saver.totals()
+        try:
+            with saver.interrupts.abrupt():
+                measured = self._measure()
+        except KeyboardInterrupt:
+            saver.write(*totals)  # the updates are done
+            raise
+        row = {"crops": run.updates * run.recipe.batch_size, **row, "levels": measured[1]}
+        row["seconds"] = round(saver.spent(), 2)
+        standing.end_epoch(row["seconds"])
+        self._keep(measured, standing.seconds)
+        if run.accelerator.is_main_process:
+            self.own.add_epoch(row)
+        saver.write(0.0, 0)
+        run.accelerator.wait_for_everyone()
+        self.reporter.line(_row_line(self._who(), row))
+        if run.updates < total:
+            saver.after_update()
+        return True
+
+    def _measure(self) -> tuple[NestedNetwork, list[dict[str, Any]]]:
+        """The network as it will be stored, and how near its levels come to the teacher; on the main process alone."""
+        run = self.run
+        network = self._kept = as_stored(run.smoothed, into=self._kept)
+        if not run.accelerator.is_main_process:
+            return network, []
+        rows = []
+        for place, level in enumerate(run.levels):
+            measure_norms(run, network, level, self.inputs.centres[place])
+            batches = (
+                (self._pixels(images[place]), self._shares(answers))
+                for images, answers in self.inputs.val.batches(MEASURED)
+            )
+            rows.append(compare(network.eval(), run.loss, level, batches))
+        return network, rows
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return self.run.normalise(images)
+
+    def _shares(self, answers: Tensor) -> Tensor:
+        return answers.to(self.run.accelerator.device).float().softmax(dim=1)
+
+    def _keep(self, measured: tuple[NestedNetwork, list[dict[str, Any]]], seconds: float) -> None:
+        """Write the levels into the model."""
+        network, rows = measured
+        run = self.run
+        if run.accelerator.is_main_process:
+            crops = run.updates * run.recipe.batch_size
+            levels = [{**row, "crops_trained": crops, "seconds": round(seconds, 1)} for row in rows]
+            trained = dataclasses.replace(self.start, network=network)
+            results = {**self.facts, "levels": levels}
+            self.folder.keep(run.recipe, trained, run.changed, results, run.accelerator.device)
+
+    def _who(self) -> str:
+        return f"level {' and '.join(map(str, self.run.levels))}"
+
+
+def measure_norms(run: DistilRun, network: NestedNetwork, level: int, images: Tensor) -> None:
+    """Measure the statistics of a level's norms anew on images, uint8 (N, 3, S, S); the network is put back to use."""
+    batches = torch.split(images, MEASURED)
+    if len(batches) > 1 and len(batches[-1]) < MEASURED // 2:
+        batches = batches[:-1]
+    calls = ((lambda each=each: network.features(run.normalise(each), level)) for each in batches)
+    measure_statistics(network, calls)
+    network.eval()
+
+
+def measure_at_first(run: DistilRun, crops: CropSet, order: Order, batches: int) -> None:
+    """Before the first update: measure the norms of all levels on crops; pretrained ones know other inputs.
+
+    The moving average, which begins as the network, takes them over.
+    """
+    for place, level in enumerate(run.levels):
+        shares = itertools.islice(itertools.cycle(order.shares(0)), batches)
+        taken = [crops.take(share.indices)[0][place] for share in shares]
+        measure_norms(run, run.network, level, torch.cat(taken))
+    run.ema.set(run.network)
+
+
+def _row_line(who: str, row: dict[str, Any]) -> str:
+    return (
+        f"{who} {row['crops']} crops loss {row['loss']:.3f} lr {row['lr']:.2g} {row['images_per_second']:.0f} img/s "
+        f"{clock(row['seconds'])}; {_distances(row['levels'])}"
+    )
+
+
+def _distances(rows: list[dict[str, Any]]) -> str:
+    return "; ".join(
+        f"level {each['level']}: KL leaf {each['kl_leaf']:.3f} tier {each['kl_tier']:.3f}, same leaf "
+        f"{each['agree_leaf']:.1%} tier {each['agree_tier']:.1%}"
+        for each in rows
+    )
