@@ -79,9 +79,20 @@ def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..
             "--widths does not fit --structure depths; give --depths",
         ),
         (
-            {"structure": "prefix", "order": "importance"},
-            "--order importance does not fit --structure prefix; leave it out",
+            {"structure": "depths", "order": "importance"},
+            "--order importance does not fit --structure depths; leave it out",
         ),
+        ({"sizes": (16, 32, 32)}, "--sizes does not fit --structure slices; prefix and depths take it"),
+        ({"own": ("everything",)}, "--own does not fit --structure slices; prefix and depths take it"),
+        (
+            {"structure": "prefix", "own": ("nothing",)},
+            "--own nothing: give norms, norms+depthwise, one of these with +rank16 (or another rank), or everything",
+        ),
+        (
+            {"structure": "prefix", "sizes": (16, 24, 64)},
+            "--sizes 16,24,64: give a side per level from 8 pixels, never falling, the last that of --size, 32",
+        ),
+        ({"structure": "prefix", "sizes": (16, 32)}, "--sizes: give one per level, 3 for 3 tiers, not 2"),
         ({"widths": (0.5, 1.0)}, "--widths: give one per level, 3 for 3 tiers, not 2"),
         ({"depths": (0.5, 1.0)}, "--depths: give one per level, 3 for 3 tiers, not 2"),
         (
@@ -255,7 +266,39 @@ def test_options_of_the_command_line_become_the_recipe(
     app(given, standalone_mode=False)
     app([*given, "--structure", "masks", "--densities", "0.1,0.3,1"], standalone_mode=False)
     app([*given, "--widths", "0.5,1", "--depths", "0.5,1", "--order", "importance"], standalone_mode=False)
-    plain, masks, slices = started
+    app(
+        [*given, "--structure", "prefix", "--sizes", "32,48,64", "--own", "norms+rank2"],
+        standalone_mode=False,
+    )
+    plain, masks, slices, prefix = started
+    assert (prefix.sizes, prefix.own, plain.sizes, plain.own) == (
+        (32, 48, 64),
+        ("norms+rank2",),
+        None,
+        ("norms",),
+    )
     assert (plain.structure, plain.widths, plain.depths, plain.densities) == ("slices", None, None, None)
     assert (masks.structure, masks.densities) == ("masks", (0.1, 0.3, 1.0))
     assert (slices.widths, slices.depths, slices.order) == ((0.5, 1.0), (0.5, 1.0), "importance")
+
+
+def test_levels_of_prefix_train_at_sizes_of_their_own_with_weights_of_their_own(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    own = ("everything", "norms+depthwise+rank2")
+    wanted = dataclasses.replace(
+        recipe,
+        structure="prefix",
+        backbone="test_efficientnet",
+        widths=(0.5, 1.0, 1.0),
+        sizes=(16, 24, 32),
+        own=own,
+        order="importance",
+        epochs=1,
+    )
+    fit(wanted, tmp_path / "run")
+    found = load_checkpoint(tmp_path / "run" / "model")
+    assert (found.architecture.sizes, found.architecture.own) == ((16, 24, 32), own)
+    assert found.network.sizes == (16, 24, 32)
+    assert Recipe.load(tmp_path / "run" / "recipe.json") == wanted
+    assert [row["level"] for row in found.results["dev"]["levels"]] == [0, 1, 2]

@@ -24,6 +24,7 @@ from training.stored import write_json
 if TYPE_CHECKING:
     from training.evaluate import Options
 
+OWN = ",".join(D.own)
 app = typer.Typer(
     help="Train and measure nested coarse-to-fine image classifiers.",
     no_args_is_help=True,
@@ -59,6 +60,8 @@ def fit(
     widths: options.Widths = "",
     depths: options.Depths = "",
     densities: options.Densities = "",
+    sizes: options.Sizes = "",
+    own: options.Own = OWN,
     order: options.Order = None,
     heads: options.Heads = D.heads,
     size: options.Size = None,

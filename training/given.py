@@ -98,6 +98,8 @@ def _given(ctx: typer.Context) -> Recipe:
     values["consensus"] = options.number_or_auto(values["consensus"])
     for name in NUMBERS:
         values[name] = options.numbers(values[name], option_of(name)) or getattr(DEFAULTS, name)
+    values["sizes"] = None if values["sizes"] is None else tuple(map(int, values["sizes"]))
+    values["own"] = tuple(ctx.params["own"].split(","))
     preset = _preset(ctx)
     values.update({name: value for name, value in preset.items() if not is_given(ctx, name)})
     return Recipe(**values)
@@ -113,7 +115,9 @@ def _preset(ctx: typer.Context) -> dict[str, Any]:
     if is_given(ctx, "structure"):
         from hierclass.nested import STRUCTURES
 
-        foreign.update(set(SHARES).difference(STRUCTURES[structure].takes) if structure in STRUCTURES else ())
+        if structure in STRUCTURES:
+            foreign.update(set(SHARES).difference(STRUCTURES[structure].takes))
+            foreign.update(() if STRUCTURES[structure].shares_blocks else ("sizes", "own"))
     return {name: value for name, value in values.items() if name not in foreign}
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hierclass.checkpoint import as_stored
-from hierclass.errors import InputError
+from hierclass.errors import ImageError, InputError
+from hierclass.images import preprocess, resize_side
 from training.answers import Answers, collect_answers, weights_to_try
 from training.batches import TrainingBatch, read_training_batches, training_loader
 from training.card import model_card
@@ -30,7 +31,7 @@ from training.pace import automatic_workers, waiting_hint
 from training.processes import local_processes, make_accelerator
 from training.recipe import Recipe
 from training.reports import Reporter, calibration_table, clock, consensus_table, level_table, threshold_table
-from training.run import Run, check_parts
+from training.run import FOR_ORDER, Run, check_parts, make_preprocessing
 from training.saving import Saver, Standing
 
 
@@ -77,13 +78,15 @@ def fit(
                 f"--batch-size {recipe.batch_size} is more than there are images: one batch an epoch"
             )
         order = make_order(recipe, train, accelerator)
+        fresh = not folder.state.exists()
         run = Run(
             recipe,
             taxonomy,
             steps_per_epoch=len(order),
             accelerator=accelerator,
             leaf_counts=np.bincount(train.leaves, minlength=len(taxonomy.leaves)).tolist(),
-            fresh=not folder.state.exists(),
+            fresh=fresh,
+            images=sample_images(train, recipe) if fresh and recipe.order == "importance" else None,
         )
         training = Training(run, train, dev, order, folder, reporter, workers=workers)
         best = training.run_to_the_end(save_every)
@@ -97,6 +100,18 @@ def fit(
             reporter.console.print(threshold_table(found["thresholds"]))
     accelerator.end_training()
     return results
+
+
+def sample_images(train: ImageSet, recipe: Recipe) -> torch.Tensor:
+    """Up to `FOR_ORDER` training images, spread evenly, as the network sees them: float32 (N, 3, S, S)."""
+    preprocessing = make_preprocessing(recipe)
+    chosen = np.unique(np.linspace(0, len(train) - 1, min(FOR_ORDER, len(train))).astype(int))
+    seen = []
+    for index in chosen.tolist():
+        with contextlib.suppress(ImageError):  # told of elsewhere
+            image = train.image(index, min_side=resize_side(preprocessing))
+            seen.append(preprocess(image, preprocessing))
+    return torch.from_numpy(np.stack(seen))
 
 
 def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> Order:

@@ -118,6 +118,16 @@ Widths = Annotated[
         help="slices, prefix: share of the channels up to each level. Default: halves, as 0.25,0.5,1."
     ),
 ]
+Sizes = Annotated[
+    str, typer.Option(help="Side in pixels at which each level sees the image, such as 80,128,224.")
+]
+Own = Annotated[
+    str,
+    typer.Option(
+        help="What a lower level has for itself: norms, norms+depthwise, either with +rank16, or everything; one for "
+        "all, or one per lower level."
+    ),
+]
 Depths = Annotated[
     str, typer.Option(help="Share of the blocks of each stage that a level runs; also with other structures.")
 ]
@@ -128,8 +138,8 @@ Densities = Annotated[
 Order = Annotated[
     str | None,
     typer.Option(
-        help="slices: given, or importance: the largest channels to the lowest levels. Default: importance for "
-        "pretrained weights."
+        help="slices, prefix: given, or importance: the channels that matter most over some training images to the "
+        "lowest levels. Default: importance for pretrained weights and slices."
     ),
 ]
 Heads = Annotated[

@@ -14,7 +14,7 @@ from training.stored import StoredOptions
 
 SHARES = ("widths", "depths", "densities")
 """Fields of a recipe that say how large levels are; structures take some of them."""
-PER_LEVEL = (*SHARES, "level_weights")
+PER_LEVEL = (*SHARES, "sizes", "level_weights")
 """Fields of a recipe with a number per level."""
 PARAMETERS = {"backbone_args": "backbone_arg"}
 """Field of a recipe → its parameter on the command line, where the two are called differently."""
@@ -24,7 +24,7 @@ PARAMETERS = {"backbone_args": "backbone_arg"}
 class Recipe(StoredOptions):
     """What is trained, on what, and how. Two runs of one recipe on one machine give the same weights.
 
-    ``structure``, ``widths``, ``depths``, ``densities`` and ``order`` say how levels are nested, as
+    ``structure``, ``widths``, ``depths``, ``densities``, ``sizes``, ``own`` and ``order`` say how levels are nested, as
     `hierclass.nested.nest` takes them: a number per level, where the structure needs it None for
     `hierclass.nested.default_shares`. ``balance`` makes up for classes with many and few images: "none", in the
     "loss", or by "sampling" (`training.balance`).
@@ -51,6 +51,8 @@ class Recipe(StoredOptions):
     widths: tuple[float, ...] | None = None
     depths: tuple[float, ...] | None = None
     densities: tuple[float, ...] | None = None
+    sizes: tuple[int, ...] | None = None
+    own: tuple[str, ...] = ("norms",)
     order: str = "given"
     heads: str = "leaves"
     size: int = 64
@@ -123,7 +125,7 @@ class Recipe(StoredOptions):
             raise InputError(f"--structure {self.structure}: give {_choice(STRUCTURES)}")
         if self.order not in ("given", "importance"):
             raise InputError(f"--order {self.order}: give given or importance")
-        if self.order == "importance" and self.structure != "slices":
+        if self.order == "importance" and not STRUCTURES[self.structure].reorders:
             raise InputError(f"--order importance does not fit --structure {self.structure}; leave it out")
         if self.compile and self.structure == "masks":
             raise InputError("--compile does not speed up --structure masks; leave it out")
@@ -133,7 +135,29 @@ class Recipe(StoredOptions):
                 raise InputError(
                     f"{option_of(name)} does not fit --structure {self.structure}; give {option_of(taken[0])}"
                 )
+        self._check_sharing(shares_blocks=STRUCTURES[self.structure].shares_blocks)
         self._check_shares()
+
+    def _check_sharing(self, *, shares_blocks: bool) -> None:
+        """Refuse image sizes and own weights of levels that no network can have."""
+        from hierclass.nested.sharing import Own  # imports torch, which options do without
+
+        for name, given in (("sizes", self.sizes is not None), ("own", self.own != ("norms",))):
+            if given and not shares_blocks:
+                raise InputError(
+                    f"{option_of(name)} does not fit --structure {self.structure}; prefix and depths take it"
+                )
+        try:
+            for each in self.own:
+                Own.parse(each)
+        except BackboneError as error:
+            raise InputError(f"--own {','.join(self.own)}: {str(error).partition('; ')[2]}") from error
+        sizes = self.sizes or (self.size,)
+        if list(sizes) != sorted(sizes) or sizes[0] < 8 or sizes[-1] != self.size:
+            raise InputError(
+                f"--sizes {_text(sizes)}: give a side per level from 8 pixels, never falling, the last that of --size, "
+                f"{self.size}"
+            )
 
     def _check_shares(self) -> None:
         """Refuse shares that no network is cut by, before anything is read or made."""
@@ -146,6 +170,8 @@ class Recipe(StoredOptions):
             values: tuple[float, ...] = getattr(self, name) or ()
             if not all(map(math.isfinite, values)):
                 raise InputError(f"{option_of(name)} {_text(values)}: give shares up to 1")
+            if name == "widths" and self.sizes and list(values) == sorted(values):
+                values = tuple(sorted(set(values)))  # levels of different image sizes may be equally wide
             try:
                 if values:
                     check(values)

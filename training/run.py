@@ -35,6 +35,8 @@ from training.recipe import SHARES, Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+FOR_ORDER = 256
+"""Photographs over which it is found which channels matter."""
 
 
 def make_architecture(recipe: Recipe, num_levels: int = 3) -> Architecture:
@@ -48,6 +50,8 @@ def make_architecture(recipe: Recipe, num_levels: int = 3) -> Architecture:
         stem_stride=recipe.stem_stride,
         heads=recipe.heads,
         structure=recipe.structure,
+        sizes=recipe.sizes,
+        own=recipe.own[0] if len(recipe.own) == 1 else recipe.own,
         **shares,
     )
 
@@ -68,8 +72,12 @@ def make_preprocessing(recipe: Recipe) -> Preprocessing:
     )
 
 
-def make_network(recipe: Recipe, taxonomy: Taxonomy, *, fresh: bool = True) -> NestedNetwork:
+def make_network(
+    recipe: Recipe, taxonomy: Taxonomy, *, fresh: bool = True, images: Tensor | None = None
+) -> NestedNetwork:
     """The nested network of a recipe, initialised from its seed or from timm's pretrained weights.
+
+    Where its order is by importance, this is what channels add over ``images``, normalised (N, 3, S, S).
 
     Weights in the local cache are read from there, without asking the network whether they are the newest. Without
     ``fresh`` the values of the weights are of no matter, and no pretrained ones are looked for.
@@ -82,7 +90,9 @@ def make_network(recipe: Recipe, taxonomy: Taxonomy, *, fresh: bool = True) -> N
         overlay = {"file": str(cached), "custom_load": False}
         arguments = {"pretrained_cfg_overlay": overlay, **architecture.backbone_args}
         architecture = dataclasses.replace(architecture, backbone_args=arguments)
-    return build(architecture, taxonomy, recipe.size, pretrained=pretrained, order=recipe.order)
+    return build(
+        architecture, taxonomy, recipe.size, pretrained=pretrained, order=recipe.order, images=images
+    )
 
 
 def check_parts(recipe: Recipe) -> None:
@@ -129,6 +139,7 @@ class Run(Learner):
         accelerator: Accelerator,
         leaf_counts: Sequence[int] | None = None,
         fresh: bool = True,
+        images: Tensor | None = None,
     ) -> None:
         """Build everything from the recipe and its seed.
 
@@ -138,7 +149,7 @@ class Run(Learner):
         self.recipe, self.taxonomy = recipe, taxonomy
         self.total_updates = recipe.epochs * steps_per_epoch
         self.preprocessing = make_preprocessing(recipe)
-        network = make_network(recipe, taxonomy, fresh=fresh)
+        network = make_network(recipe, taxonomy, fresh=fresh, images=images)
         trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
         check_sizes(recipe, network)
         super().__init__(

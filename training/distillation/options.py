@@ -56,16 +56,6 @@ Widths = Annotated[
         help="Share of the channels of each level, such as 0.5,0.75,1; with --sizes they may stay equal."
     ),
 ]
-Sizes = Annotated[
-    str, typer.Option(help="Side in pixels at which each level sees the image, such as 80,128,224.")
-]
-Own = Annotated[
-    str,
-    typer.Option(
-        help="What a lower level has for itself: norms, norms+depthwise, either with +rank16, or everything; one for "
-        "all, or one per lower level."
-    ),
-]
 Frozen = Annotated[
     bool, typer.Option(help="Keep the last level as the teacher is, number for number, or train it too.")
 ]

@@ -29,10 +29,8 @@ from training.mixing import Normalise
 from training.order import Order, seed_everything
 from training.recipe import option_of
 from training.reports import Reporter
-from training.run import make_optimizer
+from training.run import FOR_ORDER, make_optimizer
 
-FOR_ORDER = 256
-"""Photographs over which it is found which channels matter."""
 PASSES = 16
 """Times that all crops are trained on, where the user does not say."""
 AT_FIRST = 20
