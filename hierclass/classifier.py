@@ -26,7 +26,7 @@ from hierclass.nested.fuse import fuse
 from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
-BUNDLED = Path(__file__).parent / "models" / "tiny-imagenet"
+BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
 """The model that comes with the package."""
 
 BATCH_SIZE = 64

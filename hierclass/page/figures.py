@@ -27,6 +27,9 @@ HEIGHT = 460
 _LONGEST = 18
 _NARROWEST = 90
 """Classes that are less than this part of the circle have their names on hovering only."""
+_OUTLINED = 720
+"""Classes that are less than this part of the circle have no outline, which would hide their colour."""
+_LONGEST_MEANING = 96
 _CURVED = 0.35
 """Exponent that scores are raised to for their colour, so that a probability of 0.05 can be told from none."""
 
@@ -49,6 +52,7 @@ def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
             given = not last.enough or (last.tier is not None and tier <= last.tier)
             path[f"{tier}/{step.synset}"] = "answer" if given else "guess"
     colours = [_colour(scores[each]) if each in scores else UNKNOWN for each in wheel.ids]
+    total = _total(wheel)
     hover = [
         f"<b>{name}</b><br>{percent(scores[each]) if each in scores else 'not computed'}"
         + (f"<br>{meaning}" if meaning else "")
@@ -71,7 +75,10 @@ def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
             "colors": colours,
             "line": {
                 "color": [CHOSEN if path.get(each) == "answer" else "#ffffff" for each in wheel.ids],
-                "width": [3 if path.get(each) == "answer" else 0.5 for each in wheel.ids],
+                "width": [
+                    3 if path.get(each) == "answer" else 0.5 if leaves * _OUTLINED >= total else 0
+                    for each, leaves in zip(wheel.ids, wheel.leaves, strict=True)
+                ],
             },
         },
         leaf={"opacity": 1},
@@ -127,7 +134,8 @@ class _Wheel:
                 self.ids.append(f"{tier}/{node.id}")
                 self.names.append(_plain(node.name))
                 self.labels.append(_plain(textwrap.shorten(node.name, _LONGEST, placeholder="…")))
-                self.meanings.append("<br>".join(textwrap.wrap(_plain(node.definition), 48)))
+                meaning = textwrap.shorten(_plain(node.definition), _LONGEST_MEANING, placeholder=" …")
+                self.meanings.append("<br>".join(textwrap.wrap(meaning, 48)))
                 self.parents.append(
                     f"{tier - 1}/{taxonomy.classes(tier - 1)[above[index]].id}" if tier else ""
                 )
@@ -136,12 +144,16 @@ class _Wheel:
 
 def _texts(wheel: _Wheel, path: Container[str]) -> list[str]:
     """What is written on the wheel: names that there is room for, and those of the path."""
-    total = sum(count for count, parent in zip(wheel.leaves, wheel.parents, strict=True) if not parent)
-    texts = []
+    total, texts = _total(wheel), []
     for each, short, leaves in zip(wheel.ids, wheel.labels, wheel.leaves, strict=True):
         roomy = leaves * _NARROWEST >= total
         texts.append(f"<b>{short}</b>" if each in path else short if roomy else "")
     return texts
+
+
+def _total(wheel: _Wheel) -> int:
+    """The leaves of the whole wheel."""
+    return sum(count for count, parent in zip(wheel.leaves, wheel.parents, strict=True) if not parent)
 
 
 @functools.lru_cache(maxsize=4)
