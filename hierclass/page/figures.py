@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Container, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hierclass.page.wording import percent
 
@@ -28,7 +28,7 @@ _LONGEST = 18
 _NARROWEST = 90
 """Classes that are less than this part of the circle have their names on hovering only."""
 _OUTLINED = 720
-"""Classes that are less than this part of the circle have no outline, which would hide their colour."""
+"""Classes that are less than this part of the circle are outlined in their own colour; a bright line would hide it."""
 _LONGEST_MEANING = 96
 _CURVED = 0.35
 """Exponent that scores are raised to for their colour, so that a probability of 0.05 can be told from none."""
@@ -52,7 +52,6 @@ def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
             given = not last.enough or (last.tier is not None and tier <= last.tier)
             path[f"{tier}/{step.synset}"] = "answer" if given else "guess"
     colours = [_colour(scores[each]) if each in scores else UNKNOWN for each in wheel.ids]
-    total = _total(wheel)
     hover = [
         f"<b>{name}</b><br>{percent(scores[each]) if each in scores else 'not computed'}"
         + (f"<br>{meaning}" if meaning else "")
@@ -71,16 +70,7 @@ def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
         hovertemplate="%{hovertext}<extra></extra>",
         insidetextorientation="radial",
         textfont={"color": [_readable(scores.get(each, 0.0)) for each in wheel.ids]},
-        marker={
-            "colors": colours,
-            "line": {
-                "color": [CHOSEN if path.get(each) == "answer" else "#ffffff" for each in wheel.ids],
-                "width": [
-                    3 if path.get(each) == "answer" else 0.5 if leaves * _OUTLINED >= total else 0
-                    for each, leaves in zip(wheel.ids, wheel.leaves, strict=True)
-                ],
-            },
-        },
+        marker={"colors": colours, "line": _outlines(wheel, colours, path)},
         leaf={"opacity": 1},
     )
     return _framed(go.Figure(burst), HEIGHT)
@@ -140,6 +130,16 @@ class _Wheel:
                     f"{tier - 1}/{taxonomy.classes(tier - 1)[above[index]].id}" if tier else ""
                 )
                 self.leaves.append(projection.count(index))
+
+
+def _outlines(wheel: _Wheel, colours: Sequence[str], path: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Colours and widths of the classes' outlines: the answered path stands out."""
+    total, lines, widths = _total(wheel), [], []
+    for each, colour, leaves in zip(wheel.ids, colours, wheel.leaves, strict=True):
+        answered, wide = path.get(each) == "answer", leaves * _OUTLINED >= total
+        lines.append(CHOSEN if answered else BRIGHT if wide else colour)
+        widths.append(3 if answered else 0.5)
+    return {"color": lines, "width": widths}
 
 
 def _texts(wheel: _Wheel, path: Container[str]) -> list[str]:
