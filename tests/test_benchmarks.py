@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,7 @@ def test_photographs_report_right_answers_per_level_and_tier_and_what_the_size_o
     assert [row["same"] for row in report["levels"]] == [[3], [3, 3], [3, 3, 3]]  # all levels see 32 pixels
     assert "1 files are not called after a class" in done.output
     (tmp_path / "none").mkdir()
+    shutil.copy(folder / "unheard_3.png", tmp_path / "none")
     refused = CliRunner().invoke(app, [str(tmp_path / "none"), "--model", str(tiny_checkpoint)])
     assert refused.exit_code == 2
 

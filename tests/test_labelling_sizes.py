@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import hierclass
 from hierclass.checkpoint import Architecture, Checkpoint, build, save_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.climbing import Crew
-from hierclass.images import read_image, read_square, resize_side
+from hierclass.images import read_image, read_square, resize_side, square
+from hierclass.nested.resize import Resize
 from hierclass.preprocessing import Preprocessing
 from hierclass.stopping import Request
 from taxonomy import Taxonomy
@@ -51,6 +53,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_image_is_prepared_at_the_side_of_the_finest_level_asked(classifier: Classifier) -> None:
     assert [classifier.preprocessing_for(level).size for level in range(3)] == list(SIZES)
     assert classifier.preprocessing_for() == classifier.preprocessing
+
+
+def test_images_are_shrunk_by_the_filter_of_the_levels_themselves(classifier: Classifier) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    whole = dataclasses.replace(classifier.preprocessing, crop=1.0)
+    read = square(Image.fromarray(pixels), dataclasses.replace(classifier.preprocessing_for(0), crop=1.0))
+    seen = Resize(SIZES[0])(
+        torch.from_numpy(square(Image.fromarray(pixels), whole)).permute(2, 0, 1)[None].float()
+    )
+    assert np.abs(read - seen[0].permute(1, 2, 0).numpy()).max() < 2  # pixels are rounded, twice
 
 
 def test_for_level_0_photographs_are_decoded_small(classifier: Classifier, photos: Path) -> None:
