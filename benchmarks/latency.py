@@ -28,11 +28,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse as fold
 
 import hierclass
 from hierclass.checkpoint import WEIGHT_SOURCES, Architecture
-from hierclass.nested import NestedNetwork, create_backbone
+from hierclass.nested import NestedNetwork, create_backbone, nest
 from hierclass.nested.fuse import fuse
 
 SAMPLE_SECONDS = 0.05
@@ -60,11 +59,18 @@ class Timing:
     """Median relative to that of the last level at the same batch."""
 
 
-def dense_network(network: NestedNetwork, architecture: Architecture) -> nn.Module:
+def dense_network(network: NestedNetwork, architecture: Architecture) -> nn.Sequential:
     """Return the un-nested network: the timm backbone with a classifier of the last level's classes."""
     arguments = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
     backbone = create_backbone(architecture.backbone, stem_stride=architecture.stem_stride, **arguments)
     return nn.Sequential(backbone, nn.Linear(network.num_features[-1], network.num_classes[-1]))
+
+
+def dense_level(network: NestedNetwork, architecture: Architecture) -> NestedNetwork:
+    """Return the un-nested network as one level that is all of it: its norms can be folded as those of levels are."""
+    backbone, _ = dense_network(network, architecture)
+    classes, size = network.num_classes[-1:], network.input_size
+    return nest(backbone, structure="prefix", widths=(1.0,), num_classes=classes, input_size=size)
 
 
 def refine_all(network: NestedNetwork, images: Tensor) -> Tensor:
@@ -233,7 +239,7 @@ def main(
     # As the classifier runs it: batch norms folded into the convolutions, channels_last. The dense one alike.
     network = fuse(classifier.checkpoint.network).to(classifier.device)
     architecture = classifier.checkpoint.architecture
-    dense = fold(dense_network(network, architecture).eval()).to(classifier.device)
+    dense = fuse(dense_level(network, architecture).eval()).to(classifier.device)
     for contender in (network, dense):
         contender.to(memory_format=torch.channels_last)
     machine = describe_machine(classifier.device)

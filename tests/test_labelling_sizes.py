@@ -59,9 +59,8 @@ def test_images_are_shrunk_by_the_filter_of_the_levels_themselves(classifier: Cl
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     whole = dataclasses.replace(classifier.preprocessing, crop=1.0)
     read = square(Image.fromarray(pixels), dataclasses.replace(classifier.preprocessing_for(0), crop=1.0))
-    seen = Resize(SIZES[0])(
-        torch.from_numpy(square(Image.fromarray(pixels), whole)).permute(2, 0, 1)[None].float()
-    )
+    large = torch.tensor(square(Image.fromarray(pixels), whole)).permute(2, 0, 1)[None].float()
+    seen = Resize(SIZES[0])(large)
     assert np.abs(read - seen[0].permute(1, 2, 0).numpy()).max() < 2  # pixels are rounded, twice
 
 
