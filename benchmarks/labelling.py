@@ -48,6 +48,7 @@ from hierclass.labelling.inputs import list_inputs
 from hierclass.labelling.readers import num_cores, read_ahead
 from hierclass.labelling.reading import Reading
 from hierclass.labelling.stream import outcomes
+from hierclass.preprocessing import Preprocessing
 from hierclass.stopping import LevelWish, Request, Stopping
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -96,17 +97,17 @@ def _exif(image: Image.Image) -> bytes:
     return b"Exif\0\0II*\0" + (8).to_bytes(4, "little") + empty + b"\2\0" + place + length + bytes(4) + data
 
 
-def decode_only(classifier: Classifier, folder: Path, reading: Reading) -> Call:
+def decode_only(preprocessing: Preprocessing, folder: Path, reading: Reading) -> Call:
     """Read and decode, and do no more."""
     inputs = list(enumerate(list_inputs([folder])))
-    return lambda: sum(1 for _ in read_ahead(inputs, classifier.preprocessing, reading))
+    return lambda: sum(1 for _ in read_ahead(inputs, preprocessing, reading))
 
 
 def network_only(classifier: Classifier, folder: Path, request: Request, reading: Reading) -> Call:
     """Answer photographs that were read before."""
-    files = sorted(folder.iterdir())
-    pixels = np.stack([read_square(file, classifier.preprocessing) for file in files])
     stopping = Stopping(request, classifier.taxonomy, classifier.decision)
+    preprocessing = classifier.preprocessing_for(stopping.last)
+    pixels = np.stack([read_square(file, preprocessing) for file in sorted(folder.iterdir())])
 
     def call() -> int:
         with Crew(classifier, stopping, reading.batch_size) as crew:
@@ -156,14 +157,27 @@ def timm_loop(classifier: Classifier, folder: Path, batch_size: int) -> Call:
     return call
 
 
+def sides(classifier: Classifier) -> dict[int, Preprocessing]:
+    """How images are read, by their side in pixels: levels may need smaller ones than the last."""
+    found = [classifier.preprocessing_for(level.index) for level in classifier.levels]
+    return {preprocessing.size: preprocessing for preprocessing in found}
+
+
+def decode_name(side: int) -> str:
+    """What reading and decoding alone is called."""
+    return f"decode only, {side} px"
+
+
 def contenders(classifier: Classifier, folder: Path, batch_size: int, precision: float) -> dict[str, Call]:
     """Name → call, for the photographs of one folder."""
     reading, previews = (
         Reading(batch_size=batch_size, processes=True, previews=small) for small in (False, True)
     )
     levels: list[LevelWish] = [*range(len(classifier.levels))]
-    calls = {"decode only": decode_only(classifier, folder, reading)}
-    calls["decode only, previews"] = decode_only(classifier, folder, previews)
+    calls = dict[str, Call]()
+    for side, preprocessing in sides(classifier).items():
+        calls[decode_name(side)] = decode_only(preprocessing, folder, reading)
+        calls[f"{decode_name(side)}, previews"] = decode_only(preprocessing, folder, previews)
     if classifier.decision.thresholds:
         levels.append("auto")
     for level in levels:
@@ -204,15 +218,18 @@ def agreement(classifier: Classifier, folder: Path) -> list[float]:
     return [float(np.mean(values)) if values else float("nan") for values in same]
 
 
-def rows_of(found: dict[str, list[float]]) -> list[dict[str, Any]]:
+def rows_of(classifier: Classifier, found: dict[str, list[float]]) -> list[dict[str, Any]]:
     """A row per contender: median rate, range, and for labelling how near it comes to what bounds it."""
     medians = {name: statistics.median(rates) for name, rates in found.items()}
     rows = []
     for name, rates in found.items():
         row = {"what": name, "rate": medians[name], "low": min(rates), "high": max(rates)}
         if ": label" in name:
-            decode = medians["decode only, previews" if "previews" in name else "decode only"]
-            network = medians[f"{name.partition(':')[0]}: network only"]
+            asked = name.partition(":")[0]
+            level = int(asked.removeprefix("level ")) if asked.startswith("level") else None
+            decoding = decode_name(classifier.preprocessing_for(level).size)
+            decode = medians[f"{decoding}, previews" if "previews" in name else decoding]
+            network = medians[f"{asked}: network only"]
             row["of_slower"] = medians[name] / min(decode, network)
             row["of_both"] = medians[name] * (1 / decode + 1 / network)
             row["of_timm"] = medians[name] / medians["timm's loop, dense"]
@@ -313,7 +330,7 @@ def main(
                 make_photographs(folder, size, counts[name])
                 repeat(folder, times)
                 found = measure(contenders(classifier, folder, batch_size, precision), rounds)
-                rows, same = rows_of(found), agreement(classifier, folder)
+                rows, same = rows_of(classifier, found), agreement(classifier, folder)
                 report["sizes"][name] = {
                     "images": counts[name],
                     "times": times,

@@ -1,10 +1,10 @@
 """How long each level takes: `python benchmarks/latency.py [--model FOLDER] [--threads N] [--json OUT]`.
 
-Measured is the network alone, from prepared images in memory to logits: `NestedNetwork.forward` at one level,
-`refine` through all levels, and for reference the dense timm backbone that the network was cut from, with a
-linear classifier. Reading and decoding images is not in it. Everything runs in one process and in rounds:
-each round times every contender once, in an order shuffled anew, so that a slow moment of the machine meets
-all of them alike.
+Measured is the network alone, from prepared images in memory to logits: `NestedNetwork.forward` at one level, on
+images as large as that level sees them, `refine` through all levels from images for the last one, and for reference
+the dense timm backbone that the network was cut from, with a linear classifier. Reading and decoding images is not in
+it. Everything runs in one process and in rounds: each round times every contender once, in an order shuffled anew, so
+that a slow moment of the machine meets all of them alike.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse as fold
 
 import hierclass
 from hierclass.checkpoint import WEIGHT_SOURCES, Architecture
-from hierclass.nested import NestedNetwork, create_backbone
+from hierclass.nested import NestedNetwork, create_backbone, nest
 from hierclass.nested.fuse import fuse
 
 SAMPLE_SECONDS = 0.05
@@ -60,11 +59,18 @@ class Timing:
     """Median relative to that of the last level at the same batch."""
 
 
-def dense_network(network: NestedNetwork, architecture: Architecture) -> nn.Module:
+def dense_network(network: NestedNetwork, architecture: Architecture) -> nn.Sequential:
     """Return the un-nested network: the timm backbone with a classifier of the last level's classes."""
     arguments = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
     backbone = create_backbone(architecture.backbone, stem_stride=architecture.stem_stride, **arguments)
     return nn.Sequential(backbone, nn.Linear(network.num_features[-1], network.num_classes[-1]))
+
+
+def dense_level(network: NestedNetwork, architecture: Architecture) -> NestedNetwork:
+    """Return the un-nested network as one level that is all of it: its norms can be folded as those of levels are."""
+    backbone, _ = dense_network(network, architecture)
+    classes, size = network.num_classes[-1:], network.input_size
+    return nest(backbone, structure="prefix", widths=(1.0,), num_classes=classes, input_size=size)
 
 
 def refine_all(network: NestedNetwork, images: Tensor) -> Tensor:
@@ -76,14 +82,18 @@ def refine_all(network: NestedNetwork, images: Tensor) -> Tensor:
 
 
 def contenders(network: NestedNetwork, dense: nn.Module, images: Tensor) -> dict[str, Call]:
-    """Name → call; each gives logits for the batch `images` (B, 3, H, W)."""
-    calls: dict[str, Call] = {
-        f"level {level}": lambda level=level: network(images, level)  # type: ignore[misc]
-        for level in range(network.num_levels)
-    }
+    """Name → call; each gives logits for the batch `images` (B, 3, H, W), at the side that its level sees."""
+    calls: dict[str, Call] = {}
+    for level in range(network.num_levels):
+        seen = images if network.sizes is None else _smaller(images, network.sizes[level])
+        calls[f"level {level}"] = lambda level=level, seen=seen: network(seen, level)  # type: ignore[misc]
     calls[refine_name(network)] = lambda: refine_all(network, images)
     calls["dense"] = lambda: dense(images)
     return calls
+
+
+def _smaller(images: Tensor, side: int) -> Tensor:
+    return images[..., :side, :side].contiguous(memory_format=torch.channels_last)
 
 
 def refine_name(network: NestedNetwork) -> str:
@@ -229,7 +239,7 @@ def main(
     # As the classifier runs it: batch norms folded into the convolutions, channels_last. The dense one alike.
     network = fuse(classifier.checkpoint.network).to(classifier.device)
     architecture = classifier.checkpoint.architecture
-    dense = fold(dense_network(network, architecture).eval()).to(classifier.device)
+    dense = fuse(dense_level(network, architecture).eval()).to(classifier.device)
     for contender in (network, dense):
         contender.to(memory_format=torch.channels_last)
     machine = describe_machine(classifier.device)

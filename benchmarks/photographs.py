@@ -1,66 +1,114 @@
-"""How often the bundled model names the right superclass on photographs of natural size, known classes and others.
+"""How many photographs of natural size the bundled model names rightly, level by level and tier by tier.
 
     python benchmarks/photographs.py FOLDER [--model MODEL] [--json OUT]
 
-FOLDER holds photographs called `<WordNet 3.0 id>_<anything>.jpg`. A class that the model knows has its superclass in
-the model's taxonomy. For any other class its WordNet ancestors say which superclass holds it: the anchors that the
-bundled taxonomy was built from; a class under none of them has no right answer and is counted apart.
+FOLDER holds photographs called `<leaf>_<anything>.jpg`, where `<leaf>` is the id of a leaf of the model's taxonomy
+(`n02123045_tabby.JPEG`); others are counted and left out. A level is asked as `hierclass label --level` asks it:
+images are read no larger than the level sees them. Whether that changes answers is measured beside it: every level is
+asked again with the images read as for the last level, and the answers that stay the same are counted.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import hierclass
+from hierclass.classifier import Classifier
+from hierclass.decisions import Prediction
+from hierclass.images import read_input
 from hierclass.inputs import find_inputs
+from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
-from taxonomy.tiers import place, read_anchors
 
-ANCHORS = Path(__file__).parents[1] / "taxonomy" / "data" / "anchors" / "tiny-imagenet.json"
+BATCH = 50
 
 
-def right_superclass(wnid: str, taxonomy: Taxonomy) -> tuple[bool, str | None]:
-    """Whether the taxonomy has the class, and the id of the tier-0 class that holds it (None: none does)."""
-    if wnid in taxonomy.leaves:
-        return True, taxonomy.project(wnid, 0).id
-    anchors = read_anchors(json.loads(ANCHORS.read_text(encoding="utf-8")))
-    found = place(wnid, anchors)[0]
-    return False, None if found is None else found.id
+def leaf_of(path: str, taxonomy: Taxonomy) -> str | None:
+    """The leaf that a photograph's name begins with, if the taxonomy has it."""
+    leaf = Path(path).name.partition("_")[0]
+    return leaf if leaf in taxonomy.leaves else None
+
+
+def ask(
+    classifier: Classifier, paths: Sequence[str], level: int, preprocessing: Preprocessing
+) -> list[Prediction]:
+    """The answers of a level to images that are read as `preprocessing` says."""
+    found: list[Prediction] = []
+    for start in range(0, len(paths), BATCH):
+        images = [read_input(path, preprocessing) for path in paths[start : start + BATCH]]
+        found += classifier.predict_tensors(np.stack(images), level)
+    return found
 
 
 def measure(folder: Path, model: Path | None) -> dict[str, Any]:
-    """Label the photographs at every level; count right superclasses, and right leaves of known classes."""
+    """Ask every level for every photograph; count right answers, and those that the size of reading does not change.
+
+    Returns `levels[k]` with the side that its images are read at, and per tier 0 … k `right` and `same`.
+    """
     classifier = hierclass.load(model)
     taxonomy = classifier.taxonomy
     inputs = list(find_inputs([str(folder)]))
-    truths = {}
-    for path in inputs:
-        wnid = re.match(r"n\d{8}", Path(path).name)
-        if wnid:
-            truths[Path(path).name] = (wnid[0], *right_superclass(wnid[0], taxonomy))
-    levels = []
+    named = [(path, leaf) for path in inputs if (leaf := leaf_of(path, taxonomy)) is not None]
+    if not named:
+        raise typer.BadParameter(f"no photograph in {folder} is called after a class of {taxonomy.name}")
+    paths, levels = [path for path, _ in named], list[dict[str, Any]]()
     for level in range(len(classifier.levels)):
-        counts: Counter[str] = Counter()
-        for row in hierclass.label(inputs, classifier=classifier, level=level):
-            truth = truths.get(Path(row.path).name)
-            if truth is None or row.error:
-                continue
-            leaf, known, superclass = truth
-            group = "known" if known else "unknown" if superclass else "elsewhere"
-            counts[group] += 1
-            counts[f"{group} tier 0 right"] += row.steps[0].synset == superclass
-            last = len(classifier.levels) - 1
-            counts["known leaf right"] += known and level == last and row.synset == leaf
-        levels.append(dict(counts))
-    return {"photographs": len(inputs), "model": taxonomy.name, "levels": levels}
+        preprocessing = classifier.preprocessing_for(level)
+        answers = ask(classifier, paths, level, preprocessing)
+        larger = (
+            answers
+            if preprocessing == classifier.preprocessing
+            else ask(classifier, paths, level, classifier.preprocessing)
+        )
+        right, same = [0] * (level + 1), [0] * (level + 1)
+        for (_, leaf), answer, other in zip(named, answers, larger, strict=True):
+            for tier in range(level + 1):
+                given = answer.path[tier].synset
+                right[tier] += given == taxonomy.project(leaf, tier).id
+                same[tier] += given == other.path[tier].synset
+        levels.append({"level": level, "side": preprocessing.size, "right": right, "same": same})
+    return {
+        "model": taxonomy.name,
+        "photographs": len(named),
+        "left_out": len(inputs) - len(named),
+        "levels": levels,
+    }
+
+
+def draw(results: dict[str, Any]) -> Table:
+    """A row per level: right answers per tier, then answers that reading as for the last level leaves the same."""
+    count, last = results["photographs"], len(results["levels"]) - 1
+    table = Table(
+        title=f"{count} photographs, model {results['model']}: right answers, and the same at any size"
+    )
+    names = [*(f"tier {tier}" for tier in range(last)), "leaf"]
+    for column in (
+        "level",
+        "read at",
+        *(f"{name} right" for name in names),
+        *(f"{name} same" for name in names),
+    ):
+        table.add_column(column, justify="right")
+    for row in results["levels"]:
+        empty = [""] * (last - row["level"])
+        same = [str(each) for each in row["same"]] if row["level"] < last else [""] * (last + 1)
+        table.add_row(
+            str(row["level"]),
+            f"{row['side']} px",
+            *(str(each) for each in row["right"]),
+            *empty,
+            *same,
+            *(empty if row["level"] < last else []),
+        )
+    return table
 
 
 def main(
@@ -70,22 +118,14 @@ def main(
 ) -> None:
     """Print the table and write the JSON."""
     results = measure(folder, model)
-    table = Table(title=f"{results['photographs']} photographs, model {results['model']}, right answers")
-    for column in ("level asked", "tier 0, known classes", "tier 0, unknown classes", "leaf, known classes"):
-        table.add_column(column, justify="right")
-    for level, counts in enumerate(results["levels"]):
-        finest = level + 1 == len(results["levels"])
-        table.add_row(
-            str(level),
-            f"{counts.get('known tier 0 right', 0)} of {counts.get('known', 0)}",
-            f"{counts.get('unknown tier 0 right', 0)} of {counts.get('unknown', 0)}",
-            f"{counts.get('known leaf right', 0)} of {counts.get('known', 0)}" if finest else "",
-        )
     console = Console()
-    console.print(table)
-    console.print(
-        f"{results['levels'][0].get('elsewhere', 0)} photographs are of classes that no superclass holds"
-    )
+    console.print(draw(results))
+    side = results["levels"][-1]["side"]
+    console.print(f"“Same”: of {results['photographs']}, with images read at {side} pixels instead.")
+    if results["left_out"]:
+        console.print(
+            f"{results['left_out']} files are not called after a class of the model and are left out."
+        )
     if json_ is not None:
         json_.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -22,12 +22,12 @@ from latency import Call, describe_machine, measure_rounds
 from rich.console import Console
 from rich.table import Table
 
-from hierclass.classifier import BUNDLED
 from hierclass.errors import HierclassError
 from hierclass.files import replacing
 from taxonomy import Taxonomy
 from training.batches import TrainingBatch
 from training.order import Share
+from training.presets import read_preset
 from training.recipe import Recipe
 from training.run import Run
 
@@ -44,6 +44,13 @@ def leaves_alone(taxonomy: Taxonomy) -> Taxonomy:
         leaves=taxonomy.leaves,
         tiers=taxonomy.tiers[-1:],
     )
+
+
+def read_recipe(name: str) -> Recipe:
+    """The recipe of a run, or a preset's for the classes of Tiny ImageNet."""
+    if Path(name).suffix == ".json":
+        return Recipe.load(Path(name))
+    return Recipe(**{"data": (), "taxonomy": "tiny-imagenet", **read_preset(name)})
 
 
 def make_runs(recipe: Recipe) -> dict[str, Run]:
@@ -127,8 +134,9 @@ def show(report: dict[str, Any]) -> None:
 
 
 def main(
-    recipe: Annotated[Path, typer.Option(help="recipe.json of a run or of a model.")] = BUNDLED
-    / "recipe.json",
+    recipe: Annotated[
+        str, typer.Option(help="A bundled recipe, a .toml file, or the recipe.json of a run.")
+    ] = "small-images",
     size: Annotated[list[int] | None, typer.Option(min=8, help="Pixels; may be given again.")] = None,
     batch: Annotated[int, typer.Option(min=2, help="Images per update.")] = 64,
     rounds: Annotated[int, typer.Option(min=2)] = 20,
@@ -140,7 +148,7 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        chosen = dataclasses.replace(Recipe.load(recipe), compile=compile_, start_size=None)
+        chosen = dataclasses.replace(read_recipe(recipe), compile=compile_, start_size=None)
         machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         rows: list[dict[str, Any]] = []
         for pixels in size or [chosen.size]:

@@ -26,7 +26,7 @@ from hierclass.nested.fuse import fuse
 from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
-BUNDLED = Path(__file__).parent / "models" / "tiny-imagenet"
+BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
 """The model that comes with the package."""
 
 BATCH_SIZE = 64
@@ -102,17 +102,17 @@ class Classifier:
     def preprocessing_for(self, level: int | None = None) -> Preprocessing:
         """Return how an image is prepared where no level above `level` (None: the finest) is to be asked.
 
-        Levels that see the image at a size of their own need no larger one: small images are read much faster.
+        Levels that see the image at a size of their own need no larger one: small images are read much faster. They
+        are shrunk by the filter that the network's levels shrink larger ones by (`hierclass.nested.resize.Resize`), so
+        that answers hardly depend on which of the two does it.
 
         Raises:
             LevelError: the model has no such level.
         """
         level, sizes = self.check_level(level), self.checkpoint.network.sizes
-        return (
-            self.preprocessing
-            if sizes is None
-            else dataclasses.replace(self.preprocessing, size=sizes[level])
-        )
+        if sizes is None or sizes[level] == self.preprocessing.size:
+            return self.preprocessing
+        return dataclasses.replace(self.preprocessing, size=sizes[level], interpolation="bilinear")
 
     @property
     def reuses(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,13 @@ import pytest
 import torch
 import typer
 from click.testing import Result
+from page_data import calibrated
+from PIL import Image
 from training_data import write_folder, write_parquet
 from typer.testing import CliRunner
 
+import hierclass
+from hierclass.checkpoint import save_checkpoint
 from taxonomy import Taxonomy
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +124,53 @@ def test_labelling_reports_every_level_what_bounds_it_and_lists_of_paths(
     lists = json.loads(out.read_text(encoding="utf-8"))["lists"]
     assert [row["paths"] for row in lists] == [20, 30]
     assert all(row["peak_mib"] > 10 for row in lists)
+
+
+def test_photographs_report_right_answers_per_level_and_tier_and_what_the_size_of_reading_changes(
+    tiny_checkpoint: Path, tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, folder, out = command("photographs", monkeypatch), tmp_path / "photos", tmp_path / "out.json"
+    folder.mkdir()
+    expected = [[0], [0, 0], [0, 0, 0]]
+    classifier = hierclass.load(tiny_checkpoint, device="cpu")
+    for number, leaf in enumerate(["beagle", "owl", "taxi", "unheard"]):
+        file = folder / f"{leaf}_{number}.png"
+        Image.new("RGB", (40, 40), (60 * number, 200, 90)).save(file)
+        if leaf != "unheard":
+            for level in range(3):
+                for tier, step in enumerate(classifier.predict(file, level).path):
+                    expected[level][tier] += step.synset == tiny_taxonomy.project(leaf, tier).id
+    done = CliRunner().invoke(app, [str(folder), "--model", str(tiny_checkpoint), "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert (report["photographs"], report["left_out"]) == (3, 1)
+    assert [row["right"] for row in report["levels"]] == expected
+    assert [row["same"] for row in report["levels"]] == [[3], [3, 3], [3, 3, 3]]  # all levels see 32 pixels
+    assert "1 files are not called after a class" in done.output
+    (tmp_path / "none").mkdir()
+    shutil.copy(folder / "unheard_3.png", tmp_path / "none")
+    refused = CliRunner().invoke(app, [str(tmp_path / "none"), "--model", str(tiny_checkpoint)])
+    assert refused.exit_code == 2
+
+
+def test_pictures_of_no_class_are_counted_where_they_are_answered_as_sure(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, out, model = command("outside", monkeypatch), tmp_path / "out.json", tmp_path / "model"
+    done = CliRunner().invoke(app, ["--model", str(tiny_checkpoint), "--keep", str(tmp_path / "kept")])
+    assert done.exit_code == 0, done.output
+    assert "This model has no thresholds for 90 or 95%" in " ".join(done.output.split())
+    kept = list((tmp_path / "kept").iterdir())
+    assert len(kept) >= 36
+    sure = calibrated(tiny_checkpoint, {0.9: 0.0, 0.95: None})
+    save_checkpoint(model, sure.checkpoint)
+    done = CliRunner().invoke(app, ["--model", str(model), "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["precisions"] == [0.9, 0.95]
+    assert len(report["pictures"]) == len(kept)
+    given = {tuple(step["sure"]) for row in report["pictures"] for level in row["answers"] for step in level}
+    assert given == {(True, False)}  # from a score of 0 on at 90%, never at 95%
 
 
 def test_structures_are_compared_once_and_the_tables_come_from_the_file(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from training_data import write_parquet
 
 from hierclass.checkpoint import load_checkpoint
-from hierclass.classifier import BUNDLED, Classifier
+from hierclass.classifier import Classifier
 from hierclass.errors import InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, Structure
 from taxonomy import Taxonomy
@@ -24,6 +24,7 @@ from training import loop
 from training.batches import TrainingBatch
 from training.card import model_card
 from training.evaluate import evaluate_checkpoint
+from training.presets import read_preset
 from training.recipe import Recipe
 from training.run import Run, make_architecture, make_network
 
@@ -165,23 +166,27 @@ LATER = (
 """Options that recipes of the first versions lack."""
 
 
-def first_recipe() -> dict[str, Any]:
-    """The bundled model's recipe as a first version would have written it."""
-    stored = json.loads((BUNDLED / "recipe.json").read_text())
-    return {name: value for name, value in stored.items() if name not in LATER}
+def as_first_written(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The options of a recipe as a first version would have written them."""
+    return {name: value for name, value in recipe.items() if name not in LATER}
 
 
 def test_a_recipe_written_before_there_were_structures_is_read(tmp_path: Path) -> None:
-    (tmp_path / "recipe.json").write_text(json.dumps({**first_recipe(), "widths": [0.25, 0.5, 1.0]}))
+    preset = {"data": ["x"], "taxonomy": "tiny-imagenet", **read_preset("small-images")}
+    stored = {**as_first_written(preset), "widths": [0.25, 0.5, 1.0]}
+    (tmp_path / "recipe.json").write_text(json.dumps(stored))
     recipe = Recipe.load(tmp_path / "recipe.json")
     recipe.check()
     assert (recipe.structure, recipe.order, recipe.widths) == ("slices", "given", (0.25, 0.5, 1.0))
 
 
-def test_the_model_card_of_a_run_before_structures_is_written(tiny_taxonomy: Taxonomy) -> None:
-    facts = json.loads((BUNDLED / "training.json").read_text())
-    card = model_card({**facts, "recipe": first_recipe()}, tiny_taxonomy)
-    assert "timm's `resnet10t` cut by structure `slices` at widths 0.2222, 0.5, 1.0, input 64 x 64" in card
+def test_the_model_card_of_a_run_before_structures_is_written(
+    recipe: Recipe, tiny_taxonomy: Taxonomy, tmp_path: Path
+) -> None:
+    fit(dataclasses.replace(recipe, epochs=1), tmp_path)
+    facts = json.loads((tmp_path / "model" / "training.json").read_text())
+    card = model_card({**facts, "recipe": as_first_written(facts["recipe"])}, tiny_taxonomy)
+    assert "timm's `test_resnet` cut by structure `slices` at widths 0.25, 0.5, 1.0, input 32 x 32" in card
 
 
 def test_the_network_hears_before_every_update_how_far_training_is(

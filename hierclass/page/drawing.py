@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from hierclass.classifier import Classifier, Level
     from hierclass.page.stages import Stage, Wish
 
+MORE_THAN_ALL = 1.005
+"""From this share of the last level's work on, the steps together are said to cost more than it alone."""
 NUM_ALTERNATIVES = 2
 """Other classes shown beside the best of each level."""
 
@@ -139,5 +141,6 @@ def _draw_total(stages: Sequence[Stage]) -> str:
     if stages:
         share = sum(stage.share for stage in stages)
         elapsed = sum(stage.milliseconds for stage in stages)
-        text = f"In all {elapsed:.1f} ms and {escape(percent(share))} of the full work."
+        anew = ": every step looks anew" if share > MORE_THAN_ALL else ""
+        text = f"In all {elapsed:.1f} ms and {escape(percent(share))} of the full work{anew}."
     return f'<div class="total" aria-hidden="true">{parts}</div><p class="sum">{text}</p>'

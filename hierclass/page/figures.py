@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Container, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hierclass.page.wording import percent
 
@@ -27,6 +27,9 @@ HEIGHT = 460
 _LONGEST = 18
 _NARROWEST = 90
 """Classes that are less than this part of the circle have their names on hovering only."""
+_OUTLINED = 720
+"""Classes that are less than this part of the circle are outlined in their own colour; a bright line would hide it."""
+_LONGEST_MEANING = 96
 _CURVED = 0.35
 """Exponent that scores are raised to for their colour, so that a probability of 0.05 can be told from none."""
 
@@ -67,13 +70,7 @@ def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
         hovertemplate="%{hovertext}<extra></extra>",
         insidetextorientation="radial",
         textfont={"color": [_readable(scores.get(each, 0.0)) for each in wheel.ids]},
-        marker={
-            "colors": colours,
-            "line": {
-                "color": [CHOSEN if path.get(each) == "answer" else "#ffffff" for each in wheel.ids],
-                "width": [3 if path.get(each) == "answer" else 0.5 for each in wheel.ids],
-            },
-        },
+        marker={"colors": colours, "line": _outlines(wheel, colours, path)},
         leaf={"opacity": 1},
     )
     return _framed(go.Figure(burst), HEIGHT)
@@ -127,21 +124,36 @@ class _Wheel:
                 self.ids.append(f"{tier}/{node.id}")
                 self.names.append(_plain(node.name))
                 self.labels.append(_plain(textwrap.shorten(node.name, _LONGEST, placeholder="…")))
-                self.meanings.append("<br>".join(textwrap.wrap(_plain(node.definition), 48)))
+                meaning = textwrap.shorten(_plain(node.definition), _LONGEST_MEANING, placeholder=" …")
+                self.meanings.append("<br>".join(textwrap.wrap(meaning, 48)))
                 self.parents.append(
                     f"{tier - 1}/{taxonomy.classes(tier - 1)[above[index]].id}" if tier else ""
                 )
                 self.leaves.append(projection.count(index))
 
 
+def _outlines(wheel: _Wheel, colours: Sequence[str], path: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Colours and widths of the classes' outlines: the answered path stands out."""
+    total, lines, widths = _total(wheel), [], []
+    for each, colour, leaves in zip(wheel.ids, colours, wheel.leaves, strict=True):
+        answered, wide = path.get(each) == "answer", leaves * _OUTLINED >= total
+        lines.append(CHOSEN if answered else BRIGHT if wide else colour)
+        widths.append(3 if answered else 0.5)
+    return {"color": lines, "width": widths}
+
+
 def _texts(wheel: _Wheel, path: Container[str]) -> list[str]:
     """What is written on the wheel: names that there is room for, and those of the path."""
-    total = sum(count for count, parent in zip(wheel.leaves, wheel.parents, strict=True) if not parent)
-    texts = []
+    total, texts = _total(wheel), []
     for each, short, leaves in zip(wheel.ids, wheel.labels, wheel.leaves, strict=True):
         roomy = leaves * _NARROWEST >= total
         texts.append(f"<b>{short}</b>" if each in path else short if roomy else "")
     return texts
+
+
+def _total(wheel: _Wheel) -> int:
+    """The leaves of the whole wheel."""
+    return sum(count for count, parent in zip(wheel.leaves, wheel.parents, strict=True) if not parent)
 
 
 @functools.lru_cache(maxsize=4)

@@ -26,19 +26,32 @@ INTRODUCTION_WHOLE = (
 """For a classifier that runs once for all levels."""
 INTRODUCTION_APART = (
     "A small part of a network first says what **kind** of thing is in your photograph. "
-    "Each finer step uses more of the weights and looks at it from the start, until the thing has a name."
+    "Each finer step runs a larger part of the same network, until the thing has a name."
 )
 """For a classifier whose levels share no computing."""
+INTRODUCTION_SHARPER = (
+    "A network first glances at a small copy of your photograph and says what **kind** of thing is in it. "
+    "Each finer step runs a larger part of the same network on a sharper copy, until the thing has a name."
+)
+"""For a classifier whose levels share no computing and see images of different sizes."""
 
 
 def introduction(classifier: Classifier) -> str:
-    """Return what the page says first: how this classifier gets from coarse to fine (Markdown)."""
+    """Return what the page says first: how this classifier gets from coarse to fine, and what it knows (Markdown)."""
+    names = classifier.levels[-1].num_classes
+    return (
+        f"{_how_it_climbs(classifier)} It knows {names:,} names: whatever else a photograph shows, "
+        "it answers with the closest of them."
+    )
+
+
+def _how_it_climbs(classifier: Classifier) -> str:
     from hierclass.classifier import run_once
 
     if len(classifier.levels) == 1:
         return "A network says what is in your photograph."
     if not classifier.reuses:
-        return INTRODUCTION_APART
+        return INTRODUCTION_SHARPER if classifier.checkpoint.network.sizes else INTRODUCTION_APART
     return INTRODUCTION_WHOLE if run_once(classifier.levels) else INTRODUCTION
 
 

@@ -1,0 +1,60 @@
+"""The model that comes with the package: what it promises in numbers, and that it knows the examples."""
+
+from __future__ import annotations
+
+import pytest
+from page_data import EXAMPLES
+
+import hierclass
+from hierclass.classifier import BUNDLED, Classifier
+from taxonomy import Taxonomy
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return hierclass.load(device="cpu")
+
+
+def test_it_answers_the_tiers_of_the_bundled_tree(classifier: Classifier) -> None:
+    assert [level.num_classes for level in classifier.levels] == [16, 112, 1000]
+    assert classifier.taxonomy == Taxonomy.load("imagenet-1k")
+
+
+def test_lower_levels_cost_what_we_say(classifier: Classifier) -> None:
+    first, second, last = classifier.levels
+    assert first.share <= 1 / 11
+    assert second.share <= 1 / 3
+    assert last.macs == pytest.approx(385e6, rel=0.01)  # the pretrained network, no more and no less
+    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 17e6
+
+
+def test_a_level_reads_no_larger_an_image_than_it_sees(classifier: Classifier) -> None:
+    sides = [classifier.preprocessing_for(level).size for level in range(3)]
+    assert sides == list(classifier.checkpoint.network.sizes or ())
+    assert sides[0] < sides[1] < sides[2] == 224
+
+
+def test_it_was_measured_and_knows_when_it_is_sure(classifier: Classifier) -> None:
+    assert all(level.accuracy is not None for level in classifier.levels)
+    assert classifier.decision.precisions == [0.8, 0.9, 0.95, 0.99]
+    assert (BUNDLED / "MODEL_CARD.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("coffee", ["food or drink", "drink", "espresso"]),
+        ("temple", ["building or structure", "church, castle or palace", "palace"]),
+        ("cat", ["mammal", "house cat"]),
+    ],
+)
+def test_it_knows_what_is_in_the_examples(classifier: Classifier, name: str, path: list[str]) -> None:
+    prediction = classifier.predict(EXAMPLES / f"{name}.jpg")
+    assert [step.label for step in prediction.path][: len(path)] == path
+
+
+def test_it_is_not_sure_of_the_name_of_what_it_does_not_know(classifier: Classifier) -> None:
+    for name in ("flower", "rocket"):  # a dahlia, and a rocket that is no missile
+        (row,) = hierclass.label(EXAMPLES / f"{name}.jpg", classifier=classifier, level="auto")
+        assert row.error is None
+        assert len(row.steps) < 3 or row.steps[2].score < 0.9
