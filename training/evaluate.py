@@ -286,8 +286,9 @@ def measure_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[
     """
     run = run_checkpoint(path, data, **options)
     checkpoint = run.checkpoint
+    weight = run.decision.lower_weight
     results = summarise(
-        checkpoint.network, checkpoint.taxonomy, run.answers, run.decision.lower_weight, run.calibration
+        checkpoint.network, checkpoint.taxonomy, run.answers, weight, run.calibration, run.weighting
     )
     checkpoint.decision = {**checkpoint.decision, **calibration.decision_of(results)}
     checkpoint.results["dev"] = results

@@ -62,6 +62,7 @@ def distil(
     flip: ours.Flip = D.flip,
     eval_every: ours.EvalEvery = D.eval_every,
     eval_data: ours.EvalData = None,
+    known_top1: options.KnownTop1 = None,
     save_every: options.SaveEvery = 10.0,
     seed: options.Seed = D.seed,
     workers: options.AutomaticWorkers = None,
@@ -90,6 +91,7 @@ def distil(
             threads=threads,
             save_every=save_every,
             eval_data=eval_data or (),
+            known_top1=known_top1,
         )
 
 

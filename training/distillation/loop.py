@@ -15,7 +15,7 @@ from training.data import read_images
 from training.distillation.folder import DistilFolder
 from training.distillation.recipe import DistilRecipe
 from training.distillation.session import Session
-from training.evaluate import measure_checkpoint
+from training.evaluate import Options, measure_checkpoint
 from training.pace import automatic_workers
 from training.processes import local_processes, make_accelerator
 from training.reports import Reporter, show_results
@@ -33,6 +33,7 @@ def distil(
     threads: int | None = None,
     save_every: float = 10.0,
     eval_data: Sequence[str] = (),
+    known_top1: float | None = None,
     console: Console | None = None,
     accelerator: Accelerator | None = None,
 ) -> bool:
@@ -41,7 +42,8 @@ def distil(
     ``resume`` continues what ``out`` holds; levels that have begun go on with the recipes that they began with, but
     for ``changes``, field → value; None: with this recipe. With ``level`` that one alone is trained. After so many
     ``minutes`` the run ends, its state saved and the model as good as it is. In the end the model is measured and
-    calibrated on the labelled photographs ``eval_data``, as `training.sources` takes them. Raises `InputError`,
+    calibrated on the labelled photographs ``eval_data``, as `training.sources` takes them, weighed by ``known_top1``
+    (`training.weighting`). Raises `InputError`,
     `BackboneError`, `CheckpointError` or `TaxonomyError` for what does not fit.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
@@ -60,16 +62,15 @@ def distil(
     ended = session.train_all(groups, resume=resume, save_every=save_every, until=until)
     accelerator.end_training()
     if not reporter.quiet:
-        _evaluate(session.folder.model, eval_data, reporter, workers=workers, threads=threads)
+        how = Options(known_top1=known_top1, workers=workers, threads=threads)
+        _evaluate(session.folder.model, eval_data, reporter, how)
     return ended
 
 
-def _evaluate(
-    model: Path, data: Sequence[str], reporter: Reporter, *, workers: int, threads: int | None
-) -> None:
+def _evaluate(model: Path, data: Sequence[str], reporter: Reporter, how: Options) -> None:
     """Measure and calibrate a model on labelled photographs; without any say how that is done later."""
     if data:
-        results = measure_checkpoint(model, data, workers=workers, threads=threads)
+        results = measure_checkpoint(model, data, **how)
         show_results(reporter.console, results, str(model))
         return
     reporter.line(
