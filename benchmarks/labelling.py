@@ -204,18 +204,21 @@ def measure(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
 
 
 def agreement(classifier: Classifier, folder: Path) -> list[float]:
-    """Per tier, the share of the last level's answers that are the same from previews as from whole photographs."""
+    """Per tier, the share of the last level's answers that are the same from previews as from whole photographs.
+
+    Empty where no preview is large enough for the last level.
+    """
     distinct = sorted(file for file in folder.iterdir() if "-" not in file.name)
     both = [
         list(hierclass.label(distinct, classifier=classifier, reading=Reading(previews=previews)))
         for previews in (False, True)
     ]
     pairs = [(whole, small) for whole, small in zip(*both, strict=True) if small.preview]
-    tiers = range(len(classifier.levels))
+    tiers = range(len(classifier.levels)) if pairs else ()
     same = [
         [whole.steps[tier].synset == small.steps[tier].synset for whole, small in pairs] for tier in tiers
     ]
-    return [float(np.mean(values)) if values else float("nan") for values in same]
+    return [float(np.mean(values)) for values in same]
 
 
 def rows_of(classifier: Classifier, found: dict[str, list[float]]) -> list[dict[str, Any]]:
@@ -338,9 +341,8 @@ def main(
                     "previews_agree": same,
                 }
                 console.print(draw(f"{counts[name]} photographs of {name} size", rows))
-                console.print(
-                    f"Previews answer as whole photographs do: {', '.join(f'{x:.1%}' for x in same)} by tier."
-                )
+                shares = f"{', '.join(f'{x:.1%}' for x in same)} by tier" if same else "none is large enough"
+                console.print(f"Previews answer at the last level as whole photographs do: {shares}.")
     if json_file:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     load = report["machine"]["load_before"]
