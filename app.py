@@ -138,7 +138,7 @@ def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, po
 
 
 def _card(model: Path | None, timm: str | None) -> str:
-    from hierclass.classifier import BUNDLED
+    from hierclass.files import BUNDLED
     from hierclass.page.about import read_card
 
     if timm is not None:

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,12 @@ from hierclass.calibration import Decision, Threshold
 from hierclass.checkpoint import Checkpoint, load_checkpoint
 from hierclass.decisions import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
+from hierclass.files import BUNDLED
 from hierclass.images import ImageSource, read_input
 from hierclass.nested import NestedNetwork, answer_costs
 from hierclass.nested.fuse import fuse
 from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
-
-BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
-"""The model that comes with the package."""
 
 BATCH_SIZE = 64
 
@@ -112,7 +109,7 @@ class Classifier:
         level, sizes = self.check_level(level), self.checkpoint.network.sizes
         if sizes is None or sizes[level] == self.preprocessing.size:
             return self.preprocessing
-        return dataclasses.replace(self.preprocessing, size=sizes[level], interpolation="bilinear")
+        return dataclasses.replace(self.preprocessing, size=sizes[level], interpolation="bicubic")
 
     @property
     def reuses(self) -> bool:

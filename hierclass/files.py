@@ -14,6 +14,8 @@ from hierclass.errors import InputError
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 """The two files of a model."""
+BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
+"""The model that comes with the package."""
 _TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
 """Name under which a process (its number) writes a file before it is whole; a kill leaves it behind."""
 

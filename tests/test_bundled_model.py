@@ -6,7 +6,8 @@ import pytest
 from page_data import EXAMPLES
 
 import hierclass
-from hierclass.classifier import BUNDLED, Classifier
+from hierclass.classifier import Classifier
+from hierclass.files import BUNDLED
 from taxonomy import Taxonomy
 
 

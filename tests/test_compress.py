@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -26,10 +27,11 @@ from hierclass.checkpoint import (
     save_checkpoint,
     stored_dtype,
 )
-from hierclass.classifier import BUNDLED, Classifier
+from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.compress import compare, compress
 from hierclass.errors import LevelError
+from hierclass.files import BUNDLED
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
 
@@ -334,9 +336,9 @@ def test_what_the_small_model_has_no_use_for_is_not_in_its_file(
         (["--level", "0", "-o", "{tmp}/new", "--model", "{tmp}/none"], "there is no model at"),
         (["--level", "0", "-o", "{tmp}/file"], "is no folder; name a new or empty one"),
         (["--level", "0", "-o", "{tmp}"], "holds file, which is no part of a model"),
-        (["--level", "0", "-o", "{model}", "--model", "{bundled}"], "holds a model; add --force to replace"),
+        (["--level", "0", "-o", "{model}", "--model", "{other}"], "holds a model; add --force to replace"),
         (["--level", "0", "-o", "{model}", "--force"], "is the model itself; name another folder"),
-        (["--level", "0", "-o", "{bundled}", "--force"], "holds MODEL_CARD.md, which is no part of a model"),
+        (["--level", "0", "-o", "{other}", "--force"], "holds MODEL_CARD.md, which is no part of a model"),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(
@@ -344,20 +346,24 @@ def test_wrong_use_is_one_line_and_writes_nothing(
     message: str,
     tiny_checkpoint: Path,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").touch()
-    values = {"tmp": str(tmp_path), "model": str(tiny_checkpoint), "bundled": str(BUNDLED)}
+    other = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(tiny_checkpoint, other)
+    (other / "MODEL_CARD.md").touch()
+    values = {"tmp": str(tmp_path), "model": str(tiny_checkpoint), "other": str(other)}
     given = [argument.format(**values) for argument in arguments]
     if "--model" not in given:
         given += ["--model", str(tiny_checkpoint)]
-    before = contents(tiny_checkpoint)
+    before = contents(tiny_checkpoint), contents(other)
     assert main(["compress", *given]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n"), err[:7]) == ("", 1, "error: ")
     assert message in err
     assert not (tmp_path / "new").exists()
-    assert contents(tiny_checkpoint) == before
+    assert (contents(tiny_checkpoint), contents(other)) == before
 
 
 def test_a_model_is_replaced_where_that_is_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -116,16 +116,6 @@ def test_with_fewer_channels_than_levels_level_0_has_one_and_others_may_have_non
     assert levels_of(channels, row(channels, 1)) == [0]
 
 
-def test_scores_of_what_is_tied_count_together_and_equal_scores_keep_the_order() -> None:
-    channels = Channels()
-    stream, branch = row(channels, 4), row(channels, 4)
-    channels.tie(stream, branch)
-    scores = np.zeros(channels.count)
-    scores[stream], scores[branch] = (1, 5, 1, 1), (1, 0, 8, 1)
-    assert channels.levels(HALVES, scores)[stream].tolist() == [1, 0, 0, 1]
-    assert channels.levels(HALVES, np.ones(channels.count))[stream].tolist() == [0, 0, 1, 1]
-
-
 def test_ids_of_a_parameter_follow_what_they_meet_and_are_seen_by_all_levels_if_they_meet_nothing() -> None:
     channels = Channels()
     ids, scale, table = row(channels, 4), channels.loose((4,)), channels.loose((2, 4))
@@ -277,25 +267,6 @@ def test_each_orbit_is_cut_at_its_boundaries_and_level_0_has_some_of_it(
         ends = np.searchsorted(dealt[orbit], range(len(widths)), side="right")
         assert tuple(ends) == share_out(len(orbit), widths, size)
         assert ends[0] >= 1
-
-
-@given(tied(), SHARES, st.randoms())
-def test_of_an_orbit_no_lower_level_has_a_class_that_scores_less(
-    case: tuple[Channels, list[torch.Tensor], list[tuple[int, int]]],
-    widths: tuple[float, ...],
-    random: Random,
-) -> None:
-    channels, rows, _ = case
-    if not cuttable(channels, rows, widths):
-        return
-    scores = np.array([0.0, *(random.random() for _ in range(channels.count - 1))])
-    label = channels.classes()
-    total = np.bincount(label, scores, channels.count)
-    dealt, plain = channels.levels(widths, scores), channels.levels(widths)
-    for orbit in orbits(channels, rows):
-        by_score = sorted(orbit, key=lambda root: -total[root])
-        assert sorted(dealt[orbit]) == dealt[by_score].tolist()
-        assert sorted(dealt[orbit]) == sorted(plain[orbit])
 
 
 class Branches(torch.nn.Module):

@@ -110,6 +110,30 @@ def test_a_classifier_goes_with_the_features_that_it_reads(structure: str) -> No
             )
 
 
+def test_scores_of_what_is_tied_count_together() -> None:
+    class Residual(Chain):
+        """The hidden channels are added to what a second layer makes of the image."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.beside = nn.Linear(3, 4)
+
+        def forward(self, image: Tensor) -> Tensor:
+            mean = image.mean((2, 3))
+            features: Tensor = self.second((self.first(mean) + self.beside(mean)).relu())
+            return features
+
+    backbone = Residual().eval()
+    with torch.no_grad():
+        backbone.first.weight.copy_(torch.tensor([1.0, 5.0, 1.0, 1.0])[:, None].expand(4, 3))
+        backbone.beside.weight.copy_(torch.tensor([1.0, 0.0, 8.0, 1.0])[:, None].expand(4, 3))
+    analysis = analyse(backbone, (0.5, 1.0), SIZE)
+    moved, _ = reorder(analysis, importance(analysis))
+    # sums of shares: 0.5 + 0.4, 2.5 + 0, 0.5 + 3.2, 0.5 + 0.4
+    assert moved.get_parameter("first.weight")[:, 0].tolist() == [1, 5, 1, 1]
+    assert moved.get_parameter("beside.weight")[:, 0].tolist() == [8, 0, 1, 1]
+
+
 def test_equal_scores_leave_every_channel_where_it_is() -> None:
     analysis = analyse(Chain().eval(), (0.5, 1.0), SIZE)
     moved, features = reorder(analysis, np.zeros(analysis.channels.count))

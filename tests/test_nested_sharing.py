@@ -111,7 +111,7 @@ def test_levels_answer_alike_alone_fused_and_taken_out(own: Any) -> None:
         for level in (0, 1):
             assert torch.equal(small(images(), level), made(images(), level))
             seen = F.interpolate(
-                images(), size=(made.sizes or ())[level], mode="bilinear", align_corners=False, antialias=True
+                images(), size=(made.sizes or ())[level], mode="bicubic", align_corners=False, antialias=True
             )
             torch.testing.assert_close(made.extract(level)(seen), made(images(), level), rtol=1e-3, atol=1e-4)
     sizes = [sum(value.numel() for value in each.parameters()) for each in (small, made)]
@@ -151,7 +151,7 @@ def test_corrections_begin_as_nothing() -> None:
 def test_a_level_sees_the_image_at_its_size_whatever_that_of_the_image() -> None:
     made = network().eval()
     with torch.no_grad():
-        small = F.interpolate(images(), size=(32, 32), mode="bilinear", align_corners=False, antialias=True)
+        small = F.interpolate(images(), size=(32, 32), mode="bicubic", align_corners=False, antialias=True)
         assert torch.equal(made(small, 0), made(images(), 0))
         assert made(images(96), 0).shape == (2, 2)
         assert torch.equal(Resize(32)(small), small)
@@ -165,11 +165,18 @@ def test_a_constant_image_stays_constant_and_stripes_do_not_alias() -> None:
 
 
 def test_resizing_costs_the_taps_of_its_filter() -> None:
-    # 64 → 32: 4 taps; along rows 64 x 32 outputs, then along columns 32 x 32, of 3 channels
-    assert Resize(32).macs(SIZE) == 3 * 4 * (64 * 32 + 32 * 32)
+    # 64 → 32: 8 taps; along rows 64 x 32 outputs, then along columns 32 x 32, of 3 channels
+    assert Resize(32).macs(SIZE) == 3 * 8 * (64 * 32 + 32 * 32)
     assert Resize(64).macs(SIZE) == 0
     made = network()
     assert made.cost(0).macs - Resize(32).macs(SIZE) < made.cost(1).macs < made.cost(2).macs
+
+
+def test_corrections_cost_nothing_where_a_level_is_used() -> None:
+    plain, corrected = network("norms"), network("norms+rank4")
+    assert [corrected.cost(level).macs for level in range(3)] == [
+        plain.cost(level).macs for level in range(3)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from page_data import CAT, calibrated
 
 import hierclass
-from hierclass.classifier import BUNDLED
 from hierclass.errors import InputError
+from hierclass.files import BUNDLED
 from hierclass.page.about import draw_found, draw_levels, draw_tree_list, read_card, search
 from hierclass.page.stages import Wish, climb
 from taxonomy import Node, Taxonomy

@@ -104,7 +104,7 @@ def test_logits_are_kept_in_half_precision_where_it_matters_least(
     assert {level.dtype for level in found.logits} == {np.dtype(np.float16)}
     for ours, theirs in zip(kept, exact, strict=True):
         assert np.abs(ours - theirs).max() < 1e-3
-    wide = answers._shrink(torch.tensor([[1e6, 0.0, -1e9], [float("nan"), 1.0, 0.0]]))
+    wide = answers.shrink_logits(torch.tensor([[1e6, 0.0, -1e9], [float("nan"), 1.0, 0.0]]))
     assert wide.tolist() == [[0.0, -65504.0, -65504.0], [-65504.0] * 3]
 
 

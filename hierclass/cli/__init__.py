@@ -40,7 +40,7 @@ from hierclass.cli.shared import (
     say,
 )
 from hierclass.errors import HierclassError, ImageError
-from hierclass.files import check_model_folder
+from hierclass.files import BUNDLED, check_model_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,16 +161,15 @@ def compress(
     force: Annotated[bool, typer.Option("--force", help="Replace a model in the folder.")] = False,
 ) -> None:
     """Make a smaller model of a model's levels up to one; it answers as they do. Print what that saves."""
-    check_model_folder(output, model, force=force)
+    source = BUNDLED if model is None else model
+    check_model_folder(output, source, force=force)
     from rich.console import Console
 
     from hierclass.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
-    from hierclass.classifier import BUNDLED
     from hierclass.compress import ROUNDS, compare
     from hierclass.compress import compress as keep_levels
     from hierclass.terminal import draw_footprints
 
-    source = BUNDLED if model is None else model
     whole = load_checkpoint(source)
     small = keep_levels(whole, level)
     try:

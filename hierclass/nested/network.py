@@ -10,7 +10,7 @@ import abc
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -166,12 +166,18 @@ class NestedNetwork(nn.Module, abc.ABC):
     def train_progress(self, progress: float) -> None:
         """Hear how far training is (0 … 1); called before every update. `masks` prunes by it."""
 
+    def for_inference(self, level: int) -> Callable[[Tensor], Tensor]:
+        """Return what computes the features of a level from images where it is used, not trained."""
+        return lambda image: self.features(image, level)
+
     def cost(self, level: int) -> Cost:
         """Count what `level` costs for one image of `input_size`, by running it once."""
         level = self.check_level(level)
         image = torch.zeros(1, *self.input_size).to(next(self.parameters()))
-        with evaluating(self), _frozen(self), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self(image, level)
+        with evaluating(self), _frozen(self), torch.no_grad():
+            level_alone = self.for_inference(level)
+            with FlopCounterMode(display=False) as counter:
+                self.classify(level_alone(image), level)
         held = [(value, trained) for _, value, trained in self.level_tensors(level)]
         held += [(value, True) for value in self.heads[: level + 1].parameters()]
         return Cost(

