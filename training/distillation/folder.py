@@ -1,6 +1,6 @@
 """The output folder of a distillation: what lies where, and how levels that are trained apart become one model.
 
-recipe.json            what all levels have in common, and with what options the last one began
+recipe.json            what all levels have in common, and the options of the last call that trained them all
 start/                 the nested network before training, float32
 crops/                 crops and the teacher's answers (`store`), unless they are kept elsewhere
 unreadable.csv         photographs that can't be read
