@@ -221,6 +221,19 @@ def test_crops_per_photo_do_not_change_which_photographs_are_held_out(
     assert len(held_out[0]) == 64
 
 
+def test_a_model_that_was_deleted_is_put_back_and_levels_not_trained_are_named(
+    recipe: DistilRecipe, unbroken: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(unbroken, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "model")
+    with pytest.raises(InputError, match="lacks level-0, which was trained; continue with --resume"):
+        run(recipe, tmp_path / "out", level=1)
+    _, text = run(recipe, tmp_path / "out", level=0, resume=True)
+    assert "level 1 has not been trained" in text
+    assert "level 1 has not been trained" in (tmp_path / "out" / "model" / "MODEL_CARD.md").read_text()
+    assert_equal(tmp_path / "out", unbroken)
+
+
 def test_resuming_a_finished_run_changes_nothing(recipe: DistilRecipe, unbroken: Path) -> None:
     before = (unbroken / "level-0" / STATE).read_bytes()
     ended, text = run(recipe, unbroken, level=0, resume=True)

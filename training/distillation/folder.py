@@ -96,6 +96,22 @@ class DistilFolder:
                     "out, or change --out"
                 )
 
+    def check_others(self, level: int) -> None:
+        """Raise `InputError` where another level was kept in the model, which has been deleted since."""
+        kept = self.kept_levels()
+        for other in sorted(self.path.glob("level-*/history.jsonl")):
+            levels = set(map(int, other.parent.name.split("-")[1:]))
+            if level not in levels and not levels <= kept:
+                raise InputError(
+                    f"{self.model} lacks {other.parent.name}, which was trained; continue with --resume and without "
+                    "--level to put it back"
+                )
+
+    def kept_levels(self) -> set[int]:
+        """The levels that the model has as they were trained."""
+        found = self._stored_results().get("distillation")
+        return {row["level"] for row in found.get("levels", [])} if isinstance(found, dict) else set()
+
     def has_start(self, recipe: DistilRecipe) -> bool:
         """Whether the network to start from is there, of the same options."""
         stored = self.stored_recipe()

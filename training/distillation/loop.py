@@ -14,7 +14,7 @@ from rich.console import Console
 from hierclass.errors import InputError
 from training.data import read_images
 from training.distillation.folder import DistilFolder
-from training.distillation.recipe import DistilRecipe
+from training.distillation.recipe import DistilRecipe, untrained_levels
 from training.distillation.session import Session
 from training.evaluate import Options, measure_checkpoint
 from training.pace import automatic_workers
@@ -68,6 +68,9 @@ def distil(
     ended = session.train_all(groups, resume=resume, save_every=save_every, until=until)
     accelerator.end_training()
     if not reporter.quiet:
+        trained = session.folder.kept_levels()
+        for each in untrained_levels(trained, session.teacher.taxonomy.num_tiers, recipe):
+            reporter.line(f"level {each} has not been trained")
         how = Options(known_top1=known_top1, workers=workers, threads=threads)
         _evaluate(session.folder.model, eval_data, reporter, how)
     return ended

@@ -74,6 +74,8 @@ class Session:
             )
             self.teacher = self.teacher.at_side(recipe.sizes[-1])
         self.gallery = Gallery.find(recipe, self.teacher)
+        if tables := self.gallery.photographs.passed_over:
+            reporter.line(f"passed over, without a column of images: {', '.join(map(str, tables))}")
         self.material: Material
         self.centres: list[Pixels] = []
         self._start: Checkpoint | None = None
@@ -108,6 +110,8 @@ class Session:
         groups = groups_to_train(_network(start), level)
         for levels in groups:
             self.folder.run_of(levels).refuse_to_replace(resume=resume)
+        if level is not None:
+            self.folder.check_others(level)
         return groups
 
     def _check_start(self) -> None:
