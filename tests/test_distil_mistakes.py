@@ -109,6 +109,8 @@ def said(folder: Path, out: Path, capsys: pytest.CaptureFixture[str], **changes:
         ({"lr": 0}, "--lr 0.0: give more than 0"),
         ({"batch_size": 1}, "--batch-size 1: give at least 2"),
         ({"opt": "adamx", "crops": 24}, "--opt adamx is no optimiser of timm; give"),
+        ({"known_top1": 75}, "--known-top1 75: give more than 0, less than 1"),
+        ({"known_top1": 0.75}, "--known-top1 has no effect without --eval-data; give that, or leave it out"),
         ({"decay": 2}, "--decay 2.0: give a share from 0 to 1"),
         ({"leaf_weight": 0, "tier_weight": 0}, "give 0 or more, and not 0 to both"),
         ({"resume": True, "images": None}, "holds no run to resume"),

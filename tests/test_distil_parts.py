@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,6 +109,19 @@ def test_photographs_come_from_folders_and_from_parquet_files(
     assert len(found) == 24
     assert found.image(20).size == (32, 32)
     assert found.digest != list_photographs([tmp_path]).digest
+
+
+def test_a_table_without_images_does_not_hide_the_photographs_beside_it(
+    tiny_taxonomy: Taxonomy, tmp_path: Path
+) -> None:
+    write_photographs(tmp_path / "photos", 3)
+    table = tmp_path / "photos" / "labels.parquet"
+    pq.write_table(pa.table({"file": ["000.jpg"], "leaf": ["husky"]}), table)
+    found = list_photographs([tmp_path / "photos"])
+    assert len(found) == 3
+    assert found.passed_over == (table,)
+    write_parquet(tmp_path / "photos" / "more.parquet", tiny_taxonomy, 1)
+    assert len(list_photographs([tmp_path / "photos"])) == 15
 
 
 def test_a_crop_depends_on_seed_pass_and_photograph_alone() -> None:

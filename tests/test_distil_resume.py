@@ -22,6 +22,7 @@ from taxonomy import Taxonomy
 from training.distillation import material
 from training.distillation.recipe import DistilRecipe
 from training.distillation.run import CropBatch, DistilRun
+from training.distillation.session import load_teacher
 from training.distillation.store import CropStore
 
 TIMES = ("seconds", "images_per_second", "data_wait")
@@ -190,6 +191,47 @@ def test_a_run_is_not_replaced_in_silence(recipe: DistilRecipe, unbroken: Path, 
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(InputError, match="holds a model that is not of this run; choose another --out"):
         run(recipe, tmp_path, level=0)
+
+
+def test_a_refused_call_and_one_level_s_leave_the_common_recipe_as_it_is(
+    recipe: DistilRecipe, unbroken: Path, tmp_path: Path
+) -> None:
+    before = (unbroken / "recipe.json").read_bytes()
+    other = dataclasses.replace(recipe, crops=16, lr=0.5)
+    for level in (None, 0, 2):
+        with pytest.raises(InputError):
+            run(other, unbroken, level=level)
+        assert (unbroken / "recipe.json").read_bytes() == before
+    with pytest.raises(InputError, match="--level 2"):
+        run(other, tmp_path / "new", level=2)
+    assert not (tmp_path / "new" / "recipe.json").exists()
+
+
+def test_crops_per_photo_do_not_change_which_photographs_are_held_out(
+    recipe: DistilRecipe, tmp_path: Path
+) -> None:
+    write_photographs(tmp_path / "photos", 700, size=8)
+    recipe = dataclasses.replace(recipe, images=(str(tmp_path / "photos"),))
+    teacher = load_teacher(recipe)
+    held_out = [
+        material.Gallery.find(dataclasses.replace(recipe, crops_per_photo=count), teacher).held_out.tolist()
+        for count in (1, 4, 16)
+    ]
+    assert held_out[0] == held_out[1] == held_out[2]
+    assert len(held_out[0]) == 64
+
+
+def test_a_model_that_was_deleted_is_put_back_and_levels_not_trained_are_named(
+    recipe: DistilRecipe, unbroken: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(unbroken, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "model")
+    with pytest.raises(InputError, match="lacks level-0, which was trained; continue with --resume"):
+        run(recipe, tmp_path / "out", level=1)
+    _, text = run(recipe, tmp_path / "out", level=0, resume=True)
+    assert "level 1 has not been trained" in text
+    assert "level 1 has not been trained" in (tmp_path / "out" / "model" / "MODEL_CARD.md").read_text()
+    assert_equal(tmp_path / "out", unbroken)
 
 
 def test_resuming_a_finished_run_changes_nothing(recipe: DistilRecipe, unbroken: Path) -> None:

@@ -36,6 +36,7 @@ def distilled_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             "",
             *_level_table(found["levels"]),
             "",
+            *_untrained_lines(found["levels"], taxonomy.num_tiers, recipe),
             HOW_MADE,
             "",
             f"- {found['photographs']} photographs, {found['crops']} crops",
@@ -67,3 +68,10 @@ def _training_lines(rows: list[dict[str, Any]]) -> list[str]:
         for row in rows
         if "crops_trained" in row
     ]
+
+
+def _untrained_lines(rows: list[dict[str, Any]], num_tiers: int, recipe: Mapping[str, Any]) -> list[str]:
+    trained = {row["level"] for row in rows}
+    wanted = range(0 if recipe["start"] else num_tiers - 1 if recipe["frozen"] else num_tiers)
+    missing = [f"- level {level} has not been trained" for level in wanted if level not in trained]
+    return [*missing, ""] if missing else []

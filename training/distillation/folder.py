@@ -1,6 +1,6 @@
 """The output folder of a distillation: what lies where, and how levels that are trained apart become one model.
 
-recipe.json            what all levels have in common, and with what options the last one began
+recipe.json            what all levels have in common, and the options of the last call that trained them all
 start/                 the nested network before training, float32
 crops/                 crops and the teacher's answers (`store`), unless they are kept elsewhere
 unreadable.csv         photographs that can't be read
@@ -95,6 +95,22 @@ class DistilFolder:
                     f"{option_of(name)} {_said(ours)} differs from the run in {self.path} ({_said(theirs)}); leave it "
                     "out, or change --out"
                 )
+
+    def check_others(self, level: int) -> None:
+        """Raise `InputError` where another level was kept in the model, which has been deleted since."""
+        kept = self.kept_levels()
+        for other in sorted(self.path.glob("level-*/history.jsonl")):
+            levels = set(map(int, other.parent.name.split("-")[1:]))
+            if level not in levels and not levels <= kept:
+                raise InputError(
+                    f"{self.model} lacks {other.parent.name}, which was trained; continue with --resume and without "
+                    "--level to put it back"
+                )
+
+    def kept_levels(self) -> set[int]:
+        """The levels that the model has as they were trained."""
+        found = self._stored_results().get("distillation")
+        return {row["level"] for row in found.get("levels", [])} if isinstance(found, dict) else set()
 
     def has_start(self, recipe: DistilRecipe) -> bool:
         """Whether the network to start from is there, of the same options."""

@@ -11,14 +11,16 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
+from hierclass.errors import InputError
 from training.data import read_images
 from training.distillation.folder import DistilFolder
-from training.distillation.recipe import DistilRecipe
+from training.distillation.recipe import DistilRecipe, untrained_levels
 from training.distillation.session import Session
 from training.evaluate import Options, measure_checkpoint
 from training.pace import automatic_workers
 from training.processes import local_processes, make_accelerator
 from training.reports import Reporter, show_results
+from training.weighting import check_known_top1
 
 
 def distil(
@@ -46,6 +48,10 @@ def distil(
     (`training.weighting`). Raises `InputError`,
     `BackboneError`, `CheckpointError` or `TaxonomyError` for what does not fit.
     """
+    if known_top1 is not None:
+        check_known_top1(known_top1)
+        if not eval_data:
+            raise InputError("--known-top1 has no effect without --eval-data; give that, or leave it out")
     until = None if minutes is None else time.monotonic() + 60 * minutes
     if threads:
         torch.set_num_threads(threads)
@@ -62,6 +68,9 @@ def distil(
     ended = session.train_all(groups, resume=resume, save_every=save_every, until=until)
     accelerator.end_training()
     if not reporter.quiet:
+        trained = session.folder.kept_levels()
+        for each in untrained_levels(trained, session.teacher.taxonomy.num_tiers, recipe):
+            reporter.line(f"level {each} has not been trained")
         how = Options(known_top1=known_top1, workers=workers, threads=threads)
         _evaluate(session.folder.model, eval_data, reporter, how)
     return ended

@@ -27,8 +27,8 @@ from training.distillation.store import ANSWERS, SIDES, Column, CropStore, pixel
 from training.distillation.teacher import Teacher
 from training.reports import Reporter
 
-VAL_CROPS = 256
-"""Held-out crops are at least so many, where that leaves nine tenths of the photographs to train on."""
+VAL_PHOTOGRAPHS = 64
+"""Held-out photographs are at least so many, where that leaves nine tenths of the photographs to train on."""
 CENTRES = 512
 """Photographs on which statistics of norms are measured at the end."""
 Indices = npt.NDArray[np.int64]
@@ -51,7 +51,7 @@ class Gallery:
             raise InputError("--images: 1 photograph is too few; give thousands, 2 at least")
         low, high = recipe.crop_scale
         cutter = Cutter(teacher.preprocessing, (low, high), recipe.seed, count)
-        wanted = max(round(recipe.val_share * count), -(-VAL_CROPS // recipe.crops_per_photo))
+        wanted = max(round(recipe.val_share * count), VAL_PHOTOGRAPHS)
         shuffled = np.random.default_rng((recipe.seed, 5)).permutation(count)
         return cls(photographs, np.sort(shuffled[: max(1, min(wanted, count // 10))]), cutter)
 

@@ -72,7 +72,7 @@ Resume = Annotated[
 CropsPerPhoto = Annotated[int, typer.Option(help="Crops that are kept of each photograph; may grow later.")]
 CropScale = Annotated[str, typer.Option(help="Area of a crop, lowest and highest share of the photograph's.")]
 ValShare = Annotated[
-    float, typer.Option(help="Share of the photographs that is held out, for 256 crops at least.")
+    float, typer.Option(help="Share of the photographs that is held out: 64 at least, at most a tenth.")
 ]
 Crops = Annotated[
     int | None,
@@ -85,7 +85,7 @@ Minutes = Annotated[
     float | None, typer.Option(min=0, help="End after so many minutes; --resume goes on from there.")
 ]
 BatchSize = Annotated[int, typer.Option(help="Crops per update, over all processes.")]
-Lr = Annotated[float, typer.Option(help="Highest learning rate, for batches of 64.")]
+Lr = Annotated[float, typer.Option(help="Highest learning rate.")]
 Warmup = Annotated[int, typer.Option(help="Updates over which the learning rate rises.")]
 Decay = Annotated[
     float, typer.Option(help="Share of the updates, the last ones, over which the learning rate falls.")

@@ -11,15 +11,16 @@ from PIL import Image
 from hierclass.errors import ImageError, InputError
 from hierclass.images import read_image
 from hierclass.inputs import display_name
-from hierclass.labelling.inputs import Input, ParquetRows, list_inputs, source, stamp
+from hierclass.labelling.inputs import Input, ParquetRows, find_column, list_inputs, source, stamp
 
 
 class Photographs(Sequence[Input]):
     """Photographs in the order in which they were listed; the files are read when an image is asked for."""
 
-    def __init__(self, inputs: Sequence[Input]) -> None:
-        """Take what `list_photographs` found."""
+    def __init__(self, inputs: Sequence[Input], passed_over: Sequence[Path] = ()) -> None:
+        """Take what `list_photographs` found; ``passed_over`` are Parquet files that hold no images."""
         self._inputs = tuple(inputs)
+        self.passed_over = tuple(passed_over)
         self._rows = ParquetRows()
 
     def __len__(self) -> int:
@@ -59,20 +60,46 @@ class Photographs(Sequence[Input]):
 
 
 def list_photographs(paths: Sequence[str | Path]) -> Photographs:
-    """List all images of folders (with their tar files), or of the Parquet files in them, and of files.
+    """List all images of folders (with their tar files and the Parquet files that hold images), and of files.
 
     Raises `InputError` for a path that does not exist, and where there is none.
     """
     names: list[Path] = []
+    passed_over: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise InputError(f"--images {display_name(path)} does not exist")
-        tables = sorted(path.glob("**/*.parquet")) if path.is_dir() else []
-        names += tables or [path]
+        found = sorted(path.glob("**/*.parquet")) if path.is_dir() else []
+        tables = [table for table in found if _has_images(table)]
+        passed_over += [table for table in found if table not in tables]
+        names += [*([path] if not tables or _has_photographs(path) else []), *tables]
     try:
-        return Photographs(list(list_inputs(names)))
+        return Photographs(list(list_inputs(names)), passed_over)
     except InputError as error:
         reason = str(error).removeprefix("nothing to do: ").partition(";")[0]
         raise InputError(
             f"--images: {reason}; give folders of photographs, or Parquet files with a column image"
         ) from error
+
+
+def _has_images(table: Path) -> bool:
+    """Whether a Parquet file has a column of images; one that can't be read is said to, and told of later."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(table) as file:
+            find_column(str(table), file.schema_arrow, None)
+    except InputError:
+        return False
+    except (pa.ArrowException, OSError):
+        return True
+    return True
+
+
+def _has_photographs(folder: Path) -> bool:
+    """Whether a folder holds images or tar files."""
+    try:
+        return Path(next(list_inputs([folder])).path) != folder  # an empty folder is an input itself
+    except InputError:
+        return False

@@ -169,5 +169,11 @@ class DistilRecipe(StoredOptions):
         }
 
 
+def untrained_levels(trained: set[int], num_tiers: int, recipe: DistilRecipe) -> list[int]:
+    """The levels of a model that were never trained; none where it began with those of another model."""
+    wanted = range(num_tiers - 1 if recipe.frozen else num_tiers)
+    return [] if recipe.start else [level for level in wanted if level not in trained]
+
+
 def _text(numbers: tuple[float, ...]) -> str:
     return ",".join(f"{number:g}" for number in numbers)

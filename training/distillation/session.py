@@ -38,14 +38,14 @@ AT_FIRST = 20
 
 
 def load_teacher(recipe: DistilRecipe) -> Teacher:
-    """The teacher of a recipe, at the side of the last level."""
+    """The teacher of a recipe, at its own side."""
     if recipe.teacher is not None:
         teacher = model_teacher(Path(recipe.teacher), recipe.taxonomy)
     else:
         assert recipe.timm is not None
         weights, classes = (None if file is None else Path(file) for file in (recipe.weights, recipe.classes))
         teacher = timm_teacher(recipe.timm, weights=weights, taxonomy=recipe.taxonomy, classes=classes)
-    return teacher if recipe.sizes is None else teacher.at_side(recipe.sizes[-1])
+    return teacher
 
 
 class Session:
@@ -67,7 +67,15 @@ class Session:
         self.accelerator, self.reporter = accelerator, reporter
         self.teacher = load_teacher(recipe)
         recipe.check_levels(self.teacher.taxonomy.num_tiers)
+        if recipe.sizes is not None and recipe.sizes[-1] != self.teacher.preprocessing.size:
+            reporter.line(
+                f"the last level sees {recipe.sizes[-1]} pixels; the classifier was made for "
+                f"{self.teacher.preprocessing.size}"
+            )
+            self.teacher = self.teacher.at_side(recipe.sizes[-1])
         self.gallery = Gallery.find(recipe, self.teacher)
+        if tables := self.gallery.photographs.passed_over:
+            reporter.line(f"passed over, without a column of images: {', '.join(map(str, tables))}")
         self.material: Material
         self.centres: list[Pixels] = []
         self._start: Checkpoint | None = None
@@ -83,18 +91,27 @@ class Session:
             with folder.claim():
                 folder.check_mine()
                 folder.check_common(recipe)
-                if folder.has_start(recipe):
+                has_start = folder.has_start(recipe)
+                if has_start:
                     self._check_start()
-                else:
-                    start = self._make_start()
+                start = folder.load_start() if has_start else self._make_start()
+                self._groups(start, level, resume=resume)  # refuses before anything is written
+                if not has_start:
                     start.results = {"teacher": self.teacher.digest}
                     save_checkpoint(folder.start, start, dtype="float32")
-                recipe.save(folder.recipe)
+                if level is None or not folder.begun:  # one level's options are in its own recipe
+                    recipe.save(folder.recipe)
         self.accelerator.wait_for_everyone()
         self._start = folder.load_start()
-        groups = groups_to_train(_network(self._start), level)
+        return self._groups(self._start, level, resume=resume)
+
+    def _groups(self, start: Checkpoint, level: int | None, *, resume: bool) -> list[tuple[int, ...]]:
+        """The levels to train, in groups; raises `InputError` where one of them would be replaced."""
+        groups = groups_to_train(_network(start), level)
         for levels in groups:
-            folder.run_of(levels).refuse_to_replace(resume=resume)
+            self.folder.run_of(levels).refuse_to_replace(resume=resume)
+        if level is not None:
+            self.folder.check_others(level)
         return groups
 
     def _check_start(self) -> None:

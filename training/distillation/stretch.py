@@ -68,6 +68,8 @@ class LevelTraining:
             self.own.begin(recipe, standing.epoch, self.start.taxonomy)
         if run.updates >= total:
             reporter.line(f"{self._who()}: all {run.updates * recipe.batch_size} crops are done")
+            if not set(run.levels) <= self.folder.kept_levels():
+                self._keep(self._measure(), standing.seconds)  # the model was deleted since
             return True
         reporter.total_work = total
         reporter.start(run.updates)
