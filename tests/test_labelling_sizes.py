@@ -60,8 +60,8 @@ def test_images_are_shrunk_by_the_filter_of_the_levels_themselves(classifier: Cl
     whole = dataclasses.replace(classifier.preprocessing, crop=1.0)
     read = square(Image.fromarray(pixels), dataclasses.replace(classifier.preprocessing_for(0), crop=1.0))
     large = torch.tensor(square(Image.fromarray(pixels), whole)).permute(2, 0, 1)[None].float()
-    seen = Resize(SIZES[0])(large)
-    assert np.abs(read - seen[0].permute(1, 2, 0).numpy()).max() < 2  # pixels are rounded, twice
+    seen = Resize(SIZES[0])(large).clamp(0, 255)
+    assert np.abs(read - seen[0].permute(1, 2, 0).numpy()).max() < 3  # of noise; pixels are rounded, twice
 
 
 def test_for_level_0_photographs_are_decoded_small(classifier: Classifier, photos: Path) -> None:
