@@ -7,6 +7,7 @@ from typing import Any
 
 from taxonomy import Taxonomy
 from training.card import HOW_MADE, hardware_lines, option_table
+from training.distillation.recipe import DistilRecipe, untrained_levels
 from training.reports import clock
 
 
@@ -71,7 +72,6 @@ def _training_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _untrained_lines(rows: list[dict[str, Any]], num_tiers: int, recipe: Mapping[str, Any]) -> list[str]:
-    trained = {row["level"] for row in rows}
-    wanted = range(0 if recipe["start"] else num_tiers - 1 if recipe["frozen"] else num_tiers)
-    missing = [f"- level {level} has not been trained" for level in wanted if level not in trained]
+    levels = untrained_levels({row["level"] for row in rows}, num_tiers, DistilRecipe.from_dict(dict(recipe)))
+    missing = [f"- level {level} has not been trained" for level in levels]
     return [*missing, ""] if missing else []
