@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,32 @@ def test_a_teacher_that_has_changed_since_is_refused(folder: Path, made: Made, t
         hierclass.InputError, match="the teacher, its preprocessing or its tree has changed since"
     ):
         run(recipe, tmp_path / "out", level=1)
+
+
+@pytest.mark.parametrize("statistics", ["batch", "pretrained"])
+def test_norms_normalise_by_batches_or_by_the_statistics_that_they_had(
+    statistics: str, folder: Path, made: Made, tmp_path: Path
+) -> None:
+    recipe = make_recipe(folder, crops=32, statistics=statistics, cache=str(made[0] / "crops"))
+    run(recipe, tmp_path, level=1)
+    start, trained = (load_checkpoint(tmp_path / name).network for name in ("start", "model"))
+    same, own = list[bool](), {f".1.{name}" for name in ("running_mean", "running_var")}
+    for (name, before), (_, after) in zip(start.named_buffers(), trained.named_buffers(), strict=True):
+        if any(name.endswith(end) for end in own):
+            same.append(torch.allclose(before, after, rtol=1e-2, atol=1e-3))
+    assert len(same) > 5
+    assert all(same) if statistics == "pretrained" else not any(same)
+    rows = config(tmp_path)["results"]["distillation"]["levels"]
+    assert rows[0]["statistics"] == statistics
+    start_again = make_recipe(folder, crops=16, start=str(tmp_path / "model"), cache=str(made[0] / "crops"))
+    run(start_again, tmp_path / "again", level=1)
+    assert config(tmp_path / "again")["results"]["distillation"]["levels"][0]["statistics"] == statistics
+
+
+def test_what_is_nearer_to_the_teacher_before_training_decides_on_the_statistics(made: Made) -> None:
+    stored = json.loads((made[0] / "level-0" / "recipe.json").read_text())["statistics"]
+    assert stored in ("batch", "pretrained")
+    found = re.findall(r"(pretrained statistics|statistics of crops): level 0: .* tier ([\d.]+)%", made[1])
+    agreed = {how: float(share) for how, share in found}
+    better = agreed["pretrained statistics"] > agreed["statistics of crops"]
+    assert stored == ("pretrained" if better else "batch")

@@ -50,6 +50,13 @@ def average_statistics(network: nn.Module) -> None:
         value.copy_(mean)
 
 
+def hold_statistics(network: nn.Module) -> None:
+    """Let batch norms of a network in training normalise by the statistics that they have; their weights do train."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 @torch.no_grad()
 def measure_statistics(network: nn.Module, calls: Iterable[Callable[[], object]]) -> int:
     """Measure the statistics of batch norms anew: the mean over calls that run them on images; returns how many.

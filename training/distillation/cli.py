@@ -57,6 +57,7 @@ def distil(
     ema_decay: options.EmaDecay = D.ema_decay,
     leaf_weight: ours.LeafWeight = D.leaf_weight,
     tier_weight: ours.TierWeight = D.tier_weight,
+    statistics: ours.Statistics = D.statistics,
     mixup: ours.Mixup = D.mixup,
     mix_prob: ours.MixProb = D.mix_prob,
     flip: ours.Flip = D.flip,

@@ -96,6 +96,13 @@ LeafWeight = Annotated[
 TierWeight = Annotated[
     float, typer.Option(help="Weight of the divergence from its answer on the level's own tier.")
 ]
+Statistics = Annotated[
+    str,
+    typer.Option(
+        help="What norms normalise by in training: batch, pretrained (the statistics that they begin with), or auto: "
+        "what is nearer to the teacher before training."
+    ),
+]
 Mixup = Annotated[float, typer.Option(help="Alpha of mixup, answers mixed alike; 0: off.")]
 MixProb = Annotated[float, typer.Option(help="Share of updates that are mixed, where mixing is on.")]
 Flip = Annotated[bool, typer.Option(help="Mirror half of the crops in every update.")]

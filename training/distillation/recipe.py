@@ -39,7 +39,9 @@ class DistilRecipe(StoredOptions):
 
     ``crops`` (None: 16 times all that there are) are trained on, ``batch_size`` per update: warm-up for ``warmup``
     updates, then ``lr``, falling to almost nothing over the last ``decay`` share. ``leaf_weight`` and ``tier_weight``
-    weigh the divergence from the teacher's answer on the leaves and on the level's tier. ``mixup`` is the alpha of
+    weigh the divergence from the teacher's answer on the leaves and on the level's tier. ``statistics`` says what norms
+    normalise by: those of each "batch", measured again whenever the level is kept, or the "pretrained" ones; "auto"
+    takes what is nearer to the teacher before training. ``mixup`` is the alpha of
     mixing images, in a share ``mix_prob`` of the updates; ``flip`` mirrors half of them. Every ``eval_every`` crops the
     held-out ones are looked at.
     """
@@ -71,6 +73,7 @@ class DistilRecipe(StoredOptions):
     ema_decay: float = 0.999
     leaf_weight: float = 1.0
     tier_weight: float = 1.0
+    statistics: str = "auto"
     mixup: float = 0.0
     mix_prob: float = 1.0
     flip: bool = True
@@ -162,6 +165,8 @@ class DistilRecipe(StoredOptions):
             ),
             f"--mixup {self.mixup}: give 0 or more": not 0 <= self.mixup < math.inf,
             f"--mix-prob {self.mix_prob}: give a share from 0 to 1": not 0 <= self.mix_prob <= 1,
+            f"--statistics {self.statistics}: give auto, batch or pretrained": self.statistics
+            not in ("auto", "batch", "pretrained"),
             f"--eval-every {self.eval_every}: give at least 1": self.eval_every < 1,
             f"--seed {self.seed}: give 0 or more": self.seed < 0,
             f"--mixed-precision {self.mixed_precision}: give no, bf16 or fp16": self.mixed_precision

@@ -19,6 +19,7 @@ from training.distillation.recipe import DistilRecipe
 from training.distillation.student import level_names, trained_names
 from training.learner import Learner
 from training.mixing import Normalise, blend
+from training.norms import hold_statistics
 from training.order import Order, Share, seed_everything
 from training.run import make_optimizer
 
@@ -118,11 +119,14 @@ class DistilRun(Learner):
 
     def step(self, batch: CropBatch, *, epoch: int, step: int) -> Tensor:
         """One update on this process's share of a batch; returns the sum of the losses of its crops, detached."""
-        rate = self.recipe.rate(self.updates)
+        recipe = self.recipe
+        rate = recipe.rate(self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         images, answer = self.prepare_batch(batch)
         self.model.train()
+        if recipe.statistics == "pretrained":
+            hold_statistics(self.network)
         with self.accelerator.autocast():
             logits = self.model(images)
         loss: Tensor = self.loss(logits, answer)
@@ -130,7 +134,7 @@ class DistilRun(Learner):
             len(batch) * self.accelerator.num_processes / batch.share.batch
         )  # processes average gradients
         self.accelerator.backward(loss * weight)
-        self.apply_gradients(self.recipe.clip_grad)
+        self.apply_gradients(recipe.clip_grad)
         self.average()
         return loss.detach() * len(batch)
 

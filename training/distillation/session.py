@@ -22,8 +22,8 @@ from training.distillation.folder import DistilFolder
 from training.distillation.material import CENTRES, Gallery, Material, as_images
 from training.distillation.recipe import IDENTITY, DistilRecipe
 from training.distillation.run import DistilRun
-from training.distillation.stretch import Inputs, LevelTraining, measure_at_first
-from training.distillation.student import begin_from, groups_to_train, nest_teacher
+from training.distillation.stretch import Inputs, LevelTraining, choose_statistics
+from training.distillation.student import begin_from, groups_to_train, nest_teacher, statistics_of
 from training.distillation.teacher import Teacher, model_teacher, timm_teacher
 from training.mixing import Normalise
 from training.order import Order, seed_everything
@@ -33,8 +33,6 @@ from training.run import FOR_ORDER, make_optimizer
 
 PASSES = 16
 """Times that all crops are trained on, where the user does not say."""
-AT_FIRST = 20
-"""Batches of crops on which norms are measured before the first update."""
 
 
 def load_teacher(recipe: DistilRecipe) -> Teacher:
@@ -197,7 +195,8 @@ class Session:
         )
         run = DistilRun(recipe, _network(start), levels, start.taxonomy, start.preprocessing, accelerator)
         if not folder.run_of(levels).state.exists() and recipe.start is None:
-            measure_at_first(run, train, order, AT_FIRST)
+            statistics = choose_statistics(run, train, val, self.reporter.line)
+            run.recipe = dataclasses.replace(recipe, statistics=statistics)
         held_out = {
             "val_photographs": len(val) // self.material.store.passes,
             "val_crops": len(val),
@@ -210,12 +209,16 @@ class Session:
         """The recipe of some levels, whose crops to train on are known."""
         recipe, own = self.recipe, self.folder.run_of(levels)
         file = own.path / "recipe.json"
+        if recipe.start is not None and recipe.statistics == "auto":
+            recipe = dataclasses.replace(recipe, statistics=statistics_of(Path(recipe.start), levels))
         if own.state.exists() and file.exists():
             stored = DistilRecipe.load(file)
             if self.changes is not None:
                 recipe = dataclasses.replace(stored, **self.changes)
             elif recipe.crops is None:
                 recipe = dataclasses.replace(recipe, crops=stored.crops)
+            if recipe.statistics == "auto":
+                recipe = dataclasses.replace(recipe, statistics=stored.statistics)
             for name in IDENTITY:
                 if getattr(recipe, name) != getattr(stored, name):
                     raise InputError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from training.order import Order
 from training.reports import Reporter, clock
 from training.saving import Saver, Standing, TimeUp
 
+AT_FIRST = 20
+"""Batches of crops on which norms are measured before the first update."""
 MEASURED = 64
 """Images in a batch that statistics of norms or the distance from the teacher are measured on."""
 
@@ -152,19 +155,10 @@ class LevelTraining:
             return network, []
         rows = []
         for place, level in enumerate(run.levels):
-            measure_norms(run, network, level, self.inputs.centres[place])
-            batches = (
-                (self._pixels(images[place]), self._shares(answers))
-                for images, answers in self.inputs.val.batches(MEASURED)
-            )
-            rows.append(compare(network.eval(), run.loss, level, batches))
+            if run.recipe.statistics == "batch":
+                measure_norms(run, network, level, self.inputs.centres[place])
+            rows.append(distance(run, network, place, self.inputs.val))
         return network, rows
-
-    def _pixels(self, images: Tensor) -> Tensor:
-        return self.run.normalise(images)
-
-    def _shares(self, answers: Tensor) -> Tensor:
-        return answers.to(self.run.accelerator.device).float().softmax(dim=1)
 
     def _keep(self, measured: tuple[NestedNetwork, list[dict[str, Any]]], seconds: float) -> None:
         """Write the levels into the model."""
@@ -172,13 +166,28 @@ class LevelTraining:
         run = self.run
         if run.accelerator.is_main_process:
             crops = run.updates * run.recipe.batch_size
-            levels = [{**row, "crops_trained": crops, "seconds": round(seconds, 1)} for row in rows]
-            trained = dataclasses.replace(self.start, network=network)
+            trained = {
+                "crops_trained": crops,
+                "seconds": round(seconds, 1),
+                "statistics": run.recipe.statistics,
+            }
+            levels = [{**row, **trained} for row in rows]
+            checkpoint = dataclasses.replace(self.start, network=network)
             results = {**self.facts, "levels": levels}
-            self.folder.keep(run.recipe, trained, run.changed, results, run.accelerator.device)
+            self.folder.keep(run.recipe, checkpoint, run.changed, results, run.accelerator.device)
 
     def _who(self) -> str:
         return f"level {' and '.join(map(str, self.run.levels))}"
+
+
+def distance(run: DistilRun, network: NestedNetwork, place: int, val: CropSet) -> dict[str, Any]:
+    """How near one of the trained levels comes to the teacher on held-out crops, in evaluation mode (`compare`)."""
+    device = run.accelerator.device
+    batches = (
+        (run.normalise(images[place]), answers.to(device).float().softmax(dim=1))
+        for images, answers in val.batches(MEASURED)
+    )
+    return compare(network.eval(), run.loss, run.levels[place], batches)
 
 
 def measure_norms(run: DistilRun, network: NestedNetwork, level: int, images: Tensor) -> None:
@@ -191,16 +200,30 @@ def measure_norms(run: DistilRun, network: NestedNetwork, level: int, images: Te
     network.eval()
 
 
-def measure_at_first(run: DistilRun, crops: CropSet, order: Order, batches: int) -> None:
-    """Before the first update: measure the norms of all levels on crops; pretrained ones know other inputs.
+def choose_statistics(run: DistilRun, crops: CropSet, val: CropSet, tell: Callable[[str], None]) -> str:
+    """Before the first update: measure the norms of all levels on crops, if that brings them nearer to the teacher.
 
-    The moving average, which begins as the network, takes them over.
+    Pretrained statistics do not fit narrow levels or very small images, but others they fit better than new ones. How
+    often level and teacher agree on the level's tier decides, unless the recipe does; returns "batch" or "pretrained".
+    The moving average, which begins as the network, follows. ``tell`` hears what was found.
     """
+    if run.recipe.statistics == "pretrained":
+        return "pretrained"
+    levels = range(len(run.levels))
+    before = copy.deepcopy(run.network.state_dict())
+    pretrained = [distance(run, run.network, place, val) for place in levels]
+    chosen = np.random.default_rng(run.recipe.seed).permutation(len(crops))[: AT_FIRST * MEASURED]
     for place, level in enumerate(run.levels):
-        shares = itertools.islice(itertools.cycle(order.shares(0)), batches)
-        taken = [crops.take(share.indices)[0][place] for share in shares]
-        measure_norms(run, run.network, level, torch.cat(taken))
+        measure_norms(run, run.network, level, crops.take(np.sort(chosen).tolist())[0][place])
+    measured = [distance(run, run.network, place, val) for place in levels]
+    tell(f"with pretrained statistics: {_distances(pretrained)}")
+    tell(f"with statistics of crops: {_distances(measured)}")
+    agreed = [sum(row["agree_tier"] for row in rows) for rows in (pretrained, measured)]
+    if run.recipe.statistics == "auto" and agreed[0] > agreed[1]:
+        run.network.load_state_dict(before)
+        return "pretrained"
     run.ema.set(run.network)
+    return "batch"
 
 
 def _row_line(who: str, row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hierclass.checkpoint import Architecture, Checkpoint, load_checkpoint
+from hierclass.checkpoint import Architecture, Checkpoint, load_checkpoint, read_config
 from hierclass.errors import BackboneError, InputError
 from hierclass.nested import default_shares, nest
 from hierclass.nested.prefix import PrefixNetwork
@@ -78,6 +78,13 @@ def begin_from(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Checkpoint
     if recipe.frozen and float((ours - theirs).abs().max()) > 0.05 * float(theirs.abs().max()):
         raise InputError(f"--start {path}: its last level is another classifier than the teacher")
     return Checkpoint(found.network, found.taxonomy, found.architecture, found.preprocessing)
+
+
+def statistics_of(path: Path, levels: Sequence[int]) -> str:
+    """What norms of levels of a model normalised by while it was trained this way: "batch" or "pretrained"."""
+    known = read_config(path).get("results", {}).get("distillation", {}).get("levels", [])
+    found = {row.get("statistics") for row in known if row.get("level") in levels}
+    return "pretrained" if found == {"pretrained"} else "batch"
 
 
 def groups_to_train(network: PrefixNetwork, level: int | None) -> list[tuple[int, ...]]:
