@@ -203,7 +203,7 @@ def measure_norms(run: DistilRun, network: NestedNetwork, level: int, images: Te
 def choose_statistics(run: DistilRun, crops: CropSet, val: CropSet, tell: Callable[[str], None]) -> str:
     """Before the first update: measure the norms of all levels on crops, if that brings them nearer to the teacher.
 
-    Pretrained statistics do not fit narrow levels or very small images, but others they fit better than new ones. How
+    Pretrained statistics do not fit thin levels; levels of all channels they fit better than new ones, at any side. How
     often level and teacher agree on the level's tier decides, unless the recipe does; returns "batch" or "pretrained".
     The moving average, which begins as the network, follows. ``tell`` hears what was found.
     """
