@@ -43,7 +43,7 @@ from timm.data import create_dataset, create_loader
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.climbing import Crew
-from hierclass.images import read_square
+from hierclass.images import decode_side, read_square
 from hierclass.labelling.inputs import list_inputs
 from hierclass.labelling.readers import num_cores, read_ahead
 from hierclass.labelling.reading import Reading
@@ -157,15 +157,15 @@ def timm_loop(classifier: Classifier, folder: Path, batch_size: int) -> Call:
     return call
 
 
-def sides(classifier: Classifier) -> dict[int, Preprocessing]:
-    """How images are read, by their side in pixels: levels may need smaller ones than the last."""
+def ways_to_read(classifier: Classifier) -> dict[str, Preprocessing]:
+    """How images are read, by what reading and decoding alone is called: levels may need less than the last."""
     found = [classifier.preprocessing_for(level.index) for level in classifier.levels]
-    return {preprocessing.size: preprocessing for preprocessing in found}
+    return {decode_name(preprocessing): preprocessing for preprocessing in found}
 
 
-def decode_name(side: int) -> str:
-    """What reading and decoding alone is called."""
-    return f"decode only, {side} px"
+def decode_name(preprocessing: Preprocessing) -> str:
+    """What reading and decoding alone is called, by the shorter side that is decoded at the least."""
+    return f"decode only, {decode_side(preprocessing)} px"
 
 
 def contenders(classifier: Classifier, folder: Path, batch_size: int, precision: float) -> dict[str, Call]:
@@ -175,9 +175,9 @@ def contenders(classifier: Classifier, folder: Path, batch_size: int, precision:
     )
     levels: list[LevelWish] = [*range(len(classifier.levels))]
     calls = dict[str, Call]()
-    for side, preprocessing in sides(classifier).items():
-        calls[decode_name(side)] = decode_only(preprocessing, folder, reading)
-        calls[f"{decode_name(side)}, previews"] = decode_only(preprocessing, folder, previews)
+    for name, preprocessing in ways_to_read(classifier).items():
+        calls[name] = decode_only(preprocessing, folder, reading)
+        calls[f"{name}, previews"] = decode_only(preprocessing, folder, previews)
     if classifier.decision.thresholds:
         levels.append("auto")
     for level in levels:
@@ -230,7 +230,7 @@ def rows_of(classifier: Classifier, found: dict[str, list[float]]) -> list[dict[
         if ": label" in name:
             asked = name.partition(":")[0]
             level = int(asked.removeprefix("level ")) if asked.startswith("level") else None
-            decoding = decode_name(classifier.preprocessing_for(level).size)
+            decoding = decode_name(classifier.preprocessing_for(level))
             decode = medians[f"{decoding}, previews" if "previews" in name else decoding]
             network = medians[f"{asked}: network only"]
             row["of_slower"] = medians[name] / min(decode, network)

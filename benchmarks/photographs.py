@@ -4,8 +4,8 @@
 
 FOLDER holds photographs called `<leaf>_<anything>.jpg`, where `<leaf>` is the id of a leaf of the model's taxonomy
 (`n02123045_tabby.JPEG`); others are counted and left out. A level is asked as `hierclass label --level` asks it:
-images are read no larger than the level sees them. Whether that changes answers is measured beside it: every level is
-asked again with the images read as for the last level, and the answers that stay the same are counted.
+images are decoded no larger than the level needs them. Whether that changes answers is measured beside it: every level
+is asked again with the images decoded as for the last level, and the answers that stay the same are counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.table import Table
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.decisions import Prediction
-from hierclass.images import read_input
+from hierclass.images import decode_side, read_input
 from hierclass.inputs import find_inputs
 from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
@@ -74,7 +74,7 @@ def measure(folder: Path, model: Path | None) -> dict[str, Any]:
                 given = answer.path[tier].synset
                 right[tier] += given == taxonomy.project(leaf, tier).id
                 same[tier] += given == other.path[tier].synset
-        levels.append({"level": level, "side": preprocessing.size, "right": right, "same": same})
+        levels.append({"level": level, "side": decode_side(preprocessing), "right": right, "same": same})
     return {
         "model": taxonomy.name,
         "photographs": len(named),
@@ -92,7 +92,7 @@ def draw(results: dict[str, Any]) -> Table:
     names = [*(f"tier {tier}" for tier in range(last)), "leaf"]
     for column in (
         "level",
-        "read at",
+        "decoded for",
         *(f"{name} right" for name in names),
         *(f"{name} same" for name in names),
     ):

@@ -39,6 +39,8 @@ MAX_CONFIG_BYTES = 64 * 2**20
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
 """Arguments of timm that name files of weights: a checkpoint holds its own, so reading one ignores them."""
+_LATER = frozenset({"sizes", "own", "frozen", "detail"})
+"""Fields of an architecture and a preprocessing that the first versions did not have."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     config = {
         "format": FORMAT,
         "version": VERSION,
-        "architecture": dataclasses.asdict(checkpoint.architecture),
-        "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
+        "architecture": stored_fields(checkpoint.architecture),
+        "preprocessing": stored_fields(checkpoint.preprocessing),
         "decision": checkpoint.decision,
         "results": checkpoint.results,
         "taxonomy": checkpoint.taxonomy.to_dict(),
@@ -349,6 +351,16 @@ def _check(preprocessing: Preprocessing) -> None:
         or preprocessing.interpolation not in INTERPOLATIONS
     ):
         raise ValueError("preprocessing has values that no image can be prepared with")
+
+
+def stored_fields(value: Architecture | Preprocessing) -> dict[str, Any]:
+    """Return what is stored of an architecture or a preprocessing, and what `Classifier.digest` goes by.
+
+    A field that earlier versions did not know is left out where it says nothing, so that digests stay the same.
+    """
+    found = dataclasses.asdict(value)
+    defaults = {item.name: item.default for item in dataclasses.fields(value)}
+    return {key: each for key, each in found.items() if key not in _LATER or each != defaults[key]}
 
 
 def _from_json(kind: type[T], values: Mapping[str, Any]) -> T:

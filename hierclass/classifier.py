@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hierclass.calibration import Decision, Threshold
-from hierclass.checkpoint import Checkpoint, load_checkpoint
+from hierclass.checkpoint import Checkpoint, load_checkpoint, stored_fields
 from hierclass.decisions import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
 from hierclass.files import BUNDLED
@@ -99,9 +99,9 @@ class Classifier:
     def preprocessing_for(self, level: int | None = None) -> Preprocessing:
         """Return how an image is prepared where no level above `level` (None: the finest) is to be asked.
 
-        Levels that see the image at a size of their own need no larger one: small images are read much faster. They
-        are shrunk by the filter that the network's levels shrink larger ones by (`hierclass.nested.resize.Resize`), so
-        that answers hardly depend on which of the two does it.
+        Levels that see the image at a size of their own look at less of it: large photographs are decoded at a smaller
+        scale then, which is much faster. What is decoded is brought to the network's size as ever, and shrunk by the
+        level itself, so that the answers are those of a full decode, but for 1 in 100 at the most (docs/labelling.md).
 
         Raises:
             LevelError: the model has no such level.
@@ -109,7 +109,7 @@ class Classifier:
         level, sizes = self.check_level(level), self.checkpoint.network.sizes
         if sizes is None or sizes[level] == self.preprocessing.size:
             return self.preprocessing
-        return dataclasses.replace(self.preprocessing, size=sizes[level], interpolation="bicubic")
+        return dataclasses.replace(self.preprocessing, detail=sizes[level])
 
     @property
     def reuses(self) -> bool:
@@ -135,7 +135,7 @@ class Classifier:
     def digest(self) -> str:
         """A SHA-256 sum of all that an answer depends on: weights, classes, preprocessing, decisions."""
         checkpoint = self.checkpoint
-        made = [dataclasses.asdict(checkpoint.architecture), dataclasses.asdict(checkpoint.preprocessing)]
+        made = [stored_fields(checkpoint.architecture), stored_fields(checkpoint.preprocessing)]
         texts = [*made, checkpoint.decision, checkpoint.taxonomy.to_dict()]
         found = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
         for name, tensor in sorted(checkpoint.network.state_dict().items()):

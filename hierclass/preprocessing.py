@@ -10,7 +10,8 @@ class Preprocessing:
     """From an RGB image to the network's input.
 
     The shorter side is resized to `size / crop` pixels, the centre `size` x `size` pixels are kept, values in
-    0 … 1 are normalised with `mean` and `std` per channel.
+    0 … 1 are normalised with `mean` and `std` per channel. With `detail` the network itself shrinks what it sees to
+    so many pixels a side, so that a picture need not be decoded in full; models are stored without it.
     """
 
     size: int
@@ -18,3 +19,4 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    detail: int | None = None

@@ -8,6 +8,7 @@ from page_data import EXAMPLES
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.files import BUNDLED
+from hierclass.images import decode_side, resize_side
 from taxonomy import Taxonomy
 
 
@@ -29,10 +30,10 @@ def test_lower_levels_cost_what_we_say(classifier: Classifier) -> None:
     assert (BUNDLED / "model.safetensors").stat().st_size < 17e6
 
 
-def test_a_level_reads_no_larger_an_image_than_it_sees(classifier: Classifier) -> None:
-    sides = [classifier.preprocessing_for(level).size for level in range(3)]
-    assert sides == list(classifier.checkpoint.network.sizes or ())
-    assert sides[0] < sides[1] < sides[2] == 224
+def test_for_level_0_images_are_decoded_no_larger_than_it_needs(classifier: Classifier) -> None:
+    assert classifier.checkpoint.network.sizes == (64, 128, 224)
+    sides = [decode_side(classifier.preprocessing_for(level)) for level in range(3)]
+    assert sides[0] < sides[1] == sides[2] == resize_side(classifier.preprocessing)
 
 
 def test_it_was_measured_and_knows_when_it_is_sure(classifier: Classifier) -> None:

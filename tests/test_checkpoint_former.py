@@ -17,12 +17,12 @@ import torch
 from conftest import make_tiny_taxonomy
 
 import hierclass
-from hierclass.checkpoint import load_checkpoint, save_checkpoint
+from hierclass.checkpoint import load_checkpoint, save_checkpoint, stored_fields
 
 FORMER: dict[str, Any] = json.loads(
     Path(__file__).with_name("former_checkpoints.json").read_text(encoding="utf-8")
 )
-LATER = ("sizes", "own", "frozen")
+LATER = {"sizes", "own", "frozen"}
 """Fields of an architecture that the version did not have."""
 IMAGES = torch.sin(torch.arange(2 * 3 * 32 * 32, dtype=torch.float64) * 0.37).reshape(2, 3, 32, 32).float()
 
@@ -93,3 +93,12 @@ def test_a_former_model_predicts_and_is_written_anew_with_the_same_answers(
     save_checkpoint(tmp_path / "new", load_checkpoint(folder), dtype="float32")
     again = hierclass.load(tmp_path / "new", device="cpu")
     assert list(again.refine(pixels)) == predictions
+
+
+def test_a_run_of_a_former_version_knows_its_model_again(
+    former: tuple[Path, list[list[list[float]]]], tmp_path: Path
+) -> None:
+    stored = json.loads((former[0] / "config.json").read_text())
+    classifier = hierclass.load(former[0], device="cpu")
+    told = [stored_fields(each) for each in (classifier.checkpoint.architecture, classifier.preprocessing)]
+    assert json.loads(json.dumps(told)) == [stored["architecture"], stored["preprocessing"]]

@@ -1,4 +1,4 @@
-"""Levels that see images at a side of their own: images are read no larger than the finest level asked needs."""
+"""Levels that see images at a side of their own: images are decoded no larger than the finest level asked needs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import hierclass
 from hierclass.checkpoint import Architecture, Checkpoint, build, save_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.climbing import Crew
-from hierclass.images import read_image, read_square, resize_side, square
-from hierclass.nested.resize import Resize
+from hierclass.images import decode_side, read_image, read_square, resize_side
 from hierclass.preprocessing import Preprocessing
 from hierclass.stopping import Request
 from taxonomy import Taxonomy
@@ -50,31 +49,34 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_image_is_prepared_at_the_side_of_the_finest_level_asked(classifier: Classifier) -> None:
-    assert [classifier.preprocessing_for(level).size for level in range(3)] == list(SIZES)
+def test_an_image_is_prepared_with_the_detail_that_the_finest_level_asked_looks_at(
+    classifier: Classifier,
+) -> None:
+    found = [classifier.preprocessing_for(level) for level in range(3)]
+    assert [each.size for each in found] == [SIZES[-1]] * 3
+    assert [each.detail for each in found] == [*SIZES[:-1], None]
     assert classifier.preprocessing_for() == classifier.preprocessing
-
-
-def test_images_are_shrunk_by_the_filter_of_the_levels_themselves(classifier: Classifier) -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    whole = dataclasses.replace(classifier.preprocessing, crop=1.0)
-    read = square(Image.fromarray(pixels), dataclasses.replace(classifier.preprocessing_for(0), crop=1.0))
-    large = torch.tensor(square(Image.fromarray(pixels), whole)).permute(2, 0, 1)[None].float()
-    seen = Resize(SIZES[0])(large).clamp(0, 255)
-    assert np.abs(read - seen[0].permute(1, 2, 0).numpy()).max() < 3  # of noise; pixels are rounded, twice
 
 
 def test_for_level_0_photographs_are_decoded_small(classifier: Classifier, photos: Path) -> None:
     sides = []
     for level in (0, 2):
-        preprocessing = classifier.preprocessing_for(level)
-        sides.append(min(read_image(photos / "0.jpg", min_side=resize_side(preprocessing)).size))
-        assert read_square(photos / "0.jpg", preprocessing).shape == (SIZES[level], SIZES[level], 3)
-    assert sides == [320 / 4, 320 / 2]  # a scale that JPEG has, with some to spare
+        preprocessing = dataclasses.replace(classifier.preprocessing_for(level), size=160, crop=1.0)
+        sides.append(min(read_image(photos / "0.jpg", min_side=decode_side(preprocessing)).size))
+        assert read_square(photos / "0.jpg", preprocessing).shape == (160, 160, 3)
+    assert sides == [320 / 2, 320]  # a scale that JPEG has, with some to spare
+
+
+def test_where_twice_the_detail_is_all_that_the_network_sees_nothing_is_decoded_smaller(
+    classifier: Classifier, photos: Path
+) -> None:
+    whole, less = read_square(photos / "0.jpg", classifier.preprocessing), classifier.preprocessing_for(1)
+    assert decode_side(less) == resize_side(classifier.preprocessing)
+    assert np.array_equal(read_square(photos / "0.jpg", less), whole)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_labelling_reads_images_as_the_level_alone_needs_them(
+def test_labelling_answers_as_asking_for_every_image_does(
     classifier: Classifier, photos: Path, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes, push = [], Crew.push
@@ -86,7 +88,7 @@ def test_labelling_reads_images_as_the_level_alone_needs_them(
     monkeypatch.setattr(Crew, "push", noting)
     found = list(hierclass.label(photos, classifier=classifier, level=level))
     expected = classifier.predict_batch(sorted(photos.iterdir()), level)
-    assert shapes == [(3, SIZES[level], SIZES[level], 3)]
+    assert shapes == [(3, SIZES[-1], SIZES[-1], 3)]
     assert [row.synset for row in found] == [each.synset for each in expected]
     assert [row.score for row in found] == pytest.approx([each.score for each in expected], abs=1e-5)
 

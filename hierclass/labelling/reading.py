@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.errors import ImageError, InputError, unexpected
-from hierclass.images import read_preview, read_square, resize_side, square
+from hierclass.images import decode_side, read_preview, read_square, square
 from hierclass.labelling.inputs import Input, Stamp, source, stamp
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _read(
         if isinstance(data, ImageError):
             raise data
         found = source(item) if data is None else data
-        if previews and (preview := read_preview(found, resize_side(preprocessing))) is not None:
+        if previews and (preview := read_preview(found, decode_side(preprocessing, 1))) is not None:
             return Read(square(preview, preprocessing), before, preview=True)
         return Read(read_square(found, preprocessing), before)
     except ImageError as error:
