@@ -287,3 +287,35 @@ def test_what_is_nearer_to_the_teacher_before_training_decides_on_the_statistics
     agreed = {how: float(share) for how, share in found}
     better = agreed["pretrained statistics"] > agreed["statistics of crops"]
     assert stored == ("pretrained" if better else "batch")
+
+
+def test_heads_may_stay_as_they_begin(folder: Path, made: Made, tmp_path: Path) -> None:
+    recipe = make_recipe(folder, crops=32, train_heads=False, cache=str(made[0] / "crops"))
+    run(recipe, tmp_path, level=1)
+    start, trained = (
+        dict(load_checkpoint(tmp_path / name).network.named_parameters()) for name in ("start", "model")
+    )
+    changed = {
+        name
+        for name, value in trained.items()
+        if not torch.allclose(value, start[name], rtol=2e-3, atol=1e-4)
+    }
+    assert changed
+    assert not any(name.startswith("heads.") for name in changed)
+
+
+def test_a_level_is_kept_between_its_beginning_and_what_training_made_of_it(
+    folder: Path, made: Made, tmp_path: Path
+) -> None:
+    recipe = make_recipe(folder, crops=32, lr=0.02, statistics="pretrained", cache=str(made[0] / "crops"))
+    run(recipe, tmp_path / "whole", level=1)
+    run(dataclasses.replace(recipe, interpolate=0.25), tmp_path / "between", level=1)
+    start, whole, between = (
+        dict(load_checkpoint(tmp_path / name).network.named_parameters())
+        for name in ("whole/start", "whole/model", "between/model")
+    )
+    moved = [name for name in start if not torch.allclose(start[name], whole[name], rtol=1e-2, atol=1e-3)]
+    assert moved
+    for name in moved:
+        expected = start[name].lerp(whole[name], 0.25)
+        assert torch.allclose(between[name], expected, rtol=2e-3, atol=2e-4), name

@@ -58,6 +58,8 @@ def distil(
     leaf_weight: ours.LeafWeight = D.leaf_weight,
     tier_weight: ours.TierWeight = D.tier_weight,
     statistics: ours.Statistics = D.statistics,
+    train_heads: ours.TrainHeads = D.train_heads,
+    interpolate: ours.Interpolate = D.interpolate,
     mixup: ours.Mixup = D.mixup,
     mix_prob: ours.MixProb = D.mix_prob,
     flip: ours.Flip = D.flip,

@@ -103,6 +103,18 @@ Statistics = Annotated[
         "what is nearer to the teacher before training."
     ),
 ]
+TrainHeads = Annotated[
+    bool,
+    typer.Option(
+        help="Train the classifiers of the levels, or leave them as they begin: parts of the teacher's."
+    ),
+]
+Interpolate = Annotated[
+    float,
+    typer.Option(
+        help="Keep weights that lie at this share of the way from those that a level begins with to the trained ones."
+    ),
+]
 Mixup = Annotated[float, typer.Option(help="Alpha of mixup, answers mixed alike; 0: off.")]
 MixProb = Annotated[float, typer.Option(help="Share of updates that are mixed, where mixing is on.")]
 Flip = Annotated[bool, typer.Option(help="Mirror half of the crops in every update.")]

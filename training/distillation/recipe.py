@@ -13,7 +13,7 @@ from training.stored import StoredOptions
 
 IDENTITY = (
     *("timm", "weights", "classes", "teacher", "start", "taxonomy", "images", "structure", "widths", "sizes"),
-    *("own", "frozen", "crop_scale", "val_share", "batch_size", "opt", "seed"),
+    *("own", "frozen", "crop_scale", "val_share", "batch_size", "opt", "train_heads", "seed"),
 )
 """Fields that say what a run is; the others may change when it is continued."""
 COMMON = (
@@ -41,9 +41,10 @@ class DistilRecipe(StoredOptions):
     updates, then ``lr``, falling to almost nothing over the last ``decay`` share. ``leaf_weight`` and ``tier_weight``
     weigh the divergence from the teacher's answer on the leaves and on the level's tier. ``statistics`` says what norms
     normalise by: those of each "batch", measured again whenever the level is kept, or the "pretrained" ones; "auto"
-    takes what is nearer to the teacher before training. ``mixup`` is the alpha of
-    mixing images, in a share ``mix_prob`` of the updates; ``flip`` mirrors half of them. Every ``eval_every`` crops the
-    held-out ones are looked at.
+    takes what is nearer to the teacher before training. ``train_heads`` False leaves the heads as they begin. A level
+    is kept with weights that lie a share ``interpolate`` of the way from those that it began with to the trained ones.
+    ``mixup`` is the alpha of mixing images, in a share ``mix_prob`` of the updates; ``flip`` mirrors half of them.
+    Every ``eval_every`` crops the held-out ones are looked at.
     """
 
     images: tuple[str, ...]
@@ -74,6 +75,8 @@ class DistilRecipe(StoredOptions):
     leaf_weight: float = 1.0
     tier_weight: float = 1.0
     statistics: str = "auto"
+    train_heads: bool = True
+    interpolate: float = 1.0
     mixup: float = 0.0
     mix_prob: float = 1.0
     flip: bool = True
@@ -167,6 +170,7 @@ class DistilRecipe(StoredOptions):
             f"--mix-prob {self.mix_prob}: give a share from 0 to 1": not 0 <= self.mix_prob <= 1,
             f"--statistics {self.statistics}: give auto, batch or pretrained": self.statistics
             not in ("auto", "batch", "pretrained"),
+            f"--interpolate {self.interpolate}: give more than 0, at most 1": not 0 < self.interpolate <= 1,
             f"--eval-every {self.eval_every}: give at least 1": self.eval_every < 1,
             f"--seed {self.seed}: give 0 or more": self.seed < 0,
             f"--mixed-precision {self.mixed_precision}: give no, bf16 or fp16": self.mixed_precision

@@ -97,7 +97,7 @@ class DistilRun(Learner):
     ) -> None:
         """Train what belongs to some levels of a network that is made ready to begin; all else is held fixed."""
         self.recipe, self.levels, self.preprocessing = recipe, tuple(levels), preprocessing
-        self.trained = trained_names(network, levels)
+        self.trained = trained_names(network, levels, heads=recipe.train_heads)
         self.changed = level_names(network, levels, self.trained)
         """Names of all tensors that training changes."""
         for name, value in network.named_parameters():
@@ -112,6 +112,10 @@ class DistilRun(Learner):
         weights = {"leaf_weight": recipe.leaf_weight, "tier_weight": recipe.tier_weight}
         self.loss = TeacherLoss(taxonomy, levels, **weights).to(accelerator.device)
         self.normalise = Normalise(preprocessing, accelerator.device)
+        self.began = {
+            name: value.detach().clone() for name, value in network.named_parameters() if name in self.trained
+        }
+        """What the trained weights were before the first update."""
         self.join_processes(find_unused=False, sync_batch_norm=recipe.sync_batch_norm)
         self.prepare(
             make_optimizer(self.trainee, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)

@@ -150,7 +150,7 @@ class LevelTraining:
     def _measure(self) -> tuple[NestedNetwork, list[dict[str, Any]]]:
         """The network as it will be stored, and how near its levels come to the teacher; on the main process alone."""
         run = self.run
-        network = self._kept = as_stored(run.smoothed, into=self._kept)
+        network = self._kept = as_stored(_interpolated(run), into=self._kept)
         if not run.accelerator.is_main_process:
             return network, []
         rows = []
@@ -178,6 +178,21 @@ class LevelTraining:
 
     def _who(self) -> str:
         return f"level {' and '.join(map(str, self.run.levels))}"
+
+
+def _interpolated(run: DistilRun) -> NestedNetwork:
+    """The moving average, drawn back as far as the recipe says to the weights that training began with.
+
+    Source: robust fine-tuning by interpolating weights (Wortsman et al. 2022, arXiv 2109.01903).
+    """
+    if run.recipe.interpolate == 1:
+        return run.smoothed
+    network = copy.deepcopy(run.smoothed)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if name in run.began:
+                value.copy_(run.began[name].to(value).lerp(value, run.recipe.interpolate))
+    return network
 
 
 def distance(run: DistilRun, network: NestedNetwork, place: int, val: CropSet) -> dict[str, Any]:

@@ -107,11 +107,13 @@ def groups_to_train(network: PrefixNetwork, level: int | None) -> list[tuple[int
     return [trained]
 
 
-def trained_names(network: PrefixNetwork, levels: Sequence[int]) -> set[str]:
-    """Names of the parameters that are trained with levels, as the network is made."""
+def trained_names(network: PrefixNetwork, levels: Sequence[int], *, heads: bool) -> set[str]:
+    """Names of the parameters that are trained with levels, as the network is made, with their ``heads`` or without."""
     if network.levels_alone:
-        return {name for level in levels for name, _ in network.own_parameters(level)}
-    return {name for name, value in network.named_parameters() if value.requires_grad}
+        names = {name for level in levels for name, _ in network.own_parameters(level)}
+    else:
+        names = {name for name, value in network.named_parameters() if value.requires_grad}
+    return {name for name in names if heads or not name.startswith("heads.")}
 
 
 def level_names(network: PrefixNetwork, levels: Iterable[int], trained: Iterable[str]) -> set[str]:
