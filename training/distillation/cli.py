@@ -79,6 +79,8 @@ def distil(
     The last level stays the classifier as it is; lower levels, which use parts of its weights, learn from its answers.
     """
     more = [] if level is None else ["--level", str(level)]
+    more += [part for each in eval_data or () for part in ("--eval-data", str(each))]
+    more += [] if known_top1 is None else ["--known-top1", str(known_top1)]
     with one_line_errors(lambda: resume_command("distil", out, threads, *more)):
         recipe, changes = wanted_recipe(ctx)
         from training.distillation.loop import distil as run
