@@ -23,7 +23,8 @@ fi
 
 start=${START-$here}
 options=(--widths 1,1,1 --sizes 64,128,224 --own norms+depthwise+rank24,norms+depthwise)
-options+=(--crop-scale 0.5,1 --crops-per-photo 1 --crops 500000 --decay 0.65 --weight-decay 0.001)
+options+=(--statistics pretrained --no-train-heads --interpolate 0.9)
+options+=(--crop-scale 0.5,1 --crops-per-photo 1 --crops 500000 --lr 0.0003 --decay 1 --weight-decay 0.001 --clip-grad 1)
 [ -z "$start" ] || options+=(--start "$start")
 for photographs; do
     options+=(--images "$photographs")
