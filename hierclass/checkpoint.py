@@ -349,6 +349,7 @@ def _check(preprocessing: Preprocessing) -> None:
         or not 0.05 <= preprocessing.crop <= 1
         or min(preprocessing.std) <= 0
         or preprocessing.interpolation not in INTERPOLATIONS
+        or preprocessing.detail is not None
     ):
         raise ValueError("preprocessing has values that no image can be prepared with")
 

@@ -101,7 +101,7 @@ class Classifier:
 
         Levels that see the image at a size of their own look at less of it: large photographs are decoded at a smaller
         scale then, which is much faster. What is decoded is brought to the network's size as ever, and shrunk by the
-        level itself, so that the answers are those of a full decode, but for 1 in 100 at the most (docs/labelling.md).
+        level itself, so that nearly all answers are those of a full decode (docs/labelling.md).
 
         Raises:
             LevelError: the model has no such level.

@@ -114,7 +114,7 @@ def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, uni
         filled = round(step.score * _BAR_WIDTH)
         cost = f"{'+' if tier else ''}{levels[tier].step_share:.0%} of the cost"
         grid.add_row(
-            Text(f"level {tier}", "dim"),
+            Text(f"tier {tier}", "dim"),
             Text(step.label, "bold" if tier == prediction.level else ""),
             Text(full * filled + empty * (_BAR_WIDTH - filled), "green"),
             f"{step.score:.2f}",

@@ -319,3 +319,35 @@ def test_a_level_is_kept_between_its_beginning_and_what_training_made_of_it(
     for name in moved:
         expected = start[name].lerp(whole[name], 0.25)
         assert torch.allclose(between[name], expected, rtol=2e-3, atol=2e-4), name
+
+
+def test_a_finished_level_is_kept_anew_where_it_is_to_be_drawn_back_otherwise(
+    folder: Path, made: Made, tmp_path: Path
+) -> None:
+    recipe = make_recipe(folder, crops=32, statistics="pretrained", cache=str(made[0] / "crops"))
+    run(recipe, tmp_path, level=1)
+    whole = load_checkpoint(tmp_path / "model").network.state_dict()
+    run(dataclasses.replace(recipe, interpolate=0.5), tmp_path, level=1, resume=True)
+    drawn_back = load_checkpoint(tmp_path / "model").network.state_dict()
+    assert any(not torch.equal(whole[name], drawn_back[name]) for name in whole)
+    assert config(tmp_path)["results"]["distillation"]["levels"][0]["interpolate"] == 0.5
+
+
+def test_what_norms_normalise_by_stays_when_a_run_goes_on(folder: Path, made: Made, tmp_path: Path) -> None:
+    recipe = make_recipe(folder, crops=16, statistics="batch", cache=str(made[0] / "crops"))
+    run(recipe, tmp_path, level=1)
+    stored = tmp_path / "level-1" / "recipe.json"
+    stored.write_text(stored.read_text().replace('"batch"', '"auto"'))  # as before there was a choice
+    run(dataclasses.replace(recipe, crops=32, statistics="auto"), tmp_path, level=1, resume=True)
+    assert json.loads(stored.read_text())["statistics"] == "batch"
+    with pytest.raises(hierclass.InputError, match="--statistics differs from that of the run"):
+        run(dataclasses.replace(recipe, crops=48, statistics="pretrained"), tmp_path, level=1, resume=True)
+
+
+def test_a_run_goes_on_without_the_model_that_it_began_with(folder: Path, made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made[0] / "model", tmp_path / "first")
+    recipe = make_recipe(folder, crops=16, start=str(tmp_path / "first"), cache=str(made[0] / "crops"))
+    run(recipe, tmp_path / "out", level=1)
+    shutil.rmtree(tmp_path / "first")
+    ended, _ = run(dataclasses.replace(recipe, crops=32), tmp_path / "out", level=1, resume=True)
+    assert ended

@@ -136,6 +136,12 @@ class LevelCalibration:
     splits: int
 
 
+def check_enough(count: int) -> None:
+    """Refuse too few labelled images to calibrate on; raises `InputError`."""
+    if count < MIN_IMAGES:
+        raise InputError(f"{count} labelled images are too few to calibrate on; give at least {MIN_IMAGES}")
+
+
 def calibrate(
     answers: Answers, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration]:
@@ -145,10 +151,7 @@ def calibrate(
     `MIN_IMAGES`.
     """
     leaves = answers.kept_leaves
-    if len(leaves) < MIN_IMAGES:
-        raise InputError(
-            f"{len(leaves)} labelled images are too few to calibrate on; give at least {MIN_IMAGES}"
-        )
+    check_enough(len(leaves))
     weights = _weights(answers, weighting)
     return [
         _calibrate_level(

@@ -50,6 +50,11 @@ def average_statistics(network: nn.Module) -> None:
         value.copy_(mean)
 
 
+def has_statistics(network: nn.Module) -> bool:
+    """Whether a network has batch norms, which normalise by statistics of other images in use."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
 def hold_statistics(network: nn.Module) -> None:
     """Let batch norms of a network in training normalise by the statistics that they have; their weights do train."""
     for module in network.modules():

@@ -65,10 +65,22 @@ def _level_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _training_lines(rows: list[dict[str, Any]]) -> list[str]:
     return [
-        f"- level {row['level']}: {row['crops_trained']} crops trained on in {clock(row['seconds'])}"
+        f"- level {row['level']}: {row['crops_trained']} crops trained on in {clock(row['seconds'])}{_how(row)}"
         for row in rows
         if "crops_trained" in row
     ]
+
+
+def _how(row: Mapping[str, Any]) -> str:
+    """What a level's own recipe may have that differs from the other levels'."""
+    told = [
+        f"{row['statistics']} statistics" if "statistics" in row else "",
+        "" if row.get("train_heads", True) else "head as it began",
+        ""
+        if row.get("interpolate", 1.0) == 1
+        else f"kept {row['interpolate']:g} of the way from its beginning",
+    ]
+    return "".join(f"; {each}" for each in told if each)
 
 
 def _untrained_lines(rows: list[dict[str, Any]], num_tiers: int, recipe: Mapping[str, Any]) -> list[str]:

@@ -110,10 +110,11 @@ class DistilFolder:
                     "--level to put it back"
                 )
 
-    def kept_levels(self) -> set[int]:
-        """The levels that the model has as they were trained."""
+    def kept_levels(self, interpolate: float | None = None) -> set[int]:
+        """The levels that the model has as they were trained; if it is given, those that were drawn back so far."""
         found = self._stored_results().get("distillation")
-        return {row["level"] for row in found.get("levels", [])} if isinstance(found, dict) else set()
+        rows = found.get("levels", []) if isinstance(found, dict) else []
+        return {row["level"] for row in rows if interpolate in (None, row.get("interpolate", 1.0))}
 
     def has_start(self, recipe: DistilRecipe) -> bool:
         """Whether the network to start from is there, of the same options."""

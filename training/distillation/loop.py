@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from hierclass.errors import InputError
+from training.calibration import check_enough
 from training.data import read_images
 from training.distillation.folder import DistilFolder
 from training.distillation.recipe import DistilRecipe, untrained_levels
@@ -62,7 +63,7 @@ def distil(
     reporter = Reporter(console or Console(), total_work=1.0, quiet=not accelerator.is_main_process)
     session = Session(recipe, DistilFolder(out, recipe.cache), accelerator, reporter, changes=changes)
     if eval_data:  # what is wrong with it is said before hours of work
-        read_images(eval_data, session.teacher.taxonomy, held_out_only=True)
+        check_enough(len(read_images(eval_data, session.teacher.taxonomy, held_out_only=True)))
     groups = session.set_up(level, resume=resume)
     session.make_crops(groups, workers=workers, threads=threads)
     ended = session.train_all(groups, resume=resume, save_every=save_every, until=until)

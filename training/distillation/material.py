@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hierclass.checkpoint import stored_fields
 from hierclass.errors import ImageError, InputError
 from training.checking import write_table
 from training.data import Unreadable
@@ -86,7 +87,7 @@ class Material:
             "number_of_photographs": count,
             "seed": recipe.seed,
             "crop_scale": list(recipe.crop_scale),
-            "preprocessing": dataclasses.asdict(teacher.preprocessing),
+            "preprocessing": stored_fields(teacher.preprocessing),
             "teacher": teacher.digest,
         }
         passes = recipe.crops_per_photo

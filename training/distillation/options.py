@@ -99,14 +99,14 @@ TierWeight = Annotated[
 Statistics = Annotated[
     str,
     typer.Option(
-        help="What norms normalise by in training: batch, pretrained (the statistics that they begin with), or auto: "
-        "what is nearer to the teacher before training."
+        help="What norms normalise by: batch, pretrained (the statistics that they begin with), or auto: what is "
+        "nearer to the teacher before training; with --start what that model was trained with."
     ),
 ]
 TrainHeads = Annotated[
     bool,
     typer.Option(
-        help="Train the classifiers of the levels, or leave them as they begin: parts of the teacher's."
+        help="Train the classifiers of the levels, or leave them as they begin: as the teacher's own, or --start's."
     ),
 ]
 Interpolate = Annotated[

@@ -41,10 +41,10 @@ class DistilRecipe(StoredOptions):
     updates, then ``lr``, falling to almost nothing over the last ``decay`` share. ``leaf_weight`` and ``tier_weight``
     weigh the divergence from the teacher's answer on the leaves and on the level's tier. ``statistics`` says what norms
     normalise by: those of each "batch", measured again whenever the level is kept, or the "pretrained" ones; "auto"
-    takes what is nearer to the teacher before training. ``train_heads`` False leaves the heads as they begin. A level
-    is kept with weights that lie a share ``interpolate`` of the way from those that it began with to the trained ones.
-    ``mixup`` is the alpha of mixing images, in a share ``mix_prob`` of the updates; ``flip`` mirrors half of them.
-    Every ``eval_every`` crops the held-out ones are looked at.
+    takes what is nearer to the teacher before training, or what ``start`` was trained with. ``train_heads`` False
+    leaves the heads as they begin. A level is kept with weights that lie a share ``interpolate`` of the way from those
+    that it began with to the trained ones. ``mixup`` is the alpha of mixing images, in a share ``mix_prob`` of the
+    updates; ``flip`` mirrors half of them. Every ``eval_every`` crops the held-out ones are looked at.
     """
 
     images: tuple[str, ...]

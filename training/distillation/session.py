@@ -26,6 +26,7 @@ from training.distillation.stretch import Inputs, LevelTraining, choose_statisti
 from training.distillation.student import begin_from, groups_to_train, nest_teacher, statistics_of
 from training.distillation.teacher import Teacher, model_teacher, timm_teacher
 from training.mixing import Normalise
+from training.norms import has_statistics
 from training.order import Order, seed_everything
 from training.recipe import option_of
 from training.reports import Reporter
@@ -197,6 +198,11 @@ class Session:
         if not folder.run_of(levels).state.exists() and recipe.start is None:
             statistics = choose_statistics(run, train, val, self.reporter.line)
             run.recipe = dataclasses.replace(recipe, statistics=statistics)
+        if has_statistics(run.network):
+            how = {"batch": "those of each batch", "pretrained": "those that they begin with"}
+            self.reporter.line(
+                f"level {' and '.join(map(str, levels))}: norms keep to {how[run.recipe.statistics]}"
+            )
         held_out = {
             "val_photographs": len(val) // self.material.store.passes,
             "val_crops": len(val),
@@ -209,21 +215,23 @@ class Session:
         """The recipe of some levels, whose crops to train on are known."""
         recipe, own = self.recipe, self.folder.run_of(levels)
         file = own.path / "recipe.json"
-        if recipe.start is not None and recipe.statistics == "auto":
-            recipe = dataclasses.replace(recipe, statistics=statistics_of(Path(recipe.start), levels))
         if own.state.exists() and file.exists():
             stored = DistilRecipe.load(file)
+            if stored.statistics == "auto":  # of a version that knew batches alone
+                stored = dataclasses.replace(stored, statistics="batch")
             if self.changes is not None:
                 recipe = dataclasses.replace(stored, **self.changes)
             elif recipe.crops is None:
                 recipe = dataclasses.replace(recipe, crops=stored.crops)
             if recipe.statistics == "auto":
                 recipe = dataclasses.replace(recipe, statistics=stored.statistics)
-            for name in IDENTITY:
+            for name in (*IDENTITY, "statistics"):
                 if getattr(recipe, name) != getattr(stored, name):
                     raise InputError(
                         f"{option_of(name)} differs from that of the run in {own.path}; leave it out, or change --out"
                     )
+        elif recipe.start is not None and recipe.statistics == "auto":
+            recipe = dataclasses.replace(recipe, statistics=statistics_of(Path(recipe.start), levels))
         return recipe if recipe.crops is not None else dataclasses.replace(recipe, crops=PASSES * num_crops)
 
 

@@ -20,7 +20,7 @@ from training.distillation.objective import compare
 from training.distillation.run import CropSet, DistilRun
 from training.epoch import train_stretch
 from training.interrupts import Interrupts
-from training.norms import measure_statistics
+from training.norms import has_statistics, measure_statistics
 from training.order import Order
 from training.reports import Reporter, clock
 from training.saving import Saver, Standing, TimeUp
@@ -71,8 +71,8 @@ class LevelTraining:
             self.own.begin(recipe, standing.epoch, self.start.taxonomy)
         if run.updates >= total:
             reporter.line(f"{self._who()}: all {run.updates * recipe.batch_size} crops are done")
-            if not set(run.levels) <= self.folder.kept_levels():
-                self._keep(self._measure(), standing.seconds)  # the model was deleted since
+            if not set(run.levels) <= self.folder.kept_levels(recipe.interpolate):
+                self._keep(self._measure(), standing.seconds)  # deleted since, or to be drawn back otherwise
             return True
         reporter.total_work = total
         reporter.start(run.updates)
@@ -170,6 +170,8 @@ class LevelTraining:
                 "crops_trained": crops,
                 "seconds": round(seconds, 1),
                 "statistics": run.recipe.statistics,
+                "train_heads": run.recipe.train_heads,
+                "interpolate": run.recipe.interpolate,
             }
             levels = [{**row, **trained} for row in rows]
             checkpoint = dataclasses.replace(self.start, network=network)
@@ -224,6 +226,8 @@ def choose_statistics(run: DistilRun, crops: CropSet, val: CropSet, tell: Callab
     """
     if run.recipe.statistics == "pretrained":
         return "pretrained"
+    if not has_statistics(run.network):
+        return "batch"
     levels = range(len(run.levels))
     before = copy.deepcopy(run.network.state_dict())
     pretrained = [distance(run, run.network, place, val) for place in levels]
@@ -233,12 +237,19 @@ def choose_statistics(run: DistilRun, crops: CropSet, val: CropSet, tell: Callab
     measured = [distance(run, run.network, place, val) for place in levels]
     tell(f"with pretrained statistics: {_distances(pretrained)}")
     tell(f"with statistics of crops: {_distances(measured)}")
-    agreed = [sum(row["agree_tier"] for row in rows) for rows in (pretrained, measured)]
-    if run.recipe.statistics == "auto" and agreed[0] > agreed[1]:
+    if run.recipe.statistics == "auto" and _nearness(pretrained) > _nearness(measured):
         run.network.load_state_dict(before)
         return "pretrained"
     run.ema.set(run.network)
     return "batch"
+
+
+def _nearness(rows: Sequence[dict[str, Any]]) -> tuple[float, ...]:
+    """How near levels come to the teacher: what they answer on their own tiers; of equals, on leaves; then how sure."""
+    agree_tier, agree_leaf, apart = (
+        sum(row[name] for row in rows) for name in ("agree_tier", "agree_leaf", "kl_tier")
+    )
+    return agree_tier, agree_leaf, -apart
 
 
 def _row_line(who: str, row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hierclass.checkpoint import Checkpoint, load_checkpoint
+from hierclass.checkpoint import Checkpoint, load_checkpoint, stored_fields
 from hierclass.errors import BackboneError, InputError
 from hierclass.nested import create_backbone
 from hierclass.nested.backbone import reason
@@ -52,7 +52,7 @@ class Teacher:
     @property
     def digest(self) -> str:
         """A SHA-256 sum of weights, classes and preprocessing."""
-        texts = [self.name, dataclasses.asdict(self.preprocessing), self.taxonomy.to_dict()]
+        texts = [self.name, stored_fields(self.preprocessing), self.taxonomy.to_dict()]
         found = hashlib.sha256(json.dumps(texts).encode())
         for name, value in self.classifier.state_dict().items():
             found.update(f"{name} {tuple(value.shape)}".encode())
