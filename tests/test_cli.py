@@ -163,7 +163,7 @@ def test_predict_draws_the_path_with_scores_and_costs(
 ) -> None:
     assert main(["predict", str(photos / "0.png"), "--model", str(tiny_checkpoint)]) == 0
     out = capsys.readouterr().out
-    lines = [line for line in out.splitlines() if line.startswith("level")]
+    lines = [line for line in out.splitlines() if line.startswith("tier")]
     assert [line.split()[1] for line in lines] == ["0", "1", "2"]
     assert all("of the cost" in line for line in lines)
     last = hierclass.load(tiny_checkpoint, device="cpu").predict(photos / "0.png").path
@@ -176,7 +176,7 @@ def test_predict_stops_at_the_level(
     photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(photos / "0.png"), "--level", "1", "--model", str(tiny_checkpoint)]) == 0
-    assert capsys.readouterr().out.count("level") == 2
+    assert capsys.readouterr().out.count("tier") == 2
 
 
 def test_predict_prints_a_line_of_json_for_each_image(
@@ -198,7 +198,7 @@ def test_predict_says_which_image_cannot_be_read_and_draws_the_others(
     assert main(["predict", *images, "--model", str(tiny_checkpoint)]) == 3
     out, err = capsys.readouterr()
     assert err == f"error: {images[0]}: no such file\n"
-    assert "level 2" in out
+    assert "tier 2" in out
 
 
 def test_levels_are_a_table(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
