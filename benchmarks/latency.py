@@ -1,8 +1,8 @@
 """How long each level takes: `python benchmarks/latency.py [--model FOLDER] [--threads N] [--json OUT]`.
 
-Measured is the network alone, from prepared images in memory to logits: `NestedNetwork.forward` at one level, on
-images as large as that level sees them, `refine` through all levels from images for the last one, and for reference
-the dense timm backbone that the network was cut from, with a linear classifier. Reading and decoding images is not in
+Measured is the network alone, from prepared images in memory to logits: `NestedNetwork.forward` at one level, the
+shrinking of images by a level that sees them smaller included, `refine` through all levels, and for reference the
+dense timm backbone that the network was cut from, with a linear classifier. Reading and decoding images is not in
 it. Everything runs in one process and in rounds: each round times every contender once, in an order shuffled anew, so
 that a slow moment of the machine meets all of them alike.
 """
@@ -82,18 +82,14 @@ def refine_all(network: NestedNetwork, images: Tensor) -> Tensor:
 
 
 def contenders(network: NestedNetwork, dense: nn.Module, images: Tensor) -> dict[str, Call]:
-    """Name → call; each gives logits for the batch `images` (B, 3, H, W), at the side that its level sees."""
-    calls: dict[str, Call] = {}
-    for level in range(network.num_levels):
-        seen = images if network.sizes is None else _smaller(images, network.sizes[level])
-        calls[f"level {level}"] = lambda level=level, seen=seen: network(seen, level)  # type: ignore[misc]
+    """Name → call; each gives logits for the batch `images` (B, 3, H, W)."""
+    calls: dict[str, Call] = {
+        f"level {level}": lambda level=level: network(images, level)  # type: ignore[misc]
+        for level in range(network.num_levels)
+    }
     calls[refine_name(network)] = lambda: refine_all(network, images)
     calls["dense"] = lambda: dense(images)
     return calls
-
-
-def _smaller(images: Tensor, side: int) -> Tensor:
-    return images[..., :side, :side].contiguous(memory_format=torch.channels_last)
 
 
 def refine_name(network: NestedNetwork) -> str:

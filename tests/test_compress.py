@@ -282,7 +282,7 @@ def test_the_other_commands_work_on_a_small_model(
     assert (tmp_path / "small.csv").read_text() == (tmp_path / "big.csv").read_text()
     capsys.readouterr()
     assert main(["predict", str(photos[0]), "--model", str(tmp_path / "small")]) == 0
-    assert capsys.readouterr().out.count("level") == 2
+    assert capsys.readouterr().out.count("tier") == 2
     assert main(["levels", "--model", str(tmp_path / "small")]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
     assert [(row[0], row[2], row[-1]) for row in rows] == [("0", "2", "50.0%"), ("1", "5", "25.0%")]
