@@ -96,7 +96,7 @@ def test_a_former_model_predicts_and_is_written_anew_with_the_same_answers(
 
 
 def test_a_run_of_a_former_version_knows_its_model_again(
-    former: tuple[Path, list[list[list[float]]]], tmp_path: Path
+    former: tuple[Path, list[list[list[float]]]],
 ) -> None:
     stored = json.loads((former[0] / "config.json").read_text())
     classifier = hierclass.load(former[0], device="cpu")

@@ -74,7 +74,7 @@ def _read(
         if isinstance(data, ImageError):
             raise data
         found = source(item) if data is None else data
-        if previews and (preview := read_preview(found, decode_side(preprocessing, 1))) is not None:
+        if previews and (preview := read_preview(found, decode_side(preprocessing, margin=1))) is not None:
             return Read(square(preview, preprocessing), before, preview=True)
         return Read(read_square(found, preprocessing), before)
     except ImageError as error:

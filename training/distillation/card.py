@@ -73,14 +73,14 @@ def _training_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 def _how(row: Mapping[str, Any]) -> str:
     """What a level's own recipe may have that differs from the other levels'."""
-    told = [
-        f"{row['statistics']} statistics" if "statistics" in row else "",
-        "" if row.get("train_heads", True) else "head as it began",
-        ""
-        if row.get("interpolate", 1.0) == 1
-        else f"kept {row['interpolate']:g} of the way from its beginning",
-    ]
-    return "".join(f"; {each}" for each in told if each)
+    told = []
+    if "statistics" in row:
+        told.append(f"{row['statistics']} statistics")
+    if not row.get("train_heads", True):
+        told.append("head as it began")
+    if row.get("interpolate", 1.0) != 1:
+        told.append(f"kept {row['interpolate']:g} of the way from its beginning")
+    return "".join(f"; {each}" for each in told)
 
 
 def _untrained_lines(rows: list[dict[str, Any]], num_tiers: int, recipe: Mapping[str, Any]) -> list[str]:

@@ -101,9 +101,7 @@ class DistilFolder:
         kept = self.kept_levels()
         for other in sorted(self.path.glob("level-*/history.jsonl")):
             levels = set(map(int, other.parent.name.split("-")[1:]))
-            measured = (
-                other.stat().st_size > 0
-            )  # a run that has just begun beside this one has kept nothing yet
+            measured = other.stat().st_size > 0  # a run that has just begun has kept nothing yet
             if level not in levels and measured and not levels <= kept:
                 raise InputError(
                     f"{self.model} lacks {other.parent.name}, which was trained; continue with --resume and without "

@@ -224,24 +224,30 @@ def choose_statistics(run: DistilRun, crops: CropSet, val: CropSet, tell: Callab
     often level and teacher agree on the level's tier decides, unless the recipe does; returns "batch" or "pretrained".
     The moving average, which begins as the network, follows. ``tell`` hears what was found.
     """
-    if run.recipe.statistics == "pretrained":
-        return "pretrained"
+    wanted = run.recipe.statistics
+    if wanted == "pretrained":
+        return wanted
     if not has_statistics(run.network):
         return "batch"
-    levels = range(len(run.levels))
-    before = copy.deepcopy(run.network.state_dict())
-    pretrained = [distance(run, run.network, place, val) for place in levels]
+    if wanted == "auto":
+        before, pretrained = copy.deepcopy(run.network.state_dict()), _all_distances(run, val)
     chosen = np.random.default_rng(run.recipe.seed).permutation(len(crops))[: AT_FIRST * MEASURED]
+    images, _ = crops.take(np.sort(chosen).tolist())
     for place, level in enumerate(run.levels):
-        measure_norms(run, run.network, level, crops.take(np.sort(chosen).tolist())[0][place])
-    measured = [distance(run, run.network, place, val) for place in levels]
-    tell(f"with pretrained statistics: {_distances(pretrained)}")
-    tell(f"with statistics of crops: {_distances(measured)}")
-    if run.recipe.statistics == "auto" and _nearness(pretrained) > _nearness(measured):
-        run.network.load_state_dict(before)
-        return "pretrained"
+        measure_norms(run, run.network, level, images[place])
+    if wanted == "auto":
+        measured = _all_distances(run, val)
+        tell(f"with pretrained statistics: {_distances(pretrained)}")
+        tell(f"with statistics of crops: {_distances(measured)}")
+        if _nearness(pretrained) > _nearness(measured):
+            run.network.load_state_dict(before)
+            return "pretrained"
     run.ema.set(run.network)
     return "batch"
+
+
+def _all_distances(run: DistilRun, val: CropSet) -> list[dict[str, Any]]:
+    return [distance(run, run.network, place, val) for place in range(len(run.levels))]
 
 
 def _nearness(rows: Sequence[dict[str, Any]]) -> tuple[float, ...]:
