@@ -37,7 +37,7 @@ def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None, *, sh
     from starlette.middleware import Middleware
 
     from hierclass.page.guard import Guard
-    from hierclass.page.tab_many import MAX_FILE
+    from hierclass.page.tab_batch import MAX_FILE
 
     theme = gr.themes.Default(
         primary_hue="teal",
@@ -139,7 +139,7 @@ def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, po
 
 def _card(model: Path | None, timm: str | None) -> str:
     from hierclass.files import BUNDLED
-    from hierclass.page.about import read_card
+    from hierclass.page.model_info import read_card
 
     if timm is not None:
         return f"timm's `{timm}`, as it is; its probabilities are summed up the tree."

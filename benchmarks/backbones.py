@@ -24,9 +24,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hierclass.backbones import Backbones, Family, to_markdown
 from hierclass.nested import STRUCTURES
-from hierclass.survey import examine, family_of, prove_model
+from hierclass.timm_models.backbone_probe import examine, family_of, prove_model
+from hierclass.timm_models.backbone_table import Backbones, Family, to_markdown
 
 ROOT = Path(__file__).parent.parent
 TABLE, PAGE = ROOT / "hierclass" / "data" / "backbones.json", ROOT / "docs" / "backbones.md"

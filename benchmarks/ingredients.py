@@ -26,18 +26,18 @@ from structures_report import put_into
 from torch.utils.flop_counter import FlopCounterMode
 from updates import leaves_alone
 
-from hierclass.checkpoint import load_checkpoint
-from hierclass.decisions import agree
+from hierclass.checkpoints.checkpoint import load_checkpoint
+from hierclass.decisions.prediction import agree
 from hierclass.errors import HierclassError
 from hierclass.files import replacing
 from hierclass.nested import create_backbone
 from taxonomy import Taxonomy
-from training.batches import evaluation_loader, read_batches
-from training.data import ImageSet, read_images, split
-from training.loop import fit
-from training.metrics import wilson_interval
-from training.recipe import Recipe
-from training.run import make_network
+from training.data.batches import evaluation_loader, read_batches
+from training.data.samples import ImageSet, read_images, split
+from training.evaluation.metrics import wilson_interval
+from training.recipe.recipe import Recipe
+from training.trainer.loop import fit
+from training.trainer.run import make_network
 
 OUT = Path(__file__).parent / "results" / "ingredients.json"
 WORK = Path("runs") / "ingredients"

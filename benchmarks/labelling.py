@@ -42,14 +42,14 @@ from timm.data import create_dataset, create_loader
 
 import hierclass
 from hierclass.classifier import Classifier
-from hierclass.climbing import Crew
-from hierclass.images import decode_side, read_square
+from hierclass.decisions.cascade import Crew
+from hierclass.decisions.exit_policy import LevelWish, Request, Stopping
+from hierclass.images.decoding import decode_side, read_square
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.labelling.inputs import list_inputs
-from hierclass.labelling.readers import num_cores, read_ahead
-from hierclass.labelling.reading import Reading
-from hierclass.labelling.stream import outcomes
-from hierclass.preprocessing import Preprocessing
-from hierclass.stopping import LevelWish, Request, Stopping
+from hierclass.labelling.pipeline import outcomes
+from hierclass.labelling.read_ahead import num_cores, read_ahead
+from hierclass.labelling.read_input import Reading
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZES = {"web": (500, 400), "phone": (4032, 3024)}

@@ -23,10 +23,10 @@ from rich.table import Table
 
 from hierclass.errors import InputError
 from taxonomy.folders import IMAGE_ENDINGS
-from training.batches import read_training_batches, training_loader
-from training.data import ImageSet, decode_small
-from training.order import Order
-from training.pace import cores
+from training.data.batches import read_training_batches, training_loader
+from training.data.sampler import Order
+from training.data.samples import ImageSet, decode_small
+from training.trainer.throughput import cores
 
 POLICY = "rand-m7-n2-mstd0.5"
 

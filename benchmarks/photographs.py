@@ -22,10 +22,10 @@ from rich.table import Table
 
 import hierclass
 from hierclass.classifier import Classifier
-from hierclass.decisions import Prediction
-from hierclass.images import decode_side, read_input
-from hierclass.inputs import find_inputs
-from hierclass.preprocessing import Preprocessing
+from hierclass.decisions.prediction import Prediction
+from hierclass.images.decoding import decode_side, read_input
+from hierclass.images.discovery import find_inputs
+from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
 BATCH = 50

@@ -8,8 +8,8 @@ from typing import Any
 
 from structures_rows import ROWS
 
-from hierclass.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
-from hierclass.compress import ROUNDS, compare, compress
+from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
+from hierclass.checkpoints.compress import ROUNDS, compare, compress
 from hierclass.files import WEIGHTS_FILE
 
 Result = dict[str, Any]

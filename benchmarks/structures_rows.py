@@ -1,6 +1,6 @@
 """The rows of `benchmarks/structures.py`: which networks are compared, and how each is trained and judged.
 
-Everything is trained by the product: `training.loop.fit` with a `training.recipe.Recipe`.
+Everything is trained by the product: `training.trainer.loop.fit` with a `training.recipe.recipe.Recipe`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from accelerate import Accelerator
 from rich.console import Console
 from structures_settings import Settings, matching_channels, matching_widths
 
-from hierclass.checkpoint import load_checkpoint
+from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.files import WEIGHTS_FILE
 from hierclass.nested import DEFAULT_SHARES
 from taxonomy import Taxonomy
-from training.batches import evaluation_loader, read_batches, read_training_batches, training_loader
-from training.data import read_images, split
-from training.loading import load_data
-from training.loop import evaluate_run, fit
-from training.metrics import wilson_interval
-from training.order import Order
-from training.recipe import Recipe
-from training.reports import Reporter
-from training.run import Run, make_architecture
+from training.data.batches import evaluation_loader, read_batches, read_training_batches, training_loader
+from training.data.load import load_data
+from training.data.sampler import Order
+from training.data.samples import read_images, split
+from training.evaluation.console import Reporter
+from training.evaluation.metrics import wilson_interval
+from training.recipe.recipe import Recipe
+from training.trainer.loop import evaluate_run, fit
+from training.trainer.run import Run, make_architecture
 
 DEPTHS = (0.34, 0.67, 1.0)
 DENSITIES = (0.1, 0.3, 1.0)

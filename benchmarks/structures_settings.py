@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone, nest
 from hierclass.nested.boundaries import boundaries
 from taxonomy import Taxonomy
-from training.recipe import Recipe
+from training.recipe.recipe import Recipe
 
 BACKBONE = "resnet10t"
 STAGES = 4

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, nest
 from hierclass.nested.fuse import fuse
-from training.losses import Trainee
+from training.trainer.losses import Trainee
 
 BATCHES = (1, 32)
 REFERENCE, UPDATE = "dense: level 2", "dense: update"

@@ -1,8 +1,9 @@
 """How long training a nested network takes beside training its dense backbone once: `python benchmarks/updates.py`.
 
-Timed is one whole update as `hierclass-train fit` does it (`training.run.Run.step`: forward, loss, backward, optimiser,
-moving average) on images that are in memory already. The dense network is the same backbone, uncut, learning the
-leaves alone with the same recipe. Both run in one process and in rounds, in an order shuffled anew each round.
+Timed is one whole update as `hierclass-train fit` does it (`training.trainer.run.Run.step`: forward, loss, backward,
+optimiser, moving average) on images that are in memory already. The dense network is the same backbone, uncut,
+learning the leaves alone with the same recipe. Both run in one process and in rounds, in an order shuffled
+anew each round.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from rich.table import Table
 from hierclass.errors import HierclassError
 from hierclass.files import replacing
 from taxonomy import Taxonomy
-from training.batches import TrainingBatch
-from training.order import Share
-from training.presets import read_preset
-from training.recipe import Recipe
-from training.run import Run
+from training.data.batches import TrainingBatch
+from training.data.sampler import Share
+from training.recipe.presets import read_preset
+from training.recipe.recipe import Recipe
+from training.trainer.run import Run
 
 STEPS = 1_000_000
 """Of an epoch that never ends: a schedule of its length hardly moves."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 import hierclass
-from hierclass.terminal import draw_path
+from hierclass.cli.terminal import draw_path
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,11 +25,11 @@ from hierclass.errors import (
 )
 
 if TYPE_CHECKING:
-    from hierclass.calibration import Threshold
     from hierclass.classifier import Classifier, Level, load
-    from hierclass.decisions import Prediction, Step
+    from hierclass.decisions.calibration import Threshold
+    from hierclass.decisions.prediction import Prediction, Step
     from hierclass.labelling import Row, label
-    from hierclass.wrapped import from_timm
+    from hierclass.timm_models.from_timm import from_timm
 
 __version__ = "0.1.0"
 
@@ -56,11 +56,11 @@ __all__ = [
 _LAZY = {
     "Classifier": "hierclass.classifier",
     "Level": "hierclass.classifier",
-    "Prediction": "hierclass.decisions",
+    "Prediction": "hierclass.decisions.prediction",
     "Row": "hierclass.labelling",
-    "Step": "hierclass.decisions",
-    "Threshold": "hierclass.calibration",
-    "from_timm": "hierclass.wrapped",
+    "Step": "hierclass.decisions.prediction",
+    "Threshold": "hierclass.decisions.calibration",
+    "from_timm": "hierclass.timm_models.from_timm",
     "label": "hierclass.labelling",
     "load": "hierclass.classifier",
 }

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hierclass.calibration import Decision, Threshold
-from hierclass.checkpoint import Checkpoint, load_checkpoint, stored_fields
-from hierclass.decisions import Prediction, agree, decide
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, stored_fields
+from hierclass.decisions.calibration import Decision, Threshold
+from hierclass.decisions.prediction import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
 from hierclass.files import BUNDLED
-from hierclass.images import ImageSource, read_input
+from hierclass.images.decoding import ImageSource, read_input
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import NestedNetwork, answer_costs
 from hierclass.nested.fuse import fuse
-from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
 BATCH_SIZE = 64
@@ -123,7 +123,7 @@ class Classifier:
 
     @property
     def lower_weight(self) -> float:
-        """How much the answers of lower levels count in that of a level (`hierclass.decisions.consensus`)."""
+        """How much the answers of lower levels count in that of a level (see `consensus`)."""
         return self._decision.lower_weight
 
     @property
@@ -149,7 +149,7 @@ class Classifier:
         return self._network
 
     def to_input(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Return the network's input for images (B, size, size, 3), prepared by `hierclass.images.square`."""
+        """Return the network's input for images (B, size, size, 3), prepared by `hierclass.images.decoding.square`."""
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()
         return pixels.div_(255).sub_(self._mean).div_(self._std)  # in place: a third of the time
 

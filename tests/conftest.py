@@ -61,8 +61,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real, untrained model: timm's test_resnet, 3 levels, 32 pixels, the tree above."""
     import torch
 
-    from hierclass.checkpoint import Architecture, Checkpoint, build, save_checkpoint
-    from hierclass.preprocessing import Preprocessing
+    from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, save_checkpoint
+    from hierclass.images.preprocessing import Preprocessing
 
     torch.manual_seed(0)
     taxonomy = make_tiny_taxonomy()

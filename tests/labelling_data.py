@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hierclass.classifier import Classifier
-from hierclass.labelling import passes
-from hierclass.labelling.folder import RunFolder
-from hierclass.labelling.jobs import Job, Run
-from hierclass.labelling.reading import Reading
-from hierclass.stopping import LevelWish, Request
+from hierclass.decisions.exit_policy import LevelWish, Request
+from hierclass.labelling import run_pass as passes
+from hierclass.labelling.read_input import Reading
+from hierclass.labelling.run import Job, Run
+from hierclass.labelling.run_folder import RunFolder
 
 READING = Reading(batch_size=4, workers=2)
 

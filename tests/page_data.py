@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hierclass.checkpoint import load_checkpoint
+from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
 
 ROOT = Path(__file__).parent.parent

@@ -20,7 +20,7 @@ from training_data import write_folder, write_parquet
 from typer.testing import CliRunner
 
 import hierclass
-from hierclass.checkpoint import save_checkpoint
+from hierclass.checkpoints.checkpoint import save_checkpoint
 from taxonomy import Taxonomy
 
 ROOT = Path(__file__).parent.parent

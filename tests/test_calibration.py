@@ -14,9 +14,9 @@ import pytest
 
 import hierclass
 from hierclass import Classifier, InputError, Threshold
-from hierclass.calibration import Decision, first_levels
-from hierclass.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from hierclass.compress import compress
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.compress import compress
+from hierclass.decisions.calibration import Decision, first_levels
 from hierclass.errors import CheckpointError
 
 

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from hierclass.checkpoint import (
+from hierclass.checkpoints.checkpoint import (
     Architecture,
     Checkpoint,
     Preprocessing,

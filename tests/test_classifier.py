@@ -18,12 +18,12 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 import hierclass
-from hierclass.checkpoint import build
+from hierclass.checkpoints.checkpoint import build
 from hierclass.classifier import BATCH_SIZE, Classifier
-from hierclass.decisions import Prediction
+from hierclass.cli.terminal import draw_path
+from hierclass.decisions.prediction import Prediction
 from hierclass.errors import CheckpointError, ImageError, InputError, LevelError
-from hierclass.images import preprocess, read_image
-from hierclass.terminal import draw_path
+from hierclass.images.decoding import preprocess, read_image
 
 Picture = NDArray[np.uint8]
 

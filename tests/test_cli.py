@@ -245,7 +245,7 @@ def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("hierclass.labelling.stream.outcomes", fail)
+    monkeypatch.setattr("hierclass.labelling.pipeline.outcomes", fail)
     arguments = ["label", str(photos), "--model", str(tiny_checkpoint)]
     assert main(arguments) == 1
     line = one_error(capsys)
@@ -355,7 +355,7 @@ class Stopped:
         self.listed = folder / "list.txt"
         self.listed.write_text(f"{photos / '0.png'}\n" * 1_200)
         script = (
-            "import sys\nfrom hierclass.labelling import passes\nfrom hierclass.cli import main\n"
+            "import sys\nfrom hierclass.labelling import run_pass as passes\nfrom hierclass.cli import main\n"
             "passes.PART_ROWS = 8\nsys.exit(main(sys.argv[1:]))\n"
         )
         self.arguments = [sys.executable, "-c", script, "label", "-", "-o", str(self.target)]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import hierclass
-from hierclass.calibration import Decision, Threshold
 from hierclass.classifier import Classifier
-from hierclass.climbing import Climber
+from hierclass.decisions.calibration import Decision, Threshold
+from hierclass.decisions.cascade import Climber
+from hierclass.decisions.exit_policy import Answers, Reason, Request, Stopping
 from hierclass.errors import InputError
-from hierclass.stopping import Answers, Reason, Request, Stopping
 
 
 @pytest.fixture(scope="module")

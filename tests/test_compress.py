@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hierclass.calibration import Decision
-from hierclass.checkpoint import (
+from hierclass.checkpoints.checkpoint import (
     Architecture,
     Checkpoint,
     Preprocessing,
@@ -27,9 +26,10 @@ from hierclass.checkpoint import (
     save_checkpoint,
     stored_dtype,
 )
+from hierclass.checkpoints.compress import compare, compress
 from hierclass.classifier import Classifier
 from hierclass.cli import main
-from hierclass.compress import compare, compress
+from hierclass.decisions.calibration import Decision
 from hierclass.errors import LevelError
 from hierclass.files import BUNDLED
 from hierclass.nested import NestedNetwork
@@ -91,8 +91,8 @@ def big(
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """How long things take is nobody's business here."""
-    monkeypatch.setattr("hierclass.compress.ROUNDS", 2)
-    monkeypatch.setattr("hierclass.compress.SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("hierclass.checkpoints.compress.ROUNDS", 2)
+    monkeypatch.setattr("hierclass.checkpoints.compress.SAMPLE_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,9 @@ def test_whoever_stops_the_timing_hears_that_the_model_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("hierclass.compress.compare", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(
+        "hierclass.checkpoints.compress.compare", lambda *_: signal.raise_signal(signal.SIGINT)
+    )
     assert run(tiny_checkpoint, 0, tmp_path / "small") == 130
     assert capsys.readouterr().err == (
         f"error: timing was stopped; the model is written: {tmp_path / 'small'}\n"

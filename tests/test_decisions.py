@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from hierclass.decisions import Prediction, agree, decide, follow
+from hierclass.decisions.prediction import Prediction, agree, decide, follow
 from hierclass.errors import LevelError
 from taxonomy import Node, Taxonomy
 

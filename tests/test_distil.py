@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import hierclass
-from hierclass.checkpoint import load_checkpoint
-from hierclass.images import preprocess
+from hierclass.checkpoints.checkpoint import load_checkpoint
+from hierclass.images.decoding import preprocess
 from hierclass.nested.prefix import PrefixNetwork
 from taxonomy import Taxonomy
 from training.distillation.crops import shrink_pixels

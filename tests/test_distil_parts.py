@@ -14,18 +14,18 @@ from distil_data import make_classifier, make_recipe, run, write_photographs, wr
 from PIL import Image
 from training_data import draw, jpeg, write_parquet
 
-from hierclass.checkpoint import Architecture, Checkpoint, build, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, load_checkpoint, save_checkpoint
 from hierclass.errors import BackboneError, InputError
-from hierclass.preprocessing import Preprocessing
+from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
+from training.data.mixup import blend
 from training.distillation.answering import OnBytes, _by_onnxruntime, by_torch
 from training.distillation.crops import Cutter, shrink_pixels
 from training.distillation.objective import TeacherLoss
 from training.distillation.photographs import list_photographs
 from training.distillation.store import ANSWERS, SIDES, Column, CropStore
 from training.distillation.teacher import model_teacher, timm_teacher
-from training.mixing import blend
-from training.norms import measure_statistics
+from training.trainer.sync_batchnorm import measure_statistics
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hierclass
-from hierclass.checkpoint import save_checkpoint
+from hierclass.checkpoints.checkpoint import save_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.errors import BackboneError, CheckpointError, InputError, TaxonomyError
 from hierclass.page.drawing import draw_headline, draw_steps
-from hierclass.page.stages import Wish, climb
-from hierclass.timm_classifier import read_preprocessing
-from hierclass.wrapped import from_timm
+from hierclass.page.single import Wish, climb
+from hierclass.timm_models.from_timm import from_timm
+from hierclass.timm_models.pretrained_classifier import read_preprocessing
 from taxonomy import Node, Taxonomy
 
 ROOT = Path(__file__).parent.parent

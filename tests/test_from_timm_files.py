@@ -18,7 +18,7 @@ from torch import nn
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import CheckpointError, HierclassError
-from hierclass.wrapped import from_timm
+from hierclass.timm_models.from_timm import from_timm
 
 
 @pytest.fixture(scope="module")

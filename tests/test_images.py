@@ -19,8 +19,8 @@ from labelling_data import with_thumbnail
 from PIL import Image, ImageFile, features
 
 from hierclass.errors import ImageError
-from hierclass.images import preprocess, read_image, read_input, read_preview, resize_side
-from hierclass.preprocessing import Preprocessing
+from hierclass.images.decoding import preprocess, read_image, read_input, read_preview, resize_side
+from hierclass.images.preprocessing import Preprocessing
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 SIZE = 32
@@ -297,7 +297,7 @@ def test_a_bomb_costs_neither_time_nor_memory(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from hierclass.errors import ImageError\n"
-        "from hierclass.images import read_image\n"
+        "from hierclass.images.decoding import read_image\n"
         "try: read_image(sys.argv[1], min_side=64)\n"
         "except ImageError as error: print(error)\n"
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"

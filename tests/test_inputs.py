@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hierclass.errors import InputError
-from hierclass.inputs import display_name, find_inputs
+from hierclass.images.discovery import display_name, find_inputs
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError, LevelError
-from hierclass.images import read_square
-from hierclass.labelling.reading import Reading
+from hierclass.images.decoding import read_square
+from hierclass.labelling.read_input import Reading
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from PIL import Image
 from test_images import png_of_one_colour
 
 import hierclass
-from hierclass.labelling.reading import Reading
+from hierclass.labelling.read_input import Reading
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 import hierclass
+from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
-from hierclass.labelling.folder import RunFolder
-from hierclass.labelling.jobs import Job, Run
-from hierclass.labelling.reading import Reading
-from hierclass.stopping import Request
+from hierclass.labelling.read_input import Reading
+from hierclass.labelling.run import Job, Run
+from hierclass.labelling.run_folder import RunFolder
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'hierclass[ray]'")
 READING = Reading(batch_size=4)
@@ -109,7 +109,7 @@ def test_a_worker_takes_up_what_a_lost_one_had_finished(
     there: tuple[Path, list[dict[str, Any]]], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     from hierclass.labelling.cluster import _Worker
-    from hierclass.labelling.passes import Pass
+    from hierclass.labelling.run_pass import Pass
 
     folder = RunFolder(Path(shutil.copytree(there[0], tmp_path / "run")))
     what = Pass(generation=0, request=Request(level=1), reading=READING)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hierclass.errors import ImageError, InputError
-from hierclass.images import read_image
+from hierclass.images.decoding import read_image
 from hierclass.labelling.inputs import Input, ParquetRows, list_inputs, source, stamp
 
 

@@ -14,14 +14,14 @@ import pytest
 from labelling_data import READING, breaking, job, label, make_photos, rows, run_in
 
 import hierclass
-from hierclass.checkpoint import load_checkpoint, save_checkpoint
+from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.cli import main
+from hierclass.decisions.exit_policy import Request
 from hierclass.errors import HierclassError, InputError
-from hierclass.labelling import passes
-from hierclass.labelling.folder import Part, RunFolder
-from hierclass.labelling.jobs import Job
-from hierclass.stopping import Request
+from hierclass.labelling import run_pass as passes
+from hierclass.labelling.run import Job
+from hierclass.labelling.run_folder import Part, RunFolder
 from taxonomy import Taxonomy
 
 
@@ -149,7 +149,7 @@ def test_rows_stay_when_their_archive_changes_later(
 def test_classes_with_underscores_in_their_names_can_be_named(
     tiny_taxonomy: Taxonomy,
 ) -> None:
-    from hierclass.stopping import allowed_classes
+    from hierclass.decisions.exit_policy import allowed_classes
 
     nodes = [
         dataclasses.replace(node, id=f"my_{node.id}", name=f"a_{node.name}") for node in tiny_taxonomy.nodes

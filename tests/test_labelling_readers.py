@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from labelling_data import make_photos
 
-from hierclass.labelling import processes, readers
+from hierclass.images.preprocessing import Preprocessing
+from hierclass.labelling import read_ahead as readers
+from hierclass.labelling import reader_processes as processes
 from hierclass.labelling.inputs import Input, list_inputs
-from hierclass.labelling.readers import read_ahead
-from hierclass.labelling.reading import Read, Reading
-from hierclass.preprocessing import Preprocessing
+from hierclass.labelling.read_ahead import read_ahead
+from hierclass.labelling.read_input import Read, Reading
 
 WHAT = Preprocessing(32)
 ROOT = Path(__file__).parent.parent
@@ -64,7 +65,7 @@ def test_an_image_that_ends_its_process_is_the_only_one_to_have_an_error(
 ) -> None:
     program = processes.PROGRAM.replace(
         "serve(int",
-        "from hierclass.labelling import reading\n"
+        "from hierclass.labelling import read_input as reading\n"
         "real = reading.source\n"
         "def source(item):\n"
         "    if item.path.endswith('13.png'):\n"
@@ -110,10 +111,10 @@ def test_where_no_process_starts_threads_read(photos: Path, monkeypatch: pytest.
 def test_processes_end_when_the_one_that_they_read_for_is_killed(photos: Path) -> None:
     script = (
         "import sys, time\n"
-        "from hierclass.labelling import readers\n"
+        "from hierclass.labelling import read_ahead as readers\n"
         "from hierclass.labelling.inputs import Input\n"
-        "from hierclass.labelling.reading import Reading\n"
-        "from hierclass.preprocessing import Preprocessing\n"
+        "from hierclass.labelling.read_input import Reading\n"
+        "from hierclass.images.preprocessing import Preprocessing\n"
         "inputs = ((n, Input(sys.argv[1])) for n in range(10**6))\n"
         "how = Reading(workers=2, processes=True)\n"
         "for n, _, found in readers.read_ahead(inputs, Preprocessing(32), how):\n"

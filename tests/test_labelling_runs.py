@@ -23,12 +23,12 @@ from PIL import Image
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.cli import main
+from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
-from hierclass.labelling import passes
-from hierclass.labelling.folder import RunFolder
+from hierclass.labelling import run_pass as passes
 from hierclass.labelling.inputs import Shard
-from hierclass.labelling.jobs import Job
-from hierclass.stopping import Request
+from hierclass.labelling.run import Job
+from hierclass.labelling.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300
@@ -127,7 +127,7 @@ def test_two_runs_on_one_folder_are_refused(classifier: Classifier, photos: Path
     folder = tmp_path / "run"
     folder.mkdir()
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom hierclass.labelling.folder import RunFolder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom hierclass.labelling.run_folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).lock():\n    print('held', flush=True)\n    time.sleep(600)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, cwd=ROOT)
@@ -407,7 +407,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_every_input_once(
     arguments = ["label", *[str(photos)] * 40, "-o", str(target), "--level", "0", "--batch-size", "4"]
     arguments += ["--model", str(tiny_checkpoint), "--device", "cpu"]
     processes = multiprocessing.get_context("forkserver")  # imports torch once, not for every process
-    processes.set_forkserver_preload(["hierclass.cli", "hierclass.classifier", "hierclass.labelling.jobs"])
+    processes.set_forkserver_preload(["hierclass.cli", "hierclass.classifier", "hierclass.labelling.run"])
     moments, unfinished = random.Random(0), 0
     for _ in range(20):
         process = processes.Process(target=label_in_parts, args=(arguments,))

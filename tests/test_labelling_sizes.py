@@ -13,12 +13,12 @@ from labelling_data import job, label, rows, run_in
 from PIL import Image
 
 import hierclass
-from hierclass.checkpoint import Architecture, Checkpoint, build, save_checkpoint
+from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, save_checkpoint
 from hierclass.classifier import Classifier
-from hierclass.climbing import Crew
-from hierclass.images import decode_side, read_image, read_square, resize_side
-from hierclass.preprocessing import Preprocessing
-from hierclass.stopping import Request
+from hierclass.decisions.cascade import Crew
+from hierclass.decisions.exit_policy import Request
+from hierclass.images.decoding import decode_side, read_image, read_square, resize_side
+from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
 SIZES = (32, 48, 64)

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hierclass.decisions.exit_policy import Answers, Reason
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import Input, Stamp
 from hierclass.labelling.rows import Outcome, Row, Texts, columns
-from hierclass.labelling.tables import check_target, open_table, write_table
-from hierclass.stopping import Answers, Reason
+from hierclass.labelling.table_writers import check_target, open_table, write_table
 from taxonomy import Node, Taxonomy
 
 FORMATS = (".csv", ".jsonl", ".parquet")

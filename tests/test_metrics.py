@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from taxonomy import Node, Taxonomy
-from training import metrics
+from training.evaluation import metrics
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
 
 from taxonomy import Taxonomy
-from training import findings, metrics
-from training.answers import Answers
+from training.evaluation import metrics
+from training.evaluation import report_data as findings
+from training.evaluation.predictions import Answers
 
 RANDOM = np.random.default_rng(7)
 COUNT = 400

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hierclass.checkpoint import (
+from hierclass.checkpoints.checkpoint import (
     Architecture,
     Checkpoint,
     Preprocessing,
@@ -16,7 +16,7 @@ from hierclass.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from hierclass.compress import compress
+from hierclass.checkpoints.compress import compress
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.nested import create_backbone, nest
 from hierclass.nested.fuse import fuse

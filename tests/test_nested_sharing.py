@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from hierclass.checkpoint import Architecture, Checkpoint, build, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, load_checkpoint, save_checkpoint
 from hierclass.errors import BackboneError
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import create_backbone, nest
 from hierclass.nested.fuse import fuse
 from hierclass.nested.prefix import PrefixNetwork
 from hierclass.nested.resize import Resize
-from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
 SIZE = (3, 64, 64)

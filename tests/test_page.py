@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from training_data import write_parquet
 
-from hierclass.checkpoint import load_checkpoint, save_checkpoint
+from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from hierclass.errors import InputError
 from taxonomy import Node, Taxonomy
-from training import findings
-from training.evaluate import Evaluation, calibrate_checkpoint, measures, run_checkpoint
-from training.page import claim_folder, thumbnail, write_report
+from training.evaluation import report_data as findings
+from training.evaluation.evaluate import Evaluation, calibrate_checkpoint, measures, run_checkpoint
+from training.evaluation.html_report import claim_folder, thumbnail, write_report
 
 EVIL = "<script>alert('$\\frac{1}{0}$')</script> & \"quoted\""
 """A name as an attacker, or a careless person, writes it: markup, mathematics, quotes."""
@@ -296,7 +296,9 @@ def test_a_folder_that_may_not_be_written_to_is_told(tmp_path: Path, monkeypatch
     def refuse(**_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("training.page.tempfile.TemporaryFile", refuse)  # tests may run as root, who may all
+    monkeypatch.setattr(
+        "training.evaluation.html_report.tempfile.TemporaryFile", refuse
+    )  # tests may run as root, who may all
     with pytest.raises(InputError, match="cannot be written: Permission denied"):
         claim_folder(tmp_path)
 

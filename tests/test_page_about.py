@@ -11,8 +11,8 @@ from page_data import CAT, calibrated
 import hierclass
 from hierclass.errors import InputError
 from hierclass.files import BUNDLED
-from hierclass.page.about import draw_found, draw_levels, draw_tree_list, read_card, search
-from hierclass.page.stages import Wish, climb
+from hierclass.page.model_info import draw_found, draw_levels, draw_tree_list, read_card, search
+from hierclass.page.single import Wish, climb
 from taxonomy import Node, Taxonomy
 
 pytest.importorskip("plotly", reason="plotly is not installed")

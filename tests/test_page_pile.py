@@ -22,11 +22,11 @@ from page_data import CAT, EXAMPLES, calibrated, sent
 import hierclass
 from hierclass.errors import ImageError, InputError
 from hierclass.labelling.rows import columns
-from hierclass.page import pile as piles
+from hierclass.page import batch_job as piles
 from hierclass.page import uploads as upload_rules
-from hierclass.page.pile import draw_progress, gather, label_pile, table_rows, write_tables
-from hierclass.page.stages import Wish
-from hierclass.page.turns import Turns
+from hierclass.page.batch_job import draw_progress, gather, label_pile, table_rows, write_tables
+from hierclass.page.queue import Turns
+from hierclass.page.single import Wish
 from hierclass.page.unpacking import MAX_DIRECTORY, Space, unpack
 from hierclass.page.uploads import Uploads
 

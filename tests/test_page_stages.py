@@ -11,14 +11,14 @@ import pytest
 from page_data import CAT, calibrated
 
 import hierclass
-from hierclass.checkpoint import load_checkpoint
+from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
+from hierclass.decisions.exit_policy import Reason
 from hierclass.errors import ImageError, InputError, LevelError
-from hierclass.page import wording
-from hierclass.page.answers import class_answer, model_answer, stage_answer
+from hierclass.page import messages as wording
 from hierclass.page.drawing import draw_headline, draw_numbers, draw_steps, draw_trouble
-from hierclass.page.stages import Wish, climb, make_wish
-from hierclass.stopping import Reason
+from hierclass.page.endpoint_types import class_answer, model_answer, stage_answer
+from hierclass.page.single import Wish, climb, make_wish
 from taxonomy import Taxonomy
 
 
@@ -41,7 +41,7 @@ def test_levels_arrive_coarse_first_and_add_up_to_the_full_cost(classifier: Any)
 
 
 def test_steps_that_reuse_nothing_are_shown_at_their_own_cost(classifier: Any) -> None:
-    from hierclass.checkpoint import build
+    from hierclass.checkpoints.checkpoint import build
     from hierclass.classifier import Classifier
 
     given = {"structure": "masks", "widths": None, "densities": (0.25, 0.5, 1.0)}

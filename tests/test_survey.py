@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import timm
 
-import hierclass.survey
-from hierclass.backbones import (
+import hierclass.timm_models.backbone_probe
+from hierclass.cli import main
+from hierclass.errors import BackboneError
+from hierclass.nested import STRUCTURES, create_backbone, nest
+from hierclass.timm_models.backbone_probe import examine, family_of, image_size, prove_model
+from hierclass.timm_models.backbone_table import (
     Backbones,
     Family,
     models_to_try,
@@ -19,10 +23,6 @@ from hierclass.backbones import (
     shipped_backbones,
     to_markdown,
 )
-from hierclass.cli import main
-from hierclass.errors import BackboneError
-from hierclass.nested import STRUCTURES, create_backbone, nest
-from hierclass.survey import examine, family_of, image_size, prove_model
 
 ROOT = Path(__file__).parent.parent
 SMALL = Backbones(
@@ -61,7 +61,7 @@ def test_a_refusal_says_what_to_do_instead() -> None:
 
 
 def test_a_model_whose_level_0_is_hardly_cheaper_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hierclass.survey, "MAX_SHARE", 0.01)
+    monkeypatch.setattr(hierclass.timm_models.backbone_probe, "MAX_SHARE", 0.01)
     finding = examine("test_resnet", count=False)
     assert not finding.nests
     assert "of the weights, so it is hardly cheaper" in finding.reason
@@ -72,7 +72,7 @@ def test_what_is_not_foreseen_is_noted_as_a_fault_of_ours(monkeypatch: pytest.Mo
     def fail(*args: object, **named: object) -> None:
         raise KeyError("surprise\nand more")
 
-    monkeypatch.setattr(hierclass.survey, "analyse", fail)
+    monkeypatch.setattr(hierclass.timm_models.backbone_probe, "analyse", fail)
     finding = examine("test_resnet")
     assert finding.unexpected
     assert finding.reason == "KeyError: 'surprise\\nand more'"

@@ -12,14 +12,14 @@ import pytest
 import torch
 from training_data import draw
 
-from hierclass.checkpoint import Checkpoint, load_checkpoint
-from hierclass.decisions import agree
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from hierclass.decisions.prediction import agree
 from hierclass.errors import InputError
-from hierclass.images import preprocess
+from hierclass.images.decoding import preprocess
 from taxonomy import Taxonomy
-from training import answers
-from training.answers import Answers, collect_answers, images_to_keep
-from training.data import ImageSet
+from training.data.samples import ImageSet
+from training.evaluation import predictions as answers
+from training.evaluation.predictions import Answers, collect_answers, images_to_keep
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training.balance import balanced_order, log_priors
-from training.losses import NestedLoss
-from training.metrics import balanced_accuracy
-from training.order import Order
-from training.recipe import Recipe
+from training.data.class_balance import balanced_order, log_priors
+from training.data.sampler import Order
+from training.evaluation.metrics import balanced_accuracy
+from training.recipe.recipe import Recipe
+from training.trainer.losses import NestedLoss
 
 COUNTS = [30, 10, 10, 20, 10, 5, 5, 1, 1, 4, 2, 2]
 """Training images of the 12 leaves: 50 dogs, 30 cats, 10 birds, 6 cars, 4 boats."""

@@ -18,17 +18,23 @@ from scipy.stats import binomtest
 from sklearn.metrics import log_loss
 from training_data import write_parquet
 
-from hierclass.calibration import Decision
-from hierclass.checkpoint import load_checkpoint, save_checkpoint
-from hierclass.decisions import agree
+from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from hierclass.decisions.calibration import Decision
+from hierclass.decisions.prediction import agree
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training import calibration, metrics
-from training.answers import Answers, best_classes
-from training.calibration import MIN_IMAGES, calibrate, find_threshold, fit_temperature, score_answers
-from training.card import replace_calibration
-from training.evaluate import calibrate_checkpoint, evaluate_checkpoint
-from training.reports import calibration_table, stored_table, threshold_table
+from training.evaluation import calibration, metrics
+from training.evaluation.calibration import (
+    MIN_IMAGES,
+    calibrate,
+    find_threshold,
+    fit_temperature,
+    score_answers,
+)
+from training.evaluation.console import calibration_table, stored_table, threshold_table
+from training.evaluation.evaluate import calibrate_checkpoint, evaluate_checkpoint
+from training.evaluation.model_card import replace_calibration
+from training.evaluation.predictions import Answers, best_classes
 
 SIZES = (2, 5, 12)
 
@@ -214,7 +220,7 @@ def test_the_proof_is_the_wilson_interval_of_scipy() -> None:
 
 
 def test_too_few_images_are_refused_and_say_nothing_in_results(tiny_taxonomy: Taxonomy) -> None:
-    from training.evaluate import calibrated
+    from training.evaluation.evaluate import calibrated
 
     few = make_answers(tiny_taxonomy, MIN_IMAGES - 1, sharpness=(1, 1, 1))
     with pytest.raises(InputError, match="49 labelled images are too few to calibrate on; give at least 50"):

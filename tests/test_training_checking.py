@@ -15,14 +15,14 @@ from rich.console import Console
 from training_data import draw, jpeg, write_folder
 
 from hierclass.errors import ImageError, InputError
-from hierclass.images import read_header
+from hierclass.images.decoding import read_header
 from taxonomy import Taxonomy
-from training import checking
-from training.checking import Findings, check_mode, digest_of, look, look_at_all
-from training.data import ImageSet, Unreadable, split_by_share
-from training.loading import load_data
-from training.recipe import Recipe
-from training.reports import Reporter
+from training.data import dataset_check as checking
+from training.data.dataset_check import Findings, check_mode, digest_of, look, look_at_all
+from training.data.load import load_data
+from training.data.samples import ImageSet, Unreadable, split_by_share
+from training.evaluation.console import Reporter
+from training.recipe.recipe import Recipe
 
 
 def encoded(kind: str, size: int = 200) -> bytes:
@@ -145,7 +145,7 @@ def test_a_second_start_does_not_look_again(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("training.loading.look_at_all", refuse)
+    monkeypatch.setattr("training.data.load.look_at_all", refuse)
     again = load(photographs, tmp_path / "run")
     assert "checked" not in again[2]
     assert [list(part.names) for part in again[:2]] == [list(part.names) for part in first[:2]]

@@ -20,10 +20,9 @@ from training_data import write_folder, write_parquet
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training import options
-from training.cli import main
-from training.exits import one_line_errors
-from training.state import save_state
+from training.cli import main, options
+from training.cli.exits import one_line_errors
+from training.trainer.resume_state import save_state
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = Path("last") / "state.safetensors"
@@ -170,7 +169,7 @@ def test_an_option_that_contradicts_the_resumed_run_is_refused(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from training.cli import app
-    from training.recipe import Recipe
+    from training.recipe.recipe import Recipe
 
     Recipe(data=("x",), taxonomy="tiny-imagenet", lr=0.1).save(tmp_path / "recipe.json")
     (tmp_path / "last").mkdir()
@@ -187,7 +186,7 @@ def test_an_option_that_contradicts_the_resumed_run_is_refused(
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The recipes of the runs that a command would start."""
     recipes: list[Any] = []
-    monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: recipes.append(recipe))
+    monkeypatch.setattr("training.trainer.loop.fit", lambda recipe, out, **_: recipes.append(recipe))
     return recipes
 
 
@@ -207,7 +206,7 @@ def test_a_run_remembers_its_data_by_absolute_paths(
 
 def test_what_stopped_the_first_epoch_can_be_changed_on_resuming(tmp_path: Path, started: list[Any]) -> None:
     from training.cli import app
-    from training.recipe import Recipe
+    from training.recipe.recipe import Recipe
 
     Recipe(data=("x",), taxonomy="tiny-imagenet", lr=9.0, epochs=3).save(tmp_path / "recipe.json")
     app(["fit", "--out", str(tmp_path), "--resume", "--lr", "0.2"], standalone_mode=False)
@@ -216,7 +215,7 @@ def test_what_stopped_the_first_epoch_can_be_changed_on_resuming(tmp_path: Path,
 
 def test_compiling_can_be_given_up_on_resuming(tmp_path: Path, started: list[Any]) -> None:
     from training.cli import app
-    from training.recipe import Recipe
+    from training.recipe.recipe import Recipe
 
     Recipe(data=("x",), taxonomy="tiny-imagenet", compile=True).save(tmp_path / "recipe.json")
     (tmp_path / "last").mkdir()
@@ -249,7 +248,7 @@ def test_help_needs_no_torch() -> None:
 
 def test_training_needs_neither_nltk_nor_gradio() -> None:
     program = (
-        "import sys, training.loop, training.page; from taxonomy import Taxonomy; "
+        "import sys, training.trainer.loop, training.evaluation.html_report; from taxonomy import Taxonomy; "
         "Taxonomy.load('tiny-imagenet'); assert not {'nltk', 'gradio'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
@@ -272,6 +271,6 @@ def test_a_state_that_can_not_be_written_is_an_error_of_the_disk(
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr("training.state.save_file", full)
+    monkeypatch.setattr("training.trainer.resume_state.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         save_state(tmp_path / "state.safetensors", modules={}, optimizer={}, progress={})

@@ -16,18 +16,18 @@ import torch
 from training_data import draw, jpeg, write_folder, write_parquet
 
 from hierclass.errors import InputError
-from hierclass.images import read_input
-from hierclass.preprocessing import Preprocessing
+from hierclass.images.decoding import read_input
+from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
-from training.batches import (
+from training.data.batches import (
     TrainingBatch,
     evaluation_loader,
     read_batches,
     read_training_batches,
     training_loader,
 )
-from training.data import ImageSet, decode_small, read_images, split
-from training.order import Order, Share
+from training.data.sampler import Order, Share
+from training.data.samples import ImageSet, decode_small, read_images, split
 
 
 def test_parquet_and_folders_give_the_same_leaves(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
@@ -250,9 +250,9 @@ import os, signal
 import numpy as np
 from PIL import Image
 import io
-from hierclass.preprocessing import Preprocessing
-from training.batches import evaluation_loader, read_batches
-from training.data import ImageSet
+from hierclass.images.preprocessing import Preprocessing
+from training.data.batches import evaluation_loader, read_batches
+from training.data.samples import ImageSet
 file = io.BytesIO()
 Image.new("RGB", (64, 64)).save(file, "jpeg")
 images = ImageSet([file.getvalue()] * 640, ["a"] * 640, np.zeros(640, np.int64))

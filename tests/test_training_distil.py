@@ -14,16 +14,16 @@ import torch
 from rich.console import Console
 from training_data import write_parquet
 
-from hierclass.checkpoint import load_checkpoint
+from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training import loop
-from training.answers import weights_to_try
-from training.evaluate import evaluate_checkpoint
-from training.losses import NestedLoss
-from training.recipe import Recipe
-from training.reports import consensus_table
-from training.run import Run
+from training.evaluation.console import consensus_table
+from training.evaluation.evaluate import evaluate_checkpoint
+from training.evaluation.predictions import weights_to_try
+from training.recipe.recipe import Recipe
+from training.trainer import loop
+from training.trainer.losses import NestedLoss
+from training.trainer.run import Run
 
 HALVES = torch.tensor([[0.0, 0.0]])
 
@@ -156,9 +156,9 @@ def test_the_command_line_takes_auto_or_a_number(tmp_path: Path, monkeypatch: py
 
     started: list[Recipe] = []
     monkeypatch.setattr(
-        "training.prepare.prepare", lambda recipe, *_, **__: recipe
+        "training.cli.prepare.prepare", lambda recipe, *_, **__: recipe
     )  # there is no data to choose by
-    monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: started.append(recipe))
+    monkeypatch.setattr("training.trainer.loop.fit", lambda recipe, out, **_: started.append(recipe))
     for text in ("auto", "0", "0.25", "much"):
         given = ["--consensus", text, "--distil", "1", "--distil-from", "next", "--distil-teacher", "ema"]
         app(["fit", "--out", str(tmp_path), "--data", "x", *given], standalone_mode=False)
@@ -202,7 +202,7 @@ def test_auto_keeps_the_best_weight_and_says_that_the_dev_split_chose_it(
 def test_evaluating_a_model_shows_its_consensus_beside_others(
     recipe: Recipe, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from hierclass.checkpoint import save_checkpoint
+    from hierclass.checkpoints.checkpoint import save_checkpoint
 
     checkpoint = load_checkpoint(tiny_checkpoint)
     checkpoint.decision = {"lower_weight": 0.3}

@@ -17,19 +17,19 @@ import torch
 from rich.console import Console
 from training_data import write_parquet
 
-from hierclass.checkpoint import load_checkpoint
+from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
-from training import loop
-from training.batches import INTERPOLATION
-from training.evaluate import evaluate_checkpoint
-from training.loading import load_data
-from training.losses import NestedLoss, Trainee
-from training.order import Order
-from training.outputs import RunFolder
-from training.recipe import Recipe
-from training.reports import Reporter
-from training.run import make_network
+from training.data.batches import INTERPOLATION
+from training.data.load import load_data
+from training.data.sampler import Order
+from training.evaluation.console import Reporter
+from training.evaluation.evaluate import evaluate_checkpoint
+from training.recipe.recipe import Recipe
+from training.trainer import loop
+from training.trainer.losses import NestedLoss, Trainee
+from training.trainer.run import make_network
+from training.trainer.run_dir import RunFolder
 
 STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
@@ -108,7 +108,7 @@ def test_a_run_is_not_overwritten_by_accident(recipe: Recipe, unbroken: tuple[Pa
 
 def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from training.outputs import RunFolder\n"
+        "import sys, pathlib; from training.trainer.run_dir import RunFolder\n"
         "with RunFolder(pathlib.Path(sys.argv[1])).claim(resume=False): print('in', flush=True); input()"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -218,7 +218,7 @@ def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("training.reports.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.evaluation.console.time.monotonic", lambda: now[0])
     text = io.StringIO()
     reporter = Reporter(Console(file=text, width=100), total_work=10)
     reporter.start(0)
@@ -246,7 +246,7 @@ def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) ->
 
 
 def test_held_out_images_are_never_trained_on(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:
-    from training.reports import Reporter
+    from training.evaluation.console import Reporter
 
     reporter = Reporter(Console(file=io.StringIO()), total_work=1.0)
     train, dev = load_data(recipe, tiny_taxonomy, reporter)

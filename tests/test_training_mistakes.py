@@ -19,9 +19,9 @@ from training_data import write_parquet
 
 from hierclass.errors import CheckpointError, HierclassError, InputError
 from taxonomy import Taxonomy
-from training import loop
 from training.cli import main
-from training.recipe import Recipe
+from training.recipe.recipe import Recipe
+from training.trainer import loop
 
 STATE = Path("last") / "state.safetensors"
 
@@ -283,7 +283,7 @@ def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("training.loop.fit", fail)
+    monkeypatch.setattr("training.trainer.loop.fit", fail)
     given = ["fit", "--out", tmp_path, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy]
     assert command(*given) == 1
     line = one_error(capfd)
@@ -308,7 +308,7 @@ def test_who_interrupts_hears_what_ends_with_the_same_weights(
     def fit(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.loop.fit", fit)
+    monkeypatch.setattr("training.trainer.loop.fit", fit)
     out = tmp_path / "a run"
     given = ["fit", "--out", out, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy, *options]
     assert command(*given) == 130

@@ -17,10 +17,10 @@ from training_data import draw, jpeg
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training import prepare as preparing
 from training.cli import main
-from training.prepare import Declined, Wishes, prepare
-from training.recipe import Recipe
+from training.cli import prepare as preparing
+from training.cli.prepare import Declined, Wishes, prepare
+from training.recipe.recipe import Recipe
 
 NAMES = ("golden_retriever", "Tabby-Cat", "Chihuahua", "school bus", "taxi", "fire_engine")
 
@@ -89,10 +89,10 @@ def test_what_is_chosen_is_said_with_its_reason_and_stands_in_the_recipe(
 def test_weights_that_are_found_are_used_and_said(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.pretrained import Found
+    from training.trainer.pretrained import Found
 
     answers = [Found(True, "timm's weights, from the local cache"), Found(False, "nowhere")]
-    monkeypatch.setattr("training.pretrained.find_pretrained", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr("training.trainer.pretrained.find_pretrained", lambda *_, **__: answers.pop(0))
     console, recipe = Console(file=io.StringIO()), Recipe(data=(str(photos),), taxonomy="x")
     first = prepare(recipe, set(), tmp_path / "a", Wishes(), console)
     assert (first.pretrained, first.order, first.backbone) == (True, "importance", "resnet18")

@@ -12,8 +12,8 @@ from training_data import write_parquet
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.cli import main
-from training.presets import FOLDER, bundled_recipes, read_preset
-from training.recipe import Recipe
+from training.recipe.presets import FOLDER, bundled_recipes, read_preset
+from training.recipe.recipe import Recipe
 
 
 def preset(folder: Path, text: str) -> str:

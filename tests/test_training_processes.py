@@ -16,7 +16,7 @@ import torch
 from training_data import write_parquet
 
 from taxonomy import Taxonomy
-from training.outputs import RunFolder
+from training.trainer.run_dir import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = Path("last") / "state.safetensors"

@@ -18,11 +18,11 @@ from training_data import write_parquet
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training import loop
-from training.batches import TrainingBatch
-from training.interrupts import Interrupts
-from training.recipe import Recipe
-from training.run import Run
+from training.data.batches import TrainingBatch
+from training.recipe.recipe import Recipe
+from training.trainer import loop
+from training.trainer.interrupts import Interrupts
+from training.trainer.run import Run
 
 STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
@@ -151,7 +151,7 @@ def test_a_second_wish_to_stop_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # a launcher may pass on what the terminal said already
         assert interrupts.asked
-        monkeypatch.setattr("training.interrupts.ONE_WISH", 0.0)
+        monkeypatch.setattr("training.trainer.interrupts.ONE_WISH", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt), interrupts.abrupt():

@@ -14,10 +14,10 @@ from training_data import draw, jpeg, write_folder, write_parquet
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training import cifar
-from training.data import read_images, split
-from training.sources import absolute, list_images
-from training.survey import default_out, survey
+from training.data import cifar
+from training.data.dataset_summary import default_out, survey
+from training.data.datasets import absolute, list_images
+from training.data.samples import read_images, split
 
 
 def put(path: Path, leaf: int = 0) -> None:

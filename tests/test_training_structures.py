@@ -15,18 +15,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 from training_data import write_parquet
 
-from hierclass.checkpoint import load_checkpoint
+from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, Structure
 from taxonomy import Taxonomy
-from training import loop
-from training.batches import TrainingBatch
-from training.card import model_card
-from training.evaluate import evaluate_checkpoint
-from training.presets import read_preset
-from training.recipe import Recipe
-from training.run import Run, make_architecture, make_network
+from training.data.batches import TrainingBatch
+from training.evaluation.evaluate import evaluate_checkpoint
+from training.evaluation.model_card import model_card
+from training.recipe.presets import read_preset
+from training.recipe.recipe import Recipe
+from training.trainer import loop
+from training.trainer.run import Run, make_architecture, make_network
 
 
 @pytest.fixture(scope="module")
@@ -264,9 +264,9 @@ def test_options_of_the_command_line_become_the_recipe(
 
     started: list[Recipe] = []
     monkeypatch.setattr(
-        "training.prepare.prepare", lambda recipe, *_, **__: recipe
+        "training.cli.prepare.prepare", lambda recipe, *_, **__: recipe
     )  # there is no data to choose by
-    monkeypatch.setattr("training.loop.fit", lambda recipe, out, **_: started.append(recipe))
+    monkeypatch.setattr("training.trainer.loop.fit", lambda recipe, out, **_: started.append(recipe))
     given = ["fit", "--out", str(tmp_path), "--data", "x"]
     app(given, standalone_mode=False)
     app([*given, "--structure", "masks", "--densities", "0.1,0.3,1"], standalone_mode=False)

@@ -19,20 +19,20 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 from training_data import write_parquet
 
-from hierclass.checkpoint import load_checkpoint
+from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training import loop
-from training.batches import TrainingBatch
-from training.dropping import deal_drops
-from training.mixing import Mixing, partners_of
-from training.norms import _Normalise, synchronise_norms
-from training.order import Share
-from training.pace import automatic_workers, waiting_hint
-from training.processes import make_accelerator
-from training.recipe import Recipe
-from training.run import Run, make_network, make_preprocessing, untrained_weights
-from training.state import save_state
+from training.data.batches import TrainingBatch
+from training.data.mixup import Mixing, partners_of
+from training.data.sampler import Share
+from training.recipe.recipe import Recipe
+from training.trainer import loop
+from training.trainer.batch_dropout import deal_drops
+from training.trainer.processes import make_accelerator
+from training.trainer.resume_state import save_state
+from training.trainer.run import Run, make_network, make_preprocessing, untrained_weights
+from training.trainer.sync_batchnorm import _Normalise, synchronise_norms
+from training.trainer.throughput import automatic_workers, waiting_hint
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +321,11 @@ def test_a_norm_with_an_activation_keeps_it() -> None:
 
 def test_the_moving_average_that_is_kept_holds_plain_layers(run: Run, tmp_path: Path) -> None:
     assert not [part for part in run.smoothed.modules() if type(part).__module__.startswith("training")]
-    assert [part for part in run.trainee.modules() if type(part).__module__.startswith("training.dropping")]
+    assert [
+        part
+        for part in run.trainee.modules()
+        if type(part).__module__.startswith("training.trainer.batch_dropout")
+    ]
 
 
 def test_weights_that_the_loss_does_not_reach_are_found(run: Run, tiny_taxonomy: Taxonomy) -> None:
@@ -355,7 +359,7 @@ def test_the_history_says_how_long_images_were_waited_for(recipe: Recipe, tmp_pa
 
 
 def test_who_waits_for_images_is_told_what_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.pace.cores", lambda: 8)
+    monkeypatch.setattr("training.trainer.throughput.cores", lambda: 8)
     assert waiting_hint(0.1, 1, 1) is None
     assert waiting_hint(0.5, 1, 2) == "50% of the time went into waiting for images; raise --workers (now 1)"
     assert waiting_hint(0.5, 3, 2) == (
@@ -366,7 +370,7 @@ def test_who_waits_for_images_is_told_what_may_help(monkeypatch: pytest.MonkeyPa
 def test_without_a_number_a_gpu_gets_workers_on_all_cores_but_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("training.pace.cores", lambda: 16)
+    monkeypatch.setattr("training.trainer.throughput.cores", lambda: 16)
     assert automatic_workers(torch.device("cpu"), 1) == 1
     assert automatic_workers(torch.device("cuda"), 1) == 15
     assert automatic_workers(torch.device("cuda"), 8) == 1

@@ -16,18 +16,18 @@ import pytest
 import torch
 from training_data import draw, jpeg, write_parquet
 
-from hierclass.checkpoint import load_checkpoint
-from hierclass.compress import compress
+from hierclass.checkpoints.checkpoint import load_checkpoint
+from hierclass.checkpoints.compress import compress
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training import calibration, metrics
-from training.answers import Answers, best_classes, suitable_batch
-from training.calibration import Kept, calibrate, find_threshold, fit_temperature, to_results
-from training.card import replace_calibration
-from training.evaluate import measures, run_checkpoint, run_model
-from training.findings import risk_coverage
-from training.reports import answer_rows, coverage_rows, weighting_sentence
-from training.weighting import weigh
+from training.data.sample_weights import weigh
+from training.evaluation import calibration, metrics
+from training.evaluation.calibration import Kept, calibrate, find_threshold, fit_temperature, to_results
+from training.evaluation.console import answer_rows, coverage_rows, weighting_sentence
+from training.evaluation.evaluate import measures, run_checkpoint, run_model
+from training.evaluation.model_card import replace_calibration
+from training.evaluation.predictions import Answers, best_classes, suitable_batch
+from training.evaluation.report_data import risk_coverage
 
 KNOWN = {"level": 2, "top1": 0.751, "measured": 0.835, "factor": 1.678, "effective_images": 1153.2}
 

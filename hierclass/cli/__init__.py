@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hierclass.classifier import Level
-    from hierclass.decisions import Prediction
+    from hierclass.decisions.prediction import Prediction
 
 DEBUG_VARIABLE = "HIERCLASS_DEBUG"
 
@@ -100,7 +100,7 @@ def predict(
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
     from rich.console import Console
 
-    from hierclass.images import read_image, resize_side
+    from hierclass.images.decoding import read_image, resize_side
 
     classifier = open_classifier(model, timm, weights, device)
     last = classifier.check_level(level)
@@ -129,7 +129,7 @@ def levels(model: ModelOption = None, timm: TimmOption = None, weights: WeightsO
     """List the levels of a model: tier, classes, cost, parameters and accuracy on held-out images."""
     from rich.console import Console
 
-    from hierclass.terminal import draw_levels
+    from hierclass.cli.terminal import draw_levels
 
     Console(highlight=False).print(draw_levels(open_classifier(model, timm, weights, "cpu").levels))
 
@@ -144,7 +144,7 @@ def classes(
     """List the classes of a model, of all tiers and between them: what --only and --exclude may name."""
     from rich.console import Console
 
-    from hierclass.terminal import draw_classes
+    from hierclass.cli.terminal import draw_classes
 
     taxonomy = open_classifier(model, timm, weights, "cpu").taxonomy
     Console(highlight=False).print(draw_classes(taxonomy, part))
@@ -165,10 +165,10 @@ def compress(
     check_model_folder(output, source, force=force)
     from rich.console import Console
 
-    from hierclass.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
-    from hierclass.compress import ROUNDS, compare
-    from hierclass.compress import compress as keep_levels
-    from hierclass.terminal import draw_footprints
+    from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
+    from hierclass.checkpoints.compress import ROUNDS, compare
+    from hierclass.checkpoints.compress import compress as keep_levels
+    from hierclass.cli.terminal import draw_footprints
 
     whole = load_checkpoint(source)
     small = keep_levels(whole, level)
@@ -195,8 +195,8 @@ def backbones(
     """Say which models of timm can be cut into levels, in which structures, and if not, why."""
     from rich.console import Console
 
-    from hierclass.backbones import findings, models_to_try, shipped_backbones
-    from hierclass.terminal import draw_families, draw_finding
+    from hierclass.cli.terminal import draw_families, draw_finding
+    from hierclass.timm_models.backbone_table import findings, models_to_try, shipped_backbones
 
     console = Console(highlight=False)
     tried = models_to_try(pattern, force=try_now)
@@ -261,7 +261,7 @@ def _draw(path: str, predictions: Iterator[Prediction], levels: Sequence[Level],
     """Draw the path of one image; on a terminal it grows as the levels answer."""
     from rich.live import Live
 
-    from hierclass.terminal import draw_path
+    from hierclass.cli.terminal import draw_path
 
     unicode = (console.encoding or "").lower().startswith("utf")
     drawings = (draw_path(path, prediction, levels, unicode=unicode) for prediction in predictions)
@@ -275,7 +275,7 @@ def _draw(path: str, predictions: Iterator[Prediction], levels: Sequence[Level],
 
 
 def _print_json(path: str, values: dict[str, object]) -> None:
-    from hierclass.inputs import display_name
+    from hierclass.images.discovery import display_name
 
     print(json.dumps({"image": display_name(path), **values}, ensure_ascii=False), flush=True)
 

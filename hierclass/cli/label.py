@@ -27,20 +27,20 @@ from hierclass.cli.shared import (
     WeightsOption,
     open_classifier,
 )
+from hierclass.decisions.exit_policy import LevelWish, Request
 from hierclass.errors import InputError
-from hierclass.inputs import display_name
-from hierclass.labelling.folder import RunFolder
+from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Shard
 from hierclass.labelling.rows import FORMATS
-from hierclass.labelling.tables import check_target, format_of, open_table
-from hierclass.stopping import LevelWish, Request
+from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.table_writers import check_target, format_of, open_table
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.jobs import Job, Run
-    from hierclass.labelling.passes import Engine
-    from hierclass.labelling.readers import Numbered
-    from hierclass.labelling.reading import Reading
+    from hierclass.labelling.read_ahead import Numbered
+    from hierclass.labelling.read_input import Reading
+    from hierclass.labelling.run import Job, Run
+    from hierclass.labelling.run_pass import Engine
 
 LevelOrAuto = Annotated[
     str | None,
@@ -165,8 +165,8 @@ def label(
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     classifier = _open(model, timm, weights, device, precision)
-    from hierclass.labelling.jobs import Job
-    from hierclass.labelling.reading import Reading
+    from hierclass.labelling.read_input import Reading
+    from hierclass.labelling.run import Job
 
     reading = Reading(
         batch_size=batch_size,
@@ -218,7 +218,7 @@ def refine(
     target = Target.in_folder(run_folder, format_)
     survive_closed_pipes()
     classifier = _open(model, timm, weights, device, precision)
-    from hierclass.labelling.reading import Reading
+    from hierclass.labelling.read_input import Reading
 
     reading = Reading(
         batch_size=batch_size,
@@ -340,7 +340,7 @@ class Target:
         """Hold the run; what ends it early is told in one line, with how it goes on."""
         from rich.console import Console
 
-        from hierclass.labelling.jobs import Run
+        from hierclass.labelling.run import Run
 
         folder = RunFolder(self.folder)
         progress = Progress(Console(stderr=True, highlight=False))
@@ -378,11 +378,11 @@ def _print_rows(classifier: Classifier, job: Job, format_: str) -> None:
     """Label to standard output, without a run on disk."""
     from rich.console import Console
 
+    from hierclass.decisions.exit_policy import Stopping
     from hierclass.labelling.inputs import list_inputs
-    from hierclass.labelling.passes import num_tiers_of
+    from hierclass.labelling.pipeline import outcomes
     from hierclass.labelling.rows import Texts
-    from hierclass.labelling.stream import outcomes
-    from hierclass.stopping import Stopping
+    from hierclass.labelling.run_pass import num_tiers_of
 
     stopping = Stopping(job.request, classifier.taxonomy, classifier.decision)
     num_tiers = num_tiers_of(job.request, classifier)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from hierclass.cli.shared import SOME_INPUTS_FAILED, say
-from hierclass.inputs import display_name
+from hierclass.images.discovery import display_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hierclass.terminal import LabelProgress
+    from hierclass.cli.terminal import LabelProgress
 
 
 class Progress:
@@ -44,7 +44,7 @@ class Progress:
 
     def start(self, total: int | None, done: int) -> None:
         """Begin a bar, for so many images or an unknown number."""
-        from hierclass.terminal import LabelProgress
+        from hierclass.cli.terminal import LabelProgress
 
         self._end()
         self._bar = LabelProgress(total, self._console, visible=self._console.is_terminal, done=done)
@@ -69,7 +69,7 @@ class Progress:
 
         `num_errors` rows of the table have an error, `num_unread` stayed as they were.
         """
-        from hierclass.terminal import plural
+        from hierclass.cli.terminal import plural
 
         what = [bar.summary() for bar in self._passes] or ["nothing was left to do"]
         errors = f", {plural(num_errors, 'error')} (see the column error)" if num_errors else ""

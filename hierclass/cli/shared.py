@@ -73,7 +73,7 @@ def open_classifier(model: Path | None, timm: str | None, weights: Path | None, 
 
 def say(message: str) -> None:
     """Print a line on standard error; that nobody reads it is no failure."""
-    from hierclass.terminal import one_line
+    from hierclass.cli.terminal import one_line
 
     with contextlib.suppress(OSError):
         print(one_line(message), file=sys.stderr, flush=True)

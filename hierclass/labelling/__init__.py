@@ -12,14 +12,14 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from hierclass.decisions.exit_policy import LevelWish, Request, Stopping
 from hierclass.errors import InputError
 from hierclass.labelling.rows import Row
-from hierclass.stopping import LevelWish, Request, Stopping
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.readers import Numbered
-    from hierclass.labelling.reading import Reading
+    from hierclass.labelling.read_ahead import Numbered
+    from hierclass.labelling.read_input import Reading
 
 __all__ = ["Row", "label"]
 
@@ -40,8 +40,8 @@ def label(
 
     `paths` are images, folders, tar and Parquet files of images (`hierclass.labelling.inputs.list_inputs`); they may
     be endless, but for a `shard` ("2/8": the second of eight equal parts). The other arguments are those of
-    `hierclass label`: see `hierclass.stopping.Request` for what is asked
-    of the images and `hierclass.labelling.reading.Reading` for how they are read. Memory does not grow with their
+    `hierclass label`: see `hierclass.decisions.exit_policy.Request` for what is asked
+    of the images and `hierclass.labelling.read_input.Reading` for how they are read. Memory does not grow with their
     number.
 
     Raises:
@@ -50,8 +50,8 @@ def label(
     """
     from hierclass.classifier import load
     from hierclass.labelling.inputs import Shard, list_inputs
-    from hierclass.labelling.reading import Reading
-    from hierclass.labelling.stream import outcomes
+    from hierclass.labelling.pipeline import outcomes
+    from hierclass.labelling.read_input import Reading
 
     if min_tier and level != "auto":
         raise InputError("min_tier belongs to level='auto'")

@@ -1,6 +1,6 @@
 """The engine that outgrows one machine: Ray Data hands ranges of inputs to workers, each with the model loaded once.
 
-Deciding and writing are what they are on one machine (`hierclass.labelling.passes`); the run's folder, the inputs and
+Deciding and writing are what they are on one machine (`hierclass.labelling.run_pass`); the run's folder, the inputs and
 the model must be reachable under the same paths from every machine of the cluster.
 """
 
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hierclass.errors import InputError
-from hierclass.labelling.folder import Range, RunFolder
-from hierclass.labelling.passes import Pass, Progress, run_range
+from hierclass.labelling.run_folder import Range, RunFolder
+from hierclass.labelling.run_pass import Pass, Progress, run_range
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier

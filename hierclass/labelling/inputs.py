@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
 from hierclass.errors import HierclassError, ImageError, InputError
-from hierclass.inputs import display_name, find_inputs
+from hierclass.images.discovery import display_name, find_inputs
 from taxonomy.folders import IMAGE_ENDINGS
 
 TAR_ENDINGS = (".tar",)
@@ -46,7 +46,7 @@ class Input(NamedTuple):
 def list_inputs(
     names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = None, image_column: str | None = None
 ) -> Iterator[Input]:
-    """Yield every image that `names` lead to, as `hierclass.inputs.find_inputs` does, and what archives hold.
+    """Yield every image that `names` lead to, as `hierclass.images.discovery.find_inputs` does, and what archives hold.
 
     Of tar files (.tar, not compressed; in folders too) the members that are called like images, in their order: the
     layout of WebDataset; links among them can't be read. Of Parquet files (.parquet) that are named, every row of

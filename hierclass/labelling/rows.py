@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.decisions import Step
+from hierclass.decisions.exit_policy import Answers, Reason
+from hierclass.decisions.prediction import Step
 from hierclass.labelling.inputs import Input, Stamp
-from hierclass.stopping import Answers, Reason
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +35,7 @@ class Row:
     own; their scores (0 … 1) never rise. `level` is the tier of the answer: one of `steps`, None where nothing is
     sure (`stop_reason` "last"), it shows none of the classes asked for ("excluded"), or the level that was asked for
     is too coarse to tell ("asked"). `chosen_level` is the level
-    that was computed last, and `stop_reason` says why: a `hierclass.stopping.Reason` in small letters.
+    that was computed last, and `stop_reason` says why: a `hierclass.decisions.exit_policy.Reason` in small letters.
     `preview` says that the image was read from the small one inside of the file.
     """
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from hierclass.page.wording import count, explain_class, percent, reason
+from hierclass.page.messages import count, explain_class, percent, reason
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier, Level
-    from hierclass.page.stages import Stage, Wish
+    from hierclass.page.single import Stage, Wish
 
 MORE_THAN_ALL = 1.005
 """From this share of the last level's work on, the steps together are said to cost more than it alone."""

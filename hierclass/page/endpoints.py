@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hierclass.errors import HierclassError
-from hierclass.page import answers
-from hierclass.page.about import search
+from hierclass.page import endpoint_types as answers
+from hierclass.page.messages import explain
+from hierclass.page.model_info import search
 from hierclass.page.service import NUM_AT_ONCE, NUM_PILES, Service
-from hierclass.page.wording import explain
 
 TOLD_SECONDS = 5
 """Programs that have many photographs labelled hear at most so often of those that are done."""

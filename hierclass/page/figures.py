@@ -7,13 +7,13 @@ import textwrap
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hierclass.page.wording import percent
+from hierclass.page.messages import percent
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from hierclass.classifier import Level
-    from hierclass.page.stages import Stage
+    from hierclass.page.single import Stage
     from taxonomy import Taxonomy
 
 INK = "#7688a1"

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
 from hierclass.errors import HierclassError
-from hierclass.page.answers import PARAMETERS
+from hierclass.page.endpoint_types import PARAMETERS
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]

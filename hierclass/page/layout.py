@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from hierclass.page.endpoints import add_endpoints
 from hierclass.page.service import Service
-from hierclass.page.tab_many import place_many
+from hierclass.page.tab_batch import place_many
 from hierclass.page.tab_model import place_model
-from hierclass.page.tab_one import place_one
+from hierclass.page.tab_single import place_one
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hierclass.page.stages import climb, make_wish
-from hierclass.page.turns import Turns
+from hierclass.page.queue import Turns
+from hierclass.page.single import climb, make_wish
 from hierclass.page.uploads import Uploads
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.page.pile import Pile
-    from hierclass.page.stages import Stage, Wish
+    from hierclass.page.batch_job import Pile
+    from hierclass.page.single import Stage, Wish
 
 NUM_AT_ONCE = 2
 """Photographs that are classified at the same time."""
@@ -47,7 +47,7 @@ class Service:
         Raises:
             HierclassError: too many wait already, there is nothing to label or too much, no such level or precision.
         """
-        from hierclass.page.pile import gather, label_pile
+        from hierclass.page.batch_job import gather, label_pile
 
         wish = make_wish(self.classifier, level, precision)
         with self._turns.taken() as turn, self.uploads.working_folder() as folder:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hierclass.page.about import LONGEST_QUERY, draw_found, draw_levels, draw_tree_list
 from hierclass.page.figures import draw_curve
+from hierclass.page.model_info import LONGEST_QUERY, draw_found, draw_levels, draw_tree_list
 from hierclass.page.service import Service
 from hierclass.page.widgets import ANNOUNCED, caption
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hierclass.preprocessing import Preprocessing
+from hierclass.images.preprocessing import Preprocessing
 from training.distillation.teacher import Teacher
 
 WORTH = 4096

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from taxonomy import Taxonomy
-from training.card import HOW_MADE, hardware_lines, option_table
 from training.distillation.recipe import DistilRecipe, untrained_levels
-from training.reports import clock
+from training.evaluation.console import clock
+from training.evaluation.model_card import HOW_MADE, hardware_lines, option_table
 
 
 def distilled_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:

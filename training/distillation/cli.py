@@ -10,12 +10,12 @@ import typer
 
 from hierclass.errors import InputError
 from taxonomy.files import bundled
-from training import options
+from training.cli import options
+from training.cli.cli_recipe import is_given
+from training.cli.exits import one_line_errors, resume_command
 from training.distillation import options as ours
 from training.distillation.recipe import IDENTITY, DistilRecipe
-from training.exits import one_line_errors, resume_command
-from training.given import is_given
-from training.recipe import option_of
+from training.recipe.recipe import option_of
 
 D = DistilRecipe(images=())
 OUT = Path("distilled")
@@ -164,7 +164,7 @@ def _from_start(given: dict[str, Any]) -> DistilRecipe:
     """The defaults; how levels are nested is that of the model that is begun with, if there is one."""
     if "start" not in given:
         return D
-    from hierclass.checkpoint import read_config
+    from hierclass.checkpoints.checkpoint import read_config
 
     found = read_config(Path(given["start"])).get("architecture")
     found = found if isinstance(found, dict) else {}

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from hierclass.images import resize_side, square
+from hierclass.images.decoding import resize_side, square
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.resize import Resize
-from hierclass.preprocessing import Preprocessing
-from training.order import image_seeds, seed_with
+from training.data.sampler import image_seeds, seed_with
 
 RATIOS = (3 / 4, 4 / 3)
 """Width to height of a crop before it is made square, lowest and highest."""

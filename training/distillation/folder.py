@@ -19,13 +19,13 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from hierclass.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
 from training.distillation.card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
-from training.outputs import START, RunFolder
-from training.recipe import option_of
+from training.recipe.recipe import option_of
+from training.trainer.run_dir import START, RunFolder
 
 
 class DistilFolder:

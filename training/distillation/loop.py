@@ -1,4 +1,4 @@
-"""A distillation from its recipe to a model: what `training.loop.fit` is to labelled images."""
+"""A distillation from its recipe to a model: what `training.trainer.loop.fit` is to labelled images."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from hierclass.errors import InputError
-from training.calibration import check_enough
-from training.data import read_images
+from training.data.sample_weights import check_known_top1
+from training.data.samples import read_images
 from training.distillation.folder import DistilFolder
 from training.distillation.recipe import DistilRecipe, untrained_levels
 from training.distillation.session import Session
-from training.evaluate import Options, measure_checkpoint
-from training.pace import automatic_workers
-from training.processes import local_processes, make_accelerator
-from training.reports import Reporter, show_results
-from training.weighting import check_known_top1
+from training.evaluation.calibration import check_enough
+from training.evaluation.console import Reporter, show_results
+from training.evaluation.evaluate import Options, measure_checkpoint
+from training.trainer.processes import local_processes, make_accelerator
+from training.trainer.throughput import automatic_workers
 
 
 def distil(
@@ -45,8 +45,8 @@ def distil(
     ``resume`` continues what ``out`` holds; levels that have begun go on with the recipes that they began with, but
     for ``changes``, field → value; None: with this recipe. With ``level`` that one alone is trained. After so many
     ``minutes`` the run ends, its state saved and the model as good as it is. In the end the model is measured and
-    calibrated on the labelled photographs ``eval_data``, as `training.sources` takes them, weighed by ``known_top1``
-    (`training.weighting`). Raises `InputError`,
+    calibrated on the labelled photographs ``eval_data``, weighed by ``known_top1`` (see `sample_weights`).
+    Raises `InputError`,
     `BackboneError`, `CheckpointError` or `TaxonomyError` for what does not fit.
     """
     if known_top1 is not None:

@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import Dataset
 
 from hierclass.errors import ImageError
-from training.answers import shrink_logits
-from training.batches import make_loader, read_all
+from training.data.batches import make_loader, read_all
 from training.distillation.answering import Answer
 from training.distillation.crops import Cutter, shrink_pixels
 from training.distillation.photographs import Photographs
 from training.distillation.store import ANSWERS, SIDES, Block, CropStore, pixels_name
-from training.reports import Reporter
+from training.evaluation.console import Reporter
+from training.evaluation.predictions import shrink_logits
 
 COMMIT_EVERY = 20.0
 """Seconds after which what was made is noted as done."""

@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hierclass.checkpoint import stored_fields
+from hierclass.checkpoints.checkpoint import stored_fields
 from hierclass.errors import ImageError, InputError
-from training.checking import write_table
-from training.data import Unreadable
+from training.data.dataset_check import write_table
+from training.data.samples import Unreadable
 from training.distillation.answering import make_answerer
 from training.distillation.crops import Cutter, Pixels, shrink_pixels
 from training.distillation.making import make_crops, missing_blocks, num_unanswered
@@ -26,7 +26,7 @@ from training.distillation.recipe import DistilRecipe
 from training.distillation.run import CropSet
 from training.distillation.store import ANSWERS, SIDES, Column, CropStore, pixels_name
 from training.distillation.teacher import Teacher
-from training.reports import Reporter
+from training.evaluation.console import Reporter
 
 VAL_PHOTOGRAPHS = 64
 """Held-out photographs are at least so many, where that leaves nine tenths of the photographs to train on."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hierclass.nested import NestedNetwork
 from hierclass.nested.heads import SummedLinear
 from taxonomy import Taxonomy
-from training.losses import sum_up
+from training.trainer.losses import sum_up
 
 
 class Pupils(nn.Module):

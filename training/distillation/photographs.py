@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from hierclass.errors import ImageError, InputError
-from hierclass.images import read_image
-from hierclass.inputs import display_name
+from hierclass.images.decoding import read_image
+from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Input, ParquetRows, find_column, list_inputs, source, stamp
 
 

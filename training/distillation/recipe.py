@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hierclass.errors import InputError
-from training.stored import StoredOptions
+from training.recipe.stored_options import StoredOptions
 
 IDENTITY = (
     *("timm", "weights", "classes", "teacher", "start", "taxonomy", "images", "structure", "widths", "sizes"),

@@ -11,17 +11,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.prefix import PrefixNetwork
-from hierclass.preprocessing import Preprocessing
 from taxonomy import Taxonomy
+from training.data.mixup import Normalise, blend
+from training.data.sampler import Order, Share, seed_everything
 from training.distillation.objective import Pupils, TeacherLoss
 from training.distillation.recipe import DistilRecipe
 from training.distillation.student import level_names, trained_names
-from training.learner import Learner
-from training.mixing import Normalise, blend
-from training.norms import hold_statistics
-from training.order import Order, Share, seed_everything
-from training.run import make_optimizer
+from training.trainer.learner import Learner
+from training.trainer.run import make_optimizer
+from training.trainer.sync_batchnorm import hold_statistics
 
 Crops = npt.NDArray[np.uint8]
 

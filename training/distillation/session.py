@@ -14,9 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hierclass.checkpoint import Checkpoint, read_config, save_checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint, read_config, save_checkpoint
 from hierclass.errors import InputError
 from hierclass.nested.prefix import PrefixNetwork
+from training.data.mixup import Normalise
+from training.data.sampler import Order, seed_everything
 from training.distillation.crops import Pixels
 from training.distillation.folder import DistilFolder
 from training.distillation.material import CENTRES, Gallery, Material, as_images
@@ -25,12 +27,10 @@ from training.distillation.run import DistilRun
 from training.distillation.stretch import Inputs, LevelTraining, choose_statistics
 from training.distillation.student import begin_from, groups_to_train, nest_teacher, statistics_of
 from training.distillation.teacher import Teacher, model_teacher, timm_teacher
-from training.mixing import Normalise
-from training.norms import has_statistics
-from training.order import Order, seed_everything
-from training.recipe import option_of
-from training.reports import Reporter
-from training.run import FOR_ORDER, make_optimizer
+from training.evaluation.console import Reporter
+from training.recipe.recipe import option_of
+from training.trainer.run import FOR_ORDER, make_optimizer
+from training.trainer.sync_batchnorm import has_statistics
 
 PASSES = 16
 """Times that all crops are trained on, where the user does not say."""

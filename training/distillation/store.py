@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from hierclass.errors import InputError
 from hierclass.files import locked
-from training.stored import write_json
+from training.recipe.stored_options import write_json
 
 BLOCK = 64
 """Crops that are made, answered and written at once."""

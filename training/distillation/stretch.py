@@ -1,4 +1,4 @@
-"""Levels are trained, measured every so many crops, and kept: what `training.loop.Training` is to `fit`."""
+"""Levels are trained, measured every so many crops, and kept: what `training.trainer.loop.Training` is to `fit`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hierclass.checkpoint import Checkpoint, as_stored
+from hierclass.checkpoints.checkpoint import Checkpoint, as_stored
 from hierclass.nested import NestedNetwork
+from training.data.sampler import Order
 from training.distillation.folder import DistilFolder
 from training.distillation.objective import compare
 from training.distillation.run import CropSet, DistilRun
-from training.epoch import train_stretch
-from training.interrupts import Interrupts
-from training.norms import has_statistics, measure_statistics
-from training.order import Order
-from training.reports import Reporter, clock
-from training.saving import Saver, Standing, TimeUp
+from training.evaluation.console import Reporter, clock
+from training.trainer.autosave import Saver, Standing, TimeUp
+from training.trainer.epoch import train_stretch
+from training.trainer.interrupts import Interrupts
+from training.trainer.sync_batchnorm import has_statistics, measure_statistics
 
 AT_FIRST = 20
 """Batches of crops on which norms are measured before the first update."""

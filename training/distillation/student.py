@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hierclass.checkpoint import Architecture, Checkpoint, load_checkpoint, read_config
+from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, load_checkpoint, read_config
 from hierclass.errors import BackboneError, InputError
 from hierclass.nested import default_shares, nest
 from hierclass.nested.prefix import PrefixNetwork

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hierclass.checkpoint import Checkpoint, load_checkpoint, stored_fields
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, stored_fields
 from hierclass.errors import BackboneError, InputError
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import create_backbone
 from hierclass.nested.backbone import reason
-from hierclass.preprocessing import Preprocessing
-from hierclass.timm_classifier import (
+from hierclass.timm_models.pretrained_classifier import (
     create_classifier,
     find_cached_weights,
     find_published,

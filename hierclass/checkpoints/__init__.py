@@ -1,0 +1,1 @@
+"""Models on disk: saved, loaded, and cut down to one level."""

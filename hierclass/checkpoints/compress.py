@@ -1,0 +1,170 @@
+"""One level of a model as a model of its own, and what that saves: measured, not promised."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hierclass.checkpoints.checkpoint import Architecture, Checkpoint
+from hierclass.decisions.calibration import first_levels
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE
+from hierclass.nested import NestedNetwork
+from hierclass.nested.fuse import fuse
+
+BATCHES = (1, 32)
+"""Images per call, in the timing."""
+ROUNDS = 25
+SAMPLE_SECONDS = 0.02
+"""A sample repeats its call until it takes about this long, so that the clock's grain does not matter."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What it takes to answer at one level with one model."""
+
+    name: str
+    bytes: int
+    """The model's two files on disk."""
+    parameters: int
+    macs: int
+    """Multiply-accumulates for one image."""
+    seconds: Mapping[int, float]
+    """Images per call → median time of a call of the network."""
+
+
+def compress(checkpoint: Checkpoint, level: int) -> Checkpoint:
+    """Return the checkpoint of levels 0 … `level` alone; it answers at them as the whole one does.
+
+    Its tree ends at the tier of that level, and so do its results; the last level gives a copy.
+
+    Raises:
+        LevelError: the model has no such level.
+    """
+    levels = checkpoint.network.check_level(level) + 1
+    return Checkpoint(
+        network=checkpoint.network.truncate(level),
+        taxonomy=checkpoint.taxonomy.truncate(level),
+        architecture=_truncated(checkpoint, levels),
+        preprocessing=checkpoint.preprocessing,
+        decision=first_levels(checkpoint.decision, levels),
+        results={name: _first_levels(part, levels) for name, part in checkpoint.results.items()},
+    )
+
+
+def _truncated(checkpoint: Checkpoint, levels: int) -> Architecture:
+    architecture = checkpoint.architecture
+    if levels == architecture.num_levels:
+        return architecture
+    leaves = architecture.leaves or len(checkpoint.taxonomy.leaves)  # the former if it was compressed before
+    return dataclasses.replace(
+        architecture, levels=levels, leaves=leaves if architecture.heads == "leaves" else None
+    )
+
+
+def compare(before: Path, whole: Checkpoint, after: Path, small: Checkpoint) -> list[Footprint]:
+    """Measure a model stored at `before` and one of its levels stored at `after`, on the processor.
+
+    Returns those of the whole model's last level, of the small model's last level as a part of the whole model
+    (where that is another level), and of the small model. All are timed in the same rounds, in turn.
+    """
+    last, level = whole.network.num_levels - 1, small.network.num_levels - 1
+    kept = [("whole", before, whole, last), (f"its level {level}", before, whole, level)]
+    kept = [*kept[: 1 if level == last else 2], ("small", after, small, level)]
+    networks = {id(one): _for_inference(one.network) for one in (whole, small)}
+    seconds = {
+        batch: _medians([_call(networks[id(one)], level, batch) for _, _, one, level in kept])
+        for batch in BATCHES
+    }
+    found = []
+    for index, (name, folder, checkpoint, level) in enumerate(kept):
+        cost = checkpoint.network.cost(level)
+        size = sum((folder / file).stat().st_size for file in (CONFIG_FILE, WEIGHTS_FILE))
+        times = {batch: medians[index] for batch, medians in seconds.items()}
+        found.append(Footprint(name, size, cost.parameters, cost.macs, times))
+    return found
+
+
+def _first_levels(results: Any, levels: int) -> Any:
+    """Cut measured results (a part of `Checkpoint.results`) to the first levels; what is damaged is left out."""
+    rows = results.get("levels") if isinstance(results, dict) else None
+    if not isinstance(rows, list) or len(rows) <= levels or not all(isinstance(row, dict) for row in rows):
+        return results
+    # What measures the leaves does not hold for the tier that is the last one now.
+    cut = {key: value for key, value in results.items() if key != "finest"}
+    cut["levels"] = _with_shares(rows[:levels])
+    for name in ("answers", "weighted_answers"):
+        if isinstance(answers := cut.pop(name, None), list):
+            cut[name] = answers[:levels]
+    consensus = cut.pop("consensus", None)
+    if isinstance(consensus, list) and all(_is_measured(row) for row in consensus):
+        cut["consensus"] = [{**row, "top1": row["top1"][:levels]} for row in consensus]
+    if isinstance(calibration := cut.pop("calibration", None), dict):
+        cut["calibration"] = _first_calibrated(calibration, levels)
+    return cut
+
+
+def _first_calibrated(calibration: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    """Cut what was measured of temperatures and thresholds: lists whose rows name their level."""
+    return {
+        key: [row for row in value if isinstance(row, dict) and row.get("level") in range(levels)]
+        if isinstance(value, list)
+        else value
+        for key, value in calibration.items()
+    }
+
+
+def _is_measured(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("top1"), list)
+
+
+def _with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Relate the costs of levels to the last one, where all are known."""
+    costs = [row.get("macs") for row in rows]
+    if not all(isinstance(cost, int) and cost > 0 for cost in costs):
+        return [{key: value for key, value in row.items() if key != "share"} for row in rows]
+    return [{**row, "share": row["macs"] / costs[-1]} for row in rows]
+
+
+def _for_inference(network: NestedNetwork) -> NestedNetwork:
+    """The network as `hierclass.Classifier` runs it."""
+    return fuse(network).to(memory_format=torch.channels_last)
+
+
+def _call(network: NestedNetwork, level: int, batch: int) -> Callable[[], object]:
+    images = torch.randn(batch, *network.input_size).contiguous(memory_format=torch.channels_last)
+    return lambda: network(images, level)
+
+
+@torch.inference_mode()
+def _medians(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Median seconds of every call, all timed once per round in an order shuffled anew.
+
+    So a slow moment of the machine meets all of them alike.
+    """
+    repeats = []
+    for call in calls:
+        _seconds(call, 3)  # warm-up
+        repeats.append(max(1, round(SAMPLE_SECONDS / _seconds(call, 3))))
+    shuffler, order = random.Random(0), list(range(len(calls)))
+    samples: list[list[float]] = [[] for _ in calls]
+    for _ in range(ROUNDS):
+        shuffler.shuffle(order)
+        for index in order:
+            samples[index].append(_seconds(calls[index], repeats[index]))
+    return [statistics.median(values) for values in samples]
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    """Mean time of calls in a row."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,224 @@
+"""What the command line draws: the progress of a run, the path of a prediction, the table of levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from hierclass.errors import InputError
+from hierclass.images.discovery import display_name
+
+if TYPE_CHECKING:
+    from hierclass.checkpoints.compress import Footprint
+    from hierclass.classifier import Level
+    from hierclass.decisions.prediction import Prediction
+    from hierclass.timm_models.backbone_probe import Finding
+    from hierclass.timm_models.backbone_table import Backbones, Family
+    from taxonomy import Taxonomy
+
+SAVES_NOTHING = "Every level runs the whole network: a coarser answer costs the same."
+
+_BAR_WIDTH = 10
+
+
+def one_line(text: str) -> str:
+    """Return text with every character that could end a line or steer a terminal written as an escape."""
+    shown = display_name(text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
+
+
+class LabelProgress:
+    """Counts images and errors; on a terminal, a bar with images done, rate, errors and time left."""
+
+    def __init__(self, total: int | None, console: Console, *, visible: bool, done: int = 0) -> None:
+        """Count up to `total` images (None: unknown), of which some are done; without `visible` nothing is drawn."""
+        self._before, self._total = done, total
+        self.num_images = 0
+        self.num_errors = 0
+        self._progress = Progress(
+            TextColumn("labelling"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TextColumn("{task.fields[errors]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not visible,
+            transient=True,
+        )
+        self._task = self._progress.add_task("labelling", total=total, completed=done, errors="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, num_images: int, num_errors: int) -> None:
+        """Count images that are done, and how many of them have an error."""
+        self.num_images += num_images
+        self.num_errors += num_errors
+        errors = f"[red]{plural(self.num_errors, 'error')}" if self.num_errors else ""
+        self._progress.update(self._task, advance=num_images, errors=errors)
+
+    def summary(self) -> str:
+        """Return one line: how many images were labelled, the time and the rate."""
+        seconds = self._progress.tasks[0].elapsed or 0.0
+        rate = f", {self.num_images / seconds:,.0f} images/s" if seconds else ""
+        return f"{plural(self.num_images - self.num_errors, 'image')} labelled in {seconds:.1f} s{rate}"
+
+    def how_far(self) -> str:
+        """Return how many of the images are done, as the end of a sentence."""
+        done = self._before + self.num_images
+        if self._total is None:
+            return f" after {plural(done, 'image')}"
+        return f" after {done:,} of {plural(self._total, 'image')}"
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 error`, `1,200 errors`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, unicode: bool) -> RenderableType:
+    """Draw a prediction for a person: a line per tier, coarse first, with a bar and what its step costs.
+
+    The sum of the steps follows where it is more than the last level alone costs.
+    """
+    full, empty = "█░" if unicode else "#."
+    grid = Table.grid(padding=(0, 2))
+    for tier, step in enumerate(prediction.path):
+        filled = round(step.score * _BAR_WIDTH)
+        cost = f"{'+' if tier else ''}{levels[tier].step_share:.0%} of the cost"
+        grid.add_row(
+            Text(f"tier {tier}", "dim"),
+            Text(step.label, "bold" if tier == prediction.level else ""),
+            Text(full * filled + empty * (_BAR_WIDTH - filled), "green"),
+            f"{step.score:.2f}",
+            Text(cost, "dim"),
+        )
+    drawn: list[RenderableType] = [Text(one_line(path)), grid]
+    total, alone = sum(level.step_share for level in levels[: tier + 1]), levels[tier].share
+    if total > alone * 1.005:
+        drawn.append(Text(f"in all {total:.0%} of the cost; level {tier} alone costs {alone:.0%}", "dim"))
+    return Group(*drawn)
+
+
+def draw_levels(levels: Sequence[Level]) -> RenderableType:
+    """Draw the table of levels: the tier each answers, its cost for one image and its accuracy."""
+    from hierclass.classifier import cost_alike
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("level", "tier", "classes", "MMACs", "cost", "parameters", "dev accuracy"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for level in levels:
+        table.add_row(
+            str(level.index),
+            str(level.index),
+            f"{level.num_classes:,}",
+            f"{level.macs / 1e6:,.1f}",
+            f"{level.share:.1%}",
+            f"{level.parameters:,}",
+            "not measured" if level.accuracy is None else f"{level.accuracy:.1%}",
+        )
+    return Group(table, SAVES_NOTHING) if cost_alike(levels) else table
+
+
+def draw_classes(taxonomy: Taxonomy, part: str) -> RenderableType:
+    """Draw the classes that have `part` in their name or id, each with the coarser ones that it is in.
+
+    Those of all tiers, then the inner nodes of the tree that are in no tier, which have names as well. Raises
+    InputError if there are none.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("tier", justify="right")
+    for title in ("id", "class", "in"):
+        table.add_column(title, no_wrap=title == "id")
+    rows = [(str(tier), node) for tier in range(taxonomy.num_tiers) for node in taxonomy.classes(tier)]
+    in_tiers = {node.id for _, node in rows}
+    rows += [("-", node) for node in taxonomy.nodes[1:] if node.id not in in_tiers]
+    for tier, node in rows:
+        if part.casefold() in f"{node.id} {node.name}".casefold():
+            above = [each.name for each in reversed(taxonomy.ancestors(node.id)) if each.id in in_tiers]
+            table.add_row(tier, node.id, Text(one_line(node.name)), Text(one_line(" › ".join(above)), "dim"))
+    if not table.row_count:
+        raise InputError(f"no class has {part!r} in its name or id; hierclass classes lists all")
+    return table
+
+
+def draw_footprints(footprints: Sequence[Footprint]) -> RenderableType:
+    """Draw what each of several ways to answer takes; the last columns relate the last way to the others."""
+    *others, last = footprints
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    headings = [footprint.name for footprint in footprints] + [f"of {other.name}" for other in others]
+    table.add_column("")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows: list[tuple[str, str, list[float]]] = [
+        ("kB on disk", "{:,.0f}", [footprint.bytes / 1e3 for footprint in footprints]),
+        ("parameters", "{:,.0f}", [footprint.parameters for footprint in footprints]),
+        ("MMACs", "{:,.1f}", [footprint.macs / 1e6 for footprint in footprints]),
+    ]
+    for batch in last.seconds:
+        times = [1e3 * footprint.seconds[batch] for footprint in footprints]
+        rows.append((f"ms, {plural(batch, 'image')}", "{:,.2f}", times))
+    for name, form, values in rows:
+        shares = [f"{values[-1] / value:.3f}" for value in values[:-1]]
+        table.add_row(name, *(form.format(value) for value in values), *shares)
+    return table
+
+
+def draw_families(backbones: Backbones) -> RenderableType:
+    """Draw which families of timm can be cut; where not all models can, the most frequent reason."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("family", no_wrap=True)
+    table.add_column("nest", justify="right", no_wrap=True)
+    table.add_column("structures", no_wrap=True)
+    table.add_column("where not, why")
+    for family in backbones.families:
+        count = f"{len(family.nests)} of {family.num_models}"
+        table.add_row(family.name, count, " ".join(family.proven), Text(one_line(family.reason)))
+    hint = "hierclass backbones NAME tries one model."
+    return Group(table, Text(f"{backbones.summary()}. {hint}"))
+
+
+def draw_finding(finding: Finding, family: Family | None) -> RenderableType:
+    """Draw what came of cutting one model: the costs of its levels, or why it has none."""
+    height, width = finding.input_size[1:]
+    proven = f"Proven in its family: {', '.join(family.proven)}." if family and family.proven else ""
+    if finding.reason:
+        return Text(f"{finding.name} can't be cut into slices: {one_line(finding.reason)}. {proven}".rstrip())
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("level", "MMACs", "cost", "parameters", "of all"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for level, (macs, parameters) in enumerate(zip(finding.macs, finding.parameters, strict=True)):
+        shares = (
+            f"{macs / max(finding.macs[-1], 1):.1%}",
+            f"{parameters / max(finding.parameters[-1], 1):.1%}",
+        )
+        table.add_row(str(level), f"{macs / 1e6:,.1f}", shares[0], f"{parameters:,}", shares[1])
+    head = f"{finding.name} can be cut into slices; one image of {height} x {width}, without heads:"
+    return Group(Text(head), table, *([Text(proven)] if proven else []))

@@ -1,0 +1,1 @@
+"""From logits to an answer: consistent probabilities, thresholds, when to stop, and which images go on."""

@@ -1,0 +1,139 @@
+"""How a model decides, as a checkpoint stores it: consensus, temperatures, and thresholds that keep a promise.
+
+They are fitted by `training.evaluation.calibration`; this is what reads them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from hierclass.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """From which score on the answers to a tier are right at a wanted rate, when a level is asked.
+
+    Found on held-out images; `training.evaluation.calibration.find_threshold` says what counts as right at a rate.
+    """
+
+    level: int
+    """The level that is asked."""
+    tier: int
+    """The tier whose answer is meant, 0 … level."""
+    precision: float
+    """The wanted share of right answers among those given, above 0, up to 1."""
+    score: float | None
+    """The lowest score (0 … 1) of an answer that is given; None: no score is high enough."""
+    coverage: float
+    """Share of the held-out images (0 … 1) whose answer is given."""
+
+    def is_met(self, score: float) -> bool:
+        """Whether an answer of this score is given; none is where the rate can't be reached."""
+        return self.score is not None and score >= self.score
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How levels' answers become one: the weight of lower levels, and what was fitted on held-out images.
+
+    `temperatures` has one number per level (`hierclass.decisions.prediction.agree`), or is None where none were fitted;
+    `thresholds` hold, for each precision, every level with every tier that it answers once.
+    """
+
+    lower_weight: float = 0.0
+    temperatures: tuple[float, ...] | None = None
+    thresholds: tuple[Threshold, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], num_levels: int) -> Self:
+        """Read a checkpoint's `decision`, of a model of so many levels; what is absent was not fitted.
+
+        Raises:
+            ValueError: a value is of another type or outside its range; the message names it.
+        """
+        weight = values.get("lower_weight", 0.0)
+        if not (_is_number(weight) and weight >= 0):
+            raise ValueError("'lower_weight' must be a number from 0")
+        temperatures = values.get("temperatures")
+        if temperatures is not None:
+            numbers = temperatures if isinstance(temperatures, (list, tuple)) else ()
+            if len(numbers) != num_levels or not all(_is_number(each) and each > 0 for each in numbers):
+                raise ValueError(f"'temperatures' must be {num_levels} numbers above 0, one per level")
+            temperatures = tuple(map(float, numbers))
+        rows = values.get("thresholds") or []
+        if not isinstance(rows, (list, tuple)):
+            raise ValueError("'thresholds' is no list")
+        thresholds = tuple(_read_threshold(row, num_levels) for row in rows)
+        _check_complete(thresholds, num_levels)
+        return cls(float(weight), temperatures, thresholds)
+
+    @property
+    def precisions(self) -> list[float]:
+        """The precisions that there are thresholds for, rising."""
+        return sorted({each.precision for each in self.thresholds})
+
+    def at(self, precision: float) -> tuple[tuple[Threshold, ...], ...]:
+        """Return the thresholds of a precision: `at(0.9)[level][tier]`, for tiers 0 … level of every level.
+
+        Raises:
+            InputError: the model has no thresholds, or none for this precision.
+        """
+        found = [each for each in self.thresholds if math.isclose(each.precision, precision)]
+        if not found:
+            stored = ", ".join(f"{each:g}" for each in self.precisions)
+            raise InputError(
+                f"this model has thresholds for the precisions {stored}, not {precision:g}"
+                if stored
+                else "this model has no thresholds; fit them on labelled images with: hierclass-train calibrate"
+            )
+        found.sort(key=lambda each: (each.level, each.tier))
+        return tuple(tuple(group) for _, group in itertools.groupby(found, key=lambda each: each.level))
+
+
+def first_levels(decision: Mapping[str, Any], num_levels: int) -> dict[str, Any]:
+    """Cut a checkpoint's `decision` to its first levels; what else it holds stays."""
+    cut = dict(decision)
+    if cut.get("temperatures") is not None:
+        cut["temperatures"] = cut["temperatures"][:num_levels]
+    if cut.get("thresholds") is not None:
+        cut["thresholds"] = [row for row in cut["thresholds"] if row["level"] < num_levels]
+    return cut
+
+
+def to_rows(thresholds: tuple[Threshold, ...]) -> list[dict[str, Any]]:
+    """Return thresholds as the JSON values that a checkpoint stores."""
+    return [asdict(each) for each in thresholds]
+
+
+def _read_threshold(row: Any, num_levels: int) -> Threshold:
+    names = {each.name for each in fields(Threshold)}
+    if not isinstance(row, dict) or row.keys() != names:
+        raise ValueError(f"each of 'thresholds' must have {', '.join(sorted(names))} and nothing else")
+    level, tier, score = row["level"], row["tier"], row["score"]
+    if not (_is_index(level) and level < num_levels and _is_index(tier) and tier <= level):
+        raise ValueError(f"'thresholds' names level {level!r} and tier {tier!r}, which are not of this model")
+    shares = (row["precision"], row["coverage"], 0.0 if score is None else score)
+    if not all(_is_number(each) and 0 <= each <= 1 for each in shares) or not row["precision"]:
+        raise ValueError("'thresholds' has a precision, score or coverage outside 0 to 1")
+    return Threshold(**row)
+
+
+def _check_complete(thresholds: tuple[Threshold, ...], num_levels: int) -> None:
+    pairs = sorted((level, tier) for level in range(num_levels) for tier in range(level + 1))
+    for precision in {each.precision for each in thresholds}:
+        if sorted((each.level, each.tier) for each in thresholds if each.precision == precision) != pairs:
+            raise ValueError(f"'thresholds' must have every level and tier once for precision {precision}")
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number; whole numbers may be longer than a float holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300

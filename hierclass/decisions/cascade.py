@@ -1,0 +1,237 @@
+"""Run batches of images up the levels, each image as far as it has to; those that go on make dense batches.
+
+A `Climber` does that in the caller's thread, a `Crew` in several.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hierclass.decisions.exit_policy import Answers, Stopping
+from hierclass.decisions.prediction import agree
+from hierclass.errors import unexpected
+from hierclass.nested import State
+from hierclass.nested.regroup import Regrouper
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier
+
+_log = logging.getLogger(__name__)
+
+Tags: TypeAlias = NDArray[np.int64]
+"""Numbers (N,) by which the caller knows N images."""
+Done: TypeAlias = "tuple[Tags, Answers | str]"
+"""Images that are finished, and their answers, or what went wrong with all of them."""
+MOST = 4
+"""Climbers of a crew at most: each holds a batch in memory."""
+Logits: TypeAlias = list[NDArray[np.floating[Any]]]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Images at one level: their state, their tags, and the logits (N, C) of the levels that have a say."""
+
+    state: State
+    tags: Tags
+    logits: Logits
+
+    def __len__(self) -> int:
+        return len(self.tags)
+
+
+class Climber:
+    """Answers images at the lowest level that is enough for each, `batch_size` at a time."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        stopping: Stopping,
+        batch_size: int,
+        regrouper: Regrouper | None = None,
+    ) -> None:
+        """Answer with a classifier, as far up as `stopping` says; a `regrouper` of its network may be shared."""
+        self._classifier, self._stopping, self._batch_size = classifier, stopping, batch_size
+        self._network = classifier.network
+        if regrouper is None and stopping.first < stopping.last:
+            regrouper = Regrouper(self._network)
+        self.regrouper = regrouper
+        """Moves images between batches; None where none go on."""
+        self._waiting: list[list[_Group]] = [[] for _ in range(stopping.last)]
+        self.computed = [0] * (stopping.last + 1)
+        """Number of images for which each level was the next that was computed."""
+
+    @torch.inference_mode()
+    def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
+        """Start with images (B, S, S, 3), prepared by `images.decoding.square`; return which are finished now.
+
+        Up to `batch_size` images of each level but the last are held back, to go on with others.
+        """
+        state = self._network.start(self._classifier.to_input(images))
+        done = list(self._run(_Group(state, tags, []), self._stopping.first))
+        for level in reversed(range(self._stopping.last)):
+            while sum(map(len, self._waiting[level])) >= self._batch_size:
+                done += self._go_on(level)
+        return done
+
+    @torch.inference_mode()
+    def finish(self) -> list[Done]:
+        """Return the answers to all images that were held back."""
+        done: list[Done] = []
+        for level in range(self._stopping.last):
+            while self._waiting[level]:
+                done += self._go_on(level)
+        return done
+
+    def _go_on(self, level: int) -> Iterator[Done]:
+        """Run the next level on images that wait after `level`, at most a batch of them."""
+        groups, taken, count = self._waiting[level], list[tuple[_Group, int]](), 0
+        while groups and count < self._batch_size:
+            group = groups.pop(0)
+            some = min(len(group), self._batch_size - count)
+            if some < len(group):
+                groups.insert(0, self._part(group, range(some, len(group))))
+            taken.append((group, some))
+            count += some
+        yield from self._run(self._join([(group, range(some)) for group, some in taken]), level + 1)
+
+    def _run(self, group: _Group, level: int) -> Iterator[Done]:
+        """Compute up to a level; return what is finished, let the others wait."""
+        images = group.state.image
+        try:
+            logits = self._logits(group, level)
+        except Exception as error:  # whatever a network raises: not enough memory, most often
+            _log.debug("a batch of %d failed at level %d", len(group), level, exc_info=True)
+            yield from self._run_halves(images, group, level, error)
+            return
+        self.computed[level] += len(group)
+        weight, temperatures = self._classifier.lower_weight, self._classifier.temperatures
+        enough, answers = self._stopping.judge(agree(logits, self._classifier.taxonomy, weight, temperatures))
+        if enough.any():
+            yield group.tags[enough], answers.take(enough)
+        if not enough.all():
+            rows = np.flatnonzero(~enough).tolist()
+            self._waiting[level].append(self._part(_Group(group.state, group.tags, logits), rows))
+
+    def _logits(self, group: _Group, level: int) -> Logits:
+        """Logits of levels 0 … `level`; empty for lower levels that have no say."""
+        network, state = self._network, group.state
+        if self._classifier.lower_weight:
+            missing = range(len(group.logits), level + 1)
+            return [*group.logits, *(_numpy(network.refine(state, each)) for each in missing)]
+        alone = level == self._stopping.last and state.level == -1
+        last = network(state.image, level) if alone else network.refine(state, level)
+        return [*[np.empty((0, 0), np.float32)] * level, _numpy(last)]
+
+    def _run_halves(
+        self, images: torch.Tensor, group: _Group, level: int, error: Exception
+    ) -> Iterator[Done]:
+        """Try again from the start with half as many images at a time, down to one."""
+        if len(group) == 1:
+            yield group.tags, unexpected(error)
+            return
+        half = len(group) // 2
+        for rows in (slice(0, half), slice(half, None)):
+            logits = [values[rows] if len(values) else values for values in group.logits]
+            state = self._network.start(images[rows])
+            yield from self._run(_Group(state, group.tags[rows], logits), level)
+
+    def _part(self, group: _Group, rows: Sequence[int]) -> _Group:
+        return self._join([(group, rows)])
+
+    def _join(self, parts: Sequence[tuple[_Group, Sequence[int]]]) -> _Group:
+        """One group of the chosen images of several at the same level."""
+        assert self.regrouper is not None
+        if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
+            return parts[0][0]
+        state = self.regrouper.gather([(group.state, rows) for group, rows in parts])
+        tags = np.concatenate([group.tags[list(rows)] for group, rows in parts])
+        logits = [
+            np.concatenate([values[list(rows)] if len(values) else values for values, rows in of_level])
+            for of_level in zip(
+                *([(values, rows) for values in group.logits] for group, rows in parts), strict=True
+            )
+        ]
+        return _Group(state, tags, logits)
+
+
+class Crew:
+    """Several climbers, each in a thread of its own; batches go to them in turn.
+
+    On a processor the cores are shared out among them: threads that compute batches of their own never wait for each
+    other, as those of one layer do. Which images make a batch does not depend on how fast they are. Where a device
+    computes there is one climber, in the caller's thread.
+    """
+
+    def __init__(self, classifier: Classifier, stopping: Stopping, batch_size: int) -> None:
+        """Start threads, as many as torch may use cores, at most `MOST`."""
+        cores = torch.get_num_threads()
+        size = min(MOST, cores) if classifier.device.type == "cpu" else 1
+        first = Climber(classifier, stopping, batch_size)
+        self._climbers = [first]
+        self._climbers += [
+            Climber(classifier, stopping, batch_size, first.regrouper) for _ in range(size - 1)
+        ]
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb") for _ in range(size - 1)]
+        if self._threads:
+            self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb"))
+            for thread in self._threads:
+                thread.submit(torch.set_num_threads, cores // size).result()
+            torch.set_num_threads(cores)  # for this thread, and those that others start
+        self._turn = itertools.cycle(range(size))
+        self._running: deque[Future[list[Done]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._climbers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def computed(self) -> list[int]:
+        """Number of images for which each level was the next that was computed."""
+        return [sum(counts) for counts in zip(*(climber.computed for climber in self._climbers), strict=True)]
+
+    def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
+        """Start with images, as `Climber.push`; waits while every climber has work, and one more batch."""
+        if not self._threads:
+            return self._climbers[0].push(images, tags)
+        turn = next(self._turn)
+        self._running.append(self._threads[turn].submit(self._climbers[turn].push, images, tags))
+        return self._wait_for_all_but(len(self) + 1)
+
+    def finish(self) -> list[Done]:
+        """Return the answers to all images that are on their way."""
+        if not self._threads:
+            return self._climbers[0].finish()
+        for thread, climber in zip(self._threads, self._climbers, strict=True):
+            self._running.append(thread.submit(climber.finish))
+        return self._wait_for_all_but(0)
+
+    def _wait_for_all_but(self, count: int) -> list[Done]:
+        """What became of all but so many of the batches that are on their way, oldest first.
+
+        A batch that happens to be finished is left too: what is held back depends on the order of batches alone.
+        """
+        done: list[Done] = []
+        while len(self._running) > count:
+            done += self._running.popleft().result()
+        return done
+
+
+def _numpy(logits: torch.Tensor) -> NDArray[np.floating[Any]]:
+    array: NDArray[np.floating[Any]] = logits.float().cpu().numpy()
+    return array

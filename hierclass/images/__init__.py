@@ -1,0 +1,1 @@
+"""Read pictures and find them on disk."""

@@ -1,0 +1,123 @@
+"""Read inputs ahead of the network: in threads, or in processes, which is faster where images are small.
+
+Pillow releases Python's lock while it decodes, but what surrounds that is Python: in threads, half of the time of a
+photograph of web size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeAlias
+
+from hierclass.errors import ImageError
+from hierclass.labelling.inputs import Input, ParquetRows
+from hierclass.labelling.read_input import How, Read, Reading, Source
+from hierclass.labelling.reader_processes import Process
+
+if TYPE_CHECKING:
+    from hierclass.images.preprocessing import Preprocessing
+
+Numbered: TypeAlias = "tuple[int, Input]"
+_CHUNK = 8
+"""Inputs that a process takes at a time."""
+_FEW = 256
+"""For so many inputs it does not pay to start processes."""
+_MOST_BYTES = 64 << 20
+"""Bytes of rows of Parquet files that wait to be decoded, about."""
+
+
+_Chunk: TypeAlias = "tuple[list[int], list[Source], Future[list[Read]]]"
+
+
+def num_cores() -> int:
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def read_ahead(
+    inputs: Iterable[Numbered], preprocessing: Preprocessing, reading: Reading
+) -> Iterator[tuple[int, Input, Read]]:
+    """Read inputs, yield the results in their order, and keep a bounded number of them in memory."""
+    inputs, rows = iter(inputs), ParquetRows(reading.image_column)
+    few = list(itertools.islice(inputs, _FEW)) if reading.processes else []
+    inputs = itertools.chain(few, inputs)
+    in_processes = len(few) == _FEW
+    readers = _Readers(reading, preprocessing, processes=in_processes)
+    size = _CHUNK if in_processes else 1
+    ahead = 2 * reading.batch_size // size + readers.workers
+    pending: deque[_Chunk] = deque()
+    try:
+        while chunk := list(itertools.islice(inputs, size)):
+            sources = [Source(item, _data(rows, item)) for _, item in chunk]
+            pending.append(([number for number, _ in chunk], sources, readers.submit(sources)))
+            while pending and (len(pending) >= ahead or _bytes(pending) > _MOST_BYTES):
+                yield from _results(*pending.popleft())
+        while pending:
+            yield from _results(*pending.popleft())
+    finally:
+        readers.close()
+
+
+def _data(rows: ParquetRows, item: Input) -> bytes | ImageError | None:
+    try:
+        return rows.data(item)
+    except ImageError as error:
+        return error
+
+
+def _bytes(pending: Iterable[_Chunk]) -> int:
+    """How much the inputs on their way hold in memory."""
+    return sum(len(data) for _, sources, _ in pending for _, data in sources if isinstance(data, bytes))
+
+
+def _results(
+    numbers: list[int], sources: list[Source], future: Future[list[Read]]
+) -> Iterator[tuple[int, Input, Read]]:
+    for number, (item, _), read in zip(numbers, sources, future.result(), strict=True):
+        yield number, item, read
+
+
+class _Readers:
+    """Threads that read chunks of inputs, themselves or each by a process of its own."""
+
+    def __init__(self, reading: Reading, preprocessing: Preprocessing, *, processes: bool) -> None:
+        """Start threads; a process starts when its thread has something to read."""
+        self.workers = reading.workers or num_cores()
+        self._how = How(preprocessing, reading.previews)
+        self._turn = tempfile.TemporaryFile() if processes else None  # noqa: SIM115 - closed below
+        self._free: queue.SimpleQueue[Process] = queue.SimpleQueue()
+        self._started = (
+            [Process(self._how, self._turn.fileno()) for _ in range(self.workers)] if self._turn else []
+        )
+        for process in self._started:
+            self._free.put(process)
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="hierclass-read")
+
+    def submit(self, sources: Sequence[Source]) -> Future[list[Read]]:
+        """Have inputs read."""
+        return self._threads.submit(self._read, sources)
+
+    def close(self) -> None:
+        """End at once; what is being read is not waited for, but by threads that read themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._started:
+            process.close()
+        if self._turn is not None:
+            self._turn.close()
+
+    def _read(self, sources: Sequence[Source]) -> list[Read]:
+        if not self._started:
+            return self._how.read(sources)
+        process = self._free.get()
+        try:
+            return process.read(sources)
+        finally:
+            self._free.put(process)

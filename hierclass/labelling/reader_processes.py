@@ -1,0 +1,161 @@
+"""Processes that read inputs: they share no lock with this one, and one that ends costs one image at most.
+
+This process and each of those talk over its standard input and output, in pickles. Nothing of the program that runs
+is imported there, so that any program may start them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hierclass.images import decoding as images
+from hierclass.labelling.read_input import How, Read, Source
+
+_log = logging.getLogger(__name__)
+
+
+class Process:
+    """A process that reads inputs for this one, over its standard input and output; it ends when this one ends."""
+
+    def __init__(self, how: How, turn: int) -> None:
+        """Start nothing yet. `turn` is the descriptor of a file whose lock tells who may decode a large picture."""
+        self._how, self._turn = how, turn
+        self._running: subprocess.Popen[bytes] | None = None
+        self._starts = True
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def read(self, sources: Sequence[Source]) -> list[Read]:
+        """Read inputs; one that ends the process is told from the others, and here where no process starts."""
+        for _ in range(1 if len(sources) > 1 else 2):  # it may have been ended while it had nothing to do
+            if self._running is None:
+                self._start()
+            if self._closed:
+                return []
+            if not self._starts:
+                return self._how.read(sources)
+            try:
+                found: list[Read] = self._ask(sources)
+                return found
+            except (OSError, EOFError, pickle.UnpicklingError):
+                self._stop()
+        if len(sources) > 1:
+            return [read for each in sources for read in self.read([each])]
+        return [Read("ends the process that reads it: a decoder crashes, or memory does not suffice", None)]
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        with self._lock:
+            self._closed = True
+        self._stop()
+
+    def _start(self) -> None:
+        """Start the process and wait until it is ready."""
+        with self._lock:
+            if self._closed:
+                return
+            posix: dict[str, Any] = (
+                {"process_group": 0, "pass_fds": (self._turn,)} if os.name == "posix" else {}
+            )
+            command = [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(self._turn)]
+            pipe = subprocess.PIPE
+            try:
+                self._running = subprocess.Popen(
+                    command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, **posix
+                )
+            except OSError:
+                self._starts = False
+                return
+        try:
+            self._ask(self._how)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            self._stop()
+            self._starts = False
+            _log.debug("no process of its own to read in", exc_info=True)
+
+    def _ask(self, what: Any) -> Any:
+        process = self._running
+        if process is None or process.stdin is None or process.stdout is None:
+            raise EOFError
+        with _broken_pipes_are_errors():
+            pickle.dump(what, process.stdin, pickle.HIGHEST_PROTOCOL)
+            process.stdin.flush()
+        return pickle.load(process.stdout)
+
+    def _stop(self) -> None:
+        with self._lock:
+            process, self._running = self._running, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+@contextlib.contextmanager
+def _broken_pipes_are_errors() -> Iterator[None]:
+    """Make a pipe that nobody reads an error of this thread, where it would be a signal that ends the program."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        yield
+    finally:
+        if signal.SIGPIPE not in before:
+            if signal.SIGPIPE in signal.sigpending():
+                signal.sigwait({signal.SIGPIPE})
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from hierclass.labelling.reader_processes import serve
+serve(int(sys.argv[2]))
+"""
+
+
+def serve(turn: int) -> None:
+    """Be the process that reads: answer what comes over standard input until it ends."""
+    source_, sink = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # what a library prints is no answer
+    with contextlib.suppress(ImportError):
+        images.take_turns_with(_Turn(turn))
+    how: How = pickle.load(source_)
+    answer: Any = True
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            pickle.dump(answer, sink, pickle.HIGHEST_PROTOCOL)
+            sink.flush()
+            answer = how.read(pickle.load(source_))
+
+
+class _Turn:
+    """A lock among processes that the system frees when its holder ends."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Lock a file that is open. Raises ImportError where the system has no such locks."""
+        import fcntl
+
+        self._descriptor, self._lock = descriptor, fcntl.lockf
+        self._take, self._give = fcntl.LOCK_EX, fcntl.LOCK_UN
+
+    def __enter__(self) -> None:
+        self._lock(self._descriptor, self._take)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock(self._descriptor, self._give)

@@ -1,0 +1,420 @@
+"""Labelling runs from beginning to end: begin or go on, look again at what changed, put the table together."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from hierclass.decisions.exit_policy import Request, Stopping
+from hierclass.errors import InputError
+from hierclass.files import remove_temporaries
+from hierclass.images.discovery import STANDARD_INPUT, display_name
+from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
+from hierclass.labelling.read_input import Reading
+from hierclass.labelling.run_folder import Fingerprint, Range, RunFolder
+from hierclass.labelling.run_pass import Engine, LocalEngine, Pass, num_tiers_of
+from hierclass.labelling.sql_filter import Condition
+from hierclass.labelling.table_writers import write_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from hierclass.classifier import Classifier
+
+_LOOKED_AT = ["_index", "_size", "_modified", "error", "_generation"]
+
+Manifest: TypeAlias = "dict[str, Any]"
+
+
+class Listener(Protocol):
+    """Hears how a run gets on."""
+
+    def say(self, line: str) -> None:
+        """Hear a line for the user."""
+
+    def listed(self, count: int) -> None:
+        """Hear how many inputs were found so far."""
+
+    def start(self, total: int, done: int) -> None:
+        """Hear that a pass over so many inputs begins, of which some are done."""
+
+    def advance(self, num_images: int, num_errors: int) -> None:
+        """Hear that inputs are done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to label: the inputs that `names` lead to, what is asked of them, and how they are read."""
+
+    names: tuple[str, ...]
+    request: Request
+    reading: Reading = dataclasses.field(default_factory=Reading)
+    shard: Shard | None = None
+
+    def manifest(self, classifier: Classifier) -> Manifest:
+        """Return what the result depends on, as JSON values."""
+        relative = any(not os.path.isabs(name) for name in self.names)  # noqa: PTH117 - names may be too long
+        return {
+            "model": {"digest": classifier.digest, "tiers": list(classifier.taxonomy.num_classes)},
+            "inputs": {
+                "names": [display_name(name) for name in self.names],
+                "folder": display_name(Path.cwd()) if relative else None,
+                "image_column": self.reading.image_column,
+                "shard": None if self.shard is None else f"{self.shard.number}/{self.shard.of}",
+            },
+            "jobs": [{"kind": "label", "previews": self.reading.previews, **_to_json(self.request)}],
+        }
+
+
+class Run:
+    """A labelling run in a folder that the caller has locked."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        classifier: Classifier,
+        reading: Reading,
+        listener: Listener,
+        engine: Engine | None = None,
+    ) -> None:
+        """Run a classifier, with an engine that has the same one (None: here); the listener hears of it."""
+        self.folder, self.classifier, self.reading, self.listener = folder, classifier, reading, listener
+        self.engine = engine or LocalEngine(classifier)
+        self.num_unread = 0
+        """Images that were to be refined in this call and could not be read: their rows stayed."""
+
+    def label(self, job: Job, *, overwrite: bool = False, retry_errors: bool = False) -> None:
+        """Begin a run, or continue it; then look again at files that have changed since their rows were made.
+
+        Raises:
+            LevelError: the model has no such level.
+            InputError: another run is in the folder, there is nothing to label, or the request does not fit the model.
+            OSError: writing failed; what was written before is kept, and the same call continues.
+        """
+        self._check(job.request)
+        wanted = job.manifest(self.classifier)
+        again = self.folder.exists and not overwrite
+        if retry_errors and not self.folder.exists:
+            raise InputError(
+                f"--retry-errors: there is no run in {display_name(self.folder.path)}; a table that is one file "
+                "forgets its run when it is whole, a folder as output (-o run/) keeps it"
+            )
+        inputs = list_inputs(job.names, image_column=self.reading.image_column)
+        if again:
+            self._check_same(self.folder.manifest(), wanted)
+            self._compare(inputs, is_list=STANDARD_INPUT in job.names)
+            self.folder.tidy()
+        else:
+            self.listener.listed(0)
+            self.folder.begin(wanted, inputs, self.listener.listed)
+        self._finish_passes()
+        if again:
+            self._look_again(retry_errors=retry_errors)
+
+    def refine(self, where: str, request: Request) -> None:
+        """Label the rows that meet an SQL condition anew.
+
+        Rows stay as they are if their image is gone, or a higher level than the one that is asked for has answered it.
+        Where the request names no classes, those that the run was begun with hold. The request of the last call,
+        given again, is brought to its end; images that could not be read then are tried again.
+
+        Raises:
+            LevelError: the model has no such level.
+            InputError: the run is not complete, the condition is wrong, or the request does not fit the model.
+        """
+        manifest = self.folder.manifest()
+        self._check_model(manifest)
+        self._check_place(manifest)
+        if not request.selects:
+            begun = _request(manifest["jobs"][0])
+            request = dataclasses.replace(request, only=begun.only, exclude=begun.exclude)
+        self._check(request)
+        job = {"kind": "refine", "where": where, "previews": self.reading.previews, **_to_json(request)}
+        refined = [n for n, each in enumerate(manifest["jobs"]) if each["kind"] == "refine"]
+        if refined and manifest["jobs"][refined[-1]] == job:
+            self._repeat(refined[-1])
+            return
+        self._require_complete(manifest)
+        self.folder.tidy()
+        condition, levels, finer = Condition(where, self.num_tiers), dict[int, int | None](), 0
+        for table in self._rows():
+            chosen = list(condition.numbers(table))
+            found = self._not_above(table, chosen, request)
+            levels |= found
+            finer += len(chosen) - len(found)
+        if finer:
+            what = "by the last level" if request.level == "auto" else "at a higher level"
+            self.listener.say(f"answered {what}, rows stay as they were: {_images(finer)}")
+        self._add_pass(job, levels)
+
+    def assemble(self, path: Path) -> int:
+        """Write the table as `path`; returns the number of rows with an error."""
+        errors = 0
+
+        def counted() -> Iterator[pa.Table]:
+            nonlocal errors
+            for table in self._rows():
+                errors += len(table) - table.column("error").null_count
+                yield table
+
+        remove_temporaries(path.parent, path.name)
+        write_table(path, counted(), self.num_tiers)
+        return errors
+
+    # -- what there is
+
+    @property
+    def jobs(self) -> list[Manifest]:
+        """The passes over the inputs so far."""
+        found: list[Manifest] = self.folder.manifest()["jobs"]
+        return found
+
+    @property
+    def num_tiers(self) -> int:
+        """How many tiers the table has: as the finest that was asked for."""
+        requests = [_request(job) for job in self.jobs if job["kind"] != "again"]
+        return max(num_tiers_of(request, self.classifier) for request in requests)
+
+    @property
+    def _range(self) -> tuple[int, int]:
+        about = self.folder.manifest()["inputs"]
+        count = int(about["count"])
+        return Shard.parse(about["shard"]).range(count) if about["shard"] else (0, count)
+
+    def _rows(self, passes: int | None = None) -> Iterator[pa.Table]:
+        """The rows that the first so many passes leave, or all."""
+        passes = len(self.jobs) if passes is None else passes
+        return self.folder.read(range(passes), self.classifier.taxonomy.num_tiers)
+
+    def _not_above(self, table: pa.Table, numbers: Sequence[int], request: Request) -> dict[int, int | None]:
+        """Of the inputs of these numbers, those that can be answered better, and the level that answered so far.
+
+        Those that a higher level has answered than the one that is asked for, or, where it climbs, the last level,
+        can't.
+        """
+        if request.level == "auto":
+            highest = self.classifier.taxonomy.num_tiers - 2
+        else:
+            highest = self.classifier.check_level(request.level)
+        rows = zip(*(table.column(name).to_pylist() for name in ("_index", "chosen_level")), strict=True)
+        wanted = set(numbers)
+        levels = {number: level for number, level in rows if number in wanted}
+        return {number: level for number, level in levels.items() if level is None or level <= highest}
+
+    def _check(self, request: Request) -> None:
+        """Refuse a request that the model can't meet, before anything is stored; say if it can't answer."""
+        num_tiers_of(request, self.classifier)
+        stopping = Stopping(request, self.classifier.taxonomy, self.classifier.decision)
+        if not stopping.can_answer:
+            self.listener.say(
+                f"no class of level {stopping.last} is so fine as {', '.join(request.only)}: answers stay empty, but "
+                "what is surely something else is found; a higher level, or auto, answers"
+            )
+
+    def _is_complete(self, generation: int) -> bool:
+        return not self.folder.gaps(generation, self._range)
+
+    def _require_complete(self, manifest: Manifest) -> None:
+        if not all(map(self._is_complete, range(len(manifest["jobs"])))):
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} is not complete; first repeat the command that began it"
+            )
+
+    def _check_model(self, stored: Manifest) -> None:
+        if stored["model"]["digest"] != self.classifier.digest:
+            ours = {"digest": self.classifier.digest, "tiers": self.classifier.taxonomy.num_classes}
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} was made with another model ({_model(stored['model'])}; "
+                f"this one: {_model(ours)}); name that with --model"
+            )
+
+    def _check_place(self, stored: Manifest) -> None:
+        """Refuse another working folder than the one in which relative paths were given: they mean other files."""
+        begun, here = stored["inputs"]["folder"], display_name(Path.cwd())
+        if begun is not None and begun != here:
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} names its images as seen from {begun}, not from {here}; "
+                "give the command there"
+            )
+
+    def _check_same(self, stored: Manifest, wanted: Manifest) -> None:
+        """Refuse to continue a run that asked for something else; the message says what differs."""
+        self._check_model(stored)
+        ours = {**wanted["inputs"], **wanted["jobs"][0]}
+        theirs = {**stored["inputs"], **stored["jobs"][0]}
+        different = [name for name, value in ours.items() if theirs.get(name) != value]
+        if different:
+            name = different[0]
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} was begun with {_option(name)} "
+                f"{_shown(theirs.get(name))}, not {_shown(ours[name])}; give the same, name another folder, or add "
+                "--overwrite"
+            )
+
+    def _compare(self, inputs: Iterator[Input], *, is_list: bool) -> None:
+        """Say if there are other inputs now than when the run began; refuse another list."""
+        now, began = Fingerprint(), self.folder.manifest()["inputs"]
+        with contextlib.suppress(InputError):  # there are none
+            for _ in now.of(inputs):
+                pass
+        if (now.count, now.digest) == (began["count"], began["digest"]):
+            return
+        if is_list:
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} was begun with another list of images "
+                f"({began['count']:,}, now {now.count:,}); give the same, name another folder, or add --overwrite"
+            )
+        self.listener.say(
+            f"the inputs are not what they were: {_images(now.count)} now, {began['count']:,} when the run began; "
+            "it keeps its list, --overwrite begins with the new one"
+        )
+
+    # -- passes
+
+    def _finish_passes(self) -> None:
+        for generation in range(len(self.jobs)):
+            if not self._is_complete(generation):
+                self._run_pass(generation)
+
+    def _repeat(self, generation: int) -> None:
+        """Finish a pass that refines; if it was finished, try what it could not read again."""
+        finished = self._is_complete(generation)
+        self._finish_passes()
+        if finished and (failed := self.folder.failed(generation)):
+            known = self.folder.levels(generation)
+            self._add_pass(self.jobs[generation], {number: known[number] for number in failed})
+
+    def _add_pass(self, job: Manifest, levels: Mapping[int, int | None]) -> None:
+        """Begin a pass over inputs, number → the level that has answered it so far, and finish it."""
+        manifest = self.folder.manifest()
+        generation = len(manifest["jobs"])
+        self.folder.write_numbers(generation, levels)
+        self.folder.write_manifest({**manifest, "jobs": [*manifest["jobs"], job]})
+        self._run_pass(generation)
+
+    def _run_pass(self, generation: int) -> None:
+        """Label what a pass is for and has no row yet."""
+        job = self.jobs[generation]
+        source = self.jobs[job["of"]] if job["kind"] == "again" else job
+        what = Pass(
+            generation=generation,
+            request=_request(source),
+            reading=dataclasses.replace(self.reading, previews=source["previews"]),
+            sparse=job["kind"] != "label",
+            keeps_known=job["kind"] == "refine",
+        )
+        gaps = self.folder.gaps(generation, self._range)
+        total, left = (_size(self.folder, what, ranges) for ranges in ([self._range], gaps))
+        self.listener.start(total, total - left)
+        num_errors = 0
+        with contextlib.closing(self.engine.run(self.folder, what, gaps)) as progress:
+            for done, errors in progress:
+                num_errors += errors
+                self.listener.advance(done, errors)
+        if what.keeps_known and num_errors:
+            self.num_unread += num_errors
+            self.listener.say(
+                f"could not be read again, rows stay as they were: {_images(num_errors)}; the same command tries again"
+            )
+
+    def _look_again(self, *, retry_errors: bool) -> None:
+        """Label files anew that have changed since their rows were made and, if asked for, those with errors."""
+        again, gone = defaultdict[int, list[int]](list), 0
+        changed = failed = relisted = 0
+        stamps = _Stamps()
+        rows = (row for table in self._rows() for row in table.select(_LOOKED_AT).to_pylist())
+        for row, (number, item) in zip(rows, self.folder.inputs(self._range[0]), strict=False):
+            assert row["_index"] == number
+            before, now = Stamp(row["_size"], row["_modified"]), stamps.of(item)
+            if now is None:
+                gone += row["error"] is None
+            elif now != before and item.offset >= 0:
+                relisted += row["error"] is None
+                continue
+            elif now != before:
+                changed += 1
+            if (now is not None and now != before) or (retry_errors and row["error"] is not None):
+                failed += now is None or now == before
+                again[self._root(row["_generation"])].append(number)
+        for count, what in (
+            (gone, "gone since, rows stay as they were"),
+            (
+                relisted,
+                "in archives that changed since, rows stay as they were (--overwrite lists them anew)",
+            ),
+            (changed, "changed since, labelled again"),
+            (failed, "had an error, read again"),
+        ):
+            if count:
+                self.listener.say(f"{what}: {_images(count)}")
+        for generation, numbers in sorted(again.items()):
+            self._add_pass({"kind": "again", "of": generation}, dict.fromkeys(numbers))
+
+    def _root(self, generation: int) -> int:
+        """The pass whose request made the rows of a pass."""
+        job = self.jobs[generation]
+        return int(job["of"]) if job["kind"] == "again" else generation
+
+
+class _Stamps:
+    """Stamps of the files of inputs; an archive is looked at once, not for each of its images."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, Stamp | None] = ("", None)
+
+    def of(self, item: Input) -> Stamp | None:
+        if item.offset < 0:
+            return stamp(item.path)
+        if self._last[0] != item.path:
+            self._last = item.path, stamp(item.path)
+        return self._last[1]
+
+
+def _size(folder: RunFolder, what: Pass, ranges: Sequence[Range]) -> int:
+    """How many inputs a pass has in ranges of their numbers."""
+    if not what.sparse:
+        return sum(end - first for first, end in ranges)
+    numbers = folder.numbers(what.generation)
+    return sum(bisect.bisect_left(numbers, end) - bisect.bisect_left(numbers, first) for first, end in ranges)
+
+
+def _to_json(request: Request) -> Manifest:
+    values = dataclasses.asdict(request)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _request(job: Manifest) -> Request:
+    names = [field.name for field in dataclasses.fields(Request)]
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v := job[name], list) else v for name in names}
+    return Request(**values)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _option(name: str) -> str:
+    return {"names": "the inputs", "folder": "the working folder", "shard": "--shard"}.get(
+        name, "--" + name.replace("_", "-")
+    )
+
+
+def _model(about: Manifest) -> str:
+    return f"{about['digest'][:12]}, {' / '.join(map(str, about['tiers']))} classes"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 4:
+        return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "the default" if value is None else str(value)

@@ -1,0 +1,155 @@
+"""One pass over the inputs of a run, whoever computes it: it reads inputs, answers, and writes parts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
+
+import pyarrow as pa
+
+from hierclass.decisions.exit_policy import Reason, Request, Stopping
+from hierclass.labelling.pipeline import outcomes
+from hierclass.labelling.read_ahead import Numbered
+from hierclass.labelling.read_input import Reading
+from hierclass.labelling.rows import Texts, schema
+from hierclass.labelling.run_folder import Part, Range, RunFolder
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier
+
+PART_ROWS = 10_000
+PART_SECONDS = 30.0
+"""A part is written when it has so many rows, or its first row is so old: what a crash can cost."""
+
+
+Progress: TypeAlias = Generator[tuple[int, int], None, None]
+"""Yields how many inputs were done since it last did, and errors among them; closed early, it keeps what is done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What a pass does: which one of the run it is, what it asks of its inputs, and how it reads them."""
+
+    generation: int
+    request: Request
+    reading: Reading
+    sparse: bool = False
+    """Whether it is for those inputs alone whose numbers the run's folder has."""
+    keeps_known: bool = False
+    """Whether an image that can't be read any more keeps the row that it had."""
+
+
+class Engine(Protocol):
+    """Computes passes."""
+
+    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+        """Label the inputs of a pass in ranges of their numbers."""
+        ...
+
+
+class LocalEngine:
+    """Computes passes in this process."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        """Answer with a classifier."""
+        self._classifier = classifier
+
+    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+        """Label the inputs of a pass, range by range."""
+        for gap in gaps:
+            yield from run_range(folder, self._classifier, what, gap)
+
+
+def num_tiers_of(request: Request, classifier: Classifier) -> int:
+    """Return how many tiers the table of a request has."""
+    if request.level == "auto":
+        return classifier.taxonomy.num_tiers
+    return classifier.check_level(request.level) + 1
+
+
+def run_range(folder: RunFolder, classifier: Classifier, what: Pass, wanted: Range) -> Progress:
+    """Label the inputs of a pass in one range of their numbers, and store their rows."""
+    first, end = wanted
+    inputs: Iterator[Numbered] = itertools.takewhile(lambda numbered: numbered[0] < end, folder.inputs(first))
+    known = folder.levels(what.generation) if what.sparse else {}
+    if what.sparse:
+        inputs = _chosen(inputs, [number for number in known if number >= first])
+    stopping = Stopping(what.request, classifier.taxonomy, classifier.decision)
+    texts = Texts(classifier.taxonomy, num_tiers_of(what.request, classifier))
+    with _PartWriter(folder, what.generation, first, end) as writer:
+        for outcome in outcomes(classifier, stopping, inputs, what.reading):
+            table = outcome.table(texts)
+            if what.keeps_known:
+                table = _improved(table, known)
+            writer.add(int(outcome.numbers[-1]) + 1, table)
+            yield len(outcome), outcome.num_errors
+
+
+def _improved(table: pa.Table, known: Mapping[int, int | None]) -> pa.Table:
+    """The rows but those of a lower level than is known of their input and say nothing more.
+
+    Those with an error stay: they say what is to be tried again, and stand for no row (`RunFolder.read`).
+    """
+    columns = (table.column(name).to_pylist() for name in ("_index", "chosen_level", "stop_reason"))
+    better = [
+        level is None or level >= (known[number] or 0) or reason == Reason.EXCLUDED.word
+        for number, level, reason in zip(*columns, strict=True)
+    ]
+    return table.filter(pa.array(better, pa.bool_()))
+
+
+class _PartWriter:
+    """Collects the rows of a pass and writes them as parts; what is collected when it is interrupted, too."""
+
+    def __init__(self, folder: RunFolder, generation: int, begin: int, end: int) -> None:
+        """Write parts of a pass for the inputs numbered `begin` up to `end`."""
+        self._folder, self._generation, self._begin, self._end = folder, generation, begin, end
+        self._held: list[tuple[int, pa.Table]] = []  # a table, and what it reaches: a signal parts them never
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._write(self._end)
+        elif not isinstance(error, OSError):  # on a full disk there is no more to be done
+            with contextlib.suppress(OSError):
+                self._write()
+
+    def add(self, reached: int, table: pa.Table) -> None:
+        """Take rows; all inputs below number `reached` are done."""
+        if not self._held:
+            self._since = time.monotonic()
+        self._held.append((reached, table))
+        old = time.monotonic() - self._since > PART_SECONDS
+        if old or sum(len(table) for _, table in self._held) >= PART_ROWS:
+            self._write()
+
+    def _write(self, end: int | None = None) -> None:
+        """Write a part up to input number `end`; None: up to what the tables reach."""
+        reached = end if end is not None else self._held[-1][0] if self._held else self._begin
+        if reached == self._begin:
+            return
+        tables = [table for _, table in self._held] or [schema(1, own=True).empty_table()]
+        self._folder.add_part(Part(self._generation, self._begin, reached), pa.concat_tables(tables))
+        self._begin, self._held = reached, []
+
+
+def _chosen(inputs: Iterable[Numbered], numbers: Sequence[int]) -> Iterator[Numbered]:
+    """Those of the inputs that have one of these numbers; both rise."""
+    wanted = iter(numbers)
+    number = next(wanted, None)
+    for each in inputs:
+        if number is None:
+            return
+        if each[0] == number:
+            yield each
+            number = next(wanted, None)

@@ -1,0 +1,181 @@
+"""How the table of labels is written: as CSV, JSON lines or Parquet; a file is whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
+
+from hierclass.errors import InputError
+from hierclass.files import replacing
+from hierclass.images.discovery import display_name
+from hierclass.labelling.rows import FORMATS, SCORE_DIGITS, Value, columns, schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROW_GROUP = 10_000
+
+Record: TypeAlias = "dict[str, Value]"
+
+
+class Table(ABC):
+    """A table being written: `write` rows, then `close`."""
+
+    def __init__(self, file: IO[bytes], num_tiers: int) -> None:
+        """Begin a table of answers down so many tiers in an empty file."""
+        self.num_tiers = num_tiers
+        self._file = file
+
+    @abstractmethod
+    def write(self, rows: pa.Table) -> None:
+        """Append rows: an Arrow table that has the columns of this one, and may have others."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what is still held back; the file itself stays open."""
+
+
+class _TextTable(Table):
+    """Lines of text, handed to the system with every write."""
+
+    def __init__(self, file: IO[bytes], num_tiers: int) -> None:
+        super().__init__(file, num_tiers)
+        self._emit(self._header())
+
+    def write(self, rows: pa.Table) -> None:
+        records = [_rounded(row) for row in rows.select(columns(self.num_tiers)).to_pylist()]
+        self._emit("".join(self._line(record) for record in records))
+
+    def close(self) -> None:
+        pass  # every write was handed on
+
+    def _emit(self, text: str) -> None:
+        view = memoryview(text.encode())
+        while view:  # an unbuffered file may take a part
+            view = view[self._file.write(view) or 0 :]
+        self._file.flush()
+
+    def _header(self) -> str:
+        return ""
+
+    @abstractmethod
+    def _line(self, record: Record) -> str: ...
+
+
+class _CsvTable(_TextTable):
+    def _header(self) -> str:
+        return ",".join(columns(self.num_tiers)) + "\n"
+
+    def _line(self, record: Record) -> str:
+        text = io.StringIO(newline="")
+        # Before Python 3.13, only what ends the writer's own lines is quoted: "a\rb.jpg" would be two rows.
+        csv.writer(text, lineterminator="\r\n").writerow(record.values())
+        return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+class _JsonTable(_TextTable):
+    def _line(self, record: Record) -> str:
+        return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+class _ParquetTable(Table):
+    def __init__(self, file: IO[bytes], num_tiers: int) -> None:
+        super().__init__(file, num_tiers)
+        import pyarrow.parquet as pq
+
+        # pyarrow ignores that a write may be short
+        self._buffer = io.BufferedWriter(cast("io.RawIOBase", file))
+        self._writer: Any = pq.ParquetWriter(self._buffer, schema(num_tiers))
+        self._held: list[pa.Table] = []
+
+    def write(self, rows: pa.Table) -> None:
+        self._held.append(rows.select(columns(self.num_tiers)).cast(schema(self.num_tiers)))
+        if sum(map(len, self._held)) >= _ROW_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+        self._buffer.flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._held:
+            self._writer.write_table(pa.concat_tables(self._held))
+        self._held = []
+
+
+_TABLES: dict[str, Callable[[IO[bytes], int], Table]] = {
+    "csv": _CsvTable,
+    "jsonl": _JsonTable,
+    "parquet": _ParquetTable,
+}
+
+
+def open_table(file: IO[bytes], format_: str, num_tiers: int) -> Table:
+    """Begin a table in an open file; `format_` is one of `FORMATS`."""
+    return _TABLES[format_](file, num_tiers)
+
+
+def write_table(path: Path, tables: Iterable[pa.Table], num_tiers: int) -> None:
+    """Write Arrow tables as one file, whole or not at all; its ending says how. Raises OSError."""
+    with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
+        table = open_table(file, format_of(path), num_tiers)
+        try:
+            for rows in tables:
+                table.write(rows)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what led here is what counts
+                table.close()
+            raise
+        table.close()
+
+
+def format_of(path: Path) -> str:
+    """Return the format of a file by its ending.
+
+    Raises:
+        InputError: the ending is none of them.
+    """
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in FORMATS:
+        raise InputError(
+            f"the output must end in .csv, .jsonl or .parquet, or be a folder (with / at its end), not "
+            f"{display_name(path.name)!r}"
+        )
+    return ending
+
+
+def check_target(path: Path) -> Path:
+    """Return the file that writing to `path` replaces (through a link, the one it points at).
+
+    Raises:
+        InputError: it has another ending, is no file, or can't be written.
+    """
+    format_of(path)
+    target = Path(os.path.realpath(path))
+    # os.path: unlike Path, it raises nothing where a name is too long
+    if os.path.exists(target) and not os.path.isfile(target):  # noqa: PTH110, PTH113
+        raise InputError(f"the output {display_name(path)} is no file; name a file that may be replaced")
+    probe = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        probe.open("xb").close()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write {display_name(path)}: {reason} (folder {target.parent})") from error
+    return target
+
+
+def _rounded(row: Record) -> Record:
+    return {
+        name: round(value, SCORE_DIGITS) if isinstance(value, float) else value for name, value in row.items()
+    }

@@ -1,0 +1,240 @@
+"""Many photographs at once: what was sent is gathered, labelled as `hierclass label` does, and put into tables."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import io
+import os
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from hierclass.decisions.exit_policy import Stopping
+from hierclass.errors import HierclassError, ImageError, InputError
+from hierclass.images.decoding import read_image
+from hierclass.labelling.inputs import Input
+from hierclass.labelling.pipeline import outcomes
+from hierclass.labelling.read_input import Reading
+from hierclass.labelling.rows import Row, schema
+from hierclass.labelling.table_writers import write_table
+from hierclass.page.messages import photographs
+from hierclass.page.unpacking import Photograph, Space, unpack
+from hierclass.page.uploads import Uploads
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier
+    from hierclass.page.single import Wish
+
+MAX_PHOTOGRAPHS = 500
+MAX_UNPACKED = 1 << 30
+"""Bytes that zip files of one request may hold, unpacked."""
+MAX_SECONDS = 60.0
+"""What one request may take: others wait for their turn."""
+BATCH_SIZE = 8
+"""Small, so that the first answers are there at once."""
+THUMBNAIL = 48
+"""Longer side in pixels."""
+HEADERS = ("no.", "picture", "answer", "how sure (%)", "file", "from coarse to fine", "remark")
+Kind: TypeAlias = Literal["html", "str", "number"]
+KINDS: tuple[Kind, ...] = ("number", "html", "str", "number", "str", "str", "str")
+"""What Gradio's table is told of the columns."""
+ORDERS = {
+    "as sent": (0, 1),
+    "surest first": (3, -1),
+    "least sure first": (3, 1),
+    "by answer": (2, 1),
+    "by file": (4, 1),
+}
+"""How the table can be sorted: column, and 1 for rising or -1 for falling; rows that lack a value come last."""
+DOWNLOADS = ("csv", "parquet")
+
+
+@dataclass(slots=True)
+class Pile:
+    """Photographs that are being labelled, in the order in which they were sent."""
+
+    photographs: list[Photograph]
+    rows: list[Row | None] = field(default_factory=list)
+    thumbnails: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return len(self.photographs)
+
+    @property
+    def done(self) -> list[Row]:
+        """The rows that are there."""
+        return [row for row in self.rows if row is not None]
+
+    @property
+    def num_errors(self) -> int:
+        """Photographs that could not be read."""
+        return sum(row.error is not None for row in self.done)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every photograph has its row."""
+        return None not in self.rows
+
+
+def gather(uploads: Uploads, sent: Any, folder: Path) -> Pile:
+    """Find the photographs that a request means: uploaded files, and those in zip files, unpacked to a folder.
+
+    A file that is not there any more, or a zip file that can't be read, is a row with an error.
+
+    Raises:
+        InputError: nothing was sent, or too many photographs.
+    """
+    files = [sent] if isinstance(sent, dict) else sent
+    if not isinstance(files, list) or not files:
+        raise InputError("there is nothing to label yet; choose photographs or a zip file of photographs")
+    if len(files) > MAX_PHOTOGRAPHS:
+        raise _too_many(len(files))
+    found, space = list[Photograph](), Space(MAX_UNPACKED)
+    for number, each in enumerate(files):
+        name = _name_of(each, number)
+        try:
+            path = uploads.find(each)
+            if path.suffix.lower() != ".zip":
+                found.append(Photograph(name, path))
+                continue
+            inner = folder / str(number)
+            inner.mkdir()
+            inside = list(unpack(path, name, inner, space, MAX_PHOTOGRAPHS))
+            found += inside or [Photograph(name, None, "holds no photographs")]
+        except (ImageError, InputError) as error:
+            text = str(error)
+            found.append(Photograph(name, None, text.removeprefix(f"{name} ")))
+    if len(found) > MAX_PHOTOGRAPHS:
+        raise _too_many(len(found))
+    return Pile(found)
+
+
+def label_pile(classifier: Classifier, pile: Pile, wish: Wish, *, thumbnails: bool) -> Generator[None]:
+    """Label photographs, as `hierclass label` does; every time some are done, yield: their rows are in the pile.
+
+    With `thumbnails`, small pictures of them are made too, for `table_rows`. What is not reached within `MAX_SECONDS`
+    has an error.
+    """
+    stopping = Stopping(wish.request, classifier.taxonomy, classifier.decision)
+    started = time.perf_counter()
+    pile.rows = [None if each.path else Row(each.name, each.error) for each in pile.photographs]
+    inputs = ((n, Input(os.fspath(each.path))) for n, each in enumerate(pile.photographs) if each.path)
+    reading = Reading(batch_size=BATCH_SIZE)
+    yield
+    with contextlib.closing(outcomes(classifier, stopping, inputs, reading)) as found:  # type: ignore[type-var]
+        for outcome in found:
+            rows = outcome.rows(classifier.taxonomy)
+            for number, row in zip(outcome.numbers.tolist(), rows, strict=True):
+                each = pile.photographs[number]
+                if thumbnails and row.error is None and each.path is not None:
+                    pile.thumbnails[number] = thumbnail(each.path)
+                pile.rows[number] = dataclasses.replace(row, path=each.name)
+            pile.seconds = time.perf_counter() - started
+            if pile.seconds > MAX_SECONDS and not pile.finished:
+                late = f"was not reached within {MAX_SECONDS:.0f} seconds; send fewer at once, or use hierclass label"
+                pile.rows = [
+                    row or Row(each.name, late) for row, each in zip(pile.rows, pile.photographs, strict=True)
+                ]
+                yield
+                return
+            yield
+
+
+def table_rows(pile: Pile) -> list[list[Any]]:
+    """Return what the page's table shows: a row per photograph that is done, with the columns `HEADERS`."""
+    return [
+        [number + 1, *_table_row(row, pile.thumbnails.get(number, ""))]
+        for number, row in enumerate(pile.rows)
+        if row is not None
+    ]
+
+
+def draw_progress(pile: Pile, *, stopped: bool = False) -> str:
+    """Draw how far it is: photographs done, how many a second, and the time left."""
+    done, total = len(pile.done), pile.total
+    rate = done / pile.seconds if pile.seconds else 0.0
+    failed = f" · {pile.num_errors:,} could not be read" if pile.num_errors else ""
+    if stopped:
+        text = f"Stopped: {done:,} of {photographs(total)} are done.{failed}"
+    elif pile.finished:
+        speed = f" in {pile.seconds:.1f} s ({rate:,.0f} a second)" if rate else ""
+        text = f"{photographs(total)} labelled{speed}{failed}"
+    else:
+        left = f" · {rate:,.0f} a second · {(total - done) / rate:.0f} s left" if rate else ""
+        text = f"{done:,} of {photographs(total)}{left}{failed}"
+    share = done / total if total else 0
+    return (
+        f'<div class="hc"><div class="total" role="progressbar" aria-label="Photographs labelled" aria-valuemin="0" '
+        f'aria-valuemax="{total}" aria-valuenow="{done}"><i style="width:{share:.2%}"></i></div>'
+        f'<p class="sum" role="status">{escape(text)}</p></div>'
+    )
+
+
+def write_tables(pile: Pile, num_tiers: int, folder: Path) -> list[Path]:
+    """Write the rows as labels.csv and labels.parquet, the tables of `hierclass label`.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    import pyarrow as pa
+
+    rows = [row.to_dict(num_tiers) for row in pile.done]
+    table = pa.Table.from_pylist(rows, schema=schema(num_tiers))
+    paths = [folder / f"labels.{ending}" for ending in DOWNLOADS]
+    try:
+        for path in paths:
+            write_table(path, [table], num_tiers)
+    except OSError as error:
+        raise InputError(
+            f"the tables could not be written ({error.strerror}); please try again later"
+        ) from error
+    return paths
+
+
+def thumbnail(path: Path) -> str:
+    """Return a small picture of a photograph as the address of an HTML image; empty where it can't be made."""
+    try:
+        image = read_image(path, min_side=THUMBNAIL)
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=70)
+    except (HierclassError, OSError):
+        return ""
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _table_row(row: Row, picture: str) -> list[Any]:
+    image = f'<img src="{picture}" alt="" width="{THUMBNAIL}">' if picture else ""
+    if row.error is not None:
+        return [image, "could not be read", None, row.path, "", row.error]
+    path = " › ".join(step.label for step in row.steps)
+    if row.level is None or row.answer is None:
+        return [image, "not sure", None, row.path, f"perhaps {path}", "nothing is sure enough"]
+    given = " › ".join(step.label for step in row.steps[: row.level + 1])
+    remark = "" if row.level == len(row.steps) - 1 else f"perhaps {row.steps[-1].label}"
+    return [image, row.answer.label, round(100 * row.answer.score, 1), row.path, given, remark]
+
+
+def _name_of(sent: Any, number: int) -> str:
+    """What the user calls a file."""
+    for key in ("orig_name", "path"):
+        name = sent.get(key) if isinstance(sent, dict) else None
+        if isinstance(name, str) and name.strip():
+            plain = name.replace("\\", "/").encode("utf-8", "backslashreplace").decode()
+            return PurePath(plain).name[:200] or f"file {number + 1}"
+    return f"file {number + 1}"
+
+
+def _too_many(count: int) -> InputError:
+    return InputError(
+        f"{photographs(count)} are too many for this page; up to {MAX_PHOTOGRAPHS:,} are taken at once, "
+        "and hierclass label takes any number"
+    )

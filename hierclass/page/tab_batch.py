@@ -1,0 +1,169 @@
+"""The tab for many photographs: files or zip files in, a table out, to sort and to keep."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hierclass.errors import HierclassError
+from hierclass.page.batch_job import (
+    HEADERS,
+    KINDS,
+    MAX_PHOTOGRAPHS,
+    ORDERS,
+    Pile,
+    draw_progress,
+    table_rows,
+    write_tables,
+)
+from hierclass.page.drawing import draw_trouble
+from hierclass.page.messages import explain
+from hierclass.page.service import NUM_PILES, Service
+from hierclass.page.widgets import ANNOUNCED, BUSY, line, place_controls, share
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+MAX_FILE = "200mb"
+"""One file that is uploaded."""
+SHOWN_SECONDS = 1
+"""The table is shown anew at most so often while it grows."""
+WAITING = "Waiting for its turn …"
+
+SORTING = """(order, table) => {
+  const [column, way] = (%s)[order], missing = value => value === null || value === '';
+  const compare = (a, b) => typeof a === 'number' ? a - b : String(a).localeCompare(String(b));
+  const data = [...table.data].sort(({[column]: a}, {[column]: b}) =>
+    missing(a) || missing(b) ? missing(a) - missing(b) : way * compare(a, b));
+  return {...table, data};
+}"""
+"""Sorts a table in the browser."""
+
+
+def place_many(service: Service) -> None:
+    """Place the tab's widgets, and wire them."""
+    import gradio as gr
+
+    gr.Markdown(
+        f"Drop up to {MAX_PHOTOGRAPHS} photographs, or zip files of photographs, of {MAX_FILE.upper()} each at most. "
+        "For more, and for work that survives a crash, there is the command `hierclass label`."
+    )
+    with gr.Row():
+        with gr.Column(min_width=280):
+            files = gr.File(
+                label="Photographs or zip files",
+                file_count="multiple",
+                file_types=["image", ".zip"],
+                height=220,
+                elem_id="pile",
+            )
+        with gr.Column(min_width=280):
+            controls = place_controls(service.classifier)
+    with gr.Row():
+        go = gr.Button("Label them", variant="primary")
+        stop = gr.Button("Stop")
+    status = gr.HTML(line("Nothing is labelled yet."), elem_id="status", js_on_load=ANNOUNCED)
+    order = gr.Dropdown(list(ORDERS), value="as sent", label="Order of the answers", elem_id="order")
+    table = _place_table()
+    with gr.Row():
+        names = ("CSV", "Parquet")
+        downloads = [gr.DownloadButton(f"Download as {name}", interactive=False) for name in names]
+    sorting = SORTING % json.dumps(ORDERS)
+    order.change(None, [order, table], table, js=sorting, api_visibility="private")
+    work = _Work(service)
+    go.click(None, None, status, js=f"() => {json.dumps(line(WAITING))}", api_visibility="private")
+    run = go.click(
+        work.fill,
+        [files, *controls],
+        [status, table, *downloads],
+        preprocess=False,
+        show_progress="hidden",
+        trigger_mode="once",
+        api_visibility="private",
+        concurrency_limit=NUM_PILES,
+        concurrency_id="label",
+    )
+    run.then(None, [order, table], table, js=sorting, api_visibility="private")
+    run.failure(None, None, status, js=f"() => {json.dumps(draw_trouble(BUSY))}", api_visibility="private")
+    stop.click(work.halt, queue=False, api_visibility="private")
+
+
+def _place_table() -> gr.Dataframe:
+    import gradio as gr
+
+    return gr.Dataframe(
+        headers=list(HEADERS),
+        datatype=list(KINDS),
+        value=[],
+        interactive=False,
+        label="Answers",
+        max_height=560,
+        column_widths=["56px", "90px", "160px", "120px", "220px", "280px", "240px"],
+        wrap=True,
+        buttons=["fullscreen"],
+        elem_id="answers",
+    )
+
+
+class _Work:
+    """What the buttons do; each visitor stops what is their own."""
+
+    def __init__(self, service: Service) -> None:
+        import gradio as gr
+
+        self._service = service
+        self._stops: dict[str, threading.Event] = {}
+
+        def fill(
+            sent: Any, level: Any, sure: Any, precision: Any, request: gr.Request
+        ) -> Iterator[tuple[Any, ...]]:
+            visitor, stopped = str(request.session_hash), threading.Event()
+            self._stops[visitor] = stopped
+            try:
+                yield from self._label(sent, level, share(precision) if sure else None, stopped)
+            finally:
+                self._stops.pop(visitor, None)
+
+        def halt(request: gr.Request) -> None:
+            if stopped := self._stops.get(str(request.session_hash)):
+                stopped.set()
+
+        for function in (fill, halt):
+            function.__annotations__["request"] = (
+                gr.Request
+            )  # Gradio reads it, and can't find names of a function
+        self.fill, self.halt = fill, halt
+
+    def _label(
+        self, sent: Any, level: Any, precision: Any, stopped: threading.Event
+    ) -> Iterator[tuple[Any, ...]]:
+        """What the page shows of many photographs, while they are labelled."""
+        import gradio as gr
+
+        off = gr.DownloadButton(interactive=False)
+        yield line(WAITING), [], off, off
+        try:
+            pile: Pile | None = None
+            shown = 0.0
+            for each in self._service.work_on(sent, level, precision, thumbnails=True):
+                if stopped.is_set():
+                    break
+                if isinstance(each, int):
+                    yield line(f"Waiting for its turn: {each} before it …"), gr.skip(), off, off
+                    continue
+                pile, table = each, gr.skip()
+                if time.monotonic() - shown > SHOWN_SECONDS:  # a table is long
+                    table, shown = table_rows(pile), time.monotonic()
+                yield draw_progress(pile), table, off, off
+            if pile is None or not pile.done:
+                yield line("Stopped before anything was labelled."), [], off, off
+                return
+            num_tiers = self._service.classifier.taxonomy.num_tiers
+            paths = write_tables(pile, num_tiers, self._service.uploads.result_folder())
+            ready = (gr.DownloadButton(value=str(path), interactive=True) for path in paths)
+            yield draw_progress(pile, stopped=not pile.finished), table_rows(pile), *ready
+        except HierclassError as error:
+            yield draw_trouble(explain(error)), [], off, off

@@ -1,0 +1,1 @@
+"""Classifiers published by timm, and which of timm's backbones nest."""

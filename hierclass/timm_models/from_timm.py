@@ -1,0 +1,173 @@
+"""Any timm classifier of ImageNet as it is, made hierarchical by summing its probabilities up the tree.
+
+Nothing is trained and nothing is saved: every level runs the whole network. Weights come from timm's local cache
+or from a file; nothing is downloaded, and nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from hierclass.checkpoints.checkpoint import Architecture, Checkpoint
+from hierclass.classifier import Classifier
+from hierclass.errors import BackboneError, CheckpointError
+from hierclass.nested.network import Cost, NestedNetwork, State
+from hierclass.timm_models.pretrained_classifier import (
+    create_classifier,
+    find_cached_weights,
+    find_published,
+    match_outputs,
+    read_preprocessing,
+)
+from taxonomy import Taxonomy
+
+
+class WholeNetwork(NestedNetwork):
+    """A classifier whose every level is the whole of it; level k's logits are sums up the tree.
+
+    Its "features" are the classifier's own logits; the head of a level has no weights, it adds up probabilities.
+    """
+
+    structure = "whole"
+    reuses = True
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        num_outputs: int,
+        outputs: Sequence[Sequence[Sequence[int]]],
+        input_size: tuple[int, int, int],
+    ):
+        """Class c of level k adds up the outputs `outputs[k][c]` of `classifier`, which has `num_outputs`."""
+        sizes = [num_outputs] * len(outputs), [len(tier) for tier in outputs]
+        super().__init__(*sizes, input_size, [LogSum(tier) for tier in outputs])
+        self.classifier = classifier
+        self._outputs = outputs
+        self._cost: Cost | None = None
+
+    def features(self, image: Tensor, level: int) -> Tensor:
+        """Return the classifier's logits (B, num_outputs), the same for every level."""
+        logits = self.classifier(image)
+        if not isinstance(logits, Tensor) or logits.shape != (len(image), self.num_features[level]):
+            raise BackboneError(
+                f"this timm model does not answer with {self.num_features[level]:,} logits per image"
+            )
+        return logits
+
+    def features_all(self, image: Tensor, level: int | None = None) -> list[Tensor]:
+        """Return the classifier's logits once for each of levels 0 … `level`; they are computed once."""
+        level = self.check_level(level)
+        return [self.features(image, level)] * (level + 1)
+
+    def refine(self, state: State, level: int | None = None) -> Tensor:
+        """Return the logits of the next level, or a given higher one; only the first call runs the classifier.
+
+        Raises:
+            LevelError: the state is at the last level already, or at the given one or above.
+        """
+        level = self.next_level(state, level)
+        if state.features is None:
+            state.features = self.features(state.image, level)
+        state.level = level
+        return self.classify(state.features, level)
+
+    def cost(self, level: int) -> Cost:
+        """Return what every level costs: the whole classifier, counted on the first call."""
+        self.check_level(level)
+        if self._cost is None:
+            self._cost = super().cost(level)
+        return self._cost
+
+    def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield name, value and whether it is trained of every weight and statistic: each level uses them all."""
+        for name, weight in self.classifier.named_parameters():
+            yield f"classifier.{name}", weight, True
+        for name, statistic in self.classifier.named_buffers():
+            yield f"classifier.{name}", statistic, False
+
+    def spoil_above(self, level: int) -> None:
+        """Do nothing: no weight lies above a level."""
+
+    def truncate(self, level: int) -> WholeNetwork:
+        """Return a stand-alone network of levels 0 … `level`; it is no smaller."""
+        outputs = self._outputs[: self.check_level(level) + 1]
+        return WholeNetwork(copy.deepcopy(self.classifier), self.num_features[0], outputs, self.input_size)
+
+    def stored(self) -> NoReturn:
+        """Refuse: a checkpoint would be a copy of timm's weights that no level makes smaller."""
+        raise CheckpointError(
+            "a timm classifier as it is can't be saved as a model; keep its file of weights and use from_timm"
+        )
+
+
+class LogSum(nn.Module):
+    """From a classifier's logits (B, F) to the logits (B, C) of classes that are sets of its outputs.
+
+    The logarithm of the sum of the exponentials of a class's outputs, so that the softmax of the result is the
+    sum of the softmax over them.
+    """
+
+    index: Tensor
+    mask: Tensor
+
+    def __init__(self, outputs: Sequence[Sequence[int]]):
+        """Class c is the set of outputs `outputs[c]`, none of them empty."""
+        super().__init__()
+        width = max(map(len, outputs))
+        rows = [[*members, *[members[0]] * (width - len(members))] for members in outputs]
+        masks = [[0.0] * len(members) + [-torch.inf] * (width - len(members)) for members in outputs]
+        self.register_buffer("index", torch.tensor(rows), persistent=False)
+        self.register_buffer("mask", torch.tensor(masks), persistent=False)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the classes' logits (B, C), float32."""
+        return (logits.float()[:, self.index] + self.mask).logsumexp(2)
+
+
+def from_timm(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    taxonomy: Taxonomy | str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> Classifier:
+    """Make a hierarchical classifier of timm's `name` (like "resnet50.a1_in1k") without any training.
+
+    A tier's probabilities are sums of the classifier's own. That saves nothing: every level costs the whole
+    network. For levels that cost a tenth and a third of it, distil the classifier, from photographs without
+    labels and in hours on a processor: `hierclass-train distil` (docs/distil.md). `weights` is a file
+    (.safetensors, or PyTorch's .pth read without executing anything); None takes timm's own from the local
+    cache and downloads nothing. `taxonomy` is a tree, or what `Taxonomy.load` takes, whose leaves are synset
+    ids among the classifier's classes (an ImageNet-1k, 12k, 21k or 22k of timm's); outputs that are no leaf are
+    left out and the others sum to 1. None takes the bundled tree of ImageNet-1k.
+
+    Images are prepared as timm's configuration for tests says, except that always the centre square is kept:
+    where timm squeezes the whole image into a square ("squash"), its sides are cut off here.
+
+    Raises:
+        BackboneError: timm has no such model, or it is no classifier that the tree fits.
+        CheckpointError: the weights are missing, damaged or another model's.
+        TaxonomyError: there is no such taxonomy, or it has leaves that are no classes of the classifier.
+        InputError: this machine has no such device.
+    """
+    published = find_published(name)
+    tree, leaves = match_outputs(name, published.num_classes, taxonomy)
+    outputs: list[list[list[int]]] = [[[] for _ in tier] for tier in tree.tiers]
+    for tier, classes in enumerate(outputs):
+        for output, index in zip(leaves, tree.projection(tier).tolist(), strict=True):
+            classes[index].append(output)
+    model = create_classifier(
+        name, find_cached_weights(name, published) if weights is None else Path(weights)
+    )
+    preprocessing = read_preprocessing(name, model)
+    size = (3, preprocessing.size, preprocessing.size)
+    network = WholeNetwork(model, published.num_classes, outputs, size)
+    architecture = Architecture(name, widths=(1.0,) * tree.num_tiers, structure=WholeNetwork.structure)
+    return Classifier(Checkpoint(network.eval(), tree, architecture, preprocessing), device=device)

@@ -1,0 +1,236 @@
+"""A classifier of timm's with the weights of a file: found, checked, loaded, and what its outputs mean.
+
+Weights come from timm's local cache or from a file; nothing is downloaded, and nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors
+import timm
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from timm.models import PretrainedCfg, load_state_dict
+from torch import nn
+
+from hierclass.checkpoints.checkpoint import INTERPOLATIONS
+from hierclass.errors import BackboneError, CheckpointError
+from hierclass.images.preprocessing import Preprocessing
+from hierclass.nested.backbone import reason
+from hierclass.timm_models.weight_files import find_cached
+from taxonomy import Taxonomy, TaxonomyError
+from taxonomy.labels import key
+
+TAXONOMY = "imagenet-1k"
+"""The bundled tree of the 1,000 classes."""
+SEED = 0x68696572
+"""Of the weights before loading: one that nobody else starts from, so that what is left of them is known."""
+
+
+def find_published(name: str) -> PretrainedCfg:
+    """Return what timm knows of a model and of its published weights."""
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f", but {', '.join(close)}" if close else "; timm.list_models() lists them all"
+        raise BackboneError(f"timm has no model called {name!r}{hint}")
+    try:
+        return timm.get_pretrained_cfg(name) or PretrainedCfg()
+    except RuntimeError as error:
+        known = ", ".join(timm.list_models(f"{name.split('.')[0]}.*", pretrained=True))
+        raise BackboneError(f"timm has no model called {name!r}, but {known}") from error
+
+
+def match_outputs(
+    name: str,
+    num_outputs: int,
+    taxonomy: Taxonomy | str | os.PathLike[str] | None,
+    labels: Sequence[str] | None = None,
+) -> tuple[Taxonomy, list[int]]:
+    """Return the tree, and for every leaf the output of the classifier that stands for it.
+
+    `labels` say what the outputs mean, in their order; None: they are synset ids of an ImageNet of that size.
+    """
+    subset = infer_imagenet_subset({"num_classes": num_outputs})
+    if labels is None and (subset is None or (taxonomy is None and subset != TAXONOMY)):
+        kind = f"{num_outputs:,} outputs" if num_outputs else "no classifier"
+        own = " (from Python, taxonomy= takes a tree of its own classes)" if subset else ""
+        raise BackboneError(
+            f"{name} has {kind}; a timm model must have the 1,000 classes of ImageNet-1k here{own}"
+        )
+    if not isinstance(taxonomy, Taxonomy):
+        taxonomy = Taxonomy.load(TAXONOMY if taxonomy is None else taxonomy)
+    if labels is None:
+        assert subset is not None
+        known = ImageNetInfo(subset).label_names()
+        return taxonomy, match_leaves(taxonomy, known, f"{name} ({subset})", "synset ids among its classes")
+    return taxonomy, match_leaves(taxonomy, labels, name, "leaves by the names of its classes")
+
+
+def match_leaves(taxonomy: Taxonomy, labels: Sequence[str], whose: str, what: str) -> list[int]:
+    """Return for every leaf of a tree which of the labels is its id, or reads like its name.
+
+    Raises:
+        TaxonomyError: a leaf has none; the message says `whose` classes they are and `what` to give instead.
+    """
+    exact = {label: index for index, label in enumerate(labels)}
+    read: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        read.setdefault(key(label), []).append(index)
+    found = []
+    for leaf in taxonomy.leaves:
+        named = read.get(key(taxonomy.node(leaf).name), [])
+        found.append(exact.get(leaf, named[0] if len(named) == 1 else -1))
+    foreign = [leaf for leaf, index in zip(taxonomy.leaves, found, strict=True) if index < 0]
+    if foreign:
+        raise TaxonomyError(
+            f"{len(foreign):,} leaves of taxonomy {taxonomy.name!r} are no classes of {whose}, "
+            f"the first is {foreign[0]!r}; give {what}"
+        )
+    return found
+
+
+def find_cached_weights(name: str, published: PretrainedCfg) -> Path:
+    """Return the file of timm's own weights where timm has downloaded it before."""
+    found = find_cached(published)
+    if found is not None:
+        return found
+    if not published.has_weights:
+        raise CheckpointError(
+            f"timm publishes no weights of {name}; give a file (weights=FILE, --weights FILE)"
+        )
+    raise CheckpointError(
+        f"the weights of {name} are not in the local cache, and hierclass downloads nothing; give their file "
+        "(weights=FILE, --weights FILE), or let timm fetch them once: "
+        f"python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
+    )
+
+
+def create_classifier(name: str, file: Path, num_classes: int | None = None) -> nn.Module:
+    """Make a timm model with the weights of a file, all of them; None takes timm's own number of classes.
+
+    Where the file's tensors are called otherwise but come in timm's order, kinds and shapes, as other libraries store
+    the same network, they are taken in that order.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged or another model's.
+    """
+    tensors = _tensor_names(file)
+    try:
+        model = _load_by_name(name, file, tensors, num_classes)
+    except CheckpointError:
+        by_order = _load_in_order(name, file, num_classes)
+        if by_order is None:
+            raise
+        model = by_order
+    return model.eval().requires_grad_(
+        False
+    )  # never trained here; counting costs stumbles over some that are
+
+
+def _load_by_name(name: str, file: Path, tensors: set[str], num_classes: int | None) -> nn.Module:
+    overlay: dict[str, object] = {"file": str(file), "custom_load": False}
+    if num_classes is not None:
+        overlay["num_classes"] = num_classes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        try:
+            model: nn.Module = timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=num_classes
+            )
+        except Exception as error:  # a model's own converter of weights may stumble in any way over others
+            raise CheckpointError(f"timm can't load {file} into {name}: {reason(error)}") from error
+    if not _names(model) <= tensors and (missing := _untouched(name, model, num_classes)):
+        raise CheckpointError(
+            f"{file} has no values for {len(missing)} weights of {name}, the first is {missing[0]}; "
+            "is it another model's?"
+        )
+    return model
+
+
+def _load_in_order(name: str, file: Path, num_classes: int | None) -> nn.Module | None:
+    """Make a model with tensors taken in their order; None where kinds or shapes differ from timm's anywhere."""
+    try:
+        tensors = load_state_dict(str(file), device="cpu", weights_only=True)
+    except Exception:  # what the parser of a file meets that `_tensor_names` let pass
+        return None
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    own = model.state_dict()
+    if len(own) != len(tensors):
+        return None
+    for (ours, value), (theirs, other) in zip(own.items(), tensors.items(), strict=True):
+        same_kind = ours.rpartition(".")[2] == theirs.rpartition(".")[2]
+        if not same_kind or not isinstance(other, torch.Tensor) or value.shape != other.shape:
+            return None
+    model.load_state_dict(dict(zip(own, tensors.values(), strict=True)))
+    return model
+
+
+def _tensor_names(file: Path) -> set[str]:
+    """Return the names of what a file of weights holds, its tensors unread; refuse all that is more than data."""
+    if not file.is_file():
+        raise CheckpointError(f"there is no file of weights at {file}")
+    if file.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(file, "pt") as tensors:
+                return set(tensors.keys())
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of timm's own training
+            content = torch.load(file, map_location="meta", weights_only=True)
+    except Exception as error:  # what the parser of a damaged file meets
+        raise CheckpointError(
+            f"{file} is damaged, or holds more than weights, which is refused since it could run code; "
+            "give a state_dict saved as .safetensors or .pth"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no weights; give a state_dict saved as .safetensors or .pth")
+    return {name for name in content if isinstance(name, str)}
+
+
+def _names(model: nn.Module) -> set[str]:
+    return {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+
+
+def _untouched(name: str, model: nn.Module, num_classes: int | None) -> list[str]:
+    """Return the weights that loading left as they were made: those that the same seed makes again.
+
+    timm does not insist on every weight for every model (DLA, say), and would use them untrained.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        fresh = dict(timm.create_model(name, pretrained=False, num_classes=num_classes).named_parameters())
+    return [
+        key
+        for key, value in model.named_parameters()
+        if value.ndim > 1 and torch.equal(value, fresh[key]) and bool(value.min() < value.max())
+    ]
+
+
+def read_preprocessing(name: str, model: nn.Module) -> Preprocessing:
+    """Return how images are prepared for a model, as timm does for tests, with the centre square kept."""
+    fixed = bool(getattr(model, "pretrained_cfg", {}).get("fixed_input_size"))
+    config = resolve_model_data_config(model, use_test_size=not fixed)
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise BackboneError(
+            f"{name} reads images of {channels} x {height} x {width}; here they must be 3 x S x S"
+        )
+    interpolation = config["interpolation"]
+    return Preprocessing(
+        size=int(height),
+        crop=min(float(config["crop_pct"]), 1.0),
+        interpolation=interpolation if interpolation in INTERPOLATIONS else "bicubic",
+        mean=_triple(config["mean"]),
+        std=_triple(config["std"]),
+    )
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue

@@ -1,0 +1,280 @@
+"""``hierclass-train``: fit a nested classifier, and measure one."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from hierclass.errors import InputError
+from hierclass.files import check_writable
+from training.cli import options
+from training.cli.cli_recipe import DEFAULTS as D
+from training.cli.cli_recipe import given_fields, is_given, refuse_two_splits, typed_fields, wanted_recipe
+from training.cli.exits import failure, one_line_errors, resume_command
+from training.distillation.cli import distil
+from training.recipe.recipe import Recipe
+from training.recipe.stored_options import write_json
+from training.trainer.processes import is_main
+
+if TYPE_CHECKING:
+    from training.evaluation.evaluate import Options
+
+OWN = ",".join(D.own)
+app = typer.Typer(
+    help="Train and measure nested coarse-to-fine image classifiers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.command()
+def fit(
+    ctx: typer.Context,
+    data: options.Data = None,
+    taxonomy: options.TaxonomyName = None,
+    tiers: options.Tiers = None,
+    pin: options.Pin = None,
+    yes: options.Yes = False,
+    out: options.Out = None,
+    recipe: options.RecipeFile = None,
+    resume: options.Resume = False,
+    workers: options.AutomaticWorkers = None,
+    threads: options.Threads = None,
+    save_every: options.SaveEvery = 10.0,
+    eval_every: options.EvalEvery = D.eval_every,
+    dev_from: options.DevFrom = D.dev_from,
+    dev_share: options.DevShare = D.dev_share,
+    limit: options.Limit = D.limit,
+    check: options.Check = "auto",
+    backbone: options.Backbone = None,
+    backbone_arg: options.BackboneArg = None,
+    stem_stride: options.StemStride = D.stem_stride,
+    pretrained: options.Pretrained = None,
+    structure: options.Structure = D.structure,
+    widths: options.Widths = "",
+    depths: options.Depths = "",
+    densities: options.Densities = "",
+    sizes: options.Sizes = "",
+    own: options.Own = OWN,
+    order: options.Order = None,
+    heads: options.Heads = D.heads,
+    size: options.Size = None,
+    crop: options.Crop = D.crop,
+    start_size: options.StartSize = D.start_size,
+    grow: options.Grow = D.grow,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    accumulate: options.Accumulate = D.accumulate,
+    opt: options.Opt = D.opt,
+    lr: options.Lr = None,
+    weight_decay: options.WeightDecay = D.weight_decay,
+    momentum: options.Momentum = D.momentum,
+    schedule: options.Schedule = D.schedule,
+    warmup_epochs: options.WarmupEpochs = D.warmup_epochs,
+    clip_grad: options.ClipGrad = D.clip_grad,
+    smoothing: options.Smoothing = D.smoothing,
+    smoothing_along: options.SmoothingAlong = D.smoothing_along,
+    balance: options.Balance = D.balance,
+    level_weights: options.LevelWeights = "",
+    finest_weight: options.FinestWeight = D.finest_weight,
+    distil: options.Distil = D.distil,
+    distil_from: options.DistilFrom = D.distil_from,
+    distil_to: options.DistilTo = D.distil_to,
+    distil_teacher: options.DistilTeacher = D.distil_teacher,
+    consensus: options.Consensus = "auto",
+    crop_scale: options.CropScale = "0.35,1",
+    color_jitter: options.ColorJitter = D.color_jitter,
+    auto_augment: options.AutoAugment = D.auto_augment,
+    erase: options.Erase = D.erase,
+    mixup: options.MixupAlpha = D.mixup,
+    cutmix: options.CutmixAlpha = D.cutmix,
+    mix_prob: options.MixProb = D.mix_prob,
+    ema_decay: options.EmaDecay = D.ema_decay,
+    seed: options.Seed = D.seed,
+    mixed_precision: options.MixedPrecision = D.mixed_precision,
+    compile: options.Compile = D.compile,
+    channels_last: options.ChannelsLast = D.channels_last,
+    sync_batch_norm: options.SyncBatchNorm = D.sync_batch_norm,
+) -> None:
+    """Train a nested classifier on your images; the best checkpoint on held-out ones is left in OUT/model.
+
+    A folder of class folders is enough: a tree of classes is proposed from their names, network and schedule are
+    chosen by the images.
+    """
+    folder = out or _default_out(data)
+    with one_line_errors(lambda: resume_command("fit", folder, threads)):
+        wanted, stored = wanted_recipe(ctx, folder)
+        if check not in ("auto", "none", "quick", "full"):
+            raise InputError(f"--check {check}: give auto, none, quick or full")
+        if not stored:
+            wanted = _prepared(ctx, wanted, folder)
+        from training.trainer.loop import fit as run
+
+        run(
+            wanted,
+            folder,
+            resume=resume,
+            workers=workers,
+            threads=threads,
+            check=check,
+            save_every=save_every,
+        )
+
+
+def _default_out(data: list[str] | None) -> Path:
+    """Where a run goes that does not say; without data, whatever is wrong with that is said first."""
+    if not data:
+        return Path("runs")
+    from training.data.dataset_summary import default_out
+
+    return default_out(data)
+
+
+def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
+    """The recipe of a new run, completed from its images; the user may say no to the tree."""
+    from rich.console import Console
+
+    from training.cli.prepare import Declined, Wishes, prepare
+    from training.trainer.run_dir import RunFolder
+
+    folder = RunFolder(out)
+    folder.refuse_to_replace(resume=ctx.params["resume"])
+    given = given_fields(ctx)
+    if (
+        folder.state.exists() and folder.begun_with.exists() and "taxonomy" not in given
+    ):  # its recipe was deleted
+        given.add("taxonomy")
+        recipe = dataclasses.replace(recipe, taxonomy=str(folder.begun_with.absolute()))
+    sizes, senses = options.tier_sizes(ctx.params["tiers"]), options.pins(ctx.params["pin"] or [])
+    wishes = Wishes(tiers=sizes, pins=senses, yes=ctx.params["yes"])
+    from_file = given - typed_fields(ctx) - {"taxonomy"}
+    console = Console(quiet=not is_main())
+    if not is_given(ctx, "out"):
+        console.print(f"the run goes to {out} (--out)", markup=False, highlight=False, soft_wrap=True)
+    try:
+        return prepare(recipe, given, out, wishes, console, from_file=from_file)
+    except Declined as answer:
+        print(answer)
+        raise SystemExit(1) from None
+
+
+@app.command()
+def evaluate(
+    ctx: typer.Context,
+    model: Annotated[Path, typer.Argument(help="Folder of a checkpoint.")],
+    data: options.Data = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write the results here as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for a page, report.html, and its numbers, report.json.")
+    ] = None,
+    dev_from: options.DevFrom = None,
+    dev_share: options.OnlyDevShare = None,
+    known_top1: options.KnownTop1 = None,
+    seed: options.Seed = D.seed,
+    batch_size: options.EvaluationBatch = None,
+    workers: options.Workers = 1,
+    threads: options.Threads = None,
+) -> None:
+    """Measure a checkpoint on labelled images: all, or those that --dev-from or --dev-share hold out."""
+    with one_line_errors():
+        images = _labelled(ctx)
+        if json_ is not None:
+            check_writable(json_, "--json")
+        if report is not None:
+            from training.evaluation.html_report import claim_folder, write_report
+
+            claim_folder(report)
+        from rich.console import Console
+
+        from training.evaluation.console import show_results
+        from training.evaluation.evaluate import measures, run_checkpoint
+
+        run = run_checkpoint(model, images, **_evaluation_options(ctx))
+        results = measures(run)
+        show_results(Console(), results, str(model))
+        if json_ is not None:
+            write_json(json_, results)
+        if report is not None:
+            given = {
+                "--dev-from": dev_from,
+                "--dev-share": dev_share,
+                "--known-top1": known_top1,
+                "--seed": seed or None,
+            }
+            write_report(
+                report, run, results, model=str(model), command=_evaluate_command(model, images, given)
+            )
+            print(f"report: {report / 'report.html'}")
+
+
+def _labelled(ctx: typer.Context) -> tuple[str, ...]:
+    """The images to measure on; none, or two parts of them, are refused."""
+    if not ctx.params["data"]:
+        raise InputError("give the labelled images with --data")
+    refuse_two_splits(ctx)
+    return tuple(ctx.params["data"])
+
+
+def _evaluation_options(ctx: typer.Context) -> Options:
+    """How a stored model is to be run on labelled images."""
+    from training.evaluation.evaluate import Options
+
+    return cast(Options, {name: ctx.params[name] for name in Options.__annotations__})
+
+
+def _evaluate_command(model: Path, data: Sequence[str], given: Mapping[str, object]) -> str:
+    """What measures the same again, options that change nothing of it left out."""
+    words = ["hierclass-train", "evaluate", str(model)]
+    for path in data:
+        words += ["--data", path]
+    for option, value in given.items():
+        words += [option, str(value)] if value is not None else []
+    return shlex.join([*words, "--report", "report"])
+
+
+@app.command()
+def calibrate(
+    ctx: typer.Context,
+    model: Annotated[Path, typer.Argument(help="Folder of a checkpoint; it is rewritten.")],
+    data: options.Data = None,
+    dev_from: options.DevFrom = None,
+    dev_share: options.OnlyDevShare = None,
+    known_top1: options.KnownTop1 = None,
+    seed: options.Seed = D.seed,
+    batch_size: options.EvaluationBatch = None,
+    workers: options.Workers = 1,
+    threads: options.Threads = None,
+) -> None:
+    """Fit temperatures and thresholds to labelled images, not those trained on, and store them in the model."""
+    with one_line_errors():
+        images = _labelled(ctx)
+        from rich.console import Console
+
+        from training.evaluation.console import show_calibration
+        from training.evaluation.evaluate import calibrate_checkpoint
+
+        results = calibrate_checkpoint(model, images, **_evaluation_options(ctx))
+        show_calibration(Console(), results)
+        print(f"stored in {model}")
+
+
+app.command()(distil)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line (`sys.argv` if `args` is None) and return its exit code, or raise SystemExit with it."""
+    try:
+        return app(args, prog_name="hierclass-train", standalone_mode=False) or 0
+    except Exception as error:
+        show = getattr(error, "format_message", None)  # typer's own errors of wrong use
+        if show is None:
+            raise
+        if show():  # empty where the help was shown instead
+            raise failure(show(), 2) from None
+        return 2

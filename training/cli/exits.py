@@ -1,0 +1,84 @@
+"""How a command of ``hierclass-train`` ends: errors and interrupts become one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hierclass.cli import DEBUG_VARIABLE
+from hierclass.errors import HierclassError
+from training.trainer.processes import is_main, launch_command, lost_another, wait_for_the_end
+
+
+@contextlib.contextmanager
+def one_line_errors(how_to_resume: Callable[[], str] = str) -> Iterator[None]:
+    """Errors become one line and exit code 2, or 1 if they are not the user's; Ctrl-C and SIGTERM one and 130.
+
+    `how_to_resume` is asked when it is over: it names a command, or nothing while there is no run to continue.
+    """
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def hint(joint: str) -> str:
+        command = how_to_resume()
+        return f"{joint} continue with: {command}" if command else ""
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except HierclassError as error:
+        raise failure(str(error), 2) from None
+    except ModuleNotFoundError as error:
+        how = "install what training needs with: pip install 'hierclass[train]'"
+        raise failure(f"there is no module {error.name}; {how}", 2) from None
+    except OSError as error:  # a full disk, a folder that went away
+        what = " ".join(filter(None, (error.filename and f"{error.filename}:", error.strerror or str(error))))
+        raise failure(what + hint("; make room and"), 1) from None
+    except KeyboardInterrupt:
+        raise failure("interrupted" + hint(";"), 130) from None
+    except Exception as error:
+        raise _unexpected(error, hint(" and")) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _unexpected(error: Exception, resume: str) -> SystemExit:
+    """What an error that is not the user's says; `resume` is how to go on."""
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # one was killed
+        return failure(f"a process that prepares images died; use fewer --workers{resume}", 2)
+    if lost_another(error):
+        wait_for_the_end(10)
+        return failure(f"another process of this run ended{resume and ';' + resume.removeprefix(' and')}", 1)
+    how = f"please report it with what {DEBUG_VARIABLE}=1 prints"
+    return failure(f"{type(error).__name__}: {error} (unexpected; {how})", 1)
+
+
+def failure(message: str, code: int) -> SystemExit:
+    """Say what went wrong in one line, after the traceback where that is asked for; raise what is returned.
+
+    Of several processes the main one speaks; another one only if that does not end as well.
+    """
+    if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
+        traceback.print_exc()
+    if not is_main():
+        wait_for_the_end(20)
+        if code == 130:
+            return SystemExit(code)
+    print(f"hierclass-train: {' '.join(message.split())}", file=sys.stderr)
+    return SystemExit(code)
+
+
+def resume_command(command: str, out: Path, threads: int | None, *more: str) -> str:
+    """What continues the run in `out` to the same weights, if there is one: sums depend on the threads."""
+    if not (out / "recipe.json").exists():
+        return ""
+    given = [] if threads is None else ["--threads", str(threads)]
+    return shlex.join([*launch_command(), command, "--out", str(out), "--resume", *more, *given])

@@ -1,0 +1,311 @@
+"""What the command does before it trains: look at the data, propose a tree, ask, and choose what was not given.
+
+For the command line alone: it prints and asks. A run that is resumed never comes here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shlex
+import sys
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hierclass.errors import InputError
+from hierclass.files import replacing
+from taxonomy import Taxonomy, TaxonomyError
+from taxonomy.files import bundled, dumps_table, with_ids_of
+from taxonomy.labels import LeafNames
+from taxonomy.propose import Proposal, propose
+from training.cli import prompts as asking
+from training.data.dataset_summary import Survey, default_out, survey
+from training.recipe.defaults import Choice, Facts, choose_network, choose_schedule
+from training.recipe.recipe import PER_LEVEL, Recipe
+from training.trainer.processes import num_processes
+
+TREE, TABLE = "taxonomy.json", "taxonomy.csv"
+"""The files of a proposed tree in the folder of a run: what is trained with, and the same to be edited."""
+FOUND = {
+    "bundled": "the classes of the bundled taxonomy {name}",
+    "ids": "WordNet synset ids",
+    "names": "English names",
+    "folders": "a tree of folders, which are the tiers",
+}
+
+
+class Declined(Exception):  # noqa: N818 - an answer, no error
+    """The user said no to the tree."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the command line says of the tree: sizes of tiers, pinned senses, and not to ask."""
+
+    tiers: Sequence[int] | None = None
+    pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    yes: bool = False
+
+
+def prepare(
+    recipe: Recipe,
+    given: Set[str],
+    out: Path,
+    wishes: Wishes,
+    console: Console,
+    *,
+    from_file: Set[str] = frozenset(),
+) -> Recipe:
+    """Complete a recipe: the fields that are not ``given`` are chosen by what the images are.
+
+    Those of the given that come ``from_file``, a recipe for any data, yield where they fit neither the tree nor the
+    epochs.
+
+    The tree is proposed where ``taxonomy`` is not given, and asked about on a terminal. Says in a few lines what was
+    chosen and why. Raises `InputError` or `TaxonomyError` for data that can't be used, `Declined` when the answer is
+    no.
+    """
+    recipe.check()
+    found = survey(recipe.data)
+    if "taxonomy" not in given:
+        recipe = dataclasses.replace(recipe, taxonomy=_tree(found, recipe.data, out, wishes, console))
+    elif wishes.tiers or wishes.pins:
+        raise InputError(
+            "--taxonomy is a whole tree; --tiers and --pin belong to a proposed one: leave them out"
+        )
+    return _chosen(recipe, given, from_file, found, console)
+
+
+# ---------------------------------------------------------------- the tree
+
+
+def _tree(found: Survey, data: Sequence[str], out: Path, wishes: Wishes, console: Console) -> str:
+    """Propose a tree, show it and ask; returns the name or the path of the one to train with."""
+    name = default_out(data).name
+    proposal = propose(list(found.ways), name=name, tiers=wishes.tiers, pins=wishes.pins)
+    _say_found(console, proposal, found, data)
+    files = _Files(out, proposal.taxonomy)
+    taxonomy = files.edited()
+    if taxonomy is not None:
+        if wishes.tiers or wishes.pins:
+            given = "--pin" if wishes.pins else "--tiers"
+            raise InputError(
+                f"{files.source} was edited, which {given} would undo; leave it out, or delete the file"
+            )
+        _say(
+            console, f"with the tree as it was edited in {files.source}; delete that file for a new proposal"
+        )
+        asking_about = Proposal(taxonomy, proposal.kind)
+    else:
+        taxonomy, asking_about = proposal.taxonomy, proposal
+    _check_fit(taxonomy, found)
+    files.write(taxonomy)
+    asking.show(console, asking_about)
+    _say(console, f"saved as {files.tree} and, easier to edit, {files.table}")
+    taxonomy = _approved(taxonomy, files, found, wishes, console)
+    files.write(taxonomy)
+    unchanged = proposal.kind == "bundled" and taxonomy == proposal.taxonomy
+    return taxonomy.name if unchanged and taxonomy.name in bundled() else str(files.tree.absolute())
+
+
+def _say_found(console: Console, proposal: Proposal, found: Survey, data: Sequence[str]) -> None:
+    counts = sorted(found.ways.values())
+    what = FOUND[proposal.kind].format(name=proposal.taxonomy.name)
+    if proposal.unknown and not proposal.choices:
+        what = "names of your own"
+    spread = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
+    text = f"{', '.join(map(_near, data))}: {found.num_images} images of {len(counts)} classes ({spread} each): {what}"
+    _say(console, text.encode("utf-8", "backslashreplace").decode())
+
+
+def _near(data: str) -> str:
+    """A path as seen from the working directory, where it lies below."""
+    path = Path(data)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else data
+
+
+def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, console: Console) -> Taxonomy:
+    """The tree that the user says yes to, maybe after editing it."""
+    on_terminal = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
+    if wishes.yes or num_processes() > 1 or not on_terminal:
+        why = "--yes" if wishes.yes else "no terminal to ask on" if not on_terminal else "several processes"
+        _say(
+            console,
+            f"{why}: going on with this tree; to change it edit that table, and begin again with "
+            f"--taxonomy {shlex.quote(str(files.table))} and another --out",
+        )
+        return taxonomy
+    while True:
+        answer = asking.ask(console, "train with this tree? [y]es, [e]dit it, [n]o:", "yen")
+        if answer == "y":
+            return taxonomy
+        if answer == "n":
+            raise Declined(
+                f"nothing was trained; edit {files.table} and give the same command again, or give a tree of yours "
+                "with --taxonomy"
+            )
+        try:
+            asking.edit(console, files.table)
+            edited = with_ids_of(Taxonomy.load(files.table), taxonomy)
+            _check_fit(edited, found)
+        except (TaxonomyError, InputError) as error:
+            console.print(
+                f"{error} (yes takes the tree shown last)", style="red", markup=False, soft_wrap=True
+            )
+            continue
+        taxonomy = edited
+        console.print(asking.draw(taxonomy), soft_wrap=True, highlight=False)
+
+
+def _check_fit(taxonomy: Taxonomy, found: Survey) -> None:
+    """Raise `InputError` if a folder is no leaf of a tree."""
+    leaves = LeafNames(taxonomy)
+    missing = [way for way in found.ways if leaves.find_folder(way) is None]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise InputError(
+            f"the tree has no leaf for the class folder {'/'.join(missing[0])!r}{more}: give a leaf that name or that "
+            f"id in {TABLE}, or delete {TABLE} and {TREE} in the folder of the run for a new proposal"
+        )
+
+
+class _Files:
+    """The tree in the folder of a run, twice: to train with, and as a table to edit.
+
+    A third, hidden file holds the sums of both as they were proposed, so that an edited one is known and kept.
+    """
+
+    def __init__(self, out: Path, proposed: Taxonomy) -> None:
+        self.tree, self.table, self.sums = out / TREE, out / TABLE, out / ".proposed"
+        self.proposed, self.source = proposed, out / TABLE
+
+    def edited(self) -> Taxonomy | None:
+        """What a user made of the tree of an earlier start that did not come to train, if anything."""
+        known = self.sums.read_text("utf-8").split() if self.sums.exists() else []
+        changed = [file for file in (self.table, self.tree) if file.exists() and _sum(file) not in known]
+        if not changed:
+            return None
+        both = len(changed) == 2 and self.table.read_text("utf-8") == _table_of(self.tree)
+        self.source = self.tree if both else changed[0]
+        edited = Taxonomy.load(self.source)
+        return with_ids_of(edited, self.proposed) if self.source == self.table else edited
+
+    def write(self, taxonomy: Taxonomy) -> None:
+        """Write the files, each whole or not at all; raises `InputError` where that fails."""
+        try:
+            self.tree.parent.mkdir(parents=True, exist_ok=True)
+            taxonomy.save(self.tree)
+            with replacing(self.table) as file:
+                file.write_text(dumps_table(taxonomy), encoding="utf-8", newline="\n")
+            if taxonomy is self.proposed:
+                self.sums.write_text(f"{_sum(self.table)} {_sum(self.tree)}\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--out {self.tree.parent} cannot be written: {error.strerror}") from error
+
+
+def _sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _table_of(tree: Path) -> str:
+    try:
+        return dumps_table(Taxonomy.load(tree))
+    except TaxonomyError:
+        return ""
+
+
+# ---------------------------------------------------------------- what was not given
+
+
+def _chosen(recipe: Recipe, given: Set[str], from_file: Set[str], found: Survey, console: Console) -> Recipe:
+    """The recipe with a network, a start and a schedule for these images; says what was chosen and why."""
+    import torch
+
+    from training.trainer.pretrained import find_pretrained
+
+    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+    facts = Facts(min(found.num_images, recipe.limit or found.num_images), found.side or 64, accelerator)
+    network = choose_network(facts)
+    if "backbone" in given:
+        network = Choice({"size": _fixed_size(recipe.backbone) or network.values["size"]}, network.why)
+    recipe = _take(recipe, given, network, console)
+    num_tiers = Taxonomy.load(recipe.taxonomy).num_tiers
+    recipe = _fitting(recipe, from_file, num_tiers, console)
+    recipe = _take(recipe, frozenset(), _levels(recipe, num_tiers), console)
+    if "pretrained" not in given:
+        start = find_pretrained(recipe.backbone, reach=num_processes() == 1)  # several must find the same
+        recipe = dataclasses.replace(recipe, pretrained=start.usable)
+        scratch = "" if start.usable else "from scratch, which needs more images and epochs: "
+        _say(console, f"start: {scratch}{start.why}")
+    if recipe.pretrained and recipe.structure == "slices" and "order" not in given:
+        why = "the channels with the largest pretrained weights serve the lowest level"
+        recipe = _take(recipe, given, Choice({"order": "importance"}, why), console)
+    batch_size = recipe.batch_size if "batch_size" in given else None
+    schedule = choose_schedule(facts.num_images, pretrained=recipe.pretrained, batch_size=batch_size)
+    if "opt" in given:
+        schedule = Choice(
+            {name: value for name, value in schedule.values.items() if name != "lr"}, schedule.why
+        )
+    recipe = _take(recipe, given, schedule, console)
+    if recipe.epochs <= recipe.warmup_epochs and "warmup_epochs" not in given - from_file:
+        recipe = dataclasses.replace(recipe, warmup_epochs=recipe.epochs - 1)
+    return recipe
+
+
+def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: Console) -> Recipe:
+    """The recipe without what its file says of another number of levels than there are tiers."""
+    for name in sorted(from_file & set(PER_LEVEL)):
+        values = getattr(recipe, name)
+        if values and len(values) != num_tiers:
+            _say(
+                console, f"left out: the recipe's {name}, which are for {len(values)} levels, not {num_tiers}"
+            )
+            recipe = dataclasses.replace(recipe, **{name: getattr(Recipe, name)})
+    return recipe
+
+
+def _levels(recipe: Recipe, num_tiers: int) -> Choice:
+    """What share of the network each level has, for so many tiers; nothing where that is given."""
+    from hierclass.nested import STRUCTURES, default_shares
+
+    option = STRUCTURES[recipe.structure].shares
+    why = (
+        f"a level for each of {num_tiers} tiers, each half of the next"
+        if num_tiers > 1
+        else "one tier, one level"
+    )
+    values = {} if getattr(recipe, option) else {option: default_shares(num_tiers)}
+    return Choice(values, why)
+
+
+def _take(recipe: Recipe, given: Set[str], choice: Choice, console: Console) -> Recipe:
+    """Take the values of a choice that are not given, and say so."""
+    values: dict[str, Any] = {name: value for name, value in choice.values.items() if name not in given}
+    told = [
+        f"--{name.replace('_', '-')} {_text(value)}" for name, value in values.items() if value is not None
+    ]
+    if told:
+        _say(console, f"chosen: {' '.join(told)} ({choice.why})")
+    return dataclasses.replace(recipe, **values)
+
+
+def _text(value: Any) -> str:
+    return ",".join(f"{share:g}" for share in value) if isinstance(value, tuple) else str(value)
+
+
+def _fixed_size(backbone: str) -> int | None:
+    """Pixels per side of a backbone that takes no other; None for the others."""
+    import timm
+
+    try:
+        published = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    except RuntimeError:  # an unknown tag: making the model says so
+        return None
+    return int(published.input_size[-1]) if published is not None and published.fixed_input_size else None
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Labelled images: found, checked, split, ordered and made into batches."""

@@ -1,0 +1,77 @@
+"""A first look at the data of a run: which folders label images, how many images they hold, and of what size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hierclass.errors import ImageError, InputError
+from hierclass.images.decoding import read_header
+from hierclass.images.discovery import display_name
+from training.data.datasets import Source, Way, list_images, split_name
+
+SAMPLE = 200
+"""Images whose header is read to know the typical size."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Survey:
+    """What labels images, with the number of images; and the median of a sample of shorter sides in pixels.
+
+    The side is None where no image of the sample can be read.
+    """
+
+    ways: Mapping[Way, int]
+    side: int | None
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, those that are held out among them."""
+        return sum(self.ways.values())
+
+
+def survey(data: Iterable[str]) -> Survey:
+    """Look at the data of a run (`training.data.datasets` says what it may be).
+
+    Raises `InputError` where something is missing, can't be read, or holds no image.
+    """
+    ways: Counter[Way] = Counter()
+    sample: list[Source] = []
+    paths = list(data)
+    for path in paths:
+        for listing in list_images(path):
+            ways.update(listing.ways)
+            sample += _spread(listing.sources)
+    if not ways:
+        names = ", ".join(display_name(split_name(path)[1]) for path in paths)
+        raise InputError(
+            f"no images in {names}; give a folder with a folder of images for each class, such as "
+            "photos/dog/1.jpg, or Parquet files"
+        )
+    sides = [side for side in map(_side, _spread(sample)) if side]
+    return Survey(dict(sorted(ways.items())), round(float(np.median(sides))) if sides else None)
+
+
+def _spread(sources: Sequence[Source]) -> list[Source]:
+    """About `SAMPLE` of the sources, spread over all of them."""
+    return list(sources[:: max(1, len(sources) // SAMPLE)])
+
+
+def _side(source: Source) -> int:
+    if isinstance(source, np.ndarray):
+        return int(min(source.shape[:2]))
+    try:
+        return min(read_header(source).size)
+    except ImageError:  # reported by the check that looks at every image
+        return 0
+
+
+def default_out(data: Sequence[str]) -> Path:
+    """The folder of a run where none is given: runs/ and the name of the data."""
+    name, path = split_name(data[0])
+    path = path.absolute()
+    return Path("runs") / (name or (path.stem if path.is_file() else path.name) or "run")

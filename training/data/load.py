@@ -1,0 +1,157 @@
+"""From a recipe to the images of a run: read, split, checked, and what a person should know of them, said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from hierclass.errors import InputError
+from taxonomy import Taxonomy
+from training.data.class_balance import HINT_AT
+from training.data.dataset_check import Findings, check_mode, digest_of, look_at_all, write_table
+from training.data.samples import ImageSet, Unreadable, decode_small, read_images, split
+from training.evaluation.console import Reporter
+from training.recipe.recipe import Recipe
+from training.trainer.processes import local_processes
+
+DECODED_BYTES = 8 << 30
+"""Memory of a machine that small images may take once they are decoded; its processes share it."""
+
+
+def load_data(
+    recipe: Recipe,
+    taxonomy: Taxonomy,
+    reporter: Reporter,
+    *,
+    out: Path | None = None,
+    check: str = "none",
+    accelerator: Accelerator | None = None,
+) -> tuple[ImageSet, ImageSet]:
+    """The training images and the held-out ones of a recipe; unreadable ones are reported and left out.
+
+    Small images are decoded once and kept; the others are looked at as ``check`` says (`dataset_check`), each
+    process taking its share. What can't be read is listed in unreadable.csv in the folder ``out`` of the run. The
+    split is made before anything is left out, so that `evaluate` makes the same one. Raises `InputError` where too
+    little is left to train on.
+    """
+    images = read_images(recipe.data, taxonomy)
+    train, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
+    parts = [images.subset(train[: recipe.limit]), images.subset(dev)]
+    memory = DECODED_BYTES // (1 if accelerator is None else local_processes(accelerator))
+    total = sum(map(len, parts))
+    readable, unreadable = [], list[Unreadable]()
+    for part in parts:
+        kept, errors = decode_small(part, max_side=2 * recipe.size, max_bytes=memory)
+        readable.append(kept)
+        unreadable += errors
+    if check != "none":
+        readable, errors = _check(readable, recipe, reporter, out, check, accelerator)
+        unreadable += errors
+    main = accelerator is None or accelerator.is_main_process
+    if out is not None and main:
+        write_table(out / "unreadable.csv", unreadable)
+    if unreadable:
+        where = f" ({out / 'unreadable.csv'})" if out is not None else ""
+        some = "; ".join(map(str, unreadable[:5]))
+        reporter.line(f"{len(unreadable)} of {total} images cannot be read and are left out{where}: {some}")
+    for part, kept, name in zip(parts, readable, ("training", "held-out"), strict=True):
+        if not len(kept):
+            first = f"; the first: {unreadable[0]}" if unreadable else ""
+            raise InputError(f"none of the {len(part)} {name} images can be read{first}")
+    _tell(readable[0], readable[1], recipe, taxonomy, reporter)
+    return readable[0], readable[1]
+
+
+def _check(
+    parts: Sequence[ImageSet],
+    recipe: Recipe,
+    reporter: Reporter,
+    out: Path | None,
+    check: str,
+    accelerator: Accelerator | None,
+) -> tuple[list[ImageSet], list[Unreadable]]:
+    """Look at the images that were not decoded, or take what an earlier look at the same ones found."""
+    encoded = [_encoded(part) for part in parts]
+    waiting = ImageSet(
+        [part.sources[i] for part, own in zip(parts, encoded, strict=True) for i in own],
+        [part.names[i] for part, own in zip(parts, encoded, strict=True) for i in own],
+        np.concatenate([part.leaves[own] for part, own in zip(parts, encoded, strict=True)]),
+    )
+    mode = check_mode(check, waiting)
+    if mode == "none" or not len(waiting):
+        return list(parts), []
+    digest = digest_of(waiting)
+    cache = out / "checked.json" if out is not None else None
+    known = Findings.load(cache, mode=mode, digest=digest) if cache is not None else None
+    if known is None:
+        known = Findings(mode, digest, _look(waiting, recipe, reporter, mode, accelerator))
+        how = "each decoded" if mode == "full" else "header, size and end of the file"
+        result = f"{len(known.unreadable)} cannot be read" if known.unreadable else "all can be read"
+        reporter.line(f"checked {len(waiting)} images ({how}): {result}")
+        if cache is not None and (accelerator is None or accelerator.is_main_process):
+            known.save(cache)
+    if not known.found:
+        return list(parts), []
+    kept, first = [], 0
+    for part, own in zip(parts, encoded, strict=True):
+        bad = [index for place, index in enumerate(own, start=first) if place in known.found]
+        kept.append(part.subset(np.setdiff1d(np.arange(len(part)), bad)))
+        first += len(own)
+    return kept, list(known.unreadable)
+
+
+def _encoded(part: ImageSet) -> list[int]:
+    return [index for index, source in enumerate(part.sources) if not isinstance(source, np.ndarray)]
+
+
+def _look(
+    images: ImageSet, recipe: Recipe, reporter: Reporter, mode: str, accelerator: Accelerator | None
+) -> dict[int, Unreadable]:
+    """Look at the images, each process at its share; every process gets all findings, by place and in order."""
+    process, processes = (
+        (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    )
+    share = images.subset(np.arange(process, len(images), processes))
+    console = None if reporter.quiet else reporter.console
+    found = [
+        (process + index * processes, one.name, one.error)
+        for index, one in look_at_all(share, full=mode == "full", min_side=recipe.size, console=console)
+    ]
+    if processes > 1:
+        found = gather_object(found)
+    return {place: Unreadable(name, error) for place, name, error in sorted(found)}
+
+
+def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> None:
+    """Say how many images the classes have, and which have none to train on or none held out."""
+    counts, held_out = (np.bincount(part.leaves, minlength=len(taxonomy.leaves)) for part in (train, dev))
+    present = counts[counts > 0]
+    if len(present) < 2 <= len(train):
+        raise InputError("fewer than two classes have images to train on; add images of other classes")
+    few = f"{present.min()} to {present.max()} per class, median {np.median(present):.0f}"
+    reporter.line(
+        f"training images: {few}"
+        if present.min() < present.max()
+        else f"training images: {present[0]} per class"
+    )
+    if (counts == 0).any():
+        names = _names(taxonomy, counts == 0)
+        reporter.line(f"no images to train on: {names}; the network will not learn to answer with them")
+    if ((counts > 0) & (held_out == 0)).any():
+        names = _names(taxonomy, (counts > 0) & (held_out == 0))
+        reporter.line(f"no image held out: {names}; the results say nothing of them")
+    if present.max() > HINT_AT * present.min() and recipe.balance == "none":
+        ratio = present.max() / present.min()
+        reporter.line(
+            f"the largest class has {ratio:.0f} times as many images as the smallest: consider --balance loss"
+        )
+
+
+def _names(taxonomy: Taxonomy, which: np.ndarray) -> str:
+    names = [taxonomy.node(taxonomy.leaves[i]).name for i in np.flatnonzero(which)]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} {'class' if len(names) == 1 else 'classes'} ({', '.join(names[:5])}{more})"

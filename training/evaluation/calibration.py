@@ -1,0 +1,398 @@
+"""Temperatures and thresholds: fitted on held-out answers, measured on answers that they were not fitted on.
+
+What ships is fitted on all the answers given. What is said of it is cross-fitted: temperature and thresholds are
+fitted on a random half and measured on the other, both ways, so that every answer is measured by numbers that it had
+no part in. Few images are split again and again, since what a threshold keeps depends on the split.
+Images may have weights (`training.data.sample_weights`), which count wherever images are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from sklearn.model_selection import RepeatedKFold
+
+from hierclass.decisions.calibration import Decision, Threshold, to_rows
+from hierclass.decisions.prediction import consensus, follow, sum_up
+from hierclass.errors import InputError
+from taxonomy import Taxonomy
+from training.data.sample_weights import Weighting
+from training.evaluation.metrics import (
+    Flags,
+    Indices,
+    Shares,
+    expected_calibration_error,
+    tilt,
+    weight_ratio,
+    wilson_interval,
+    wilson_lower_bounds,
+)
+from training.evaluation.predictions import Answers
+
+PRECISIONS = (0.8, 0.9, 0.95, 0.99)
+"""Rates of right answers that thresholds are sought for."""
+MIN_IMAGES = 50
+"""Fewer images say too little: halves of 25, of which a good level may have every answer right."""
+TEMPERATURES = (0.1, 10.0)
+"""Lowest and highest that are tried; without mistakes the best would be 0."""
+MARGIN = 1e-5
+"""What a threshold lies below the score it is found at, at most."""
+MOST_SPLITS, SPLIT_IMAGES = 10, 10_000
+"""How often images are split into halves at most, and how many images may be split in all, so that it stays quick."""
+_ROWS = 4096
+"""Images whose scores are computed at once, so that memory stays bounded."""
+
+LogScores = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scored:
+    """A level's answers to N images, with what their scores are worth.
+
+    ``scores`` and ``right`` (N, k + 1) are of the answers to tiers 0 … k; ``nll`` (N,) and ``brier`` (N,) are the
+    negative log-likelihood (nats) and the Brier score (0 to 2, Brier 1950) of the truth on tier k. ``weights`` (N,)
+    say how much each image counts.
+    """
+
+    scores: Shares
+    right: Flags
+    nll: Shares
+    brier: Shares
+    weights: Shares
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Parts of the images as one."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def rows(self, wanted: npt.NDArray[Any]) -> Scored:
+        """Some of the images."""
+        return Scored(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
+
+    def measures(self) -> dict[str, Any]:
+        """Means as JSON values: ``nll``, ``brier`` and ``ece``, the calibration error (0 to 1) per tier 0 … k."""
+        pairs = zip(self.scores.T, self.right.T, strict=True)
+        return {
+            "nll": float(np.average(self.nll, weights=self.weights)),
+            "brier": float(np.average(self.brier, weights=self.weights)),
+            "ece": [expected_calibration_error(scores, right, self.weights) for scores, right in pairs],
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kept:
+    """Of those images whose answers reach a threshold: how many, how many are right, and what these weigh.
+
+    ``total`` is the weight of all images, ``heaviest`` that of the one that counts most; ``times`` says how often the
+    images were measured, each time counted here.
+    """
+
+    given: int
+    right: int
+    given_weight: float
+    right_weight: float
+    total: float
+    heaviest: float
+    times: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: precision with its 95% interval, None where no answer is given, and coverage, all 0 to 1."""
+        coverage = self.given_weight / self.total
+        if not self.given:
+            return {"precision": None, "interval": None, "coverage": coverage}
+        ratio = weight_ratio(self.given, self.right, self.given_weight, self.right_weight, self.heaviest)
+        interval = np.array(wilson_interval(self.right / self.given, self.given / self.times))
+        return {
+            "precision": self.right_weight / self.given_weight,
+            "interval": tilt(interval, ratio).tolist(),
+            "coverage": coverage,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LevelCalibration:
+    """What was fitted for one level, and what that is worth.
+
+    ``temperature`` and ``thresholds`` are fitted on all images, ``halves`` on either half. ``before`` are the
+    answers as the network gives them, ``after`` those with the temperature of the half that they are not in;
+    ``kept[i]`` is what thresholds of that half leave, for the level, tier and precision of ``thresholds[i]``, over
+    ``splits`` splits into halves; the others are of the first split.
+    """
+
+    level: int
+    temperature: float
+    halves: tuple[float, float]
+    before: Scored
+    after: Scored
+    thresholds: tuple[Threshold, ...]
+    kept: tuple[Kept, ...]
+    splits: int
+
+
+def check_enough(count: int) -> None:
+    """Refuse too few labelled images to calibrate on; raises `InputError`."""
+    if count < MIN_IMAGES:
+        raise InputError(f"{count} labelled images are too few to calibrate on; give at least {MIN_IMAGES}")
+
+
+def calibrate(
+    answers: Answers, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
+) -> list[LevelCalibration]:
+    """Fit temperature and thresholds of every level to the answers whose logits are kept.
+
+    Images count by ``weighting``, all the same where it is None. Raises `InputError` when there are fewer than
+    `MIN_IMAGES`.
+    """
+    leaves = answers.kept_leaves
+    check_enough(len(leaves))
+    weights = _weights(answers, weighting)
+    return [
+        _calibrate_level(
+            level_scores(answers, taxonomy, lower_weight, level), leaves, weights, taxonomy, level
+        )
+        for level in range(len(answers.logits))
+    ]
+
+
+def to_results(levels: Sequence[LevelCalibration], weighting: Weighting | None = None) -> dict[str, Any]:
+    """What `calibrate` found as JSON values.
+
+    ``levels`` has a row per level: the temperature that ships, those of the halves, and `Scored.measures` before
+    and after (cross-fitted); ``thresholds`` a row per level, tier and precision: what ships, and under
+    ``measured`` the cross-fitted precision and coverage, over ``splits`` splits. ``known_top1`` is the weighting of
+    the images (`Weighting.to_dict`), None where all count the same.
+    """
+    return {
+        "images": len(levels[0].before.nll),
+        "splits": levels[0].splits,
+        "known_top1": weighting.to_dict() if weighting else None,
+        "levels": [
+            {
+                "level": each.level,
+                "temperature": each.temperature,
+                "halves": list(each.halves),
+                "before": each.before.measures(),
+                "after": each.after.measures(),
+            }
+            for each in levels
+        ],
+        "thresholds": [
+            {**row, "measured": kept.to_dict()}
+            for each in levels
+            for row, kept in zip(to_rows(each.thresholds), each.kept, strict=True)
+        ],
+    }
+
+
+def decision_of(results: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint stores as its `decision`, from the results of `training.evaluation.evaluate.summarise`."""
+    decision: dict[str, Any] = {"lower_weight": results["lower_weight"]}
+    if found := results.get("calibration"):
+        names = [field.name for field in dataclasses.fields(Threshold)]
+        decision["temperatures"] = [row["temperature"] for row in found["levels"]]
+        decision["thresholds"] = [{name: row[name] for name in names} for row in found["thresholds"]]
+    return decision
+
+
+def measure_decision(
+    answers: Answers, taxonomy: Taxonomy, decision: Decision, weighting: Weighting | None = None
+) -> dict[str, Any]:
+    """What a model's own temperatures and thresholds are worth on the answers, as JSON values like `to_results`."""
+    weights = _weights(answers, weighting)
+    temperatures = decision.temperatures or (1.0,) * len(answers.logits)
+    levels, thresholds = [], []
+    for level, temperature in enumerate(temperatures):
+        log_scores = level_scores(answers, taxonomy, decision.lower_weight, level)
+        scored = score_answers(log_scores, answers.kept_leaves, taxonomy, level, temperature, weights)
+        levels.append({"level": level, "temperature": temperature, **scored.measures()})
+        own = [each for each in decision.thresholds if each.level == level]
+        kept = [_apply(each, scored) for each in own]
+        thresholds += [
+            {**row, "measured": k.to_dict()} for row, k in zip(to_rows(tuple(own)), kept, strict=True)
+        ]
+    return {"images": len(answers.kept), "levels": levels, "thresholds": thresholds}
+
+
+def level_scores(answers: Answers, taxonomy: Taxonomy, lower_weight: float, level: int) -> LogScores:
+    """Log-scores (n, num_classes[level]) of a level's answers in consensus, for the images whose logits are kept."""
+    return np.concatenate(
+        [
+            consensus([each[rows] for each in answers.logits[: level + 1]], taxonomy, lower_weight)
+            for rows in _blocks(len(answers.kept))
+        ],
+        dtype=np.float32,
+        casting="same_kind",
+    )
+
+
+def fit_temperature(log_scores: LogScores, truth: Indices, weights: Shares | None = None) -> float:
+    """The temperature under which the truth (N,) is likeliest by log-scores (N, C), four digits after the point.
+
+    ``weights`` (N,) None: all images count the same. Bounded by `TEMPERATURES`; Guo et al. 2017, section 4.2.
+    """
+    low, high = map(math.log, TEMPERATURES)
+    found = minimize_scalar(
+        lambda log: log_likelihood_loss(log_scores, truth, math.exp(log), weights),
+        bounds=(low, high),
+        method="bounded",
+    )
+    return round(math.exp(found.x), 4)
+
+
+def log_likelihood_loss(
+    log_scores: LogScores, truth: Indices, temperature: float, weights: Shares | None = None
+) -> float:
+    """Mean negative log-likelihood (nats) of the truth (N,) by log-scores (N, C) over a temperature.
+
+    ``weights`` (N,) None: all images count the same.
+    """
+    weights = np.ones(len(truth)) if weights is None else weights
+    total = 0.0
+    for rows in _blocks(len(truth)):
+        scaled = log_scores[rows].astype(np.float64) / temperature
+        highest = scaled.max(axis=1)
+        sums = np.log(np.exp(scaled - highest[:, None]).sum(axis=1)) + highest
+        total += float((sums - scaled[np.arange(len(sums)), truth[rows]]) @ weights[rows])
+    return total / float(weights.sum())
+
+
+def score_answers(
+    log_scores: LogScores,
+    leaves: Indices,
+    taxonomy: Taxonomy,
+    level: int,
+    temperature: float,
+    weights: Shares | None = None,
+) -> Scored:
+    """What a level's log-scores (N, num_classes[level]) say at a temperature, against the truth (N,).
+
+    ``weights`` (N,) None: all images count the same.
+    """
+    weights = np.ones(len(leaves)) if weights is None else weights
+    parts = []
+    for rows in _blocks(len(leaves)):
+        tiers = sum_up(log_scores[rows].astype(np.float64), taxonomy, level, temperature)
+        classes, scores = follow(tiers, taxonomy)
+        truth = np.stack([taxonomy.projection(tier)[leaves[rows]] for tier in range(level + 1)], axis=1)
+        of_truth = tiers[level][np.arange(len(truth)), truth[:, level]]
+        nll = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny))
+        brier = (tiers[level] ** 2).sum(axis=1) - 2 * of_truth + 1
+        parts.append(Scored(scores, classes == truth, nll, brier, weights[rows]))
+    return Scored.join(parts)
+
+
+def find_threshold(
+    scores: Shares, right: Flags, precision: float, weights: Shares | None = None
+) -> float | None:
+    """The lowest score from which on the answers (N,) are right at a rate, or None if there is none.
+
+    "Right at a rate" is said only where the answers prove it: the lower end of the one-sided 95% Wilson interval of
+    their share of right ones reaches it, so that 3 right answers of 3 prove nothing, and 268 of 268 are the
+    fewest that prove 99%. Answers of equal score are given together or not at all. Among the scores that hold, the
+    lowest leaves the largest coverage; being chosen, it holds a little less often than 95%. What is returned lies a
+    hair below it, by at most `MARGIN`: the same image scores a little differently in a batch of another size.
+
+    With ``weights`` (N,) the bound is that of the answers' numbers, moved as the weights move the share: a wrong answer
+    counts as many times a right one as those given weigh on average, and where none is wrong, as the heaviest weighs.
+    """
+    weights = np.ones(len(scores)) if weights is None else weights
+    order = np.argsort(-scores, kind="stable")
+    ordered, counts = scores[order], np.arange(1, len(scores) + 1)
+    last_of_equals = np.append(ordered[1:] != ordered[:-1], True)
+    num_right, weighed = np.cumsum(right[order], dtype=np.int64), weights[order]
+    ratio = weight_ratio(
+        counts, num_right, np.cumsum(weighed), np.cumsum(weighed * right[order]), weights.max(initial=0.0)
+    )
+    bounds = tilt(wilson_lower_bounds(num_right, counts), ratio)
+    holds = np.flatnonzero(last_of_equals & (bounds >= precision))
+    if not len(holds):
+        return None
+    lowest, below = ordered[holds[-1]], np.append(ordered, 0.0)[holds[-1] + 1]
+    return float(lowest - min(MARGIN, (lowest - below) / 2))
+
+
+def find_thresholds(scored: Scored, level: int, precisions: Iterable[float] = PRECISIONS) -> list[Threshold]:
+    """A level's threshold for each tier 0 … level and precision."""
+    found = []
+    for tier in range(level + 1):
+        scores = scored.scores[:, tier]
+        for precision in precisions:
+            score = find_threshold(scores, scored.right[:, tier], precision, scored.weights)
+            coverage = 0.0 if score is None else float(np.average(scores >= score, weights=scored.weights))
+            found.append(Threshold(level, tier, precision, score, coverage))
+    return found
+
+
+def _calibrate_level(
+    log_scores: LogScores, leaves: Indices, weights: Shares, taxonomy: Taxonomy, level: int
+) -> LevelCalibration:
+    def score(temperature: float) -> Scored:
+        return score_answers(log_scores, leaves, taxonomy, level, temperature, weights)
+
+    truth = taxonomy.projection(level)[leaves]
+    temperature = fit_temperature(log_scores, truth, weights)
+    thresholds = find_thresholds(score(temperature), level)
+    halves, parts, places, kept = [], [], [], []
+    splits = max(1, min(MOST_SPLITS, SPLIT_IMAGES // len(leaves)))
+    for fitted, measured in RepeatedKFold(n_splits=2, n_repeats=splits, random_state=0).split(leaves):
+        halves.append(fit_temperature(log_scores[fitted], truth[fitted], weights[fitted]))
+        scored = score(halves[-1])
+        parts.append(scored.rows(measured))
+        places.append(measured)
+        found = find_thresholds(scored.rows(fitted), level)
+        kept.append([_apply(each, parts[-1]) for each in found])
+    after = Scored.join(parts[:2]).rows(np.concatenate(places[:2]).argsort())
+    return LevelCalibration(
+        level,
+        temperature,
+        (halves[0], halves[1]),
+        score(1.0),
+        after,
+        tuple(thresholds),
+        tuple(_add(each, splits) for each in zip(*kept, strict=True)),
+        splits,
+    )
+
+
+def _weights(answers: Answers, weighting: Weighting | None) -> Shares:
+    """How much each image counts whose logits are kept."""
+    return np.ones(len(answers.kept)) if weighting is None else weighting.kept
+
+
+def _apply(threshold: Threshold, scored: Scored) -> Kept:
+    """What a threshold leaves of a level's answers."""
+    weights = scored.weights
+    given = scored.scores[:, threshold.tier] >= (np.inf if threshold.score is None else threshold.score)
+    right = given & scored.right[:, threshold.tier]
+    return Kept(
+        int(given.sum()),
+        int(right.sum()),
+        float(weights[given].sum()),
+        float(weights[right].sum()),
+        float(weights.sum()),
+        float(weights.max()),
+    )
+
+
+def _add(parts: Sequence[Kept], times: int) -> Kept:
+    """What thresholds leave of all the halves, each image counted so many times."""
+    return Kept(
+        sum(part.given for part in parts),
+        sum(part.right for part in parts),
+        sum(part.given_weight for part in parts),
+        sum(part.right_weight for part in parts),
+        sum(part.total for part in parts),
+        max(part.heaviest for part in parts),
+        times,
+    )
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, start + _ROWS) for start in range(0, count, _ROWS))

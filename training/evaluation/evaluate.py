@@ -1,0 +1,297 @@
+"""What a network's answers on labelled images are worth: every measure as JSON values; and calibrating a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from hierclass.checkpoints.checkpoint import (
+    DIGEST,
+    Checkpoint,
+    load_checkpoint,
+    read_config,
+    save_checkpoint,
+    stored_dtype,
+)
+from hierclass.decisions.calibration import Decision
+from hierclass.nested import NestedNetwork, answer_costs
+from taxonomy import Taxonomy
+from training.data.sample_weights import Weighting, check_known_top1, weigh
+from training.data.samples import ImageSet, read_images, split
+from training.evaluation import calibration, metrics
+from training.evaluation.calibration import LevelCalibration
+from training.evaluation.predictions import Answers, collect_answers, weights_to_try
+from training.trainer.run_dir import update_card
+
+
+def summarise(
+    network: NestedNetwork,
+    taxonomy: Taxonomy,
+    answers: Answers,
+    consensus: float | str = "auto",
+    found: list[LevelCalibration] | None = None,
+    weighting: Weighting | None = None,
+) -> dict[str, Any]:
+    """All measures of a network's answers as JSON values.
+
+    ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson
+    interval, ``balanced`` the mean accuracy per class of the level's own answer, cost;
+    ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
+    were measured with: ``consensus``, or the best of those tried where that is "auto"; ``consensus`` every
+    level's top-1 with each weight tried; ``finest`` the hierarchical measures of the finest level;
+    ``calibration`` what `training.evaluation.calibration` fits and says, None where the images are too few for it;
+    ``found`` is that, if it was fitted already, with the same consensus and ``weighting``. Accuracies count all images
+    the same; beside them, ``weighted_top1`` of a level and ``weighted_answers`` count them by ``weighting``, and are
+    None without one.
+    """
+    count, best = len(answers.leaves), answers.chosen(consensus, taxonomy)
+    lower_weight = answers.lower_weights[best]
+    found = found or calibrated(answers, taxonomy, lower_weight, weighting)
+    costs = answer_costs(network, lower_weight)
+    right = [answers.count_right(best, level, taxonomy) for level in range(len(costs))]
+    weighted = _weighted_answers(answers, best, taxonomy, weighting) if weighting else None
+    levels = []
+    for level, cost in enumerate(costs):
+        top1 = right[level][level] / count
+        levels.append(
+            {
+                "level": level,
+                "tier": level,
+                "classes": taxonomy.num_classes[level],
+                "top1": top1,
+                "interval": list(metrics.wilson_interval(top1, count)),
+                "weighted_top1": weighted[level][level] if weighted else None,
+                "balanced": metrics.balanced_accuracy(
+                    answers.own[level], taxonomy.projection(level)[answers.leaves]
+                ),
+                "macs": cost.macs,
+                "share": cost.macs / costs[-1].macs,
+                "parameters": cost.parameters,
+            }
+        )
+    return {
+        "images": count,
+        "unreadable": len(answers.errors),
+        "levels": levels,
+        "answers": [[share / count for share in row] for row in right],
+        "weighted_answers": weighted,
+        "lower_weight": lower_weight,
+        "consensus": [
+            {
+                "lower_weight": weight,
+                "top1": [answers.count_right(w, k, taxonomy)[k] / count for k in range(len(costs))],
+            }
+            for w, weight in enumerate(answers.lower_weights)
+        ],
+        "finest": finest_measures(answers, taxonomy),
+        "calibration": calibration.to_results(found, weighting) if found else None,
+    }
+
+
+def _weighted_answers(
+    answers: Answers, weight: int, taxonomy: Taxonomy, weighting: Weighting
+) -> list[list[float]]:
+    """Accuracy on tier j when level k is asked, images counted by their weights: [k][j]."""
+    return [
+        [
+            float(np.average(flags, weights=weighting.weights))
+            for flags in answers.right(weight, level, taxonomy)
+        ]
+        for level in range(taxonomy.num_tiers)
+    ]
+
+
+def calibrated(
+    answers: Answers, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
+) -> list[LevelCalibration] | None:
+    """What `training.evaluation.calibration.calibrate` fits to the answers; None where they are too few.
+
+    With a weighting too few images are refused, as there: a share of so few says nothing of how they differ.
+    """
+    if len(answers.kept) < calibration.MIN_IMAGES and weighting is None:
+        return None
+    return calibration.calibrate(answers, taxonomy, lower_weight, weighting)
+
+
+def finest_measures(answers: Answers, taxonomy: Taxonomy) -> dict[str, float | None]:
+    """The hierarchical measures of the finest level's head (`training.evaluation.metrics` defines them)."""
+    finest, leaves = answers.own[-1], answers.leaves
+    precision, recall, f1 = metrics.hierarchical_precision_recall(taxonomy, finest, leaves)
+    return {
+        "top1": metrics.accuracy(finest, leaves),
+        "top5": float(np.mean((answers.ranked == leaves[:, None]).any(axis=1))),
+        "full_path_accuracy": metrics.full_path_accuracy(taxonomy, answers.own, leaves),
+        "inconsistency_rate": metrics.inconsistency_rate(taxonomy, answers.own),
+        "mistake_severity": metrics.mistake_severity(taxonomy, finest, leaves),
+        "mean_lca_height": metrics.mean_lca_height(taxonomy, finest, leaves),
+        "hierarchical_distance_at_5": metrics.hierarchical_distance_at(taxonomy, answers.ranked, leaves),
+        "hierarchical_precision": precision,
+        "hierarchical_recall": recall,
+        "hierarchical_f1": f1,
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A stored model, the labelled images it was run on, and what it answered.
+
+    ``digest`` names the model's files; models of before there were digests have none. ``calibration`` is what the
+    images say of the scores (`calibrate`), None where they are too few; ``weighting`` how much
+    each counts in that, None: all the same.
+    """
+
+    checkpoint: Checkpoint
+    digest: str | None
+    decision: Decision
+    images: ImageSet
+    answers: Answers
+    calibration: list[LevelCalibration] | None
+    weighting: Weighting | None
+
+
+class Options(TypedDict, total=False):
+    """How a stored checkpoint is run on labelled images; what is left out is the default."""
+
+    dev_from: int | None
+    """Only the images numbered from here up by file name. Default: all."""
+    dev_share: float | None
+    """Only the share of every class that `training.data.samples.split` holds out. Default: all."""
+    seed: int
+    """Of that split; 0."""
+    known_top1: float | None
+    """The last level's top-1 on representative images (see `sample_weights`). Default: all images count the same."""
+    batch_size: int | None
+    """Images per call of the network. Default: `training.evaluation.predictions.suitable_batch`."""
+    workers: int
+    """Processes that prepare images; 1."""
+    threads: int | None
+    """Of the network, on a processor. Default: torch's."""
+
+
+def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> Evaluation:
+    """Run a stored checkpoint on all the labelled images, or on those that options hold out.
+
+    Raises `CheckpointError` for the model and `InputError` for the data.
+    """
+    device = _prepare(options)
+    checkpoint = load_checkpoint(path, device=str(device))
+    return run_model(checkpoint, data, digest=read_config(Path(path)).get(DIGEST), **options)
+
+
+def run_model(
+    checkpoint: Checkpoint, data: Sequence[str], *, digest: str | None = None, **options: Unpack[Options]
+) -> Evaluation:
+    """Run a model that is loaded already, `hierclass.from_timm` say, as `run_checkpoint` does.
+
+    Raises `InputError` for the data.
+    """
+    device = _prepare(options)
+    network, taxonomy = checkpoint.network.to(device), checkpoint.taxonomy
+    images = _labelled(data, taxonomy, options)
+    decision = Decision.from_dict(checkpoint.decision, network.num_levels)
+    answers = collect_answers(
+        network,
+        images,
+        checkpoint.preprocessing,
+        device,
+        taxonomy,
+        lower_weights=weights_to_try(decision.lower_weight),
+        batch_size=options.get("batch_size"),
+        workers=options.get("workers", 1),
+    )
+    known_top1 = options.get("known_top1")
+    weighting = None if known_top1 is None else weigh(answers, known_top1)
+    found = calibrated(answers, taxonomy, decision.lower_weight, weighting)
+    return Evaluation(checkpoint, digest, decision, images, answers, found, weighting)
+
+
+def _prepare(options: Options) -> torch.device:
+    """Refuse what can't be wanted before any work is done, set the threads, and find the device."""
+    if (known_top1 := options.get("known_top1")) is not None:
+        check_known_top1(known_top1)
+    if threads := options.get("threads"):
+        torch.set_num_threads(threads)
+    device: torch.device = Accelerator().device
+    return device
+
+
+def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: Options) -> ImageSet:
+    """The images that options leave of the data."""
+    dev_from, dev_share = options.get("dev_from"), options.get("dev_share")
+    part_given = dev_from is not None or dev_share is not None
+    images = read_images(data, taxonomy, held_out_only=not part_given)
+    if not part_given:
+        return images
+    _, dev = split(images, dev_from=dev_from, dev_share=dev_share or 0.0, seed=options.get("seed", 0))
+    return images.subset(dev)
+
+
+def evaluate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
+    """Measures of a stored checkpoint as JSON values: what `measures` gives."""
+    return measures(run_checkpoint(path, data, **options))
+
+
+def measures(run: Evaluation) -> dict[str, Any]:
+    """Measures of a checkpoint's answers: what `summarise` gives, ``unreadable`` images, and ``stored``.
+
+    The latter is what the checkpoint's own temperatures and thresholds are worth on these images, None where it
+    has none.
+    """
+    checkpoint, answers = run.checkpoint, run.answers
+    weight = run.decision.lower_weight
+    results = summarise(
+        checkpoint.network, checkpoint.taxonomy, answers, weight, run.calibration, run.weighting
+    )
+    fitted = run.decision.temperatures is not None or run.decision.thresholds
+    stored = (
+        calibration.measure_decision(answers, checkpoint.taxonomy, run.decision, run.weighting)
+        if fitted
+        else None
+    )
+    return {**results, "unreadable": list(answers.errors), "stored": stored}
+
+
+def calibrate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
+    """Fit temperatures and thresholds to labelled images, and store them in the checkpoint they belong to.
+
+    Its weights stay as they are, its results (``results["dev"]["calibration"]``) and its model card, if there is
+    one, tell what was found; that is returned too. Raises as `run_checkpoint`, and `InputError` when the images are
+    too few.
+    """
+    run = run_checkpoint(path, data, **options)
+    checkpoint = run.checkpoint
+    weight = run.decision.lower_weight
+    levels = run.calibration or calibration.calibrate(run.answers, checkpoint.taxonomy, weight, run.weighting)
+    found = calibration.to_results(levels, run.weighting)
+    fitted = calibration.decision_of({"lower_weight": weight, "calibration": found})
+    checkpoint.decision = {**checkpoint.decision, **fitted}
+    dev = checkpoint.results.get("dev")
+    checkpoint.results["dev"] = {**(dev if isinstance(dev, dict) else {}), "calibration": found}
+    save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
+    update_card(Path(path), found)
+    return {"calibration": found, "unreadable": list(run.answers.errors)}
+
+
+def measure_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
+    """Measure a checkpoint on labelled images, calibrate it on them, and store both in it; returns what was measured.
+
+    For models that were made without labels: ``results["dev"]`` becomes what `summarise` gives. Where the images are
+    too few to calibrate on, nothing is fitted. Raises as `run_checkpoint`.
+    """
+    run = run_checkpoint(path, data, **options)
+    checkpoint = run.checkpoint
+    weight = run.decision.lower_weight
+    results = summarise(
+        checkpoint.network, checkpoint.taxonomy, run.answers, weight, run.calibration, run.weighting
+    )
+    checkpoint.decision = {**checkpoint.decision, **calibration.decision_of(results)}
+    checkpoint.results["dev"] = results
+    save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
+    update_card(Path(path), results["calibration"], results)
+    return {**results, "unreadable": list(run.answers.errors)}

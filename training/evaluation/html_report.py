@@ -1,0 +1,261 @@
+"""The report of an evaluation: one HTML page that needs nothing else, and its numbers as JSON beside it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import json
+import platform
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+import hierclass
+from hierclass.cli.terminal import one_line
+from hierclass.errors import ImageError, InputError
+from hierclass.files import remove_temporaries, replacing_all
+from training.evaluation import plots
+from training.evaluation import report_data as findings
+from training.evaluation.console import weighting_sentence
+from training.evaluation.evaluate import Evaluation
+from training.evaluation.metrics import wilson_interval
+
+PAGE, NUMBERS = "report.html", "report.json"
+"""The two files of a report."""
+PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "matplotlib")
+"""Whose versions a report names."""
+MEASURES = {
+    "top1": ("top-1", "share of images whose leaf is right"),
+    "top5": ("top-5", "share of images whose leaf is among the five best"),
+    "full_path_accuracy": ("full-path accuracy", "share of images that every level’s own head has right"),
+    "inconsistency_rate": (
+        "inconsistency",
+        "share of images where the heads’ answers are no path of the tree",
+    ),
+    "mistake_severity": (
+        "mistake severity",
+        "mean height at which answer and truth meet, of wrong answers only",
+    ),
+    "mean_lca_height": ("mean height", "the same of all answers, right ones 0"),
+    "hierarchical_distance_at_5": ("distance at 5", "the same of the five best answers"),
+    "hierarchical_precision": (
+        "hierarchical precision",
+        "of the answers and their ancestors, the share that is true",
+    ),
+    "hierarchical_recall": (
+        "hierarchical recall",
+        "of the truths and their ancestors, the share that is answered",
+    ),
+    "hierarchical_f1": ("hierarchical F1", "harmonic mean of the two"),
+}
+"""What the measures of `training.evaluation.evaluate.finest_measures` are called, and what they are."""
+CONFUSIONS, EXAMPLES, THUMBNAIL = 10, 4, 96
+"""Worst confusions shown, images of each, and the most pixels of a side of these."""
+
+
+def claim_folder(folder: Path) -> None:
+    """Make a folder for a report, before any work is done for it; what it holds stays.
+
+    Raises `InputError` when it is a file or nothing can be written there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--report {folder} is no folder; name a new one, or one that may hold {PAGE}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--report {folder} cannot be written: {error.strerror or error}") from error
+
+
+def write_report(folder: Path, run: Evaluation, results: dict[str, Any], *, model: str, command: str) -> None:
+    """Write the page and the numbers of an evaluation into a folder, both or none; former ones are replaced.
+
+    ``results`` are `evaluate.measures` of the run, ``model`` what the page calls the model, ``command``
+    what a reader can type to get the same. Raises OSError as writing does.
+    """
+    numbers = {"header": header(run, model, command), **results, **more_numbers(run, results)}
+    page = render(run, numbers)
+    remove_temporaries(folder, PAGE, NUMBERS)
+    with replacing_all(folder / PAGE, folder / NUMBERS) as (html, figures):
+        html.write_text(page, encoding="utf-8", errors="backslashreplace")
+        figures.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def header(run: Evaluation, model: str, command: str) -> dict[str, Any]:
+    """What was measured, on what and with what, as JSON values; no date, so that the same is the same.
+
+    ``images`` has a digest of their names and labels: equal digests, equal lists.
+    """
+    listed = hashlib.sha256()
+    for name, leaf in zip(run.images.names, run.images.leaves.tolist(), strict=True):
+        label = f"{name}\t{run.checkpoint.taxonomy.leaves[leaf]}\n"
+        listed.update(label.encode("utf-8", "backslashreplace"))
+    architecture = run.checkpoint.architecture
+    return {
+        "model": model,
+        "digest": run.digest,
+        "taxonomy": run.checkpoint.taxonomy.name,
+        "architecture": dataclasses.asdict(architecture),
+        "size": run.checkpoint.preprocessing.size,
+        "crop": run.checkpoint.preprocessing.crop,
+        "images": {
+            "listed": len(run.images),
+            "read": len(run.answers.leaves),
+            "scores_kept": len(run.answers.kept),
+            "digest": listed.hexdigest(),
+        },
+        "command": command,
+        "versions": {
+            "hierclass": hierclass.__version__,
+            "Python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def more_numbers(run: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows beyond the results, as JSON values.
+
+    ``confusions[k]`` has the classes of tier k, the cells of its confusion matrix that are not 0 as rows of truth,
+    answer and images, and its ``worst``; ``superclasses`` and ``curves`` are those of `report_data`.
+    """
+    taxonomy, answers = run.checkpoint.taxonomy, run.answers
+    weight = answers.lower_weights.index(results["lower_weight"])
+    confusions = []
+    for tier in range(taxonomy.num_tiers):
+        counts = findings.confusion(answers, taxonomy, weight, tier)
+        truth, answer = np.nonzero(counts)
+        cells = np.stack([truth, answer, counts[truth, answer]], axis=1)
+        confusions.append(
+            {
+                "tier": tier,
+                "classes": [node.id for node in taxonomy.classes(tier)],
+                "cells": cells.tolist(),
+                "worst": findings.worst_confusions(counts, taxonomy, tier, CONFUSIONS),
+            }
+        )
+    return {
+        "superclasses": findings.superclasses(answers, taxonomy, weight),
+        "confusions": confusions,
+        "curves": findings.curves(run.calibration) if run.calibration else None,
+    }
+
+
+def render(run: Evaluation, numbers: dict[str, Any]) -> str:
+    """The page of a report from its numbers; names in them are text to it, whatever they hold."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("training"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=lambda share, digits=1: f"{100 * share:.{digits}f}%",
+        interval=lambda pair: f"{100 * pair[0]:.1f}–{100 * pair[1]:.1f}",
+        shown=lambda text: one_line(str(text)),
+    )
+    weight = run.answers.lower_weights.index(numbers["lower_weight"])
+    return environment.get_template("report.html").render(
+        **numbers,
+        measures=MEASURES,
+        stored_kept=_stored_thresholds(numbers),
+        answer_intervals=_answer_intervals(numbers),
+        figures=_figures(numbers, run),
+        weighting=weighting_sentence(run.weighting.to_dict(), len(run.answers.kept)) if run.weighting else "",
+        examples=list(_examples(run, numbers["confusions"][-1]["worst"], weight)),
+    )
+
+
+def _answer_intervals(numbers: dict[str, Any]) -> list[list[tuple[float, float, float]]]:
+    """Share, low and high of tier j when level k is asked: [k][j]."""
+    images = numbers["images"]
+    return [[(share, *wilson_interval(share, images)) for share in row] for row in numbers["answers"]]
+
+
+def _stored_thresholds(numbers: dict[str, Any]) -> dict[tuple[int, int, float], dict[str, Any]]:
+    """What the model's own thresholds keep, by level, tier and precision."""
+    rows = numbers["stored"]["thresholds"] if numbers["stored"] else []
+    return {(row["level"], row["tier"], row["precision"]): row for row in rows}
+
+
+def _figures(numbers: dict[str, Any], run: Evaluation) -> dict[str, Any]:
+    """The SVG elements of the page; those that are one per level or tier are lists."""
+    taxonomy, images = run.checkpoint.taxonomy, numbers["images"]
+    drawn: dict[str, Any] = {
+        "cost": plots.cost_accuracy(
+            numbers["levels"], _answer_intervals(numbers), f"Accuracy by cost, {images} images"
+        ),
+        "confusions": [
+            plots.confusion_matrix(
+                _counts(row), taxonomy, row["tier"], f"Confusion matrix of tier {row['tier']}"
+            )
+            for row in numbers["confusions"]
+        ],
+        "reliability": [],
+        "coverage": [],
+    }
+    for row in numbers["curves"] or ():
+        level = row["level"]
+        kept = [each for each in numbers["calibration"]["thresholds"] if each["level"] == level]
+        drawn["reliability"].append(plots.reliability_diagram(row, f"Reliability of level {level}"))
+        about = f"Share of right answers by coverage, level {level}"
+        drawn["coverage"].append(plots.risk_coverage_diagram(row, kept, taxonomy.num_classes, about))
+    return {
+        name: [Markup(each) for each in value] if isinstance(value, list) else Markup(value)
+        for name, value in drawn.items()
+    }
+
+
+def _counts(row: dict[str, Any]) -> findings.Counts:
+    counts = np.zeros((len(row["classes"]),) * 2, dtype=np.int64)
+    truth, answer, images = np.array(row["cells"], dtype=np.int64).reshape(-1, 3).T
+    counts[truth, answer] = images
+    return counts
+
+
+def _examples(run: Evaluation, worst: Sequence[dict[str, Any]], weight: int) -> Iterator[dict[str, Any]]:
+    """Of each of the finest level's worst confusions, a few images, and one of the class that they were taken for."""
+    answers = run.answers
+    best = answers.best[weight, -1]
+    for pair in worst:
+        wrong = np.flatnonzero((answers.leaves == pair["truth"]) & (best == pair["answer"]))
+        right = np.flatnonzero((answers.leaves == pair["answer"]) & (best == pair["answer"]))
+        yield {
+            **pair,
+            "images": _pictures(run, answers.positions[wrong].tolist(), EXAMPLES),
+            "compared": _pictures(run, answers.positions[right].tolist(), 1),
+        }
+
+
+def _pictures(run: Evaluation, positions: Sequence[int], limit: int) -> list[dict[str, str]]:
+    """Name and thumbnail, as a data address, of the first images that can be read."""
+    found: list[dict[str, str]] = []
+    for position in positions:
+        if len(found) == limit:
+            break
+        try:
+            image = run.images.image(position, min_side=THUMBNAIL)
+        except ImageError:  # the file changed since
+            continue
+        found.append({"name": run.images.names[position], "address": thumbnail(image)})
+    return found
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A small copy of an image, without what else its file held, as a data address."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(small)).save(file, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,211 @@
+"""What a network answers on labelled images, kept small enough for a million of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hierclass.decisions.prediction import consensus
+from hierclass.errors import InputError
+from hierclass.images.preprocessing import Preprocessing
+from hierclass.nested import NestedNetwork
+from taxonomy import Taxonomy
+from training.data.batches import evaluation_loader, read_batches
+from training.data.samples import ImageSet
+
+LOWER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
+"""How much lower levels count in an answer, in the answers that are measured; 0: each level answers alone."""
+KEPT_NUMBERS = 2**25
+"""Most logits that are kept, 64 MiB: of 129,000 images for 13 + 47 + 200 classes, 29,000 for 16 + 112 + 1,000."""
+LARGEST_BATCH, BATCH_PIXELS = 256, 2**19
+"""Images that are answered at once, and on a processor the most pixels of theirs: more fall out of its caches, so that
+EfficientNet-Lite0 at 224 pixels answers 27 images a second in batches of 8, 13 in batches of 128."""
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answers:
+    """What a network said of N images of a set, in the order of the set.
+
+    ``positions`` (N,) are the images' places in the set, ``leaves`` (N,) the truth. ``best[w, k]`` (N,) is the
+    class of tier k that level k answers where lower levels count with ``lower_weights[w]``
+    (`hierclass.decisions.prediction`); the first of these weights is 0. ``ranked`` (N, r) are the last level's own best
+    leaves. ``errors`` holds one message per image that could not be read; those are in none of the arrays.
+
+    Logits are kept of some images only, drawn at random where all are more than `KEPT_NUMBERS`: of those at
+    ``kept`` (n,), places in the set too. ``logits[k]`` (n, num_classes[k]) are float16, each row less its highest,
+    so that what is rounded are classes that have no say.
+    """
+
+    positions: Indices
+    leaves: Indices
+    lower_weights: tuple[float, ...]
+    best: npt.NDArray[np.int32]
+    ranked: npt.NDArray[np.int32]
+    kept: Indices
+    logits: tuple[npt.NDArray[np.float16], ...]
+    errors: tuple[str, ...]
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The answers of several processes to parts of one set as one."""
+        positions = np.concatenate([part.positions for part in parts])
+        kept = np.concatenate([part.kept for part in parts])
+        order, kept_order = positions.argsort(), kept.argsort()
+        return cls(
+            positions[order],
+            np.concatenate([part.leaves for part in parts])[order],
+            parts[0].lower_weights,
+            np.concatenate([part.best for part in parts], axis=2)[:, :, order],
+            np.concatenate([part.ranked for part in parts])[order],
+            kept[kept_order],
+            tuple(
+                np.concatenate(level)[kept_order]
+                for level in zip(*(part.logits for part in parts), strict=True)
+            ),
+            tuple(message for part in parts for message in part.errors),
+        )
+
+    @property
+    def own(self) -> tuple[npt.NDArray[np.int32], ...]:
+        """Per level the best class (N,) of its own head, lower levels not asked."""
+        return tuple(self.best[0])
+
+    @property
+    def kept_leaves(self) -> Indices:
+        """The truth (n,) of the images whose logits are kept."""
+        return self.leaves[np.searchsorted(self.positions, self.kept)]
+
+    def path(self, weight: int, level: int, taxonomy: Taxonomy) -> list[Indices]:
+        """The class (N,) of each tier 0 … level that is answered when a level is asked, by a weight's index."""
+        found = [self.best[weight, level].astype(np.int64)]
+        for tier in range(level, 0, -1):
+            found.insert(0, taxonomy.parent_classes(tier)[found[0]])
+        return found
+
+    def right(self, weight: int, level: int, taxonomy: Taxonomy) -> list[npt.NDArray[np.bool_]]:
+        """Which images (N,) have each tier 0 … level right when a level is asked, by a weight's index."""
+        return [
+            answer == taxonomy.projection(tier)[self.leaves]
+            for tier, answer in enumerate(self.path(weight, level, taxonomy))
+        ]
+
+    def count_right(self, weight: int, level: int, taxonomy: Taxonomy) -> list[int]:
+        """How many images have each tier 0 … level right when a level is asked, by a weight's index."""
+        return [int(flags.sum()) for flags in self.right(weight, level, taxonomy)]
+
+    def chosen(self, lower_weight: float | str, taxonomy: Taxonomy) -> int:
+        """Index of a lower weight; "auto": that with most right answers, each level on its tier, first of equals."""
+        if lower_weight != "auto":
+            return self.lower_weights.index(float(lower_weight))
+        levels = range(self.best.shape[1])
+        totals = [
+            sum(self.count_right(weight, level, taxonomy)[level] for level in levels)
+            for weight in range(len(self.lower_weights))
+        ]
+        return totals.index(max(totals))
+
+
+def weights_to_try(lower_weight: float | str) -> tuple[float, ...]:
+    """The lower weights that answers are measured with, rising from 0, the chosen one among them."""
+    return tuple(sorted({*LOWER_WEIGHTS, *(() if lower_weight == "auto" else (float(lower_weight),))}))
+
+
+@torch.inference_mode()
+def collect_answers(
+    network: NestedNetwork,
+    images: ImageSet,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    taxonomy: Taxonomy,
+    *,
+    part: Indices | None = None,
+    lower_weights: Sequence[float] = LOWER_WEIGHTS,
+    top: int = 5,
+    batch_size: int | None = None,
+    workers: int = 1,
+) -> Answers:
+    """Run a network, put in evaluation mode, over images, or over those of them at the places ``part`` (M,).
+
+    ``batch_size`` images are answered at once; None: what suits the device (`suitable_batch`). Raises `InputError`
+    when none can be read.
+    """
+    network.eval()
+    batch_size = batch_size or suitable_batch(preprocessing.size, device)
+    top = min(top, network.num_classes[-1])
+    part = np.arange(len(images)) if part is None else part
+    keep = images_to_keep(len(images), sum(network.num_classes))
+    numbered = dataclasses.replace(images.subset(part), leaves=part)  # batches bring places in the set
+    loader = evaluation_loader(numbered, preprocessing, batch_size=batch_size, workers=workers)
+    places, best, ranked, kept, errors = [], [], [], [], []
+    logits: list[list[npt.NDArray[np.float16]]] = [[] for _ in range(network.num_levels)]
+    with contextlib.closing(read_batches(loader)) as stream:
+        for batch, positions, messages in stream:
+            errors += messages
+            if not len(batch):
+                continue
+            said = [level.float() for level in network.forward_all(batch.to(device))]
+            places.append(positions.numpy())
+            best.append(best_classes([level.cpu().numpy() for level in said], taxonomy, lower_weights))
+            ranked.append(said[-1].topk(top, dim=1).indices.cpu().numpy().astype(np.int32))
+            rows = np.isin(places[-1], keep, assume_unique=True)
+            kept.append(places[-1][rows])
+            for into, level in zip(logits, said, strict=True):
+                into.append(shrink_logits(level.cpu()[torch.from_numpy(rows)]))
+    if not places:
+        raise InputError(f"none of the {len(errors)} images can be read: {'; '.join(errors[:3])}")
+    found = np.concatenate(places)
+    return Answers(
+        found,
+        images.leaves[found],
+        tuple(lower_weights),
+        np.concatenate(best, axis=2),
+        np.concatenate(ranked),
+        np.concatenate(kept),
+        tuple(map(np.concatenate, logits)),
+        tuple(errors),
+    )
+
+
+def suitable_batch(size: int, device: torch.device) -> int:
+    """How many images of a side in pixels are answered at once in the shortest time."""
+    return LARGEST_BATCH if device.type != "cpu" else max(min(BATCH_PIXELS // size**2, LARGEST_BATCH), 1)
+
+
+def images_to_keep(num_images: int, num_logits: int) -> Indices:
+    """Places (n,), rising, of the images whose logits are kept: all, or as many as fit, the same in every process."""
+    limit = max(KEPT_NUMBERS // num_logits, 1)
+    if num_images <= limit:
+        return np.arange(num_images)
+    return np.sort(np.random.default_rng(0).choice(num_images, limit, replace=False))
+
+
+def best_classes(
+    logits: Sequence[npt.NDArray[np.float32]], taxonomy: Taxonomy, lower_weights: Iterable[float]
+) -> npt.NDArray[np.int32]:
+    """The class that each level answers on its tier by the weight of lower levels: (weights, levels, B).
+
+    ``logits[k]`` (B, num_classes[k]) come from level k.
+    """
+    return np.array(
+        [
+            [consensus(logits[: level + 1], taxonomy, weight).argmax(axis=1) for level in range(len(logits))]
+            for weight in lower_weights
+        ],
+        dtype=np.int32,
+    )
+
+
+def shrink_logits(logits: torch.Tensor) -> npt.NDArray[np.float16]:
+    """Logits (B, C) as float16, each row less its highest, so that what is rounded are classes that have no say."""
+    lowest = torch.finfo(torch.float16).min
+    shifted = logits - logits.amax(dim=1, keepdim=True)
+    small: npt.NDArray[np.float16] = shifted.nan_to_num(lowest).clamp(min=lowest).half().numpy()
+    return small

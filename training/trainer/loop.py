@@ -1,0 +1,352 @@
+"""The training loop: epochs, evaluation, checkpoints; `training.trainer.run_dir` says what is left where."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from hierclass.checkpoints.checkpoint import as_stored
+from hierclass.errors import ImageError, InputError
+from hierclass.images.decoding import preprocess, resize_side
+from training.data.batches import TrainingBatch, read_training_batches, training_loader
+from training.data.load import load_data
+from training.data.sampler import Order
+from training.data.samples import ImageSet
+from training.evaluation.console import (
+    Reporter,
+    calibration_table,
+    clock,
+    consensus_table,
+    level_table,
+    threshold_table,
+)
+from training.evaluation.evaluate import summarise
+from training.evaluation.model_card import model_card
+from training.evaluation.predictions import Answers, collect_answers, weights_to_try
+from training.recipe.recipe import Recipe
+from training.trainer.autosave import Saver, Standing
+from training.trainer.epoch import train_stretch
+from training.trainer.interrupts import Interrupts
+from training.trainer.processes import local_processes, make_accelerator
+from training.trainer.run import FOR_ORDER, Run, check_parts, make_preprocessing
+from training.trainer.run_dir import RunFolder
+from training.trainer.throughput import automatic_workers, waiting_hint
+
+
+def fit(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    threads: int | None = None,
+    check: str = "auto",
+    save_every: float = 10.0,
+    console: Console | None = None,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
+    """Train a recipe into the folder ``out``; returns the results of the best checkpoint.
+
+    The state is saved after every epoch and every ``save_every`` minutes (0: after epochs alone), and when Ctrl-C or
+    SIGTERM stops the run. With ``resume`` a run found in ``out`` is continued from there; without one it begins.
+    ``workers`` None chooses a number. Images are looked at before the first epoch as ``check`` says
+    (`training.data.dataset_check`). Ends with a table per level. Raises `InputError` for bad data or options, and
+    when the loss stops being a number.
+    """
+    recipe.check()
+    if threads:
+        torch.set_num_threads(threads)
+    accelerator = accelerator or make_accelerator(recipe.mixed_precision)
+    if workers is None:
+        workers = automatic_workers(accelerator.device, local_processes(accelerator))
+    reporter = Reporter(
+        console or Console(),
+        total_work=_work(recipe, recipe.epochs),
+        quiet=not accelerator.is_main_process,
+    )
+    folder = RunFolder(out)
+    taxonomy = folder.taxonomy(recipe.taxonomy, reporter.line)
+    recipe.check_levels(taxonomy.num_tiers)
+    claim = folder.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
+    check_parts(recipe)
+    with claim:
+        train, dev = load_data(recipe, taxonomy, reporter, out=out, check=check, accelerator=accelerator)
+        if len(train) < recipe.batch_size:
+            reporter.line(
+                f"--batch-size {recipe.batch_size} is more than there are images: one batch an epoch"
+            )
+        order = make_order(recipe, train, accelerator)
+        fresh = not folder.state.exists()
+        run = Run(
+            recipe,
+            taxonomy,
+            steps_per_epoch=len(order),
+            accelerator=accelerator,
+            leaf_counts=np.bincount(train.leaves, minlength=len(taxonomy.leaves)).tolist(),
+            fresh=fresh,
+            images=sample_images(train, recipe) if fresh and recipe.order == "importance" else None,
+        )
+        training = Training(run, train, dev, order, folder, reporter, workers=workers)
+        best = training.run_to_the_end(save_every)
+    results: dict[str, Any] = best["results"]
+    if not reporter.quiet:
+        title = f"{folder.model}: epoch {best['epoch']}, {results['images']} dev images"
+        reporter.console.print(level_table(results["levels"], title=title))
+        reporter.console.print(consensus_table(results))
+        if found := results.get("calibration"):  # absent from runs of older versions, None for few images
+            reporter.console.print(calibration_table(found))
+            reporter.console.print(threshold_table(found["thresholds"]))
+    accelerator.end_training()
+    return results
+
+
+def sample_images(train: ImageSet, recipe: Recipe) -> torch.Tensor:
+    """Up to `FOR_ORDER` training images, spread evenly, as the network sees them: float32 (N, 3, S, S)."""
+    preprocessing = make_preprocessing(recipe)
+    chosen = np.unique(np.linspace(0, len(train) - 1, min(FOR_ORDER, len(train))).astype(int))
+    seen = []
+    for index in chosen.tolist():
+        with contextlib.suppress(ImageError):  # told of elsewhere
+            image = train.image(index, min_side=resize_side(preprocessing))
+            seen.append(preprocess(image, preprocessing))
+    return torch.from_numpy(np.stack(seen))
+
+
+def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> Order:
+    """Which of the training images make each update, and which of them this process takes."""
+    processes = accelerator.num_processes
+    order = Order(
+        len(train),
+        recipe.batch_size,
+        seed=recipe.seed,
+        process=accelerator.process_index,
+        num_processes=processes,
+        balance=train.leaves if recipe.balance == "sampling" else None,
+    )
+    most = order.batch_size // processes // 2
+    if recipe.accumulate > most:
+        raise InputError(
+            f"--accumulate {recipe.accumulate}: {order.batch_size} images for {processes} processes make no more "
+            f"than {most} parts"
+        )
+    return order
+
+
+def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
+    """Results of the moving average on the dev images, each process taking its share, every image in one.
+
+    Its weights are rounded as they will be stored: accuracy, temperatures and thresholds are those of the file.
+    """
+    accelerator, consensus = run.accelerator, run.recipe.consensus
+    network = as_stored(run.smoothed)
+    part = np.arange(accelerator.process_index, len(dev), accelerator.num_processes)
+    answers = []
+    if len(part):  # there may be fewer images than processes
+        answers.append(
+            collect_answers(
+                network,
+                dev,
+                run.preprocessing,
+                accelerator.device,
+                run.taxonomy,
+                part=part,
+                lower_weights=weights_to_try(consensus),
+                workers=workers,
+            )
+        )
+    if accelerator.num_processes > 1:
+        answers = gather_object(answers)
+    return summarise(network, run.taxonomy, Answers.join(answers), consensus)
+
+
+class Training:
+    """A run on its images, from where its folder stands to the last epoch."""
+
+    def __init__(
+        self,
+        run: Run,
+        train: ImageSet,
+        dev: ImageSet,
+        order: Order,
+        folder: RunFolder,
+        reporter: Reporter,
+        *,
+        workers: int,
+    ) -> None:
+        """Train on the images ``train`` in the given order; ``dev`` chooses the epoch that is kept."""
+        self.run, self.train, self.dev, self.order = run, train, dev, order
+        self.folder, self.reporter, self.workers = folder, reporter, workers
+        self.hinted = False
+
+    def run_to_the_end(self, save_every: float) -> dict[str, Any]:
+        """Train to the last epoch, saving every so many minutes; returns the best epoch and its results."""
+        run, reporter = self.run, self.reporter
+        main = run.accelerator.is_main_process
+        standing = self._standing(main=main)
+        if main:
+            self.folder.begin(run.recipe, standing.epoch, run.taxonomy)
+        reporter.line(_describe(run, self.train, self.dev))
+        size = run.recipe.image_size(standing.epoch)
+        part_done = size * size * standing.step / len(self.order)
+        reporter.start(_work(run.recipe, standing.epoch) + part_done)
+        stream = read_training_batches(self._loader(standing))
+        try:
+            with contextlib.closing(stream), Interrupts(quiet=not main) as interrupts:
+                saver = Saver(run, self.folder.state, standing, interrupts, minutes=save_every)
+                while standing.epoch < run.recipe.epochs:
+                    self._epoch(saver, stream)
+        finally:
+            reporter.stop()
+        assert standing.best is not None
+        return standing.best
+
+    def _standing(self, *, main: bool) -> Standing:
+        device = self.run.accelerator.device
+        if not self.folder.state.exists():
+            return Standing(torch.zeros((), device=device))
+        standing = Standing.from_json(self.run.load(self.folder.state), device, main=main)
+        steps = f" and {standing.step} of {len(self.order)} updates" if standing.step else ""
+        self.reporter.line(f"resumed after epoch {standing.epoch} of {self.run.recipe.epochs}{steps}")
+        return standing
+
+    def _loader(self, standing: Standing) -> DataLoader[Any]:
+        """The batches of all epochs to come."""
+        recipe, start = self.run.recipe, standing.step
+        epochs = range(standing.epoch, recipe.epochs)
+        shares = (
+            share
+            for epoch in epochs
+            for share in self.order.shares(
+                epoch, side=recipe.image_size(epoch), start=start if epoch == epochs[0] else 0
+            )
+        )
+        return training_loader(
+            self.train,
+            shares,
+            sides={recipe.image_size(epoch) for epoch in epochs},
+            crop_scale=recipe.crop_scale,
+            color_jitter=recipe.color_jitter,
+            auto_augment=recipe.auto_augment,
+            seed=recipe.seed,
+            workers=self.workers,
+            pin_memory=self.run.accelerator.device.type == "cuda",
+        )
+
+    def _epoch(self, saver: Saver, stream: Iterator[TrainingBatch]) -> None:
+        """Train what is left of an epoch, measure it if that is due, and keep what it leaves."""
+        run, recipe, standing = self.run, self.run.recipe, saver.standing
+        saver.begin_epoch()
+        row = self._train(saver, stream)
+        self._hint(row["data_wait"])
+        results, done, totals = None, standing.epoch + 1, saver.totals()
+        if done == recipe.epochs or done % recipe.eval_every == 0:
+            try:
+                with saver.interrupts.abrupt():
+                    results = evaluate_run(run, self.dev, workers=self.workers)
+            except KeyboardInterrupt:
+                saver.write(*totals)  # the updates of the epoch are done
+                raise
+            row["dev"] = [level["top1"] for level in results["levels"]]
+        row["seconds"] = round(saver.spent(), 2)
+        standing.end_epoch(row["seconds"])
+        _keep(run, saver, self.folder, row, results)
+        self.reporter.line(_epoch_line(row, recipe.epochs))
+        if done < recipe.epochs:
+            saver.after_update()
+
+    def _train(self, saver: Saver, stream: Iterator[TrainingBatch]) -> dict[str, Any]:
+        """Train what is left of an epoch; returns its row of the history."""
+        recipe, epoch, steps = self.run.recipe, saver.standing.epoch, len(self.order)
+        size = recipe.image_size(epoch)
+        row, errors = train_stretch(
+            self.run,
+            stream,
+            steps,
+            saver,
+            self.reporter,
+            where=lambda step: f"epoch {epoch + 1}/{recipe.epochs} step {step + 1}/{steps}",
+            work=size * size / steps,
+        )
+        self.reporter.unreadable(errors, f"training images of epoch {epoch + 1}")
+        return {"epoch": epoch + 1, **row, "size": size}
+
+    def _hint(self, waiting: float) -> None:
+        """Say once what may help when the run waits for images."""
+        hint = waiting_hint(waiting, self.workers, local_processes(self.run.accelerator))
+        if hint is not None and not self.hinted:
+            self.reporter.line(hint)
+            self.hinted = True
+
+
+def _keep(
+    run: Run, saver: Saver, folder: RunFolder, row: dict[str, Any], results: dict[str, Any] | None
+) -> None:
+    """Write what an epoch leaves: the model if it is the best so far, the history, last of all the state."""
+    standing = saver.standing
+    better = results is not None and _is_better(results, standing.best)
+    if better:
+        standing.best = {"epoch": row["epoch"], "results": results}
+    if run.accelerator.is_main_process:
+        if better and results is not None:
+            run.export(folder.model, results)
+        if results is not None:
+            facts = {
+                "epochs_done": standing.epoch,
+                "seconds": round(standing.seconds, 1),
+                "best": standing.best,
+            }
+            folder.describe_model(
+                run.recipe.without_paths(),
+                facts,
+                run.accelerator.device,
+                lambda known: model_card(known, run.taxonomy),
+            )
+        folder.add_epoch(row)
+    saver.write(0.0, 0)
+    run.accelerator.wait_for_everyone()
+
+
+def _is_better(results: dict[str, Any], best: dict[str, Any] | None) -> bool:
+    """Whether an epoch's network is to be kept instead of the best so far: by the accuracy of the last level.
+
+    While a network is still being pruned, its levels have more weights than asked for, and are better for that:
+    networks of other numbers of weights are not compared, the later one is kept.
+    """
+    if best is None:
+        return True
+    weights, former = ([row["parameters"] for row in r["levels"]] for r in (results, best["results"]))
+    return weights != former or bool(results["levels"][-1]["top1"] > best["results"]["levels"][-1]["top1"])
+
+
+def _work(recipe: Recipe, epochs: int) -> float:
+    """Work of the first epochs: pixels per image, summed over epochs."""
+    return float(sum(recipe.image_size(epoch) ** 2 for epoch in range(epochs)))
+
+
+def _describe(run: Run, train: ImageSet, dev: ImageSet) -> str:
+    classes = " / ".join(map(str, run.taxonomy.num_classes))
+    macs = " / ".join(
+        f"{run.smoothed.cost(level).macs / 1e6:.1f}" for level in range(run.smoothed.num_levels)
+    )
+    return (
+        f"{len(train)} training images, {len(dev)} dev images, classes {classes}, {macs} MMACs, "
+        f"{run.accelerator.device.type}, {torch.get_num_threads()} threads"
+    )
+
+
+def _epoch_line(row: dict[str, Any], epochs: int) -> str:
+    accuracies = " / ".join(f"{share:.1%}" for share in row.get("dev", []))
+    return (
+        f"epoch {row['epoch']}/{epochs} loss {row['loss']:.3f} lr {row['lr']:.2g} {row['size']} px "
+        f"{row['images_per_second']:.0f} img/s waiting {row['data_wait']:.0%} {clock(row['seconds'])}"
+        + (f" dev {accuracies}" if accuracies else "")
+    )

@@ -1,0 +1,89 @@
+"""Whether a run starts from timm's pretrained weights: those in the local cache, else those that can be fetched soon.
+
+A machine without a connection must not wait: reaching out ends after `PATIENCE` seconds, whatever hangs.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import huggingface_hub
+import timm
+from timm.models import PretrainedCfg
+
+from hierclass.timm_models.weight_files import HubFile, find_cached, hub_files
+
+PATIENCE = 5.0
+"""Seconds for which an answer of the hub is waited for."""
+
+
+class Found(NamedTuple):
+    """Whether there are pretrained weights for a backbone, and a few words that say where or why not."""
+
+    usable: bool
+    why: str
+
+
+def cached_weights(backbone: str) -> Path | None:
+    """The safetensors file of a backbone's published weights in the local cache, or None."""
+    published = _published(backbone)
+    found = find_cached(published) if published is not None else None
+    return found if found is not None and found.suffix == ".safetensors" else None
+
+
+def find_pretrained(backbone: str, *, reach: bool = True, patience: float = PATIENCE) -> Found:
+    """Say whether a run can start from timm's weights of a backbone; fetches them where that is needed.
+
+    Looks in the local cache first. With ``reach`` the hub is asked for ``patience`` seconds, and where it answers
+    the weights are downloaded, with a bar of progress. Nothing is raised: without weights training begins from
+    scratch.
+    """
+    published = _published(backbone)
+    if published is None or not published.has_weights:
+        return Found(False, f"timm publishes no weights of {backbone}")
+    if find_cached(published) is not None:
+        return Found(True, "timm's weights, from the local cache")
+    if not reach:
+        return Found(False, "timm's weights are not in the local cache")
+    file = _reachable(hub_files(published), patience)
+    if file is None:
+        return Found(False, "timm's weights are not in the local cache, and can't be reached from here")
+    try:
+        huggingface_hub.hf_hub_download(
+            file.repository, file.name, revision=file.revision, etag_timeout=patience
+        )
+    except Exception as error:  # whatever a connection that breaks raises
+        return Found(False, f"timm's weights could not be fetched ({type(error).__name__})")
+    return Found(True, "timm's weights, fetched just now")
+
+
+def _published(backbone: str) -> PretrainedCfg | None:
+    try:
+        return timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    except RuntimeError:  # an unknown tag: making the model says so
+        return None
+
+
+def _reachable(files: tuple[HubFile, ...], patience: float) -> HubFile | None:
+    """The first file that the hub says it has, within so many seconds.
+
+    In a thread of its own that is left behind when time is over: looking a name up can hang past any timeout.
+    """
+    answers: list[HubFile] = []
+
+    def ask() -> None:
+        for file in files:
+            url = huggingface_hub.hf_hub_url(file.repository, file.name, revision=file.revision)
+            try:
+                huggingface_hub.get_hf_file_metadata(url, timeout=patience)
+            except Exception:  # no connection, no such file, told to stay offline: the same to us
+                continue
+            answers.append(file)
+            return
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(patience)
+    return answers[0] if answers else None
