@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -19,6 +20,45 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # a shell's job in the background, whose children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("hierclass")
+    group.addoption("--sample", type=int, metavar="N", help="run at most N cases of every test marked `full`")
+    group.addoption(
+        "--sample-seed", type=int, metavar="SEED", help="which cases --sample takes (default: drawn)"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.sample and config.option.sample_seed is None:
+        drawn = os.environ.setdefault("HIERCLASS_SAMPLE_SEED", str(random.randrange(10_000)))
+        config.option.sample_seed = int(drawn)  # pytest-xdist's processes inherit it
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.option.sample is None:
+        return None
+    return f"sampled: --sample {config.option.sample} --sample-seed {config.option.sample_seed}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--sample N``, keep N cases of each test function marked `full`, drawn by the seed."""
+    if config.option.sample is None:
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("full"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for name, found in cases.items():
+        count = min(config.option.sample, len(found))
+        drawn = random.Random(f"{config.option.sample_seed} {name}").sample(found, count)
+        left_out.update(set(found).difference(drawn))
+    config.hook.pytest_deselected(items=sorted(left_out, key=lambda item: item.nodeid))
+    items[:] = [item for item in items if item not in left_out]
+
 
 TREE = {
     "animal": {
