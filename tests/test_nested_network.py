@@ -122,9 +122,10 @@ def test_a_state_holds_only_what_the_next_level_reads_again(shared: NestedNetwor
     state = shared.start(images())
     shared.refine(state)
     shared.refine(state)
-    assert len({value.shape[1] for value in state.prefixes.values()}) > 2
+    assert len({value.shape[1] for value in state.kept}) > 2
+    assert {len(value) for value in state.kept} == {2}  # a row per image
     shared.refine(state)
-    assert state.prefixes == {}
+    assert state.kept == ()
 
 
 def test_a_state_at_the_last_level_cannot_be_refined(shared: NestedNetwork) -> None:
@@ -175,7 +176,9 @@ def test_a_lower_level_costs_less_of_everything(shared: NestedNetwork) -> None:
 
 def test_parameters_of_the_last_level_are_all_there_are(shared: NestedNetwork) -> None:
     assert shared.cost(2).parameters == sum(value.numel() for value in shared.parameters())
-    sizes = [sum(value.numel() for _, value in shared.slice_parameters(level)) for level in range(3)]
+    sizes = [0, 0, 0]
+    for name, value in shared.named_parameters():
+        sizes[level_of(name)] += value.numel()
     assert [shared.cost(level).parameters for level in range(3)] == [sum(sizes[: k + 1]) for k in range(3)]
 
 

@@ -17,8 +17,8 @@ from hierclass.errors import BackboneError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import create_backbone, nest
 from hierclass.nested.fuse import fuse
+from hierclass.nested.level_graph import resize, resize_macs
 from hierclass.nested.prefix import PrefixNetwork
-from hierclass.nested.resize import Resize
 from taxonomy import Taxonomy
 
 SIZE = (3, 64, 64)
@@ -66,7 +66,7 @@ def used_by_the_last(made: PrefixNetwork) -> dict[str, Tensor]:
 
 def test_a_level_is_an_ordinary_graph_from_image_to_features() -> None:
     made = network().eval()
-    for level, graph in enumerate(made.levels):
+    for level, graph in enumerate(made.level_functions(2)):
         assert isinstance(graph, GraphModule)
         features, kept = graph(images(), ())
         assert features.shape == (2, made.num_features[level])
@@ -154,22 +154,22 @@ def test_a_level_sees_the_image_at_its_size_whatever_that_of_the_image() -> None
         small = F.interpolate(images(), size=(32, 32), mode="bicubic", align_corners=False, antialias=True)
         assert torch.equal(made(small, 0), made(images(), 0))
         assert made(images(96), 0).shape == (2, 2)
-        assert torch.equal(Resize(32)(small), small)
+        assert torch.equal(resize(small, 32), small)
 
 
 def test_a_constant_image_stays_constant_and_stripes_do_not_alias() -> None:
-    shrink = Resize(16)
-    torch.testing.assert_close(shrink(torch.full((1, 3, 64, 64), 0.5)), torch.full((1, 3, 16, 16), 0.5))
+    grey = torch.full((1, 3, 64, 64), 0.5)
+    torch.testing.assert_close(resize(grey, 16), torch.full((1, 3, 16, 16), 0.5))
     stripes = torch.arange(64).remainder(2).float().expand(1, 3, 64, 64)
-    torch.testing.assert_close(shrink(stripes), torch.full((1, 3, 16, 16), 0.5), atol=0.05, rtol=0)
+    torch.testing.assert_close(resize(stripes, 16), torch.full((1, 3, 16, 16), 0.5), atol=0.05, rtol=0)
 
 
 def test_resizing_costs_the_taps_of_its_filter() -> None:
     # 64 → 32: 8 taps; along rows 64 x 32 outputs, then along columns 32 x 32, of 3 channels
-    assert Resize(32).macs(SIZE) == 3 * 8 * (64 * 32 + 32 * 32)
-    assert Resize(64).macs(SIZE) == 0
+    assert resize_macs(SIZE, 32) == 3 * 8 * (64 * 32 + 32 * 32)
+    assert resize_macs(SIZE, 64) == 0
     made = network()
-    assert made.cost(0).macs - Resize(32).macs(SIZE) < made.cost(1).macs < made.cost(2).macs
+    assert made.cost(0).macs - resize_macs(SIZE, 32) < made.cost(1).macs < made.cost(2).macs
 
 
 def test_corrections_cost_nothing_where_a_level_is_used() -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.nested import NestedNetwork, nest
-from hierclass.nested.graph import Cut, analyse
-from hierclass.nested.program import positions
+from hierclass.nested.graph import Cut, analyse, positions
 
 SIZE = (3, 8, 8)
 THIRDS = (0.25, 0.5, 1.0)

@@ -21,7 +21,7 @@ from hierclass.decisions.exit_policy import Answers, Stopping
 from hierclass.decisions.prediction import agree
 from hierclass.errors import unexpected
 from hierclass.nested import State
-from hierclass.nested.regroup import Regrouper
+from hierclass.nested.proof import keeps_rows
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -57,15 +57,15 @@ class Climber:
         classifier: Classifier,
         stopping: Stopping,
         batch_size: int,
-        regrouper: Regrouper | None = None,
+        keeps: bool | None = None,
     ) -> None:
-        """Answer with a classifier, as far up as `stopping` says; a `regrouper` of its network may be shared."""
+        """Answer with a classifier, as far up as `stopping` says; `keeps` is that of another climber of it."""
         self._classifier, self._stopping, self._batch_size = classifier, stopping, batch_size
         self._network = classifier.network
-        if regrouper is None and stopping.first < stopping.last:
-            regrouper = Regrouper(self._network)
-        self.regrouper = regrouper
-        """Moves images between batches; None where none go on."""
+        if keeps is None:
+            keeps = stopping.first == stopping.last or keeps_rows(self._network)
+        self.keeps = keeps
+        """Whether images that change their batch keep what was computed of them."""
         self._waiting: list[list[_Group]] = [[] for _ in range(stopping.last)]
         self.computed = [0] * (stopping.last + 1)
         """Number of images for which each level was the next that was computed."""
@@ -150,10 +150,12 @@ class Climber:
 
     def _join(self, parts: Sequence[tuple[_Group, Sequence[int]]]) -> _Group:
         """One group of the chosen images of several at the same level."""
-        assert self.regrouper is not None
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
             return parts[0][0]
-        state = self.regrouper.gather([(group.state, rows) for group, rows in parts])
+        states = [group.state.take(rows) for group, rows in parts]
+        state = State.join(states)
+        if not self.keeps:
+            state = self._network.start(state.image)
         tags = np.concatenate([group.tags[list(rows)] for group, rows in parts])
         logits = [
             np.concatenate([values[list(rows)] if len(values) else values for values, rows in of_level])
@@ -178,9 +180,7 @@ class Crew:
         size = min(MOST, cores) if classifier.device.type == "cpu" else 1
         first = Climber(classifier, stopping, batch_size)
         self._climbers = [first]
-        self._climbers += [
-            Climber(classifier, stopping, batch_size, first.regrouper) for _ in range(size - 1)
-        ]
+        self._climbers += [Climber(classifier, stopping, batch_size, first.keeps) for _ in range(size - 1)]
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb") for _ in range(size - 1)]
         if self._threads:
             self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb"))

@@ -318,3 +318,12 @@ def where(node: fx.Node) -> str:
         return f"backbone: {name}()"
     path, kind = list(stack.values())[-1]
     return f"{path or 'backbone'} ({getattr(kind, '__name__', kind)}): {name}()"
+
+
+def positions(cut: Cut, level: int, size: int) -> Sequence[int]:
+    """Return the positions of a level along the channels of a value that has `size` of them."""
+    if cut.axis is not None:
+        index: list[int] = cut.index[level].tolist()
+        return index
+    present = level == 0 if cut.shared else len(cut.index[level]) > 0
+    return range(size) if present else range(0)

@@ -1,197 +1,220 @@
-"""One level as an ordinary graph module, (image, kept) → (features, kept), over layers and weights that stay in place.
+"""One level as a graph, (image, kept) → (features, kept): bound to layers and weights, chained, and fused.
 
-`kept` is what the next level reads again: nothing for levels that share weights alone.
+`kept` is a tuple of tensors with a row per image: what the next level reads again. It is empty for structures whose
+levels share weights alone. The graphs are written by `hierclass.nested.lowering`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
-import numpy as np
 import timm.layers as timm_layers
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hierclass.nested.calls import Call, Slot
 from hierclass.nested.functions import function_name
-from hierclass.nested.program import Step
-from hierclass.nested.sharing import Part
 
-IMAGE = 0
-"""Number of the value that is the image."""
-NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, timm_layers.DropPath)
+Kept: TypeAlias = tuple[Tensor, ...]
+Level: TypeAlias = Callable[[Tensor, Kept], tuple[Tensor, Kept]]
+"""What computes one level: images (B, C, H, W) and what the level below kept → pooled features (B, F), kept."""
+
+NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout2d, timm_layers.DropPath)
 """Layers that change nothing in evaluation mode."""
+FOLDABLE = (nn.Conv2d, Conv2dSame)
+"""Convolutions that use their weights as they are; subclasses may standardise them first."""
 
 
-class WithWeights(nn.Module):
-    """A layer that is given some of its weights when it is called: those that levels share.
+class Weight(nn.Module):
+    """A parameter or buffer that traced code uses by itself: a position embedding, the scale of a branch."""
 
-    The layer itself stays as it is, so that threads may run different levels at the same time.
-    """
+    value: Tensor
 
-    def __init__(self, layer: nn.Module, names: Sequence[str]):
-        """`names` are those of the weights, in the order in which they are given."""
+    def __init__(self, value: Tensor):
+        """Hold a parameter, or another tensor as a buffer."""
         super().__init__()
-        self.layer, self.names = layer, tuple(names)
-
-    def forward(self, *values: Any) -> Any:
-        """Call the layer on all values but the last, which are its weights."""
-        inputs, weights = values[: -len(self.names)], values[-len(self.names) :]
-        made = copy.copy(self.layer)
-        made.__dict__["_parameters"] = {
-            **self.layer._parameters,
-            **dict(zip(self.names, weights, strict=True)),
-        }
-        return made(*inputs)
-
-    def extra_repr(self) -> str:
-        """Name the weights."""
-        return ", ".join(self.names)
-
-
-class Select(nn.Module):
-    """Picks the scattered positions of a level along one axis of a shared weight."""
-
-    index: Tensor
-
-    def __init__(self, axis: int, index: Tensor):
-        """`index` (N,) are positions along `axis`."""
-        super().__init__()
-        self.axis = axis
-        self.register_buffer("index", index, persistent=False)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the part of the weight."""
-        return weight.index_select(self.axis, self.index)
-
-
-def corrected(block: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Add a low-rank correction, rows (R, rank) times columns (rank, C), to a block (R, …) of C numbers a row."""
-    return block + (rows @ columns).view_as(block)
-
-
-class LevelBuilder:
-    """Writes the graph of one level from its steps; `modules` and `weights` are what its nodes name."""
-
-    def __init__(self) -> None:
-        """Begin an empty graph that takes an image and what lower levels kept."""
-        self.graph = fx.Graph()
-        self.values: dict[int, fx.Node] = {IMAGE: self.graph.placeholder("image")}
-        self.kept = self.graph.placeholder("kept")
-        self.root: dict[str, Any] = {}
-
-    def resize(self, layer: nn.Module) -> None:
-        """Let the level see the image through a layer."""
-        self.values[IMAGE] = self._call("resize", layer, (self.values[IMAGE],))
-
-    def block(self, part: Part, weight: nn.Parameter, correction: Sequence[nn.Parameter]) -> fx.Node:
-        """Add the node that takes a part of a shared weight, with the level's own correction of it."""
-        node = self._get(f"weights.{part.weight}", weight)
-        for axis, (index, size) in enumerate(zip(part.index, weight.shape, strict=True)):
-            if len(index) == size and bool((index == np.arange(size)).all()):
-                continue
-            if len(index) and index[-1] - index[0] + 1 == len(index) and bool((np.diff(index) == 1).all()):
-                node = self.graph.call_function(torch.narrow, (node, axis, int(index[0]), len(index)))
-            else:
-                name = f"select.{part.weight}_{part.step}_{part.name}_{axis}"
-                node = self._call(name, Select(axis, torch.from_numpy(index).to(weight.device)), (node,))
-        if correction:
-            names = [f"corrections.{part.step}_{part.name}_{i}" for i in range(2)]
-            both = [self._get(name, value) for name, value in zip(names, correction, strict=True)]
-            node = self.graph.call_function(corrected, (node, *both))
-        return node
-
-    def step(self, step: Step, layer: nn.Module, blocks: Mapping[str, fx.Node]) -> None:
-        """Add an operation; `blocks` are the weights of its layer that it does not hold itself."""
-        inputs = [self.values[number] for number in step.inputs]
-        name = f"layers.{step.name}"
-        if isinstance(layer, Call) and _is_plain(layer):
-            node = self.graph.call_function(
-                layer.function, _filled(layer.args, inputs), _filled(layer.kwargs, inputs)
-            )
-        elif blocks:
-            node = self._call(name, WithWeights(layer, list(blocks)), (*inputs, *blocks.values()))
+        if isinstance(value, nn.Parameter):
+            self.value = value
         else:
-            node = self._call(name, layer, tuple(inputs))
-        self.values[step.output] = node
+            self.register_buffer("value", value)
 
-    def build(self, output: int) -> fx.GraphModule:
-        """Return the module of the graph whose features are the value `output`."""
-        self.graph.output((self.values[output], self.kept))
-        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-        self.graph.lint()
-        return fx.GraphModule(self.root, self.graph, "Level")
-
-    def _call(self, name: str, layer: nn.Module, inputs: tuple[fx.Node, ...]) -> fx.Node:
-        self.root[name] = layer
-        return self.graph.create_node("call_module", name, inputs)
-
-    def _get(self, name: str, value: nn.Parameter) -> fx.Node:
-        self.root[name] = value
-        return self.graph.create_node("get_attr", name)
+    def forward(self) -> Tensor:
+        """Return the tensor."""
+        return self.value
 
 
-def _is_plain(call: Call) -> bool:
-    """Whether a call is of a function by name, with inputs as they are: one that can stand in a graph itself."""
-    function, slots = call.function, list(_slots((call.args, call.kwargs)))
-    named = getattr(function, "__name__", "<lambda>").isidentifier() and "<" not in getattr(
-        function, "__qualname__", "<"
-    )
-    return named and all(type(slot) is Slot and slot.scale == slot.total for slot in slots)
+def bind(graph: fx.Graph, parts: Mapping[str, nn.Module]) -> fx.GraphModule:
+    """Return a module that runs a graph on the modules and weights that its targets name, without copying them.
+
+    A part of `parts` that is replaced later (a norm by one over all processes) is replaced in the graph too.
+    """
+    module = fx.GraphModule(nn.Module(), fx.Graph(), "Level")
+    for name, part in parts.items():
+        module.add_module(name, part)
+    module.graph = graph
+    return module
 
 
-def _slots(argument: Any) -> list[Any]:
-    if isinstance(argument, (tuple, list)):
-        return [slot for item in argument for slot in _slots(item)]
-    if isinstance(argument, dict):
-        return _slots(list(argument.values()))
-    if isinstance(argument, slice):
-        return _slots([argument.start, argument.stop, argument.step])
-    return [argument] if isinstance(argument, Slot) or hasattr(argument, "slot") else []
+def chain(graphs: Sequence[fx.Graph]) -> list[fx.Graph]:
+    """Return copies of the graphs of levels 0 … n in which a level keeps only what one of the next reads."""
+    copies = [copy.deepcopy(graph) for graph in graphs]
+    wanted: list[int] = []
+    for graph in reversed(copies):
+        output = graph.output_node()
+        result: Any = output.args[0]
+        output.args = ((result[0], tuple(result[1][index] for index in wanted)),)
+        drop_dead_code(graph)
+        reads = kept_reads(graph)
+        wanted = sorted(set(reads.values()))
+        for node, index in reads.items():
+            node.args = (node.args[0], wanted.index(index))
+    return copies
 
 
-def _filled(argument: Any, inputs: Sequence[fx.Node]) -> Any:
-    if isinstance(argument, Slot):
-        return inputs[argument.index]
-    if isinstance(argument, (tuple, list)):
-        return tuple(_filled(item, inputs) for item in argument)
-    if isinstance(argument, dict):
-        return {key: _filled(item, inputs) for key, item in argument.items()}
-    if isinstance(argument, slice):
-        return slice(*(_filled(item, inputs) for item in (argument.start, argument.stop, argument.step)))
-    return argument
+def drop_dead_code(graph: fx.Graph) -> None:
+    """Drop nodes whose result nothing reads, random and in-place ones too."""
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
-def _makes_new(node: fx.Node) -> bool:
-    """Whether a value is memory of its own, and not a view of another."""
-    return node.op == "call_module" or function_name(node.target) in ("add", "mul")
+def kept_reads(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Return the nodes that read what the level below kept, each with the index that it reads."""
+    kept = list(graph.find_nodes(op="placeholder"))[1]
+    return {node: node.args[1] for node in kept.users}
 
 
 def fuse_level(level: fx.GraphModule) -> fx.GraphModule:
-    """Make a level with weights of its own ready for inference, in place; it gives the same features up to rounding.
+    """Make a level with weights of its own ready for inference, in place; features stay the same up to rounding.
 
     Batch norms that alone read a convolution are folded into it, layers that do nothing are left out, and activations
     overwrite what nothing else reads.
     """
-    level.eval()
+    fold(level, foldable(level.graph, level))
     for node in list(level.graph.nodes):
-        source = node.args[0] if node.args else None  # a weight that stands alone reads nothing
+        source = node.args[0] if node.args else None
         if node.op != "call_module" or not isinstance(source, fx.Node):
             continue
         layer, alone = level.get_submodule(str(node.target)), len(source.users) == 1
-        before = level.get_submodule(str(source.target)) if source.op == "call_module" else None
-        if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d) and alone:
-            level.set_submodule(str(source.target), fuse_conv_bn_eval(before, layer))
-            layer = getattr(layer, "act", nn.Identity())
-            level.set_submodule(str(node.target), layer)
-        if isinstance(layer, NOTHING):
+        if isinstance(layer, NO_OPS):
             node.replace_all_uses_with(source)
             level.graph.erase_node(node)
-        elif alone and _makes_new(source) and hasattr(layer, "inplace"):
+        elif alone and _is_new(source) and hasattr(layer, "inplace"):
             layer.inplace = True  # type: ignore[assignment]
     level.delete_all_unused_submodules()
     level.recompile()
     return level
+
+
+def foldable(graph: fx.Graph, module: nn.Module) -> list[tuple[str, str]]:
+    """Return the paths of every convolution of a traced module and of the batch norm that alone reads it.
+
+    Modules that are called twice, and those with hooks, are left out.
+    """
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    reads = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    pairs: list[tuple[str, str]] = []
+    for node in graph.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
+            continue
+        pair = str(source.target), str(node.target)
+        if calls[pair[0]] == calls[pair[1]] == 1 and reads.isdisjoint(pair):
+            conv, norm = (_unwatched(module, path) for path in pair)
+            if type(conv) in FOLDABLE and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+                pairs.append(pair)
+    return pairs
+
+
+def fold(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
+    """Return `module`, changed in place: in evaluation mode, without gradients, norms folded into convolutions.
+
+    Where a norm was stays its activation, or nothing. Pairs of which it has only one are left.
+    """
+    module.eval().requires_grad_(False)
+    for before, path in pairs:
+        conv, norm = _unwatched(module, before), _unwatched(module, path)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            module.set_submodule(before, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
+            module.set_submodule(path, getattr(norm, "act", nn.Identity()))
+    return module
+
+
+def _unwatched(module: nn.Module, path: str) -> nn.Module | None:
+    """Return a submodule that has no hooks; None for those that only the traced graph has."""
+    try:
+        part = module.get_submodule(path)
+    except AttributeError:
+        return None
+    return None if part._forward_hooks or part._forward_pre_hooks else part
+
+
+def _is_new(node: fx.Node) -> bool:
+    """Whether a value is memory of its own, and not a view of another."""
+    return node.op == "call_module" or function_name(node.target) in ("add", "mul")
+
+
+def resize(image: Tensor, side: int) -> Tensor:
+    """Shrink square images (B, C, H, W) to `side` x `side` pixels: bicubic and antialiased, as Pillow does.
+
+    Images of that size stay as they are, number for number.
+    """
+    return F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+
+
+def resize_macs(input_size: tuple[int, int, int], side: int) -> int:
+    """Return the multiply-accumulates of `resize` for one image (C, H, W): filter taps along rows, then columns."""
+    channels, height, width = input_size
+    return channels * side * (height * _taps(width, side) + side * _taps(height, side))
+
+
+def _taps(size: int, side: int) -> int:
+    """Pixels that one output pixel is a weighted mean of, along one axis; none where nothing is resized."""
+    return 0 if size == side else 4 * -(-max(size, side) // side)
+
+
+def scaled_size(size: int, count: int, total: int) -> int:
+    """Return a size of the dense network times `count` / `total`; -1 stays."""
+    return size if size == -1 else size * count // total
+
+
+def scaled_shape(value: Any, axis: int, count: int, total: int) -> torch.Size:
+    """Return the shape of a tensor, or a shape, with the size along `axis` times `count` / `total`."""
+    sizes = list(value.shape if isinstance(value, Tensor) else value)
+    sizes[axis] = scaled_size(sizes[axis], count, total)
+    return torch.Size(sizes)
+
+
+def pick(tensor: Tensor, axis: int, index: tuple[int, ...]) -> Tensor:
+    """Return the positions `index` along an axis."""
+    if tensor.is_meta and max(index) >= tensor.shape[axis]:
+        raise RuntimeError("index out of bounds")  # the device meta does not look
+    return tensor.index_select(axis, torch.tensor(index, device=tensor.device))
+
+
+def unfold_rows(value: Tensor, image: Tensor) -> Tensor:
+    """Give a value that holds several rows per image, image after image, an axis of images: (B, rows, …)."""
+    return value.reshape(len(image), len(value) // max(1, len(image)), *value.shape[1:])
+
+
+def fold_rows(value: Tensor) -> Tensor:
+    """Undo `unfold_rows`."""
+    return value.flatten(0, 1)
+
+
+def call_with_weights(layer: nn.Module, weights: Mapping[str, Tensor], *values: Any) -> Any:
+    """Call a layer with other values in place of some of its weights.
+
+    The layer itself stays as it is, so that threads may run different levels at the same time.
+    """
+    made = copy.copy(layer)
+    made.__dict__["_parameters"] = {**layer._parameters, **weights}
+    return made(*values)
+
+
+def low_rank_sum(block: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Add a low-rank correction, rows (R, rank) times columns (rank, C), to a block (R, …) of C numbers a row."""
+    return block + (rows @ columns).view_as(block)

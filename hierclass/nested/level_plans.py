@@ -1,4 +1,4 @@
-"""What each level of `prefix` and `depths` runs: its operations, its layers, and its parts of shared weights."""
+"""What each level of `prefix` and `depths` runs: its graph, its layers, and its parts of shared weights."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import fx, nn
 
 from hierclass.nested.blocks import Block
-from hierclass.nested.graph import Analysis, Cut
-from hierclass.nested.program import Program, Step, positions, write_program
+from hierclass.nested.graph import Analysis, Cut, positions
+from hierclass.nested.lowering import Lowered, layer_name, lower
 from hierclass.nested.sharing import LOWER, Index, Numbered, Own, Part, joined, parameter_name, take_block
 from hierclass.nested.thin import thin_skeleton
 
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """One level: its steps, and the parts of shared weights that they use."""
+    """One level: its graph, its layers, and the parts of shared weights that they use."""
 
-    steps: tuple[Step, ...]
+    graph: fx.Graph
+    """The level over layers that hold all their weights."""
+    names: tuple[str, ...]
+    """Names of its layers."""
     parts: tuple[Part, ...]
     features: tuple[int, ...]
     """Which of the backbone's pooled features it computes."""
     model: nn.Module
     """The level as a timm model without memory for weights."""
-    paths: Mapping[int, str]
-    """Output of a step → path of its layer or weight in `model`."""
+    paths: Mapping[str, str]
+    """Name of a layer → path of it, or of its weight, in `model`."""
 
 
 Layers = dict[str, list[nn.Module]]
@@ -49,17 +52,17 @@ def make_plans(
     """
     numbered = Numbered(backbone)
     layers: dict[str, list[nn.Module]] = {}
-    programs: list[Program] = []
+    lowered: list[Lowered] = []
     parts: dict[int, list[Part]] = {}
-    taken = Program((), {}, ())
+    taken = dict[str, list[nn.Module]]()
     for level, (analysis, blocks) in enumerate(zip(analyses, left_out, strict=True)):
         if not level or analysis is not analyses[level - 1]:  # equally wide levels take the same weights
             traced = dataclasses.replace(analysis.trace, backbone=numbered.backbone)
-            taken = write_program(dataclasses.replace(analysis, trace=traced))
-        programs.append(leave_out(write_program(analysis), analysis, blocks))
+            taken = lower(dataclasses.replace(analysis, trace=traced)).layers
+        lowered.append(lower(analysis, left_out=blocks, first=level))
         parts[level] = []
-        for name, (layer,) in programs[-1].layers.items():
-            parts[level] += numbered.share(name, layer, taken.layers[name][0], owned[level])
+        for name, (layer,) in lowered[-1].layers.items():
+            parts[level] += numbered.share(name, layer, taken[name][0], owned[level])
             layers.setdefault(name, [nn.Identity() for _ in range(level)]).append(layer)
         for listed in layers.values():
             listed += [nn.Identity() for _ in range(level + 1 - len(listed))]
@@ -67,7 +70,8 @@ def make_plans(
     parts, shared = _shared(parts, weights, [level for level, own in enumerate(owned) if own.everything])
     plans = [
         LevelPlan(
-            steps=programs[level].steps,
+            graph=lowered[level].graphs[0],
+            names=tuple(lowered[level].layers),
             parts=tuple(parts[level]),
             features=_features(analysis),
             model=thin_skeleton(analysis, blocks),
@@ -129,33 +133,10 @@ def _features(analysis: Analysis) -> tuple[int, ...]:
     return tuple(map(int, positions(value.cut, 0, value.meta.shape[1])))
 
 
-def leave_out(program: Program, analysis: Analysis, blocks: Sequence[Block]) -> Program:
-    """Drop the steps of residual blocks; what reads a block's result reads its input instead."""
-    numbers = {node: number for number, node in enumerate(n for n in analysis.nodes if _is_step(n, analysis))}
-    dropped = {numbers[node] for block in blocks for node in block.nodes if node in numbers}
-    renamed: dict[int, int] = {}
-    for block in blocks:
-        source = numbers[block.source]
-        renamed[numbers[block.output]] = renamed.get(source, source)
-    steps = [
-        dataclasses.replace(step, inputs=tuple(renamed.get(i, i) for i in step.inputs))
-        for step in program.steps
-        if step.output not in dropped
-    ]
-    return Program(
-        tuple(steps), {step.name: program.layers[step.name] for step in steps}, program.num_features
-    )
-
-
-def _paths(analysis: Analysis) -> dict[int, str]:
-    nodes = [node for node in analysis.nodes if _is_step(node, analysis)]
+def _paths(analysis: Analysis) -> dict[str, str]:
+    made = analysis.trace.made
     return {
-        number: analysis.trace.made.get(str(node.target), str(node.target))
-        for number, node in enumerate(nodes)
+        layer_name(node): made.get(str(node.target), str(node.target))
+        for node in analysis.nodes
         if node.op in ("call_module", "get_attr")
     }
-
-
-def _is_step(node: Any, analysis: Analysis) -> bool:
-    first = next(n for n in analysis.nodes if n.op == "placeholder")
-    return node.op != "placeholder" or node is first

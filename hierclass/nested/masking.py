@@ -14,25 +14,16 @@ from torch.utils._pytree import tree_leaves
 from hierclass.errors import BackboneError, LevelError
 from hierclass.nested import sparse
 from hierclass.nested.pruning import (
-    SCHEDULE,
     UPDATES,
     Through,
     check_densities,
-    check_schedule,
     densities_at,
     masked,
     rank,
     step_of,
 )
 from hierclass.nested.shells import Kept, shell
-from hierclass.nested.stages import (
-    LevelNorms,
-    as_stages,
-    deal,
-    find_stages,
-    level_parts,
-    with_level_norms,
-)
+from hierclass.nested.stages import LevelNorms, find_stages, level_parts, stage_numbers, with_level_norms
 
 
 class Masked(nn.Module):
@@ -41,9 +32,9 @@ class Masked(nn.Module):
     What a weight is worth and where it lies are shared by all levels: one byte per weight holds the lowest level that
     uses it. Masked are parameters of two and more dimensions (convolution, linear, recurrent and attention weights,
     embeddings). Dense, and shared by all levels, stay biases and other vectors, weights of fewer than 16 values,
-    kernels of depth-wise convolutions (a small part, which Zhu & Gupta 2017 leave dense too), what weights are computed
-    from (`torch.nn.utils.parametrize`: a row of zeros has no direction) and what is named. Norms with running
-    statistics have a copy per level.
+    kernels of depth-wise convolutions (a small part, which Zhu & Gupta 2017 leave dense too), and what weights are
+    computed from (`torch.nn.utils.parametrize`: a row of zeros has no direction). Norms with running statistics have a
+    copy per level.
 
     The level flows with the call: each call runs a shallow copy of the module tree that holds the masked weights, so
     threads may run different levels at once. Modules and weights are found in attributes, in the containers of Python
@@ -63,34 +54,28 @@ class Masked(nn.Module):
         module: nn.Module,
         densities: Sequence[float],
         *,
-        stages: Sequence[Sequence[str]] | None = None,
-        dense: Sequence[str] = (),
-        schedule: tuple[float, float] = SCHEDULE,
         born: Mapping[str, int] | None = None,
     ):
         """Copy `module` and mask it by magnitude: level k uses the share `densities[k]` of every masked weight.
 
-        `densities` rise in (0, 1]. `stages` are the parts whose level `route` sets, each a list of names of
-        modules; what no stage names joins the stage before it. None takes the stages that a timm model names in
-        `feature_info`, else one per child that holds masked weights. `dense` names modules and weights to be left
-        dense. `schedule` are the shares of training, 0 … 1, at which `prune` starts and ends. `born` maps
-        names of modules, whose one argument and result are alike, to the lowest level that runs them.
+        `densities` rise in (0, 1]. `born` maps names of modules, whose one argument and result are alike, to the
+        lowest level that runs them.
 
         Raises:
             BackboneError: these do not fit, the module has no weight to mask, or it keeps computed weights.
         """
         super().__init__()
         self.densities = check_densities(densities)
-        self.schedule = check_schedule(schedule)
         self.module = with_level_norms(module, self.num_levels)
-        parts = list(level_parts(self.module, dense))
+        parts = list(level_parts(self.module))
         weights = [(name, value) for name, value in parts if isinstance(value, Tensor)]
         if not weights:
             raise BackboneError(f"{type(module).__name__} has no weights that can be masked")
         self._names = tuple(name for name, _ in weights)
-        self.stages = find_stages(self.module, self._names) if stages is None else as_stages(stages)
-        """Names of the modules in each stage."""
-        self._stage_of = deal(self.stages, [name for name, _ in parts])
+        self.stages = find_stages(self.module, self._names)
+        """Names of the stages, each of which may run at a level of its own: those that a timm model names in
+        `feature_info`, else one per child that holds masked weights."""
+        self._stage_of = stage_numbers(self.stages, [name for name, _ in parts])
         self.born = dict(born or {})
         self.maps = nn.Module()
         for name, weight in weights:
@@ -106,17 +91,15 @@ class Masked(nn.Module):
         return len(self.densities)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(
-        self, *args: Any, level: int | None = None, route: Sequence[int] | None = None, **kwargs: Any
-    ) -> Any:
-        """Run one level of the module (None: the last), or stage s at level `route[s]`.
+    def forward(self, *args: Any, level: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
+        """Run one level of the module (None: the last), or stage s at level `level[s]`.
 
         Raises:
-            LevelError: there is no such level, or `route` does not name one for every stage.
+            LevelError: there is no such level, or there is not one for every stage.
         """
         if torch.is_grad_enabled():
             self._kept.clear()
-        levels = self._levels(level, route)
+        levels = self.stage_levels(level)
 
         def weight_of(name: str, weight: nn.Parameter) -> Tensor:
             return (
@@ -157,9 +140,9 @@ class Masked(nn.Module):
         `UPDATES` steps; in every layer the weights of largest magnitude stay, so a weight that has grown comes
         back. Until the end, weights that no level uses still follow the gradient that the last level has for them
         (straight through its mask; Lin et al. 2020, dynamic model pruning with feedback). Then the masks are
-        frozen and only weights in use are trained, until `prune` hears of less progress: a new training.
+        frozen and only weights in use are trained, until `prune` is called with less progress: a new training.
         """
-        step = step_of(progress, self.schedule)
+        step = step_of(progress)
         if step != self.pruned:
             self._choose(step / UPDATES)
             self.pruned = step
@@ -203,7 +186,7 @@ class Masked(nn.Module):
 
         A stage of which nothing is left is gone too.
         """
-        keep = self._levels(level, None)[0] + 1
+        keep = self.stage_levels(level)[0] + 1
         later = {name: nn.Identity() for name, born in self.born.items() if born >= keep}
         other = copy.deepcopy(
             self, {id(self.module.get_submodule(name)): gone for name, gone in later.items()}
@@ -218,13 +201,13 @@ class Masked(nn.Module):
                 del part[keep:]
         return other
 
-    def extract(self, level: int | None = None, route: Sequence[int] | None = None) -> nn.Module:
-        """Return a copy of the module as one level or route runs it, without masks: unused weights are zero.
+    def extract(self, level: int | Sequence[int] | None = None) -> nn.Module:
+        """Return a copy of the module as `forward` runs it at `level`, without masks: unused weights are zero.
 
         Raises:
             LevelError: as for `forward`.
         """
-        levels = self._levels(level, route)
+        levels = self.stage_levels(level)
         copies: dict[int, Any] = {}
         for name, weight, lowest in self.weights():
             value = masked(weight.detach(), lowest > levels[self._stage_of[name]])
@@ -295,22 +278,20 @@ class Masked(nn.Module):
         for _, weight, levels in self.weights():
             levels.copy_(rank(weight, densities))
 
-    def _levels(self, level: int | None, route: Sequence[int] | None) -> list[int]:
-        """Return the level of every stage."""
+    def stage_levels(self, level: int | Sequence[int] | None) -> list[int]:
+        """Return the level of every stage; raise `LevelError` as `forward` does."""
         last = self.num_levels - 1
-        if route is not None:
-            given = list(route) if isinstance(route, Sequence) else []
-            if len(given) == len(self.stages) and all(_is_level(k, last) for k in given):
-                return given
-            names = ", ".join("+".join(stage) for stage in self.stages)
+        if isinstance(level, (list, tuple)):
+            if len(level) == len(self.stages) and all(_is_level(each, last) for each in level):
+                return list(level)
             raise LevelError(
-                f"route {' '.join(repr(route).split())} does not fit; give one level (0 to {last}) for each of "
-                f"{len(self.stages)} stages: {names}"
+                f"level {' '.join(repr(level).split())} does not fit; give one level (0 to {last}) for each of "
+                f"{len(self.stages)} stages: {', '.join(self.stages)}"
             )
         level = last if level is None else level
         if not _is_level(level, last):
             raise LevelError(f"level {level} does not exist; this network has levels 0 to {last}")
-        return [level] * len(self.stages)
+        return [level] * len(self.stages)  # type: ignore[list-item]
 
     def _runs(self, name: str, levels: Sequence[int]) -> bool:
         """Whether a module that comes later is run, by the level of the stage that it is in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.folding import fold, foldable
+from hierclass.nested.level_graph import Kept, Level, fold, foldable
 from hierclass.nested.masking import Masked
 from hierclass.nested.network import NestedNetwork, evaluating
-from hierclass.nested.pruning import SCHEDULE
 from hierclass.nested.shells import Scratch
 from hierclass.nested.sparse import check_fit
 from hierclass.nested.thin import with_classifier
+from hierclass.nested.trace import trace
 
 
 class MaskedNetwork(NestedNetwork):
@@ -34,19 +35,16 @@ class MaskedNetwork(NestedNetwork):
         num_classes: Sequence[int],
         input_size: tuple[int, int, int],
         *,
-        stages: Sequence[Sequence[str]] | None = None,
-        dense: Sequence[str] = (),
-        schedule: tuple[float, float] = SCHEDULE,
         born: Mapping[str, int] | None = None,
     ):
         """Copy and mask `backbone`, (B, 3, H, W) → (B, F); `num_classes[k]` is the number of classes of level k.
 
-        For the other arguments see `Masked`.
+        For `densities` and `born` see `Masked`.
 
         Raises:
             BackboneError: they do not fit, or the backbone does not give pooled features.
         """
-        masked = Masked(backbone, densities, stages=stages, dense=dense, schedule=schedule, born=born)
+        masked = Masked(backbone, densities, born=born)
         if len(num_classes) != masked.num_levels or min(num_classes, default=0) < 1:
             raise BackboneError(
                 f"{masked.num_levels} densities need {masked.num_levels} class counts of at least 1, "
@@ -59,18 +57,18 @@ class MaskedNetwork(NestedNetwork):
         self._plain: Scratch | None = None
         self._pairs: list[tuple[str, str]] = []
 
-    def features(self, image: Tensor, level: int, route: Sequence[int] | None = None) -> Tensor:
-        """Return the pooled features (B, F) of one level, or with stage s at level `route[s]`."""
-        features: Tensor
-        if self._plain is None or route is not None:
-            features = self.masked(image, level=level, route=route)
-            return features
+    def level_functions(self, last: int) -> Sequence[Level]:
+        """Return what computes levels 0 … `last`; nothing is kept."""
+        return [functools.partial(self._run, level) for level in range(last + 1)]
+
+    def _run(self, level: int | Sequence[int], image: Tensor, kept: Kept) -> tuple[Tensor, Kept]:
+        if self._plain is None or not isinstance(level, int):
+            return self.masked(image, level=level), ()
         plain = self._plain.get(level)
         if plain is None:  # two threads may both make it
             with torch.inference_mode(False), torch.no_grad():
                 plain = self._plain[level] = fold(self.masked.extract(level), self._pairs)
-        features = plain(image)
-        return features
+        return plain(image), ()
 
     def plain(self) -> MaskedNetwork:
         """Return a copy for inference, in evaluation mode, whose levels run plain backbones, without masking at calls.
@@ -80,7 +78,7 @@ class MaskedNetwork(NestedNetwork):
         """
         network = copy.deepcopy(self).eval()
         network._plain = Scratch()
-        network._pairs = foldable(network.masked.extract(), self.input_size)
+        network._pairs = _foldable(network.masked.extract(), self.input_size)
         return network
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedNetwork:
@@ -98,16 +96,19 @@ class MaskedNetwork(NestedNetwork):
         if self._plain is not None:
             self._plain.clear()
 
-    def forward(self, image: Tensor, level: int | None = None, route: Sequence[int] | None = None) -> Tensor:
+    def forward(self, image: Tensor, level: int | Sequence[int] | None = None) -> Tensor:
         """Return the logits (B, num_classes[level]) of one level for normalised images (B, 3, H, W).
 
-        With `route`, stage s runs at level `route[s]` and the head of `level` reads the result.
+        With a list, stage s of the backbone (`masked.stages` names them) runs at `level[s]`, and the head of the last
+        stage's level answers: rerouting, as NestedNet's authors call it.
 
         Raises:
-            LevelError: there is no such level, or `route` does not name one for every stage.
+            LevelError: there is no such level, or there is not one for every stage.
         """
-        level = self.check_level(level)
-        return self.classify(self.features(image, level, route), level)
+        if isinstance(level, (list, tuple)):
+            last = self.masked.stage_levels(level)[-1]
+            return self.classify(self._run(level, image, ())[0], last)
+        return super().forward(image, level)  # type: ignore[arg-type]
 
     def train_progress(self, progress: float) -> None:
         """Prune by how far training is, 0 … 1; see `Masked.prune`."""
@@ -169,3 +170,11 @@ def _num_features(backbone: nn.Module, input_size: tuple[int, int, int]) -> int:
             f"{type(backbone).__name__} gives no pooled features (B, F); create it without a classifier"
         )
     return features.shape[1]
+
+
+def _foldable(module: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[str, str]]:
+    """Return `foldable` pairs; none where the code can't be traced. No other thread may run a module meanwhile."""
+    try:
+        return foldable(trace(module, input_size).graph, module)
+    except BackboneError:
+        return []

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hierclass.errors import LevelError
 from hierclass.nested.heads import make_heads
+from hierclass.nested.level_graph import Kept, Level, bind, chain, fuse_level
+from hierclass.nested.shells import Scratch
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,39 @@ class Cost:
 class State:
     """What has been computed for one batch of images (B, 3, H, W).
 
-    `level` is -1 before the first call of `NestedNetwork.refine`. Only structure `slices` fills `prefixes`
-    (slices 0 … level of every value that the next level reads again) and `shared` (what all levels read).
+    `level` is the last level computed, -1 before the first call of `NestedNetwork.refine`. `kept` are tensors with a
+    row per image that the next level reads again; only structures that reuse values keep any.
     """
 
     image: Tensor
-    prefixes: dict[int, Tensor] = field(default_factory=dict)
-    shared: dict[int, Any] = field(default_factory=dict)
+    kept: Kept = ()
     level: int = -1
-    features: Tensor | None = None
-    """Pooled features (B, num_features[level]) of the last level computed."""
+
+    def take(self, rows: Sequence[int]) -> State:
+        """Return the state of some of the images, in the order of `rows`."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.image.device)
+        return State(_rows(self.image, index), tuple(_rows(value, index) for value in self.kept), self.level)
+
+    @staticmethod
+    def join(states: Sequence[State]) -> State:
+        """Return the state of the images of several states, one after the other; all are at the same level."""
+        kept = tuple(torch.cat(values) for values in zip(*(state.kept for state in states), strict=True))
+        return State(torch.cat([state.image for state in states]), kept, states[0].level)
+
+
+def _rows(value: Tensor, index: Tensor) -> Tensor:
+    rows = value[index]
+    channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    return rows.contiguous(memory_format=torch.channels_last) if channels_last else rows
 
 
 class NestedNetwork(nn.Module, abc.ABC):
     """A network of nested levels, with one classifier (head, see `hierclass.nested.heads`) per level.
 
-    Level k computes pooled features (B, num_features[k]), which its head reads. A structure is a subclass: it
-    says how a level's features are computed (`features`), which weights the level uses (`level_tensors`) and
-    how levels are taken out (`truncate`, `extract`). Make one with `hierclass.nested.nest`.
+    Level k computes pooled features (B, num_features[k]), which its head reads. A structure is a subclass: it gives
+    a function (image, kept) → (features, kept) per level (`level_functions`), the weights that a level uses
+    (`level_tensors`), and networks of lower levels alone (`truncate`, `extract`). Make one with
+    `hierclass.nested.nest`.
     """
 
     structure: ClassVar[str]
@@ -99,8 +117,11 @@ class NestedNetwork(nn.Module, abc.ABC):
         return level
 
     @abc.abstractmethod
-    def features(self, image: Tensor, level: int) -> Tensor:
-        """Return the pooled features (B, num_features[level]) of one level, computing nothing above it."""
+    def level_functions(self, last: int) -> Sequence[Level]:
+        """Return what computes each of levels 0 … `last`, (image, kept) → (features, kept).
+
+        A level is given what the level below it kept; where nothing is reused, `kept` is empty.
+        """
 
     @abc.abstractmethod
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
@@ -131,9 +152,20 @@ class NestedNetwork(nn.Module, abc.ABC):
         """Return the logits of levels 0 … `level` for images (B, 3, H, W)."""
         return [self.classify(features, k) for k, features in enumerate(self.features_all(image, level))]
 
+    def features(self, image: Tensor, level: int) -> Tensor:
+        """Return the pooled features (B, num_features[level]) of one level, computing nothing above it."""
+        if self.reuses:
+            return self.features_all(image, level)[-1]
+        return self.level_functions(level)[level](image, ())[0]
+
     def features_all(self, image: Tensor, level: int | None = None) -> list[Tensor]:
         """Return the pooled features (B, num_features[k]) of levels k = 0 … `level`."""
-        return [self.features(image, k) for k in range(self.check_level(level) + 1)]
+        found: list[Tensor] = []
+        kept: Kept = ()
+        for run in self.level_functions(self.check_level(level)):
+            features, kept = run(image, kept)
+            found.append(features)
+        return found
 
     def classify(self, features: Tensor, level: int) -> Tensor:
         """Return the logits (B, num_classes[level]) for the pooled features (B, num_features[level])."""
@@ -153,9 +185,11 @@ class NestedNetwork(nn.Module, abc.ABC):
             LevelError: the state is at the last level already, or at the given one or above.
         """
         level = self.next_level(state, level)
-        state.features = self.features(state.image, level)
+        functions = self.level_functions(self.num_levels - 1)
+        for run in functions[state.level + 1 if self.reuses else level : level + 1]:
+            features, state.kept = run(state.image, state.kept)
         state.level = level
-        return self.classify(state.features, level)
+        return self.classify(features, level)
 
     def next_level(self, state: State, level: int | None) -> int:
         """Return the level that `refine` is to compute; raise LevelError if there is none."""
@@ -164,7 +198,7 @@ class NestedNetwork(nn.Module, abc.ABC):
         return self.check_level(state.level + 1 if level is None else level)
 
     def train_progress(self, progress: float) -> None:
-        """Hear how far training is (0 … 1); called before every update. `masks` prunes by it."""
+        """Update training progress (0 to 1), before every update of training; `masks` prunes by it."""
 
     def for_inference(self, level: int) -> Callable[[Tensor], Tensor]:
         """Return what computes the features of a level from images where it is used, not trained."""
@@ -208,6 +242,79 @@ class NestedNetwork(nn.Module, abc.ABC):
         if wrong:
             raise ValueError(f"{len(wrong)} tensors differ, the first is {wrong[0]}")
         self.load_state_dict(tensors, strict=False)
+
+
+class GraphNetwork(NestedNetwork):
+    """A network whose levels are graphs over its layers and weights, which they name by their place in the network."""
+
+    def __init__(
+        self,
+        graphs: Sequence[fx.Graph],
+        num_features: Sequence[int],
+        num_classes: Sequence[int],
+        input_size: tuple[int, int, int],
+    ):
+        """`graphs[k]` computes level k from an image and what the graph before it kept."""
+        super().__init__(num_features, num_classes, input_size)
+        self.graphs = tuple(graphs)
+        self._bound = Scratch()
+
+    def level_functions(self, last: int) -> Sequence[Level]:
+        """Return the graphs of levels 0 … `last`, without what they keep for levels above `last` alone."""
+        last = last if self.reuses else self.num_levels - 1
+        found: list[Level] | None = self._bound.get(last)
+        if found is None:
+            graphs = chain(self.graphs[: last + 1]) if self.reuses else self.graphs
+            parts = {name: part for name, part in self.named_children() if name != "heads"}
+            found = self._bound[last] = [bind(graph, parts) for graph in graphs]
+        return found
+
+    def standalone(self, level: int) -> fx.GraphModule:
+        """Return the module of a level's graph, with copies of the weights that it uses."""
+        return copy.deepcopy(fx.GraphModule(self, self.graphs[level], "Level"))
+
+
+class FusedNetwork(NestedNetwork):
+    """A network for inference, whose levels are graphs with weights of their own, fused."""
+
+    def __init__(self, network: GraphNetwork):
+        """Copy and fuse every level of `network`."""
+        super().__init__(network.num_features, network.num_classes, network.input_size)
+        self.structure, self.reuses = network.structure, network.reuses  # type: ignore[misc]
+        self.heads = copy.deepcopy(network.heads)
+        self.levels = nn.ModuleList(fuse_level(network.standalone(level)) for level in range(self.num_levels))
+        self._bound = Scratch()
+        self.to(next(network.parameters()).device).eval()
+
+    def level_functions(self, last: int) -> Sequence[Level]:
+        """Return the fused graphs of levels 0 … `last`, without what they keep for levels above `last` alone."""
+        levels: list[Any] = list(self.levels)
+        if not self.reuses or last == self.num_levels - 1:
+            return levels
+        found: list[Level] | None = self._bound.get(last)
+        if found is None:
+            graphs = chain([level.graph for level in levels[: last + 1]])
+            found = [
+                bind(graph, dict(level.named_children()))
+                for graph, level in zip(graphs, levels, strict=False)
+            ]
+            self._bound[last] = found
+        return found
+
+    def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
+        """Yield what the copies of the level hold, and those of the levels that it reuses."""
+        for used in self.levels[0 if self.reuses else level : level + 1]:
+            yield from ((name, value, True) for name, value in used.named_parameters())
+            yield from ((name, value, False) for name, value in used.named_buffers())
+
+    def spoil_above(self, level: int) -> None:
+        """Set the copies of higher levels to NaN."""
+        for value in self.levels[level + 1 :].parameters():
+            value.data.fill_(torch.nan)
+
+    def truncate(self, level: int) -> NestedNetwork:
+        """Refuse: a fused network holds no levels that could be trained."""
+        raise LevelError("a fused network can't be truncated; truncate the network it was made of")
 
 
 def answer_costs(network: NestedNetwork, lower_weight: float = 0.0) -> list[Cost]:

@@ -21,10 +21,9 @@ from torch import Tensor, fx, nn
 from hierclass.errors import BackboneError
 from hierclass.nested.blocks import Block
 from hierclass.nested.graph import Analysis
-from hierclass.nested.level_graph import LevelBuilder, corrected
+from hierclass.nested.level_graph import call_with_weights, low_rank_sum, resize, resize_macs
 from hierclass.nested.level_plans import LevelPlan, make_plans
-from hierclass.nested.network import Cost, NestedNetwork, evaluating
-from hierclass.nested.resize import Resize
+from hierclass.nested.network import Cost, GraphNetwork, evaluating
 from hierclass.nested.sharing import (
     Index,
     Own,
@@ -58,7 +57,7 @@ class Sharing:
         return (*map(Own.parse, names), Own())
 
 
-class PrefixNetwork(NestedNetwork):
+class PrefixNetwork(GraphNetwork):
     """Level k runs a smaller dense network with the top-left blocks of shared weights and norms of its own.
 
     Sources: channel and layer scheduling of NestedNet (Kim et al. 2018); own norms per width of slimmable networks
@@ -78,7 +77,7 @@ class PrefixNetwork(NestedNetwork):
         sharing: Sharing | None = None,
     ):
         """Made by `nest_prefix`: `layers` hold what levels own, `weights` what they share."""
-        super().__init__([len(plan.features) for plan in plans], num_classes, input_size)
+        super().__init__((), [len(plan.features) for plan in plans], num_classes, input_size)
         self.structure = structure  # type: ignore[misc]
         self.sharing = sharing or Sharing()
         self.plans = tuple(plans)
@@ -89,7 +88,9 @@ class PrefixNetwork(NestedNetwork):
             for part in plan.parts:
                 if part.rank:
                     self._add_correction(level, part)
-        self._build()
+        self.indices = nn.Module()
+        """Positions of blocks that lie scattered in a shared weight."""
+        self.graphs = tuple(map(self._graph, range(self.num_levels)))
 
     @property
     def sizes(self) -> tuple[int, ...] | None:
@@ -105,22 +106,6 @@ class PrefixNetwork(NestedNetwork):
     def frozen(self) -> bool:
         """Whether all that the last level uses keeps its values."""
         return self.sharing.frozen
-
-    def features(self, image: Tensor, level: int) -> Tensor:
-        """Return the pooled features (B, num_features[level]) of one level, computing nothing else."""
-        if not torch.compiler.is_compiling() and self._layers_seen() != self._built_over:
-            self._build()  # layers were replaced, as by norms that look at all processes, or this is a copy
-        features: Tensor = self.levels[level](image, ())[0]
-        return features
-
-    def _layers_seen(self) -> tuple[int, ...]:
-        return tuple(map(id, self.layers.modules()))
-
-    def _build(self) -> None:
-        """Write the graphs of all levels over the layers and weights that the network has now."""
-        self.levels: tuple[fx.GraphModule, ...] = tuple(map(self._graph, range(self.num_levels)))
-        """One graph per level, (image, kept) → (features, kept), over the modules and weights of this network."""
-        self._built_over = self._layers_seen()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of every part; what is frozen stays in evaluation mode, so that its statistics stay too."""
@@ -199,7 +184,7 @@ class PrefixNetwork(NestedNetwork):
         if self.sizes is None:
             return cost
         side = self.sizes[self.check_level(level)]
-        return dataclasses.replace(cost, macs=cost.macs + Resize(side).macs(self.input_size))
+        return dataclasses.replace(cost, macs=cost.macs + resize_macs(self.input_size, side))
 
     def spoil_above(self, level: int) -> None:
         """Set what lies outside the blocks of shared weights up to `level`, and what higher levels own, to NaN."""
@@ -259,7 +244,6 @@ class PrefixNetwork(NestedNetwork):
                 if int(name.partition("/")[0]) < keep
             }
         )
-        network._build()
         return network.train(self.training).to(next(self.parameters()))
 
     def extract(self, level: int) -> nn.Module:
@@ -274,13 +258,12 @@ class PrefixNetwork(NestedNetwork):
         """
         level = self.check_level(level)
         plan, tensors = self.plans[level], dict[str, Tensor]()
-        outputs = {step.name: step.output for step in plan.steps}
         for name, layer in self._layers_of(level).items():
-            if path := plan.paths.get(outputs[name]):
+            if path := plan.paths.get(name):
                 for key, value in (*layer.named_parameters(), *layer.named_buffers()):
                     tensors[_joined(path, key)] = value
         for part in plan.parts:
-            tensors[_joined(plan.paths[outputs[part.step]], part.name)] = self._block(level, part)
+            tensors[_joined(plan.paths[part.layer], part.name)] = self._block(level, part)
         model = fill(plan.model, tensors).train(self.training)
         channels = self.input_size[0]
         size = self.input_size if self.sizes is None else (channels, self.sizes[level], self.sizes[level])
@@ -291,36 +274,62 @@ class PrefixNetwork(NestedNetwork):
         return with_classifier(model, self.heads[level], size)
 
     def standalone(self, level: int) -> fx.GraphModule:
-        """Return the graph of one level alone, (image, kept) → (features, kept), with copies of its weights."""
-        plan, builder = self.plans[level], LevelBuilder()
-        if self.sizes is not None:
-            builder.resize(Resize(self.sizes[level]))
+        """Return the module of a level's graph, with copies of its weights, corrections added."""
+        plan = self.plans[level]
         layers = {name: copy.deepcopy(layer) for name, layer in self._layers_of(level).items()}
         for part in plan.parts:
-            setattr(layers[part.step], part.name, nn.Parameter(self._block(level, part).detach().clone()))
-        for step in plan.steps:
-            builder.step(step, layers[step.name], {})
-        return builder.build(plan.steps[-1].output)
+            setattr(layers[part.layer], part.name, nn.Parameter(self._block(level, part).detach().clone()))
+        modules = {f"layers.{name}.{level}": layer for name, layer in layers.items()}
+        return fx.GraphModule(modules, self._resized(level), "Level")
 
-    def _graph(self, level: int) -> fx.GraphModule:
-        plan, builder = self.plans[level], LevelBuilder()
+    def _graph(self, level: int) -> fx.Graph:
+        """Return the graph of a level in which layers are given their blocks of the shared weights."""
+        graph, parts = self._resized(level), dict[str, list[Part]]()
+        for part in self.plans[level].parts:
+            parts.setdefault(f"layers.{part.layer}.{level}", []).append(part)
+        for node in graph.find_nodes(op="call_module"):
+            if listed := parts.get(str(node.target)):
+                with graph.inserting_before(node):
+                    layer = graph.create_node("get_attr", node.target)
+                    blocks = {part.name: self._block_node(graph, level, part) for part in listed}
+                    given = graph.call_function(call_with_weights, (layer, blocks, *node.args))
+                node.replace_all_uses_with(given)
+                graph.erase_node(node)
+        return graph
+
+    def _resized(self, level: int) -> fx.Graph:
+        """Return the graph of a level over layers that hold all weights, on images of any size."""
+        graph = copy.deepcopy(self.plans[level].graph)
         if self.sizes is not None:
-            builder.resize(Resize(self.sizes[level]))
-        layers = self._layers_of(level)
-        parts: dict[str, list[Part]] = {}
-        for part in plan.parts:
-            parts.setdefault(part.step, []).append(part)
-        for step in plan.steps:
-            blocks = {
-                part.name: builder.block(part, self.weights[part.weight], self._correction(level, part))
-                for part in parts.get(step.name, ())
-            }
-            builder.step(step, layers[step.name], blocks)
-        return builder.build(plan.steps[-1].output)
+            image, kept = graph.find_nodes(op="placeholder")
+            with graph.inserting_after(kept):
+                resized = graph.call_function(resize, (image, self.sizes[level]))
+            image.replace_all_uses_with(resized, delete_user_cb=lambda user: user is not resized)
+        return graph
+
+    def _block_node(self, graph: fx.Graph, level: int, part: Part) -> fx.Node:
+        """Add what takes a level's block out of a shared weight, with its own correction of it."""
+        node = graph.create_node("get_attr", f"weights.{part.weight}")
+        for axis, (index, size) in enumerate(zip(part.index, self.weights[part.weight].shape, strict=True)):
+            if np.array_equal(index, np.arange(size)):
+                continue
+            if len(index) and (np.diff(index) == 1).all():
+                node = graph.call_function(torch.narrow, (node, axis, int(index[0]), len(index)))
+            else:
+                name = f"{level}_{part.layer}_{part.name}_{axis}"
+                positions = torch.from_numpy(index).to(self.weights[part.weight].device)
+                self.indices.register_buffer(name, positions, persistent=False)
+                chosen = graph.create_node("get_attr", f"indices.{name}")
+                node = graph.call_function(torch.index_select, (node, axis, chosen))
+        if part.rank:
+            names = _correction_names(level, part)
+            both = [graph.create_node("get_attr", f"corrections.{name}") for name in names]
+            node = graph.call_function(low_rank_sum, (node, *both))
+        return node
 
     def _layers_of(self, level: int) -> dict[str, nn.Module]:
-        """Name of a step of a level → what the level owns of its layer."""
-        return {step.name: self.layers[step.name][level] for step in self.plans[level].steps}  # type: ignore[index]
+        """Name → what the level owns of a layer."""
+        return {name: self.layers[name][level] for name in self.plans[level].names}  # type: ignore[index]
 
     def _add_correction(self, level: int, part: Part) -> None:
         """Make a correction that begins as nothing."""
@@ -339,11 +348,11 @@ class PrefixNetwork(NestedNetwork):
         """Return what a level uses of a shared weight, its correction added."""
         block = take_block(self.weights[part.weight], part.index)
         correction = self._correction(level, part)
-        return corrected(block, *correction) if correction else block
+        return low_rank_sum(block, *correction) if correction else block
 
 
 def _correction_names(level: int, part: Part) -> tuple[str, str]:
-    name = f"{level}/{part.step}/{part.name}"
+    name = f"{level}/{part.layer}/{part.name}"
     return f"{name}/rows", f"{name}/columns"
 
 

@@ -55,5 +55,27 @@ def _prove(network: NestedNetwork) -> None:
             raise BackboneError(f"level {level} reads weights of a level above it")
 
 
+@torch.no_grad()
+def keeps_rows(network: NestedNetwork) -> bool:
+    """Return whether images that leave their batch keep what was computed of them, tried on random images.
+
+    It fails for a network in which what a level reads again has no row per image; such images start again.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, *network.input_size, generator=generator).to(next(network.parameters()))
+    rows = [2, 0]
+    try:
+        with evaluating(network):
+            state = network.start(images)
+            for level in range(network.num_levels - 1 if network.reuses else 0):
+                network.refine(state)
+                taken = state.take(rows)
+                if not _same(network.refine(taken), network(images[rows], level + 1)):
+                    return False
+    except (IndexError, RuntimeError):
+        return False
+    return True
+
+
 def _same(left: Tensor, right: Tensor) -> bool:
     return torch.allclose(left, right, rtol=1e-3, atol=1e-4 * max(1.0, float(right.abs().max())))

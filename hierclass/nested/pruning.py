@@ -32,20 +32,9 @@ def check_densities(densities: Sequence[float]) -> tuple[float, ...]:
     return densities
 
 
-def check_schedule(schedule: tuple[float, float]) -> tuple[float, float]:
-    """Return the schedule; raise `BackboneError` unless it is two rising shares of training."""
-    start, end = schedule
-    if not 0 <= start <= end <= 1:
-        raise BackboneError(
-            f"schedule {schedule} does not fit; give the shares of training at which pruning "
-            "starts and ends, like 0.1,0.6"
-        )
-    return start, end
-
-
-def step_of(progress: float, schedule: tuple[float, float]) -> int:
+def step_of(progress: float) -> int:
     """Return the number of the choice of masks, 0 … `UPDATES`, that is due at `progress` (0 … 1)."""
-    start, end = schedule
+    start, end = SCHEDULE
     share = 1.0 if progress >= end else 0.0
     if start < progress < end:
         share = (progress - start) / (end - start)

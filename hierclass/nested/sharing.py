@@ -67,12 +67,12 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """Where a layer of one level takes a weight from: the positions `index` of the shared weight `weight`.
+    """Where a layer of one level takes its weight `name` from: the positions `index` of the shared weight `weight`.
 
     `rank` is that of the level's own correction of it, 0 without one.
     """
 
-    step: str
+    layer: str
     name: str
     weight: str
     index: Index
@@ -107,7 +107,7 @@ class Numbered:
             count += value.numel()
         self.backbone: nn.Module = copy.deepcopy(backbone, memo)
 
-    def share(self, step: str, layer: nn.Module, numbered: nn.Module, own: Own) -> list[Part]:
+    def share(self, name_of_layer: str, layer: nn.Module, numbered: nn.Module, own: Own) -> list[Part]:
         """Take the weights out of a layer, unless they are own, and say where they come from."""
         if isinstance(rule_for(layer), ChannelRule) or own.has(layer):
             return []
@@ -127,7 +127,7 @@ class Numbered:
                 index.append((line - firsts[number]) // int(np.prod(shape[axis + 1 :])) % size)
             correct = own.rank and value.ndim > 1 and not is_depthwise(layer)
             rank = min(own.rank, len(index[0]), value.numel() // max(1, len(index[0]))) if correct else 0
-            parts.append(Part(step, name, parameter_name(names[number]), tuple(index), rank))
+            parts.append(Part(name_of_layer, name, parameter_name(names[number]), tuple(index), rank))
             layer._parameters[name] = None
         return parts
 

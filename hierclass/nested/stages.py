@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,9 +12,6 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.weight_norm import WeightNorm
 
 from hierclass.errors import BackboneError
-
-Stages = tuple[tuple[str, ...], ...]
-"""Names of the modules in each stage."""
 
 MIN_SIZE = 16
 """Smaller weights stay dense."""
@@ -48,7 +44,7 @@ def with_level_norms(module: nn.Module, num_levels: int) -> nn.Module:
     return copy.deepcopy(module, copies)
 
 
-def level_parts(module: nn.Module, dense: Sequence[str]) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+def level_parts(module: nn.Module) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
     """Yield, in the order of the module tree, what differs between levels: norms and weights to be masked."""
     seen: set[int] = set()
     sources: tuple[str, ...] = ()
@@ -63,7 +59,7 @@ def level_parts(module: nn.Module, dense: Sequence[str]) -> Iterator[tuple[str, 
             name = f"{path}.{key}" if path else key
             if weight is not None and id(weight) not in seen:
                 seen.add(id(weight))
-                if _worth_masking(part, weight) and not any(_inside(name, prefix) for prefix in dense):
+                if _worth_masking(part, weight):
                     yield name, weight
 
 
@@ -78,8 +74,8 @@ def _inside(name: str, prefix: str) -> bool:
     return not prefix or name == prefix or name.startswith(f"{prefix}.")
 
 
-def find_stages(module: nn.Module, names: Sequence[str]) -> Stages:
-    """Return the stages of a timm model that hold masked weights, or the children that do."""
+def find_stages(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the stages of a timm model that hold some of the weights `names`, or the children that do."""
     info = getattr(module, "feature_info", None)
     found = [str(item.get("module", "")) for item in info] if isinstance(info, list) else []
     for prefixes in (found, [name for name, _ in module.named_children()]):
@@ -89,31 +85,14 @@ def find_stages(module: nn.Module, names: Sequence[str]) -> Stages:
             if prefix and not nested and any(_inside(name, prefix) for name in names):
                 kept.append(prefix)
         if kept:
-            return tuple((prefix,) for prefix in kept)
-    return (("",),)
+            return tuple(kept)
+    return ("",)
 
 
-def as_stages(stages: Sequence[Sequence[str]]) -> Stages:
-    """Return stages as tuples; a stage of one module may be given as its name alone."""
-    return tuple((stage,) if isinstance(stage, str) else tuple(stage) for stage in stages)
-
-
-def deal(stages: Stages, parts: Sequence[str]) -> dict[str, int]:
-    """Return the stage of every part of `level_parts`; one that no stage names joins the stage before it.
-
-    Raises:
-        BackboneError: a stage has no part, or one that another stage has.
-    """
-    if not all(stages) or not stages:
-        raise BackboneError("a stage is empty; give the names of its modules")
-    for prefix in itertools.chain(*stages):
-        if not any(_inside(part, prefix) for part in parts):
-            raise BackboneError(f"stage {prefix!r} names no module with weights to mask")
-    dealt, current = {}, 0
+def stage_numbers(stages: Sequence[str], parts: Sequence[str]) -> dict[str, int]:
+    """Return the stage of every part of `level_parts`; one that is in no stage joins the stage before it."""
+    numbers, current = dict[str, int](), 0
     for part in parts:
-        found = [k for k, prefixes in enumerate(stages) if any(_inside(part, prefix) for prefix in prefixes)]
-        if len(found) > 1:
-            raise BackboneError(f"{part} is in stages {found[0]} and {found[1]}; name it in one")
-        current = found[0] if found else current
-        dealt[part] = current
-    return dealt
+        current = next((k for k, prefix in enumerate(stages) if _inside(part, prefix)), current)
+        numbers[part] = current
+    return numbers

@@ -15,10 +15,10 @@ from hierclass.nested.blocks import Block, check_depths, delay, schedule
 from hierclass.nested.boundaries import check_widths
 from hierclass.nested.graph import Analysis, analyse
 from hierclass.nested.level_plans import seen_by
+from hierclass.nested.lowering import lower
 from hierclass.nested.masks import MaskedNetwork
 from hierclass.nested.network import NestedNetwork
 from hierclass.nested.prefix import Sharing, nest_prefix
-from hierclass.nested.program import write_program
 from hierclass.nested.slices import SlicedNetwork
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def _make_slices(wanted: Wanted) -> NestedNetwork:
     blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
     if blocks:
         delay(analysis, blocks, wanted.shares)
-    return SlicedNetwork(write_program(analysis, blocks), wanted.num_classes, wanted.input_size)
+    return SlicedNetwork(lower(analysis, blocks), wanted.num_classes, wanted.input_size)
 
 
 def _make_prefix(wanted: Wanted) -> NestedNetwork:

@@ -12,9 +12,8 @@ from torch import Tensor, fx, nn
 from hierclass.errors import BackboneError
 from hierclass.nested.blocks import Block
 from hierclass.nested.functions import RESHAPING, SPLITTING, function_name
-from hierclass.nested.graph import Analysis, Cut
+from hierclass.nested.graph import Analysis, Cut, positions
 from hierclass.nested.network import evaluating
-from hierclass.nested.program import positions
 from hierclass.nested.rules import rule_for
 from hierclass.nested.trace import attribute, without_weights
 

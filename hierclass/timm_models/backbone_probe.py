@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hierclass.errors import BackboneError
 from hierclass.nested import DEFAULT_SHARES, create_backbone, nest
 from hierclass.nested.graph import HINT, analyse
+from hierclass.nested.lowering import lower
 from hierclass.nested.network import evaluating
-from hierclass.nested.program import write_program
 from hierclass.nested.slices import SlicedNetwork
 
 MAX_SHARE = 0.75
@@ -98,7 +98,7 @@ def _level_costs(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Cut a backbone, run every level on sizes alone, and count."""
     classes = [2] * len(widths)
-    network = SlicedNetwork(write_program(analyse(backbone, widths, size)), classes, size)
+    network = SlicedNetwork(lower(analyse(backbone, widths, size)), classes, size)
     network.eval().requires_grad_(False).to("meta")
     state = network.start(torch.zeros(1, *size, device="meta"))
     macs = [0]

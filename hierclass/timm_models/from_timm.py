@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from hierclass.checkpoints.checkpoint import Architecture, Checkpoint
 from hierclass.classifier import Classifier
 from hierclass.errors import BackboneError, CheckpointError
-from hierclass.nested.network import Cost, NestedNetwork, State
+from hierclass.nested.level_graph import Kept, Level
+from hierclass.nested.network import Cost, NestedNetwork
 from hierclass.timm_models.pretrained_classifier import (
     create_classifier,
     find_cached_weights,
@@ -52,31 +53,17 @@ class WholeNetwork(NestedNetwork):
         self._outputs = outputs
         self._cost: Cost | None = None
 
-    def features(self, image: Tensor, level: int) -> Tensor:
-        """Return the classifier's logits (B, num_outputs), the same for every level."""
-        logits = self.classifier(image)
-        if not isinstance(logits, Tensor) or logits.shape != (len(image), self.num_features[level]):
+    def level_functions(self, last: int) -> list[Level]:
+        """Return what computes levels 0 … `last`: the first that is run runs the classifier, and keeps its logits."""
+        return [self._run] * (last + 1)
+
+    def _run(self, image: Tensor, kept: Kept) -> tuple[Tensor, Kept]:
+        logits = kept[0] if kept else self.classifier(image)
+        if not isinstance(logits, Tensor) or logits.shape != (len(image), self.num_features[0]):
             raise BackboneError(
-                f"this timm model does not answer with {self.num_features[level]:,} logits per image"
+                f"this timm model does not answer with {self.num_features[0]:,} logits per image"
             )
-        return logits
-
-    def features_all(self, image: Tensor, level: int | None = None) -> list[Tensor]:
-        """Return the classifier's logits once for each of levels 0 … `level`; they are computed once."""
-        level = self.check_level(level)
-        return [self.features(image, level)] * (level + 1)
-
-    def refine(self, state: State, level: int | None = None) -> Tensor:
-        """Return the logits of the next level, or a given higher one; only the first call runs the classifier.
-
-        Raises:
-            LevelError: the state is at the last level already, or at the given one or above.
-        """
-        level = self.next_level(state, level)
-        if state.features is None:
-            state.features = self.features(state.image, level)
-        state.level = level
-        return self.classify(state.features, level)
+        return logits, (logits,)
 
     def cost(self, level: int) -> Cost:
         """Return what every level costs: the whole classifier, counted on the first call."""

@@ -16,7 +16,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from hierclass.images.decoding import resize_side, square
 from hierclass.images.preprocessing import Preprocessing
-from hierclass.nested.resize import Resize
+from hierclass.nested.level_graph import resize
 from training.data.sampler import image_seeds, seed_with
 
 RATIOS = (3 / 4, 4 / 3)
@@ -71,6 +71,6 @@ def shrink_pixels(images: Pixels, side: int) -> Pixels:
     """Images (N, S, S, 3) at a level's own side, (N, side, side, 3), resized as the level's graph resizes."""
     if images.shape[1] == side:
         return images
-    resized = Resize(side)(torch.from_numpy(images).permute(0, 3, 1, 2).float())
+    resized = resize(torch.from_numpy(images).permute(0, 3, 1, 2).float(), side)
     found: Pixels = resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
     return found
