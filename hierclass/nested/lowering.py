@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from hierclass.errors import BackboneError
 from hierclass.nested.blocks import Block
 from hierclass.nested.call_arguments import CallSite, cuts_in, fit_call
+from hierclass.nested.elementwise import tensors_in
 from hierclass.nested.flow import out_of_place as layer_out_of_place
 from hierclass.nested.flow import take
 from hierclass.nested.functions import function_name
@@ -112,8 +113,8 @@ class _Lowering:
         """Tensors that are computed from the image."""
         for node in self.nodes:
             self.early[node] = self._first_level(node)
-            tensor = isinstance(analysis.values[node].meta, (Tensor, tuple, list))
-            if tensor and (node is self.nodes[0] or self.of_image.intersection(_read_values(node))):
+            tensors = tensors_in(analysis.values[node].meta)
+            if tensors and (node is self.nodes[0] or self.of_image.intersection(_read_values(node))):
                 self.of_image.add(node)
 
     def _first_level(self, node: fx.Node) -> int:
@@ -213,6 +214,8 @@ class _LevelWriter:
     def value(self, node: fx.Node) -> Any:
         """Return this level's slice of a value, or what all levels share of it."""
         found = self.values[node]
+        if found is ABSENT and node in self.lowering.left_out:
+            raise BackboneError("it reads a size from inside a residual block that some level leaves out")
         if found is ABSENT:
             raise BackboneError(f"level {self.level + self.first} gives it nothing to read")
         return found
@@ -235,7 +238,7 @@ class _LevelWriter:
 
     def _holds_rows(self, node: fx.Node) -> bool:
         """Whether a value holds several rows per image: windows, heads."""
-        return node in self.lowering.of_image and self.analysis.values[node].meta.shape[:1] != (1,)
+        return node in self.lowering.of_image and self.analysis.values[node].meta.shape[:1] not in ((), (1,))
 
     def _cuts(self, node: fx.Node) -> list[Cut]:
         return cuts_in(self.analysis.values[node].cut)
