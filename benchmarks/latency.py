@@ -32,7 +32,6 @@ from torch import Tensor, nn
 import hierclass
 from hierclass.checkpoints.checkpoint import WEIGHT_SOURCES, Architecture
 from hierclass.nested import NestedNetwork, create_backbone, nest
-from hierclass.nested.fuse import fuse
 
 SAMPLE_SECONDS = 0.05
 """A sample repeats its call until it takes about this long, so that the clock's grain does not matter."""
@@ -233,9 +232,9 @@ def main(
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
     # As the classifier runs it: batch norms folded into the convolutions, channels_last. The dense one alike.
-    network = fuse(classifier.checkpoint.network).to(classifier.device)
+    network = classifier.checkpoint.network.fused().to(classifier.device)
     architecture = classifier.checkpoint.architecture
-    dense = fuse(dense_level(network, architecture).eval()).to(classifier.device)
+    dense = dense_level(network, architecture).eval().fused().to(classifier.device)
     for contender in (network, dense):
         contender.to(memory_format=torch.channels_last)
     machine = describe_machine(classifier.device)

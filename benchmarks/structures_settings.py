@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone, nest
-from hierclass.nested.boundaries import boundaries
+from hierclass.nested.analysis.channel_groups import boundaries
 from taxonomy import Taxonomy
 from training.recipe.recipe import Recipe
 

@@ -17,7 +17,6 @@ from structures_rows import ROWS
 from torch import Tensor
 
 from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, nest
-from hierclass.nested.fuse import fuse
 from training.trainer.losses import Trainee
 
 BATCHES = (1, 32)
@@ -117,7 +116,7 @@ def _make(network: Mapping[str, Any], classes: Sequence[int], size: int) -> Nest
 def _ready(network: NestedNetwork) -> NestedNetwork:
     """The network as inference runs it."""
     network.train_progress(1.0)
-    return fuse(network.eval()).to(memory_format=torch.channels_last)
+    return network.eval().fused().to(memory_format=torch.channels_last)
 
 
 def _answers(networks: Sequence[NestedNetwork], levels: int, images: Tensor) -> dict[str, Call]:

@@ -23,7 +23,6 @@ from hierclass.files import BUNDLED
 from hierclass.images.decoding import ImageSource, read_input
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import NestedNetwork, answer_costs
-from hierclass.nested.fuse import fuse
 from taxonomy import Taxonomy
 
 BATCH_SIZE = 64
@@ -76,7 +75,7 @@ class Classifier:
         """Use `checkpoint` on `device`, with a fused copy of its network."""
         self.checkpoint = checkpoint
         self.device = _find_device(device)
-        self._network = fuse(checkpoint.network).to(self.device)
+        self._network = checkpoint.network.fused().to(self.device)
         self._network.to(memory_format=torch.channels_last)
         self._decision = Decision.from_dict(checkpoint.decision, checkpoint.network.num_levels)
         mean, std = (

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hierclass.nested import create_backbone
-from hierclass.nested.masking import Masked
-from hierclass.nested.masks import MaskedNetwork
+from hierclass.nested.masks.module import MaskedModule
+from hierclass.nested.masks.network import MaskedNetwork
 
 DENSITIES = (0.1, 0.3, 0.7)
 
@@ -78,17 +78,17 @@ Call = Callable[..., Tensor]
 """Runs a masked module on fixed input: `call(masked, level=…)`."""
 
 
-def translator() -> tuple[Masked, Call]:
+def translator() -> tuple[MaskedModule, Call]:
     torch.manual_seed(0)
     words = torch.randint(20, (3, 7))
-    return Masked(Translator(), DENSITIES), lambda masked, **kinds: masked(words, **kinds)
+    return MaskedModule(Translator(), DENSITIES), lambda masked, **kinds: masked(words, **kinds)
 
 
-def graph() -> tuple[Masked, Call]:
+def graph() -> tuple[MaskedModule, Call]:
     torch.manual_seed(0)
     nodes, adjacency = torch.randn(9, 12), torch.rand(9, 9) < 0.5
     adjacency |= torch.eye(9, dtype=torch.bool)
-    masked = Masked(GraphAttention(), DENSITIES)
+    masked = MaskedModule(GraphAttention(), DENSITIES)
     return masked, lambda masked, **kinds: masked(nodes, adjacency=adjacency, **kinds)
 
 
@@ -120,7 +120,7 @@ def images(batch: int = 2) -> Tensor:
     return torch.randn(batch, *SIZE, generator=torch.Generator().manual_seed(2))
 
 
-def used(masked: Masked, level: int) -> list[Tensor]:
+def used(masked: MaskedModule, level: int) -> list[Tensor]:
     return [levels <= level for _, _, levels in masked.weights()]
 
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hierclass.nested import NestedNetwork, create_backbone, nest
-from hierclass.nested.blocks import check_depths, find_stages, first_blocks, schedule
-from hierclass.nested.fuse import fuse
-from hierclass.nested.graph import analyse
+from hierclass.nested.analysis.partition import analyse
+from hierclass.nested.analysis.residual_blocks import check_depths, find_stages, first_blocks, schedule
 
 SIZE = (3, 32, 32)
 CLASSES = (2, 5, 12)
@@ -107,7 +106,7 @@ def test_slices_with_depths_can_be_fused_and_truncated(
 ) -> None:
     network, _, image = pair
     with torch.no_grad():
-        small, fused = network.truncate(1), fuse(network)
+        small, fused = network.truncate(1), network.fused()
         for level in range(2):
             assert torch.equal(small(image, level), network(image, level))
             assert torch.allclose(fused(image, level), network(image, level), rtol=1e-3, atol=1e-4)

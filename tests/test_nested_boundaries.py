@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hierclass.errors import BackboneError
-from hierclass.nested.boundaries import boundaries, check_widths, share_out
+from hierclass.nested.analysis.channel_groups import boundaries, check_widths, share_out
 
 QUARTERS = (0.25, 0.5, 1.0)
 

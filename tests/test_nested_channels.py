@@ -15,30 +15,39 @@ from hypothesis import strategies as st
 from toy_backbones import SIZE, THIRDS, Toy
 
 from hierclass.errors import BackboneError
-from hierclass.nested.boundaries import share_out
-from hierclass.nested.channels import GROUND, GROUND_ID, OWN, OWN_ID, Channels, compact, spread, varies
-from hierclass.nested.graph import analyse
+from hierclass.nested.analysis.channel_groups import (
+    OWN,
+    OWN_ID,
+    SHARED,
+    SHARED_ID,
+    ChannelGroups,
+    compact,
+    share_out,
+    spread,
+    varies,
+)
+from hierclass.nested.analysis.partition import analyse
 
 HALVES = (0.5, 1.0)
 
 
-def row(channels: Channels, count: int) -> torch.Tensor:
+def row(channels: ChannelGroups, count: int) -> torch.Tensor:
     """Ids of `count` new channels, as a row."""
     return channels.new((count,), 0)
 
 
-def levels_of(channels: Channels, ids: torch.Tensor, widths: tuple[float, ...] = THIRDS) -> list[int]:
+def levels_of(channels: ChannelGroups, ids: torch.Tensor, widths: tuple[float, ...] = THIRDS) -> list[int]:
     found: list[int] = channels.levels(widths)[ids.flatten().numpy()].tolist()
     return found
 
 
 def test_a_row_of_channels_is_cut_at_its_boundaries() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     assert levels_of(channels, row(channels, 8)) == [0, 0, 1, 1, 2, 2, 2, 2]
 
 
 def test_ids_lie_along_the_axis_of_the_channels_and_repeat_everywhere_else() -> None:
-    ids = Channels().new((1, 4, 2, 2), 1)
+    ids = ChannelGroups().new((1, 4, 2, 2), 1)
     assert ids.shape == (1, 4, 2, 2)
     assert ids[0, :, 1, 1].tolist() == [1, 2, 3, 4]
     assert compact(ids).shape == (1, 4, 1, 1)
@@ -46,58 +55,58 @@ def test_ids_lie_along_the_axis_of_the_channels_and_repeat_everywhere_else() -> 
 
 
 def test_what_is_added_belongs_to_one_level_channel_by_channel() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     stream, branch = row(channels, 8), row(channels, 8)
-    channels.tie(stream, branch.flip(0))
+    channels.unite(stream, branch.flip(0))
     assert levels_of(channels, stream) == [0, 0, 1, 1, 2, 2, 2, 2]
     assert levels_of(channels, branch) == [2, 2, 2, 2, 1, 1, 0, 0]
 
 
 def test_ties_reach_through_a_chain_of_additions() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     rows = [row(channels, 4) for _ in range(5)]
     for left, right in itertools.pairwise(rows):
-        channels.tie(left, right)
+        channels.unite(left, right)
     label = channels.classes()
     assert all(label[ids].tolist() == [1, 2, 3, 4] for ids in rows)
 
 
 def test_ties_may_come_after_classes_were_asked_for() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     first, second = row(channels, 2), row(channels, 2)
     assert channels.classes().tolist() == [0, 1, 2, 3, 4]
-    channels.tie(first, second)
+    channels.unite(first, second)
     third = row(channels, 1)
-    channels.tie(third, first[1:])
+    channels.unite(third, first[1:])
     assert channels.classes().tolist() == [0, 1, 2, 1, 2, 2]
 
 
 def test_broadcast_ids_tie_all_that_they_meet() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids = row(channels, 6)
     heads = row(channels, 2)
-    channels.tie(ids.reshape(2, 3), heads.reshape(2, 1))
+    channels.unite(ids.reshape(2, 3), heads.reshape(2, 1))
     assert channels.classes()[ids].tolist() == [1, 1, 1, 4, 4, 4]
 
 
 def test_tying_along_an_axis_makes_one_class_of_each_group() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids = row(channels, 6)
-    assert channels.tie_along(ids.reshape(2, 3), 1).shape == (2, 1)
+    assert channels.unite_along(ids.reshape(2, 3), 1).shape == (2, 1)
     assert channels.classes()[ids].tolist() == [1, 1, 1, 4, 4, 4]
 
 
 def test_groups_are_dealt_as_wholes_by_the_number_of_their_channels() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids = row(channels, 48)
-    channels.tie_along(ids.reshape(12, 4), 1)
+    channels.unite_along(ids.reshape(12, 4), 1)
     dealt = levels_of(channels, ids)
     assert [dealt.count(level) for level in range(3)] == [16, 8, 24]  # in steps of 8, that is of 2 groups
     assert all(len(set(dealt[i : i + 4])) == 1 for i in range(0, 48, 4))
 
 
 def test_channels_that_are_also_used_by_themselves_are_cut_by_themselves() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids = row(channels, 8)
     for half in ids.chunk(2):
         channels.mark(half)
@@ -105,52 +114,52 @@ def test_channels_that_are_also_used_by_themselves_are_cut_by_themselves() -> No
 
 
 def test_rows_that_lie_side_by_side_keep_the_cuts_that_they_have() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     both = torch.cat((row(channels, 4), row(channels, 8)))
     assert levels_of(channels, both, HALVES) == [0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]
 
 
 def test_with_fewer_channels_than_levels_level_0_has_one_and_others_may_have_none() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     assert levels_of(channels, row(channels, 2)) == [0, 2]
     assert levels_of(channels, row(channels, 1)) == [0]
 
 
 def test_ids_of_a_parameter_follow_what_they_meet_and_are_seen_by_all_levels_if_they_meet_nothing() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids, scale, table = row(channels, 4), channels.loose((4,)), channels.loose((2, 4))
-    channels.tie(ids, scale)
+    channels.unite(ids, scale)
     assert levels_of(channels, scale, HALVES) == [0, 0, 1, 1]
-    assert levels_of(channels, table, HALVES) == [GROUND] * 8
+    assert levels_of(channels, table, HALVES) == [SHARED] * 8
     assert [channels.is_loose(value) for value in (ids, scale, table)] == [False, True, True]
 
 
 def test_parameters_do_not_change_where_others_are_cut() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids, table = row(channels, 4), channels.loose((100, 4))
-    channels.tie(ids, table)
+    channels.unite(ids, table)
     assert levels_of(channels, ids, HALVES) == [0, 0, 1, 1]
 
 
 def test_what_is_tied_to_the_ground_is_seen_by_every_level() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids = row(channels, 4)
-    channels.tie_to_ground(ids[:2])
-    assert levels_of(channels, ids, HALVES) == [GROUND, GROUND, 0, 1]
+    channels.share(ids[:2])
+    assert levels_of(channels, ids, HALVES) == [SHARED, SHARED, 0, 1]
 
 
 def test_the_ground_and_what_levels_own_tie_nothing() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids = row(channels, 4)
-    for other in (GROUND_ID, OWN_ID):
-        channels.tie(ids, torch.tensor([other]))
+    for other in (SHARED_ID, OWN_ID):
+        channels.unite(ids, torch.tensor([other]))
     dealt = channels.levels(HALVES)
     assert dealt[ids].tolist() == [0, 0, 1, 1]
-    assert (dealt[GROUND_ID], dealt[OWN_ID]) == (GROUND, OWN)
+    assert (dealt[SHARED_ID], dealt[OWN_ID]) == (SHARED, OWN)
 
 
 def test_each_level_owns_what_it_mixes_from_a_plain_row() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids = spread(row(channels, 4), (1, 4, 2), 1)
     mixed = channels.mix(ids, 1)
     assert (mixed.shape, mixed.unique().tolist()) == ((1, 1, 2), [OWN_ID])
@@ -158,7 +167,7 @@ def test_each_level_owns_what_it_mixes_from_a_plain_row() -> None:
 
 
 def test_what_is_mixed_inside_groups_is_tied() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids = row(channels, 4)
     mixed = channels.mix(ids.reshape(2, 2), 1)
     assert channels.classes()[ids].tolist() == [1, 1, 3, 3]
@@ -166,10 +175,10 @@ def test_what_is_mixed_inside_groups_is_tied() -> None:
 
 
 def test_channels_that_are_all_tied_are_refused_with_the_place_where_they_were() -> None:
-    channels = Channels()
+    channels = ChannelGroups()
     ids = row(channels, 6)
     channels.where = "blocks.3.attn (Attention): softmax()"
-    channels.tie_along(ids, 0)
+    channels.unite_along(ids, 0)
     channels.where = "blocks.4 (Block): add()"
     message = r"blocks\.3\.attn \(Attention\): softmax\(\) can't be cut into levels: it mixes all 6 channels"
     with pytest.raises(BackboneError, match=message):
@@ -178,14 +187,14 @@ def test_channels_that_are_all_tied_are_refused_with_the_place_where_they_were()
 
 
 @st.composite
-def tied(draw: st.DrawFn) -> tuple[Channels, list[torch.Tensor], list[tuple[int, int]]]:
+def tied(draw: st.DrawFn) -> tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]]:
     """Rows of channels, and pairs of them that are tied."""
-    channels = Channels()
+    channels = ChannelGroups()
     rows = [row(channels, draw(st.integers(1, 12))) for _ in range(draw(st.integers(1, 4)))]
     ids = st.integers(1, channels.count - 1)
     pairs = draw(st.lists(st.tuples(ids, ids), max_size=20))
     for left, right in pairs:
-        channels.tie(torch.tensor([left]), torch.tensor([right]))
+        channels.unite(torch.tensor([left]), torch.tensor([right]))
     return channels, rows, pairs
 
 
@@ -202,27 +211,27 @@ def connected(count: int, pairs: list[tuple[int, int]]) -> list[int]:
 
 
 @given(tied())
-def test_tied_means_connected(case: tuple[Channels, list[torch.Tensor], list[tuple[int, int]]]) -> None:
+def test_tied_means_connected(case: tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]]) -> None:
     channels, _, pairs = case
     assert channels.classes().tolist() == connected(channels.count, pairs)
 
 
 @given(tied(), st.randoms())
 def test_the_order_of_ties_does_not_matter(
-    case: tuple[Channels, list[torch.Tensor], list[tuple[int, int]]], random: Random
+    case: tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]], random: Random
 ) -> None:
     channels, _, pairs = case
-    other = Channels()
+    other = ChannelGroups()
     other.new((channels.count - 1,), 0)
     shuffled = [pair[::-1] for pair in pairs]
     random.shuffle(shuffled)
     for left, right in shuffled:
-        other.tie(torch.tensor([left]), torch.tensor([right]))
+        other.unite(torch.tensor([left]), torch.tensor([right]))
         other.classes()  # also one by one
     assert np.array_equal(other.classes(), channels.classes())
 
 
-def orbits(channels: Channels, rows: list[torch.Tensor]) -> list[list[int]]:
+def groups(channels: ChannelGroups, rows: list[torch.Tensor]) -> list[list[int]]:
     """Classes that occur in the same rows, each orbit in order, found the slow way."""
     label = channels.classes()
     found: dict[tuple[int, ...], list[int]] = {}
@@ -232,15 +241,15 @@ def orbits(channels: Channels, rows: list[torch.Tensor]) -> list[list[int]]:
     return list(found.values())
 
 
-def cuttable(channels: Channels, rows: list[torch.Tensor], widths: tuple[float, ...]) -> bool:
+def cuttable(channels: ChannelGroups, rows: list[torch.Tensor], widths: tuple[float, ...]) -> bool:
     label = channels.classes()
     sizes = {root: max(int((label[ids.numpy()] == root).sum()) for ids in rows) for root in np.unique(label)}
-    return len(widths) == 1 or all(len(orbit) > 1 or sizes[orbit[0]] == 1 for orbit in orbits(channels, rows))
+    return len(widths) == 1 or all(len(orbit) > 1 or sizes[orbit[0]] == 1 for orbit in groups(channels, rows))
 
 
 @given(tied(), SHARES)
 def test_every_channel_has_one_level_and_what_is_tied_has_the_same(
-    case: tuple[Channels, list[torch.Tensor], list[tuple[int, int]]], widths: tuple[float, ...]
+    case: tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]], widths: tuple[float, ...]
 ) -> None:
     channels, rows, _ = case
     if not cuttable(channels, rows, widths):
@@ -249,20 +258,20 @@ def test_every_channel_has_one_level_and_what_is_tied_has_the_same(
         return
     dealt, label = channels.levels(widths), channels.classes()
     assert len(dealt) == channels.count + 1
-    assert dealt[0] == GROUND
+    assert dealt[0] == SHARED
     assert ((dealt[1:-1] >= 0) & (dealt[1:-1] < len(widths))).all()
     assert np.array_equal(dealt[label], dealt[:-1])
 
 
 @given(tied(), SHARES)
 def test_each_orbit_is_cut_at_its_boundaries_and_level_0_has_some_of_it(
-    case: tuple[Channels, list[torch.Tensor], list[tuple[int, int]]], widths: tuple[float, ...]
+    case: tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]], widths: tuple[float, ...]
 ) -> None:
     channels, rows, _ = case
     if not cuttable(channels, rows, widths):
         return
     dealt, label = channels.levels(widths), channels.classes()
-    for orbit in orbits(channels, rows):
+    for orbit in groups(channels, rows):
         size = max(int((label[ids.numpy()] == root).sum()) for ids in rows for root in orbit)
         ends = np.searchsorted(dealt[orbit], range(len(widths)), side="right")
         assert tuple(ends) == share_out(len(orbit), widths, size)

@@ -1,10 +1,9 @@
-"""Layer types, functions and structures are added as docs/nested.md says; wrong rules are caught by the proof."""
+"""Layer types, op_rules and structures are added as docs/nested.md says; wrong rules are caught by the proof."""
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +13,82 @@ from torch import Tensor, nn
 from toy_backbones import SIZE, THIRDS, Toy, close, cut, part
 
 from hierclass.errors import BackboneError
-from hierclass.nested import STRUCTURES, NestedNetwork, Structure, functions, nest
-from hierclass.nested.channels import Channels
-from hierclass.nested.rules import RULES, ChannelRule, Flow, Rule
+from hierclass.nested import STRUCTURES, NestedNetwork, nest
+from hierclass.nested.analysis import op_rules
+from hierclass.nested.analysis.channel_groups import ChannelGroups
+from hierclass.nested.analysis.layer_rules import RULES, ChannelFlow, ChannelRule, LayerRule
+from hierclass.nested.extend import PerChannel, register_layer
 
 DOCS = Path(__file__).parent.parent / "docs" / "nested.md"
 
 
 @pytest.fixture(scope="module")
-def page() -> dict[str, Any]:
-    """What the examples of docs/nested.md define; they register in tables of their own."""
-    names: dict[str, Any] = {
-        "copy": copy,
-        "torch": torch,
-        "nn": nn,
-        "Tensor": Tensor,
-        "Rule": Rule,
-        "Flow": Flow,
-    }
-    names |= {"ChannelRule": ChannelRule, "NestedNetwork": NestedNetwork}
-    names |= {"RULES": {}, "STRUCTURES": {}, "Structure": Structure}
+def page() -> Iterator[dict[str, Any]]:
+    """What the examples of docs/nested.md define; what they register is gone afterwards."""
+    rules, structures = dict(RULES), dict(STRUCTURES)
+    names: dict[str, Any] = {}
     for example in re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL):
         exec(example, names)
-    return names
+    yield names
+    for table, before in ((RULES, rules), (STRUCTURES, structures)):
+        table.clear()
+        table.update(before)
+
+
+@pytest.fixture
+def unregistered(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Cuts a backbone as if a layer type had not been registered."""
+
+    def refusal(dense: nn.Module, kind: type[nn.Module]) -> str:
+        with monkeypatch.context() as patch:
+            patch.delitem(RULES, kind)
+            with pytest.raises(BackboneError) as caught:
+                cut(dense)
+        return str(caught.value)
+
+    return refusal
 
 
 def test_a_layer_with_weights_per_channel_is_added_in_one_line(
-    page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    page: dict[str, Any], unregistered: Any
 ) -> None:
     kind = page["GlobalFilter"]
     dense = Toy(kind(16, 8, 8)).eval()
-    with pytest.raises(
-        BackboneError, match=r"middle \(GlobalFilter\): \w+\(\) can't be cut into levels: no rul"
-    ):
-        cut(dense)
-    monkeypatch.setitem(RULES, kind, page["RULES"][kind])
+    assert re.match(r"middle \(GlobalFilter\): \w+\(\) can't be cut into levels", unregistered(dense, kind))
     image = torch.randn(2, *SIZE)
     assert close(cut(dense, (1.0,)).features_all(image)[0], dense(image))
     kept = torch.cat([part(cut(dense, THIRDS), "middle", level).weight for level in range(3)])
     assert torch.equal(kept, dense.middle.weight)
 
 
-def test_a_layer_that_ties_channels_is_added_by_registering_a_rule(
-    page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_layer_that_mixes_channels_is_added_in_one_line(page: dict[str, Any], unregistered: Any) -> None:
+    kind = page["CosineLinear"]
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.middle, self.last = nn.Conv2d(3, 16, 3), kind(16, 24), nn.Linear(24, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.middle(self.conv1(x).mean((2, 3))))
+
+    dense = Tokens().eval()
+    assert "middle (CosineLinear)" in unregistered(dense, kind)
+    image = torch.randn(2, *SIZE)
+    assert close(cut(dense, (1.0,)).features_all(image)[0], dense(image))
+    network = cut(dense, THIRDS)
+    middles = [part(network, "middle", level) for level in range(3)]
+    assert sum(middle.out_features for middle in middles) == 24
+    assert [middle.in_features for middle in middles] == [middle.weight.shape[1] for middle in middles]
+    assert middles[-1].in_features == 16
+
+
+def test_a_layer_with_a_rule_of_its_own_is_added_by_decorating_the_rule(
+    page: dict[str, Any], unregistered: Any
 ) -> None:
     kind = page["GroupMedian"]
     dense = Toy(kind(12), channels=12, inside=36).eval()
-    with pytest.raises(BackboneError, match=r"middle \(GroupMedian\): median\(\) can't be cut into levels"):
-        cut(dense)
-    monkeypatch.setitem(RULES, kind, page["RULES"][kind])
+    assert unregistered(dense, kind).startswith("middle (GroupMedian): median() can't be cut into levels")
     image = torch.randn(2, *SIZE)
     assert close(cut(dense, (1.0,)).features_all(image)[0], dense(image))
     network = cut(dense, THIRDS)
@@ -72,6 +98,13 @@ def test_a_layer_that_ties_channels_is_added_by_registering_a_rule(
     assert [part(network, "conv1", level).out_channels for level in range(3)] == [
         3 * count for count in counts
     ]
+
+
+def test_what_is_no_layer_type_or_no_rule_is_one_line() -> None:
+    with pytest.raises(BackboneError, match="is no layer type; give a subclass of"):
+        register_layer("Linear", PerChannel())
+    with pytest.raises(BackboneError, match="is no rule for Wave; give one like PerChannel"):
+        register_layer(Wave, PerChannel)
 
 
 class Wave(nn.Module):
@@ -85,16 +118,16 @@ def test_a_function_is_added_by_naming_its_kind(monkeypatch: pytest.MonkeyPatch)
         BackboneError, match=r"middle \(Wave\): sinc\(\) can't be cut into levels: no rule for thi"
     ):
         cut(dense)
-    monkeypatch.setattr(functions, "ELEMENTWISE", functions.ELEMENTWISE | {"sinc"})
+    monkeypatch.setattr(op_rules, "ELEMENTWISE", op_rules.ELEMENTWISE | {"sinc"})
     image = torch.randn(2, *SIZE)
     assert close(cut(dense, (1.0,)).features_all(image)[0], dense(image))
     assert cut(dense, THIRDS).num_features == (8, 16, 32)
 
 
 @pytest.fixture
-def separate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> NestedNetwork:
-    """A network of the structure on the page, registered for as long as a test runs."""
-    monkeypatch.setitem(STRUCTURES, "separate", page["STRUCTURES"]["separate"])
+def separate(page: dict[str, Any]) -> NestedNetwork:
+    """A network of the structure on the page."""
+    assert page["STRUCTURES"] is STRUCTURES
     backbone = Toy()
     backbone.num_features = 32
     torch.manual_seed(0)
@@ -111,10 +144,10 @@ def test_a_structure_is_added_by_a_subclass_and_a_line_in_the_table(separate: Ne
 def test_a_wrong_structure_is_caught_by_the_same_proof(
     separate: NestedNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def peeking(self: Any, image: Tensor, level: int) -> Tensor:
-        return self.backbones[min(level + 1, self.num_levels - 1)](image)
+    def peeking(self: Any, last: int) -> list[Any]:
+        return [lambda image, kept, k=k: (self.backbones[min(k + 1, 2)](image), ()) for k in range(last + 1)]
 
-    monkeypatch.setattr(type(separate), "features", peeking)
+    monkeypatch.setattr(type(separate), "level_functions", peeking)
     backbone = Toy()
     backbone.num_features = 32
     with pytest.raises(BackboneError, match="level 1 reads weights of a level above it"):
@@ -211,15 +244,19 @@ class DoublingRule(ScaleRule):
 class PrefixRule(ScaleRule):
     """Says that the layer reads the prefix; it can't, its weights are one for each channel that it writes."""
 
-    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
-        return Flow(ids, "prefix")
+    def propagate(
+        self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
+    ) -> ChannelFlow:
+        return ChannelFlow(ids, "prefix")
 
 
 class UncutRule(ScaleRule):
     """Forgets that the weights belong to channels."""
 
-    def flow(self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: Channels) -> Flow:
-        return Flow(ids, "whole")
+    def propagate(
+        self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
+    ) -> ChannelFlow:
+        return ChannelFlow(ids, "whole")
 
 
 @pytest.mark.parametrize(
@@ -232,10 +269,10 @@ class UncutRule(ScaleRule):
         (PrefixRule(), "the cut network does not run, so a rule is wrong"),
         (UncutRule(), "the cut network does not run, so a rule is wrong"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Rule) else "",
+    ids=lambda value: type(value).__name__ if isinstance(value, LayerRule) else "",
 )
 def test_a_wrong_rule_is_caught_when_the_network_is_built(
-    rule: Rule, message: str, monkeypatch: pytest.MonkeyPatch
+    rule: LayerRule, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RULES, Scale, rule)
     with pytest.raises(BackboneError, match=message):
@@ -253,5 +290,5 @@ def test_a_rule_that_overwrites_what_another_layer_reads_is_caught(monkeypatch: 
             return self.conv(x) + self.scale(x)
 
     monkeypatch.setitem(RULES, Scale, OverwritingRule())
-    with pytest.raises(BackboneError, match="refining to level 1 differs from running it directly"):
+    with pytest.raises(BackboneError, match="scale overwrites what it reads, so a rule is wrong"):
         cut(Toy(Residual()))

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from hierclass.nested import NestedNetwork, create_backbone, nest
-from hierclass.nested.fuse import fuse
-from hierclass.nested.proof import prove
+from hierclass.nested.verify import verify
 
 
 def trained(name: str) -> NestedNetwork:
@@ -32,7 +31,7 @@ def test_a_fused_network_gives_the_same_logits_at_every_level(name: str) -> None
     network = trained(name)
     image = torch.randn(2, 3, 32, 32)
     before = copy.deepcopy(network.state_dict())
-    fused = fuse(network)
+    fused = network.fused()
     with torch.inference_mode():
         for wanted, got in zip(network.forward_all(image), fused.forward_all(image), strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
@@ -42,15 +41,15 @@ def test_a_fused_network_gives_the_same_logits_at_every_level(name: str) -> None
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
 def test_a_fused_network_is_still_nested_and_has_no_batch_norm_left(name: str) -> None:
     network = trained(name)
-    fused = fuse(network)
-    prove(fused)
+    fused = network.fused()
+    verify(fused)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
     assert all(len(fused.levels[k].graph.nodes) < len(network.graphs[k].nodes) for k in range(3))
     assert [fused.cost(k).macs for k in range(3)] == [network.cost(k).macs for k in range(3)]
 
 
 def test_refining_twice_from_one_image_leaves_the_image_and_the_answers_alone() -> None:
-    fused = fuse(trained("test_resnet"))
+    fused = trained("test_resnet").fused()
     image = torch.randn(1, 3, 32, 32)
     kept = image.clone()
     with torch.inference_mode():

@@ -19,7 +19,6 @@ from hierclass.checkpoints.checkpoint import (
 from hierclass.checkpoints.compress import compress
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.nested import create_backbone, nest
-from hierclass.nested.fuse import fuse
 from hierclass.nested.heads import SummedLinear
 from taxonomy import Taxonomy
 
@@ -99,7 +98,7 @@ def test_lower_levels_score_leaves_and_answer_their_own_tier(checkpoint: Checkpo
 def test_a_fused_network_and_an_extracted_level_answer_alike(checkpoint: Checkpoint) -> None:
     network = checkpoint.network
     for level, logits in enumerate(network.forward_all(images())):
-        torch.testing.assert_close(fuse(network)(images(), level), logits, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(network.fused()(images(), level), logits, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(network.extract(level)(images()), logits, rtol=1e-3, atol=1e-3)
 
 

@@ -11,7 +11,7 @@ from tiny_families import FAMILIES, backbone_of, size_of
 from torch import Tensor, nn
 
 from hierclass.nested import create_backbone, nest
-from hierclass.nested.graph import analyse
+from hierclass.nested.analysis.partition import analyse
 from hierclass.nested.importance import importance, reorder
 
 SIZE = (3, 32, 32)

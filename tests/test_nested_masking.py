@@ -21,7 +21,6 @@ from masked_modules import (
     Call,
     GraphAttention,
     Small,
-    Translator,
     any_module,
     graph,
     translator,
@@ -30,9 +29,9 @@ from masked_modules import (
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.masking import Masked
-from hierclass.nested.masks import MaskedNetwork
-from hierclass.nested.pruning import UPDATES
+from hierclass.nested.masks.module import MaskedModule
+from hierclass.nested.masks.network import MaskedNetwork
+from hierclass.nested.masks.selection import SCHEDULE, UPDATES
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +51,7 @@ def test_masks_are_nested_and_share_their_values_at_any_densities(
     densities: list[float], progress: float, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    masked = Masked(nn.Sequential(nn.Linear(9, 7), nn.Linear(7, 11)), densities)
+    masked = MaskedModule(nn.Sequential(nn.Linear(9, 7), nn.Linear(7, 11)), densities)
     masked.prune(progress)
     for low, high in itertools.pairwise(range(len(densities))):
         assert all(not (a & ~b).any() for a, b in zip(used(masked, low), used(masked, high), strict=True))
@@ -64,7 +63,7 @@ def test_masks_are_nested_and_share_their_values_at_any_densities(
 
 @any_module
 def test_each_level_uses_the_share_of_every_weight_that_its_density_says(
-    make: Callable[[], tuple[Masked, Call]],
+    make: Callable[[], tuple[MaskedModule, Call]],
 ) -> None:
     masked = make()[0]
     for level, density in enumerate(DENSITIES):
@@ -75,7 +74,7 @@ def test_each_level_uses_the_share_of_every_weight_that_its_density_says(
 def test_the_largest_magnitudes_are_used_first_and_of_equal_ones_the_first() -> None:
     layer = nn.Linear(4, 4, bias=False)
     layer.weight.copy_(torch.tensor([[1.0, -9, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 8, 0]]))
-    masked = Masked(layer, (1 / 16, 2 / 16, 4 / 16, 11 / 16))
+    masked = MaskedModule(layer, (1 / 16, 2 / 16, 4 / 16, 11 / 16))
     (levels,) = [levels for _, _, levels in masked.weights()]
     assert levels.tolist() == [[2, 0, 2, 3], [3, 3, 3, 3], [3, 3, 4, 4], [4, 4, 1, 4]]
     assert levels.dtype == torch.uint8
@@ -95,18 +94,13 @@ def test_recurrent_attention_and_tied_weights_are_masked_and_vectors_are_not() -
         nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 32, 3, groups=4), nn.Linear(3, 5), nn.LayerNorm(64)
     )
     layers.register_parameter("gain", nn.Parameter(torch.ones(64, 1, 1, 1)))
-    assert [name for name, _, _ in Masked(layers, DENSITIES).weights()] == ["1.weight"]
-
-
-def test_what_is_named_stays_dense() -> None:
-    masked = Masked(Translator(), DENSITIES, dense=("lstm", "embed.weight"))
-    assert [name for name, _, _ in masked.weights()] == ["back.weight"]
+    assert [name for name, _, _ in MaskedModule(layers, DENSITIES).weights()] == ["1.weight"]
 
 
 def test_masking_copies_the_module() -> None:
     module = GraphAttention()
     before = copy.deepcopy(module.state_dict())
-    masked = Masked(module, DENSITIES)
+    masked = MaskedModule(module, DENSITIES)
     masked.spoil_above(0)
     assert module.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -115,14 +109,12 @@ def test_masking_copies_the_module() -> None:
 @pytest.mark.parametrize("densities", [(), (0.5, 0.5), (0.5, 0.2), (0, 0.5), (0.5, 1.1), (float("nan"),)])
 def test_densities_that_do_not_fit_are_refused(densities: tuple[float, ...]) -> None:
     with pytest.raises(BackboneError, match="give one share per level, rising in"):
-        Masked(nn.Linear(8, 8), densities)
+        MaskedModule(nn.Linear(8, 8), densities)
 
 
 def test_other_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(BackboneError, match="LayerNorm has no weights that can be masked"):
-        Masked(nn.LayerNorm(64), DENSITIES)
-    with pytest.raises(BackboneError, match="give the shares of training"):
-        Masked(nn.Linear(8, 8), DENSITIES, schedule=(0.8, 0.5))
+        MaskedModule(nn.LayerNorm(64), DENSITIES)
     with pytest.raises(BackboneError, match="3 densities need 3 class counts of at least 1"):
         MaskedNetwork(Small(), DENSITIES, (2, 5), SIZE)
     with pytest.raises(BackboneError, match="Conv2d gives no pooled features"):
@@ -132,7 +124,7 @@ def test_other_arguments_that_do_not_fit_are_refused() -> None:
 @any_module
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_level_of_any_module_ignores_every_weight_above_it(
-    make: Callable[[], tuple[Masked, Call]], level: int
+    make: Callable[[], tuple[MaskedModule, Call]], level: int
 ) -> None:
     masked, call = make()
     masked.eval()
@@ -144,32 +136,15 @@ def test_a_level_of_any_module_ignores_every_weight_above_it(
 
 
 @any_module
-def test_modules_have_a_stage_per_child_with_weights_or_what_is_asked_for(
-    make: Callable[[], tuple[Masked, Call]],
+def test_modules_have_a_stage_per_child_with_weights(
+    make: Callable[[], tuple[MaskedModule, Call]],
 ) -> None:
     masked, call = make()
     masked.eval()
-    children = [("embed",), ("lstm",), ("back",)] if make is translator else [("project",), ("out",)]
-    assert list(masked.stages) == children
-    mixed = call(masked, route=[0, *[2] * (len(children) - 1)])
+    assert masked.stages == (("embed", "lstm", "back") if make is translator else ("project", "out"))
+    mixed = call(masked, level=[0, *[2] * (len(masked.stages) - 1)])
     assert not torch.allclose(mixed, call(masked, level=2))
     assert not torch.allclose(mixed, call(masked, level=0))
-    whole = Masked(masked.extract(2), DENSITIES, stages=[[stage for (stage,) in children]]).eval()
-    assert torch.equal(call(whole, route=(1,)), call(whole, level=1))
-
-
-@pytest.mark.parametrize(
-    ("stages", "reason"),
-    [
-        ([["lstm"], ["decoder"]], "stage 'decoder' names no module"),
-        ([["lstm"], ["lstm.weight_ih_l0"]], "lstm.weight_ih_l0 is in stages 0 and 1"),
-        ([["lstm"], []], "a stage is empty"),
-        ([], "a stage is empty"),
-    ],
-)
-def test_stages_that_do_not_fit_are_refused(stages: list[list[str]], reason: str) -> None:
-    with pytest.raises(BackboneError, match=reason):
-        Masked(Translator(), DENSITIES, stages=stages)
 
 
 def test_threads_may_run_levels_of_an_lstm_at_once() -> None:
@@ -192,7 +167,7 @@ def test_a_module_may_change_its_buffers_in_a_call() -> None:
             self.calls = self.calls + 1
             return super().forward(x)
 
-    masked = Masked(nn.Sequential(Counting(), nn.ReLU()), DENSITIES)
+    masked = MaskedModule(nn.Sequential(Counting(), nn.ReLU()), DENSITIES)
     for level in range(3):
         masked(torch.randn(2, 8), level=level)
     assert masked.module.get_buffer("0.calls") == 3
@@ -239,13 +214,13 @@ class Holding(nn.Module):
 def test_modules_in_containers_run_at_the_level_of_the_call(
     hold: Callable[[nn.Module, nn.Module], Any],
 ) -> None:
-    masked, x = Masked(Holding(hold), DENSITIES), torch.randn(2, 8)
+    masked, x = MaskedModule(Holding(hold), DENSITIES), torch.randn(2, 8)
     before = copy.copy(masked.module.held)
     for level in range(3):
         alone = masked.extract(level)
         assert torch.equal(masked(x, level=level), alone.left(x) + alone.right(x))
     assert masked.module.held == before
-    masked.prove(x)
+    masked.verify(x)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +229,9 @@ def test_modules_in_containers_run_at_the_level_of_the_call(
     ids=["partial", "object"],
 )
 def test_proving_finds_modules_that_masks_do_not_reach(hold: Callable[[nn.Module, nn.Module], Any]) -> None:
-    masked = Masked(Holding(hold), DENSITIES)
+    masked = MaskedModule(Holding(hold), DENSITIES)
     with pytest.raises(BackboneError, match="level 2 of Holding uses weights above it"):
-        masked.prove(torch.randn(2, 8))
+        masked.verify(torch.randn(2, 8))
 
 
 class Wrapped:
@@ -268,16 +243,16 @@ class Wrapped:
 
 
 @any_module
-def test_any_module_proves_its_levels(make: Callable[[], tuple[Masked, Call]]) -> None:
+def test_any_module_proves_its_levels(make: Callable[[], tuple[MaskedModule, Call]]) -> None:
     masked, call = make()
     before = copy.deepcopy(masked.state_dict())
-    call(masked.prove)
+    call(masked.verify)
     assert all(torch.equal(value, before[name]) for name, value in masked.state_dict().items())
 
 
 def test_what_weights_are_computed_from_stays_dense() -> None:
     layers = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 16)), nn.Linear(16, 8))
-    masked, x = Masked(layers, DENSITIES), torch.randn(2, 8)
+    masked, x = MaskedModule(layers, DENSITIES), torch.randn(2, 8)
     assert [name for name, _, _ in masked.weights()] == ["1.weight"]
     assert torch.equal(masked(x, level=0), masked.extract(0)(x))
     assert masked(x, level=0).isfinite().all()
@@ -286,13 +261,13 @@ def test_what_weights_are_computed_from_stays_dense() -> None:
 def test_weights_kept_as_computed_are_refused_in_one_line() -> None:
     layers = nn.Sequential(nn.Linear(16, 8), nn.utils.weight_norm(nn.Linear(8, 16)))
     with pytest.raises(BackboneError, match=r"1 \(Linear\) keeps a weight that is computed") as caught:
-        Masked(layers, DENSITIES)
+        MaskedModule(layers, DENSITIES)
     assert "\n" not in str(caught.value)
 
 
 def test_a_module_that_occurs_twice_is_one_at_every_level() -> None:
     layer = nn.Linear(8, 8)
-    masked = Masked(nn.Sequential(layer, nn.Sequential(nn.ReLU(), layer)), DENSITIES)
+    masked = MaskedModule(nn.Sequential(layer, nn.Sequential(nn.ReLU(), layer)), DENSITIES)
     assert [name for name, _, _ in masked.weights()] == ["0.weight"]
     alone = masked.extract(0)
     assert alone[0] is alone[1][1]
@@ -301,7 +276,7 @@ def test_a_module_that_occurs_twice_is_one_at_every_level() -> None:
 
 
 @any_module
-def test_any_module_trains_at_every_level(make: Callable[[], tuple[Masked, Call]]) -> None:
+def test_any_module_trains_at_every_level(make: Callable[[], tuple[MaskedModule, Call]]) -> None:
     masked, call = make()
     optimiser = torch.optim.Adam(masked.parameters(), lr=0.003)
     history = []
@@ -314,10 +289,9 @@ def test_any_module_trains_at_every_level(make: Callable[[], tuple[Masked, Call]
     assert all(new < old for new, old in zip(history[-1], history[0], strict=True))
 
 
-@pytest.mark.parametrize("schedule", [(0.0, 1.0), (0.2, 0.7), (0.5, 0.5)])
-def test_densities_fall_along_the_cubic_schedule_and_end_exactly(schedule: tuple[float, float]) -> None:
-    start, end = schedule
-    masked = Masked(nn.Linear(50, 40), DENSITIES, schedule=schedule)
+def test_densities_fall_along_the_cubic_schedule_and_end_exactly() -> None:
+    start, end = SCHEDULE
+    masked = MaskedModule(nn.Linear(50, 40), DENSITIES)
     former = [2000] * 3
     for progress in (0.0, 0.1, 0.2, 0.35, 0.5, 0.69, 0.7, 0.9, 1.0):
         masked.prune(progress)
@@ -332,19 +306,19 @@ def test_densities_fall_along_the_cubic_schedule_and_end_exactly(schedule: tuple
 
 
 def test_a_weight_that_grew_comes_back() -> None:
-    masked = Masked(nn.Linear(10, 10, bias=False), (0.1, 0.5), schedule=(0.0, 1.0))
-    masked.prune(0.5)
+    masked = MaskedModule(nn.Linear(10, 10, bias=False), (0.1, 0.5))
+    masked.prune(0.35)
     ((_, weight, levels),) = masked.weights()
     place = (levels == 2).nonzero()[0]
     weight[tuple(place)] = 100
-    masked.prune(0.501)
+    masked.prune(0.351)
     assert levels[tuple(place)] == 2  # not within one step of the schedule
-    masked.prune(0.52)
+    masked.prune(0.37)
     assert levels[tuple(place)] == 0
 
 
 @any_module
-def test_modules_hold_in_other_precisions(make: Callable[[], tuple[Masked, Call]]) -> None:
+def test_modules_hold_in_other_precisions(make: Callable[[], tuple[MaskedModule, Call]]) -> None:
     masked, _ = make()
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         other = copy.deepcopy(masked).to(dtype)
@@ -357,7 +331,7 @@ def test_modules_hold_in_other_precisions(make: Callable[[], tuple[Masked, Call]
 
 
 @any_module
-def test_an_extracted_module_runs_without_masks(make: Callable[[], tuple[Masked, Call]]) -> None:
+def test_an_extracted_module_runs_without_masks(make: Callable[[], tuple[MaskedModule, Call]]) -> None:
     masked, call = make()
     masked.eval()
     for level in range(3):
@@ -385,8 +359,8 @@ class Keeping(nn.Module):
 def test_what_a_forward_keeps_is_not_seen_by_other_levels() -> None:
     torch.manual_seed(0)
     module, x = Keeping(), torch.randn(2, 8)
-    fresh = Masked(copy.deepcopy(module), (0.2, 1.0)).eval()(x, level=0)
-    masked = Masked(module, (0.2, 1.0)).eval()
+    fresh = MaskedModule(copy.deepcopy(module), (0.2, 1.0)).eval()(x, level=0)
+    masked = MaskedModule(module, (0.2, 1.0)).eval()
     masked(x, level=1)
     assert torch.equal(masked(x, level=0), fresh)
     assert not module.kept

@@ -17,7 +17,6 @@ from masked_modules import (
     DENSITIES,
     SIZE,
     Small,
-    Translator,
     images,
     make_network,
     train_step,
@@ -28,10 +27,9 @@ from torch import Tensor, nn
 
 from hierclass.errors import LevelError
 from hierclass.nested import create_backbone
-from hierclass.nested.fuse import fuse
-from hierclass.nested.masking import Masked
-from hierclass.nested.masks import MaskedNetwork
-from hierclass.nested.proof import prove
+from hierclass.nested.masks.module import MaskedModule
+from hierclass.nested.masks.network import MaskedNetwork
+from hierclass.nested.verify import verify
 
 
 @pytest.fixture(
@@ -76,7 +74,7 @@ def test_gradients_ignore_every_weight_above_while_training() -> None:
 
 
 def test_a_network_proves_that_its_levels_are_nested(shared: MaskedNetwork) -> None:
-    prove(shared)
+    verify(shared)
 
 
 def test_a_level_computes_what_a_network_with_zeros_for_its_unused_weights_computes() -> None:
@@ -130,41 +128,38 @@ def test_a_level_that_does_not_exist_is_named_with_those_that_do(level: int, res
     ],
 )
 def test_the_stages_of_a_timm_model_are_those_that_it_names(name: str, stages: list[str]) -> None:
-    assert list(make_network(name).masked.stages) == [(stage,) for stage in stages]
+    assert list(make_network(name).masked.stages) == stages
 
 
-def test_a_route_of_one_level_is_that_level(shared: MaskedNetwork) -> None:
+def test_stages_that_are_all_at_one_level_are_that_level(shared: MaskedNetwork) -> None:
     num_stages = len(shared.masked.stages)
     for level in range(3):
-        assert torch.equal(shared(images(), level, [level] * num_stages), shared(images(), level))
+        assert torch.equal(shared(images(), [level] * num_stages), shared(images(), level))
 
 
-def test_a_mixed_route_takes_weights_and_norms_of_each_stage_from_its_level(resnet: MaskedNetwork) -> None:
-    route, backbone = [2, 0, 1, 0], resnet.masked.extract(2)
-    for stage, level in enumerate(route, start=1):
+def test_stages_at_levels_of_their_own_take_weights_and_norms_from_these(resnet: MaskedNetwork) -> None:
+    levels, backbone = [2, 0, 1, 0], resnet.masked.extract(2)
+    for stage, level in enumerate(levels, start=1):
         setattr(backbone, f"layer{stage}", getattr(resnet.masked.extract(level), f"layer{stage}"))
     expected = backbone.eval()(images())
-    assert torch.equal(resnet.features(images(), 2, route), expected)
-    assert torch.equal(resnet(images(), 1, route), resnet.classify(expected, 1))
-    assert torch.equal(resnet.masked.extract(route=route)(images()), expected)
+    assert torch.equal(resnet.masked(images(), level=levels), expected)
+    assert torch.equal(resnet(images(), levels), resnet.classify(expected, 0))  # the last stage's head
+    assert torch.equal(resnet.masked.extract(levels)(images()), expected)
     assert not torch.allclose(expected, resnet.features(images(), 2), atol=1e-4)
 
 
-def test_what_no_stage_names_joins_the_stage_before_it(resnet: MaskedNetwork) -> None:
+def test_what_is_in_no_stage_joins_the_stage_before_it(resnet: MaskedNetwork) -> None:
     stem = {name: stage for name, stage in resnet.masked._stage_of.items() if "layer" not in name}
     assert "conv1.0.weight" in stem
     assert set(stem.values()) == {0}
-    masked = Masked(Translator(), DENSITIES, stages=[["embed"], ["lstm.weight_hh_l1"]])
-    assert masked._stage_of["lstm.weight_ih_l0"] == 0
-    assert masked._stage_of["back.weight"] == 1
 
 
-@pytest.mark.parametrize(
-    "route", [[2, 2], [0, 0, 0, 3], [0, 0, 0, -1], [0, 0, 0, True], [1.0] * 4, 2, "2211", []]
-)
-def test_a_route_that_does_not_fit_is_told_what_is_wanted(resnet: MaskedNetwork, route: list[int]) -> None:
+@pytest.mark.parametrize("levels", [[2, 2], [0, 0, 0, 3], [0, 0, 0, -1], [0, 0, 0, True], [1.0] * 4, []])
+def test_levels_of_stages_that_do_not_fit_are_told_what_is_wanted(
+    resnet: MaskedNetwork, levels: list[int]
+) -> None:
     with pytest.raises(LevelError) as caught:
-        resnet(images(), route=route)
+        resnet(images(), levels)
     wanted = "give one level (0 to 2) for each of 4 stages: layer1, layer2, layer3, layer4"
     assert wanted in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -336,7 +331,7 @@ def test_networks_run_in_double_and_half_precision_and_channels_last(resnet: Mas
     assert torch.allclose(
         last(images().contiguous(memory_format=torch.channels_last), 1), expected, atol=1e-4
     )
-    prove(last)
+    verify(last)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -354,7 +349,7 @@ def test_a_truncated_network_answers_alike_and_holds_no_weight_above(
     ):
         assert not weight[before > level].any()
         assert ((levels == level + 1) == (before > level)).all()
-    prove(alone)
+    verify(alone)
     with pytest.raises(LevelError, match=f"levels 0 to {level}"):
         alone(images(), level + 1)
 
@@ -394,7 +389,7 @@ def test_a_pooling_that_resetting_the_classifier_would_change_is_kept() -> None:
 
 @pytest.fixture(scope="module")
 def fused(shared: MaskedNetwork) -> MaskedNetwork:
-    network = fuse(shared)
+    network = shared.fused()
     assert isinstance(network, MaskedNetwork)
     return network
 
@@ -417,9 +412,8 @@ def test_a_fused_network_gives_what_it_gave(shared: MaskedNetwork, fused: Masked
             assert torch.equal(ours[1], theirs[1])
     assert fused.state_dict().keys() == shared.state_dict().keys()
     assert fused.stored().keys() == shared.stored().keys()
-    prove(fused)
-    route = [1] * len(fused.masked.stages)
-    assert torch.equal(fused(images(), 1, route), shared(images(), 1))
+    verify(fused)
+    assert torch.equal(fused(images(), [1] * len(fused.masked.stages)), shared(images(), 1))
     with pytest.raises(LevelError, match="level 3 does not exist"):
         fused(images(), 3)
 
@@ -428,18 +422,18 @@ def test_a_fused_network_gives_what_it_gave(shared: MaskedNetwork, fused: Masked
 def test_a_fused_level_has_no_batch_norm_and_masks_nothing_in_a_call(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fused = fuse(make_network(name))
+    fused = make_network(name).fused()
     assert isinstance(fused, MaskedNetwork)
     logits = fused(images(), 0)
     assert fused._plain is not None
     assert list(fused._plain) == [0]
     assert not any(isinstance(part, nn.BatchNorm2d) for part in fused._plain[0].modules())
-    monkeypatch.setattr(Masked, "forward", None)
+    monkeypatch.setattr(MaskedModule, "forward", None)
     assert torch.equal(fused(images(), 0), logits)
 
 
 def test_a_fused_network_follows_weights_that_are_moved_or_loaded(resnet: MaskedNetwork) -> None:
-    fused, other = fuse(resnet), make_network(densities=DENSITIES)
+    fused, other = resnet.fused(), make_network(densities=DENSITIES)
     other.masked.module.get_parameter("conv1.0.weight").mul_(2)
     assert close(fused(images(), 1), resnet(images(), 1))
     assert fused.double()(images().double(), 1).dtype == torch.float64
@@ -457,7 +451,7 @@ def test_a_fused_network_follows_weights_that_are_moved_or_loaded(resnet: Masked
 
 
 def test_two_threads_may_ask_a_fused_network_for_its_first_answer(resnet: MaskedNetwork) -> None:
-    fused, expected = fuse(resnet), resnet.forward_all(images())
+    fused, expected = resnet.fused(), resnet.forward_all(images())
     together = threading.Barrier(4)
 
     def run(index: int) -> Tensor:
@@ -476,7 +470,7 @@ def test_code_that_cannot_be_traced_keeps_its_norms_when_fused() -> None:
 
     network = MaskedNetwork(Choosing(), DENSITIES, CLASSES, SIZE).eval()
     for image in (images(), -images()):
-        assert close(fuse(network)(image, 1), network(image, 1))
+        assert close(network.fused()(image, 1), network(image, 1))
 
 
 def test_masked_weights_lie_in_memory_as_the_weights_do(resnet: MaskedNetwork) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from hierclass.errors import BackboneError, LevelError
 from hierclass.nested import NestedNetwork, create_backbone, nest
-from hierclass.nested.fuse import fuse
 from hierclass.nested.prefix import PrefixNetwork
 
 SIZE = (3, 32, 32)
@@ -100,7 +99,7 @@ def test_taken_out_levels_answer_alike_and_hold_less(case: tuple[nn.Module, Pref
 
 
 def test_a_fused_copy_answers_alike(case: tuple[nn.Module, PrefixNetwork]) -> None:
-    fused = fuse(case[1])
+    fused = case[1].fused()
     with torch.no_grad():
         for level in range(3):
             assert torch.allclose(fused(images(), level), case[1](images(), level), atol=1e-4)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
 from hierclass.nested import create_backbone, nest
-from hierclass.nested.proof import prove
 from hierclass.nested.slices import SlicedNetwork
+from hierclass.nested.verify import verify
 
 SIZE = (3, 32, 32)
 
@@ -49,7 +49,7 @@ def test_a_right_network_passes_and_keeps_its_modes_and_statistics() -> None:
     first.eval()
     modes = [module.training for module in network.modules()]
     tensors = {name: value.clone() for name, value in network.state_dict().items()}
-    prove(network)
+    verify(network)
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(value, tensors[name]) for name, value in network.state_dict().items())
 
@@ -66,7 +66,7 @@ def test_a_network_that_is_not_nested_is_refused(kind: type[SlicedNetwork], mess
     network = make()
     network.__class__ = kind
     with pytest.raises(BackboneError, match=message):
-        prove(network)
+        verify(network)
     assert network.training
 
 
@@ -74,7 +74,7 @@ def test_a_failing_proof_still_gives_back_the_mode() -> None:
     network = make().eval()
     network.__class__ = Misshapen
     with pytest.raises(BackboneError):
-        prove(network)
+        verify(network)
     assert not network.training
 
 
@@ -83,7 +83,7 @@ def test_the_proof_does_not_touch_the_global_random_state() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    prove(network)
+    verify(network)
     assert torch.equal(torch.rand(1), expected)
 
 

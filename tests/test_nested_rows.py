@@ -8,9 +8,8 @@ from tiny_families import backbone_of, size_of
 
 from hierclass.errors import LevelError
 from hierclass.nested import NestedNetwork, State, nest
-from hierclass.nested.fuse import fuse
 from hierclass.nested.level_graph import Kept
-from hierclass.nested.proof import keeps_rows
+from hierclass.nested.verify import keeps_rows
 
 # One of convolutions, one with windows, one with class tokens, one that mixes pixels.
 FAMILIES = ("resnet", "mobilenetv3", "convnext", "swin", "vit", "mixer")
@@ -25,7 +24,7 @@ def network_of(family: str, structure: str = "slices") -> NestedNetwork:
         input_size=size_of(family),
         warn=False,
     )
-    return fuse(network.eval())
+    return network.eval().fused()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,7 +15,7 @@ from toy_backbones import SIZE, THIRDS, Tokens, Toy, close, cut, part
 
 from hierclass.errors import BackboneError
 from hierclass.nested import create_backbone
-from hierclass.nested.rules import RULES, rule_for
+from hierclass.nested.analysis.layer_rules import RULES, rule_for
 
 
 def test_a_convolution_reads_the_prefix_and_writes_its_slice() -> None:

@@ -16,7 +16,6 @@ from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, lo
 from hierclass.errors import BackboneError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import create_backbone, nest
-from hierclass.nested.fuse import fuse
 from hierclass.nested.level_graph import resize, resize_macs
 from hierclass.nested.prefix import PrefixNetwork
 from taxonomy import Taxonomy
@@ -104,7 +103,7 @@ def test_a_frozen_last_level_keeps_its_values_bit_for_bit(
 def test_levels_answer_alike_alone_fused_and_taken_out(own: Any) -> None:
     made = network(own)
     train_a_little(made)
-    fused, small = fuse(made), made.truncate(1)
+    fused, small = made.fused(), made.truncate(1)
     with torch.no_grad():
         for level in range(3):
             torch.testing.assert_close(fused(images(), level), made(images(), level), rtol=1e-4, atol=1e-4)

@@ -22,9 +22,10 @@ from masked_modules import (
 )
 from torch import Tensor, nn
 
-from hierclass.nested import create_backbone, sparse
-from hierclass.nested.masking import Masked
-from hierclass.nested.masks import MaskedNetwork
+from hierclass.nested import create_backbone
+from hierclass.nested.masks import codec
+from hierclass.nested.masks.module import MaskedModule
+from hierclass.nested.masks.network import MaskedNetwork
 
 
 @pytest.fixture(
@@ -80,7 +81,7 @@ def test_a_network_stored_in_half_precision_comes_back_rounded(resnet: MaskedNet
 
 
 @any_module
-def test_any_module_is_stored_and_comes_back(make: Callable[[], tuple[Masked, Call]]) -> None:
+def test_any_module_is_stored_and_comes_back(make: Callable[[], tuple[MaskedModule, Call]]) -> None:
     masked, call = make()
     masked.eval()
     other = copy.deepcopy(masked)
@@ -94,7 +95,7 @@ def test_any_module_is_stored_and_comes_back(make: Callable[[], tuple[Masked, Ca
     "densities", [(1.0,), (0.5, 1.0), (0.001, 0.002), (0.2,), (0.01, 0.02, 0.03, 0.04, 0.05)]
 )
 def test_storage_holds_at_all_densities(densities: tuple[float, ...]) -> None:
-    masked = Masked(nn.Sequential(nn.Linear(70, 50), nn.Linear(50, 4)), densities)
+    masked = MaskedModule(nn.Sequential(nn.Linear(70, 50), nn.Linear(50, 4)), densities)
     other = copy.deepcopy(masked)
     for value in other.state_dict().values():
         if value.dim():
@@ -137,7 +138,7 @@ def test_packing_is_undone_by_unpacking(size: int, num_levels: int, share: float
     levels = torch.randint(num_levels, (size,), generator=generator, dtype=torch.uint8)
     levels[torch.rand(size, generator=generator) < share] = num_levels
     weight = torch.randn(size, generator=generator)
-    positions, values, lowest = sparse.unpack(sparse.pack(weight, levels, num_levels), size, num_levels)
+    positions, values, lowest = codec.unpack(codec.pack(weight, levels, num_levels), size, num_levels)
     assert torch.equal(positions, (levels < num_levels).nonzero()[:, 0])
     assert torch.equal(values, weight[positions])
     assert torch.equal(lowest, levels[positions])
@@ -152,7 +153,7 @@ def test_hostile_parts_are_refused_or_stay_within_bounds(data: st.DataObject) ->
     for name in data.draw(st.sets(st.sampled_from(["gaps", "bitmap", "levels"]))):
         parts[name] = data.draw(row)
     try:
-        positions, values, levels = sparse.unpack(parts, size, num_levels)
+        positions, values, levels = codec.unpack(parts, size, num_levels)
     except ValueError:
         return
     assert len(positions) == len(values) == len(levels) <= size

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.nested import NestedNetwork, nest
-from hierclass.nested.graph import Cut, analyse, positions
+from hierclass.nested.analysis.partition import Partition, analyse, positions
 
 SIZE = (3, 8, 8)
 THIRDS = (0.25, 0.5, 1.0)
@@ -73,9 +73,9 @@ def with_holes(
     """
     analysis = analyse(backbone, widths, size)
     holed, holes = copy.deepcopy(backbone), 0
-    for node, flow in analysis.flows.items():
+    for node, propagate in analysis.flows.items():
         inputs, outputs = (analysis.values[value].cut for value in (node.args[0], node))
-        if flow.reads != "prefix" or inputs.shared:
+        if propagate.reads != "prefix" or inputs.shared:
             continue
         path = analysis.trace.made.get(node.target, f"{node.target}.weight")
         weight = holed.get_parameter(path).detach()
@@ -84,5 +84,5 @@ def with_holes(
             above = [i for k in range(level + 1, len(widths)) for i in positions(inputs, k, weight.shape[1])]
             weight[np.ix_(rows, above)] = 0
             holes += len(rows) * len(above)
-    features: Cut = analysis.values[analysis.output].cut
+    features: Partition = analysis.values[analysis.output].cut
     return holed, features.up_to(len(widths) - 1).tolist(), holes

@@ -17,7 +17,6 @@ from hierclass.checkpoints.checkpoint import Architecture, Checkpoint
 from hierclass.decisions.calibration import first_levels
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE
 from hierclass.nested import NestedNetwork
-from hierclass.nested.fuse import fuse
 
 BATCHES = (1, 32)
 """Images per call, in the timing."""
@@ -135,7 +134,7 @@ def _with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _for_inference(network: NestedNetwork) -> NestedNetwork:
     """The network as `hierclass.Classifier` runs it."""
-    return fuse(network).to(memory_format=torch.channels_last)
+    return network.fused().to(memory_format=torch.channels_last)
 
 
 def _call(network: NestedNetwork, level: int, batch: int) -> Callable[[], object]:

@@ -21,7 +21,7 @@ from hierclass.decisions.exit_policy import Answers, Stopping
 from hierclass.decisions.prediction import agree
 from hierclass.errors import unexpected
 from hierclass.nested import State
-from hierclass.nested.proof import keeps_rows
+from hierclass.nested.verify import keeps_rows
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier

@@ -1,17 +1,15 @@
 """The one place that knows how a backbone is cut into nested levels.
 
-Read it in this order: `channels` (which channels must share a level), `flow` and `rules` (how a layer is cut),
-`functions` (how calls of traced code are), `trace` and `graph` (a timm model is read), `program` and `slices` (levels
-run), `regroup` (images change their batch on the way), `heads` (levels answer), `prefix` with `sharing` and
-`level_graph` (levels as graphs over shared weights), `blocks` and `masks` (the other structures), `structures` (the
-table of them), `importance` (which channels come first), `proof` (what must hold), `backbone` (timm's models), `build`
-(`nest` puts all together).
+Read it in this order: `analysis` (which channels must belong to the same level), `lowering` with `call_arguments`
+(one graph per level is written), `level_graph` (what a level is, and what is done with its graph), `network` (what all
+nested networks have in common), `heads`; then the structures `slices`, `prefix` with `shared_weights`, and `masks`;
+then `build` (`nest` puts all together), `verify` (what must hold), `importance` (which channels come first), `extract` (a
+level as a timm model), `backbone` (timm's models), `extend` (layers of your own).
 """
 
 from hierclass.nested.backbone import create_backbone
-from hierclass.nested.build import DEFAULT_SHARES, default_shares, nest
+from hierclass.nested.build import DEFAULT_SHARES, STRUCTURES, Structure, default_shares, nest
 from hierclass.nested.network import Cost, NestedNetwork, State, answer_costs
-from hierclass.nested.structures import STRUCTURES, Structure
 
 __all__ = [
     "DEFAULT_SHARES",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import logging
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,15 +16,139 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
+from hierclass.nested.analysis.channel_groups import check_widths
+from hierclass.nested.analysis.partition import Analysis, analyse
+from hierclass.nested.analysis.residual_blocks import ResidualBlock, check_depths, delay, schedule
 from hierclass.nested.backbone import check_image
-from hierclass.nested.blocks import check_depths
-from hierclass.nested.graph import analyse
 from hierclass.nested.heads import Groups, make_heads
 from hierclass.nested.importance import importance, reorder
+from hierclass.nested.lowering import lower
+from hierclass.nested.masks.network import MaskedNetwork
 from hierclass.nested.network import NestedNetwork, evaluating
-from hierclass.nested.prefix import PrefixNetwork, Sharing
-from hierclass.nested.proof import prove
-from hierclass.nested.structures import Wanted, distinct_widths, find_structure
+from hierclass.nested.prefix import PrefixNetwork, SharingOptions, nest_prefix
+from hierclass.nested.shared_weights import seen_by
+from hierclass.nested.slices import SlicedNetwork
+from hierclass.nested.verify import verify
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StructureOptions:
+    """What every structure is made of; `shares` are its widths, depths or densities."""
+
+    backbone: nn.Module
+    shares: tuple[float, ...]
+    depths: Sequence[float] | None
+    num_classes: tuple[int, ...]
+    input_size: tuple[int, int, int]
+    sharing: SharingOptions
+    warn: bool = True
+
+
+def _make_slices(wanted: StructureOptions) -> NestedNetwork:
+    analysis = analyse(wanted.backbone, check_widths(wanted.shares), wanted.input_size)
+    blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
+    if blocks:
+        delay(analysis, blocks, wanted.shares)
+    return SlicedNetwork(lower(analysis, blocks), wanted.num_classes, wanted.input_size)
+
+
+def _make_prefix(wanted: StructureOptions) -> NestedNetwork:
+    analysis = analyse(wanted.backbone, distinct_widths(wanted.shares, wanted.sharing), wanted.input_size)
+    blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
+    seen = {width: seen_by(analysis, step) for step, width in enumerate(sorted(set(wanted.shares)))}
+    return _nest_dense(wanted, "prefix", [seen[width] for width in wanted.shares], blocks)
+
+
+def distinct_widths(widths: Sequence[float], sharing: SharingOptions) -> tuple[float, ...]:
+    """Return the different widths of levels, rising; levels that see images of different sizes may be equally wide."""
+    if sharing.sizes is None or list(widths) != sorted(widths):
+        return check_widths(widths)
+    for (low, high), (small, large) in zip(
+        itertools.pairwise(widths), itertools.pairwise(sharing.sizes), strict=True
+    ):
+        if low == high and small == large:
+            raise BackboneError(
+                f"two levels are alike: width {low:g} at {small} pixels; give one of them another width or size"
+            )
+    return check_widths(sorted(set(widths)))
+
+
+def _make_depths(wanted: StructureOptions) -> NestedNetwork:
+    analysis = analyse(wanted.backbone, (1.0,), wanted.input_size)
+    depths = check_depths(wanted.shares)
+    blocks = schedule(analysis, depths)
+    if wanted.warn:
+        _warn_of_equal_levels(depths, {block.born for block in blocks})
+    return _nest_dense(wanted, "depths", [analysis] * len(wanted.shares), blocks)
+
+
+def _warn_of_equal_levels(depths: Sequence[float], born: AbstractSet[int]) -> None:
+    """Say which levels run the same blocks although their depths differ; equal depths are meant."""
+    for level, (low, high) in enumerate(itertools.pairwise(depths)):
+        if low < high and level + 1 not in born:
+            _log.warning(
+                "levels %d and %d run the same blocks: depths %g and %g come to the same number in every "
+                "stage of this backbone; set them further apart, give fewer levels, or take "
+                "a backbone with more blocks per stage",
+                level,
+                level + 1,
+                low,
+                high,
+            )
+
+
+def _nest_dense(
+    wanted: StructureOptions, structure: str, analyses: Sequence[Analysis], blocks: Sequence[ResidualBlock]
+) -> NestedNetwork:
+    left_out = [[block for block in blocks if block.born > level] for level in range(len(analyses))]
+    return nest_prefix(
+        wanted.backbone, analyses, left_out, wanted.num_classes, wanted.input_size, structure, wanted.sharing
+    )
+
+
+def _make_masks(wanted: StructureOptions) -> NestedNetwork:
+    born: dict[str, int] = {}
+    if wanted.depths is not None:
+        analysis = analyse(wanted.backbone, (1.0,), wanted.input_size)
+        born = {block.path: block.born for block in schedule(analysis, wanted.depths)}
+    return MaskedNetwork(wanted.backbone, wanted.shares, wanted.num_classes, wanted.input_size, born=born)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What all parts of hierclass know of a structure."""
+
+    make: Callable[[StructureOptions], NestedNetwork]
+    takes: tuple[str, ...]
+    """Which of `widths`, `depths` and `densities` it takes, each a number per level."""
+    shares_blocks: bool = False
+    """Whether levels are networks inside shared weights: what takes `sizes`, `own` and `frozen`."""
+    reorders: bool = False
+    """Whether the order of channels matters to it: what takes `order`."""
+
+    @property
+    def shares(self) -> str:
+        """Name of those numbers that make its levels, and that have a default."""
+        return self.takes[0]
+
+
+STRUCTURES: dict[str, Structure] = {
+    "slices": Structure(_make_slices, takes=("widths", "depths"), reorders=True),
+    "prefix": Structure(_make_prefix, takes=("widths", "depths"), shares_blocks=True, reorders=True),
+    "depths": Structure(_make_depths, takes=("depths",), shares_blocks=True),
+    "masks": Structure(_make_masks, takes=("densities", "depths")),
+}
+"""Name → structure: the one place that lists them."""
+
+
+def find_structure(name: str) -> Structure:
+    """Return the structure of a name; raise `BackboneError` if there is none."""
+    if name not in STRUCTURES:
+        raise BackboneError(f"structure {name!r} is not known; there are: {', '.join(STRUCTURES)}")
+    return STRUCTURES[name]
+
 
 NOT_CUT = "can't be cut into levels"
 """In what a layer is refused with that has no rule, whatever the image."""
@@ -96,14 +224,16 @@ def nest(
         raise BackboneError(f"input_size {size} is no (channels, height, width); give one like (3, 64, 64)")
     shares = given[kind.shares]
     shares = default_shares(len(classes)) if shares is None else shares
-    sharing = Sharing(
+    sharing = SharingOptions(
         own if isinstance(own, str) else tuple(own),
         frozen,
         None if sizes is None else _counts("sizes", sizes, "80,128,224"),
     )
     _check_arguments(structure, given, order, shares, classes)
     _check_sharing(structure, sharing, len(classes), size)
-    wanted = Wanted(backbone, shares, given["depths"], classes, (size[0], size[1], size[2]), sharing, warn)
+    wanted = StructureOptions(
+        backbone, shares, given["depths"], classes, (size[0], size[1], size[2]), sharing, warn
+    )
     with evaluating(backbone):
         backbone.train().eval()  # models that keep what they computed from their weights let go of it
         try:
@@ -122,11 +252,11 @@ def nest(
     network.heads.to(next(backbone.parameters()))
     if isinstance(network, PrefixNetwork) and frozen:
         network.freeze()
-    prove(network)
+    verify(network)
     return network.train(backbone.training)
 
 
-def _reordered(wanted: Wanted, images: Tensor | None) -> tuple[Wanted, NDArray[np.int64]]:
+def _reordered(wanted: StructureOptions, images: Tensor | None) -> tuple[StructureOptions, NDArray[np.int64]]:
     """Let the backbone have its most important channels first; returns where its features were before."""
     widths = distinct_widths(wanted.shares, wanted.sharing)
     analysis = analyse(wanted.backbone, widths, wanted.input_size)
@@ -154,8 +284,10 @@ def _start_heads(network: NestedNetwork, classifier: nn.Linear, features: NDArra
                 head.bias.copy_(bias)
 
 
-def _check_sharing(structure: str, sharing: Sharing, num_levels: int, input_size: Sequence[int]) -> None:
-    if sharing != Sharing() and not find_structure(structure).shares_blocks:
+def _check_sharing(
+    structure: str, sharing: SharingOptions, num_levels: int, input_size: Sequence[int]
+) -> None:
+    if sharing != SharingOptions() and not find_structure(structure).shares_blocks:
         raise BackboneError(f"structure {structure!r} takes no sizes, own or frozen; prefix and depths do")
     sharing.owned(num_levels)
     sizes = sharing.sizes

@@ -12,8 +12,8 @@ import torch
 from torch import fx
 
 from hierclass.errors import BackboneError
-from hierclass.nested.functions import ELEMENTWISE, RESHAPING, SPLITTING, function_name, out_of_place
-from hierclass.nested.graph import Analysis, Cut, Value
+from hierclass.nested.analysis.op_rules import ELEMENTWISE, RESHAPING, SPLITTING, function_name, out_of_place
+from hierclass.nested.analysis.partition import Analysis, Partition, TracedValue
 from hierclass.nested.level_graph import pick, scaled_shape, scaled_size
 
 Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
@@ -75,16 +75,16 @@ class CallSite:
         """Return a call with the level's values in it."""
         return function, self.fill(args), {key: self.fill(value) for key, value in kwargs.items()}
 
-    def known(self, node: fx.Node) -> Value:
+    def known(self, node: fx.Node) -> TracedValue:
         """Return what is known of a traced value."""
         return self.analysis.values[node]
 
 
-def cuts_in(cut: Any) -> list[Cut]:
+def partitions_in(cut: Any) -> list[Partition]:
     """Return the cuts of all tensors of a value."""
     if isinstance(cut, (tuple, list)):
-        return [each for item in cut for each in cuts_in(item)]
-    return [cut] if isinstance(cut, Cut) else []
+        return [each for item in cut for each in partitions_in(item)]
+    return [cut] if isinstance(cut, Partition) else []
 
 
 def fit_call(site: CallSite) -> Call:
@@ -97,12 +97,12 @@ def fit_call(site: CallSite) -> Call:
     function = torch.Tensor.reshape if name == "view" else site.function
     output = site.known(site.node).cut
     first = site.known(site.inputs[0]).cut if site.inputs else None
-    if isinstance(output, Cut) and output.axis is not None:
+    if isinstance(output, Partition) and output.axis is not None:
         if name in RESHAPING:
             return _reshape(site, function, output, output.axis)
         if name in ("layer_norm", "rms_norm"):
             return site.finished(function, args[0], (len(output.index[site.level]),), *args[2:], **kwargs)
-    if isinstance(first, Cut) and first.axis is not None:
+    if isinstance(first, Partition) and first.axis is not None:
         if name in SPLITTING:
             return _split(site, first, first.axis)
         if name == "getitem":
@@ -113,13 +113,13 @@ def fit_call(site: CallSite) -> Call:
                 raise BackboneError("it takes single channels out")
     if name in ("cat", "concat", "concatenate", "stack"):
         return site.finished(function, _present(site, args[0], output), *args[1:], **kwargs)
-    if isinstance(output, Cut) and _meets(name, output, site.known(site.node).meta.ndim):
+    if isinstance(output, Partition) and _meets(name, output, site.known(site.node).meta.ndim):
         args = tuple(_meeting(site, argument, output) for argument in args)
         kwargs = {key: _meeting(site, argument, output) for key, argument in kwargs.items()}
     return site.finished(function, *args, **kwargs)
 
 
-def _meets(name: str, output: Cut, ndim: int) -> bool:
+def _meets(name: str, output: Partition, ndim: int) -> bool:
     """Whether operands of a call meet the channels of its result place by place."""
     if output.axis is None:
         return False
@@ -127,7 +127,7 @@ def _meets(name: str, output: Cut, ndim: int) -> bool:
     return name in ELEMENTWISE or "attention" in name or (name in ("matmul", "bmm") and heads)
 
 
-def _reshape(site: CallSite, function: Callable[..., Any], output: Cut, axis: int) -> Call:
+def _reshape(site: CallSite, function: Callable[..., Any], output: Partition, axis: int) -> Call:
     """Scale the size along the channels by the level's share of them."""
     args, kwargs = site.args, site.kwargs
     count, total = len(output.index[site.level]), output.size
@@ -157,7 +157,7 @@ def _reshape(site: CallSite, function: Callable[..., Any], output: Cut, axis: in
     return site.finished(function, args[0], *((tuple(sizes),) if packed else sizes))
 
 
-def _split(site: CallSite, cut: Cut, along: int) -> Call:
+def _split(site: CallSite, cut: Partition, along: int) -> Call:
     """Split the level's slice where the parts of the dense value end."""
     parts = site.known(site.node).meta
     axis = site.args[2] if len(site.args) > 2 else site.kwargs.get("dim", 0)
@@ -169,7 +169,7 @@ def _split(site: CallSite, cut: Cut, along: int) -> Call:
     return site.finished(torch.split, site.args[0], sizes, along)
 
 
-def _index(site: CallSite, index: Any, cut: Cut) -> Any:
+def _index(site: CallSite, index: Any, cut: Partition) -> Any:
     """Move an index along the channels to where the level's slice holds what it means."""
     items = list(index) if isinstance(index, tuple) else [index]
     ndim = site.known(site.inputs[0]).meta.ndim
@@ -186,7 +186,7 @@ def _index(site: CallSite, index: Any, cut: Cut) -> Any:
     return tuple(items)
 
 
-def _index_channels(site: CallSite, item: Any, cut: Cut) -> Any:
+def _index_channels(site: CallSite, item: Any, cut: Partition) -> Any:
     if not isinstance(item, slice):
         raise BackboneError("it takes single channels out")
     ends = (item.start, item.stop, item.step)
@@ -206,7 +206,7 @@ def _present(site: CallSite, parts: Sequence[fx.Node], output: Any) -> tuple[Any
     axis = (args[0] if args and isinstance(args[0], int) else 0) % site.known(site.node).meta.ndim
     kept: list[Any] = []
     for part in parts:
-        cut: Cut = site.known(part).cut
+        cut: Partition = site.known(part).cut
         if not site.known(part).meta.numel():
             continue
         if cut.shared and output.axis == axis:
@@ -219,12 +219,12 @@ def _present(site: CallSite, parts: Sequence[fx.Node], output: Any) -> tuple[Any
     return tuple(kept)
 
 
-def _meeting(site: CallSite, argument: Any, output: Cut) -> Any:
+def _meeting(site: CallSite, argument: Any, output: Partition) -> Any:
     """Of what all levels share, take the part that meets the level's channels."""
     if not isinstance(argument, fx.Node):
         return argument
     value = site.known(argument)
-    if not isinstance(value.cut, Cut) or not value.cut.shared or output.axis is None:
+    if not isinstance(value.cut, Partition) or not value.cut.shared or output.axis is None:
         return argument
     axis = output.axis - site.known(site.node).meta.ndim  # from the end: what is broadcast has fewer axes
     if value.meta.ndim < -axis or value.meta.shape[axis] != output.size or output.size == 1:

@@ -12,11 +12,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import Channels
-from hierclass.nested.flow import own_tensors
-from hierclass.nested.graph import Analysis
+from hierclass.nested.analysis.channel_groups import ChannelGroups
+from hierclass.nested.analysis.layer_rules import ChannelRule, TransposedRule, own_tensors, rule_for
+from hierclass.nested.analysis.partition import Analysis
 from hierclass.nested.network import evaluating
-from hierclass.nested.rules import ChannelRule, TransposedRule, rule_for
 
 Scores = NDArray[np.float64]
 BATCH = 32
@@ -134,12 +133,12 @@ def reorder(analysis: Analysis, scores: Scores) -> tuple[nn.Module, NDArray[np.i
 class _Places:
     """Which class of channels takes the place of which."""
 
-    def __init__(self, channels: Channels, scores: Scores) -> None:
+    def __init__(self, channels: ChannelGroups, scores: Scores) -> None:
         self.label = channels.classes()
         rank = -np.bincount(self.label, scores, channels.count)
         self.source = np.arange(channels.count)
-        self.orbits = [orbit for orbit, _ in channels.orbits()]
-        for orbit in self.orbits:
+        self.groups = [orbit for orbit, _ in channels.groups()]
+        for orbit in self.groups:
             self.source[orbit] = orbit[np.argsort(rank[orbit], kind="stable")]
 
     def classes(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -155,7 +154,7 @@ class _Places:
 
     def keep(self, classes: NDArray[np.int64]) -> None:
         """Let all that are used like these classes stay where they are."""
-        for orbit in self.orbits:
+        for orbit in self.groups:
             if np.isin(classes, orbit).any():
                 self.source[orbit] = orbit
 

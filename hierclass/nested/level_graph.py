@@ -18,7 +18,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hierclass.nested.functions import function_name
+from hierclass.nested.analysis.op_rules import function_name
 
 Kept: TypeAlias = tuple[Tensor, ...]
 Level: TypeAlias = Callable[[Tensor, Kept], tuple[Tensor, Kept]]

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.blocks import Block
-from hierclass.nested.call_arguments import CallSite, cuts_in, fit_call
-from hierclass.nested.elementwise import tensors_in
-from hierclass.nested.flow import out_of_place as layer_out_of_place
-from hierclass.nested.flow import take
-from hierclass.nested.functions import function_name
-from hierclass.nested.graph import Analysis, Cut, hinting, positions, where
+from hierclass.nested.analysis.layer_rules import out_of_place as layer_out_of_place
+from hierclass.nested.analysis.layer_rules import rule_for, take
+from hierclass.nested.analysis.op_rules import function_name
+from hierclass.nested.analysis.partition import Analysis, Partition, hinting, positions, where
+from hierclass.nested.analysis.residual_blocks import ResidualBlock
+from hierclass.nested.analysis.traced_call import tensors_in
+from hierclass.nested.call_arguments import CallSite, fit_call, partitions_in
 from hierclass.nested.level_graph import (
     Weight,
     drop_dead_code,
@@ -34,7 +34,6 @@ from hierclass.nested.level_graph import (
     scaled_shape,
     unfold_rows,
 )
-from hierclass.nested.rules import rule_for
 
 Key: TypeAlias = tuple[str, fx.Node, int]
 """What a level keeps for the next ones: "prefix", "shared" or "slice", the value, and the level of a slice."""
@@ -60,7 +59,11 @@ class Lowered:
 
 
 def lower(
-    analysis: Analysis, blocks: Sequence[Block] = (), *, left_out: Sequence[Block] = (), first: int = 0
+    analysis: Analysis,
+    blocks: Sequence[ResidualBlock] = (),
+    *,
+    left_out: Sequence[ResidualBlock] = (),
+    first: int = 0,
 ) -> Lowered:
     """Write the graphs of all levels of an analysed backbone, with copies of its weights.
 
@@ -86,7 +89,7 @@ def lower(
         wanted = writer.finish(wanted)
     if blocks:
         lowering.drop_uncalled(levels)
-    features: Cut = analysis.values[analysis.output].cut
+    features: Partition = analysis.values[analysis.output].cut
     size = analysis.values[analysis.output].meta.shape[1]
     counts = [len(positions(features, level, size)) for level in range(analysis.levels)]
     graphs = tuple(writer.graph for writer in levels)
@@ -96,7 +99,9 @@ def lower(
 class _Lowering:
     """What all levels have in common: the order of values, when a block begins, and the layers."""
 
-    def __init__(self, analysis: Analysis, blocks: Sequence[Block], left_out: Sequence[Block]) -> None:
+    def __init__(
+        self, analysis: Analysis, blocks: Sequence[ResidualBlock], left_out: Sequence[ResidualBlock]
+    ) -> None:
         self.analysis = analysis
         self.nodes = list(_up_to_output(analysis))
         self.born = {node: block.born for block in blocks for node in block.nodes}
@@ -240,8 +245,8 @@ class _LevelWriter:
         """Whether a value holds several rows per image: windows, heads."""
         return node in self.lowering.of_image and self.analysis.values[node].meta.shape[:1] not in ((), (1,))
 
-    def _cuts(self, node: fx.Node) -> list[Cut]:
-        return cuts_in(self.analysis.values[node].cut)
+    def _cuts(self, node: fx.Node) -> list[Partition]:
+        return partitions_in(self.analysis.values[node].cut)
 
     def _at(self, node: fx.Node, level: int) -> Any:
         """Return the slice of this or a lower level, or what all levels share."""
@@ -272,7 +277,7 @@ class _LevelWriter:
             return self.call(torch.Tensor.dim, value)
         if name == "getattr" and args[0] != "shape":
             return self.call(getattr, value, args[0])
-        if isinstance(cut, Cut) and cut.axis is not None:
+        if isinstance(cut, Partition) and cut.axis is not None:
             shape = self.call(scaled_shape, value, cut.axis, cut.size, len(cut.index[level]))
         else:
             shape = self.call(getattr, value, "shape")

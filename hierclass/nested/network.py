@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hierclass.errors import LevelError
 from hierclass.nested.heads import make_heads
 from hierclass.nested.level_graph import Kept, Level, bind, chain, fuse_level
-from hierclass.nested.shells import Scratch
+from hierclass.nested.masks.module_view import TransientDict
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,14 @@ class NestedNetwork(nn.Module, abc.ABC):
         """Return what computes the features of a level from images where it is used, not trained."""
         return lambda image: self.features(image, level)
 
+    def fused(self) -> NestedNetwork:
+        """Return a copy for inference only, in evaluation mode, that gives the same logits up to rounding.
+
+        Where levels are graphs, every batch norm that alone reads a convolution is folded into its weights, layers that
+        do nothing in evaluation mode are left out, and activations overwrite what nothing else reads.
+        """
+        return copy.deepcopy(self).eval()
+
     def cost(self, level: int) -> Cost:
         """Count what `level` costs for one image of `input_size`, by running it once."""
         level = self.check_level(level)
@@ -257,7 +265,7 @@ class GraphNetwork(NestedNetwork):
         """`graphs[k]` computes level k from an image and what the graph before it kept."""
         super().__init__(num_features, num_classes, input_size)
         self.graphs = tuple(graphs)
-        self._bound = Scratch()
+        self._bound = TransientDict()
 
     def level_functions(self, last: int) -> Sequence[Level]:
         """Return the graphs of levels 0 … `last`, without what they keep for levels above `last` alone."""
@@ -268,6 +276,10 @@ class GraphNetwork(NestedNetwork):
             parts = {name: part for name, part in self.named_children() if name != "heads"}
             found = self._bound[last] = [bind(graph, parts) for graph in graphs]
         return found
+
+    def fused(self) -> FusedNetwork:
+        """Return a copy for inference only; see `NestedNetwork.fused`."""
+        return FusedNetwork(self)
 
     def standalone(self, level: int) -> fx.GraphModule:
         """Return the module of a level's graph, with copies of the weights that it uses."""
@@ -283,7 +295,7 @@ class FusedNetwork(NestedNetwork):
         self.structure, self.reuses = network.structure, network.reuses  # type: ignore[misc]
         self.heads = copy.deepcopy(network.heads)
         self.levels = nn.ModuleList(fuse_level(network.standalone(level)) for level in range(self.num_levels))
-        self._bound = Scratch()
+        self._bound = TransientDict()
         self.to(next(network.parameters()).device).eval()
 
     def level_functions(self, last: int) -> Sequence[Level]:

@@ -3,7 +3,7 @@
 Level k of `prefix` runs the first channels of every layer (the dense top-left block of every weight), level k of
 `depths` the first blocks of every stage. A level's values differ from those of the level above, so each level has
 norms of its own, and nothing is reused when an answer is refined. A level may also see the image at a size of its own,
-and own more than its norms (`sharing.Own`).
+and own more than its norms (`sharing.OwnWeights`).
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ import torch
 from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.blocks import Block
-from hierclass.nested.graph import Analysis
+from hierclass.nested.analysis.partition import Analysis
+from hierclass.nested.analysis.residual_blocks import ResidualBlock
+from hierclass.nested.extract import check_thin, fill, with_classifier
 from hierclass.nested.level_graph import call_with_weights, low_rank_sum, resize, resize_macs
-from hierclass.nested.level_plans import LevelPlan, make_plans
 from hierclass.nested.network import Cost, GraphNetwork, evaluating
-from hierclass.nested.sharing import (
+from hierclass.nested.shared_weights import (
     Index,
-    Own,
-    Part,
+    LevelPlan,
+    OwnWeights,
+    WeightBlock,
     joined,
+    make_plans,
     take_block,
 )
-from hierclass.nested.thin import check_thin, fill, with_classifier
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SharingOptions:
     """How levels of `prefix` and `depths` share: see the arguments of the same names of `hierclass.nested.nest`."""
 
     own: str | tuple[str, ...] = "norms"
     frozen: bool = False
     sizes: tuple[int, ...] | None = None
 
-    def owned(self, num_levels: int) -> tuple[Own, ...]:
+    def owned(self, num_levels: int) -> tuple[OwnWeights, ...]:
         """Return what each level owns, of a network of so many levels.
 
         Raises:
@@ -54,7 +55,7 @@ class Sharing:
                 f"own is given for {len(names)} levels; give one for all, or one for each of the {num_levels - 1} "
                 "below the last"
             )
-        return (*map(Own.parse, names), Own())
+        return (*map(OwnWeights.parse, names), OwnWeights())
 
 
 class PrefixNetwork(GraphNetwork):
@@ -74,12 +75,12 @@ class PrefixNetwork(GraphNetwork):
         num_classes: Sequence[int],
         input_size: tuple[int, int, int],
         structure: str = "prefix",
-        sharing: Sharing | None = None,
+        sharing: SharingOptions | None = None,
     ):
         """Made by `nest_prefix`: `layers` hold what levels own, `weights` what they share."""
         super().__init__((), [len(plan.features) for plan in plans], num_classes, input_size)
         self.structure = structure  # type: ignore[misc]
-        self.sharing = sharing or Sharing()
+        self.sharing = sharing or SharingOptions()
         self.plans = tuple(plans)
         self.layers = nn.ModuleDict({name: nn.ModuleList(parts) for name, parts in layers.items()})
         self.weights = nn.ParameterDict(dict(weights))
@@ -99,7 +100,7 @@ class PrefixNetwork(GraphNetwork):
 
     @property
     def own(self) -> str | tuple[str, ...]:
-        """What levels below the last own, as `sharing.Own.parse` reads it, for all or for each of them."""
+        """What levels below the last own, as `sharing.OwnWeights.parse` reads it, for all or for each of them."""
         return self.sharing.own
 
     @property
@@ -284,7 +285,7 @@ class PrefixNetwork(GraphNetwork):
 
     def _graph(self, level: int) -> fx.Graph:
         """Return the graph of a level in which layers are given their blocks of the shared weights."""
-        graph, parts = self._resized(level), dict[str, list[Part]]()
+        graph, parts = self._resized(level), dict[str, list[WeightBlock]]()
         for part in self.plans[level].parts:
             parts.setdefault(f"layers.{part.layer}.{level}", []).append(part)
         for node in graph.find_nodes(op="call_module"):
@@ -307,7 +308,7 @@ class PrefixNetwork(GraphNetwork):
             image.replace_all_uses_with(resized, delete_user_cb=lambda user: user is not resized)
         return graph
 
-    def _block_node(self, graph: fx.Graph, level: int, part: Part) -> fx.Node:
+    def _block_node(self, graph: fx.Graph, level: int, part: WeightBlock) -> fx.Node:
         """Add what takes a level's block out of a shared weight, with its own correction of it."""
         node = graph.create_node("get_attr", f"weights.{part.weight}")
         for axis, (index, size) in enumerate(zip(part.index, self.weights[part.weight].shape, strict=True)):
@@ -331,7 +332,7 @@ class PrefixNetwork(GraphNetwork):
         """Name → what the level owns of a layer."""
         return {name: self.layers[name][level] for name in self.plans[level].names}  # type: ignore[index]
 
-    def _add_correction(self, level: int, part: Part) -> None:
+    def _add_correction(self, level: int, part: WeightBlock) -> None:
         """Make a correction that begins as nothing."""
         rows, columns = part.matrix_size
         names = _correction_names(level, part)
@@ -341,17 +342,17 @@ class PrefixNetwork(GraphNetwork):
         self.corrections[names[0]] = nn.Parameter(torch.zeros(rows, part.rank).to(like))
         self.corrections[names[1]] = nn.Parameter(begun.to(like))
 
-    def _correction(self, level: int, part: Part) -> list[nn.Parameter]:
+    def _correction(self, level: int, part: WeightBlock) -> list[nn.Parameter]:
         return [self.corrections[name] for name in _correction_names(level, part)] if part.rank else []
 
-    def _block(self, level: int, part: Part) -> Tensor:
+    def _block(self, level: int, part: WeightBlock) -> Tensor:
         """Return what a level uses of a shared weight, its correction added."""
         block = take_block(self.weights[part.weight], part.index)
         correction = self._correction(level, part)
         return low_rank_sum(block, *correction) if correction else block
 
 
-def _correction_names(level: int, part: Part) -> tuple[str, str]:
+def _correction_names(level: int, part: WeightBlock) -> tuple[str, str]:
     name = f"{level}/{part.layer}/{part.name}"
     return f"{name}/rows", f"{name}/columns"
 
@@ -359,11 +360,11 @@ def _correction_names(level: int, part: Part) -> tuple[str, str]:
 def nest_prefix(
     backbone: nn.Module,
     analyses: Sequence[Analysis],
-    left_out: Sequence[Sequence[Block]],
+    left_out: Sequence[Sequence[ResidualBlock]],
     num_classes: Sequence[int],
     input_size: tuple[int, int, int],
     structure: str,
-    sharing: Sharing,
+    sharing: SharingOptions,
 ) -> PrefixNetwork:
     """Make the network from one analysis per level (see `seen_by`) and the blocks that each level leaves out."""
     plans, layers, weights = make_plans(backbone, analyses, left_out, sharing.owned(len(analyses)))

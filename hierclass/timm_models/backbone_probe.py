@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hierclass.errors import BackboneError
 from hierclass.nested import DEFAULT_SHARES, create_backbone, nest
-from hierclass.nested.graph import HINT, analyse
+from hierclass.nested.analysis.partition import HINT, analyse
 from hierclass.nested.lowering import lower
 from hierclass.nested.network import evaluating
 from hierclass.nested.slices import SlicedNetwork

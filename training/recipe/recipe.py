@@ -140,7 +140,7 @@ class Recipe(StoredOptions):
 
     def _check_sharing(self, *, shares_blocks: bool) -> None:
         """Refuse image sizes and own weights of levels that no network can have."""
-        from hierclass.nested.sharing import Own  # imports torch, which options do without
+        from hierclass.nested.shared_weights import OwnWeights  # imports torch, which options do without
 
         for name, given in (("sizes", self.sizes is not None), ("own", self.own != ("norms",))):
             if given and not shares_blocks:
@@ -149,7 +149,7 @@ class Recipe(StoredOptions):
                 )
         try:
             for each in self.own:
-                Own.parse(each)
+                OwnWeights.parse(each)
         except BackboneError as error:
             raise InputError(f"--own {','.join(self.own)}: {str(error).partition('; ')[2]}") from error
         sizes = self.sizes or (self.size,)
@@ -161,9 +161,11 @@ class Recipe(StoredOptions):
 
     def _check_shares(self) -> None:
         """Refuse shares that no network is cut by, before anything is read or made."""
-        from hierclass.nested.blocks import check_depths  # they import torch, which options do without
-        from hierclass.nested.boundaries import check_widths
-        from hierclass.nested.pruning import check_densities
+        from hierclass.nested.analysis.channel_groups import check_widths
+        from hierclass.nested.analysis.residual_blocks import (
+            check_depths,  # they import torch, which options do without
+        )
+        from hierclass.nested.masks.selection import check_densities
 
         checks = {"widths": check_widths, "depths": check_depths, "densities": check_densities}
         for name, check in checks.items():

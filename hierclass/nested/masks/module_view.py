@@ -24,7 +24,7 @@ PLAIN = frozenset({bool, int, float, str, type(None)})
 """Types of attributes that hold no module, checked first since most attributes are of these."""
 
 
-def shell(
+def view_with(
     module: nn.Module,
     weight_of: Callable[[str, nn.Parameter], Tensor],
     part_of: Callable[[str, nn.Module], nn.Module],
@@ -120,7 +120,7 @@ class _Held(NamedTuple):
     value: Tensor
 
 
-class Scratch(dict[Any, Any]):
+class TransientDict(dict[Any, Any]):
     """What can be made again: copies and pickles of it are empty."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -130,7 +130,7 @@ class Scratch(dict[Any, Any]):
         return type(self), ()
 
 
-class Kept(Scratch):
+class Kept(TransientDict):
     """Values computed from other tensors, each kept until these change.
 
     Threads may share one: an entry is replaced as a whole, and whoever finds none computes it.

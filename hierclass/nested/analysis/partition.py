@@ -17,19 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import GROUND, OWN, Channels, compact, settle, touched, varies
-from hierclass.nested.elementwise import FlowCall, tensors_in
-from hierclass.nested.flow import Flow
-from hierclass.nested.functions import flow, function_name, has_rule, out_of_place
-from hierclass.nested.rules import rule_for, type_name
-from hierclass.nested.trace import Trace, attribute, trace
+from hierclass.nested.analysis.channel_groups import (
+    OWN,
+    SHARED,
+    ChannelGroups,
+    compact,
+    settle,
+    touched,
+    varies,
+)
+from hierclass.nested.analysis.layer_rules import ChannelFlow, rule_for, type_name
+from hierclass.nested.analysis.op_rules import function_name, has_rule, out_of_place, propagate
+from hierclass.nested.analysis.trace import Trace, attribute, trace
+from hierclass.nested.analysis.traced_call import TracedCall, tensors_in
 
 HINT = "structure masks needs no cutting"
 """What to do with a backbone that can't be cut."""
 
 
 @dataclass(frozen=True)
-class Cut:
+class Partition:
     """How one value is dealt to levels: `index[k]` are the positions of level k along `axis` (of `size`).
 
     Where a value belongs to one level as a whole, `axis` is None and only that level's index is not empty. `shared`
@@ -48,13 +55,13 @@ class Cut:
 
 
 @dataclass
-class Value:
+class TracedValue:
     """What a node of the graph gives for one image: sizes (tensors without memory) and ids in the same layout."""
 
     meta: Any
     ids: Any
     cut: Any = None
-    """A `Cut` for each tensor, in the same layout; None for what is no tensor."""
+    """A `Partition` for each tensor, in the same layout; None for what is no tensor."""
 
 
 @dataclass
@@ -63,9 +70,9 @@ class Analysis:
 
     trace: Trace
     levels: int
-    values: dict[fx.Node, Value]
-    flows: dict[fx.Node, Flow]
-    channels: Channels
+    values: dict[fx.Node, TracedValue]
+    flows: dict[fx.Node, ChannelFlow]
+    channels: ChannelGroups
     output: fx.Node
     repeated: set[str] = field(default_factory=set)
 
@@ -86,8 +93,8 @@ def analyse(backbone: nn.Module, widths: Sequence[float], input_size: tuple[int,
 
 
 def _analyse(traced: Trace, widths: Sequence[float], input_size: tuple[int, int, int]) -> Analysis:
-    channels = Channels()
-    reader = _Reader(traced, channels, input_size)
+    channels = ChannelGroups()
+    reader = _ChannelReader(traced, channels, input_size)
     output = reader.read_all()
     analysis = Analysis(traced, len(widths), reader.values, reader.flows, channels, output)
     for attempt in range(4):
@@ -100,7 +107,7 @@ def _analyse(traced: Trace, widths: Sequence[float], input_size: tuple[int, int,
         for node, ids in torn:
             channels.where = where(node)
             axes = [axis for axis in range(ids.ndim) if varies(ids, axis)]
-            channels.tie_along(ids, *axes[1:])
+            channels.unite_along(ids, *axes[1:])
     _check_features(analysis)
     return analysis
 
@@ -114,13 +121,13 @@ def hinting() -> Iterator[None]:
         raise BackboneError(str(error) if ";" in str(error) else f"{error}; {HINT}") from error.__cause__
 
 
-class _Reader:
+class _ChannelReader:
     """Runs the graph once on sizes and ids."""
 
-    def __init__(self, traced: Trace, channels: Channels, input_size: tuple[int, int, int]) -> None:
+    def __init__(self, traced: Trace, channels: ChannelGroups, input_size: tuple[int, int, int]) -> None:
         self.traced, self.channels, self.input_size = traced, channels, input_size
-        self.values: dict[fx.Node, Value] = {}
-        self.flows: dict[fx.Node, Flow] = {}
+        self.values: dict[fx.Node, TracedValue] = {}
+        self.flows: dict[fx.Node, ChannelFlow] = {}
 
     def read_all(self) -> fx.Node:
         for node in self.traced.graph.nodes:
@@ -129,7 +136,7 @@ class _Reader:
             self.channels.where = where(node)
             try:
                 value = self._read(node)
-                self.values[node] = Value(value.meta, _map(value.ids, settle))
+                self.values[node] = TracedValue(value.meta, _map(value.ids, settle))
             except BackboneError as error:
                 raise BackboneError(f"{where(node)} can't be cut into levels: {error}") from None
             except Exception as error:
@@ -139,28 +146,28 @@ class _Reader:
                 ) from error
         raise AssertionError("a traced graph ends with its output")
 
-    def _read(self, node: fx.Node) -> Value:
+    def _read(self, node: fx.Node) -> TracedValue:
         if node.op == "placeholder":
             if any(value.meta is not None for value in self.values.values()):
-                return Value(node.args[0] if node.args else None, None)
+                return TracedValue(node.args[0] if node.args else None, None)
             shape = (1, *self.input_size)
             dtype = next((p.dtype for p in self.traced.skeleton.parameters()), torch.float32)
-            return Value(torch.zeros(shape, device="meta", dtype=dtype), ground(shape))
+            return TracedValue(torch.zeros(shape, device="meta", dtype=dtype), shared_ids(shape))
         if node.op == "get_attr":
             return self._read_tensor(str(node.target))
         if node.op == "call_module":
             return self._read_layer(node)
         return self._read_call(node)
 
-    def _read_tensor(self, path: str) -> Value:
+    def _read_tensor(self, path: str) -> TracedValue:
         tensor = attribute(self.traced.skeleton, path)
         if not isinstance(tensor, Tensor):
-            return Value(tensor, None)
+            return TracedValue(tensor, None)
         if tensor.numel() < 2 or not tensor.is_floating_point():
-            return Value(tensor, ground(tensor.shape))
-        return Value(tensor, self.channels.loose(tensor.shape))
+            return TracedValue(tensor, shared_ids(tensor.shape))
+        return TracedValue(tensor, self.channels.loose(tensor.shape))
 
-    def _read_layer(self, node: fx.Node) -> Value:
+    def _read_layer(self, node: fx.Node) -> TracedValue:
         layer = self.traced.skeleton.get_submodule(str(node.target))
         rule = rule_for(layer)
         if rule is None:
@@ -173,17 +180,17 @@ class _Reader:
             raise BackboneError("it takes more than one tensor")
         source = self.values[node.args[0]]
         if self.channels.is_loose(source.ids):  # a table that goes through layers serves all levels
-            self.channels.tie_to_ground(source.ids)
-            source = Value(source.meta, ground(source.ids.shape))
+            self.channels.share(source.ids)
+            source = TracedValue(source.meta, shared_ids(source.ids.shape))
         with torch.no_grad():
             result = layer(source.meta, **node.kwargs)
         if not isinstance(result, Tensor):
             raise BackboneError("its result is no tensor")
-        found = rule.flow(layer, source.ids, tuple(result.shape), self.channels)
+        found = rule.propagate(layer, source.ids, tuple(result.shape), self.channels)
         self.flows[node] = found
-        return Value(result, found.ids)
+        return TracedValue(result, found.ids)
 
-    def _read_call(self, node: fx.Node) -> Value:
+    def _read_call(self, node: fx.Node) -> TracedValue:
         function = out_of_place(node.target)
         args, kwargs = _with(node, lambda value: value.meta, self.values)
         kwargs.pop("inplace", None)
@@ -193,7 +200,7 @@ class _Reader:
             result = function(*args, **kwargs)
         tensors = tensors_in(result)
         if not tensors:
-            return Value(result, None)
+            return TracedValue(result, None)
         id_args, id_kwargs = _with(
             node, lambda value: value.meta if value.ids is None else value.ids, self.values
         )
@@ -202,25 +209,27 @@ class _Reader:
         known = [ids for ids in tensors_in((id_args, id_kwargs)) if touched(ids)]
         if known and all(map(self.channels.is_loose, known)) and not has_rule(name):
             for ids in known:
-                self.channels.tie_to_ground(ids)
+                self.channels.share(ids)
             known = []
         if not known:
-            return Value(result, _map(result, lambda tensor: ground(tensor.shape)))
+            return TracedValue(result, _map(result, lambda tensor: shared_ids(tensor.shape)))
         if name == "getattr":
-            return Value(result, getattr(id_args[0], id_args[1]))
-        call = FlowCall(name, function, id_args, id_kwargs, tuple(tensors[0].shape))
-        ids = flow(call, self.channels)
+            return TracedValue(result, getattr(id_args[0], id_args[1]))
+        call = TracedCall(name, function, id_args, id_kwargs, tuple(tensors[0].shape))
+        ids = propagate(call, self.channels)
         if isinstance(ids, Tensor) and not isinstance(result, Tensor):  # values and indices of max
             ids = _map(result, lambda tensor: ids)
-        return Value(result, ids)
+        return TracedValue(result, ids)
 
 
-def ground(shape: Sequence[int]) -> Tensor:
+def shared_ids(shape: Sequence[int]) -> Tensor:
     """Ids of a value that every level sees."""
     return torch.zeros((), dtype=torch.long).expand(tuple(shape))
 
 
-def _with(node: fx.Node, pick: Any, values: dict[fx.Node, Value]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _with(
+    node: fx.Node, pick: Any, values: dict[fx.Node, TracedValue]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a node, with what `pick` takes of each value that they hold."""
     args = fx.map_arg(node.args, lambda n: pick(values[n]))
     kwargs = fx.map_arg(node.kwargs, lambda n: pick(values[n]))
@@ -235,7 +244,7 @@ def _map(value: Any, function: Any) -> Any:
     return None
 
 
-def _checked_output(node: Any, values: dict[fx.Node, Value]) -> fx.Node:
+def _checked_output(node: Any, values: dict[fx.Node, TracedValue]) -> fx.Node:
     meta = values[node].meta if isinstance(node, fx.Node) else node
     if not isinstance(node, fx.Node) or not isinstance(meta, Tensor) or meta.ndim != 2:
         shape = ("B", *meta.shape[1:]) if isinstance(meta, Tensor) else type(meta).__name__
@@ -250,9 +259,9 @@ def deal(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, T
     """Note the cut of every value; return those that are cut along more than one axis."""
     torn: list[tuple[fx.Node, Tensor]] = []
 
-    def cut_of(node: fx.Node, ids: Tensor) -> Cut | None:
+    def cut_of(node: fx.Node, ids: Tensor) -> Partition | None:
         try:
-            found = make_cut(ids, levels, analysis.levels)
+            found = make_partition(ids, levels, analysis.levels)
         except BackboneError as error:
             raise BackboneError(f"{where(node)} can't be cut into levels: {error}") from None
         if found is None:
@@ -264,28 +273,28 @@ def deal(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, T
     return torn
 
 
-def make_cut(ids: Tensor, levels: NDArray[np.int64], num_levels: int) -> Cut | None:
+def make_partition(ids: Tensor, levels: NDArray[np.int64], num_levels: int) -> Partition | None:
     """The cut of a value with these ids, or None if levels change along more than one axis."""
     dealt = torch.from_numpy(levels)[compact(ids)]
     axes = [axis for axis, size in enumerate(dealt.shape) if size > 1 and bool(dealt.diff(dim=axis).any())]
     nothing = np.zeros(0, np.int64)
     if not axes:
-        level = int(dealt.flatten()[0]) if dealt.numel() else GROUND
+        level = int(dealt.flatten()[0]) if dealt.numel() else SHARED
         index = tuple(np.zeros(1, np.int64) if level in (k, OWN) else nothing for k in range(num_levels))
-        return Cut(index, shared=level == GROUND, owned=level == OWN)
+        return Partition(index, shared=level == SHARED, owned=level == OWN)
     if len(axes) > 1:
         return None
     row = dealt.movedim(axes[0], 0).reshape(dealt.shape[axes[0]], -1)[:, 0].numpy()
     if (row == OWN).any():
         raise BackboneError("channels of levels and what each level makes for itself lie side by side")
     row = np.maximum(row, 0)  # what all levels see is made by level 0
-    return Cut(tuple(np.flatnonzero(row == k) for k in range(num_levels)), axes[0], len(row))
+    return Partition(tuple(np.flatnonzero(row == k) for k in range(num_levels)), axes[0], len(row))
 
 
 def _check_features(analysis: Analysis) -> None:
-    cut: Cut = analysis.values[analysis.output].cut
+    cut: Partition = analysis.values[analysis.output].cut
     size = analysis.values[analysis.output].meta.shape[1]
-    mixing = analysis.channels.why_shared() if analysis.levels > 1 and cut.shared else ""
+    mixing = analysis.channels.where_shared() if analysis.levels > 1 and cut.shared else ""
     if mixing:
         raise BackboneError(
             f"{mixing} can't be cut into levels: it lets all levels share all {size} pooled features"
@@ -320,7 +329,7 @@ def where(node: fx.Node) -> str:
     return f"{path or 'backbone'} ({getattr(kind, '__name__', kind)}): {name}()"
 
 
-def positions(cut: Cut, level: int, size: int) -> Sequence[int]:
+def positions(cut: Partition, level: int, size: int) -> Sequence[int]:
     """Return the positions of a level along the channels of a value that has `size` of them."""
     if cut.axis is not None:
         index: list[int] = cut.index[level].tolist()

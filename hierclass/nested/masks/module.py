@@ -12,21 +12,25 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hierclass.errors import BackboneError, LevelError
-from hierclass.nested import sparse
-from hierclass.nested.pruning import (
+from hierclass.nested.masks import codec
+from hierclass.nested.masks.module_view import Kept, view_with
+from hierclass.nested.masks.selection import (
     UPDATES,
-    Through,
+    LevelNorms,
+    StraightThrough,
     check_densities,
     densities_at,
+    find_stages,
+    level_parts,
     masked,
     rank,
+    stage_numbers,
     step_of,
+    with_level_norms,
 )
-from hierclass.nested.shells import Kept, shell
-from hierclass.nested.stages import LevelNorms, find_stages, level_parts, stage_numbers, with_level_norms
 
 
-class Masked(nn.Module):
+class MaskedModule(nn.Module):
     """Any module, with nested masks over its weights: level k uses the weights of M_k, and M_0 ⊂ M_1 ⊂ ….
 
     What a weight is worth and where it lies are shared by all levels: one byte per weight holds the lowest level that
@@ -39,7 +43,7 @@ class Masked(nn.Module):
     The level flows with the call: each call runs a shallow copy of the module tree that holds the masked weights, so
     threads may run different levels at once. Modules and weights are found in attributes, in the containers of Python
     there, and as owners of bound methods. What holds them otherwise (a `functools.partial`, an object of another class,
-    a closure) runs them unmasked at every level: `prove` finds that, but for closures, which hold what was copied and
+    a closure) runs them unmasked at every level: `verify` finds that, but for closures, which hold what was copied and
     not the copy; `nest` proves what it makes. Without gradients, masked weights are kept per level until the weights
     change (writing through `parameter.data` in place goes unseen). A part that is used at several places of the tree
     belongs to the first. What a part's forward assigns to its own attributes is lost after the call; buffers are kept.
@@ -111,10 +115,10 @@ class Masked(nn.Module):
                 return nn.Identity()
             return part[levels[self._stage_of[name]]] if isinstance(part, LevelNorms) else part
 
-        return shell(self.module, weight_of, part_of)(*args, **kwargs)
+        return view_with(self.module, weight_of, part_of)(*args, **kwargs)
 
     @torch.no_grad()
-    def prove(self, *args: Any, **kwargs: Any) -> None:
+    def verify(self, *args: Any, **kwargs: Any) -> None:
         """Run every level on an example with NaN in all that is above it: its results must stay as they are.
 
         In evaluation mode the module must give the same for the same arguments.
@@ -181,7 +185,7 @@ class Masked(nn.Module):
                 value.fill_(torch.nan)
 
     @torch.no_grad()
-    def truncate(self, level: int) -> Masked:
+    def truncate(self, level: int) -> MaskedModule:
         """Return a copy with levels 0 … `level`: weights above are zero, norms and blocks above are gone.
 
         A stage of which nothing is left is gone too.
@@ -221,10 +225,10 @@ class Masked(nn.Module):
         return copy.deepcopy(self.module, copies)
 
     def stored(self) -> dict[str, Tensor]:
-        """Return name → tensor for a checkpoint, of masked weights the compact form of `hierclass.nested.sparse`."""
+        """Return name → tensor for a checkpoint, masked weights in the compact form of `masks.codec`."""
         tensors = {name: value.detach() for name, value in self._dense().items()}
         for name, weight, levels in self.weights():
-            parts = sparse.pack(weight, levels, self.num_levels)
+            parts = codec.pack(weight, levels, self.num_levels)
             tensors.update({f"{name}.{part}": value for part, value in parts.items()})
         return tensors
 
@@ -238,14 +242,14 @@ class Masked(nn.Module):
         dense, parts = self._dense(), {name: dict[str, Tensor]() for name in self._names}
         for key, value in tensors.items():
             name, _, part = key.rpartition(".")
-            if part in sparse.PARTS and name in parts:
+            if part in codec.PARTS and name in parts:
                 parts[name][part] = value
         known = {f"{name}.{part}" for name, found in parts.items() for part in found}
-        sparse.check_fit(dense, {key: value for key, value in tensors.items() if key not in known})
+        codec.check_fit(dense, {key: value for key, value in tensors.items() if key not in known})
         unpacked = []
         for name, weight, levels in self.weights():
             try:
-                found = sparse.unpack(parts[name], weight.numel(), self.num_levels)
+                found = codec.unpack(parts[name], weight.numel(), self.num_levels)
             except ValueError as error:
                 raise ValueError(f"{name} does not fit: {error}") from error
             unpacked.append((weight, levels, found))
@@ -266,9 +270,9 @@ class Masked(nn.Module):
         """Take over how far the masks are."""
         self.pruned = int(state)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Masked:
+    def _apply(self, fn: Any, recurse: bool = True) -> MaskedModule:
         self._kept.clear()
-        applied: Masked = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        applied: MaskedModule = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return applied
 
     @torch.no_grad()
@@ -343,7 +347,7 @@ class Masked(nn.Module):
         levels = self.maps.get_buffer(_key(name))
         if torch.is_grad_enabled() and weight.requires_grad:
             if 0 <= self.pruned < UPDATES and level == self.num_levels - 1:
-                through: Tensor = Through.apply(weight, levels > level)
+                through: Tensor = StraightThrough.apply(weight, levels > level)
                 return through
             return masked(weight, levels > level)
         return self._kept.value((name, level), (weight, levels), lambda w, lowest: masked(w, lowest > level))

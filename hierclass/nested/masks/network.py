@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
+from hierclass.nested.analysis.trace import trace
+from hierclass.nested.extract import with_classifier
 from hierclass.nested.level_graph import Kept, Level, fold, foldable
-from hierclass.nested.masking import Masked
+from hierclass.nested.masks.codec import check_fit
+from hierclass.nested.masks.module import MaskedModule
+from hierclass.nested.masks.module_view import TransientDict
 from hierclass.nested.network import NestedNetwork, evaluating
-from hierclass.nested.shells import Scratch
-from hierclass.nested.sparse import check_fit
-from hierclass.nested.thin import with_classifier
-from hierclass.nested.trace import trace
 
 
 class MaskedNetwork(NestedNetwork):
@@ -39,12 +39,12 @@ class MaskedNetwork(NestedNetwork):
     ):
         """Copy and mask `backbone`, (B, 3, H, W) → (B, F); `num_classes[k]` is the number of classes of level k.
 
-        For `densities` and `born` see `Masked`.
+        For `densities` and `born` see `MaskedModule`.
 
         Raises:
             BackboneError: they do not fit, or the backbone does not give pooled features.
         """
-        masked = Masked(backbone, densities, born=born)
+        masked = MaskedModule(backbone, densities, born=born)
         if len(num_classes) != masked.num_levels or min(num_classes, default=0) < 1:
             raise BackboneError(
                 f"{masked.num_levels} densities need {masked.num_levels} class counts of at least 1, "
@@ -54,7 +54,7 @@ class MaskedNetwork(NestedNetwork):
         super().__init__([features] * masked.num_levels, num_classes, input_size)
         self.masked = masked
         self.heads.to(next(backbone.parameters()))
-        self._plain: Scratch | None = None
+        self._plain: TransientDict | None = None
         self._pairs: list[tuple[str, str]] = []
 
     def level_functions(self, last: int) -> Sequence[Level]:
@@ -70,14 +70,14 @@ class MaskedNetwork(NestedNetwork):
                 plain = self._plain[level] = fold(self.masked.extract(level), self._pairs)
         return plain(image), ()
 
-    def plain(self) -> MaskedNetwork:
+    def fused(self) -> MaskedNetwork:
         """Return a copy for inference, in evaluation mode, whose levels run plain backbones, without masking at calls.
 
         Each is made when its level is first asked for, with zeros for unused weights and batch norms folded into
         convolutions, and made anew after weights were loaded or moved; other changes of weights go unseen.
         """
         network = copy.deepcopy(self).eval()
-        network._plain = Scratch()
+        network._plain = TransientDict()
         network._pairs = _foldable(network.masked.extract(), self.input_size)
         return network
 
@@ -111,7 +111,7 @@ class MaskedNetwork(NestedNetwork):
         return super().forward(image, level)  # type: ignore[arg-type]
 
     def train_progress(self, progress: float) -> None:
-        """Prune by how far training is, 0 … 1; see `Masked.prune`."""
+        """Prune by how far training is, 0 … 1; see `MaskedModule.prune`."""
         self.masked.prune(progress)
         self._changed()
 
@@ -143,7 +143,7 @@ class MaskedNetwork(NestedNetwork):
         return with_classifier(self.masked.extract(level), self.heads[level], self.input_size)
 
     def stored(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds: heads whole, the rest as `Masked.stored` gives it."""
+        """Return what a checkpoint holds: heads whole, the rest as `MaskedModule.stored` gives it."""
         heads = self.heads.state_dict(prefix="heads.")
         return {**heads, **{f"masked.{name}": value for name, value in self.masked.stored().items()}}
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import Channels, has_channels, has_owned, varies
+from hierclass.nested.analysis.channel_groups import ChannelGroups, has_channels, has_owned, varies
 
 
 @dataclass(frozen=True)
-class FlowCall:
+class TracedCall:
     """One call of traced code: its arguments with ids for tensors, and the shape of its result."""
 
     name: str
@@ -46,14 +46,14 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
-def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: Channels) -> Tensor:
+def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: ChannelGroups) -> Tensor:
     """Tie what meets. What is the same for all channels that it meets is seen by every level."""
     aligned = [ids.reshape([1] * (len(shape) - ids.ndim) + list(ids.shape)) for ids in operands]
     known = [ids for ids in aligned if has_channels(ids)]
     owned = [ids for ids in aligned if has_owned(ids)]
     if owned and all(channels.is_loose(ids) for ids in known):
         for ids in known:
-            channels.tie_to_ground(ids)
+            channels.share(ids)
         return owned[0].flatten()[0].expand(tuple(shape))
     firm = [ids for ids in known if not channels.is_loose(ids)]
     rows = [ids for ids in (firm or known) if not _serves_all(ids, firm or known)]
@@ -63,9 +63,9 @@ def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: Chan
         raise BackboneError("what each level makes of its own slice meets channels of all levels")
     for ids in known:
         if _serves_all(ids, rows):
-            channels.tie_to_ground(ids)
+            channels.share(ids)
         else:
-            channels.tie(rows[0], ids)
+            channels.unite(rows[0], ids)
     merged = rows[0]
     for ids in rows[1:]:  # one operand may know more than another that was spread
         if any(varies(ids, axis) and merged.shape[axis] == 1 for axis in range(merged.ndim)):

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.blocks import Block
-from hierclass.nested.functions import RESHAPING, SPLITTING, function_name
-from hierclass.nested.graph import Analysis, Cut, positions
+from hierclass.nested.analysis.layer_rules import rule_for
+from hierclass.nested.analysis.op_rules import RESHAPING, SPLITTING, function_name
+from hierclass.nested.analysis.partition import Analysis, Partition, positions
+from hierclass.nested.analysis.residual_blocks import ResidualBlock
+from hierclass.nested.analysis.trace import attribute, without_weights
 from hierclass.nested.network import evaluating
-from hierclass.nested.rules import rule_for
-from hierclass.nested.trace import attribute, without_weights
 
 
-def thin_skeleton(analysis: Analysis, blocks: Sequence[Block]) -> nn.Module:
+def thin_skeleton(analysis: Analysis, blocks: Sequence[ResidualBlock]) -> nn.Module:
     """Make the thinner model of an analysis of one level (`seen_by`), without memory for its weights.
 
     Left-out blocks become `nn.Identity`. Numbers that timm's code keeps in attributes (heads, sizes of a split) are
@@ -124,7 +124,7 @@ def _replace_layer(model: nn.Module, node: fx.Node, analysis: Analysis) -> None:
 
 
 def _replace_tensor(model: nn.Module, path: str, cut: Any) -> None:
-    if not isinstance(cut, Cut) or cut.axis is None:
+    if not isinstance(cut, Partition) or cut.axis is None:
         return
     owner, _, name = path.rpartition(".")
     module = attribute(model, owner) if owner else model
@@ -148,14 +148,14 @@ def _numbers(node: fx.Node, analysis: Analysis) -> Iterator[tuple[Any, Any]]:
     if name in SPLITTING and isinstance(cut, tuple):
         first = analysis.values[node.args[0]].cut  # type: ignore[index]
         sizes = node.args[1] if len(node.args) > 1 else None
-        if isinstance(first, Cut) and first.axis is not None and isinstance(sizes, (list, tuple)):
+        if isinstance(first, Partition) and first.axis is not None and isinstance(sizes, (list, tuple)):
             thin = [
                 len(positions(c, 0, int(s))) if not c.shared else int(s)
                 for c, s in zip(cut, sizes, strict=True)
             ]
             yield list(sizes), thin
             yield from zip(sizes, thin, strict=True)
-    elif name in RESHAPING and isinstance(cut, Cut) and cut.axis is not None:
+    elif name in RESHAPING and isinstance(cut, Partition) and cut.axis is not None:
         count = len(cut.index[0])
         sizes = [
             size for arg in node.args[1:] for size in (arg if isinstance(arg, (tuple, list)) else (arg,))
@@ -168,7 +168,10 @@ def _numbers(node: fx.Node, analysis: Analysis) -> Iterator[tuple[Any, Any]]:
         ):
             yield size, size * count // cut.size
     elif (
-        name == "getitem" and isinstance(value.meta, Tensor) and isinstance(cut, Cut) and cut.axis is not None
+        name == "getitem"
+        and isinstance(value.meta, Tensor)
+        and isinstance(cut, Partition)
+        and cut.axis is not None
     ):
         items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         for item in items:

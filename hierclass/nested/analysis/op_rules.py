@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import Channels, has_channels, varies
-from hierclass.nested.elementwise import FlowCall, elementwise
-from hierclass.nested.flow import respread
-from hierclass.nested.products import attention, einsum, product, relative_positions
+from hierclass.nested.analysis.channel_groups import ChannelGroups, has_channels, varies
+from hierclass.nested.analysis.layer_rules import respread
+from hierclass.nested.analysis.matmul_rules import attention, einsum, product, relative_positions
+from hierclass.nested.analysis.traced_call import TracedCall, elementwise
 
 
 def _names(text: str) -> frozenset[str]:
@@ -98,7 +98,7 @@ def out_of_place(target: Any) -> Callable[..., Any]:
     return function
 
 
-def flow(call: FlowCall, channels: Channels) -> Any:
+def propagate(call: TracedCall, channels: ChannelGroups) -> Any:
     """Return the ids of the result of a call, one that reads more than the ground; ties are made in `channels`.
 
     Raises:
@@ -131,11 +131,11 @@ def flow(call: FlowCall, channels: Channels) -> Any:
     if name == "unfold" and len(call.args) == 4:  # the method, over one axis
         return call.function(*call.args)
     if name == "unfold" and len(call.args[0].shape) == 4:
-        row = channels.tie_along(call.args[0], 2, 3)[..., 0]
+        row = channels.unite_along(call.args[0], 2, 3)[..., 0]
         return row.repeat_interleave(call.shape[1] // row.shape[1], 1).expand(call.shape)
     if name == "fold":
         shape = (len(call.args[0]), call.shape[1], -1, call.args[0].shape[2])
-        return channels.tie_along(call.args[0].reshape(shape), 2, 3).expand(call.shape)
+        return channels.unite_along(call.args[0].reshape(shape), 2, 3).expand(call.shape)
     if name == "scaled_dot_product_attention":
         return attention(call, channels)
     if name == "cal_rel_pos_type":
@@ -147,7 +147,7 @@ def flow(call: FlowCall, channels: Channels) -> Any:
     raise BackboneError("no rule for this operation")
 
 
-def _concatenate(call: FlowCall, channels: Channels) -> Tensor:
+def _concatenate(call: TracedCall, channels: ChannelGroups) -> Tensor:
     """Along channels: their rows one after the other. Along places: what lies at the same place is tied."""
     parts: list[Tensor] = list(call.args[0] if call.args else call.kwargs["tensors"])
     axis = call.argument(1, "dim", "axis", default=0) % len(call.shape)
@@ -157,7 +157,7 @@ def _concatenate(call: FlowCall, channels: Channels) -> Tensor:
         return torch.cat(parts, axis)
     row = firm[0].narrow(axis, 0, 1)
     for ids in known:
-        channels.tie(row, ids)
+        channels.unite(row, ids)
     return row.expand(call.shape)
 
 
@@ -168,7 +168,7 @@ def _all_rows(parts: Sequence[Tensor], axis: int) -> bool:
     )
 
 
-def _move(call: FlowCall, channels: Channels) -> Any:
+def _move(call: TracedCall, channels: ChannelGroups) -> Any:
     if call.name == "getitem" and isinstance(call.args[0], Tensor):
         return _index(call.args[0], call.args[1], call.shape, channels)
     function = (
@@ -183,7 +183,7 @@ def _move(call: FlowCall, channels: Channels) -> Any:
     return moved
 
 
-def _index(ids: Tensor, index: Any, shape: Sequence[int], channels: Channels) -> Tensor:
+def _index(ids: Tensor, index: Any, shape: Sequence[int], channels: ChannelGroups) -> Tensor:
     """Indexing; where places are looked up by a tensor, all places along that axis are tied."""
     items = index if isinstance(index, tuple) else (index,)
     if not any(isinstance(item, Tensor) for item in items):
@@ -204,7 +204,7 @@ def _index(ids: Tensor, index: Any, shape: Sequence[int], channels: Channels) ->
     return mixed.expand(tuple(shape))
 
 
-def _reduce(call: FlowCall, channels: Channels) -> Tensor:
+def _reduce(call: TracedCall, channels: ChannelGroups) -> Tensor:
     ids = call.args[0] if call.args else call.kwargs["input"]
     position = 2 if call.name == "norm" else 1
     axes = call.argument(position, "dim", "axis")

@@ -5,13 +5,15 @@ own code: a reshape moves them, an addition ties the ids that it adds, a grouped
 attention those of a head. What is tied is one class and belongs to one level. Classes that are used alike (the
 channels of a residual stream, the heads of an attention) form an orbit, and each orbit is cut at its boundaries.
 
-Two ids are special. `GROUND_ID` is what every level sees as a whole: the image, sizes, tables of positions.
+Two ids are special. `SHARED_ID` is what every level sees as a whole: the image, sizes, tables of positions.
 `OWN_ID` is what every level makes for itself from its slice: a mean over channels, the attention of a single head.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,14 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hierclass.errors import BackboneError
-from hierclass.nested.boundaries import share_out
 
-GROUND_ID, OWN_ID = 0, -1
+SHARED_ID, OWN_ID = 0, -1
 
 MANY = 1 << 14
 """Ids from which on it pays to look for repetitions."""
 
-GROUND, OWN = -1, -2
+SHARED, OWN = -1, -2
 """In place of a level: of what all levels share, and of what each level has for itself."""
 
 
@@ -40,7 +41,7 @@ class _Mixing:
     ids: Tensor
 
 
-class Channels:
+class ChannelGroups:
     """The ids of one network and what is tied; tensors of ids have the shape of the values they stand for."""
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class Channels:
         self.count = 1
         self.where = ""
         """Path and type of the layer or function that is being read, for messages."""
-        self._ties: list[Tensor] = []
+        self._unions: list[Tensor] = []
         self._spaces: list[Tensor] = []
         self._loose: list[range] = []
         self._mixings: list[_Mixing] = []
@@ -80,7 +81,7 @@ class Channels:
         """Note that these channels are used together, so that they are cut by themselves."""
         self._spaces.append(torch.unique(compact(ids)))
 
-    def tie(self, left: Tensor, right: Tensor) -> None:
+    def unite(self, left: Tensor, right: Tensor) -> None:
         """Let channels that meet when `left` and `right` are broadcast belong to one level."""
         if left is right:
             return
@@ -88,22 +89,22 @@ class Channels:
         pairs = compact(settle(pairs)).expand(2, *[-1] * (pairs.ndim - 1)).reshape(2, -1)
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs > 0).all(0)]
         if pairs.shape[1]:
-            self._ties.append(pairs)
+            self._unions.append(pairs)
 
-    def tie_to_ground(self, ids: Tensor) -> None:
+    def share(self, ids: Tensor) -> None:
         """Let channels be seen by every level."""
         known = torch.unique(compact(ids))
         known = known[known > 0]
-        self._ties.append(torch.stack((known, torch.zeros_like(known))))
+        self._unions.append(torch.stack((known, torch.zeros_like(known))))
         if len(known) and not self.is_loose(known):
             self._shared_at.append(self.where)
 
-    def tie_along(self, ids: Tensor, *axes: int) -> Tensor:
+    def unite_along(self, ids: Tensor, *axes: int) -> Tensor:
         """Tie everything along `axes`; return the ids with size 1 there."""
         for axis in axes:
             first = ids[(slice(None),) * (axis % ids.ndim) + (slice(1),)]
             if varies(ids, axis):
-                self.tie(ids, first)
+                self.unite(ids, first)
                 self._mixings.append(_Mixing(self.where, first))
             ids = first
         return ids
@@ -119,18 +120,18 @@ class Channels:
             for axis in axes:
                 ids = ids.narrow(axis, 0, 1)
             return torch.full_like(ids, OWN_ID)
-        return self.tie_along(ids, *axes)
+        return self.unite_along(ids, *axes)
 
     def classes(self) -> NDArray[np.int64]:
         """Return the class of every id: the lowest id that it is tied to."""
-        if self._classes is None or len(self._classes) != self.count or self._ties:
+        if self._classes is None or len(self._classes) != self.count or self._unions:
             before = self._classes if self._classes is not None else np.arange(0)
             label = np.concatenate((before, np.arange(len(before), self.count)))
-            ties = torch.cat(self._ties, 1).numpy() if self._ties else np.zeros((2, 0), np.int64)
-            self._classes, self._ties = _components(label, ties), []
+            ties = torch.cat(self._unions, 1).numpy() if self._unions else np.zeros((2, 0), np.int64)
+            self._classes, self._unions = _components(label, ties), []
         return self._classes
 
-    def orbits(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+    def groups(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         """Yield the classes of every orbit in their given order, and how many channels a class has at most."""
         label = self.classes()
         firm = np.ones(self.count, bool)
@@ -149,24 +150,24 @@ class Channels:
             yield orbit, int(unit[orbit].max(initial=1))
 
     def levels(self, widths: Sequence[float]) -> NDArray[np.int64]:
-        """Deal the channels to levels: the level of every id, `GROUND` for what all levels see.
+        """Deal the channels to levels: the level of every id, `SHARED` for what all levels see.
 
         Of each orbit, level k sees the first `widths[k]` share of classes.
 
         Raises:
             BackboneError: an orbit holds one class of many channels, so that nothing is left to cut.
         """
-        levels = np.full(self.count, GROUND)
-        for orbit, size in self.orbits():
+        levels = np.full(self.count, SHARED)
+        for orbit, size in self.groups():
             if len(orbit) == 1 and size > 1 and len(widths) > 1:
                 raise BackboneError(self._why_tied(int(orbit[0]), size))
             cuts = share_out(len(orbit), widths, size)
             levels[orbit] = np.searchsorted(cuts, np.arange(len(orbit)), side="right")
-        levels[0] = GROUND
+        levels[0] = SHARED
         dealt: NDArray[np.int64] = np.append(levels[self.classes()], OWN)  # OWN_ID is the last index
         return dealt
 
-    def why_shared(self) -> str:
+    def where_shared(self) -> str:
         """Return where channels were last tied to the ground, empty if nowhere."""
         return self._shared_at[-1] if self._shared_at else ""
 
@@ -244,3 +245,65 @@ def _components(label: NDArray[np.int64], ties: NDArray[np.int64]) -> NDArray[np
         np.minimum.at(label, np.maximum(left, right)[apart], np.minimum(left, right)[apart])
         while not np.array_equal(label, shorter := label[label]):
             label = shorter
+
+
+Boundaries = tuple[int, ...]
+"""End of each level's prefix: level k sees channels 0 … boundaries[k] - 1."""
+
+STEPS = (8, 4, 2, 1)
+"""Slice sizes are multiples of the first of these that leaves every level at least one step."""
+
+
+def check_widths(widths: Sequence[float]) -> tuple[float, ...]:
+    """Return the widths as a tuple; raise `BackboneError` unless they rise strictly to 1.
+
+    `widths[k]` in (0, 1] is the share of every layer's channels that level k sees.
+    """
+    widths = tuple(float(width) for width in widths)
+    rising = all(low < high for low, high in itertools.pairwise(widths))
+    if not widths or not rising or widths[0] <= 0 or widths[-1] != 1:
+        raise BackboneError(
+            f"widths {list(widths)} do not fit; give one share per level, rising to 1, like 0.25,0.5,1"
+        )
+    return widths
+
+
+def boundaries(channels: int, widths: Sequence[float], group: int = 1) -> Boundaries:
+    """Cut `channels` channels into one slice per width.
+
+    Each boundary is `width * channels` rounded to a multiple of 8 and of `group` (the width of the channel
+    groups that must stay whole); every level gets at least one step. Where channels are too few for steps of
+    8, steps of 4, 2 or 1 are tried. The result depends on the number of channels alone, so that tensors that
+    are added agree.
+
+    Raises:
+        BackboneError: there are fewer groups than levels.
+    """
+    levels = len(widths)
+    for step in STEPS:
+        multiple = math.lcm(step, group)
+        if channels >= multiple * levels:
+            break
+    else:
+        raise BackboneError(
+            f"{channels} channels in groups of {group} can't be shared by {levels} levels; "
+            "use fewer levels or a wider backbone"
+        )
+    cuts: list[int] = []
+    for level, width in enumerate(widths[:-1]):
+        wanted = math.floor(width * channels / multiple + 0.5) * multiple
+        lowest = (cuts[-1] if cuts else 0) + multiple
+        highest = (channels // multiple - (levels - 1 - level)) * multiple
+        cuts.append(min(max(wanted, lowest), highest))
+    return (*cuts, channels)
+
+
+def share_out(count: int, widths: Sequence[float], size: int = 1) -> Boundaries:
+    """Cut `count` units of `size` channels each, as `boundaries` does; boundaries are in units.
+
+    Where units are fewer than levels, a level may add none, but level 0 has at least one.
+    """
+    if count >= len(widths):
+        return tuple(end // size for end in boundaries(count * size, widths, size))
+    cuts = [max(1, math.floor(width * count + 0.5)) for width in widths]
+    return tuple(itertools.accumulate((*cuts[:-1], count), max))

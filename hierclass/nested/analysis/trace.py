@@ -14,8 +14,8 @@ from timm.models import _features_fx
 from torch import fx, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.functions import IN_PLACE, MOVING, function_name
-from hierclass.nested.rules import rule_for
+from hierclass.nested.analysis.layer_rules import rule_for
+from hierclass.nested.analysis.op_rules import IN_PLACE, MOVING, function_name
 
 STOPS = ("Conv2dSame", "MaxPool2dSame", "AvgPool2dSame")
 """Layers of timm that look at sizes while they run; they are read as a whole."""

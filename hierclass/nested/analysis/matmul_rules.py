@@ -8,11 +8,18 @@ import torch
 from torch import Tensor
 
 from hierclass.errors import BackboneError
-from hierclass.nested.channels import OWN_ID, Channels, has_channels, has_owned, touched, varies
-from hierclass.nested.elementwise import FlowCall, elementwise
+from hierclass.nested.analysis.channel_groups import (
+    OWN_ID,
+    ChannelGroups,
+    has_channels,
+    has_owned,
+    touched,
+    varies,
+)
+from hierclass.nested.analysis.traced_call import TracedCall, elementwise
 
 
-def product(left: Tensor, right: Tensor, shape: Sequence[int], channels: Channels) -> Tensor:
+def product(left: Tensor, right: Tensor, shape: Sequence[int], channels: ChannelGroups) -> Tensor:
     """Matrix product: each element belongs to the level of all it sums over.
 
     Where one side serves all channels of the other (a key that all heads read, the states of a state-space model),
@@ -21,7 +28,7 @@ def product(left: Tensor, right: Tensor, shape: Sequence[int], channels: Channel
     rows = channels.mix(left, left.ndim - 1)
     rows_gone = _is_slice(left, rows)
     if rows_gone and channels.is_loose(right) and right.ndim == 2:  # a matrix has a row for each channel
-        channels.tie(left.movedim(-1, 0).flatten(1)[:, :1], right)
+        channels.unite(left.movedim(-1, 0).flatten(1)[:, :1], right)
         return torch.full_like(rows, OWN_ID).expand(tuple(shape))
     columns = channels.mix(right, right.ndim - 2)
     columns_gone = _is_slice(right, columns)
@@ -30,9 +37,9 @@ def product(left: Tensor, right: Tensor, shape: Sequence[int], channels: Channel
     if columns_gone and not rows_gone and not channels.is_loose(rows):
         columns = _ground(columns, right, channels)
     if channels.is_loose(rows) and touched(right):
-        rows = channels.tie_along(rows, rows.ndim - 2).expand(rows.shape)
+        rows = channels.unite_along(rows, rows.ndim - 2).expand(rows.shape)
     if channels.is_loose(columns) and touched(left):
-        columns = channels.tie_along(columns, columns.ndim - 1).expand(columns.shape)
+        columns = channels.unite_along(columns, columns.ndim - 1).expand(columns.shape)
     aligned = [ids.reshape([1] * (len(shape) - ids.ndim) + list(ids.shape)) for ids in (rows, columns)]
     known = [ids for ids in aligned if has_channels(ids)]
     if not known:
@@ -42,7 +49,7 @@ def product(left: Tensor, right: Tensor, shape: Sequence[int], channels: Channel
     return known[0].expand(tuple(shape))
 
 
-def _meet(rows: Tensor, columns: Tensor, shape: Sequence[int], channels: Channels) -> Tensor:
+def _meet(rows: Tensor, columns: Tensor, shape: Sequence[int], channels: ChannelGroups) -> Tensor:
     """Heads meet heads; what has none serves those that have, and columns without heads serve rows without."""
     ndim = len(shape)
     heads = [any(varies(ids, axis) for axis in range(ndim - 2)) for ids in (rows, columns)]
@@ -50,15 +57,15 @@ def _meet(rows: Tensor, columns: Tensor, shape: Sequence[int], channels: Channel
     firm = not channels.is_loose(rows) and not channels.is_loose(columns)
     single = [not any(varies(ids, axis) for axis in range(ndim)) for ids in (rows, columns)]
     if firm and (heads == [True, False] or (crossing and not any(heads)) or single == [False, True]):
-        channels.tie_to_ground(columns)
+        channels.share(columns)
         return rows.expand(tuple(shape))
     if firm and (heads == [False, True] or single == [True, False]):
-        channels.tie_to_ground(rows)
+        channels.share(rows)
         return columns.expand(tuple(shape))
     if not (varies(rows, ndim - 2) or varies(columns, ndim - 1)):
         ids = [a[..., :1, :1] for a in (rows, columns)]
         return elementwise(ids, (*shape[:-2], 1, 1), channels).expand(tuple(shape))
-    channels.tie(rows, columns)
+    channels.unite(rows, columns)
     return _widest((rows, columns)).expand(tuple(shape))
 
 
@@ -67,8 +74,8 @@ def _is_slice(ids: Tensor, mixed: Tensor) -> bool:
     return has_owned(mixed) and not has_owned(ids)
 
 
-def _ground(mixed: Tensor, ids: Tensor, channels: Channels) -> Tensor:
-    channels.tie_to_ground(ids)
+def _ground(mixed: Tensor, ids: Tensor, channels: ChannelGroups) -> Tensor:
+    channels.share(ids)
     return torch.zeros_like(mixed)
 
 
@@ -76,7 +83,7 @@ def _widest(known: Sequence[Tensor]) -> Tensor:
     return max(known, key=lambda ids: sum(varies(ids, axis) for axis in range(ids.ndim)))
 
 
-def attention(call: FlowCall, channels: Channels) -> Tensor:
+def attention(call: TracedCall, channels: ChannelGroups) -> Tensor:
     """softmax(q · kᵀ + mask) · v: heads meet heads."""
     query, key, value = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
@@ -88,7 +95,7 @@ def attention(call: FlowCall, channels: Channels) -> Tensor:
     return product(logits, value, call.shape, channels)
 
 
-def einsum(call: FlowCall, channels: Channels) -> Tensor:
+def einsum(call: TracedCall, channels: ChannelGroups) -> Tensor:
     """Sums over the letters that the result lacks: what is summed over is tied, what meets is tied."""
     equation, operands = call.args[0], call.args[1:]
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
@@ -112,13 +119,13 @@ def einsum(call: FlowCall, channels: Channels) -> Tensor:
     return elementwise(aligned, call.shape, channels)
 
 
-def relative_positions(call: FlowCall, channels: Channels) -> Tensor:
+def relative_positions(call: TracedCall, channels: ChannelGroups) -> Tensor:
     """MViT v2: logits plus products of the queries with tables of relative positions."""
     logits, query, *tables = (*call.args[:2], *call.args[5:7])
     heads = channels.mix(query, query.ndim - 1)
     for table in tables:
         if _is_slice(query, heads):
-            channels.tie(query.movedim(-1, 0).flatten(1)[:, 0], table)
+            channels.unite(query.movedim(-1, 0).flatten(1)[:, 0], table)
         else:
-            channels.tie_to_ground(table)
+            channels.share(table)
     return logits if _is_slice(query, heads) else elementwise((logits, heads), call.shape, channels)

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from hierclass.errors import BackboneError
-from hierclass.nested.network import NestedNetwork, evaluating
+from hierclass.nested.level_graph import Kept
+from hierclass.nested.network import GraphNetwork, NestedNetwork, evaluating
 
 
-def prove(network: NestedNetwork) -> None:
+def verify(network: NestedNetwork) -> None:
     """Check that levels are nested; cheap enough to run whenever a network is built.
 
-    1. With every weight above level k set to NaN, level k's logits stay the same bit for bit, also when all
+    1. No operation overwrites what it reads, which a higher level may read again.
+    2. With every weight above level k set to NaN, level k's logits stay the same bit for bit, also when all
        levels run in one pass.
-    2. Refining 0 → 1 → … → k gives the logits of running k directly.
-    3. Logits have the shape of the head.
+    3. Refining 0 → 1 → … → k gives the logits of running k directly.
+    4. Logits have the shape of the head.
 
     Raises:
-        BackboneError: one of them fails, which means that a rule in `hierclass.nested.rules` is wrong.
+        BackboneError: one of them fails, which means that a rule in `hierclass.nested.analysis.layer_rules` is wrong.
     """
     try:
         with evaluating(network), torch.no_grad():
-            _prove(network)
+            _verify(network)
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise BackboneError(f"the cut network does not run, so a rule is wrong: {reason}") from error
 
 
-def _prove(network: NestedNetwork) -> None:
+def _verify(network: NestedNetwork) -> None:
     weight = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(2, *network.input_size, generator=generator).to(weight)
+    _check_in_place(network, image)
     everything = network.forward_all(image)
     state = network.start(image)
     for level in range(network.num_levels):
@@ -53,6 +57,26 @@ def _prove(network: NestedNetwork) -> None:
             value.fill_(torch.nan)
         if not torch.equal(spoilt.forward_all(image)[level], everything[level]):
             raise BackboneError(f"level {level} reads weights of a level above it")
+
+
+class _InPlaceCheck(fx.Interpreter):
+    """Runs a graph and refuses operations that overwrite what they read."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        read = [self.env[source] for source in n.all_input_nodes]
+        tensors = [value for value in read if isinstance(value, Tensor)]
+        before = [value._version for value in tensors]
+        result = super().run_node(n)
+        if [value._version for value in tensors] != before:
+            raise BackboneError(f"{n.name} overwrites what it reads, so a rule is wrong")
+        return result
+
+
+def _check_in_place(network: NestedNetwork, image: Tensor) -> None:
+    kept: Kept = ()
+    for run in network.level_functions(network.num_levels - 1) if isinstance(network, GraphNetwork) else ():
+        assert isinstance(run, fx.GraphModule)
+        _, kept = _InPlaceCheck(run).run(image, kept if network.reuses else ())
 
 
 @torch.no_grad()

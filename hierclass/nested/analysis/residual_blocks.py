@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from hierclass.errors import BackboneError
-from hierclass.nested.boundaries import Boundaries
-from hierclass.nested.channels import GROUND, compact
-from hierclass.nested.functions import function_name
-from hierclass.nested.graph import Analysis, deal
-from hierclass.nested.rules import ALIKE
+from hierclass.nested.analysis.channel_groups import SHARED, Boundaries, compact
+from hierclass.nested.analysis.layer_rules import ALIKE
+from hierclass.nested.analysis.op_rules import function_name
+from hierclass.nested.analysis.partition import Analysis, deal
 
 PASSED_THROUGH = frozenset(
     "add relu relu6 gelu silu hardswish reshape view flatten unflatten permute transpose contiguous".split()  # noqa: SIM905
@@ -24,7 +23,7 @@ PASSED_THROUGH = frozenset(
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """A residual block: `nodes` compute `output` from `source`, to which they add it."""
 
     path: str
@@ -50,19 +49,19 @@ def first_blocks(count: int, depths: Sequence[float]) -> Boundaries:
     return tuple(max(1, math.floor(depth * count + 0.5)) for depth in depths)
 
 
-def schedule(analysis: Analysis, depths: Sequence[float]) -> list[Block]:
+def schedule(analysis: Analysis, depths: Sequence[float]) -> list[ResidualBlock]:
     """Find the residual blocks of every stage, and from which level on each of them is run.
 
     Raises:
         BackboneError: no stage has a block that can be left out.
     """
-    blocks: list[Block] = []
+    blocks: list[ResidualBlock] = []
     for stage in find_stages(analysis):
         ends = first_blocks(len(stage), depths)
         for number, block in enumerate(stage):
             born = next(level for level, end in enumerate(ends) if number < end)
             if block is not None and born:
-                blocks.append(Block(block.path, block.source, block.output, block.nodes, born))
+                blocks.append(ResidualBlock(block.path, block.source, block.output, block.nodes, born))
     if not blocks and depths[0] < 1:
         raise BackboneError(
             "no stage has a residual block that a level could leave out; use a deeper backbone, or leave depths out"
@@ -70,7 +69,7 @@ def schedule(analysis: Analysis, depths: Sequence[float]) -> list[Block]:
     return blocks
 
 
-def delay(analysis: Analysis, blocks: Sequence[Block], widths: Sequence[float]) -> None:
+def delay(analysis: Analysis, blocks: Sequence[ResidualBlock], widths: Sequence[float]) -> None:
     """Deal the channels inside of blocks anew: those of levels below a block's first one go to that level.
 
     Levels below run nothing of the block. What it adds to their slices is left out at every level, so that slices
@@ -89,7 +88,7 @@ def delay(analysis: Analysis, blocks: Sequence[Block], widths: Sequence[float]) 
         if node in members:
             inside = ids[~outside[label[ids]]]
             levels[inside] = np.where(
-                levels[inside] == GROUND, GROUND, np.maximum(levels[inside], members[node].born)
+                levels[inside] == SHARED, SHARED, np.maximum(levels[inside], members[node].born)
             )
     deal(analysis, levels)
 
@@ -105,7 +104,7 @@ def _made_ids(node: fx.Node, analysis: Analysis) -> NDArray[np.int64]:
     return known[known > 0]
 
 
-def find_stages(analysis: Analysis) -> list[list[Block | None]]:
+def find_stages(analysis: Analysis) -> list[list[ResidualBlock | None]]:
     """The blocks of every stage in order; None where a block changes what it adds to, so that all levels run it.
 
     A stage is a module with residual blocks one behind the other; of stages in one another, the innermost.
@@ -114,7 +113,7 @@ def find_stages(analysis: Analysis) -> list[list[Block | None]]:
     for node in analysis.nodes:
         for path in _paths(node):
             inside.setdefault(path, []).append(node)
-    stages: dict[str, list[Block | None]] = {}
+    stages: dict[str, list[ResidualBlock | None]] = {}
     for path, module in analysis.trace.skeleton.named_modules():
         if not path:
             continue  # the parts of a backbone are its stages, not blocks of one
@@ -130,7 +129,7 @@ def find_stages(analysis: Analysis) -> list[list[Block | None]]:
     ]
 
 
-def _residual_block(path: str, nodes: list[fx.Node], analysis: Analysis) -> Block | None:
+def _residual_block(path: str, nodes: list[fx.Node], analysis: Analysis) -> ResidualBlock | None:
     """The block at a path if its one result is its input plus something."""
     members = frozenset(nodes)
     results = [node for node in nodes if any(user not in members for user in node.users)]
@@ -140,7 +139,7 @@ def _residual_block(path: str, nodes: list[fx.Node], analysis: Analysis) -> Bloc
     source = _added_to(results[0], members)
     if source is None or analysis.values[source].meta.shape != analysis.values[results[0]].meta.shape:
         return None
-    return Block(path, source, results[0], members, 0)
+    return ResidualBlock(path, source, results[0], members, 0)
 
 
 def _added_to(node: fx.Node, members: frozenset[fx.Node]) -> fx.Node | None:
