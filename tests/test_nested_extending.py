@@ -290,5 +290,5 @@ def test_a_rule_that_overwrites_what_another_layer_reads_is_caught(monkeypatch: 
             return self.conv(x) + self.scale(x)
 
     monkeypatch.setitem(RULES, Scale, OverwritingRule())
-    with pytest.raises(BackboneError, match="scale overwrites what it reads, so a rule is wrong"):
+    with pytest.raises(BackboneError, match=r"middle_scale\.0 overwrites what it reads, so a rule is wrong"):
         cut(Toy(Residual()))

@@ -171,7 +171,7 @@ def test_two_threads_may_run_two_levels_at_once(gradients: bool, resnet: MaskedN
     calls = [
         lambda: network(images(), 0),
         lambda: network(images(), 2),
-        lambda: network(images(), 1, [2, 1, 0, 2]),
+        lambda: network(images(), [2, 1, 0, 2]),
     ]
     alone = [call() for call in calls]
     network.masked._kept.clear()

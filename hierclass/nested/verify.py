@@ -68,7 +68,7 @@ class _InPlaceCheck(fx.Interpreter):
         before = [value._version for value in tensors]
         result = super().run_node(n)
         if [value._version for value in tensors] != before:
-            raise BackboneError(f"{n.name} overwrites what it reads, so a rule is wrong")
+            raise BackboneError(f"{n.target} overwrites what it reads, so a rule is wrong")
         return result
 
 
@@ -76,7 +76,9 @@ def _check_in_place(network: NestedNetwork, image: Tensor) -> None:
     kept: Kept = ()
     for run in network.level_functions(network.num_levels - 1) if isinstance(network, GraphNetwork) else ():
         assert isinstance(run, fx.GraphModule)
-        _, kept = _InPlaceCheck(run).run(image, kept if network.reuses else ())
+        check = _InPlaceCheck(run)
+        check.extra_traceback = False
+        _, kept = check.run(image, kept)
 
 
 @torch.no_grad()
