@@ -174,7 +174,7 @@ def test_a_head_behind_a_convolution_of_pooled_values_is_timms_own(name: str) ->
     network = nest(lively(name), structure="prefix", num_classes=CLASSES, input_size=SIZE).eval()
     for level in (0, 1):
         model = network.extract(level).eval()
-        assert type(model) is type(network.plans[0].model)
+        assert type(model) is type(network.plans[0].model.make())
         assert model.get_classifier().in_features == network.num_features[level]
         with torch.no_grad():
             assert torch.allclose(model(images()), network(images(), level), atol=1e-4)
@@ -184,7 +184,7 @@ def test_a_head_that_is_no_linear_layer_leaves_ours_behind_the_backbone() -> Non
     network = nest(lively("repvit_m0_9"), structure="prefix", num_classes=CLASSES, input_size=SIZE).eval()
     model = network.extract(0).eval()
     assert isinstance(model, nn.Sequential)
-    assert type(model[0]) is type(network.plans[0].model)
+    assert type(model[0]) is type(network.plans[0].model.make())
     with torch.no_grad():
         assert torch.allclose(model(images()), network(images(), 0), atol=1e-4)
 

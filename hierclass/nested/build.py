@@ -184,6 +184,7 @@ def nest(
     groups: Sequence[Groups | None] | None = None,
     input_size: Iterable[int] = (3, 64, 64),
     warn: bool = True,
+    proof: bool = True,
 ) -> NestedNetwork:
     """Cut a backbone into nested levels and prove that they are nested.
 
@@ -206,8 +207,9 @@ def nest(
     `num_classes[k]` is the number of classes of level k's head. With `groups[k]` that head scores finer classes, of
     which the i-th belongs to class `groups[k][i]`, and sums them up; None: it scores its own.
     `input_size` (C, H, W) is the image that costs and the proof refer to. `warn` logs which levels run the same blocks
-    though their depths differ (depths, in stages of few blocks). The weights of `backbone` are copied; `backbone`
-    stays as it is.
+    though their depths differ (depths, in stages of few blocks). Without `proof` the network is not verified, as for an
+    architecture that these versions of all packages have proven before. The weights of `backbone` are copied;
+    `backbone` stays as it is.
 
     Raises:
         BackboneError: the numbers do not fit, the backbone does not take such images, or a layer can't be cut (the
@@ -252,7 +254,8 @@ def nest(
     network.heads.to(next(backbone.parameters()))
     if isinstance(network, PrefixNetwork) and frozen:
         network.freeze()
-    verify(network)
+    if proof:
+        verify(network)
     return network.train(backbone.training)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +17,26 @@ from hierclass.nested.analysis.partition import Analysis, Partition, positions
 from hierclass.nested.analysis.residual_blocks import ResidualBlock
 from hierclass.nested.analysis.trace import attribute, without_weights
 from hierclass.nested.network import evaluating
+
+
+class ThinModel:
+    """A level as a timm model without memory for its weights, made when it is asked for; copies are itself."""
+
+    def __init__(self, analysis: Analysis, blocks: Sequence[ResidualBlock]) -> None:
+        """Take the analysis of one level (`seen_by`), but not the weights, and the blocks that it leaves out."""
+        trace = dataclasses.replace(analysis.trace, backbone=analysis.trace.skeleton)
+        self._analysis, self._blocks = dataclasses.replace(analysis, trace=trace), tuple(blocks)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def make(self) -> nn.Module:
+        """Return the model.
+
+        Raises:
+            BackboneError: a layer can't be made smaller.
+        """
+        return thin_skeleton(self._analysis, self._blocks)
 
 
 def thin_skeleton(analysis: Analysis, blocks: Sequence[ResidualBlock]) -> nn.Module:

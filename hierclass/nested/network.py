@@ -329,12 +329,15 @@ class FusedNetwork(NestedNetwork):
         raise LevelError("a fused network can't be truncated; truncate the network it was made of")
 
 
-def answer_costs(network: NestedNetwork, lower_weight: float = 0.0) -> list[Cost]:
+def answer_costs(
+    network: NestedNetwork, lower_weight: float = 0.0, costs: Sequence[Cost] | None = None
+) -> list[Cost]:
     """Return what an answer at each level costs, where lower levels count with `lower_weight` in it.
 
-    Levels that share no computing are all run where all have a say: their multiply-accumulates add up.
+    Levels that share no computing are all run where all have a say: their multiply-accumulates add up. `costs` are
+    those of the levels, where they are known already.
     """
-    costs = [network.cost(level) for level in range(network.num_levels)]
+    costs = [network.cost(level) for level in range(network.num_levels)] if costs is None else list(costs)
     if network.reuses or not lower_weight:
         return costs
     totals = itertools.accumulate(cost.macs for cost in costs)

@@ -265,7 +265,7 @@ class PrefixNetwork(GraphNetwork):
                     tensors[_joined(path, key)] = value
         for part in plan.parts:
             tensors[_joined(plan.paths[part.layer], part.name)] = self._block(level, part)
-        model = fill(plan.model, tensors).train(self.training)
+        model = fill(plan.model.make(), tensors).train(self.training)
         channels = self.input_size[0]
         size = self.input_size if self.sizes is None else (channels, self.sizes[level], self.sizes[level])
         generator = torch.Generator().manual_seed(0)

@@ -19,7 +19,7 @@ from hierclass.errors import BackboneError
 from hierclass.nested.analysis.layer_rules import ChannelRule, own_tensors, rule_for
 from hierclass.nested.analysis.partition import Analysis, Partition, positions
 from hierclass.nested.analysis.residual_blocks import ResidualBlock
-from hierclass.nested.extract import thin_skeleton
+from hierclass.nested.extract import ThinModel
 from hierclass.nested.lowering import Lowered, layer_name, lower
 
 Index = tuple[NDArray[np.int64], ...]
@@ -169,7 +169,7 @@ class LevelPlan:
     parts: tuple[WeightBlock, ...]
     features: tuple[int, ...]
     """Which of the backbone's pooled features it computes."""
-    model: nn.Module
+    model: ThinModel
     """The level as a timm model without memory for weights."""
     paths: Mapping[str, str]
     """Name of a layer → path of it, or of its weight, in `model`."""
@@ -215,7 +215,7 @@ def make_plans(
             names=tuple(lowered[level].layers),
             parts=tuple(parts[level]),
             features=_features(analysis),
-            model=thin_skeleton(analysis, blocks),
+            model=ThinModel(analysis, blocks),
             paths=_paths(analysis),
         )
         for level, (analysis, blocks) in enumerate(zip(analyses, left_out, strict=True))
