@@ -43,14 +43,14 @@ class LeafNames:
                 return next(iter(found))
         return None
 
-    def find_folder(self, way: Sequence[str]) -> int | None:
+    def find_folder(self, path: Sequence[str]) -> int | None:
         """Leaf index of the deepest folder on a way (names of folders, outermost first) that names a leaf, or None.
 
         Leaves of a tree of folders have several folders in their id, "animal/dog": the longer run counts first.
         """
-        for end in range(len(way), 0, -1):
+        for end in range(len(path), 0, -1):
             for start in range(end):
-                found = self.find("/".join(way[start:end]))
+                found = self.find("/".join(path[start:end]))
                 if found is not None:
                     return found
         return None

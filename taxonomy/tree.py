@@ -1,7 +1,7 @@
 """The taxonomy itself: an immutable tree of nodes with nested tiers of classes.
 
-Everything derives from one topologically ordered parents array. May import NumPy and `taxonomy.check`;
-files and WordNet are behind the class methods, imported when called.
+Everything derives from one topologically ordered parents array. Nothing here knows where trees come from: functions
+of other modules build them and return a `Taxonomy`.
 """
 
 import difflib
@@ -9,16 +9,14 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from taxonomy.check import FORMAT, VERSION, read_document, structure_problems
 from taxonomy.errors import TaxonomyError
-
-if TYPE_CHECKING:
-    from taxonomy.build import Anchors
+from taxonomy.json_document import FORMAT, VERSION, read_document, write_document
+from taxonomy.validation import structure_problems
 
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
@@ -268,86 +266,7 @@ class Taxonomy:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the taxonomy as JSON, whole or not at all; raises TaxonomyError where that fails."""
-        from taxonomy import files
-
-        files.save(self, path)
-
-    @classmethod
-    def load(cls, name_or_path: str | PathLike[str]) -> "Taxonomy":
-        """Load a bundled taxonomy by name, or a .json or .csv file or a folder tree by path.
-
-        Raises:
-            TaxonomyError: there is no such name or file, or it is wrong; files are named with the line.
-        """
-        from taxonomy import files
-
-        return files.load(name_or_path)
-
-    @classmethod
-    def from_csv(cls, path: str | PathLike[str]) -> "Taxonomy":
-        """Read a table with a row per leaf and a column per tier; see `taxonomy.files.from_csv`."""
-        from taxonomy import files
-
-        return files.from_csv(path)
-
-    @classmethod
-    def from_folder(cls, path: str | PathLike[str]) -> "Taxonomy":
-        """Read a tree of class folders; see `taxonomy.files.from_folder`."""
-        from taxonomy import files
-
-        return files.from_folder(path)
-
-    @classmethod
-    def from_synsets(
-        cls,
-        ids: Sequence[str],
-        *,
-        tiers: Sequence[int] | None = None,
-        anchors: "Anchors | None" = None,
-        name: str = "",
-        names: Mapping[str, str] | None = None,
-    ) -> "Taxonomy":
-        """Build a taxonomy of WordNet 3.0 synsets; see `taxonomy.build.from_synsets`.
-
-        Args:
-            ids: synset ids of the leaves, like `n02084071`.
-            tiers: wanted numbers of classes of the coarser tiers, coarse to fine; the leaves follow.
-            anchors: per coarser tier the classes it must have: synset ids, or mappings as described there.
-            name: name of the taxonomy.
-            names: what leaves are called, where that is not their first lemma: id -> name.
-
-        Raises:
-            TaxonomyError: an id is unknown, or the tiers cannot be made.
-        """
-        from taxonomy import build
-
-        return build.from_synsets(ids, tiers=tiers, anchors=anchors, name=name, names=names)
-
-    @classmethod
-    def from_names(
-        cls,
-        names: Sequence[str],
-        *,
-        tiers: Sequence[int] | None = None,
-        anchors: "Anchors | None" = None,
-        pins: Mapping[str, str] | None = None,
-        name: str = "",
-    ) -> "Taxonomy":
-        """Build a taxonomy from English class names; `taxonomy.from_names` also reports the chosen senses.
-
-        Args:
-            names: class names, like "tabby cat".
-            tiers: wanted numbers of classes of the coarser tiers, coarse to fine.
-            anchors: per coarser tier the classes it must have.
-            pins: synset ids for names whose sense the caller decides.
-            name: name of the taxonomy.
-
-        Raises:
-            TaxonomyError: a name is unknown to WordNet, or the tiers cannot be made.
-        """
-        from taxonomy import build
-
-        return build.from_names(names, tiers=tiers, anchors=anchors, pins=pins or {}, name=name)[0]
+        write_document(self.to_dict(), path)
 
     # -- Python
 
