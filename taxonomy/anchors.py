@@ -1,4 +1,4 @@
-"""Anchors: classes of a tier that its author gives. Takes them as written, and gives leaves to them."""
+"""Anchors, the classes that the author of a taxonomy wants a tier to have: parsed, and given their leaves."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +15,10 @@ Anchors = Sequence[Iterable[str | Mapping[str, Any]] | None]
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A class that the author of a tier gives.
+    """A class that the author wants a tier to have.
 
-    It holds the leaves that reach one of the synsets `of` by any hypernym path, or are one. `under` may name an
-    anchor of the tier before; then all its leaves go there, whatever else they reach.
+    It holds the leaves that are one of the synsets `of` or reach one by any hypernym path. `under` may name an anchor
+    of the tier before; then all leaves of this one belong to it, whatever else they reach.
     """
 
     id: str
@@ -28,7 +28,7 @@ class Anchor:
 
 
 def read_anchors(anchors: Iterable[Iterable[str | Mapping[str, Any]]]) -> list[list[Anchor]]:
-    """Take anchors as an author writes them: synset ids, or mappings with "id" and, if wanted, "name", "of", "under".
+    """Parse anchors: synset ids, or mappings with "id" and, if wanted, "name", "of" and "under".
 
     Raises:
         TaxonomyError: a synset does not exist, an id is there twice, a made-up id has no name or no synsets, or
@@ -86,7 +86,7 @@ def place(synset_id: str, anchors: Sequence[Sequence[Anchor]]) -> list[Anchor | 
 
 
 def assign(leaves: Sequence[str], anchors: Sequence[Sequence[Anchor]]) -> list[dict[str, Anchor]]:
-    """Give leaves their anchors, tier by tier, so that the anchors nest.
+    """Assign an anchor to each leaf, tier by tier, so that the anchors nest.
 
     Starts from `place`. An anchor that does not say `under` has its home in that anchor of the tier before which
     holds most of its leaves (the first listed of equals). It takes along the leaves that no anchor holds there, and
@@ -119,7 +119,7 @@ def anchored(
     holder: Mapping[str, Anchor],
     namer: GroupNamer,
 ) -> list[LeafGroup]:
-    """Refine groups by anchors.
+    """Divide the groups of the tier before among anchors.
 
     Leaves that no anchor holds go to the nearest node above them that also has anchored leaves below it, as "other
     <its name>"; a single leaf goes with the leftover of the whole group. A group without any anchor stays as it is.

@@ -1,7 +1,6 @@
 """Building a taxonomy from WordNet: from synset ids, or from English class names.
 
-The way: WordNet's graph becomes a tree (`tree_parents`), tiers are cut (`taxonomy.tiers`), and nodes are put
-together and named (`_assemble`).
+Three steps: give each synset one parent (`tree_parents`), cut tiers (`_cut`), make and name nodes (`_assemble`).
 """
 
 import itertools
@@ -146,7 +145,7 @@ def _automatic_size(tier: int, num_leaves: int) -> int:
 
 
 def tree_parents(leaves: Sequence[str]) -> dict[str, str]:
-    """Give every synset above the leaves one parent, then leave out the synsets whose words nobody says.
+    """Give every synset above the leaves one parent, and leave out synsets whose words nobody uses.
 
     The rule: of several hypernyms a synset goes under the one with the most company, that is, whose own ancestors
     (not those that all its hypernyms share, and not `naming.UNSAID`) include the one with the most leaves below it;

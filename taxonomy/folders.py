@@ -23,14 +23,13 @@ IMAGE_ENDINGS = frozenset((
 def from_folder(path: str | PathLike[str]) -> Taxonomy:
     """Read a tree of class folders like animal/dog/chihuahua/*.jpg.
 
-    A leaf is a folder that holds images, or that has no folders in it. Tier k is the k-th folder on the
-    way; a leaf that ends earlier is its own class in the finer tiers. Ids are the folders' relative paths
-    with "/", so that a leaf's images are found by its id; names are the folders' names with spaces for
-    underscores. Hidden folders and links that lead back up are left out.
+    A leaf is a folder without folders in it. Its class in tier k is the k-th folder of its path; a leaf of a shorter
+    path is its own class in the finer tiers. Ids are the folders' relative paths with "/", so that a leaf's images are
+    found by its id; names are the folders' names with spaces for underscores. Hidden folders and links that lead back
+    up are ignored.
 
     Raises:
-        TaxonomyError: not a readable folder, no class folders in it, or a folder that is leaf and group at
-            once.
+        TaxonomyError: the folder cannot be read or has no class folders, or a folder holds images beside folders.
     """
     path = Path(path)
     if not path.is_dir():
@@ -48,12 +47,12 @@ def _leaf_folders(folder: Path, parts: tuple[str, ...], chain: tuple[Path, ...])
 
     Args:
         folder: where to look.
-        parts: the way from the top folder to this one.
+        parts: names of the folders from the top folder (without it) to this one.
         chain: the resolved folders from the top folder to this one.
 
     Returns:
-        The ways from the top folder to each leaf folder, sorted; only the empty way where the top folder
-        has no folders in it.
+        For each leaf folder the names of the folders that lead to it, sorted; only () where the top folder has no
+        folders in it.
 
     Raises:
         TaxonomyError: a folder cannot be read, or holds images beside folders.

@@ -1,4 +1,4 @@
-"""Groups of leaves, the classes of tiers before they are nodes: the tree they are cut from, and their ids and names."""
+"""Groups of leaves, which become the classes of a tier; the tree that they are cut from; their ids and names."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class LeafGroup:
 
 
 class SynsetTree:
-    """The tree the leaves hang in: child -> parent up to the root, with the leaves below each node.
+    """The tree above the leaves, as child -> parent, with the leaves below each node.
 
     Args:
         parents: parent of each node; the root is the one without.
@@ -45,14 +45,14 @@ class SynsetTree:
         self.below = {node: frozenset(found) for node, found in below.items()}
 
     def line(self, node: str) -> list[str]:
-        """The node and its ancestors up to the root."""
+        """Return the node and its ancestors, the root last."""
         line = [node]
         while line[-1] in self.parents:
             line.append(self.parents[line[-1]])
         return line
 
     def top(self, leaves: frozenset[str]) -> str:
-        """The lowest node that lies above all of these leaves (or is the only one)."""
+        """Return the lowest node above all of these leaves; of a single leaf, the leaf itself."""
         return next(node for node in self.line(min(leaves)) if leaves <= self.below[node])
 
     def first_leaf(self, leaves: frozenset[str]) -> str:
@@ -60,7 +60,7 @@ class SynsetTree:
         return min(leaves, key=self.order.__getitem__)
 
     def parts(self, leaves: frozenset[str]) -> list[frozenset[str]]:
-        """Cut leaves apart at their lowest common node, one part per child; in the order of the leaves."""
+        """Split leaves at their lowest common node: one part per child, ordered by first leaf."""
         top = self.top(leaves)
         parts: dict[str, set[str]] = {}
         for leaf in sorted(leaves, key=self.order.__getitem__):
@@ -70,13 +70,13 @@ class SynsetTree:
 
 
 def reached(synset_id: str) -> frozenset[str]:
-    """Ids of a synset and of everything above it, by every hypernym path and by `GRAFTS`."""
+    """Return the ids of a synset and of everything above it, by every hypernym path and by `GRAFTS`."""
     found = wordnet.ancestors(synset_id)
     return found.union(*(wordnet.ancestors(over) for low, over in GRAFTS.items() if low in found))
 
 
 class GroupNamer:
-    """Gives groups that no author named their id and name; the same leaves always get the same."""
+    """Gives ids and names to groups that have none; the same leaves always get the same."""
 
     def __init__(self, tree: SynsetTree, used: Iterable[str]) -> None:
         """`used` are ids that are taken: those of leaves and anchors."""
@@ -102,7 +102,7 @@ class GroupNamer:
         self._groups.setdefault(group.leaves, group)
 
     def changed(self, group: LeafGroup, leaves: frozenset[str]) -> LeafGroup:
-        """The group with other leaves; it keeps its name, and its id if that is no anchor's."""
+        """Return the group with other leaves; it keeps its name, and its id unless that is an anchor's."""
         if group.id in self._anchors:
             self._groups[leaves] = self._new(f"{group.id}-wide", group.name, leaves)
         else:
@@ -139,7 +139,7 @@ class GroupNamer:
         return LeafGroup(unique, name, leaves)
 
     def word(self, node: str) -> str:
-        """Lay word for a node of the tree; nodes above a leaf that is itself general carry that leaf's word."""
+        """Return the lay word for a node; a node "<id>-group" has the word of its leaf."""
         return naming.word(node.removesuffix("-group"))
 
 

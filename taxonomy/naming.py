@@ -1,7 +1,4 @@
-"""What people call the nodes of a tree: lay words for synsets, and display names that are unique.
-
-Pure functions; WordNet comes in as `Synset` values through `taxonomy.wordnet`.
-"""
+"""Display names of nodes: everyday words for synsets, made unique within a tree."""
 
 import re
 from collections import Counter
@@ -109,7 +106,7 @@ class NamedNode:
 
 
 def word(synset_id: str) -> str:
-    """The lay word for a synset: from the table above, else its first lemma."""
+    """Return the everyday word for a synset: from `LAY_WORDS`, else its first lemma."""
     return LAY_WORDS.get(synset_id) or wordnet.known(synset_id).lemmas[0]
 
 

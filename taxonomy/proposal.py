@@ -1,4 +1,4 @@
-"""From the names of class folders to a taxonomy that a person may approve or change.
+"""Proposing a taxonomy for class folders, for a person to approve or change.
 
 Folders may be synset ids, English names, both, or a tree of folders that is the user's own hierarchy. Nothing is lost:
 a name that WordNet lacks becomes a class of its own, under "other classes" where there are several.
@@ -40,7 +40,7 @@ class Proposal:
 
     @property
     def doubtful(self) -> tuple[SenseChoice, ...]:
-        """The choices that a person should look at."""
+        """Choices that a person should check."""
         return tuple(choice for choice in self.choices if choice.doubtful)
 
 
@@ -53,13 +53,13 @@ def propose(
 ) -> Proposal:
     """Propose a taxonomy for the folders that hold images.
 
-    Folders that all paths have in common, at their start or end ("images"), count for nothing. Where then several
-    folders lie on a path they are the tiers. Else the folders are classes, and WordNet gives the tiers; where they are
+    Folders that all paths have in common, at their start or end ("images"), are ignored. If paths then have
+    several folders, these are the tiers. Else the folders are classes, and WordNet gives the tiers; where they are
     exactly the classes of a bundled taxonomy, that is it. Folders that differ only by case, hyphens or underscores
     are one class.
 
     Args:
-        paths: per class folder the names of the folders on the path to it, outermost first; no two are the same.
+        paths: per class folder the names of the folders that lead to it, outermost first; no two are the same.
         name: name of the taxonomy.
         tiers: wanted numbers of classes of the coarser tiers; None takes `taxonomy.tiers.automatic_sizes`.
         pins: synset id for each name whose sense the caller decides.
@@ -90,7 +90,7 @@ def propose(
 
 
 def trim(paths: Sequence[FolderPath]) -> list[FolderPath]:
-    """The paths without the folders that all have in common at their start, and at their end ("images")."""
+    """Remove the folders that all paths have in common at their start, and at their end ("images")."""
     trimmed = list(paths)
     for place, rest in ((0, slice(1, None)), (-1, slice(None, -1))):
         while len(trimmed) > 1 and min(map(len, trimmed)) > 1 and len({path[place] for path in trimmed}) == 1:

@@ -123,9 +123,9 @@ def _read_row(
 
 
 def dumps_table(taxonomy: Taxonomy) -> str:
-    """The text of a taxonomy as a table that `from_csv` reads: a row per leaf, a column per tier, easy to edit.
+    """Write a taxonomy as a table that `from_csv` reads: a row per leaf, a column per tier, easy to edit.
 
-    Nodes between the tiers, and the ids of classes that are no leaves, are not in it: see `with_ids_of`.
+    It leaves out nodes between the tiers and the ids of classes that are no leaves; `with_ids_of` restores the ids.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -138,9 +138,9 @@ def dumps_table(taxonomy: Taxonomy) -> str:
 
 
 def with_ids_of(edited: Taxonomy, original: Taxonomy) -> Taxonomy:
-    """The edited tree, in which classes that are called as in the original have its ids and definitions again.
+    """Give the classes of an edited tree the ids and definitions that classes of the same name have in the original.
 
-    A table of classes holds no ids but those of the leaves, so that reading one makes new ones.
+    A table holds the ids of leaves alone, so reading one makes new ids for all other classes.
     """
     known = {node.name: node for node in original.nodes if node.id not in original.leaves}
     kept = {node.id for node in edited.nodes if node.name not in known or node.id in edited.leaves}

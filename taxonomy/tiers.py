@@ -7,7 +7,7 @@ from taxonomy.groups import GroupNamer, LeafGroup, SynsetTree, reached
 
 
 def automatic_sizes(num_leaves: int) -> tuple[int, ...]:
-    """Sizes of the coarser tiers for a number of leaves: about 12 and 41 for 200, 20 and 126 for 1000.
+    """Choose the sizes of the coarser tiers for a number of leaves: 12 and 41 for 200, 20 and 126 for 1000.
 
     The first is 2·n^⅓, at most half of the leaves, the second n^0.7; one is left out where it would not be 2, not at
     least double the one before, or more than half of the leaves. So 1 to 3 leaves make one tier, 4 to about 40 two,
@@ -57,7 +57,7 @@ def split(tree: SynsetTree, before: Sequence[LeafGroup], size: int, namer: Group
 
 
 def nearest(leaf: str, groups: Sequence[frozenset[str]]) -> int:
-    """Position of the group with the nearest relative of a leaf; the first of equals.
+    """Return the position of the group with the nearest relative of a leaf; the first of equals.
 
     The nearest relative is the one whose lowest common ancestor with the leaf, by any hypernym path, has the fewest
     synsets below it.

@@ -264,6 +264,7 @@ def test_definition_and_the_roots_parent_may_be_left_out() -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.full
 @given(
     st.recursive(
         st.none() | st.integers() | st.text(max_size=3),
@@ -280,6 +281,7 @@ def test_lines_of_any_json_text_are_found(data: Any, indent: int | None) -> None
         assert {place[0] for place in lines if len(place) == 1} == set(data)
 
 
+@pytest.mark.full
 @given(st.recursive(st.none() | st.text(max_size=3), lambda i: st.lists(i) | st.dictionaries(st.text(), i)))
 def test_any_document_is_refused_without_another_kind_of_error(data: Any) -> None:
     for changes in ({"nodes": data}, {"leaves": data}, {"tiers": data}, {"nodes": [data]}, {"tiers": [data]}):
