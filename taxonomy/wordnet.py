@@ -43,7 +43,7 @@ def _reader() -> Any:
     except ImportError:
         raise TaxonomyError("building a taxonomy needs NLTK; run: pip install nltk") from None
 
-    class Reader(WordNetCorpusReader):  # type: ignore[misc]
+    class BundledReader(WordNetCorpusReader):  # type: ignore[misc]
         """Reads the package's own archive, wherever it is installed.
 
         NLTK accepts a corpus only below its global search path, so that is longer while the reader is made; and it
@@ -62,7 +62,7 @@ def _reader() -> Any:
         folder = str(importlib.resources.files("taxonomy"))
         nltk.data.path.append(folder)
         try:
-            return Reader(folder, None)
+            return BundledReader(folder, None)
         finally:
             nltk.data.path.remove(folder)
 

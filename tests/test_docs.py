@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,27 @@ def test_the_readme_fits_on_two_screens() -> None:
 
 def test_the_citation_names_the_version() -> None:
     assert f"\nversion: {hierclass.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+@pytest.mark.full
+def test_the_commands_about_trees_print_what_their_page_shows(tmp_path: Path) -> None:
+    lines = (ROOT / "docs" / "taxonomy.md").read_text(encoding="utf-8").splitlines()
+    shown = [line.removeprefix("    ") for line in lines if line.startswith("    ")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    for start in (number for number, line in enumerate(shown) if line.startswith("$ ")):
+        rest = [line.startswith(("$ ", "python -m")) for line in shown[start + 1 :]]
+        expected = shown[start + 1 :][: rest.index(True) if True in rest else None]
+        command = shown[start].removeprefix("$ ").replace("python -m", f"'{sys.executable}' -m")
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        printed = [line.rstrip() for line in (done.stdout + done.stderr).splitlines()]
+        assert printed == expected, command
 
 
 @pytest.mark.full
