@@ -31,7 +31,7 @@ from hierclass.decisions.prediction import agree
 from hierclass.errors import HierclassError
 from hierclass.files import replacing
 from hierclass.nested import create_backbone
-from taxonomy import Taxonomy
+from taxonomy import load_taxonomy
 from training.data.batches import evaluation_loader, read_batches
 from training.data.samples import ImageSet, read_images, split
 from training.evaluation.metrics import wilson_interval
@@ -151,7 +151,7 @@ def make_recipe(name: str, data: tuple[str, ...], seed: int, work: Path) -> Reci
 
 def leaves_file(work: Path) -> Path:
     """A tree file of the same leaves with the finest tier alone."""
-    file, tree = work / "leaves.json", Taxonomy.load("tiny-imagenet")
+    file, tree = work / "leaves.json", load_taxonomy("tiny-imagenet")
     if not file.exists():
         work.mkdir(parents=True, exist_ok=True)
         leaves_alone(tree).save(file)
@@ -164,7 +164,7 @@ def plain_arguments(partner: Recipe, level: int) -> dict[str, Any]:
         return {}
     image = torch.zeros(1, 3, partner.size, partner.size)
     channels = partner.backbone_args.get("channels", (64, 128, 256, 512))
-    wanted = make_network(partner, Taxonomy.load(partner.taxonomy)).cost(level).macs
+    wanted = make_network(partner, load_taxonomy(partner.taxonomy)).cost(level).macs
     found: list[tuple[int, dict[str, Any]]] = []
     for percent in range(16, 101, 2):
         thinner = [max(2, round(count * percent / 100 / 2) * 2) for count in channels]
@@ -178,7 +178,7 @@ def plain_arguments(partner: Recipe, level: int) -> dict[str, Any]:
 
 def dev_images(recipe: Recipe) -> ImageSet:
     """The held-out images of a recipe."""
-    images = read_images(recipe.data, Taxonomy.load(recipe.taxonomy))
+    images = read_images(recipe.data, load_taxonomy(recipe.taxonomy))
     _, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
     return images.subset(dev)
 
@@ -196,7 +196,7 @@ def judged(model: Path, dev: ImageSet) -> Right:
 @torch.inference_mode()
 def right_answers(model: Path, dev: ImageSet) -> Right:
     """Judge every level of a stored model on the dev images, each level alone; a plain one on every tier."""
-    checkpoint, tree = load_checkpoint(model), Taxonomy.load("tiny-imagenet")
+    checkpoint, tree = load_checkpoint(model), load_taxonomy("tiny-imagenet")
     parts: list[list[npt.NDArray[np.bool_]]] = []
     loader = evaluation_loader(dev, checkpoint.preprocessing, batch_size=256, workers=1)
     for batch, leaves, _ in read_batches(loader):

@@ -24,7 +24,7 @@ from structures_settings import Settings, matching_channels, matching_widths
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.files import WEIGHTS_FILE
 from hierclass.nested import DEFAULT_SHARES
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 from training.data.batches import evaluation_loader, read_batches, read_training_batches, training_loader
 from training.data.load import load_data
 from training.data.sampler import Order
@@ -59,7 +59,7 @@ class Bench:
     @property
     def taxonomy(self) -> Taxonomy:
         """The tree whose tiers the levels answer."""
-        return Taxonomy.load(self.settings.taxonomy)
+        return load_taxonomy(self.settings.taxonomy)
 
     def finest(self) -> Path:
         """A tree file of the same leaves with the finest tier alone, for networks of one level."""

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hierclass.nested import DEFAULT_SHARES, NestedNetwork, create_backbone, nest
 from hierclass.nested.analysis.channel_groups import boundaries
-from taxonomy import Taxonomy
+from taxonomy import load_taxonomy
 from training.recipe.recipe import Recipe
 
 BACKBONE = "resnet10t"
@@ -39,7 +39,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, without folders of this machine, and the number of classes of every tier."""
-        classes = list(Taxonomy.load(self.taxonomy).num_classes)
+        classes = list(load_taxonomy(self.taxonomy).num_classes)
         names = [Path(path).name for path in self.data]
         return {**asdict(self), "data": names, "taxonomy": Path(self.taxonomy).name, "classes": classes}
 

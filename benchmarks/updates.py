@@ -25,7 +25,7 @@ from rich.table import Table
 
 from hierclass.errors import HierclassError
 from hierclass.files import replacing
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 from training.data.batches import TrainingBatch
 from training.data.sampler import Share
 from training.recipe.presets import read_preset
@@ -56,7 +56,7 @@ def read_recipe(name: str) -> Recipe:
 
 def make_runs(recipe: Recipe) -> dict[str, Run]:
     """A run of the recipe, and one of its dense backbone."""
-    taxonomy = Taxonomy.load(recipe.taxonomy)
+    taxonomy = load_taxonomy(recipe.taxonomy)
     recipe = dataclasses.replace(recipe, warmup_epochs=0)
     dense = dataclasses.replace(
         recipe,

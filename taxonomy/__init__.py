@@ -3,20 +3,25 @@
 Importing this package costs NumPy and nothing else; WordNet is read when a tree is built from it.
 """
 
-from typing import TYPE_CHECKING, Any
-
+from taxonomy.build import from_names, from_synsets
 from taxonomy.errors import HierclassError, TaxonomyError
+from taxonomy.files import from_csv, load_taxonomy
+from taxonomy.folders import from_folder
+from taxonomy.proposal import Proposal, propose
+from taxonomy.senses import SenseChoice
 from taxonomy.tree import Node, Taxonomy
 
-if TYPE_CHECKING:
-    from taxonomy.build import from_names
-
-__all__ = ["HierclassError", "Node", "Taxonomy", "TaxonomyError", "from_names"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "from_names":
-        from taxonomy import build
-
-        return build.from_names
-    raise AttributeError(f"module 'taxonomy' has no attribute {name!r}")
+__all__ = [
+    "HierclassError",
+    "Node",
+    "Proposal",
+    "SenseChoice",
+    "Taxonomy",
+    "TaxonomyError",
+    "from_csv",
+    "from_folder",
+    "from_names",
+    "from_synsets",
+    "load_taxonomy",
+    "propose",
+]

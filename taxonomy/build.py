@@ -1,39 +1,22 @@
 """Building a taxonomy from WordNet: from synset ids, or from English class names.
 
-The way: WordNet's graph becomes a tree (`tree_parents`), tiers are cut (`taxonomy.tiers`), and nodes are put
-together and named (`_assemble`).
+Three steps: give each synset one parent (`tree_parents`), cut tiers (`_cut`), make and name nodes (`_assemble`).
 """
 
 import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from taxonomy import naming, wordnet
-from taxonomy.check import listed
+from taxonomy.anchors import Anchor, Anchors, anchored, assign, read_anchors
 from taxonomy.errors import TaxonomyError
-from taxonomy.naming import Named
+from taxonomy.groups import GRAFTS, ROOT, GroupNamer, LeafGroup, SynsetTree, by_first_leaf, reached
+from taxonomy.naming import NamedNode
 from taxonomy.senses import SenseChoice, choose_senses
-from taxonomy.tiers import (
-    GRAFTS,
-    Anchor,
-    Group,
-    Namer,
-    Tree,
-    anchored,
-    assign,
-    automatic_sizes,
-    by_first_leaf,
-    reached,
-    read_anchors,
-    split,
-)
+from taxonomy.tiers import automatic_sizes, split
 from taxonomy.tree import Node, Taxonomy
-
-ROOT = wordnet.ROOT
-
-Anchors = Sequence[Iterable[str | Mapping[str, Any]] | None]
+from taxonomy.validation import listed
 
 
 def from_synsets(
@@ -68,8 +51,8 @@ def from_synsets(
     given = read_anchors(tier or () for tier in anchors or ())
     sizes = _sizes(len(ids), tiers, given)
     given += [[] for _ in sizes[len(given) :]]
-    tree = Tree(tree_parents(ids), ids)
-    namer = Namer(tree, {*ids, *(anchor.id for tier in given for anchor in tier)})
+    tree = SynsetTree(tree_parents(ids), ids)
+    namer = GroupNamer(tree, {*ids, *(anchor.id for tier in given for anchor in tier)})
     cut = _cut(tree, sizes, given, namer, strict=tiers is not None)
     return _assemble(tree, cut, namer, name, names or {})
 
@@ -162,7 +145,7 @@ def _automatic_size(tier: int, num_leaves: int) -> int:
 
 
 def tree_parents(leaves: Sequence[str]) -> dict[str, str]:
-    """Give every synset above the leaves one parent, then leave out the synsets whose words nobody says.
+    """Give every synset above the leaves one parent, and leave out synsets whose words nobody uses.
 
     The rule: of several hypernyms a synset goes under the one with the most company, that is, whose own ancestors
     (not those that all its hypernyms share, and not `naming.UNSAID`) include the one with the most leaves below it;
@@ -219,17 +202,22 @@ def _hypernyms(node: str) -> tuple[str, ...]:
 
 
 def _cut(
-    tree: Tree, sizes: Sequence[int], given: Sequence[Sequence[Anchor]], namer: Namer, *, strict: bool
-) -> list[list[Group]]:
+    tree: SynsetTree,
+    sizes: Sequence[int],
+    given: Sequence[Sequence[Anchor]],
+    namer: GroupNamer,
+    *,
+    strict: bool,
+) -> list[list[LeafGroup]]:
     holders = assign(tree.leaves, given)
     for tier, holder in zip(given, holders, strict=True):
         for anchor in tier:
             mine = frozenset(leaf for leaf, held in holder.items() if held == anchor)
             if len(mine) > 1:
-                namer.reserve(Group(anchor.id, anchor.name, mine))
-    cut: list[list[Group]] = []
+                namer.reserve(LeafGroup(anchor.id, anchor.name, mine))
+    cut: list[list[LeafGroup]] = []
     for k, size in enumerate(sizes):
-        before = cut[-1] if cut else [Group(ROOT, namer.word(ROOT), frozenset(tree.leaves))]
+        before = cut[-1] if cut else [LeafGroup(ROOT, namer.word(ROOT), frozenset(tree.leaves))]
         if given[k]:
             groups = anchored(tree, before, given[k], holders[k], namer)
         else:
@@ -249,11 +237,11 @@ def _cut(
 
 
 def _yield_to_anchors(
-    groups: list[Group],
+    groups: list[LeafGroup],
     given: Sequence[Sequence[Anchor]],
     holders: Sequence[Mapping[str, Anchor]],
-    namer: Namer,
-) -> list[Group]:
+    namer: GroupNamer,
+) -> list[LeafGroup]:
     """Keep the leaves of a finer tier's anchor together: all move to the automatic group that has most of them.
 
     That group keeps its name. A single leaf that another group keeps moves along.
@@ -265,7 +253,7 @@ def _yield_to_anchors(
                 continue
             home = max(groups, key=lambda group: len(group.leaves & mine))
             whole = home.leaves | mine
-            kept: list[Group] = []
+            kept: list[LeafGroup] = []
             for group in groups:
                 rest = group.leaves - mine
                 if group is home or rest == group.leaves:
@@ -279,7 +267,7 @@ def _yield_to_anchors(
 
 
 def _assemble(
-    tree: Tree, cut: Sequence[Sequence[Group]], namer: Namer, name: str, own: Mapping[str, str]
+    tree: SynsetTree, cut: Sequence[Sequence[LeafGroup]], namer: GroupNamer, name: str, own: Mapping[str, str]
 ) -> Taxonomy:
     """Put classes, the WordNet nodes that cut across none of them, and leaves together into one tree."""
     leaves = set(tree.leaves)
@@ -308,13 +296,15 @@ def _assemble(
     ids = [root[0], *(labels[found][0] for found in order)]
     wanted = [root[1], *(labels[found][1] for found in order)]
     is_class = [False, *(found in classes or len(found) == 1 for found in order)]
-    names = naming.unique_names([Named(*node) for node in zip(ids, wanted, is_class, parents, strict=True)])
+    names = naming.unique_names(
+        [NamedNode(*node) for node in zip(ids, wanted, is_class, parents, strict=True)]
+    )
     nodes = [Node(node_id, found, _definition(node_id)) for node_id, found in zip(ids, names, strict=True)]
     tiers = [[labels[group.leaves][0] for group in groups] for groups in cut]
     return Taxonomy(name=name, nodes=nodes, parents=parents, leaves=tree.leaves, tiers=[*tiers, tree.leaves])
 
 
-def _fits(leaves: frozenset[str], cut: Sequence[Sequence[Group]]) -> bool:
+def _fits(leaves: frozenset[str], cut: Sequence[Sequence[LeafGroup]]) -> bool:
     """Whether each tier has these leaves inside one class, or made of whole classes."""
     for groups in cut:
         touched = [group.leaves for group in groups if group.leaves & leaves]

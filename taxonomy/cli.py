@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,13 +17,13 @@ from rich.table import Table
 from rich.tree import Tree
 
 from taxonomy import files
-from taxonomy.check import json_lines, line_of
+from taxonomy.anchors import Anchors
+from taxonomy.build import from_names, from_synsets
 from taxonomy.errors import HierclassError, TaxonomyError
+from taxonomy.folders import from_folder
+from taxonomy.json_document import json_lines, line_of
+from taxonomy.senses import SenseChoice
 from taxonomy.tree import Node, Taxonomy
-
-if TYPE_CHECKING:
-    from taxonomy.build import Anchors
-    from taxonomy.senses import SenseChoice
 
 app = typer.Typer(
     name="taxonomy",
@@ -118,17 +118,15 @@ def build(
     title = name or output.stem
     sizes, groups = _sizes(tiers), _anchors(anchors)
     if folder is not None:
-        made = Taxonomy.from_folder(folder)
+        made = from_folder(folder)
         taxonomy = Taxonomy.from_dict({**made.to_dict(), "name": title})
     elif ids is not None:
         leaves = _read_ids(ids)
         own = {leaf: text for leaf, text in leaves.items() if text} if named else {}
-        taxonomy = Taxonomy.from_synsets([*leaves], tiers=sizes, anchors=groups, name=title, names=own)
+        taxonomy = from_synsets([*leaves], tiers=sizes, anchors=groups, name=title, names=own)
     else:
-        from taxonomy import build as builder
-
         wanted = [line for _, line in _read_lines(names_file)] if names_file is not None else names or []
-        taxonomy, choices = builder.from_names(
+        taxonomy, choices = from_names(
             wanted, tiers=sizes, anchors=groups, pins=_pins(pin or [], wanted), name=title
         )
         _print_senses(choices)
@@ -149,7 +147,7 @@ def _sizes(text: str | None) -> list[int] | None:
     return sizes
 
 
-def _anchors(path: Path | None) -> "Anchors | None":
+def _anchors(path: Path | None) -> Anchors | None:
     if path is None:
         return None
     text = files.read_text(path)
@@ -220,7 +218,7 @@ def _read_ids(path: Path) -> dict[str, str]:
     return ids
 
 
-def _print_senses(choices: Sequence["SenseChoice"]) -> None:
+def _print_senses(choices: Sequence[SenseChoice]) -> None:
     """One line a name with its sense, and one for each rejected sense."""
     for choice in choices:
         chosen = choice.synset
@@ -268,7 +266,7 @@ def _load(name_or_path: str) -> Taxonomy:
     if name_or_path not in files.bundled() and not Path(name_or_path).exists():
         known = ", ".join(files.bundled())
         raise typer.BadParameter(f"{name_or_path!r} is no bundled taxonomy ({known}), file or folder")
-    return Taxonomy.load(name_or_path)
+    return files.load_taxonomy(name_or_path)
 
 
 def _title(tree: Taxonomy) -> str:
@@ -334,7 +332,7 @@ def check(
         tree: Taxonomy | None
         problems: list[str] = []
         try:
-            tree = files.from_folder(file)
+            tree = from_folder(file)
         except TaxonomyError as error:
             tree, problems = None, [str(error)]
     else:

@@ -1,4 +1,4 @@
-"""The errors of the project's base.
+"""Errors that callers may catch.
 
 HierclassError                 everything a caller may want to catch at once
 └── TaxonomyError (ValueError) a tree, a tier or a taxonomy file is wrong

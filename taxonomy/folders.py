@@ -1,10 +1,13 @@
-"""Trees of class folders, like animal/dog/chihuahua/*.jpg: which folders are leaves. Opens no image."""
+"""Trees of class folders, like animal/dog/chihuahua/*.jpg, read as taxonomies. Opens no image."""
 
 import os
+from os import PathLike
 from pathlib import Path
 
-from taxonomy.check import listed
 from taxonomy.errors import TaxonomyError
+from taxonomy.rows import from_folder_paths
+from taxonomy.tree import Taxonomy
+from taxonomy.validation import listed
 
 MAX_DEPTH = 64
 # What counts as an image in a folder, for trees, labelling and training alike; a file that is named is judged by
@@ -17,22 +20,39 @@ IMAGE_ENDINGS = frozenset((
 # fmt: on
 
 
-def spaced(part: str) -> str:
-    """The display name of a folder: spaces for underscores."""
-    return " ".join(part.replace("_", " ").split()) or part
+def from_folder(path: str | PathLike[str]) -> Taxonomy:
+    """Read a tree of class folders like animal/dog/chihuahua/*.jpg.
+
+    A leaf is a folder without folders in it. Its class in tier k is the k-th folder of its path; a leaf of a shorter
+    path is its own class in the finer tiers. Ids are the folders' relative paths with "/", so that a leaf's images are
+    found by its id; names are the folders' names with spaces for underscores. Hidden folders and links that lead back
+    up are ignored.
+
+    Raises:
+        TaxonomyError: the folder cannot be read or has no class folders, or a folder holds images beside folders.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise TaxonomyError(f"{path}: no such folder; give the folder that holds the class folders")
+    leaves = _leaf_folders(path, (), (path.resolve(),))
+    if leaves == [()]:
+        raise TaxonomyError(
+            f"{path}: no class folders in it; expected folders like {path / 'animal' / 'dog'}/*.jpg"
+        )
+    return from_folder_paths(leaves, name=path.resolve().name)
 
 
-def leaf_folders(folder: Path, parts: tuple[str, ...], chain: tuple[Path, ...]) -> list[tuple[str, ...]]:
+def _leaf_folders(folder: Path, parts: tuple[str, ...], chain: tuple[Path, ...]) -> list[tuple[str, ...]]:
     """Find the leaf folders at and below a folder.
 
     Args:
         folder: where to look.
-        parts: the way from the top folder to this one.
+        parts: names of the folders from the top folder (without it) to this one.
         chain: the resolved folders from the top folder to this one.
 
     Returns:
-        The ways from the top folder to each leaf folder, sorted; only the empty way where the top folder
-        has no folders in it.
+        For each leaf folder the names of the folders that lead to it, sorted; only () where the top folder has no
+        folders in it.
 
     Raises:
         TaxonomyError: a folder cannot be read, or holds images beside folders.
@@ -57,7 +77,7 @@ def leaf_folders(folder: Path, parts: tuple[str, ...], chain: tuple[Path, ...]) 
     found = []
     for name in folders:
         below = folder / name
-        found += leaf_folders(below, (*parts, name), (*chain, below.resolve()))
+        found += _leaf_folders(below, (*parts, name), (*chain, below.resolve()))
     return found
 
 

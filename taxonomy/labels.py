@@ -1,4 +1,4 @@
-"""Which leaf a label means: a class folder, or the text in a table of images."""
+"""Finding the leaf that a label means: the name of a class folder, or the text in a table of images."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from taxonomy.tree import Taxonomy
 
 
 def key(label: str) -> str:
-    """What labels are compared by: "Golden-Retriever", "golden_retriever" and "golden  retriever" have one key."""
+    """Normalise a label for comparison: "Golden-Retriever" and "golden_retriever" have the same key."""
     return " ".join(part for part in re.split(r"[\s_-]+", label.casefold()) if part)
 
 
@@ -34,7 +34,7 @@ class LeafNames:
                 found.setdefault(key(text), set()).add(index)
 
     def find(self, label: str) -> int | None:
-        """Leaf index of a label, or None."""
+        """Return the leaf index of a label, or None."""
         if label in self._exact:
             return self._exact[label]
         for read in self._read:
@@ -43,20 +43,20 @@ class LeafNames:
                 return next(iter(found))
         return None
 
-    def find_folder(self, way: Sequence[str]) -> int | None:
-        """Leaf index of the deepest folder on a way (names of folders, outermost first) that names a leaf, or None.
+    def find_folder(self, path: Sequence[str]) -> int | None:
+        """Return the leaf index of the deepest folder of a path that names a leaf, or None.
 
         Leaves of a tree of folders have several folders in their id, "animal/dog": the longer run counts first.
         """
-        for end in range(len(way), 0, -1):
+        for end in range(len(path), 0, -1):
             for start in range(end):
-                found = self.find("/".join(way[start:end]))
+                found = self.find("/".join(path[start:end]))
                 if found is not None:
                     return found
         return None
 
     def missing(self, label: str) -> str:
-        """Text that says that a label is no leaf, and which leaves there are."""
+        """Return the message for a label that is no leaf; it names some leaves."""
         leaves = [self.taxonomy.node(leaf).name for leaf in self.taxonomy.leaves]
         some = ", ".join(leaves[:3]) + (", …" if len(leaves) > 3 else "")
         return f"label {label!r} is no leaf of taxonomy {self.taxonomy.name!r}; its leaves are {some}"

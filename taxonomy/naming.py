@@ -1,7 +1,4 @@
-"""What people call the nodes of a tree: lay words for synsets, and display names that are unique.
-
-Pure functions; WordNet comes in as `Synset` values through `taxonomy.wordnet`.
-"""
+"""Display names of nodes: everyday words for synsets, made unique within a tree."""
 
 import re
 from collections import Counter
@@ -99,7 +96,7 @@ LAY_WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedNode:
     """A node that needs a display name: its wanted name, whether it is a class (or leaf), and its tree parent."""
 
     id: str
@@ -109,11 +106,11 @@ class Named:
 
 
 def word(synset_id: str) -> str:
-    """The lay word for a synset: from the table above, else its first lemma."""
+    """Return the everyday word for a synset: from `LAY_WORDS`, else its first lemma."""
     return LAY_WORDS.get(synset_id) or wordnet.known(synset_id).lemmas[0]
 
 
-def unique_names(nodes: Sequence[Named]) -> list[str]:
+def unique_names(nodes: Sequence[NamedNode]) -> list[str]:
     """Give every node a name no other node has, also when case is ignored.
 
     Of classes that want the same name, one that lies above all the rest keeps it; each other one adds the nearest
@@ -147,7 +144,7 @@ def either(words: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _told_apart(i: int, same: Sequence[int], nodes: Sequence[Named]) -> str:
+def _told_apart(i: int, same: Sequence[int], nodes: Sequence[NamedNode]) -> str:
     name = nodes[i].name
     lines = {j: _line(j, nodes) for j in same}
     others = [j for j in same if j != i]
@@ -168,7 +165,7 @@ def _clashes(names: Sequence[str], among: Iterable[int]) -> list[list[int]]:
     return [same for same in places.values() if len(same) > 1]
 
 
-def _line(i: int, nodes: Sequence[Named]) -> list[int]:
+def _line(i: int, nodes: Sequence[NamedNode]) -> list[int]:
     line = []
     while i != -1:
         line.append(i)

@@ -1,18 +1,17 @@
-"""From rows, one per leaf with its class in each tier, to a taxonomy with ids and unique display names.
+"""Taxonomies from rows, one per leaf with its class in each tier: gives nodes their ids and unique display names.
 
-Tables and folder trees both become such rows. May import `taxonomy.tree`.
+Tables and folder trees both become such rows.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from taxonomy.folders import spaced
 from taxonomy.tree import Node, Taxonomy
 
 
 @dataclass
-class Row:
+class LeafRow:
     """A leaf of a table or folder tree: its class in each tier, coarse to fine, the leaf's own name last."""
 
     cells: tuple[str, ...]
@@ -21,43 +20,55 @@ class Row:
 
 
 @dataclass
-class _Group:
-    """A node in the making."""
+class _DraftNode:
+    """A node whose id and display name are not yet decided."""
 
     name: str
-    parent: "_Group | None" = None
-    children: dict[str, "_Group"] = field(default_factory=dict)
-    row: Row | None = None  # of a leaf
-    merged: "_Group | None" = None  # the parent that took this one's place
+    parent: "_DraftNode | None" = None
+    children: dict[str, "_DraftNode"] = field(default_factory=dict)
+    row: LeafRow | None = None  # of a leaf
+    merged: "_DraftNode | None" = None  # the parent that took this one's place
     id: str = ""
     label: str = ""
 
-    def final(self) -> "_Group":
-        """The group itself or the one it was merged into."""
+    def final(self) -> "_DraftNode":
+        """Return the node itself, or the one it was merged into."""
         return self if self.merged is None else self.merged.final()
 
 
-def tree_of(
-    rows: Sequence[Row],
+def spaced(part: str) -> str:
+    """Turn the name of a folder into a display name: spaces for underscores."""
+    return " ".join(part.replace("_", " ").split()) or part
+
+
+def from_rows(
+    rows: Sequence[LeafRow],
     *,
     name: str,
     slug: Callable[[str], str] | None = None,
     label: Callable[[str], str] = str,
 ) -> Taxonomy:
-    """Make a taxonomy of rows without blank cells; no row may repeat another."""
-    root = _Group("")
-    ways: list[list[_Group]] = []
+    """Make a taxonomy of rows.
+
+    Args:
+        rows: one per leaf, without blank cells; no row may repeat another.
+        name: name of the taxonomy.
+        slug: makes the part of an id from a class's name; None takes lower case with hyphens.
+        label: makes the display name of a class from its name.
+    """
+    root = _DraftNode("")
+    paths: list[list[_DraftNode]] = []
     for row in rows:
-        way = [root]
+        path = [root]
         for cell in row.cells:
-            way.append(way[-1].children.setdefault(cell, _Group(cell, parent=way[-1])))
-        way[-1].row = row
-        ways.append(way[1:])
+            path.append(path[-1].children.setdefault(cell, _DraftNode(cell, parent=path[-1])))
+        path[-1].row = row
+        paths.append(path[1:])
     _merge(root)
     groups = _ordered(root)
     _name_ids(groups, slug or _slug)
     _name_labels(groups, label)
-    tiers = [dict.fromkeys(way[k].final().id for way in ways) for k in range(len(ways[0]))]
+    tiers = [dict.fromkeys(path[k].final().id for path in paths) for k in range(len(paths[0]))]
     index = {id(group): i for i, group in enumerate(groups)}
     return Taxonomy(
         name=name,
@@ -68,14 +79,14 @@ def tree_of(
     )
 
 
-def tree_of_ways(ways: Sequence[tuple[str, ...]], *, name: str) -> Taxonomy:
-    """Make a taxonomy of class folders, each given as the names of the folders on the way to it."""
-    deepest = max(map(len, ways))
-    rows = [Row(way + way[-1:] * (deepest - len(way)), id="/".join(way)) for way in ways]
-    return tree_of(rows, name=name, slug=str, label=spaced)
+def from_folder_paths(paths: Sequence[tuple[str, ...]], *, name: str) -> Taxonomy:
+    """Make a taxonomy of class folders, each given as the names of the folders that lead to it, outermost first."""
+    deepest = max(map(len, paths))
+    rows = [LeafRow(path + path[-1:] * (deepest - len(path)), id="/".join(path)) for path in paths]
+    return from_rows(rows, name=name, slug=str, label=spaced)
 
 
-def _merge(group: _Group) -> None:
+def _merge(group: _DraftNode) -> None:
     """Merge an only child of the same name into its parent: one class that serves in both tiers."""
     for child in group.children.values():
         _merge(child)
@@ -86,7 +97,7 @@ def _merge(group: _Group) -> None:
             below.parent = group
 
 
-def _ordered(root: _Group) -> list[_Group]:
+def _ordered(root: _DraftNode) -> list[_DraftNode]:
     """The groups breadth first: parents stand before their children."""
     groups = [root]
     for group in groups:
@@ -98,7 +109,7 @@ def _slug(name: str) -> str:
     return re.sub(r"\W+", "-", name.casefold()).strip("-_") or "class"
 
 
-def _name_ids(groups: Sequence[_Group], slug: Callable[[str], str]) -> None:
+def _name_ids(groups: Sequence[_DraftNode], slug: Callable[[str], str]) -> None:
     """Give leaves their own ids where they have one, and other groups the path of their names."""
     taken = {group.row.id for group in groups if group.row}
     for group in groups:
@@ -110,9 +121,9 @@ def _name_ids(groups: Sequence[_Group], slug: Callable[[str], str]) -> None:
         group.id = _free(prefix + slug(group.name) if above else "root", taken, "-")
 
 
-def _name_labels(groups: Sequence[_Group], label: Callable[[str], str]) -> None:
+def _name_labels(groups: Sequence[_DraftNode], label: Callable[[str], str]) -> None:
     """Give groups unique display names: those that share one get the names of as many parents as it takes."""
-    same: dict[str, list[_Group]] = {}
+    same: dict[str, list[_DraftNode]] = {}
     for group in groups[1:]:
         same.setdefault(label(group.name), []).append(group)
     taken = {name for name, sharing in same.items() if len(sharing) == 1}
@@ -128,7 +139,7 @@ def _name_labels(groups: Sequence[_Group], label: Callable[[str], str]) -> None:
     groups[0].label = _free("everything", taken, " ")
 
 
-def _upper(group: _Group) -> list[_Group]:
+def _upper(group: _DraftNode) -> list[_DraftNode]:
     """The groups above one, without the root, nearest first."""
     above = group.parent
     return [] if above is None or above.parent is None else [above, *_upper(above)]

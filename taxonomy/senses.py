@@ -1,7 +1,4 @@
-"""From class names to synsets: which sense of "crane" is meant, judged by the company it keeps.
-
-The rule, in `choose_senses`, uses WordNet and the names given, and no list of answers.
-"""
+"""Word senses: which synset a class name such as "crane" means, judged by WordNet and the other names."""
 
 import difflib
 import re
@@ -42,10 +39,10 @@ INVISIBLE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class SenseChoice:
-    """The sense chosen for a name, those rejected, and a note where the name was read differently.
+    """The sense chosen for a name, those rejected, and a note where only a part of the name was used.
 
-    Rejected are the likeliest first; where a pin decides, in WordNet's order. ``weight`` is the chosen sense's
-    among all of the name, 0 to 1; 1 where it is pinned or the only one.
+    `rejected` has the likeliest first, or WordNet's order where the sense is pinned. `weight` is the chosen sense's
+    share of the weight of all senses, 0 to 1; 1 where it is pinned or the only one.
     """
 
     name: str

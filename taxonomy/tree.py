@@ -1,7 +1,7 @@
 """The taxonomy itself: an immutable tree of nodes with nested tiers of classes.
 
-Everything derives from one topologically ordered parents array. May import NumPy and `taxonomy.check`;
-files and WordNet are behind the class methods, imported when called.
+Everything derives from one topologically ordered parents array. Nothing here knows where trees come from: functions
+of other modules build them and return a `Taxonomy`.
 """
 
 import difflib
@@ -9,16 +9,14 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from taxonomy.check import FORMAT, VERSION, read_document, structure_problems
 from taxonomy.errors import TaxonomyError
-
-if TYPE_CHECKING:
-    from taxonomy.build import Anchors
+from taxonomy.json_document import FORMAT, VERSION, read_document, write_document
+from taxonomy.validation import structure_problems
 
 _Array = TypeVar("_Array", bound=npt.NDArray[Any])
 
@@ -131,11 +129,11 @@ class Taxonomy:
     # -- tiers
 
     def classes(self, tier: int) -> tuple[Node, ...]:
-        """The classes of a tier: class index -> node."""
+        """Return the classes of a tier: class index -> node."""
         return self._classes[self._tier(tier)]
 
     def projection(self, tier: int) -> npt.NDArray[np.int64]:
-        """Class index of every leaf in a tier: shape (num_leaves,), 0..num_classes[tier]-1; read-only."""
+        """Return the class index of every leaf in a tier: (num_leaves,), 0 to num_classes[tier] - 1, read-only."""
         tier = self._tier(tier)
         if tier not in self._projections:
             classes = self._class_of_node(tier)
@@ -143,7 +141,7 @@ class Taxonomy:
         return self._projections[tier]
 
     def parent_classes(self, tier: int) -> npt.NDArray[np.int64]:
-        """Map the classes of a tier >= 1 to those of the tier before: shape (num_classes[tier],).
+        """Return, for the classes of a tier >= 1, their class index in the tier before: (num_classes[tier],).
 
         Raises:
             TaxonomyError: the tier does not exist or is tier 0, which has none before it.
@@ -156,18 +154,18 @@ class Taxonomy:
         return classes[[self._index[node_id] for node_id in self._tiers[tier]]]
 
     def project(self, leaf: str | int, tier: int) -> Node:
-        """The class of a leaf (id or index) in a tier: the one ancestor-or-self among its classes."""
+        """Return the class of a leaf (id or index) in a tier: its one ancestor, or itself, among the tier's classes."""
         return self.classes(tier)[int(self.projection(tier)[self._leaf(leaf)])]
 
     def path(self, leaf: str | int, tier: int | None = None) -> tuple[Node, ...]:
-        """The classes of a leaf (id or index) in tiers 0..tier, coarse first; None means the last tier."""
+        """Return the classes of a leaf (id or index) in tiers 0 to tier, coarse first; None means the last tier."""
         last = self.num_tiers - 1 if tier is None else self._tier(tier)
         return tuple(self.project(leaf, k) for k in range(last + 1))
 
     # -- the tree
 
     def ancestors(self, node_id: str) -> tuple[Node, ...]:
-        """The ancestors of a node, its parent first and the root last; empty for the root."""
+        """Return the ancestors of a node, its parent first and the root last; empty for the root."""
         found = []
         i = int(self._parents[self.index(node_id)])
         while i != -1:
@@ -176,7 +174,7 @@ class Taxonomy:
         return tuple(found)
 
     def children(self, node_id: str) -> tuple[Node, ...]:
-        """The children of a node in the order of `nodes`; empty for a leaf."""
+        """Return the children of a node in the order of `nodes`; empty for a leaf."""
         if self._children is None:
             children: list[list[Node]] = [[] for _ in self._nodes]
             for i in range(1, len(self._nodes)):
@@ -185,26 +183,26 @@ class Taxonomy:
         return self._children[self.index(node_id)]
 
     def lca(self, a: str, b: str) -> Node:
-        """Lowest common ancestor-or-self of two nodes."""
+        """Return the lowest common ancestor of two nodes; a node counts as its own ancestor."""
         return self._nodes[self._lca(a, b)]
 
     def depth(self, node_id: str) -> int:
-        """Number of edges from the root to a node."""
+        """Return the number of edges from the root to a node."""
         return self._depths[self.index(node_id)]
 
     def height(self, node_id: str) -> int:
-        """Number of edges of the longest way down from a node to a leaf; 0 for a leaf."""
+        """Return the number of edges of the longest path from a node down to a leaf; 0 for a leaf."""
         return self._heights[self.index(node_id)]
 
     def distance(self, a: str, b: str) -> int:
-        """Number of edges between two nodes, by way of their lowest common ancestor."""
+        """Return the number of edges between two nodes, through their lowest common ancestor."""
         return self.depth(a) + self.depth(b) - 2 * self._depths[self._lca(a, b)]
 
     @property
     def lca_heights(self) -> npt.NDArray[np.int64]:
         """Height of the lowest common ancestor of each pair of leaves, in edges.
 
-        Shape (num_leaves, num_leaves), symmetric, 0 on the diagonal; read-only. "Mistake severity" of
+        (num_leaves, num_leaves), symmetric, 0 on the diagonal; read-only. "Mistake severity" of
         Bertinetto et al. 2020 (arXiv 1912.09393) is this value for the predicted and the true leaf.
         """
         if self._lca_heights is None:
@@ -221,9 +219,9 @@ class Taxonomy:
     # -- other forms
 
     def truncate(self, tier: int) -> Self:
-        """The taxonomy of tiers 0..tier: its leaves are the classes of that tier, in their order.
+        """Return the taxonomy of tiers 0 to tier; its leaves are the classes of that tier, in the same order.
 
-        Nodes keep ids, names and definitions, and the taxonomy its name; whatever lies below the tier is gone.
+        Nodes keep ids, names and definitions, and the taxonomy its name. Nodes below the tier are dropped.
         """
         below = self._class_of_node(self._tier(tier)) != -1
         below[[self._index[node_id] for node_id in self._tiers[tier]]] = False
@@ -238,7 +236,7 @@ class Taxonomy:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The taxonomy as a JSON document; `from_dict` reads it back."""
+        """Return the taxonomy as a JSON document, which `from_dict` reads."""
         nodes = []
         for node, parent in zip(self._nodes, self._parents.tolist(), strict=True):
             above = None if parent == -1 else self._nodes[parent].id
@@ -268,86 +266,7 @@ class Taxonomy:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the taxonomy as JSON, whole or not at all; raises TaxonomyError where that fails."""
-        from taxonomy import files
-
-        files.save(self, path)
-
-    @classmethod
-    def load(cls, name_or_path: str | PathLike[str]) -> "Taxonomy":
-        """Load a bundled taxonomy by name, or a .json or .csv file or a folder tree by path.
-
-        Raises:
-            TaxonomyError: there is no such name or file, or it is wrong; files are named with the line.
-        """
-        from taxonomy import files
-
-        return files.load(name_or_path)
-
-    @classmethod
-    def from_csv(cls, path: str | PathLike[str]) -> "Taxonomy":
-        """Read a table with a row per leaf and a column per tier; see `taxonomy.files.from_csv`."""
-        from taxonomy import files
-
-        return files.from_csv(path)
-
-    @classmethod
-    def from_folder(cls, path: str | PathLike[str]) -> "Taxonomy":
-        """Read a tree of class folders; see `taxonomy.files.from_folder`."""
-        from taxonomy import files
-
-        return files.from_folder(path)
-
-    @classmethod
-    def from_synsets(
-        cls,
-        ids: Sequence[str],
-        *,
-        tiers: Sequence[int] | None = None,
-        anchors: "Anchors | None" = None,
-        name: str = "",
-        names: Mapping[str, str] | None = None,
-    ) -> "Taxonomy":
-        """Build a taxonomy of WordNet 3.0 synsets; see `taxonomy.build.from_synsets`.
-
-        Args:
-            ids: synset ids of the leaves, like `n02084071`.
-            tiers: wanted numbers of classes of the coarser tiers, coarse to fine; the leaves follow.
-            anchors: per coarser tier the classes it must have: synset ids, or mappings as described there.
-            name: name of the taxonomy.
-            names: what leaves are called, where that is not their first lemma: id -> name.
-
-        Raises:
-            TaxonomyError: an id is unknown, or the tiers cannot be made.
-        """
-        from taxonomy import build
-
-        return build.from_synsets(ids, tiers=tiers, anchors=anchors, name=name, names=names)
-
-    @classmethod
-    def from_names(
-        cls,
-        names: Sequence[str],
-        *,
-        tiers: Sequence[int] | None = None,
-        anchors: "Anchors | None" = None,
-        pins: Mapping[str, str] | None = None,
-        name: str = "",
-    ) -> "Taxonomy":
-        """Build a taxonomy from English class names; `taxonomy.from_names` also reports the chosen senses.
-
-        Args:
-            names: class names, like "tabby cat".
-            tiers: wanted numbers of classes of the coarser tiers, coarse to fine.
-            anchors: per coarser tier the classes it must have.
-            pins: synset ids for names whose sense the caller decides.
-            name: name of the taxonomy.
-
-        Raises:
-            TaxonomyError: a name is unknown to WordNet, or the tiers cannot be made.
-        """
-        from taxonomy import build
-
-        return build.from_names(names, tiers=tiers, anchors=anchors, pins=pins or {}, name=name)[0]
+        write_document(self.to_dict(), path)
 
     # -- Python
 

@@ -43,7 +43,7 @@ def _reader() -> Any:
     except ImportError:
         raise TaxonomyError("building a taxonomy needs NLTK; run: pip install nltk") from None
 
-    class Reader(WordNetCorpusReader):  # type: ignore[misc]
+    class BundledReader(WordNetCorpusReader):  # type: ignore[misc]
         """Reads the package's own archive, wherever it is installed.
 
         NLTK accepts a corpus only below its global search path, so that is longer while the reader is made; and it
@@ -62,7 +62,7 @@ def _reader() -> Any:
         folder = str(importlib.resources.files("taxonomy"))
         nltk.data.path.append(folder)
         try:
-            return Reader(folder, None)
+            return BundledReader(folder, None)
         finally:
             nltk.data.path.remove(folder)
 
@@ -80,7 +80,7 @@ def _unpacked(name: str) -> bytes:
 
 @functools.cache
 def synset(synset_id: str) -> Synset | None:
-    """Look a synset up by its id; None where WordNet 3.0 has no such noun."""
+    """Look up a synset by its id; None where WordNet 3.0 has no such noun."""
     if not _ID.fullmatch(synset_id):
         return None
     with _LOCK:
@@ -99,7 +99,7 @@ def synset(synset_id: str) -> Synset | None:
 
 
 def known(synset_id: str) -> Synset:
-    """Look a synset up that is known to exist; raises TaxonomyError where it does not."""
+    """Look up a synset by its id; raises TaxonomyError where WordNet 3.0 has no such noun."""
     found = synset(synset_id)
     if found is None:
         raise TaxonomyError(
@@ -110,7 +110,7 @@ def known(synset_id: str) -> Synset:
 
 @functools.cache
 def senses(word: str) -> tuple[str, ...]:
-    """Ids of the noun senses of a word, in WordNet's order (most frequent first).
+    """Return the ids of the noun senses of a word in WordNet's order, the most frequent first.
 
     Case does not matter, nor whether a space, an underscore or a hyphen joins the parts. Inflected forms are
     looked up as they are first; only where that finds nothing, by their base form (Princeton's morphy rules).
@@ -129,7 +129,7 @@ def senses(word: str) -> tuple[str, ...]:
 
 @functools.cache
 def ancestors(synset_id: str) -> frozenset[str]:
-    """Ids of a synset and of everything above it, by every hypernym path."""
+    """Return the ids of a synset and of everything above it, by every hypernym path."""
     return frozenset(_upward(synset_id))
 
 
@@ -146,13 +146,13 @@ def _upward(synset_id: str) -> set[str]:
 
 @functools.cache
 def depth(synset_id: str) -> int:
-    """Number of edges of the longest hypernym path from a synset up to the root."""
+    """Return the number of edges of the longest hypernym path from a synset to the root."""
     return max((depth(parent) + 1 for parent in _hypernyms()[synset_id]), default=0)
 
 
 @functools.cache
 def num_below() -> Mapping[str, int]:
-    """Number of synsets at or below each synset, by every hypernym path."""
+    """Return the number of synsets at or below each synset, by every hypernym path."""
     counts: dict[str, int] = {}
     for synset_id in _hypernyms():
         for above in _upward(synset_id):
@@ -162,7 +162,7 @@ def num_below() -> Mapping[str, int]:
 
 @functools.cache
 def words() -> frozenset[str]:
-    """Every noun WordNet knows, in lower case with spaces for underscores."""
+    """Return every noun of WordNet, in lower case, with spaces for underscores."""
     with _LOCK:
         return frozenset(lemma.replace("_", " ") for lemma in _reader().all_lemma_names(pos="n"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,24 @@ def test_the_taxonomy_needs_the_standard_library_numpy_and_what_draws_its_comman
     assert where([found for found in own if found.package not in known]) == []
     drawing = [found for found in own if found.package in ("typer", "rich")]
     assert {found.file for found in drawing} <= {"taxonomy/cli.py", "taxonomy/__main__.py"}
+
+
+def test_the_taxonomy_has_no_circle_of_imports() -> None:
+    files = sorted((ROOT / "taxonomy").glob("*.py"))
+    modules = {file: f"taxonomy.{file.stem}".removesuffix(".__init__") for file in files}
+    needs = {modules[file]: set(_needed(file, set(modules.values()))) for file in files}
+    order = list(graphlib.TopologicalSorter(needs).static_order())  # raises where there is a circle
+    assert order.index("taxonomy.tree") < order.index("taxonomy.build") < order.index("taxonomy")
+
+
+def _needed(file: Path, modules: set[str]) -> Iterator[str]:
+    """The modules among `modules` that a file imports; `from taxonomy import tree` needs tree, not the package."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from {alias.name for alias in node.names} & modules
+        elif isinstance(node, ast.ImportFrom):
+            named = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from (named & modules) | ({str(node.module)} & modules if named - modules else set())
 
 
 def test_nltk_is_imported_in_one_file_and_only_when_a_tree_is_built() -> None:

@@ -6,7 +6,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 from taxonomy.build import from_synsets
 
 # Words of WordNet's upper floors and of zoologists; nobody answers them when asked what a picture shows.
@@ -19,7 +19,7 @@ SIZES = {"cifar-100": (8, 20, 100), "tiny-imagenet": (13, 47, 200), "imagenet-1k
 
 @pytest.fixture(params=sorted(SIZES))
 def bundled(request: pytest.FixtureRequest) -> Taxonomy:
-    return Taxonomy.load(request.param)
+    return load_taxonomy(request.param)
 
 
 def test_tiers_have_the_sizes_we_say(bundled: Taxonomy) -> None:
@@ -69,7 +69,7 @@ def test_the_files_are_what_their_anchors_make(bundled: Taxonomy) -> None:
 
 
 def test_cifar_100_has_its_official_classes_and_superclasses() -> None:
-    taxonomy = Taxonomy.load("cifar-100")
+    taxonomy = load_taxonomy("cifar-100")
     names = [node.name for node in taxonomy.classes(2)]
     assert {"aquarium fish", "lawn mower", "maple tree", "pickup truck", "sweet pepper", "boy"} <= set(names)
     assert np.bincount(taxonomy.projection(1)).tolist() == [5] * 20
@@ -99,11 +99,11 @@ def test_cifar_100_has_its_official_classes_and_superclasses() -> None:
     ],
 )
 def test_paths_read_as_people_would_say_them(name: str, leaf: str, path: list[str]) -> None:
-    assert [node.name for node in Taxonomy.load(name).path(leaf)] == path
+    assert [node.name for node in load_taxonomy(name).path(leaf)] == path
 
 
 def test_the_classes_a_model_was_trained_on_stay_in_their_order() -> None:
-    taxonomy = Taxonomy.load("tiny-imagenet")
+    taxonomy = load_taxonomy("tiny-imagenet")
     assert [node.name for node in taxonomy.classes(0)] == [
         "fish or sea life", "reptile or amphibian", "insect, spider or snail", "bird", "mammal", "tool or device",
         "clothing or accessory", "building or structure", "household item", "toy or sports gear", "vehicle", "food",

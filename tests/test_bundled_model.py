@@ -9,7 +9,7 @@ import hierclass
 from hierclass.classifier import Classifier
 from hierclass.files import BUNDLED
 from hierclass.images.decoding import decode_side, resize_side
-from taxonomy import Taxonomy
+from taxonomy import load_taxonomy
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def classifier() -> Classifier:
 
 def test_it_answers_the_tiers_of_the_bundled_tree(classifier: Classifier) -> None:
     assert [level.num_classes for level in classifier.levels] == [16, 112, 1000]
-    assert classifier.taxonomy == Taxonomy.load("imagenet-1k")
+    assert classifier.taxonomy == load_taxonomy("imagenet-1k")
 
 
 def test_lower_levels_cost_what_we_say(classifier: Classifier) -> None:

@@ -21,7 +21,7 @@ import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.images.decoding import preprocess
 from hierclass.nested.prefix import PrefixNetwork
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 from training.distillation.crops import shrink_pixels
 from training.distillation.recipe import DistilRecipe
 
@@ -57,7 +57,7 @@ def config(out: Path) -> dict[str, Any]:
 
 
 def test_the_last_level_is_the_classifier_number_for_number(folder: Path, made: Made) -> None:
-    taxonomy = Taxonomy.load(folder / "tree.json")
+    taxonomy = load_taxonomy(folder / "tree.json")
     teacher = make_classifier(len(taxonomy.leaves))
     network = load_checkpoint(made[0] / "start").network
     images = torch.randn(8, 3, 32, 32)

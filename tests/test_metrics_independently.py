@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sklearn_metrics
 from sklearn.calibration import calibration_curve
 
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 from training.evaluation import metrics
 from training.evaluation import report_data as findings
 from training.evaluation.predictions import Answers
@@ -24,7 +24,7 @@ def truth() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tree() -> Taxonomy:
-    return Taxonomy.load("tiny-imagenet")  # leaves of unequal depth
+    return load_taxonomy("tiny-imagenet")  # leaves of unequal depth
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hierclass.errors import InputError
 from hierclass.files import BUNDLED
 from hierclass.page.model_info import draw_found, draw_levels, draw_tree_list, read_card, search
 from hierclass.page.single import Wish, climb
-from taxonomy import Node, Taxonomy
+from taxonomy import Node, Taxonomy, load_taxonomy
 
 pytest.importorskip("plotly", reason="plotly is not installed")
 
@@ -26,7 +26,7 @@ def classifier(tiny_checkpoint: Path) -> Any:
 @pytest.fixture(scope="module")
 def bundled() -> Taxonomy:
     """The tree of the bundled model."""
-    return Taxonomy.load("imagenet-1k")
+    return load_taxonomy("imagenet-1k")
 
 
 def test_levels_are_shown_with_cost_and_accuracy(classifier: Any) -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxonomy import Taxonomy, TaxonomyError
-from taxonomy.files import dumps_table, with_ids_of
+from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
 from taxonomy.labels import LeafNames, key
-from taxonomy.propose import propose, trim
+from taxonomy.proposal import propose, trim
+from taxonomy.tables import dumps_table, with_ids_of
 from taxonomy.tiers import automatic_sizes
 
 
@@ -108,10 +108,10 @@ def test_a_class_above_another_is_the_rest_of_its_kind_and_its_folder_is_found()
 
 
 def test_exactly_the_classes_of_a_bundled_taxonomy_are_that_taxonomy() -> None:
-    cifar = Taxonomy.load("cifar-100")
+    cifar = load_taxonomy("cifar-100")
     names = [cifar.node(leaf).name.replace(" ", "_") for leaf in cifar.leaves]
     assert propose(flat(*names), name="x").taxonomy == cifar
-    assert propose(flat(*Taxonomy.load("tiny-imagenet").leaves), name="x").kind == "bundled"
+    assert propose(flat(*load_taxonomy("tiny-imagenet").leaves), name="x").kind == "bundled"
     assert propose(flat(*names[1:]), name="x").kind == "names"
 
 
@@ -179,7 +179,7 @@ def test_every_folder_finds_a_leaf_of_its_own(names: list[str]) -> None:
 def test_a_tree_goes_through_its_table_and_keeps_its_ids(tmp_path: Path) -> None:
     original = propose([*PETS, *flat("qzx17", "wvv9")], name="pets").taxonomy
     (tmp_path / "pets.csv").write_text(dumps_table(original), encoding="utf-8")
-    back = with_ids_of(Taxonomy.load(tmp_path / "pets.csv"), original)
+    back = with_ids_of(load_taxonomy(tmp_path / "pets.csv"), original)
     assert (back.name, back.tiers) == (original.name, original.tiers)
     assert [back.node(leaf) for leaf in back.leaves] == [original.node(leaf) for leaf in original.leaves]
     assert back.classes(0) == original.classes(0)
@@ -189,7 +189,7 @@ def test_a_class_that_was_renamed_or_moved_in_the_table_is_so(tmp_path: Path) ->
     original = propose(PETS, name="pets").taxonomy
     text = dumps_table(original).replace("carnivore,", "pet,").replace("vehicle,taxi", "cab,taxi")
     (tmp_path / "pets.csv").write_text(text, encoding="utf-8")
-    back = with_ids_of(Taxonomy.load(tmp_path / "pets.csv"), original)
+    back = with_ids_of(load_taxonomy(tmp_path / "pets.csv"), original)
     assert groups(back)["pet"] == {"golden retriever", "tabby cat", "Chihuahua"}
     assert groups(back)["cab"] == {"taxi"}
     assert back.leaves == original.leaves

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taxonomy import Taxonomy
+from taxonomy import from_csv, load_taxonomy
 from taxonomy.cli import main
 
 TABLE = """kingdom,kind,leaf
@@ -130,7 +130,7 @@ def test_check_points_at_the_line_of_a_json_file(
     capsys: pytest.CaptureFixture[str], table: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "t.json"
-    Taxonomy.from_csv(table).save(path)
+    from_csv(table).save(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     wrong = next(i for i, line in enumerate(lines) if '"animal/dog/pug", "name"' in line)
     lines[wrong] = lines[wrong].replace('"parent": "animal/dog"', '"parent": "animal/dgo"')
@@ -164,7 +164,7 @@ def test_build_from_a_folder_writes_a_file_that_loads(
     code, out, _ = run(capsys, "build", "-o", output, "--folder", folder_tree(tmp_path / "pictures"))
     assert code == 0
     assert out == f"wrote {output}: 3 leaves, tiers of 2 / 2 / 3\n"
-    assert Taxonomy.load(output).name == "zoo"
+    assert load_taxonomy(output).name == "zoo"
 
 
 def test_build_from_names_reports_each_choice_and_what_was_rejected(
@@ -177,14 +177,14 @@ def test_build_from_names_reports_each_choice_and_what_was_rejected(
     assert "crane = n02012849 " in out
     assert "  not n03126707 " in out
     assert "lifts and moves heavy objects" in out
-    assert Taxonomy.load(output).leaves[0] == "n02012849"
+    assert load_taxonomy(output).leaves[0] == "n02012849"
 
 
 def test_build_takes_the_pinned_sense(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     output = tmp_path / "t.json"
     code, _, _ = run(capsys, "build", "crane", "heron", "-o", output, "--pin", "crane=n03126707")
     assert code == 0
-    assert Taxonomy.load(output).leaves[0] == "n03126707"
+    assert load_taxonomy(output).leaves[0] == "n03126707"
 
 
 def test_build_from_names_in_a_file_leaves_blank_lines_and_comments_out(
@@ -195,7 +195,7 @@ def test_build_from_names_in_a_file_leaves_blank_lines_and_comments_out(
     code, out, _ = run(capsys, "build", "--names", names, "-o", tmp_path / "t.json", "--name", "wet")
     assert code == 0
     assert "2 leaves" in out
-    assert Taxonomy.load(tmp_path / "t.json").name == "wet"
+    assert load_taxonomy(tmp_path / "t.json").name == "wet"
 
 
 def test_build_from_ids_takes_the_first_word_of_a_line(
@@ -204,7 +204,7 @@ def test_build_from_ids_takes_the_first_word_of_a_line(
     ids = tmp_path / "ids.tsv"
     ids.write_text("n02012849\tcrane\nn02009229\tlittle blue heron\n", encoding="utf-8")
     assert run(capsys, "build", "--ids", ids, "-o", tmp_path / "t.json")[0] == 0
-    assert Taxonomy.load(tmp_path / "t.json").leaves == ("n02012849", "n02009229")
+    assert load_taxonomy(tmp_path / "t.json").leaves == ("n02012849", "n02009229")
 
 
 def test_build_points_at_the_line_that_is_no_id(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taxonomy import Taxonomy, TaxonomyError, wordnet
+from taxonomy.anchors import assign, place, read_anchors
 from taxonomy.build import from_names, from_synsets, tree_parents
-from taxonomy.naming import UNSAID, Named, either, unique_names
-from taxonomy.tiers import Tree, assign, automatic_sizes, place, read_anchors
+from taxonomy.groups import SynsetTree
+from taxonomy.naming import UNSAID, NamedNode, either, unique_names
+from taxonomy.tiers import automatic_sizes
 
 CHIHUAHUA, BEAGLE, POODLE, TABBY, PERSIAN, LION = (
     "n02085620", "n02088364", "n02113799", "n02123045", "n02123394", "n02129165",
@@ -46,14 +48,14 @@ def classes(taxonomy: Taxonomy, tier: int) -> dict[str, set[str]]:
 
 def test_a_synset_goes_under_the_hypernym_with_the_most_company() -> None:
     parents = tree_parents([CHIHUAHUA, BEAGLE, TABBY, LION])
-    line = Tree(parents, [CHIHUAHUA, BEAGLE, TABBY, LION]).line(CHIHUAHUA)
+    line = SynsetTree(parents, [CHIHUAHUA, BEAGLE, TABBY, LION]).line(CHIHUAHUA)
     assert "n02075296" in line  # carnivore holds all four, domestic animal only three
     assert "n01317541" not in line
 
 
 def test_a_fruit_is_food_rather_than_part_of_a_plant() -> None:
     leaves = [ORANGE, LEMON, PIZZA, PRETZEL, "n07715103"]
-    assert FOOD in Tree(tree_parents(leaves), leaves).line(ORANGE)
+    assert FOOD in SynsetTree(tree_parents(leaves), leaves).line(ORANGE)
 
 
 def test_the_tree_has_no_words_that_nobody_says() -> None:
@@ -290,7 +292,11 @@ def test_names_that_differ_in_case_only_are_told_apart() -> None:
 
 
 def test_a_name_without_a_distinguishing_ancestor_gets_its_id() -> None:
-    nodes = [Named("r", "thing", False, -1), Named("a", "same", True, 0), Named("b", "same", True, 0)]
+    nodes = [
+        NamedNode("r", "thing", False, -1),
+        NamedNode("a", "same", True, 0),
+        NamedNode("b", "same", True, 0),
+    ]
     assert unique_names(nodes) == ["thing", "same", "same (b)"]
 
 

@@ -16,7 +16,7 @@ from training_data import draw, jpeg, write_folder
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_header
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 from training.data import dataset_check as checking
 from training.data.dataset_check import Findings, check_mode, digest_of, look, look_at_all
 from training.data.load import load_data
@@ -116,7 +116,7 @@ def load(recipe: Recipe, out: Path, check: str = "auto") -> tuple[ImageSet, Imag
     text = io.StringIO()
     reporter = Reporter(Console(file=text, width=500), total_work=1.0)
     out.mkdir(exist_ok=True)
-    train, dev = load_data(recipe, Taxonomy.load(recipe.taxonomy), reporter, out=out, check=check)
+    train, dev = load_data(recipe, load_taxonomy(recipe.taxonomy), reporter, out=out, check=check)
     return train, dev, text.getvalue()
 
 

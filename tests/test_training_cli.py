@@ -249,7 +249,7 @@ def test_help_needs_no_torch() -> None:
 def test_training_needs_neither_nltk_nor_gradio() -> None:
     program = (
         "import sys, training.trainer.loop, training.evaluation.html_report; from taxonomy import Taxonomy; "
-        "Taxonomy.load('tiny-imagenet'); assert not {'nltk', 'gradio'} & set(sys.modules)"
+        "load_taxonomy('tiny-imagenet'); assert not {'nltk', 'gradio'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from training_data import draw, jpeg, write_folder, write_parquet
 from hierclass.errors import InputError
 from hierclass.images.decoding import read_input
 from hierclass.images.preprocessing import Preprocessing
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 from training.data.batches import (
     TrainingBatch,
     evaluation_loader,
@@ -50,7 +50,7 @@ def test_a_folder_tree_finds_its_own_images(tmp_path: Path) -> None:
     for leaf, path in enumerate(("animal/dog/a b", "animal/cat/tom", "thing/tool/saw")):
         (tmp_path / path).mkdir(parents=True)
         (tmp_path / path / "0.jpg").write_bytes(jpeg(draw(leaf, 0)))
-    images = read_images([tmp_path], Taxonomy.load(str(tmp_path)))
+    images = read_images([tmp_path], load_taxonomy(str(tmp_path)))
     assert sorted(images.leaves.tolist()) == [0, 1, 2]
 
 

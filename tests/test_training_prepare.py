@@ -16,7 +16,7 @@ from rich.console import Console
 from training_data import draw, jpeg
 
 from hierclass.errors import InputError
-from taxonomy import Taxonomy
+from taxonomy import load_taxonomy
 from training.cli import main
 from training.cli import prepare as preparing
 from training.cli.prepare import Declined, Wishes, prepare
@@ -69,7 +69,7 @@ def test_without_a_terminal_it_goes_on_and_says_that_it_did(photos: Path, tmp_pa
     assert "no terminal to ask on: going on with this tree" in text
     assert "24 images of 6 classes (4 each): English names" in text
     assert recipe.taxonomy == str(tmp_path / "run" / "taxonomy.json")
-    assert Taxonomy.load(recipe.taxonomy).num_classes == (2, 6)
+    assert load_taxonomy(recipe.taxonomy).num_classes == (2, 6)
     assert (
         (tmp_path / "run" / "taxonomy.csv").read_text().startswith("tier 0,class,id,definition\ncarnivore,")
     )
@@ -158,7 +158,7 @@ def test_an_edited_tree_is_shown_again_and_trained_with(
     monkeypatch.setenv("VISUAL", editor(tmp_path, "carnivore,", "pet,"))
     typed("e", "y")
     recipe, text = run(photos, tmp_path / "run")
-    assert [node.name for node in Taxonomy.load(recipe.taxonomy).classes(0)] == ["pet", "vehicle"]
+    assert [node.name for node in load_taxonomy(recipe.taxonomy).classes(0)] == ["pet", "vehicle"]
     assert "pet 3" in text
 
 
@@ -183,7 +183,7 @@ def test_a_table_that_was_broken_while_editing_is_told_and_asked_about_again(
     recipe, text = run(photos, tmp_path / "run")
     assert message in text
     assert text.count("train with this tree?") == 2
-    assert "taxi" in {node.name for node in Taxonomy.load(recipe.taxonomy).classes(1)}
+    assert "taxi" in {node.name for node in load_taxonomy(recipe.taxonomy).classes(1)}
 
 
 def test_an_editor_that_does_not_start_is_told(
@@ -204,7 +204,7 @@ def test_a_table_edited_between_two_starts_is_the_tree(photos: Path, tmp_path: P
     for _ in range(2):  # it stays edited
         recipe, text = run(photos, tmp_path / "run")
         assert "with the tree as it was edited in" in text
-        assert [node.name for node in Taxonomy.load(recipe.taxonomy).classes(0)] == ["pet", "vehicle"]
+        assert [node.name for node in load_taxonomy(recipe.taxonomy).classes(0)] == ["pet", "vehicle"]
     with pytest.raises(
         InputError, match="was edited, which --pin would undo; leave it out, or delete the file"
     ):
@@ -216,7 +216,7 @@ def test_a_tree_edited_as_json_is_the_tree_too(photos: Path, tmp_path: Path) -> 
     tree = tmp_path / "run" / "taxonomy.json"
     tree.write_text(tree.read_text().replace('"carnivore"', '"pet"'))
     recipe, _ = run(photos, tmp_path / "run")
-    assert [node.name for node in Taxonomy.load(recipe.taxonomy).classes(0)] == ["pet", "vehicle"]
+    assert [node.name for node in load_taxonomy(recipe.taxonomy).classes(0)] == ["pet", "vehicle"]
 
 
 def test_a_proposal_that_nobody_edited_gives_way_to_a_new_one(photos: Path, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_proposal_that_nobody_edited_gives_way_to_a_new_one(photos: Path, tmp_
     (photos / "crane").mkdir()
     (photos / "crane" / "1.jpg").write_bytes(jpeg(draw(7, 1)))
     recipe, _ = run(photos, tmp_path / "run", pins={"crane": "n03126707"})
-    assert "n03126707" in Taxonomy.load(recipe.taxonomy).leaves
+    assert "n03126707" in load_taxonomy(recipe.taxonomy).leaves
 
 
 def test_a_broken_tree_is_told_with_its_line(photos: Path, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_one_command_trains_and_a_resumed_run_keeps_its_tree(
     )
     assert "train with this tree" not in text
     assert Recipe.load(Path("runs/photos/recipe.json")) == stored
-    assert [node.name for node in Taxonomy.load("runs/photos/last/taxonomy.json").classes(0)] == [
+    assert [node.name for node in load_taxonomy("runs/photos/last/taxonomy.json").classes(0)] == [
         "carnivore",
         "vehicle",
     ]

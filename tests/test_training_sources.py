@@ -13,7 +13,7 @@ from torchvision.datasets import CIFAR100, ImageFolder
 from training_data import draw, jpeg, write_folder, write_parquet
 
 from hierclass.errors import InputError
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 from training.data import cifar
 from training.data.dataset_summary import default_out, survey
 from training.data.datasets import absolute, list_images
@@ -127,7 +127,7 @@ def test_a_run_goes_to_a_folder_that_is_called_as_its_data(
 @pytest.fixture
 def cifar_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files of CIFAR-100's form with the real names, 2 training images and 1 test image a class, and their sums."""
-    taxonomy = Taxonomy.load("cifar-100")
+    taxonomy = load_taxonomy("cifar-100")
     names = sorted(taxonomy.node(leaf).name.replace(" ", "_") for leaf in taxonomy.leaves)
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
@@ -155,7 +155,7 @@ def cifar_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_cifar_100_is_read_by_name_with_its_own_tree(cifar_folder: Path) -> None:
-    taxonomy = Taxonomy.load("cifar-100")
+    taxonomy = load_taxonomy("cifar-100")
     for path in (cifar_folder, cifar_folder / "cifar-100-python"):
         images = read_images([f"cifar100:{path}"], taxonomy)
         assert len(images) == 200
@@ -168,7 +168,7 @@ def test_cifar_100_is_read_by_name_with_its_own_tree(cifar_folder: Path) -> None
 
 
 def test_evaluating_on_cifar_100_means_its_test_images(cifar_folder: Path) -> None:
-    images = read_images([f"cifar100:{cifar_folder}"], Taxonomy.load("cifar-100"), held_out_only=True)
+    images = read_images([f"cifar100:{cifar_folder}"], load_taxonomy("cifar-100"), held_out_only=True)
     assert (len(images), images.names[0]) == (100, "test_0.png")
 
 

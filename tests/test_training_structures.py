@@ -19,7 +19,7 @@ from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, Structure
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 from training.data.batches import TrainingBatch
 from training.evaluation.evaluate import evaluate_checkpoint
 from training.evaluation.model_card import model_card
@@ -245,7 +245,7 @@ def test_a_network_of_masks_is_kept_at_the_densities_asked_for(recipe: Recipe, t
     changed = dataclasses.replace(recipe, structure="masks", densities=(0.1, 0.3, 0.6), epochs=4)
     results = fit(changed, tmp_path)
     weights = [weight for name, weight in load_file(tmp_path / "model" / "model.safetensors").items()]
-    dense = sum(p.numel() for p in make_network(changed, Taxonomy.load(recipe.taxonomy)).parameters())
+    dense = sum(p.numel() for p in make_network(changed, load_taxonomy(recipe.taxonomy)).parameters())
     shares = [row["parameters"] / dense for row in results["levels"]]
     assert shares == pytest.approx([0.1, 0.3, 0.6], abs=0.05)  # norms and heads are dense
     assert sum(weight.numel() for weight in weights if weight.is_floating_point()) < 0.7 * dense

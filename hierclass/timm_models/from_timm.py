@@ -131,7 +131,7 @@ def from_timm(
     network. For levels that cost a tenth and a third of it, distil the classifier, from photographs without
     labels and in hours on a processor: `hierclass-train distil` (docs/distil.md). `weights` is a file
     (.safetensors, or PyTorch's .pth read without executing anything); None takes timm's own from the local
-    cache and downloads nothing. `taxonomy` is a tree, or what `Taxonomy.load` takes, whose leaves are synset
+    cache and downloads nothing. `taxonomy` is a tree, or what `taxonomy.load_taxonomy` takes, whose leaves are synset
     ids among the classifier's classes (an ImageNet-1k, 12k, 21k or 22k of timm's); outputs that are no leaf are
     left out and the others sum to 1. None takes the bundled tree of ImageNet-1k.
 

@@ -23,7 +23,7 @@ from hierclass.errors import BackboneError, CheckpointError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.backbone import reason
 from hierclass.timm_models.weight_files import find_cached
-from taxonomy import Taxonomy, TaxonomyError
+from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
 from taxonomy.labels import key
 
 TAXONOMY = "imagenet-1k"
@@ -63,7 +63,7 @@ def match_outputs(
             f"{name} has {kind}; a timm model must have the 1,000 classes of ImageNet-1k here{own}"
         )
     if not isinstance(taxonomy, Taxonomy):
-        taxonomy = Taxonomy.load(TAXONOMY if taxonomy is None else taxonomy)
+        taxonomy = load_taxonomy(TAXONOMY if taxonomy is None else taxonomy)
     if labels is None:
         assert subset is not None
         known = ImageNetInfo(subset).label_names()

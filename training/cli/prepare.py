@@ -17,10 +17,11 @@ from rich.console import Console
 
 from hierclass.errors import InputError
 from hierclass.files import replacing
-from taxonomy import Taxonomy, TaxonomyError
-from taxonomy.files import bundled, dumps_table, with_ids_of
+from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
+from taxonomy.files import bundled
 from taxonomy.labels import LeafNames
-from taxonomy.propose import Proposal, propose
+from taxonomy.proposal import Proposal, propose
+from taxonomy.tables import dumps_table, with_ids_of
 from training.cli import prompts as asking
 from training.data.dataset_summary import Survey, default_out, survey
 from training.recipe.defaults import Choice, Facts, choose_network, choose_schedule
@@ -149,7 +150,7 @@ def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, 
             )
         try:
             asking.edit(console, files.table)
-            edited = with_ids_of(Taxonomy.load(files.table), taxonomy)
+            edited = with_ids_of(load_taxonomy(files.table), taxonomy)
             _check_fit(edited, found)
         except (TaxonomyError, InputError) as error:
             console.print(
@@ -190,7 +191,7 @@ class _Files:
             return None
         both = len(changed) == 2 and self.table.read_text("utf-8") == _table_of(self.tree)
         self.source = self.tree if both else changed[0]
-        edited = Taxonomy.load(self.source)
+        edited = load_taxonomy(self.source)
         return with_ids_of(edited, self.proposed) if self.source == self.table else edited
 
     def write(self, taxonomy: Taxonomy) -> None:
@@ -212,7 +213,7 @@ def _sum(file: Path) -> str:
 
 def _table_of(tree: Path) -> str:
     try:
-        return dumps_table(Taxonomy.load(tree))
+        return dumps_table(load_taxonomy(tree))
     except TaxonomyError:
         return ""
 
@@ -232,7 +233,7 @@ def _chosen(recipe: Recipe, given: Set[str], from_file: Set[str], found: Survey,
     if "backbone" in given:
         network = Choice({"size": _fixed_size(recipe.backbone) or network.values["size"]}, network.why)
     recipe = _take(recipe, given, network, console)
-    num_tiers = Taxonomy.load(recipe.taxonomy).num_tiers
+    num_tiers = load_taxonomy(recipe.taxonomy).num_tiers
     recipe = _fitting(recipe, from_file, num_tiers, console)
     recipe = _take(recipe, frozenset(), _levels(recipe, num_tiers), console)
     if "pretrained" not in given:

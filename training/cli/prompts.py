@@ -15,7 +15,7 @@ from rich.tree import Tree
 
 from hierclass.errors import InputError
 from taxonomy import Node, Taxonomy
-from taxonomy.propose import Proposal
+from taxonomy.proposal import Proposal
 from taxonomy.senses import SenseChoice
 
 SHOWN_LEAVES = 60

@@ -25,7 +25,7 @@ from hierclass.timm_models.pretrained_classifier import (
     match_outputs,
     read_preprocessing,
 )
-from taxonomy import Taxonomy
+from taxonomy import Taxonomy, load_taxonomy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def model_teacher(path: Path, taxonomy: Taxonomy | str | None) -> Teacher:
         )
     labels = list(own.leaves)
     tree = own if taxonomy is None else taxonomy
-    tree = tree if isinstance(tree, Taxonomy) else Taxonomy.load(tree)
+    tree = tree if isinstance(tree, Taxonomy) else load_taxonomy(tree)
     outputs = match_leaves(tree, labels, str(path), "leaves of its own tree")
     architecture = checkpoint.architecture
     backbone = create_backbone(

@@ -22,7 +22,7 @@ import torch
 
 from hierclass.errors import InputError
 from hierclass.files import CONFIG_FILE, locked, replacing
-from taxonomy import Taxonomy, TaxonomyError
+from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
 from training.evaluation.model_card import replace_calibration, replace_results
 from training.recipe.stored_options import StoredOptions, write_json
 
@@ -78,10 +78,10 @@ class RunFolder:
         ``tell`` hears in a line if the file has changed since.
         """
         if not (self.state.exists() and self.begun_with.exists()):
-            return Taxonomy.load(named)
-        begun = Taxonomy.load(self.begun_with)
+            return load_taxonomy(named)
+        begun = load_taxonomy(self.begun_with)
         try:
-            changed = Taxonomy.load(named) != begun
+            changed = load_taxonomy(named) != begun
         except TaxonomyError:  # gone, or being edited
             changed = True
         if changed:

@@ -1,49 +1,28 @@
-"""What can be wrong with a taxonomy, said in one line each, and where in a JSON file it stands.
+"""Checks of a tree and its tiers: each problem as one line and the place it is about. Works on plain lists."""
 
-Pure functions on plain lists: nothing here opens a file or makes a `Taxonomy`.
-A problem's place is a path into the JSON document, like ("nodes", 3, "parent").
-"""
-
-import bisect
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-FORMAT = "hierclass-taxonomy"
-VERSION = 1
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks among them
 
 Place = tuple[str | int, ...]
+"""Keys and positions that lead to a value of the JSON document, like ("nodes", 3, "parent")."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: a line for the user, and the place in the document it is about."""
+    """One thing that is wrong: a line for the user, and the place in the JSON document it is about."""
 
     message: str
     place: Place = ()
 
 
-class Document(NamedTuple):
-    """The content of a JSON document, parents as indices; not yet known to be a tree."""
-
-    name: str
-    nodes: list[tuple[str, str, str]]  # id, name, definition
-    parents: list[int]
-    leaves: list[str]
-    tiers: list[list[str]]
-
-
 def listed(values: Iterable[str], limit: int = 3) -> str:
-    """Quote the first few values and count the rest: "'a', 'b', 'c' and 4 more"."""
+    """Quote the first `limit` values and count the rest: "'a', 'b', 'c' and 4 more"."""
     quoted = [repr(value) for value in values]
     more = len(quoted) - limit
     return ", ".join(quoted[:limit]) + (f" and {more} more" if more > 0 else "")
-
-
-# ---------------------------------------------------------------- the tree and its tiers
 
 
 def structure_problems(
@@ -68,14 +47,15 @@ def structure_problems(
         The problems, in the order they are best mended; empty for a valid taxonomy.
     """
     return (
-        _node_problems(ids, names)
+        node_problems(ids, names)
         or _parent_problems(ids, parents)
         or _leaf_problems(ids, parents, leaves)
         or _tier_problems(ids, parents, leaves, tiers)
     )
 
 
-def _node_problems(ids: Sequence[str], names: Sequence[str]) -> list[Problem]:
+def node_problems(ids: Sequence[str], names: Sequence[str]) -> list[Problem]:
+    """List empty, repeated and unprintable ids and names of nodes."""
     if not ids:
         return [Problem("there are no nodes; list at least a root and one leaf", ("nodes",))]
     problems = []
@@ -259,130 +239,3 @@ def _last_tier_problems(leaves: Sequence[str], tiers: Sequence[Sequence[str]]) -
             )
             return [Problem(text, ("tiers", last, j))]
     return []
-
-
-# ---------------------------------------------------------------- the JSON document
-
-
-def read_document(data: Any) -> tuple[Document | None, list[Problem]]:
-    """Take a decoded JSON document apart.
-
-    Returns:
-        The document's content, or None where problems were found; and the problems.
-    """
-    problems = _header_problems(data)
-    if problems:
-        return None, problems
-    problems = _type_problems(data)
-    if problems:
-        return None, problems
-    nodes, parents = [], []
-    index: dict[str, int] = {}
-    for i, node in enumerate(data["nodes"]):
-        index.setdefault(node["id"], i)
-        nodes.append((node["id"], node["name"], node.get("definition", "")))
-    for i, node in enumerate(data["nodes"]):
-        parent = node.get("parent")
-        if parent is not None and parent not in index:
-            text = f"node {node['id']!r} has the unknown parent {parent!r}; add that node or correct the id"
-            problems.append(Problem(text, ("nodes", i, "parent")))
-        parents.append(-1 if parent is None else index.get(parent, -1))
-    problems += [p for p in _node_problems([n[0] for n in nodes], [n[1] for n in nodes]) if p not in problems]
-    if problems:
-        return None, problems
-    return Document(data["name"], nodes, parents, data["leaves"], data["tiers"]), []
-
-
-def _header_problems(data: Any) -> list[Problem]:
-    if not isinstance(data, dict):
-        return [Problem("a taxonomy is a JSON object with format, version, name, nodes, leaves and tiers")]
-    if data.get("format") != FORMAT:
-        found = repr(data["format"]) if "format" in data else "missing"
-        return [Problem(f'this is no taxonomy: "format" is {found}; it must be "{FORMAT}"', ("format",))]
-    version = data.get("version")
-    if isinstance(version, int) and not isinstance(version, bool) and version > VERSION:
-        text = (
-            f"made by a newer version of hierclass (format {version}, known is {VERSION}); update hierclass"
-        )
-        return [Problem(text, ("version",))]
-    if version != VERSION or isinstance(version, bool):
-        found = repr(version) if "version" in data else "missing"
-        return [Problem(f'"version" is {found}; it must be {VERSION}', ("version",))]
-    a_list = (list, "a list")
-    kinds = {"name": (str, "text"), "nodes": a_list, "leaves": a_list, "tiers": a_list}
-    problems = []
-    for key, (kind, words) in kinds.items():
-        if key not in data:
-            problems.append(Problem(f'"{key}" is missing; it must be {words}'))
-        elif not isinstance(data[key], kind):
-            problems.append(Problem(f'"{key}" must be {words}', (key,)))
-    return problems
-
-
-def _type_problems(data: dict[str, Any]) -> list[Problem]:
-    problems = []
-    for i, node in enumerate(data["nodes"]):
-        if not isinstance(node, dict):
-            problems.append(Problem(f"node {i} must be an object with id, name and parent", ("nodes", i)))
-            continue
-        for key in ("id", "name"):
-            if key not in node:
-                problems.append(Problem(f'node {i} has no "{key}"; add one', ("nodes", i)))
-        for key, value in node.items():
-            text_or_null = key == "parent" and value is None
-            if key in ("id", "name", "definition", "parent") and not (isinstance(value, str) or text_or_null):
-                problems.append(Problem(f'"{key}" of node {i} must be text', ("nodes", i, key)))
-    id_lists: list[tuple[Any, str, Place]] = [(data["leaves"], "leaves", ("leaves",))]
-    id_lists += [(tier, f"tier {k}", ("tiers", k)) for k, tier in enumerate(data["tiers"])]
-    for values, where, place in id_lists:
-        if not isinstance(values, list):
-            problems.append(Problem(f"{where} must be a list of node ids", place))
-            continue
-        for j, value in enumerate(values):
-            if not isinstance(value, str):
-                problems.append(Problem(f"entry {j} of {where} must be a node id (text)", (*place, j)))
-    return problems
-
-
-# ---------------------------------------------------------------- lines of a JSON file
-
-_BLANK = re.compile(r"[ \t\r\n]*")
-_DEEPEST = 3  # ("nodes", 3, "parent")
-
-
-def json_lines(text: str) -> dict[Place, int]:
-    """Map the places of a valid JSON text to line numbers, counted from 1, three steps deep."""
-    breaks = [match.start() for match in re.finditer("\n", text)]
-    decoder = json.JSONDecoder()
-    lines: dict[Place, int] = {}
-
-    def skip(pos: int) -> int:
-        match = _BLANK.match(text, pos)
-        assert match is not None
-        return match.end()
-
-    def value(pos: int, place: Place) -> int:
-        lines[place] = bisect.bisect_left(breaks, pos) + 1
-        opener = text[pos]
-        if opener not in "{[" or len(place) == _DEEPEST:
-            return decoder.raw_decode(text, pos)[1]
-        pos, count = skip(pos + 1), 0
-        while text[pos] not in "}]":
-            key: str | int = count
-            if opener == "{":
-                key, pos = decoder.raw_decode(text, pos)
-                pos = skip(skip(pos) + 1)  # past the colon
-            pos, count = skip(value(pos, (*place, key))), count + 1
-            if text[pos] == ",":
-                pos = skip(pos + 1)
-        return pos + 1
-
-    value(skip(0), ())
-    return lines
-
-
-def line_of(place: Place, lines: dict[Place, int]) -> int:
-    """Find the line of a place, or of the nearest place around it that exists."""
-    while place and place not in lines:
-        place = place[:-1]
-    return lines.get(place, 1)

@@ -1,17 +1,18 @@
-"""Tables of leaves: a row per leaf, a column per tier. Works on text; problems come with their line."""
+"""Tables of classes, a row per leaf and a column per tier: read from text, and written as text."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from taxonomy.check import UNPRINTABLE
-from taxonomy.rows import Row
+from taxonomy.rows import LeafRow
+from taxonomy.tree import Taxonomy
+from taxonomy.validation import UNPRINTABLE
 
 MAX_TIERS = 64  # a table with more columns is something else
 LinedProblem = tuple[int, str]
 
 
-def read_table(text: str) -> tuple[list[Row], list[LinedProblem]]:
+def read_table(text: str) -> tuple[list[LeafRow], list[LinedProblem]]:
     """Read the rows of a table.
 
     Returns:
@@ -30,15 +31,15 @@ def read_table(text: str) -> tuple[list[Row], list[LinedProblem]]:
     if problems:
         return [], problems
     rows = []
-    first_way: dict[tuple[str, ...], int] = {}
+    first_path: dict[tuple[str, ...], int] = {}
     first_id: dict[str, int] = {}
     for line, record in records[1:]:
         row, messages = _read_row(record, header, special)
         if row is not None:
-            way_line, id_line = first_way.setdefault(row.cells, line), first_id.setdefault(row.id, line)
-            if way_line != line:
+            path_line, id_line = first_path.setdefault(row.cells, line), first_id.setdefault(row.id, line)
+            if path_line != line:
                 messages.append(
-                    f"leaf {row.cells[-1]!r} stands in line {way_line} already; remove one of them"
+                    f"leaf {row.cells[-1]!r} stands in line {path_line} already; remove one of them"
                 )
             elif row.id and id_line != line:
                 messages.append(
@@ -54,7 +55,7 @@ def read_table(text: str) -> tuple[list[Row], list[LinedProblem]]:
     return rows, problems
 
 
-def _runs_backwards(rows: Sequence[Row]) -> bool:
+def _runs_backwards(rows: Sequence[LeafRow]) -> bool:
     """Whether the first column tells all rows apart and the last, which should, does not."""
     return len({row.cells[0] for row in rows}) == len(rows) > len({row.cells[-1] for row in rows})
 
@@ -92,14 +93,14 @@ def _header_problems(line: int, header: Sequence[str], tiers: Sequence[int]) -> 
 
 def _read_row(
     record: Sequence[str], header: Sequence[str], special: Mapping[str, int]
-) -> tuple[Row | None, list[str]]:
+) -> tuple[LeafRow | None, list[str]]:
     """Read one record under a header; `special` holds the columns that are no tiers."""
     if len(record) != len(header):
         advice = "quote cells that contain the separator" if len(record) > len(header) else "fill them all"
         return None, [f"{len(record)} cells, but the header has {len(header)}; {advice}"]
     cells = [" ".join(cell.split()) for cell in record]
     tiers = [i for i in range(len(header)) if i not in special.values()]
-    row = Row(tuple(cells[i] for i in tiers))
+    row = LeafRow(tuple(cells[i] for i in tiers))
     row.id = cells[special["id"]] if "id" in special else ""
     row.definition = cells[special["definition"]] if "definition" in special else ""
     messages = []
@@ -116,3 +117,42 @@ def _read_row(
     if "id" in special and not row.id:
         messages.append(f"leaf {leaf!r} has no id; fill the column or remove it")
     return row, messages
+
+
+# ---------------------------------------------------------------- writing
+
+
+def dumps_table(taxonomy: Taxonomy) -> str:
+    """Write a taxonomy as a table that `from_csv` reads: a row per leaf, a column per tier, easy to edit.
+
+    It leaves out nodes between the tiers and the ids of classes that are no leaves; `with_ids_of` restores the ids.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    tiers = [f"tier {tier}" for tier in range(taxonomy.num_tiers - 1)]
+    writer.writerow([*tiers, "class", "id", "definition"])
+    for leaf in taxonomy.leaves:
+        names = [node.name for node in taxonomy.path(leaf)]
+        writer.writerow([*names, leaf, taxonomy.node(leaf).definition])
+    return text.getvalue()
+
+
+def with_ids_of(edited: Taxonomy, original: Taxonomy) -> Taxonomy:
+    """Give the classes of an edited tree the ids and definitions that classes of the same name have in the original.
+
+    A table holds the ids of leaves alone, so reading one makes new ids for all other classes.
+    """
+    known = {node.name: node for node in original.nodes if node.id not in original.leaves}
+    kept = {node.id for node in edited.nodes if node.name not in known or node.id in edited.leaves}
+    data = edited.to_dict()
+    new = {
+        node["id"]: known[node["name"]].id
+        for node in data["nodes"]
+        if node["id"] not in kept and known[node["name"]].id not in kept
+    }
+    for node in data["nodes"]:
+        if node["id"] in new:
+            node["definition"] = known[node["name"]].definition
+        node["id"], node["parent"] = new.get(node["id"], node["id"]), new.get(node["parent"], node["parent"])
+    data["tiers"] = [[new.get(node_id, node_id) for node_id in tier] for tier in data["tiers"]]
+    return Taxonomy.from_dict({**data, "name": original.name})

@@ -1,4 +1,4 @@
-"""From the names of class folders to a taxonomy that a person may approve or change.
+"""Proposing a taxonomy for class folders, for a person to approve or change.
 
 Folders may be synset ids, English names, both, or a tree of folders that is the user's own hierarchy. Nothing is lost:
 a name that WordNet lacks becomes a class of its own, under "other classes" where there are several.
@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taxonomy.check import UNPRINTABLE, listed
+from taxonomy import senses, wordnet
+from taxonomy.build import from_synsets
 from taxonomy.errors import TaxonomyError
-from taxonomy.files import bundled, load
-from taxonomy.folders import spaced
+from taxonomy.files import bundled, load_taxonomy
 from taxonomy.labels import LeafNames, key
-from taxonomy.rows import tree_of_ways
+from taxonomy.rows import from_folder_paths, spaced
 from taxonomy.senses import SenseChoice
 from taxonomy.tree import Taxonomy
+from taxonomy.validation import UNPRINTABLE, listed
 
 OTHER = "x-other"
-Way = tuple[str, ...]
+FolderPath = tuple[str, ...]
+"""Names of the folders that lead to a class folder, outermost first, its own last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,12 @@ class Proposal:
 
     @property
     def doubtful(self) -> tuple[SenseChoice, ...]:
-        """The choices that a person should look at."""
+        """Choices that a person should check."""
         return tuple(choice for choice in self.choices if choice.doubtful)
 
 
 def propose(
-    ways: Sequence[Way],
+    paths: Sequence[FolderPath],
     *,
     name: str,
     tiers: Sequence[int] | None = None,
@@ -51,13 +53,13 @@ def propose(
 ) -> Proposal:
     """Propose a taxonomy for the folders that hold images.
 
-    Folders that all ways have in common, at their start or end ("images"), count for nothing. Where then several
-    folders lie on a way they are the tiers. Else the folders are classes, and WordNet gives the tiers; where they are
+    Folders that all paths have in common, at their start or end ("images"), are ignored. If paths then have
+    several folders, these are the tiers. Else the folders are classes, and WordNet gives the tiers; where they are
     exactly the classes of a bundled taxonomy, that is it. Folders that differ only by case, hyphens or underscores
     are one class.
 
     Args:
-        ways: per class folder the names of the folders on the way to it, outermost first; no two are the same.
+        paths: per class folder the names of the folders that lead to it, outermost first; no two are the same.
         name: name of the taxonomy.
         tiers: wanted numbers of classes of the coarser tiers; None takes `taxonomy.tiers.automatic_sizes`.
         pins: synset id for each name whose sense the caller decides.
@@ -66,11 +68,11 @@ def propose(
         TaxonomyError: fewer than two classes, a folder of images above other such folders, pins or tiers that do not
             fit; the message says what to do.
     """
-    for way in ways:
-        if UNPRINTABLE.search("".join(way)):
-            text = "/".join(way).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    for path in paths:
+        if UNPRINTABLE.search("".join(path)):
+            text = "/".join(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             raise TaxonomyError(f"class folder {text!r} has an unprintable character in its name; rename it")
-    trimmed = trim(ways)
+    trimmed = trim(paths)
     if len(trimmed) < 2:
         found = f"one class, {trimmed[0][-1]!r}" if trimmed and trimmed[0] else "no class"
         raise TaxonomyError(f"there is {found}; a classifier needs a folder for each of two or more classes")
@@ -79,7 +81,7 @@ def propose(
             given = "--pin" if pins else "--tiers"
             raise TaxonomyError(f"the folders lie in folders, which are the tiers; leave {given} out")
         return Proposal(_of_folders(trimmed, name), "folders")
-    labels = list({key(way[0]): way[0] for way in reversed(trimmed)}.values())[::-1]
+    labels = list({key(path[0]): path[0] for path in reversed(trimmed)}.values())[::-1]
     if len(labels) < 2:
         raise TaxonomyError(f"all folders read {labels[0]!r}; a classifier needs two or more classes")
     if not tiers and not pins and (known := _bundled_with(labels)) is not None:
@@ -87,19 +89,19 @@ def propose(
     return _of_labels(labels, name, tiers, pins or {})
 
 
-def trim(ways: Sequence[Way]) -> list[Way]:
-    """The ways without the folders that all have in common at their start, and at their end ("images")."""
-    trimmed = list(ways)
+def trim(paths: Sequence[FolderPath]) -> list[FolderPath]:
+    """Remove the folders that all paths have in common at their start, and at their end ("images")."""
+    trimmed = list(paths)
     for place, rest in ((0, slice(1, None)), (-1, slice(None, -1))):
-        while len(trimmed) > 1 and min(map(len, trimmed)) > 1 and len({way[place] for way in trimmed}) == 1:
-            trimmed = [way[rest] for way in trimmed]
-    return [way[-1:] for way in trimmed] if len(trimmed) == 1 else trimmed
+        while len(trimmed) > 1 and min(map(len, trimmed)) > 1 and len({path[place] for path in trimmed}) == 1:
+            trimmed = [path[rest] for path in trimmed]
+    return [path[-1:] for path in trimmed] if len(trimmed) == 1 else trimmed
 
 
 def _bundled_with(labels: Sequence[str]) -> Taxonomy | None:
     """The bundled taxonomy whose leaves are exactly these, if there is one."""
     for name in bundled():
-        taxonomy = load(name)
+        taxonomy = load_taxonomy(name)
         if len(taxonomy.leaves) == len(labels):
             leaves = LeafNames(taxonomy)
             if len({leaves.find(label) for label in labels} - {None}) == len(labels):
@@ -110,17 +112,17 @@ def _bundled_with(labels: Sequence[str]) -> Taxonomy | None:
 # ---------------------------------------------------------------- a tree of folders
 
 
-def _of_folders(ways: Sequence[Way], name: str) -> Taxonomy:
+def _of_folders(paths: Sequence[FolderPath], name: str) -> Taxonomy:
     """The user's own hierarchy, without tiers that say no more than the next."""
-    every = set(ways)
-    for way in ways:
-        above = next((way[:end] for end in range(1, len(way)) if way[:end] in every), None)
+    every = set(paths)
+    for path in paths:
+        above = next((path[:end] for end in range(1, len(path)) if path[:end] in every), None)
         if above is not None:
-            text = f"folder {'/'.join(above)!r} holds images and also the class folder {way[len(above)]!r}"
+            text = f"folder {'/'.join(above)!r} holds images and also the class folder {path[len(above)]!r}"
             raise TaxonomyError(
                 f"{text}; move the images into a folder of their own, or that folder elsewhere"
             )
-    tree = tree_of_ways(ways, name=name)
+    tree = from_folder_paths(paths, name=name)
     data = tree.to_dict()
     tiers = data["tiers"]
     data["tiers"] = [a for a, b in itertools.pairwise(tiers) if len(a) < len(b)] + tiers[-1:]
@@ -133,8 +135,6 @@ def _of_folders(ways: Sequence[Way], name: str) -> Taxonomy:
 def _of_labels(
     labels: Sequence[str], name: str, tiers: Sequence[int] | None, pins: Mapping[str, str]
 ) -> Proposal:
-    from taxonomy import build, senses, wordnet  # WordNet is read when a tree is built from it
-
     pinned = _pinned(labels, pins)
     known = [label for label in labels if label in pinned or senses.is_known(label)]
     choices = senses.choose_senses(known, pins=pinned) if known else ()
@@ -149,9 +149,9 @@ def _of_labels(
     names = {synset: _display(label, wordnet.known(synset).lemmas) for synset, label in first.items()}
     unknown = tuple(label for label in labels if label not in set(known))
     if first:
-        tree = build.from_synsets(list(first), tiers=tiers, name=name, names=names)
+        tree = from_synsets(list(first), tiers=tiers, name=name, names=names)
     else:
-        tree = tree_of_ways([(label,) for label in unknown], name=name)
+        tree = from_folder_paths([(label,) for label in unknown], name=name)
     synsets = {label: synset for synset, label in first.items()}
     tree = _with_own(tree, [(b, synsets[a]) for a, b in same], unknown if first else ())
     kind = "ids" if all(choice.name == choice.synset.id for choice in choices) and first else "names"
