@@ -44,10 +44,9 @@ import hierclass
 from hierclass.classifier import Classifier
 from hierclass.decisions.cascade import Crew
 from hierclass.decisions.exit_policy import LevelWish, Request, Stopping
-from hierclass.images.decoding import decode_side, read_square
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.preprocessing import Preprocessing, decode_side, read_square
 from hierclass.labelling.inputs import list_inputs
-from hierclass.labelling.pipeline import outcomes
+from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.read_ahead import num_cores, read_ahead
 from hierclass.labelling.read_input import Reading
 
@@ -122,9 +121,9 @@ def network_only(classifier: Classifier, folder: Path, request: Request, reading
 
 def label(classifier: Classifier, folder: Path, request: Request, reading: Reading) -> Call:
     """Label, as `hierclass label` does, short of writing the table."""
-    stopping = Stopping(request, classifier.taxonomy, classifier.decision)
-    inputs = list(enumerate(list_inputs([folder])))
-    return lambda: sum(len(outcome) for outcome in outcomes(classifier, stopping, inputs, reading))
+    pipeline = LabelPipeline(classifier, request, reading)
+    inputs = list(pipeline.list_inputs([folder]))
+    return lambda: sum(len(outcome) for outcome in pipeline.run(inputs))
 
 
 def timm_loop(classifier: Classifier, folder: Path, batch_size: int) -> Call:

@@ -20,8 +20,8 @@ from hierclass.decisions.calibration import Decision, Threshold
 from hierclass.decisions.prediction import Prediction, agree, decide
 from hierclass.errors import ImageError, InputError
 from hierclass.files import BUNDLED
-from hierclass.images.decoding import ImageSource, read_input
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.decoding import ImageSource
+from hierclass.images.preprocessing import Preprocessing, normalise, read_square
 from hierclass.nested import NestedNetwork, answer_costs
 from hierclass.nested.fuse import fuse
 from taxonomy import Taxonomy
@@ -79,11 +79,6 @@ class Classifier:
         self._network = fuse(checkpoint.network).to(self.device)
         self._network.to(memory_format=torch.channels_last)
         self._decision = Decision.from_dict(checkpoint.decision, checkpoint.network.num_levels)
-        mean, std = (
-            torch.tensor(values, device=self.device)[:, None, None]
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        self._mean, self._std = mean, std
         self.levels = _describe_levels(checkpoint)
 
     @property
@@ -149,9 +144,13 @@ class Classifier:
         return self._network
 
     def to_input(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Return the network's input for images (B, size, size, 3), prepared by `hierclass.images.decoding.square`."""
+        """Return the network's input (B, 3, size, size) for images (B, size, size, 3) of `read_square`."""
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()
-        return pixels.div_(255).sub_(self._mean).div_(self._std)  # in place: a third of the time
+        mean, std = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return normalise(pixels, mean, std)
 
     def thresholds(self, precision: float = 0.9) -> tuple[tuple[Threshold, ...], ...]:
         """Return from which score on answers are right at a rate: `thresholds(0.9)[level][tier]`.
@@ -192,7 +191,7 @@ class Classifier:
                 self._prepare(image, start + i, len(images), level)
                 for i, image in enumerate(images[start:][:BATCH_SIZE])
             ]
-            predictions += self.predict_tensors(np.stack(batch), level)
+            predictions += self._answer(self.to_input(np.stack(batch)), level)
         return predictions
 
     def refine(self, image: ImageSource) -> Iterator[Prediction]:
@@ -205,39 +204,45 @@ class Classifier:
         Raises:
             ImageError: the image can't be read (on the call, before anything is computed).
         """
-        return self._refine(self._prepare(image, 0, 1, None)[None])
+        return self._refine(self.to_input(self._prepare(image, 0, 1, None)[None]))
 
     def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
-        """Answer for images that `preprocess` has prepared: float32 (B, 3, size, size), as `preprocessing_for` says."""
-        last, images = self.check_level(level), self._tensor(batch)
+        """Answer for images that `preprocess` has prepared: float32 (B, 3, size, size), as `preprocessing_for` says.
+
+        Raises:
+            LevelError: the model has no such level.
+        """
+        images = torch.from_numpy(batch).to(self.device)
+        return self._answer(images.contiguous(memory_format=torch.channels_last), self.check_level(level))
+
+    def _answer(self, images: torch.Tensor, level: int) -> list[Prediction]:
+        """Answer for the network's input (B, 3, size, size)."""
+        logits: list[NDArray[np.float32] | None]
         with torch.inference_mode():
             if self._decision.lower_weight:
-                logits = [_numpy(values) for values in self._network.forward_all(images, last)]
+                logits = [_numpy(values) for values in self._network.forward_all(images, level)]
             else:  # lower levels have no say, so none is run that the level itself does not need
-                logits = [np.empty((0, 0), np.float32)] * last + [_numpy(self._network(images, last))]
+                logits = [*[None] * level, _numpy(self._network(images, level))]
         return self._decide(logits)
 
-    def _refine(self, batch: NDArray[np.float32]) -> Iterator[Prediction]:
-        state = self._network.start(self._tensor(batch))
+    def _refine(self, images: torch.Tensor) -> Iterator[Prediction]:
+        state = self._network.start(images)
         logits: list[NDArray[np.float32]] = []
         for _ in self.levels:
             with torch.inference_mode():
                 logits.append(_numpy(self._network.refine(state)))
             yield self._decide(logits)[0]
 
-    def _decide(self, logits: Sequence[NDArray[np.float32]]) -> list[Prediction]:
+    def _decide(self, logits: Sequence[NDArray[np.float32] | None]) -> list[Prediction]:
         weight, temperatures = self._decision.lower_weight, self._decision.temperatures
         return decide(agree(logits, self.taxonomy, weight, temperatures), self.taxonomy)
 
-    def _prepare(self, image: ImageSource, index: int, count: int, level: int | None) -> NDArray[np.float32]:
+    def _prepare(self, image: ImageSource, index: int, count: int, level: int | None) -> NDArray[np.uint8]:
         try:
-            return read_input(image, self.preprocessing_for(level))
+            return read_square(image, self.preprocessing_for(level))
         except ImageError as error:
             name = str(image) if isinstance(image, (str, os.PathLike)) else f"image {index + 1} of {count}"
             raise ImageError(f"{name}: {error}") from error
-
-    def _tensor(self, batch: NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(batch).to(self.device).contiguous(memory_format=torch.channels_last)
 
 
 def _numpy(logits: torch.Tensor) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from PIL import Image
 
 from hierclass.classifier import Classifier
 from hierclass.decisions.exit_policy import LevelWish, Request
-from hierclass.labelling import run_pass as passes
 from hierclass.labelling.read_input import Reading
 from hierclass.labelling.run import Job, Run
-from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_folder import Range, RunFolder
+from hierclass.labelling.run_pass import Engine, LocalEngine, Pass, Progress
 
 READING = Reading(batch_size=4, workers=2)
+PART_ROWS = 4
 
 
 class Listener:
@@ -74,17 +75,28 @@ def job(photos: Path, level: LevelWish = 0, **more: Any) -> Job:
     return Job(names=(str(photos),), request=Request(level=level), reading=READING, **more)
 
 
-def run_in(folder: Path, classifier: Classifier) -> tuple[Run, Listener]:
-    listener = Listener()
-    return Run(RunFolder(folder), classifier, READING, listener), listener
+def run_in(
+    folder: Path, classifier: Classifier, engine: Engine | None = None, listener: Listener | None = None
+) -> tuple[Run, Listener]:
+    heard = listener or Listener()
+    engine = engine or LocalEngine(classifier, part_rows=PART_ROWS)
+    return Run(RunFolder(folder), classifier, READING, heard, engine), heard
 
 
-def label(folder: Path, classifier: Classifier, what: Job, **more: Any) -> Listener:
-    run, listener = run_in(folder, classifier)
+def label(
+    folder: Path,
+    classifier: Classifier,
+    what: Job,
+    *,
+    engine: Engine | None = None,
+    listener: Listener | None = None,
+    **more: Any,
+) -> Listener:
+    run, heard = run_in(folder, classifier, engine, listener)
     with run.folder.lock():
         run.label(what, **more)
         run.assemble(folder / "labels.parquet")
-    return listener
+    return heard
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -92,16 +104,17 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def breaking(after: int, error: BaseException) -> Any:
-    """Outcomes that end with an error after some inputs."""
-    real = passes.outcomes
+class BreakingEngine(LocalEngine):
+    """Computes passes here until some inputs are done; then an error meets it between two batches."""
 
-    def outcomes(*arguments: Any) -> Iterator[Any]:
-        count = 0
-        for outcome in real(*arguments):
-            yield outcome
-            count += len(outcome)
-            if count >= after:
-                raise error
+    def __init__(self, classifier: Classifier, after: int, error: BaseException) -> None:
+        super().__init__(classifier, part_rows=PART_ROWS)
+        self._after, self._error = after, error
 
-    return outcomes
+    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+        count, passes = 0, super().run(folder, what, gaps)
+        for done, errors in passes:
+            count += done
+            yield done, errors
+            if count >= self._after:
+                passes.throw(self._error)

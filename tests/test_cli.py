@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -242,10 +243,14 @@ def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
     photos: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("two\nlines")
+    class Odd(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
 
-    monkeypatch.setattr("hierclass.labelling.pipeline.outcomes", fail)
+        def write(self, _: object, /) -> int:
+            raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(Odd(), write_through=True))
     arguments = ["label", str(photos), "--model", str(tiny_checkpoint)]
     assert main(arguments) == 1
     line = one_error(capsys)

@@ -15,7 +15,7 @@ from PIL import Image
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError, LevelError
-from hierclass.images.decoding import read_square
+from hierclass.images.preprocessing import read_square
 from hierclass.labelling.read_input import Reading
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labelling_data import READING, breaking, job, label, make_photos, rows, run_in
+from labelling_data import READING, BreakingEngine, Listener, job, label, make_photos, rows, run_in
 
 import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -19,7 +19,6 @@ from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import HierclassError, InputError
-from hierclass.labelling import run_pass as passes
 from hierclass.labelling.run import Job
 from hierclass.labelling.run_folder import Part, RunFolder
 from taxonomy import Taxonomy
@@ -33,11 +32,6 @@ def classifier(tiny_checkpoint: Path) -> Classifier:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path / "photos")
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "PART_ROWS", 4)
 
 
 WRONG = [Request(level=7), Request(only=("dgo",)), Request(level="auto", min_tier=9), Request(level="auto")]
@@ -114,18 +108,15 @@ def test_an_archive_that_goes_or_changes_after_it_was_listed_gives_errors_and_no
     photos: Path,
     shard: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     what: str,
 ) -> None:
-    folder, wanted = tmp_path / "run", job(shard)
-    real = RunFolder.begin
+    class Meddler(Listener):
+        def start(self, total: int, done: int) -> None:  # heard when the inputs are listed and none is read
+            super().start(total, done)
+            shard.unlink() if what == "gone" else pack(shard, sorted(photos.iterdir())[5:])
 
-    def begin(self: RunFolder, *arguments: Any) -> None:
-        real(self, *arguments)
-        shard.unlink() if what == "gone" else pack(shard, sorted(photos.iterdir())[5:])
-
-    monkeypatch.setattr(RunFolder, "begin", begin)
-    label(folder, classifier, wanted)
+    folder = tmp_path / "run"
+    label(folder, classifier, job(shard), listener=Meddler())
     message = "does not exist any more" if what == "gone" else "has changed since it was listed; --overwrite"
     assert all(message in row["error"] for row in rows(folder))
     assert len(rows(folder)) == 20
@@ -232,13 +223,11 @@ def sure(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Cla
 
 
 def test_climbing_labels_goes_on_and_refines_like_any_other_level(
-    sure: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sure: Classifier, photos: Path, tmp_path: Path
 ) -> None:
     folder, auto = tmp_path / "run", job(photos, "auto")
-    with monkeypatch.context() as patched:
-        patched.setattr(passes, "outcomes", breaking(9, KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            label(folder, sure, auto)
+    with pytest.raises(KeyboardInterrupt):
+        label(folder, sure, auto, engine=BreakingEngine(sure, 9, KeyboardInterrupt()))
     label(folder, sure, auto)
     found = rows(folder)
     assert [(row["chosen_level"], row["stop_reason"]) for row in found if not row["error"]] == [

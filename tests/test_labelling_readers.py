@@ -45,7 +45,9 @@ def children() -> set[int]:
     found = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
     )
-    return {int(line.split()[0]) for line in found.stdout.splitlines() if "labelling.processes" in line}
+    return {
+        int(line.split()[0]) for line in found.stdout.splitlines() if "labelling.reader_processes" in line
+    }
 
 
 def test_processes_read_what_threads_read_and_end_with_the_rows(photos: Path) -> None:

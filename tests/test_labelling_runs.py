@@ -17,7 +17,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from labelling_data import READING, Listener, breaking, job, label, make_photos, rows, run_in, with_thumbnail
+from labelling_data import (
+    READING,
+    BreakingEngine,
+    Listener,
+    job,
+    label,
+    make_photos,
+    rows,
+    run_in,
+    with_thumbnail,
+)
 from PIL import Image
 
 import hierclass
@@ -25,7 +35,7 @@ from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
-from hierclass.labelling import run_pass as passes
+from hierclass.labelling import run_pass
 from hierclass.labelling.inputs import Shard
 from hierclass.labelling.run import Job
 from hierclass.labelling.run_folder import RunFolder
@@ -44,11 +54,6 @@ def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path / "photos")
 
 
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "PART_ROWS", 4)
-
-
 def test_a_run_has_a_row_for_every_input_in_order(
     classifier: Classifier, photos: Path, tmp_path: Path
 ) -> None:
@@ -65,14 +70,11 @@ def test_a_run_that_ended_early_goes_on(
     classifier: Classifier,
     photos: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
 ) -> None:
     run = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        patched.setattr(passes, "outcomes", breaking(10, error))
-        with pytest.raises(type(error)):
-            label(run, classifier, job(photos))
+    with pytest.raises(type(error)):
+        label(run, classifier, job(photos), engine=BreakingEngine(classifier, 10, error))
     assert not (run / "labels.parquet").exists()
     listener = label(run, classifier, job(photos))
     ((total, done),) = listener.passes
@@ -313,20 +315,17 @@ def test_a_table_of_others_is_not_written_into_a_run(
     assert "holds a run, which has a table of its own" in capsys.readouterr().err
 
 
-def test_a_refinement_that_ended_early_goes_on(
-    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refinement_that_ended_early_goes_on(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     label(folder, classifier, job(photos))
+    broken, _ = run_in(folder, classifier, BreakingEngine(classifier, 6, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        broken.refine("error is null", Request(level=1))
     run, listener = run_in(folder, classifier)
-    with monkeypatch.context() as patched:
-        patched.setattr(passes, "outcomes", breaking(6, KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            run.refine("error is null", Request(level=1))
     with pytest.raises(InputError, match="not complete"):
         run.refine("score > 2", Request(level=2))
     run.refine("error is null", Request(level=1))
-    assert listener.passes[1][1] >= 6
+    assert listener.passes[0][1] >= 6
     run.assemble(folder / "labels.parquet")
     assert {row["chosen_level"] for row in rows(folder)} == {1, None}
 
@@ -395,7 +394,7 @@ def test_a_manifest_of_another_version_is_refused(
 
 def label_in_parts(arguments: list[str]) -> None:
     """The command in a process of its own, with parts so small that there are many."""
-    passes.PART_ROWS = 8
+    run_pass.PART_ROWS = 8
     sys.exit(main(arguments))
 
 

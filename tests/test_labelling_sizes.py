@@ -17,8 +17,8 @@ from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, sa
 from hierclass.classifier import Classifier
 from hierclass.decisions.cascade import Crew
 from hierclass.decisions.exit_policy import Request
-from hierclass.images.decoding import decode_side, read_image, read_square, resize_side
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.decoding import read_image
+from hierclass.images.preprocessing import Preprocessing, decode_side, read_square, resize_side
 from taxonomy import Taxonomy
 
 SIZES = (32, 48, 64)

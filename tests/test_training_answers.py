@@ -15,7 +15,7 @@ from training_data import draw
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from hierclass.decisions.prediction import agree
 from hierclass.errors import InputError
-from hierclass.images.decoding import preprocess
+from hierclass.images.preprocessing import preprocess
 from taxonomy import Taxonomy
 from training.data.samples import ImageSet
 from training.evaluation import predictions as answers

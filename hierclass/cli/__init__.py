@@ -100,7 +100,8 @@ def predict(
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
     from rich.console import Console
 
-    from hierclass.images.decoding import read_image, resize_side
+    from hierclass.images.decoding import read_image
+    from hierclass.images.preprocessing import resize_side
 
     classifier = open_classifier(model, timm, weights, device)
     last = classifier.check_level(level)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,6 @@ from hierclass.labelling.table_writers import check_target, format_of, open_tabl
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.read_ahead import Numbered
     from hierclass.labelling.read_input import Reading
     from hierclass.labelling.run import Job, Run
     from hierclass.labelling.run_pass import Engine
@@ -378,29 +377,20 @@ def _print_rows(classifier: Classifier, job: Job, format_: str) -> None:
     """Label to standard output, without a run on disk."""
     from rich.console import Console
 
-    from hierclass.decisions.exit_policy import Stopping
-    from hierclass.labelling.inputs import list_inputs
-    from hierclass.labelling.pipeline import outcomes
-    from hierclass.labelling.rows import Texts
-    from hierclass.labelling.run_pass import num_tiers_of
+    from hierclass.labelling.pipeline import LabelPipeline
 
-    stopping = Stopping(job.request, classifier.taxonomy, classifier.decision)
-    num_tiers = num_tiers_of(job.request, classifier)
-    inputs: Iterable[Numbered] = enumerate(list_inputs(job.names, image_column=job.reading.image_column))
-    total = None
-    if job.shard is not None:
-        inputs = job.shard.of_all(inputs)
-        total = len(inputs)
-    console, texts = Console(stderr=True, highlight=False), Texts(classifier.taxonomy, num_tiers)
+    pipeline = LabelPipeline(classifier, job.request, job.reading)
+    inputs = pipeline.list_inputs(job.names, job.shard)
+    console = Console(stderr=True, highlight=False)
     progress, num_errors = Progress(console if not sys.stdout.isatty() else Console(quiet=True)), 0
     with progress:
-        progress.start(total, 0)
+        progress.start(len(inputs) if isinstance(inputs, list) else None, 0)
         try:
-            found = outcomes(classifier, stopping, inputs, job.reading)
+            found = pipeline.run(inputs)
             first = next(found, None)  # wrong use is found before anything is written
-            table = open_table(sys.stdout.buffer, format_, num_tiers)
+            table = open_table(sys.stdout.buffer, format_, pipeline.num_tiers)
             for outcome in itertools.chain(filter(None, [first]), found):
-                table.write(outcome.table(texts))
+                table.write(pipeline.table(outcome))
                 progress.advance(len(outcome), outcome.num_errors)
                 num_errors += outcome.num_errors
             table.close()

@@ -34,12 +34,12 @@ Done: TypeAlias = "tuple[Tags, Answers | str]"
 """Images that are finished, and their answers, or what went wrong with all of them."""
 MOST = 4
 """Climbers of a crew at most: each holds a batch in memory."""
-Logits: TypeAlias = list[NDArray[np.floating[Any]]]
+Logits: TypeAlias = "list[NDArray[np.floating[Any]] | None]"
 
 
 @dataclass(slots=True)
 class _Group:
-    """Images at one level: their state, their tags, and the logits (N, C) of the levels that have a say."""
+    """Images at one level: their state, their tags, and per level the logits (N, C), None where it has no say."""
 
     state: State
     tags: Tags
@@ -72,7 +72,7 @@ class Climber:
 
     @torch.inference_mode()
     def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
-        """Start with images (B, S, S, 3), prepared by `images.decoding.square`; return which are finished now.
+        """Start with images (B, S, S, 3), prepared by `images.preprocessing.square`; return which are finished now.
 
         Up to `batch_size` images of each level but the last are held back, to go on with others.
         """
@@ -123,14 +123,14 @@ class Climber:
             self._waiting[level].append(self._part(_Group(group.state, group.tags, logits), rows))
 
     def _logits(self, group: _Group, level: int) -> Logits:
-        """Logits of levels 0 … `level`; empty for lower levels that have no say."""
+        """Logits of levels 0 … `level`; None for lower levels that have no say."""
         network, state = self._network, group.state
         if self._classifier.lower_weight:
             missing = range(len(group.logits), level + 1)
             return [*group.logits, *(_numpy(network.refine(state, each)) for each in missing)]
         alone = level == self._stopping.last and state.level == -1
         last = network(state.image, level) if alone else network.refine(state, level)
-        return [*[np.empty((0, 0), np.float32)] * level, _numpy(last)]
+        return [*[None] * level, _numpy(last)]
 
     def _run_halves(
         self, images: torch.Tensor, group: _Group, level: int, error: Exception
@@ -141,7 +141,7 @@ class Climber:
             return
         half = len(group) // 2
         for rows in (slice(0, half), slice(half, None)):
-            logits = [values[rows] if len(values) else values for values in group.logits]
+            logits = [None if values is None else values[rows] for values in group.logits]
             state = self._network.start(images[rows])
             yield from self._run(_Group(state, group.tags[rows], logits), level)
 
@@ -155,13 +155,8 @@ class Climber:
             return parts[0][0]
         state = self.regrouper.gather([(group.state, rows) for group, rows in parts])
         tags = np.concatenate([group.tags[list(rows)] for group, rows in parts])
-        logits = [
-            np.concatenate([values[list(rows)] if len(values) else values for values, rows in of_level])
-            for of_level in zip(
-                *([(values, rows) for values in group.logits] for group, rows in parts), strict=True
-            )
-        ]
-        return _Group(state, tags, logits)
+        num_levels = len(parts[0][0].logits)
+        return _Group(state, tags, [_joined_logits(parts, level) for level in range(num_levels)])
 
 
 class Crew:
@@ -230,6 +225,15 @@ class Crew:
         while len(self._running) > count:
             done += self._running.popleft().result()
         return done
+
+
+def _joined_logits(
+    parts: Sequence[tuple[_Group, Sequence[int]]], level: int
+) -> NDArray[np.floating[Any]] | None:
+    """The logits of a level of the chosen images of several groups; None where the level has no say."""
+    found = [(group.logits[level], list(rows)) for group, rows in parts]
+    chosen = [values[rows] for values, rows in found if values is not None]
+    return np.concatenate(chosen) if chosen else None
 
 
 def _numpy(logits: torch.Tensor) -> NDArray[np.floating[Any]]:

@@ -88,19 +88,22 @@ class Prediction:
 
 
 def consensus(
-    logits: Sequence[NDArray[np.floating[Any]]], taxonomy: Taxonomy, lower_weight: float = 0.0
+    logits: Sequence[NDArray[np.floating[Any]] | None], taxonomy: Taxonomy, lower_weight: float = 0.0
 ) -> Scores:
     """Combine the answers of levels 0 … k to log-scores (B, num_classes[k]) of tier k.
 
-    `logits[j]` (B, num_classes[j]) come from level j. Class c of tier k gets a score proportional to p_k(c) ·
+    `logits[j]` (B, num_classes[j]) come from level j; with weight 0 those below k may be None.
+    Class c of tier k gets a score proportional to p_k(c) ·
     Π_{j<k} p_j(ancestor of c in tier j) ** lower_weight (a product of experts; with weight 0 the last level
     decides alone). The exponentials of each row sum to 1.
     """
-    last = len(logits) - 1
-    joint = _log_softmax(logits[last])
+    *lower_logits, asked = logits
+    assert asked is not None
+    joint = _log_softmax(asked)
     if not lower_weight:
         return joint
-    for ancestors, lower in zip(_ancestors(taxonomy, last), logits[:last], strict=False):
+    for ancestors, lower in zip(_ancestors(taxonomy, len(lower_logits)), lower_logits, strict=True):
+        assert lower is not None
         joint = joint + lower_weight * _log_softmax(lower)[:, ancestors]
     return _log_softmax(joint)
 
@@ -120,7 +123,7 @@ def sum_up(log_scores: Scores, taxonomy: Taxonomy, level: int, temperature: floa
 
 
 def agree(
-    logits: Sequence[NDArray[np.floating[Any]]],
+    logits: Sequence[NDArray[np.floating[Any]] | None],
     taxonomy: Taxonomy,
     lower_weight: float = 0.0,
     temperatures: Sequence[float] | None = None,

@@ -1,7 +1,7 @@
-"""Read any picture a user may have as RGB, and turn it into the network's input.
+"""Read any picture that a user may have as RGB, upright, within bounds of memory.
 
-Every way in which a file can be broken, hostile or odd ends in an `ImageError` of one short line; the path is
-not in it, since the caller knows which file was meant. Pillow's global settings are neither used nor changed.
+Every broken, hostile or unsupported file ends in an `ImageError` of one short line without the path, which the caller
+knows. Pillow's global settings are neither used nor changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +34,6 @@ from PIL import (
 )
 
 from hierclass.errors import ImageError
-
-if TYPE_CHECKING:
-    from hierclass.images.preprocessing import Preprocessing
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
@@ -168,52 +165,6 @@ def _ends_whole(stream: _Stream, format_: str | None) -> bool:
     return format_ in ends and tail.endswith(ends[format_])
 
 
-def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Turn an RGB picture into the network's input (3, size, size), float32, RGB, normalised by mean and std."""
-    pixels = square(image, preprocessing).transpose(2, 0, 1).astype(np.float32)
-    mean = np.asarray(preprocessing.mean, dtype=np.float32)[:, None, None]
-    std = np.asarray(preprocessing.std, dtype=np.float32)[:, None, None]
-    return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
-
-
-def square(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return what the network sees of an RGB picture: (size, size, 3).
-
-    What the usual "shorter side to round(size / crop), then the centre square" shows, cut first and resized
-    once: a picture of any aspect ratio costs no more than its centre.
-    """
-    size = preprocessing.size
-    side = min(image.size) * size / resize_side(preprocessing)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    filter_ = Image.Resampling[preprocessing.interpolation.upper()]
-    return np.asarray(image.resize((size, size), filter_, box=(left, top, left + side, top + side)))
-
-
-def resize_side(preprocessing: Preprocessing) -> int:
-    """Return the pixels to which the shorter side is resized: what `read_image` wants as `min_side`."""
-    return max(preprocessing.size, round(preprocessing.size / preprocessing.crop))
-
-
-def decode_side(preprocessing: Preprocessing, margin: float = 2) -> int:
-    """Return the `min_side` of `read_image` that shows the network `margin` times the detail that it looks at.
-
-    With 2, 99.7% of 350 photographs, enlarged to 900 pixels, got the answer of a full decode at 64 pixels; with 1,
-    98.0% did.
-    """
-    side = resize_side(preprocessing)
-    if preprocessing.detail is None:
-        return side
-    return min(side, math.ceil(margin * preprocessing.detail * side / preprocessing.size))
-
-
-def read_square(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Read a picture and return what the network sees of it: (size, size, 3).
-
-    Raises ImageError as `read_image` does.
-    """
-    return square(read_image(source, min_side=decode_side(preprocessing)), preprocessing)
-
-
 def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image.Image | None:
     """Read the small picture inside of a JPEG as cameras put it there (EXIF thumbnail), as RGB, upright.
 
@@ -253,14 +204,6 @@ def _embedded(image: Image.Image) -> bytes:
         return b""
     begin = len(b"Exif\0\0") + offset  # places are given from behind that
     return data[begin : begin + length]
-
-
-def read_input(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Read a picture and turn it into the network's input (3, size, size).
-
-    Raises ImageError as `read_image` does.
-    """
-    return preprocess(read_image(source, min_side=decode_side(preprocessing)), preprocessing)
 
 
 class _Stream(io.BufferedReader):

@@ -12,13 +12,12 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hierclass.decisions.exit_policy import LevelWish, Request, Stopping
+from hierclass.decisions.exit_policy import LevelWish, Request
 from hierclass.errors import InputError
 from hierclass.labelling.rows import Row
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.read_ahead import Numbered
     from hierclass.labelling.read_input import Reading
 
 __all__ = ["Row", "label"]
@@ -49,26 +48,18 @@ def label(
         InputError: an argument does not fit (on the call); or, at the end, there was nothing to label.
     """
     from hierclass.classifier import load
-    from hierclass.labelling.inputs import Shard, list_inputs
-    from hierclass.labelling.pipeline import outcomes
-    from hierclass.labelling.read_input import Reading
+    from hierclass.labelling.inputs import Shard
+    from hierclass.labelling.pipeline import LabelPipeline
 
     if min_tier and level != "auto":
         raise InputError("min_tier belongs to level='auto'")
     names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    found = load() if classifier is None else classifier
     request = Request(
         level=level, min_tier=min_tier, precision=precision, only=_names(only), exclude=_names(exclude)
     )
-    part = None if shard is None else Shard.parse(shard)
-    if level != "auto":
-        found.check_level(level)
-    stopping = Stopping(request, found.taxonomy, found.decision)
-    how = reading or Reading()
-    inputs: Iterable[Numbered] = enumerate(list_inputs(names, image_column=how.image_column))
-    if part is not None:
-        inputs = part.of_all(inputs)
-    return (row for outcome in outcomes(found, stopping, inputs, how) for row in outcome.rows(found.taxonomy))
+    pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
+    inputs = pipeline.list_inputs(names, None if shard is None else Shard.parse(shard))
+    return (row for outcome in pipeline.run(inputs) for row in pipeline.rows(outcome))
 
 
 def _names(names: str | Iterable[str]) -> tuple[str, ...]:

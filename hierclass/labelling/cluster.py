@@ -103,14 +103,14 @@ class _Worker:
         torch.set_num_threads(1)  # of cores the cluster gives one
         reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1, processes=False)
         self._folder, self._pass = folder, dataclasses.replace(what, reading=reading)
-        self._classifier = open_classifier()
+        self._pipeline = self._pass.pipeline(open_classifier())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         done = errors = 0
         for first, end in zip(batch["first"].tolist(), batch["end"].tolist(), strict=True):
             # Ray begins what a lost worker had begun anew: some parts of it may be there.
             for gap in self._folder.gaps(self._pass.generation, (first, end)):
-                for more, wrong in run_range(self._folder, self._classifier, self._pass, gap):
+                for more, wrong in run_range(self._folder, self._pipeline, self._pass, gap):
                     done, errors = done + more, errors + wrong
         return {"done": [done], "errors": [errors]}
 

@@ -1,11 +1,9 @@
-"""Label many images: one outcome for each input, in order, whatever is wrong with an input.
-
-`readers` read and decode ahead, a `Crew` of climbers runs the network on dense batches. What is in flight is bounded,
-so that memory does not grow with the number of inputs.
-"""
+"""Label many images: read them ahead of the network, run the cascade on dense batches, give outcomes in order."""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.decisions.cascade import Crew, Done
-from hierclass.decisions.exit_policy import Answers, Stopping
-from hierclass.labelling.inputs import Input, Stamp
+from hierclass.decisions.exit_policy import Answers, Request, Stopping
+from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs
 from hierclass.labelling.read_ahead import Numbered, read_ahead
 from hierclass.labelling.read_input import Read, Reading
-from hierclass.labelling.rows import Outcome
+from hierclass.labelling.rows import Outcome, Row, Texts
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from hierclass.classifier import Classifier
 
 _HELD_BATCHES = 16
@@ -29,39 +29,89 @@ _HELD_BATCHES = 16
 in a batch that is not full."""
 
 
-def outcomes(
-    classifier: Classifier, stopping: Stopping, inputs: Iterable[Numbered], reading: Reading
-) -> Iterator[Outcome]:
-    """Yield what became of inputs, each once, in their order; their numbers rise.
+class LabelPipeline:
+    """Labels inputs with one classifier as one request asks; the CLI, Python, Ray and the page all use it.
 
-    An image that cannot be read, or on which the network fails, has an error; the others of its batch are not
-    touched.
+    `policy` says when the answer to an image is final, `num_tiers` how many tiers the table of the answers has.
     """
-    window = _Window(classifier.taxonomy.num_tiers)
-    batch: list[tuple[int, NDArray[np.uint8]]] = []
-    with Crew(classifier, stopping, reading.batch_size) as crew:
 
-        def climb() -> None:
-            if batch:
-                numbers, pixels = zip(*batch, strict=True)
-                batch.clear()
-                window.close(crew.push(np.stack(pixels), np.array(numbers)))
+    def __init__(self, classifier: Classifier, request: Request, reading: Reading | None = None) -> None:
+        """Check a request against the model of a classifier; nothing is read yet.
 
-        for number, item, read in read_ahead(inputs, classifier.preprocessing_for(stopping.last), reading):
-            window.add(number, item, read)
-            if not isinstance(read.pixels, str):
-                batch.append((number, read.pixels))
-            if len(batch) == reading.batch_size:
-                climb()
-            if window.num_held >= _HELD_BATCHES * len(crew) * reading.batch_size:
-                climb()
-                window.close(crew.finish())
-            if window.num_ready >= reading.batch_size:
-                yield window.take()
-        climb()
-        window.close(crew.finish())
-    if window.num_ready:
-        yield window.take()
+        Raises:
+            LevelError: the model has no such level.
+            InputError: a class, a tier or thresholds that the request needs do not exist.
+        """
+        self.num_tiers = num_tiers_of(request, classifier)
+        self.policy = Stopping(request, classifier.taxonomy, classifier.decision)
+        self._classifier, self._reading = classifier, reading or Reading()
+
+    def list_inputs(
+        self, names: Iterable[str | os.PathLike[str]], shard: Shard | None = None
+    ) -> Iterable[Numbered]:
+        """Return the inputs that `names` lead to, numbered from 0; with a shard, a list of its part of them.
+
+        Raises as `hierclass.labelling.inputs.list_inputs`, at the end of the inputs.
+        """
+        inputs = enumerate(list_inputs(names, image_column=self._reading.image_column))
+        return inputs if shard is None else shard.of_all(inputs)
+
+    def run(self, inputs: Iterable[Numbered]) -> Iterator[Outcome]:
+        """Yield the outcome of every input once, in order; the numbers of the inputs rise.
+
+        An image that cannot be read, or on which the network fails, has an error; the others of its batch are
+        answered. Memory does not grow with the number of inputs.
+        """
+        size = self._reading.batch_size
+        window = _Window(self._classifier.taxonomy.num_tiers)
+        preprocessing = self._classifier.preprocessing_for(self.policy.last)
+        batch: list[tuple[int, NDArray[np.uint8]]] = []
+        with Crew(self._classifier, self.policy, size) as crew:
+
+            def push() -> None:
+                if batch:
+                    numbers, pixels = zip(*batch, strict=True)
+                    batch.clear()
+                    window.close(crew.push(np.stack(pixels), np.array(numbers)))
+
+            for number, item, read in read_ahead(inputs, preprocessing, self._reading):
+                window.add(number, item, read)
+                if not isinstance(read.pixels, str):
+                    batch.append((number, read.pixels))
+                if len(batch) == size:
+                    push()
+                if window.num_held >= _HELD_BATCHES * len(crew) * size:
+                    push()
+                    window.close(crew.finish())
+                if window.num_ready >= size:
+                    yield window.take()
+            push()
+            window.close(crew.finish())
+        if window.num_ready:
+            yield window.take()
+
+    def rows(self, outcome: Outcome) -> list[Row]:
+        """Return an outcome as rows for Python."""
+        return outcome.rows(self._classifier.taxonomy)
+
+    def table(self, outcome: Outcome) -> pa.Table:
+        """Return an outcome as an Arrow table of `num_tiers` tiers, with the columns of a part of a run."""
+        return outcome.table(self._texts)
+
+    @functools.cached_property
+    def _texts(self) -> Texts:
+        return Texts(self._classifier.taxonomy, self.num_tiers)
+
+
+def num_tiers_of(request: Request, classifier: Classifier) -> int:
+    """Return how many tiers the table of a request has.
+
+    Raises:
+        LevelError: the model has no such level.
+    """
+    if request.level == "auto":
+        return classifier.taxonomy.num_tiers
+    return classifier.check_level(request.level) + 1
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.errors import ImageError, InputError, unexpected
-from hierclass.images.decoding import decode_side, read_preview, read_square, square
+from hierclass.images.decoding import read_preview
+from hierclass.images.preprocessing import decode_side, read_square, square
 from hierclass.labelling.inputs import Input, Stamp, source, stamp
 
 if TYPE_CHECKING:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from hierclass.decisions.exit_policy import Request, Stopping
+from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
 from hierclass.files import remove_temporaries
 from hierclass.images.discovery import STANDARD_INPUT, display_name
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
+from hierclass.labelling.pipeline import LabelPipeline, num_tiers_of
 from hierclass.labelling.read_input import Reading
 from hierclass.labelling.run_folder import Fingerprint, Range, RunFolder
-from hierclass.labelling.run_pass import Engine, LocalEngine, Pass, num_tiers_of
+from hierclass.labelling.run_pass import Engine, LocalEngine, Pass
 from hierclass.labelling.sql_filter import Condition
 from hierclass.labelling.table_writers import write_table
 
@@ -210,11 +211,10 @@ class Run:
 
     def _check(self, request: Request) -> None:
         """Refuse a request that the model can't meet, before anything is stored; say if it can't answer."""
-        num_tiers_of(request, self.classifier)
-        stopping = Stopping(request, self.classifier.taxonomy, self.classifier.decision)
-        if not stopping.can_answer:
+        policy = LabelPipeline(self.classifier, request, self.reading).policy
+        if not policy.can_answer:
             self.listener.say(
-                f"no class of level {stopping.last} is so fine as {', '.join(request.only)}: answers stay empty, but "
+                f"no class of level {policy.last} is so fine as {', '.join(request.only)}: answers stay empty, but "
                 "what is surely something else is found; a higher level, or auto, answers"
             )
 

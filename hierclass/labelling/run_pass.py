@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 import pyarrow as pa
 
-from hierclass.decisions.exit_policy import Reason, Request, Stopping
-from hierclass.labelling.pipeline import outcomes
+from hierclass.decisions.exit_policy import Reason, Request
+from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.read_ahead import Numbered
 from hierclass.labelling.read_input import Reading
-from hierclass.labelling.rows import Texts, schema
+from hierclass.labelling.rows import schema
 from hierclass.labelling.run_folder import Part, Range, RunFolder
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PART_ROWS = 10_000
 PART_SECONDS = 30.0
-"""A part is written when it has so many rows, or its first row is so old: what a crash can cost."""
+"""A part is written after N rows or S seconds; bounds what a crash can lose."""
 
 
 Progress: TypeAlias = Generator[tuple[int, int], None, None]
@@ -43,6 +43,10 @@ class Pass:
     keeps_known: bool = False
     """Whether an image that can't be read any more keeps the row that it had."""
 
+    def pipeline(self, classifier: Classifier) -> LabelPipeline:
+        """Return the pipeline that labels the inputs of this pass."""
+        return LabelPipeline(classifier, self.request, self.reading)
+
 
 class Engine(Protocol):
     """Computes passes."""
@@ -55,35 +59,29 @@ class Engine(Protocol):
 class LocalEngine:
     """Computes passes in this process."""
 
-    def __init__(self, classifier: Classifier) -> None:
-        """Answer with a classifier."""
-        self._classifier = classifier
+    def __init__(self, classifier: Classifier, part_rows: int | None = None) -> None:
+        """Answer with a classifier; write a part of the table every `part_rows` rows (None: `PART_ROWS`)."""
+        self._classifier, self._part_rows = classifier, part_rows or PART_ROWS
 
     def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
         """Label the inputs of a pass, range by range."""
+        pipeline = what.pipeline(self._classifier)
         for gap in gaps:
-            yield from run_range(folder, self._classifier, what, gap)
+            yield from run_range(folder, pipeline, what, gap, self._part_rows)
 
 
-def num_tiers_of(request: Request, classifier: Classifier) -> int:
-    """Return how many tiers the table of a request has."""
-    if request.level == "auto":
-        return classifier.taxonomy.num_tiers
-    return classifier.check_level(request.level) + 1
-
-
-def run_range(folder: RunFolder, classifier: Classifier, what: Pass, wanted: Range) -> Progress:
-    """Label the inputs of a pass in one range of their numbers, and store their rows."""
+def run_range(
+    folder: RunFolder, pipeline: LabelPipeline, what: Pass, wanted: Range, part_rows: int = PART_ROWS
+) -> Progress:
+    """Label the inputs of a pass in one range of their numbers with the pass's pipeline, and store their rows."""
     first, end = wanted
     inputs: Iterator[Numbered] = itertools.takewhile(lambda numbered: numbered[0] < end, folder.inputs(first))
     known = folder.levels(what.generation) if what.sparse else {}
     if what.sparse:
         inputs = _chosen(inputs, [number for number in known if number >= first])
-    stopping = Stopping(what.request, classifier.taxonomy, classifier.decision)
-    texts = Texts(classifier.taxonomy, num_tiers_of(what.request, classifier))
-    with _PartWriter(folder, what.generation, first, end) as writer:
-        for outcome in outcomes(classifier, stopping, inputs, what.reading):
-            table = outcome.table(texts)
+    with _PartWriter(folder, what.generation, wanted, part_rows) as writer:
+        for outcome in pipeline.run(inputs):
+            table = pipeline.table(outcome)
             if what.keeps_known:
                 table = _improved(table, known)
             writer.add(int(outcome.numbers[-1]) + 1, table)
@@ -106,9 +104,10 @@ def _improved(table: pa.Table, known: Mapping[int, int | None]) -> pa.Table:
 class _PartWriter:
     """Collects the rows of a pass and writes them as parts; what is collected when it is interrupted, too."""
 
-    def __init__(self, folder: RunFolder, generation: int, begin: int, end: int) -> None:
-        """Write parts of a pass for the inputs numbered `begin` up to `end`."""
-        self._folder, self._generation, self._begin, self._end = folder, generation, begin, end
+    def __init__(self, folder: RunFolder, generation: int, wanted: Range, part_rows: int) -> None:
+        """Write parts of a pass for a range of inputs, one every `part_rows` rows or `PART_SECONDS` seconds."""
+        self._folder, self._generation, self._part_rows = folder, generation, part_rows
+        self._begin, self._end = wanted
         self._held: list[tuple[int, pa.Table]] = []  # a table, and what it reaches: a signal parts them never
         self._since = time.monotonic()
 
@@ -130,7 +129,7 @@ class _PartWriter:
             self._since = time.monotonic()
         self._held.append((reached, table))
         old = time.monotonic() - self._since > PART_SECONDS
-        if old or sum(len(table) for _, table in self._held) >= PART_ROWS:
+        if old or sum(len(table) for _, table in self._held) >= self._part_rows:
             self._write()
 
     def _write(self, end: int | None = None) -> None:

@@ -14,11 +14,10 @@ from html import escape
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from hierclass.decisions.exit_policy import Stopping
 from hierclass.errors import HierclassError, ImageError, InputError
 from hierclass.images.decoding import read_image
 from hierclass.labelling.inputs import Input
-from hierclass.labelling.pipeline import outcomes
+from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.read_input import Reading
 from hierclass.labelling.rows import Row, schema
 from hierclass.labelling.table_writers import write_table
@@ -123,16 +122,14 @@ def label_pile(classifier: Classifier, pile: Pile, wish: Wish, *, thumbnails: bo
     With `thumbnails`, small pictures of them are made too, for `table_rows`. What is not reached within `MAX_SECONDS`
     has an error.
     """
-    stopping = Stopping(wish.request, classifier.taxonomy, classifier.decision)
+    pipeline = LabelPipeline(classifier, wish.request, Reading(batch_size=BATCH_SIZE))
     started = time.perf_counter()
     pile.rows = [None if each.path else Row(each.name, each.error) for each in pile.photographs]
     inputs = ((n, Input(os.fspath(each.path))) for n, each in enumerate(pile.photographs) if each.path)
-    reading = Reading(batch_size=BATCH_SIZE)
     yield
-    with contextlib.closing(outcomes(classifier, stopping, inputs, reading)) as found:  # type: ignore[type-var]
+    with contextlib.closing(pipeline.run(inputs)) as found:  # type: ignore[type-var]
         for outcome in found:
-            rows = outcome.rows(classifier.taxonomy)
-            for number, row in zip(outcome.numbers.tolist(), rows, strict=True):
+            for number, row in zip(outcome.numbers.tolist(), pipeline.rows(outcome), strict=True):
                 each = pile.photographs[number]
                 if thumbnails and row.error is None and each.path is not None:
                     pile.thumbnails[number] = thumbnail(each.path)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from hierclass.decisions.exit_policy import Reason, Request, Stopping
 from hierclass.errors import InputError, LevelError
-from hierclass.images.decoding import ImageSource, read_image, resize_side
+from hierclass.images.decoding import ImageSource, read_image
+from hierclass.images.preprocessing import resize_side
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
