@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, stored_fields
 from hierclass.decisions.calibration import Decision, Threshold
-from hierclass.decisions.prediction import Prediction, agree, decide
+from hierclass.decisions.prediction import Prediction, combine_levels, to_predictions
 from hierclass.errors import ImageError, InputError
 from hierclass.files import BUNDLED
 from hierclass.images.decoding import ImageSource
@@ -204,7 +204,7 @@ class Classifier:
         Raises:
             ImageError: the image can't be read (on the call, before anything is computed).
         """
-        return self._refine(self.to_input(self._prepare(image, 0, 1, None)[None]))
+        return self._refine(self.to_input(np.stack([self._prepare(image, 0, 1, None)])))
 
     def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
         """Answer for images that `preprocess` has prepared: float32 (B, 3, size, size), as `preprocessing_for` says.
@@ -235,7 +235,7 @@ class Classifier:
 
     def _decide(self, logits: Sequence[NDArray[np.float32] | None]) -> list[Prediction]:
         weight, temperatures = self._decision.lower_weight, self._decision.temperatures
-        return decide(agree(logits, self.taxonomy, weight, temperatures), self.taxonomy)
+        return to_predictions(combine_levels(logits, self.taxonomy, weight, temperatures), self.taxonomy)
 
     def _prepare(self, image: ImageSource, index: int, count: int, level: int | None) -> NDArray[np.uint8]:
         try:

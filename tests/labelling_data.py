@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hierclass.classifier import Classifier
-from hierclass.decisions.exit_policy import LevelWish, Request
-from hierclass.labelling.read_input import Reading
-from hierclass.labelling.run import Job, Run
+from hierclass.decisions.exit_policy import LevelChoice, Request
+from hierclass.labelling.read_input import ReadOptions
+from hierclass.labelling.run import LabelJob, LabelRun
 from hierclass.labelling.run_folder import Range, RunFolder
-from hierclass.labelling.run_pass import Engine, LocalEngine, Pass, Progress
+from hierclass.labelling.run_pass import Engine, LocalEngine, PassProgress, RunPass
 
-READING = Reading(batch_size=4, workers=2)
+READING = ReadOptions(batch_size=4, workers=2)
 PART_ROWS = 4
 
 
-class Listener:
+class RunListener:
     """Remembers what it hears."""
 
     def __init__(self) -> None:
@@ -71,27 +71,27 @@ def with_thumbnail(
     return stream.getvalue()
 
 
-def job(photos: Path, level: LevelWish = 0, **more: Any) -> Job:
-    return Job(names=(str(photos),), request=Request(level=level), reading=READING, **more)
+def job(photos: Path, level: LevelChoice = 0, **more: Any) -> LabelJob:
+    return LabelJob(names=(str(photos),), request=Request(level=level), reading=READING, **more)
 
 
 def run_in(
-    folder: Path, classifier: Classifier, engine: Engine | None = None, listener: Listener | None = None
-) -> tuple[Run, Listener]:
-    heard = listener or Listener()
+    folder: Path, classifier: Classifier, engine: Engine | None = None, listener: RunListener | None = None
+) -> tuple[LabelRun, RunListener]:
+    heard = listener or RunListener()
     engine = engine or LocalEngine(classifier, part_rows=PART_ROWS)
-    return Run(RunFolder(folder), classifier, READING, heard, engine), heard
+    return LabelRun(RunFolder(folder), classifier, READING, heard, engine), heard
 
 
 def label(
     folder: Path,
     classifier: Classifier,
-    what: Job,
+    what: LabelJob,
     *,
     engine: Engine | None = None,
-    listener: Listener | None = None,
+    listener: RunListener | None = None,
     **more: Any,
-) -> Listener:
+) -> RunListener:
     run, heard = run_in(folder, classifier, engine, listener)
     with run.folder.lock():
         run.label(what, **more)
@@ -111,7 +111,7 @@ class BreakingEngine(LocalEngine):
         super().__init__(classifier, part_rows=PART_ROWS)
         self._after, self._error = after, error
 
-    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+    def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
         count, passes = 0, super().run(folder, what, gaps)
         for done, errors in passes:
             count += done

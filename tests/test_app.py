@@ -362,13 +362,13 @@ def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyP
 
     import hierclass.page.service as service
 
-    release, climb = threading.Event(), service.climb
+    release, classify_by_level = threading.Event(), service.classify_by_level
 
     def slow(*arguments: Any) -> Iterator[Any]:
         release.wait(PATIENCE)
-        yield from climb(*arguments)
+        yield from classify_by_level(*arguments)
 
-    monkeypatch.setattr(service, "climb", slow)
+    monkeypatch.setattr(service, "classify", slow)
     client = Client(page.address, verbose=False)
     photo = {**sent(Path(upload(page.address, CAT)))}
     jobs: list[Any] = []

@@ -229,13 +229,13 @@ def test_an_old_answer_goes_before_the_new_one_comes(
     open_page(browser, page)
     upload(browser, CAT)
     wait_until(browser, lambda: cards(browser, "done") == 3)
-    release, climb = threading.Event(), service.climb
+    release, classify_by_level = threading.Event(), service.classify_by_level
 
     def slow(*arguments: Any) -> Iterator[Any]:
         release.wait(PATIENCE)
-        yield from climb(*arguments)
+        yield from classify_by_level(*arguments)
 
-    monkeypatch.setattr(service, "climb", slow)
+    monkeypatch.setattr(service, "classify", slow)
     try:
         upload(browser, EXAMPLES / "coffee.jpg")
         wait_until(browser, lambda: "Looking …" in text_of(browser, "#headline"))
@@ -387,19 +387,19 @@ def test_the_table_is_sorted_by_keys(browser: Any, page: Served, tmp_path: Path)
 def test_work_can_be_stopped_what_is_done_is_kept_and_it_can_be_begun_again(
     browser: Any, page: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hierclass.page import pile as piles
+    from hierclass.page import batch_job
 
     kept = tmp_path / "kept"
     kept.mkdir()
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(kept)})
-    label_pile = piles.label_pile
+    run_batch_job = batch_job.run_batch_job
 
     def slow(*arguments: Any, **more: Any) -> Iterator[None]:
-        for _ in label_pile(*arguments, **more):
+        for _ in run_batch_job(*arguments, **more):
             time.sleep(0.3)
             yield
 
-    monkeypatch.setattr(piles, "label_pile", slow)
+    monkeypatch.setattr(batch_job, "run_batch_job", slow)
     open_page(browser, page)
     open_tab(browser, "Many photographs")
     drop_pile(browser, zip_of(tmp_path, 200))
@@ -413,7 +413,7 @@ def test_work_can_be_stopped_what_is_done_is_kept_and_it_can_be_begun_again(
     wait_until(browser, lambda: (kept / "labels.csv").exists())
     assert len(list(csv.DictReader((kept / "labels.csv").open()))) == done
     assert not [each for each in page.uploads.folder.rglob("*") if each.name == "0.jpg"]
-    monkeypatch.setattr(piles, "label_pile", label_pile)
+    monkeypatch.setattr(batch_job, "run_batch_job", run_batch_job)
     press(browser, "Label them")
     wait_until(browser, lambda: "201 photographs labelled" in text_of(browser, "#status"))
 

@@ -16,7 +16,7 @@ import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError, LevelError
 from hierclass.images.preprocessing import read_square
-from hierclass.labelling.read_input import Reading
+from hierclass.labelling.read_input import ReadOptions
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def label(
     batch_size: int = 64,
     workers: int | None = None,
 ) -> Iterator[hierclass.Row]:
-    reading = Reading(batch_size=batch_size, workers=workers)
+    reading = ReadOptions(batch_size=batch_size, workers=workers)
     return hierclass.label(paths, classifier=classifier, level=level, reading=reading)
 
 

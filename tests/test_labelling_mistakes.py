@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labelling_data import READING, BreakingEngine, Listener, job, label, make_photos, rows, run_in
+from labelling_data import READING, BreakingEngine, RunListener, job, label, make_photos, rows, run_in
 
 import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -19,7 +19,7 @@ from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import HierclassError, InputError
-from hierclass.labelling.run import Job
+from hierclass.labelling.run import LabelJob
 from hierclass.labelling.run_folder import Part, RunFolder
 from taxonomy import Taxonomy
 
@@ -43,7 +43,7 @@ def test_a_request_that_the_model_cannot_meet_leaves_a_run_as_it_was(
 ) -> None:
     folder = tmp_path / "run"
     with pytest.raises(HierclassError):
-        label(folder, classifier, Job(names=(str(photos),), request=request_, reading=READING))
+        label(folder, classifier, LabelJob(names=(str(photos),), request=request_, reading=READING))
     label(folder, classifier, job(photos))  # nothing stands in the way of the right one
     before = RunFolder(folder).manifest()
     run, _ = run_in(folder, classifier)
@@ -110,7 +110,7 @@ def test_an_archive_that_goes_or_changes_after_it_was_listed_gives_errors_and_no
     tmp_path: Path,
     what: str,
 ) -> None:
-    class Meddler(Listener):
+    class Meddler(RunListener):
         def start(self, total: int, done: int) -> None:  # heard when the inputs are listed and none is read
             super().start(total, done)
             shard.unlink() if what == "gone" else pack(shard, sorted(photos.iterdir())[5:])
@@ -337,7 +337,7 @@ def test_refining_keeps_to_the_classes_of_the_run(
 ) -> None:
     tree, folder = classifier.taxonomy, tmp_path / "run"
     only = (tree.classes(1)[0].id,)
-    wanted = Job(names=(str(photos),), request=Request(level=0, only=only), reading=READING)
+    wanted = LabelJob(names=(str(photos),), request=Request(level=0, only=only), reading=READING)
     label(folder, classifier, wanted)
     run, _ = run_in(folder, classifier)
     run.refine("error is null", Request(level=2))

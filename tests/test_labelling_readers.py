@@ -19,7 +19,7 @@ from hierclass.labelling import read_ahead as readers
 from hierclass.labelling import reader_processes as processes
 from hierclass.labelling.inputs import Input, list_inputs
 from hierclass.labelling.read_ahead import read_ahead
-from hierclass.labelling.read_input import Read, Reading
+from hierclass.labelling.read_input import ReadOptions, ReadResult
 
 WHAT = Preprocessing(32)
 ROOT = Path(__file__).parent.parent
@@ -35,9 +35,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_FEW", 10)
 
 
-def read(photos: Path, **how: int | bool) -> list[Read]:
+def read(photos: Path, **how: int | bool) -> list[ReadResult]:
     inputs = enumerate(list_inputs([photos]))
-    return [found for _, _, found in read_ahead(inputs, WHAT, Reading(batch_size=4, **how))]
+    return [found for _, _, found in read_ahead(inputs, WHAT, ReadOptions(batch_size=4, **how))]
 
 
 def children() -> set[int]:
@@ -94,7 +94,7 @@ def ended_by_broken_pipes() -> Iterator[None]:
 @pytest.mark.usefixtures("ended_by_broken_pipes")
 def test_a_process_that_is_killed_is_replaced(photos: Path) -> None:
     inputs = enumerate(Input(str(photos / "03.png")) for _ in range(400))
-    reading = Reading(batch_size=4, workers=2, processes=True)
+    reading = ReadOptions(batch_size=4, workers=2, processes=True)
     count = 0
     for number, _, found in read_ahead(inputs, WHAT, reading):
         count += not isinstance(found.pixels, str)
@@ -156,7 +156,7 @@ def test_what_waits_in_memory_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatc
             taken += 1
             yield numbered
 
-    stream = read_ahead(inputs(), WHAT, Reading(batch_size=64, workers=1))
+    stream = read_ahead(inputs(), WHAT, ReadOptions(batch_size=64, workers=1))
     next(stream)
     assert taken < 20
     stream.close()

@@ -20,7 +20,7 @@ import pytest
 from labelling_data import (
     READING,
     BreakingEngine,
-    Listener,
+    RunListener,
     job,
     label,
     make_photos,
@@ -37,7 +37,7 @@ from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
 from hierclass.labelling import run_pass
 from hierclass.labelling.inputs import Shard
-from hierclass.labelling.run import Job
+from hierclass.labelling.run import LabelJob
 from hierclass.labelling.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -106,7 +106,7 @@ def test_another_request_is_refused_with_the_difference(
         label(run, classifier, job(photos, **change))
     label(run, classifier, job(photos, **change), overwrite=True)
     with pytest.raises(InputError, match="the inputs"):
-        label(run, classifier, Job(names=("elsewhere",), request=Request(level=0), reading=READING))
+        label(run, classifier, LabelJob(names=("elsewhere",), request=Request(level=0), reading=READING))
 
 
 def test_another_model_is_refused(
@@ -216,7 +216,7 @@ def test_previews_are_read_and_said_and_stay_with_the_run(classifier: Classifier
     photos.mkdir()
     Image.new("RGB", (640, 480)).save(photos / "without.jpg")
     (photos / "with.jpg").write_bytes(with_thumbnail((640, 480), (160, 120)))
-    wanted = Job(
+    wanted = LabelJob(
         names=(str(photos),), request=Request(level=0), reading=dataclasses.replace(READING, previews=True)
     )
     run = tmp_path / "run"
@@ -272,7 +272,7 @@ def test_a_refinement_that_could_not_read_images_tries_them_again(
     assert refine(folder, classifier).passes == []
 
 
-def refine(folder: Path, classifier: Classifier) -> Listener:
+def refine(folder: Path, classifier: Classifier) -> RunListener:
     """Refine the rows that could be read to level 2."""
     run, listener = run_in(folder, classifier)
     run.refine("error is null", Request(level=2))

@@ -15,7 +15,7 @@ from PIL import Image
 import hierclass
 from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, save_checkpoint
 from hierclass.classifier import Classifier
-from hierclass.decisions.cascade import Crew
+from hierclass.decisions.cascade import ParallelCascade
 from hierclass.decisions.exit_policy import Request
 from hierclass.images.decoding import read_image
 from hierclass.images.preprocessing import Preprocessing, decode_side, read_square, resize_side
@@ -79,13 +79,13 @@ def test_where_twice_the_detail_is_all_that_the_network_sees_nothing_is_decoded_
 def test_labelling_answers_as_asking_for_every_image_does(
     classifier: Classifier, photos: Path, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes, push = [], Crew.push
+    shapes, push = [], ParallelCascade.push
 
-    def noting(self: Crew, pixels: Any, tags: Any) -> Any:
+    def noting(self: ParallelCascade, pixels: Any, tags: Any) -> Any:
         shapes.append(pixels.shape)
         return push(self, pixels, tags)
 
-    monkeypatch.setattr(Crew, "push", noting)
+    monkeypatch.setattr(ParallelCascade, "push", noting)
     found = list(hierclass.label(photos, classifier=classifier, level=level))
     expected = classifier.predict_batch(sorted(photos.iterdir()), level)
     assert shapes == [(3, SIZES[-1], SIZES[-1], 3)]

@@ -197,13 +197,13 @@ def backbones(
     from rich.console import Console
 
     from hierclass.cli.terminal import draw_families, draw_finding
-    from hierclass.timm_models.backbone_table import findings, models_to_try, shipped_backbones
+    from hierclass.timm_models.backbone_table import models_to_try, probe_models, shipped_backbones
 
     console = Console(highlight=False)
     tried = models_to_try(pattern, force=try_now)
     if not tried:
         console.print(draw_families(shipped_backbones().matching(pattern or "*")))
-    for finding, family in findings(tried):
+    for finding, family in probe_models(tried):
         console.print(draw_finding(finding, family))
 
 

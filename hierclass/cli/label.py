@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hierclass.cli.progress import Progress
+from hierclass.cli.progress import RunProgress
 from hierclass.cli.shared import (
     DeviceOption,
     ModelOption,
@@ -27,18 +27,18 @@ from hierclass.cli.shared import (
     WeightsOption,
     open_classifier,
 )
-from hierclass.decisions.exit_policy import LevelWish, Request
+from hierclass.decisions.exit_policy import LevelChoice, Request
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Shard
 from hierclass.labelling.rows import FORMATS
 from hierclass.labelling.run_folder import RunFolder
-from hierclass.labelling.table_writers import check_target, format_of, open_table
+from hierclass.labelling.table_writers import check_target, format_of, open_writer
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.read_input import Reading
-    from hierclass.labelling.run import Job, Run
+    from hierclass.labelling.read_input import ReadOptions
+    from hierclass.labelling.run import LabelJob, LabelRun
     from hierclass.labelling.run_pass import Engine
 
 LevelOrAuto = Annotated[
@@ -155,7 +155,7 @@ def label(
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
     request = _request(level, min_tier, precision, only, exclude)
-    target = None if output is None else Target.parse(output, format_)
+    target = None if output is None else OutputTarget.parse(output, format_)
     if target is None and (overwrite or retry_errors):
         raise InputError("--overwrite and --retry-errors belong to a run on disk; give --output")
     if target is None and engine != "local":
@@ -164,17 +164,17 @@ def label(
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     classifier = _open(model, timm, weights, device, precision)
-    from hierclass.labelling.read_input import Reading
-    from hierclass.labelling.run import Job
+    from hierclass.labelling.read_input import ReadOptions
+    from hierclass.labelling.run import LabelJob
 
-    reading = Reading(
+    reading = ReadOptions(
         batch_size=batch_size,
         workers=workers,
         processes=True,
         image_column=image_column,
         previews=previews,
     )
-    job = Job(names=tuple(paths), request=request, reading=reading, shard=part)
+    job = LabelJob(names=tuple(paths), request=request, reading=reading, shard=part)
     if target is None:
         _print_rows(classifier, job, _format(format_) or "csv")
         return
@@ -182,7 +182,7 @@ def label(
     with target.run(classifier, reading, how) as (run, progress):
         run.label(job, overwrite=overwrite, retry_errors=retry_errors)
         num_errors = target.finish(run)
-    progress.tell(target.table, num_errors)
+    progress.summarise(target.table, num_errors)
 
 
 def refine(
@@ -214,12 +214,12 @@ def refine(
     request = _request(level, min_tier, precision, only, exclude)
     folder = RunFolder(run_folder)
     folder.manifest()
-    target = Target.in_folder(run_folder, format_)
+    target = OutputTarget.in_folder(run_folder, format_)
     survive_closed_pipes()
     classifier = _open(model, timm, weights, device, precision)
-    from hierclass.labelling.read_input import Reading
+    from hierclass.labelling.read_input import ReadOptions
 
-    reading = Reading(
+    reading = ReadOptions(
         batch_size=batch_size,
         workers=workers,
         processes=True,
@@ -229,7 +229,7 @@ def refine(
     with target.run(classifier, reading, how) as (run, progress):
         run.refine(where, request)
         num_errors = target.finish(run)
-    progress.tell(target.table, num_errors, run.num_unread)
+    progress.summarise(target.table, num_errors, run.num_unread)
 
 
 def _open(
@@ -265,7 +265,7 @@ def _request(
     )
 
 
-def _level(text: str | None) -> LevelWish:
+def _level(text: str | None) -> LevelChoice:
     if text is None or text == "auto":
         return "auto" if text else None
     if not text.isdecimal():
@@ -293,7 +293,7 @@ def _format(text: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class OutputTarget:
     """Where a run is, and where its table goes."""
 
     folder: Path
@@ -302,14 +302,14 @@ class Target:
     """Whether the table alone is wanted: the folder goes when it is whole."""
 
     @classmethod
-    def in_folder(cls, folder: Path, format_: str | None) -> Target:
+    def in_folder(cls, folder: Path, format_: str | None) -> OutputTarget:
         """The table of a folder, in a format; None: the one that it has, or Parquet. Raises InputError for others."""
         there = [each for each in FORMATS if (folder / f"labels.{each}").exists()]
         chosen = _format(format_) or [*there, "parquet"][0]
         return cls(folder, folder / f"labels.{chosen}", is_file=False)
 
     @classmethod
-    def parse(cls, output: str, format_: str | None) -> Target:
+    def parse(cls, output: str, format_: str | None) -> OutputTarget:
         """Read --output; what can't be written is found before anything is done.
 
         Raises:
@@ -334,18 +334,18 @@ class Target:
 
     @contextmanager
     def run(
-        self, classifier: Classifier, reading: Reading, engine: Engine | None
-    ) -> Iterator[tuple[Run, Progress]]:
+        self, classifier: Classifier, reading: ReadOptions, engine: Engine | None
+    ) -> Iterator[tuple[LabelRun, RunProgress]]:
         """Hold the run; what ends it early is told in one line, with how it goes on."""
         from rich.console import Console
 
-        from hierclass.labelling.run import Run
+        from hierclass.labelling.run import LabelRun
 
         folder = RunFolder(self.folder)
-        progress = Progress(Console(stderr=True, highlight=False))
+        progress = RunProgress(Console(stderr=True, highlight=False))
         try:
             with folder.lock(), progress:
-                yield Run(folder, classifier, reading, progress, engine), progress
+                yield LabelRun(folder, classifier, reading, progress, engine), progress
         except Stopped as stop:
             raise Stopped(stop.code, f"stopped{progress.how_far()}; {_GOES_ON}") from None
         except OSError as error:
@@ -356,7 +356,7 @@ class Target:
             )
             raise Stopped(1, f"writing failed{progress.how_far()}: {what}") from error
 
-    def finish(self, run: Run) -> int:
+    def finish(self, run: LabelRun) -> int:
         """Write the table; of a run that only was to make it, nothing else stays. Returns the number of errors."""
         num_errors = run.assemble(self.table)
         if self.is_file:
@@ -373,7 +373,7 @@ class Target:
 _GOES_ON = "the same command goes on from there"
 
 
-def _print_rows(classifier: Classifier, job: Job, format_: str) -> None:
+def _print_rows(classifier: Classifier, job: LabelJob, format_: str) -> None:
     """Label to standard output, without a run on disk."""
     from rich.console import Console
 
@@ -382,13 +382,13 @@ def _print_rows(classifier: Classifier, job: Job, format_: str) -> None:
     pipeline = LabelPipeline(classifier, job.request, job.reading)
     inputs = pipeline.list_inputs(job.names, job.shard)
     console = Console(stderr=True, highlight=False)
-    progress, num_errors = Progress(console if not sys.stdout.isatty() else Console(quiet=True)), 0
+    progress, num_errors = RunProgress(console if not sys.stdout.isatty() else Console(quiet=True)), 0
     with progress:
         progress.start(len(inputs) if isinstance(inputs, list) else None, 0)
         try:
             found = pipeline.run(inputs)
             first = next(found, None)  # wrong use is found before anything is written
-            table = open_table(sys.stdout.buffer, format_, pipeline.num_tiers)
+            table = open_writer(sys.stdout.buffer, format_, pipeline.num_tiers)
             for outcome in itertools.chain(filter(None, [first]), found):
                 table.write(pipeline.table(outcome))
                 progress.advance(len(outcome), outcome.num_errors)
@@ -398,7 +398,7 @@ def _print_rows(classifier: Classifier, job: Job, format_: str) -> None:
             raise Stopped(stop.code, f"stopped{progress.how_far()}") from None
         except OSError as error:
             raise Stopped(1, f"writing the table failed: {error.strerror or error}") from error
-    progress.tell(None, num_errors)
+    progress.summarise(None, num_errors)
 
 
 def survive_closed_pipes() -> None:

@@ -13,20 +13,20 @@ from hierclass.images.discovery import display_name
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hierclass.cli.terminal import LabelProgress
+    from hierclass.cli.terminal import ProgressBar
 
 
-class Progress:
+class RunProgress:
     """Tells on standard error how a run gets on."""
 
     def __init__(self, console: Console) -> None:
         """Draw on a console."""
         self._console = console
-        self._bar: LabelProgress | None = None
-        self._passes: list[LabelProgress] = []
+        self._bar: ProgressBar | None = None
+        self._passes: list[ProgressBar] = []
         self._listing = False
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> RunProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,10 +44,10 @@ class Progress:
 
     def start(self, total: int | None, done: int) -> None:
         """Begin a bar, for so many images or an unknown number."""
-        from hierclass.cli.terminal import LabelProgress
+        from hierclass.cli.terminal import ProgressBar
 
         self._end()
-        self._bar = LabelProgress(total, self._console, visible=self._console.is_terminal, done=done)
+        self._bar = ProgressBar(total, self._console, visible=self._console.is_terminal, done=done)
         self._passes.append(self._bar)
         if done:
             say(f"going on{self._bar.how_far()}")
@@ -64,7 +64,7 @@ class Progress:
             return self._passes[-1].how_far()
         return " while the images were listed" if self._listing else ""
 
-    def tell(self, table: Path | None, num_errors: int, num_unread: int = 0) -> None:
+    def summarise(self, table: Path | None, num_errors: int, num_unread: int = 0) -> None:
         """Say what was done, and end with the exit code that says whether every image could be read.
 
         `num_errors` rows of the table have an error, `num_unread` stayed as they were.

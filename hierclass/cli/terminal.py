@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from hierclass.checkpoints.compress import Footprint
     from hierclass.classifier import Level
     from hierclass.decisions.prediction import Prediction
-    from hierclass.timm_models.backbone_probe import Finding
-    from hierclass.timm_models.backbone_table import Backbones, Family
+    from hierclass.timm_models.backbone_probe import ProbeResult
+    from hierclass.timm_models.backbone_table import BackboneFamily, BackboneTable
     from taxonomy import Taxonomy
 
 SAVES_NOTHING = "Every level runs the whole network: a coarser answer costs the same."
@@ -42,7 +42,7 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
 
 
-class LabelProgress:
+class ProgressBar:
     """Counts images and errors; on a terminal, a bar with images done, rate, errors and time left."""
 
     def __init__(self, total: int | None, console: Console, *, visible: bool, done: int = 0) -> None:
@@ -191,7 +191,7 @@ def draw_footprints(footprints: Sequence[Footprint]) -> RenderableType:
     return table
 
 
-def draw_families(backbones: Backbones) -> RenderableType:
+def draw_families(backbones: BackboneTable) -> RenderableType:
     """Draw which families of timm can be cut; where not all models can, the most frequent reason."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("family", no_wrap=True)
@@ -205,7 +205,7 @@ def draw_families(backbones: Backbones) -> RenderableType:
     return Group(table, Text(f"{backbones.summary()}. {hint}"))
 
 
-def draw_finding(finding: Finding, family: Family | None) -> RenderableType:
+def draw_finding(finding: ProbeResult, family: BackboneFamily | None) -> RenderableType:
     """Draw what came of cutting one model: the costs of its levels, or why it has none."""
     height, width = finding.input_size[1:]
     proven = f"Proven in its family: {', '.join(family.proven)}." if family and family.proven else ""

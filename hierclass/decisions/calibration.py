@@ -41,8 +41,8 @@ class Threshold:
 class Decision:
     """How levels' answers become one: the weight of lower levels, and what was fitted on held-out images.
 
-    `temperatures` has one number per level (`hierclass.decisions.prediction.agree`), or is None where none were fitted;
-    `thresholds` hold, for each precision, every level with every tier that it answers once.
+    `temperatures` has one number per level (see `hierclass.decisions.prediction.combine_levels`), None if none were
+    fitted; `thresholds` has one entry per precision, level, and tier of that level.
     """
 
     lower_weight: float = 0.0

@@ -1,6 +1,6 @@
 """Run batches of images up the levels, each image as far as it has to; those that go on make dense batches.
 
-A `Climber` does that in the caller's thread, a `Crew` in several.
+A `Cascade` does that in the caller's thread, a `ParallelCascade` in several.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hierclass.decisions.exit_policy import Answers, Stopping
-from hierclass.decisions.prediction import agree
+from hierclass.decisions.exit_policy import Answers, ExitPolicy
+from hierclass.decisions.prediction import combine_levels
 from hierclass.errors import unexpected
 from hierclass.nested import State
 from hierclass.nested.regroup import Regrouper
@@ -38,7 +38,7 @@ Logits: TypeAlias = "list[NDArray[np.floating[Any]] | None]"
 
 
 @dataclass(slots=True)
-class _Group:
+class _LevelBatch:
     """Images at one level: their state, their tags, and per level the logits (N, C), None where it has no say."""
 
     state: State
@@ -49,25 +49,25 @@ class _Group:
         return len(self.tags)
 
 
-class Climber:
+class Cascade:
     """Answers images at the lowest level that is enough for each, `batch_size` at a time."""
 
     def __init__(
         self,
         classifier: Classifier,
-        stopping: Stopping,
+        policy: ExitPolicy,
         batch_size: int,
         regrouper: Regrouper | None = None,
     ) -> None:
-        """Answer with a classifier, as far up as `stopping` says; a `regrouper` of its network may be shared."""
-        self._classifier, self._stopping, self._batch_size = classifier, stopping, batch_size
+        """Answer with a classifier, as far up as `policy` says; a `regrouper` of its network may be shared."""
+        self._classifier, self._policy, self._batch_size = classifier, policy, batch_size
         self._network = classifier.network
-        if regrouper is None and stopping.first < stopping.last:
+        if regrouper is None and policy.first < policy.last:
             regrouper = Regrouper(self._network)
         self.regrouper = regrouper
         """Moves images between batches; None where none go on."""
-        self._waiting: list[list[_Group]] = [[] for _ in range(stopping.last)]
-        self.computed = [0] * (stopping.last + 1)
+        self._waiting: list[list[_LevelBatch]] = [[] for _ in range(policy.last)]
+        self.computed = [0] * (policy.last + 1)
         """Number of images for which each level was the next that was computed."""
 
     @torch.inference_mode()
@@ -77,8 +77,8 @@ class Climber:
         Up to `batch_size` images of each level but the last are held back, to go on with others.
         """
         state = self._network.start(self._classifier.to_input(images))
-        done = list(self._run(_Group(state, tags, []), self._stopping.first))
-        for level in reversed(range(self._stopping.last)):
+        done = list(self._run(_LevelBatch(state, tags, []), self._policy.first))
+        for level in reversed(range(self._policy.last)):
             while sum(map(len, self._waiting[level])) >= self._batch_size:
                 done += self._go_on(level)
         return done
@@ -87,14 +87,14 @@ class Climber:
     def finish(self) -> list[Done]:
         """Return the answers to all images that were held back."""
         done: list[Done] = []
-        for level in range(self._stopping.last):
+        for level in range(self._policy.last):
             while self._waiting[level]:
                 done += self._go_on(level)
         return done
 
     def _go_on(self, level: int) -> Iterator[Done]:
         """Run the next level on images that wait after `level`, at most a batch of them."""
-        groups, taken, count = self._waiting[level], list[tuple[_Group, int]](), 0
+        groups, taken, count = self._waiting[level], list[tuple[_LevelBatch, int]](), 0
         while groups and count < self._batch_size:
             group = groups.pop(0)
             some = min(len(group), self._batch_size - count)
@@ -104,7 +104,7 @@ class Climber:
             count += some
         yield from self._run(self._join([(group, range(some)) for group, some in taken]), level + 1)
 
-    def _run(self, group: _Group, level: int) -> Iterator[Done]:
+    def _run(self, group: _LevelBatch, level: int) -> Iterator[Done]:
         """Compute up to a level; return what is finished, let the others wait."""
         images = group.state.image
         try:
@@ -115,25 +115,27 @@ class Climber:
             return
         self.computed[level] += len(group)
         weight, temperatures = self._classifier.lower_weight, self._classifier.temperatures
-        enough, answers = self._stopping.judge(agree(logits, self._classifier.taxonomy, weight, temperatures))
+        enough, answers = self._policy.judge(
+            combine_levels(logits, self._classifier.taxonomy, weight, temperatures)
+        )
         if enough.any():
             yield group.tags[enough], answers.take(enough)
         if not enough.all():
             rows = np.flatnonzero(~enough).tolist()
-            self._waiting[level].append(self._part(_Group(group.state, group.tags, logits), rows))
+            self._waiting[level].append(self._part(_LevelBatch(group.state, group.tags, logits), rows))
 
-    def _logits(self, group: _Group, level: int) -> Logits:
+    def _logits(self, group: _LevelBatch, level: int) -> Logits:
         """Logits of levels 0 … `level`; None for lower levels that have no say."""
         network, state = self._network, group.state
         if self._classifier.lower_weight:
             missing = range(len(group.logits), level + 1)
             return [*group.logits, *(_numpy(network.refine(state, each)) for each in missing)]
-        alone = level == self._stopping.last and state.level == -1
+        alone = level == self._policy.last and state.level == -1
         last = network(state.image, level) if alone else network.refine(state, level)
         return [*[None] * level, _numpy(last)]
 
     def _run_halves(
-        self, images: torch.Tensor, group: _Group, level: int, error: Exception
+        self, images: torch.Tensor, group: _LevelBatch, level: int, error: Exception
     ) -> Iterator[Done]:
         """Try again from the start with half as many images at a time, down to one."""
         if len(group) == 1:
@@ -143,12 +145,12 @@ class Climber:
         for rows in (slice(0, half), slice(half, None)):
             logits = [None if values is None else values[rows] for values in group.logits]
             state = self._network.start(images[rows])
-            yield from self._run(_Group(state, group.tags[rows], logits), level)
+            yield from self._run(_LevelBatch(state, group.tags[rows], logits), level)
 
-    def _part(self, group: _Group, rows: Sequence[int]) -> _Group:
+    def _part(self, group: _LevelBatch, rows: Sequence[int]) -> _LevelBatch:
         return self._join([(group, rows)])
 
-    def _join(self, parts: Sequence[tuple[_Group, Sequence[int]]]) -> _Group:
+    def _join(self, parts: Sequence[tuple[_LevelBatch, Sequence[int]]]) -> _LevelBatch:
         """One group of the chosen images of several at the same level."""
         assert self.regrouper is not None
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
@@ -156,10 +158,10 @@ class Climber:
         state = self.regrouper.gather([(group.state, rows) for group, rows in parts])
         tags = np.concatenate([group.tags[list(rows)] for group, rows in parts])
         num_levels = len(parts[0][0].logits)
-        return _Group(state, tags, [_joined_logits(parts, level) for level in range(num_levels)])
+        return _LevelBatch(state, tags, [_joined_logits(parts, level) for level in range(num_levels)])
 
 
-class Crew:
+class ParallelCascade:
     """Several climbers, each in a thread of its own; batches go to them in turn.
 
     On a processor the cores are shared out among them: threads that compute batches of their own never wait for each
@@ -167,15 +169,13 @@ class Crew:
     computes there is one climber, in the caller's thread.
     """
 
-    def __init__(self, classifier: Classifier, stopping: Stopping, batch_size: int) -> None:
+    def __init__(self, classifier: Classifier, policy: ExitPolicy, batch_size: int) -> None:
         """Start threads, as many as torch may use cores, at most `MOST`."""
         cores = torch.get_num_threads()
         size = min(MOST, cores) if classifier.device.type == "cpu" else 1
-        first = Climber(classifier, stopping, batch_size)
-        self._climbers = [first]
-        self._climbers += [
-            Climber(classifier, stopping, batch_size, first.regrouper) for _ in range(size - 1)
-        ]
+        first = Cascade(classifier, policy, batch_size)
+        self._cascades = [first]
+        self._cascades += [Cascade(classifier, policy, batch_size, first.regrouper) for _ in range(size - 1)]
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb") for _ in range(size - 1)]
         if self._threads:
             self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb"))
@@ -186,7 +186,7 @@ class Crew:
         self._running: deque[Future[list[Done]]] = deque()
 
     def __len__(self) -> int:
-        return len(self._climbers)
+        return len(self._cascades)
 
     def __enter__(self) -> Self:
         return self
@@ -198,22 +198,22 @@ class Crew:
     @property
     def computed(self) -> list[int]:
         """Number of images for which each level was the next that was computed."""
-        return [sum(counts) for counts in zip(*(climber.computed for climber in self._climbers), strict=True)]
+        return [sum(counts) for counts in zip(*(cascade.computed for cascade in self._cascades), strict=True)]
 
     def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
-        """Start with images, as `Climber.push`; waits while every climber has work, and one more batch."""
+        """Start with images, as `Cascade.push`; waits while every climber has work, and one more batch."""
         if not self._threads:
-            return self._climbers[0].push(images, tags)
+            return self._cascades[0].push(images, tags)
         turn = next(self._turn)
-        self._running.append(self._threads[turn].submit(self._climbers[turn].push, images, tags))
+        self._running.append(self._threads[turn].submit(self._cascades[turn].push, images, tags))
         return self._wait_for_all_but(len(self) + 1)
 
     def finish(self) -> list[Done]:
         """Return the answers to all images that are on their way."""
         if not self._threads:
-            return self._climbers[0].finish()
-        for thread, climber in zip(self._threads, self._climbers, strict=True):
-            self._running.append(thread.submit(climber.finish))
+            return self._cascades[0].finish()
+        for thread, cascade in zip(self._threads, self._cascades, strict=True):
+            self._running.append(thread.submit(cascade.finish))
         return self._wait_for_all_but(0)
 
     def _wait_for_all_but(self, count: int) -> list[Done]:
@@ -228,7 +228,7 @@ class Crew:
 
 
 def _joined_logits(
-    parts: Sequence[tuple[_Group, Sequence[int]]], level: int
+    parts: Sequence[tuple[_LevelBatch, Sequence[int]]], level: int
 ) -> NDArray[np.floating[Any]] | None:
     """The logits of a level of the chosen images of several groups; None where the level has no say."""
     found = [(group.logits[level], list(rows)) for group, rows in parts]

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.decisions.calibration import Decision
-from hierclass.decisions.prediction import Scores, follow, restrict
+from hierclass.decisions.prediction import Scores, best_paths, restrict_classes
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 
-LevelWish: TypeAlias = "int | Literal['auto'] | None"
+LevelChoice: TypeAlias = "int | Literal['auto'] | None"
 """A level, None for the finest, or "auto" for the lowest that is enough."""
 Flags: TypeAlias = NDArray[np.bool_]
 
 
-class Reason(enum.IntEnum):
+class StopReason(enum.IntEnum):
     """Why an answer comes from the level that it comes from."""
 
     ASKED = 0
@@ -49,7 +49,7 @@ class Request:
     or classes above such leaves, but none above a class of `only`.
     """
 
-    level: LevelWish = None
+    level: LevelChoice = None
     min_tier: int = 0
     precision: float = 0.95
     only: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Answers:
 
     `classes` (N, T) holds class indices of the path, -1 in tiers that were not answered, `scores` (N, T) their
     scores (0 … 1). `tier` (N,) is the tier of the answer, -1 where nothing is sure or no class that is asked for
-    fits; `level` (N,) the last level that was computed; `reason` (N,) a `Reason`.
+    fits; `level` (N,) the last level that was computed; `reason` (N,) a `StopReason`.
     """
 
     classes: NDArray[np.int32]
@@ -99,7 +99,7 @@ class Answers:
         return cls(*(np.stack([getattr(answers, name)[row] for answers, row in chosen]) for name in names))
 
 
-class Stopping:
+class ExitPolicy:
     """Says of answers at a level which are good enough, for one request to one model."""
 
     def __init__(self, request: Request, taxonomy: Taxonomy, decision: Decision) -> None:
@@ -135,16 +135,16 @@ class Stopping:
         return self.min_tier if self.auto else self.last
 
     def judge(self, tiers: Sequence[Scores]) -> tuple[Flags, Answers]:
-        """Judge answers of level k: scores of tiers 0 … k, (N, num_classes[j]) each, as `agree` returns them.
+        """Judge answers of level k: scores of tiers 0 … k, (N, num_classes[j]) each, as `combine_levels` returns them.
 
         Returns for which images that level is enough, and the answers of all.
         """
         level, taxonomy = len(tiers) - 1, self.taxonomy
-        classes, scores = follow(tiers, taxonomy)
+        classes, scores = best_paths(tiers, taxonomy)
         none: Flags = np.zeros(len(classes), dtype=np.bool_)
         if self._allowed is not None:
             none = np.any(self._sure(scores) & ~_flags_of(classes, self._allowed), axis=1)
-            kept = follow(restrict(tiers, taxonomy, self._allowed), taxonomy)
+            kept = best_paths(restrict_classes(tiers, taxonomy, self._allowed), taxonomy)
             classes, scores = (
                 np.where(none[:, None], ours, theirs)
                 for ours, theirs in zip((classes, scores), kept, strict=True)
@@ -153,10 +153,10 @@ class Stopping:
         if self.auto:
             tier = _finest(self._sure(scores) & inside)
             enough = tier >= self.min_tier
-            reason = np.where(enough, Reason.SURE, Reason.LAST)
+            reason = np.where(enough, StopReason.SURE, StopReason.LAST)
             done = enough | (level == self.last)
         else:
-            tier, reason = _finest(inside), np.full(len(classes), Reason.ASKED)
+            tier, reason = _finest(inside), np.full(len(classes), StopReason.ASKED)
             done = np.full(len(classes), level == self.last)
         filled = _Padding(len(classes), taxonomy.num_tiers)
         answers = Answers(
@@ -164,7 +164,7 @@ class Stopping:
             filled(scores, np.nan).astype(np.float32),
             np.where(none, -1, tier).astype(np.int8),
             np.full(len(classes), level, dtype=np.int8),
-            np.where(none, Reason.EXCLUDED, reason).astype(np.int8),
+            np.where(none, StopReason.EXCLUDED, reason).astype(np.int8),
         )
         return done | none, answers
 

@@ -122,7 +122,7 @@ def sum_up(log_scores: Scores, taxonomy: Taxonomy, level: int, temperature: floa
     return [*tiers, finest]
 
 
-def agree(
+def combine_levels(
     logits: Sequence[NDArray[np.floating[Any]] | None],
     taxonomy: Taxonomy,
     lower_weight: float = 0.0,
@@ -140,10 +140,10 @@ def agree(
     return sum_up(consensus(logits, taxonomy, lower_weight), taxonomy, level, temperature)
 
 
-def follow(tiers: Sequence[Scores], taxonomy: Taxonomy) -> tuple[NDArray[np.int64], Scores]:
+def best_paths(tiers: Sequence[Scores], taxonomy: Taxonomy) -> tuple[NDArray[np.int64], Scores]:
     """Follow the most probable class of the last tier given up to tier 0: the answers to every tier.
 
-    `tiers` are the scores of tiers 0 … k as `agree` returns them, (B, num_classes[j]) each. Returns class
+    `tiers` are the scores of tiers 0 … k as `combine_levels` returns them, (B, num_classes[j]) each. Returns class
     indices (B, k + 1) and their scores (B, k + 1), 0 … 1, which never rise from left to right.
     """
     level, rows = len(tiers) - 1, np.arange(len(tiers[-1]))
@@ -159,12 +159,12 @@ def follow(tiers: Sequence[Scores], taxonomy: Taxonomy) -> tuple[NDArray[np.int6
     return classes, scores
 
 
-def restrict(
+def restrict_classes(
     tiers: Sequence[Scores], taxonomy: Taxonomy, allowed: Sequence[NDArray[np.bool_]]
 ) -> list[Scores]:
     """Leave classes out of scores: `allowed[j]` (num_classes[j],) says which classes of tier j may be the answer.
 
-    `tiers` are the scores of tiers 0 … k as `agree` returns them; at least one class of tier k is allowed. A
+    `tiers` are the scores of tiers 0 … k as `combine_levels` returns them; at least one class of tier k is allowed. A
     coarser class keeps the sum of its allowed classes of tier k, so that a score stays what the model says of
     them: rows no longer sum to 1. What is left out scores -1, so that it is never the most probable class.
     """
@@ -176,15 +176,15 @@ def restrict(
     return [*restricted, np.where(allowed[level], kept, -1.0)]
 
 
-def decide(tiers: Sequence[Scores], taxonomy: Taxonomy) -> list[Prediction]:
+def to_predictions(tiers: Sequence[Scores], taxonomy: Taxonomy) -> list[Prediction]:
     """Answer with the most probable class of the last tier given, and its ancestors.
 
-    `tiers` are the scores of tiers 0 … k as `agree` returns them, (B, num_classes[j]) each.
+    `tiers` are the scores of tiers 0 … k as `combine_levels` returns them, (B, num_classes[j]) each.
     """
     level = len(tiers) - 1
     nodes = [taxonomy.classes(tier) for tier in range(level + 1)]
     predictions = []
-    for row, (answers, along) in enumerate(zip(*follow(tiers, taxonomy), strict=True)):
+    for row, (answers, along) in enumerate(zip(*best_paths(tiers, taxonomy), strict=True)):
         steps = zip(nodes, answers.tolist(), along.tolist(), strict=True)
         path = tuple(_step(classes[answer], score) for classes, answer, score in steps)
         predictions.append(Prediction(level, path, tuple(nodes), tuple(scores[row] for scores in tiers)))

@@ -68,7 +68,7 @@ _MARGIN = 2
 # Above this many pixels other formats than JPEG are reduced as well, and pictures are decoded one at a time,
 # so that memory is bounded by one large picture and not by one per thread.
 _LARGE = 24_000_000
-_large_turn: contextlib.AbstractContextManager[Any] = threading.Lock()
+_large_image_lock: contextlib.AbstractContextManager[Any] = threading.Lock()
 
 _STRIP_PIXELS = 1 << 22
 _ORIENTATION = 0x0112
@@ -119,13 +119,13 @@ def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Ima
         raise ImageError(_reason(error)) from error
 
 
-def take_turns_with(lock: contextlib.AbstractContextManager[Any]) -> None:
+def set_large_image_lock(lock: contextlib.AbstractContextManager[Any]) -> None:
     """Decode very large pictures one at a time among all processes that hold this lock, not only in this one."""
-    global _large_turn
-    _large_turn = lock
+    global _large_image_lock
+    _large_image_lock = lock
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     """What a file of a picture says of itself before a pixel is decoded."""
 
     size: tuple[int, int]
@@ -134,7 +134,7 @@ class Header(NamedTuple):
     """Whether the file ends as its format ends; False where that can't be told without decoding it."""
 
 
-def read_header(source: str | os.PathLike[str] | bytes) -> Header:
+def read_header(source: str | os.PathLike[str] | bytes) -> ImageHeader:
     """Read the header and the last bytes of a picture: a path, or the bytes of a file.
 
     Finds what is no picture, too large, or of a kind that is not read, and most files that were cut short, in a
@@ -145,7 +145,7 @@ def read_header(source: str | os.PathLike[str] | bytes) -> Header:
             with _open_image(stream) as image:
                 _check_size(image.size)
                 size, format_ = image.size, image.format
-            return Header(size, _ends_whole(stream, format_))
+            return ImageHeader(size, _ends_whole(stream, format_))
     except ImageError:
         raise
     except Exception as error:
@@ -257,7 +257,7 @@ def _decode(stream: _Stream, min_side: int | None) -> Image.Image:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         if not image.info.get("progressive"):  # a progressive JPEG is held at full size, whatever the scale
             pixels = image.width * image.height
-        with _large_turn if pixels > _LARGE else contextlib.nullcontext():
+        with _large_image_lock if pixels > _LARGE else contextlib.nullcontext():
             image.load()
             return _finish(image, min_side)
 

@@ -12,13 +12,13 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hierclass.decisions.exit_policy import LevelWish, Request
+from hierclass.decisions.exit_policy import LevelChoice, Request
 from hierclass.errors import InputError
 from hierclass.labelling.rows import Row
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.read_input import Reading
+    from hierclass.labelling.read_input import ReadOptions
 
 __all__ = ["Row", "label"]
 
@@ -27,21 +27,20 @@ def label(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     classifier: Classifier | None = None,
-    level: LevelWish = None,
+    level: LevelChoice = None,
     min_tier: int = 0,
     precision: float = 0.95,
     only: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     shard: str | None = None,
-    reading: Reading | None = None,
+    reading: ReadOptions | None = None,
 ) -> Iterator[Row]:
     """Label images: yield a row for every image that `paths` lead to, in order, with an error where one can't be read.
 
     `paths` are images, folders, tar and Parquet files of images (`hierclass.labelling.inputs.list_inputs`); they may
     be endless, but for a `shard` ("2/8": the second of eight equal parts). The other arguments are those of
-    `hierclass label`: see `hierclass.decisions.exit_policy.Request` for what is asked
-    of the images and `hierclass.labelling.read_input.Reading` for how they are read. Memory does not grow with their
-    number.
+    `hierclass label`: `hierclass.decisions.exit_policy.Request` explains them, and
+    `hierclass.labelling.read_input.ReadOptions` explains `reading`. Memory does not grow with the number of images.
 
     Raises:
         LevelError: the model has no such level (on the call, before anything is read).

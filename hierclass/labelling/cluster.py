@@ -19,7 +19,7 @@ import torch
 
 from hierclass.errors import InputError
 from hierclass.labelling.run_folder import Range, RunFolder
-from hierclass.labelling.run_pass import Pass, Progress, run_range
+from hierclass.labelling.run_pass import PassProgress, RunPass, run_range
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -47,7 +47,7 @@ class RayEngine:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._workers = workers or max(1, int(resources.get("CPU", 1)))
 
-    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+    def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
         """Label the inputs of a pass; chunks are finished in any order."""
         import ray.data
 
@@ -96,7 +96,7 @@ class _Worker:
     """A process of the cluster."""
 
     def __init__(
-        self, folder: RunFolder, what: Pass, open_classifier: Callable[[], Classifier], place: str
+        self, folder: RunFolder, what: RunPass, open_classifier: Callable[[], Classifier], place: str
     ) -> None:
         """Answer for a program whose working folder is `place`: paths may be relative to it."""
         os.chdir(place)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.decisions.cascade import Crew, Done
-from hierclass.decisions.exit_policy import Answers, Request, Stopping
+from hierclass.decisions.cascade import Done, ParallelCascade
+from hierclass.decisions.exit_policy import Answers, ExitPolicy, Request
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs
-from hierclass.labelling.read_ahead import Numbered, read_ahead
-from hierclass.labelling.read_input import Read, Reading
-from hierclass.labelling.rows import Outcome, Row, Texts
+from hierclass.labelling.read_ahead import NumberedInput, read_ahead
+from hierclass.labelling.read_input import ReadOptions, ReadResult
+from hierclass.labelling.rows import ClassNames, Outcome, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,20 +35,20 @@ class LabelPipeline:
     `policy` says when the answer to an image is final, `num_tiers` how many tiers the table of the answers has.
     """
 
-    def __init__(self, classifier: Classifier, request: Request, reading: Reading | None = None) -> None:
+    def __init__(self, classifier: Classifier, request: Request, reading: ReadOptions | None = None) -> None:
         """Check a request against the model of a classifier; nothing is read yet.
 
         Raises:
             LevelError: the model has no such level.
             InputError: a class, a tier or thresholds that the request needs do not exist.
         """
-        self.num_tiers = num_tiers_of(request, classifier)
-        self.policy = Stopping(request, classifier.taxonomy, classifier.decision)
-        self._classifier, self._reading = classifier, reading or Reading()
+        self.num_tiers = count_tiers(request, classifier)
+        self.policy = ExitPolicy(request, classifier.taxonomy, classifier.decision)
+        self._classifier, self._reading = classifier, reading or ReadOptions()
 
     def list_inputs(
         self, names: Iterable[str | os.PathLike[str]], shard: Shard | None = None
-    ) -> Iterable[Numbered]:
+    ) -> Iterable[NumberedInput]:
         """Return the inputs that `names` lead to, numbered from 0; with a shard, a list of its part of them.
 
         Raises as `hierclass.labelling.inputs.list_inputs`, at the end of the inputs.
@@ -56,23 +56,23 @@ class LabelPipeline:
         inputs = enumerate(list_inputs(names, image_column=self._reading.image_column))
         return inputs if shard is None else shard.of_all(inputs)
 
-    def run(self, inputs: Iterable[Numbered]) -> Iterator[Outcome]:
+    def run(self, inputs: Iterable[NumberedInput]) -> Iterator[Outcome]:
         """Yield the outcome of every input once, in order; the numbers of the inputs rise.
 
         An image that cannot be read, or on which the network fails, has an error; the others of its batch are
         answered. Memory does not grow with the number of inputs.
         """
         size = self._reading.batch_size
-        window = _Window(self._classifier.taxonomy.num_tiers)
+        window = _OutcomeWindow(self._classifier.taxonomy.num_tiers)
         preprocessing = self._classifier.preprocessing_for(self.policy.last)
         batch: list[tuple[int, NDArray[np.uint8]]] = []
-        with Crew(self._classifier, self.policy, size) as crew:
+        with ParallelCascade(self._classifier, self.policy, size) as cascade:
 
             def push() -> None:
                 if batch:
                     numbers, pixels = zip(*batch, strict=True)
                     batch.clear()
-                    window.close(crew.push(np.stack(pixels), np.array(numbers)))
+                    window.close(cascade.push(np.stack(pixels), np.array(numbers)))
 
             for number, item, read in read_ahead(inputs, preprocessing, self._reading):
                 window.add(number, item, read)
@@ -80,13 +80,13 @@ class LabelPipeline:
                     batch.append((number, read.pixels))
                 if len(batch) == size:
                     push()
-                if window.num_held >= _HELD_BATCHES * len(crew) * size:
+                if window.num_held >= _HELD_BATCHES * len(cascade) * size:
                     push()
-                    window.close(crew.finish())
+                    window.close(cascade.finish())
                 if window.num_ready >= size:
                     yield window.take()
             push()
-            window.close(crew.finish())
+            window.close(cascade.finish())
         if window.num_ready:
             yield window.take()
 
@@ -99,11 +99,11 @@ class LabelPipeline:
         return outcome.table(self._texts)
 
     @functools.cached_property
-    def _texts(self) -> Texts:
-        return Texts(self._classifier.taxonomy, self.num_tiers)
+    def _texts(self) -> ClassNames:
+        return ClassNames(self._classifier.taxonomy, self.num_tiers)
 
 
-def num_tiers_of(request: Request, classifier: Classifier) -> int:
+def count_tiers(request: Request, classifier: Classifier) -> int:
     """Return how many tiers the table of a request has.
 
     Raises:
@@ -115,7 +115,7 @@ def num_tiers_of(request: Request, classifier: Classifier) -> int:
 
 
 @dataclass(slots=True)
-class _Place:
+class _PendingInput:
     """An input on its way through."""
 
     number: int
@@ -127,15 +127,15 @@ class _Place:
     error: str | None = None
 
 
-class _Window:
+class _OutcomeWindow:
     """The inputs that are read and not yet given out, in their order."""
 
     def __init__(self, num_tiers: int) -> None:
         """Begin empty; the model answers so many tiers."""
         self._none = Answers.none(1, num_tiers)
-        self._held: deque[_Place] = deque()
-        self._ready: list[_Place] = []
-        self._climbing: dict[int, _Place] = {}
+        self._held: deque[_PendingInput] = deque()
+        self._ready: list[_PendingInput] = []
+        self._climbing: dict[int, _PendingInput] = {}
 
     @property
     def num_ready(self) -> int:
@@ -147,9 +147,9 @@ class _Window:
         """Inputs from the first one on that still climbs."""
         return len(self._held)
 
-    def add(self, number: int, item: Input, read: Read) -> None:
+    def add(self, number: int, item: Input, read: ReadResult) -> None:
         """Take in the next input."""
-        place = _Place(number, item, read.stamp, read.preview)
+        place = _PendingInput(number, item, read.stamp, read.preview)
         if isinstance(read.pixels, str):
             place.error = read.pixels
         else:

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ReadOptions:
     """How images are read."""
 
     batch_size: int = 64
@@ -41,7 +41,7 @@ class Reading:
             raise InputError("the batch size and the number of workers must be at least 1")
 
 
-class Read(NamedTuple):
+class ReadResult(NamedTuple):
     """An input that was read: what the network sees (S, S, 3), or the reason why there is nothing."""
 
     pixels: NDArray[np.uint8] | str
@@ -49,37 +49,37 @@ class Read(NamedTuple):
     preview: bool = False
 
 
-class Source(NamedTuple):
+class ReadSource(NamedTuple):
     """An input, and its bytes or what is wrong with it where that is known already."""
 
     item: Input
     data: bytes | ImageError | None
 
 
-class How(NamedTuple):
+class InputReader(NamedTuple):
     """All that reading needs to know beside the inputs."""
 
     preprocessing: Preprocessing
     previews: bool
 
-    def read(self, sources: Sequence[Source]) -> list[Read]:
+    def read(self, sources: Sequence[ReadSource]) -> list[ReadResult]:
         """Read inputs here."""
         return [_read(item, data, self.preprocessing, previews=self.previews) for item, data in sources]
 
 
 def _read(
     item: Input, data: bytes | ImageError | None, preprocessing: Preprocessing, *, previews: bool
-) -> Read:
+) -> ReadResult:
     before = stamp(item.path)
     try:
         if isinstance(data, ImageError):
             raise data
         found = source(item) if data is None else data
         if previews and (preview := read_preview(found, decode_side(preprocessing, margin=1))) is not None:
-            return Read(square(preview, preprocessing), before, preview=True)
-        return Read(read_square(found, preprocessing), before)
+            return ReadResult(square(preview, preprocessing), before, preview=True)
+        return ReadResult(read_square(found, preprocessing), before)
     except ImageError as error:
-        return Read(str(error), before)
+        return ReadResult(str(error), before)
     except Exception as error:
         _log.debug("reading %r failed", item, exc_info=True)
-        return Read(unexpected(error), before)
+        return ReadResult(unexpected(error), before)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.decisions.exit_policy import Answers, Reason
+from hierclass.decisions.exit_policy import Answers, StopReason
 from hierclass.decisions.prediction import Step
 from hierclass.labelling.inputs import Input, Stamp
 
@@ -35,7 +35,7 @@ class Row:
     own; their scores (0 … 1) never rise. `level` is the tier of the answer: one of `steps`, None where nothing is
     sure (`stop_reason` "last"), it shows none of the classes asked for ("excluded"), or the level that was asked for
     is too coarse to tell ("asked"). `chosen_level` is the level
-    that was computed last, and `stop_reason` says why: a `hierclass.decisions.exit_policy.Reason` in small letters.
+    that was computed last, and `stop_reason` says why: a `hierclass.decisions.exit_policy.StopReason` in small letters.
     `preview` says that the image was read from the small one inside of the file.
     """
 
@@ -132,12 +132,12 @@ class Outcome:
                 Step(nodes[k][index].id, nodes[k][index].name, float(score))
                 for k, (index, score) in enumerate(pairs)
             )
-            reason = Reason(int(self.answers.reason[at])).word
+            reason = StopReason(int(self.answers.reason[at])).word
             preview = bool(self.previews[at])
             found.append(Row(item.name, None, tier if tier >= 0 else None, level, reason, preview, steps))
         return found
 
-    def table(self, texts: Texts) -> pa.Table:
+    def table(self, texts: ClassNames) -> pa.Table:
         """Return the outcome as the columns of a run's part, down to the last tier of `texts`."""
         import pyarrow as pa
 
@@ -169,7 +169,7 @@ class Outcome:
         return pa.table(values, schema=schema(texts.num_tiers, own=True))
 
 
-class Texts:
+class ClassNames:
     """The words of a taxonomy's classes as Arrow arrays: those of tier k begin at `starts[k]`."""
 
     def __init__(self, taxonomy: Taxonomy, num_tiers: int) -> None:
@@ -181,7 +181,7 @@ class Texts:
         self.starts = np.cumsum([0, *taxonomy.num_classes])[:num_tiers]
         self.synsets = pa.array([node.id for node in nodes], pa.string())
         self.labels = pa.array([node.name for node in nodes], pa.string())
-        self.reasons = pa.array([reason.word for reason in Reason], pa.string())
+        self.reasons = pa.array([reason.word for reason in StopReason], pa.string())
 
 
 def _scores(values: NDArray[np.floating[Any]], known: NDArray[np.bool_]) -> pa.Array:

@@ -17,11 +17,11 @@ from hierclass.errors import InputError
 from hierclass.files import remove_temporaries
 from hierclass.images.discovery import STANDARD_INPUT, display_name
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
-from hierclass.labelling.pipeline import LabelPipeline, num_tiers_of
-from hierclass.labelling.read_input import Reading
+from hierclass.labelling.pipeline import LabelPipeline, count_tiers
+from hierclass.labelling.read_input import ReadOptions
 from hierclass.labelling.run_folder import Fingerprint, Range, RunFolder
-from hierclass.labelling.run_pass import Engine, LocalEngine, Pass
-from hierclass.labelling.sql_filter import Condition
+from hierclass.labelling.run_pass import Engine, LocalEngine, RunPass
+from hierclass.labelling.sql_filter import SqlFilter
 from hierclass.labelling.table_writers import write_table
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _LOOKED_AT = ["_index", "_size", "_modified", "error", "_generation"]
 Manifest: TypeAlias = "dict[str, Any]"
 
 
-class Listener(Protocol):
+class RunListener(Protocol):
     """Hears how a run gets on."""
 
     def say(self, line: str) -> None:
@@ -51,12 +51,12 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class LabelJob:
     """What to label: the inputs that `names` lead to, what is asked of them, and how they are read."""
 
     names: tuple[str, ...]
     request: Request
-    reading: Reading = dataclasses.field(default_factory=Reading)
+    reading: ReadOptions = dataclasses.field(default_factory=ReadOptions)
     shard: Shard | None = None
 
     def manifest(self, classifier: Classifier) -> Manifest:
@@ -74,15 +74,15 @@ class Job:
         }
 
 
-class Run:
+class LabelRun:
     """A labelling run in a folder that the caller has locked."""
 
     def __init__(
         self,
         folder: RunFolder,
         classifier: Classifier,
-        reading: Reading,
-        listener: Listener,
+        reading: ReadOptions,
+        listener: RunListener,
         engine: Engine | None = None,
     ) -> None:
         """Run a classifier, with an engine that has the same one (None: here); the listener hears of it."""
@@ -91,7 +91,7 @@ class Run:
         self.num_unread = 0
         """Images that were to be refined in this call and could not be read: their rows stayed."""
 
-    def label(self, job: Job, *, overwrite: bool = False, retry_errors: bool = False) -> None:
+    def label(self, job: LabelJob, *, overwrite: bool = False, retry_errors: bool = False) -> None:
         """Begin a run, or continue it; then look again at files that have changed since their rows were made.
 
         Raises:
@@ -144,7 +144,7 @@ class Run:
             return
         self._require_complete(manifest)
         self.folder.tidy()
-        condition, levels, finer = Condition(where, self.num_tiers), dict[int, int | None](), 0
+        condition, levels, finer = SqlFilter(where, self.num_tiers), dict[int, int | None](), 0
         for table in self._rows():
             chosen = list(condition.numbers(table))
             found = self._not_above(table, chosen, request)
@@ -181,7 +181,7 @@ class Run:
     def num_tiers(self) -> int:
         """How many tiers the table has: as the finest that was asked for."""
         requests = [_request(job) for job in self.jobs if job["kind"] != "again"]
-        return max(num_tiers_of(request, self.classifier) for request in requests)
+        return max(count_tiers(request, self.classifier) for request in requests)
 
     @property
     def _range(self) -> tuple[int, int]:
@@ -303,7 +303,7 @@ class Run:
         """Label what a pass is for and has no row yet."""
         job = self.jobs[generation]
         source = self.jobs[job["of"]] if job["kind"] == "again" else job
-        what = Pass(
+        what = RunPass(
             generation=generation,
             request=_request(source),
             reading=dataclasses.replace(self.reading, previews=source["previews"]),
@@ -328,7 +328,7 @@ class Run:
         """Label files anew that have changed since their rows were made and, if asked for, those with errors."""
         again, gone = defaultdict[int, list[int]](list), 0
         changed = failed = relisted = 0
-        stamps = _Stamps()
+        stamps = _StampCache()
         rows = (row for table in self._rows() for row in table.select(_LOOKED_AT).to_pylist())
         for row, (number, item) in zip(rows, self.folder.inputs(self._range[0]), strict=False):
             assert row["_index"] == number
@@ -363,7 +363,7 @@ class Run:
         return int(job["of"]) if job["kind"] == "again" else generation
 
 
-class _Stamps:
+class _StampCache:
     """Stamps of the files of inputs; an archive is looked at once, not for each of its images."""
 
     def __init__(self) -> None:
@@ -377,7 +377,7 @@ class _Stamps:
         return self._last[1]
 
 
-def _size(folder: RunFolder, what: Pass, ranges: Sequence[Range]) -> int:
+def _size(folder: RunFolder, what: RunPass, ranges: Sequence[Range]) -> int:
     """How many inputs a pass has in ranges of their numbers."""
     if not what.sparse:
         return sum(end - first for first, end in ranges)

@@ -300,7 +300,7 @@ class RunFolder:
         """
         kinds = [job["kind"] for job in self.manifest()["jobs"]]
         base, *later = (
-            _Rows(self._parts, self.parts(each), num_tiers, errors=kinds[each] != "refine")
+            _PassRows(self._parts, self.parts(each), num_tiers, errors=kinds[each] != "refine")
             for each in generations
         )
         for table in base:
@@ -315,7 +315,7 @@ class RunFolder:
         """Return the inputs that a pass has rows with an error of; the numbers rise."""
         import pyarrow.compute as pc
 
-        rows = _Rows(self._parts, self.parts(generation), 1)
+        rows = _PassRows(self._parts, self.parts(generation), 1)
         found: list[int] = []
         for table in rows:
             found += table.filter(pc.is_valid(table.column("error"))).column("_index").to_pylist()
@@ -343,7 +343,7 @@ class Fingerprint:
         return self._digest.hexdigest()
 
 
-class _Rows:
+class _PassRows:
     """The rows of one pass, read as they are asked for; they are in the order of the inputs."""
 
     def __init__(self, folder: Path, parts: Sequence[Part], num_tiers: int, *, errors: bool = True) -> None:

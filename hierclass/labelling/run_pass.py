@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 import pyarrow as pa
 
-from hierclass.decisions.exit_policy import Reason, Request
+from hierclass.decisions.exit_policy import Request, StopReason
 from hierclass.labelling.pipeline import LabelPipeline
-from hierclass.labelling.read_ahead import Numbered
-from hierclass.labelling.read_input import Reading
+from hierclass.labelling.read_ahead import NumberedInput
+from hierclass.labelling.read_input import ReadOptions
 from hierclass.labelling.rows import schema
 from hierclass.labelling.run_folder import Part, Range, RunFolder
 
@@ -27,17 +27,17 @@ PART_SECONDS = 30.0
 """A part is written after N rows or S seconds; bounds what a crash can lose."""
 
 
-Progress: TypeAlias = Generator[tuple[int, int], None, None]
+PassProgress: TypeAlias = Generator[tuple[int, int], None, None]
 """Yields how many inputs were done since it last did, and errors among them; closed early, it keeps what is done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
+class RunPass:
     """What a pass does: which one of the run it is, what it asks of its inputs, and how it reads them."""
 
     generation: int
     request: Request
-    reading: Reading
+    reading: ReadOptions
     sparse: bool = False
     """Whether it is for those inputs alone whose numbers the run's folder has."""
     keeps_known: bool = False
@@ -51,7 +51,7 @@ class Pass:
 class Engine(Protocol):
     """Computes passes."""
 
-    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+    def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
         """Label the inputs of a pass in ranges of their numbers."""
         ...
 
@@ -63,7 +63,7 @@ class LocalEngine:
         """Answer with a classifier; write a part of the table every `part_rows` rows (None: `PART_ROWS`)."""
         self._classifier, self._part_rows = classifier, part_rows or PART_ROWS
 
-    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
+    def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
         """Label the inputs of a pass, range by range."""
         pipeline = what.pipeline(self._classifier)
         for gap in gaps:
@@ -71,11 +71,13 @@ class LocalEngine:
 
 
 def run_range(
-    folder: RunFolder, pipeline: LabelPipeline, what: Pass, wanted: Range, part_rows: int = PART_ROWS
-) -> Progress:
+    folder: RunFolder, pipeline: LabelPipeline, what: RunPass, wanted: Range, part_rows: int = PART_ROWS
+) -> PassProgress:
     """Label the inputs of a pass in one range of their numbers with the pass's pipeline, and store their rows."""
     first, end = wanted
-    inputs: Iterator[Numbered] = itertools.takewhile(lambda numbered: numbered[0] < end, folder.inputs(first))
+    inputs: Iterator[NumberedInput] = itertools.takewhile(
+        lambda numbered: numbered[0] < end, folder.inputs(first)
+    )
     known = folder.levels(what.generation) if what.sparse else {}
     if what.sparse:
         inputs = _chosen(inputs, [number for number in known if number >= first])
@@ -95,7 +97,7 @@ def _improved(table: pa.Table, known: Mapping[int, int | None]) -> pa.Table:
     """
     columns = (table.column(name).to_pylist() for name in ("_index", "chosen_level", "stop_reason"))
     better = [
-        level is None or level >= (known[number] or 0) or reason == Reason.EXCLUDED.word
+        level is None or level >= (known[number] or 0) or reason == StopReason.EXCLUDED.word
         for number, level, reason in zip(*columns, strict=True)
     ]
     return table.filter(pa.array(better, pa.bool_()))
@@ -142,7 +144,7 @@ class _PartWriter:
         self._begin, self._held = reached, []
 
 
-def _chosen(inputs: Iterable[Numbered], numbers: Sequence[int]) -> Iterator[Numbered]:
+def _chosen(inputs: Iterable[NumberedInput], numbers: Sequence[int]) -> Iterator[NumberedInput]:
     """Those of the inputs that have one of these numbers; both rise."""
     wanted = iter(numbers)
     number = next(wanted, None)

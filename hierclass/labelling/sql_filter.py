@@ -16,7 +16,7 @@ _ALLOWED = {sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
 """What a condition may do: look at columns and call functions of SQLite."""
 
 
-class Condition:
+class SqlFilter:
     """An SQL condition on the columns of a table of labels (SQLite's grammar); it looks at one row.
 
     Scores are as a table shows them, with `SCORE_DIGITS` digits.

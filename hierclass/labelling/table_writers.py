@@ -25,7 +25,7 @@ _ROW_GROUP = 10_000
 Record: TypeAlias = "dict[str, Value]"
 
 
-class Table(ABC):
+class TableWriter(ABC):
     """A table being written: `write` rows, then `close`."""
 
     def __init__(self, file: IO[bytes], num_tiers: int) -> None:
@@ -34,7 +34,7 @@ class Table(ABC):
         self._file = file
 
     @abstractmethod
-    def write(self, rows: pa.Table) -> None:
+    def write(self, rows: pa.TableWriter) -> None:
         """Append rows: an Arrow table that has the columns of this one, and may have others."""
 
     @abstractmethod
@@ -42,14 +42,14 @@ class Table(ABC):
         """Write what is still held back; the file itself stays open."""
 
 
-class _TextTable(Table):
+class _TextWriter(TableWriter):
     """Lines of text, handed to the system with every write."""
 
     def __init__(self, file: IO[bytes], num_tiers: int) -> None:
         super().__init__(file, num_tiers)
         self._emit(self._header())
 
-    def write(self, rows: pa.Table) -> None:
+    def write(self, rows: pa.TableWriter) -> None:
         records = [_rounded(row) for row in rows.select(columns(self.num_tiers)).to_pylist()]
         self._emit("".join(self._line(record) for record in records))
 
@@ -69,7 +69,7 @@ class _TextTable(Table):
     def _line(self, record: Record) -> str: ...
 
 
-class _CsvTable(_TextTable):
+class _CsvWriter(_TextWriter):
     def _header(self) -> str:
         return ",".join(columns(self.num_tiers)) + "\n"
 
@@ -80,12 +80,12 @@ class _CsvTable(_TextTable):
         return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-class _JsonTable(_TextTable):
+class _JsonWriter(_TextWriter):
     def _line(self, record: Record) -> str:
         return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-class _ParquetTable(Table):
+class _ParquetWriter(TableWriter):
     def __init__(self, file: IO[bytes], num_tiers: int) -> None:
         super().__init__(file, num_tiers)
         import pyarrow.parquet as pq
@@ -93,9 +93,9 @@ class _ParquetTable(Table):
         # pyarrow ignores that a write may be short
         self._buffer = io.BufferedWriter(cast("io.RawIOBase", file))
         self._writer: Any = pq.ParquetWriter(self._buffer, schema(num_tiers))
-        self._held: list[pa.Table] = []
+        self._held: list[pa.TableWriter] = []
 
-    def write(self, rows: pa.Table) -> None:
+    def write(self, rows: pa.TableWriter) -> None:
         self._held.append(rows.select(columns(self.num_tiers)).cast(schema(self.num_tiers)))
         if sum(map(len, self._held)) >= _ROW_GROUP:
             self._flush()
@@ -113,22 +113,22 @@ class _ParquetTable(Table):
         self._held = []
 
 
-_TABLES: dict[str, Callable[[IO[bytes], int], Table]] = {
-    "csv": _CsvTable,
-    "jsonl": _JsonTable,
-    "parquet": _ParquetTable,
+_TABLES: dict[str, Callable[[IO[bytes], int], TableWriter]] = {
+    "csv": _CsvWriter,
+    "jsonl": _JsonWriter,
+    "parquet": _ParquetWriter,
 }
 
 
-def open_table(file: IO[bytes], format_: str, num_tiers: int) -> Table:
+def open_writer(file: IO[bytes], format_: str, num_tiers: int) -> TableWriter:
     """Begin a table in an open file; `format_` is one of `FORMATS`."""
     return _TABLES[format_](file, num_tiers)
 
 
-def write_table(path: Path, tables: Iterable[pa.Table], num_tiers: int) -> None:
+def write_table(path: Path, tables: Iterable[pa.TableWriter], num_tiers: int) -> None:
     """Write Arrow tables as one file, whole or not at all; its ending says how. Raises OSError."""
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
-        table = open_table(file, format_of(path), num_tiers)
+        table = open_writer(file, format_of(path), num_tiers)
         try:
             for rows in tables:
                 table.write(rows)

@@ -18,16 +18,16 @@ from hierclass.errors import HierclassError, ImageError, InputError
 from hierclass.images.decoding import read_image
 from hierclass.labelling.inputs import Input
 from hierclass.labelling.pipeline import LabelPipeline
-from hierclass.labelling.read_input import Reading
+from hierclass.labelling.read_input import ReadOptions
 from hierclass.labelling.rows import Row, schema
 from hierclass.labelling.table_writers import write_table
 from hierclass.page.messages import photographs
-from hierclass.page.unpacking import Photograph, Space, unpack
+from hierclass.page.unpacking import ByteBudget, Photograph, unpack
 from hierclass.page.uploads import Uploads
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.page.single import Wish
+    from hierclass.page.single import AnswerOptions
 
 MAX_PHOTOGRAPHS = 500
 MAX_UNPACKED = 1 << 30
@@ -54,7 +54,7 @@ DOWNLOADS = ("csv", "parquet")
 
 
 @dataclass(slots=True)
-class Pile:
+class BatchJob:
     """Photographs that are being labelled, in the order in which they were sent."""
 
     photographs: list[Photograph]
@@ -83,7 +83,7 @@ class Pile:
         return None not in self.rows
 
 
-def gather(uploads: Uploads, sent: Any, folder: Path) -> Pile:
+def collect_job(uploads: Uploads, sent: Any, folder: Path) -> BatchJob:
     """Find the photographs that a request means: uploaded files, and those in zip files, unpacked to a folder.
 
     A file that is not there any more, or a zip file that can't be read, is a row with an error.
@@ -96,7 +96,7 @@ def gather(uploads: Uploads, sent: Any, folder: Path) -> Pile:
         raise InputError("there is nothing to label yet; choose photographs or a zip file of photographs")
     if len(files) > MAX_PHOTOGRAPHS:
         raise _too_many(len(files))
-    found, space = list[Photograph](), Space(MAX_UNPACKED)
+    found, space = list[Photograph](), ByteBudget(MAX_UNPACKED)
     for number, each in enumerate(files):
         name = _name_of(each, number)
         try:
@@ -113,56 +113,58 @@ def gather(uploads: Uploads, sent: Any, folder: Path) -> Pile:
             found.append(Photograph(name, None, text.removeprefix(f"{name} ")))
     if len(found) > MAX_PHOTOGRAPHS:
         raise _too_many(len(found))
-    return Pile(found)
+    return BatchJob(found)
 
 
-def label_pile(classifier: Classifier, pile: Pile, wish: Wish, *, thumbnails: bool) -> Generator[None]:
-    """Label photographs, as `hierclass label` does; every time some are done, yield: their rows are in the pile.
+def run_batch_job(
+    classifier: Classifier, job: BatchJob, options: AnswerOptions, *, thumbnails: bool
+) -> Generator[None]:
+    """Label the photographs of a job as `hierclass label` does; yield whenever the job has new rows.
 
-    With `thumbnails`, small pictures of them are made too, for `table_rows`. What is not reached within `MAX_SECONDS`
-    has an error.
+    With `thumbnails`, also make small pictures for `table_rows`. Photographs that are not reached within
+    `MAX_SECONDS` get an error.
     """
-    pipeline = LabelPipeline(classifier, wish.request, Reading(batch_size=BATCH_SIZE))
+    pipeline = LabelPipeline(classifier, options.request, ReadOptions(batch_size=BATCH_SIZE))
     started = time.perf_counter()
-    pile.rows = [None if each.path else Row(each.name, each.error) for each in pile.photographs]
-    inputs = ((n, Input(os.fspath(each.path))) for n, each in enumerate(pile.photographs) if each.path)
+    job.rows = [None if each.path else Row(each.name, each.error) for each in job.photographs]
+    inputs = ((n, Input(os.fspath(each.path))) for n, each in enumerate(job.photographs) if each.path)
     yield
     with contextlib.closing(pipeline.run(inputs)) as found:  # type: ignore[type-var]
         for outcome in found:
             for number, row in zip(outcome.numbers.tolist(), pipeline.rows(outcome), strict=True):
-                each = pile.photographs[number]
+                each = job.photographs[number]
                 if thumbnails and row.error is None and each.path is not None:
-                    pile.thumbnails[number] = thumbnail(each.path)
-                pile.rows[number] = dataclasses.replace(row, path=each.name)
-            pile.seconds = time.perf_counter() - started
-            if pile.seconds > MAX_SECONDS and not pile.finished:
+                    job.thumbnails[number] = thumbnail(each.path)
+                job.rows[number] = dataclasses.replace(row, path=each.name)
+            job.seconds = time.perf_counter() - started
+            if job.seconds > MAX_SECONDS and not job.finished:
                 late = f"was not reached within {MAX_SECONDS:.0f} seconds; send fewer at once, or use hierclass label"
-                pile.rows = [
-                    row or Row(each.name, late) for row, each in zip(pile.rows, pile.photographs, strict=True)
+                job.rows = [
+                    row or Row(each.name, late) for row, each in zip(job.rows, job.photographs, strict=True)
                 ]
                 yield
                 return
             yield
 
 
-def table_rows(pile: Pile) -> list[list[Any]]:
+def table_rows(job: BatchJob) -> list[list[Any]]:
     """Return what the page's table shows: a row per photograph that is done, with the columns `HEADERS`."""
     return [
-        [number + 1, *_table_row(row, pile.thumbnails.get(number, ""))]
-        for number, row in enumerate(pile.rows)
+        [number + 1, *_table_row(row, job.thumbnails.get(number, ""))]
+        for number, row in enumerate(job.rows)
         if row is not None
     ]
 
 
-def draw_progress(pile: Pile, *, stopped: bool = False) -> str:
+def draw_progress(job: BatchJob, *, stopped: bool = False) -> str:
     """Draw how far it is: photographs done, how many a second, and the time left."""
-    done, total = len(pile.done), pile.total
-    rate = done / pile.seconds if pile.seconds else 0.0
-    failed = f" · {pile.num_errors:,} could not be read" if pile.num_errors else ""
+    done, total = len(job.done), job.total
+    rate = done / job.seconds if job.seconds else 0.0
+    failed = f" · {job.num_errors:,} could not be read" if job.num_errors else ""
     if stopped:
         text = f"Stopped: {done:,} of {photographs(total)} are done.{failed}"
-    elif pile.finished:
-        speed = f" in {pile.seconds:.1f} s ({rate:,.0f} a second)" if rate else ""
+    elif job.finished:
+        speed = f" in {job.seconds:.1f} s ({rate:,.0f} a second)" if rate else ""
         text = f"{photographs(total)} labelled{speed}{failed}"
     else:
         left = f" · {rate:,.0f} a second · {(total - done) / rate:.0f} s left" if rate else ""
@@ -175,7 +177,7 @@ def draw_progress(pile: Pile, *, stopped: bool = False) -> str:
     )
 
 
-def write_tables(pile: Pile, num_tiers: int, folder: Path) -> list[Path]:
+def write_tables(job: BatchJob, num_tiers: int, folder: Path) -> list[Path]:
     """Write the rows as labels.csv and labels.parquet, the tables of `hierclass label`.
 
     Raises:
@@ -183,7 +185,7 @@ def write_tables(pile: Pile, num_tiers: int, folder: Path) -> list[Path]:
     """
     import pyarrow as pa
 
-    rows = [row.to_dict(num_tiers) for row in pile.done]
+    rows = [row.to_dict(num_tiers) for row in job.done]
     table = pa.Table.from_pylist(rows, schema=schema(num_tiers))
     paths = [folder / f"labels.{ending}" for ending in DOWNLOADS]
     try:

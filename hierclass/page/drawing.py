@@ -10,7 +10,7 @@ from hierclass.page.messages import count, explain_class, percent, reason
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier, Level
-    from hierclass.page.single import Stage, Wish
+    from hierclass.page.single import AnswerOptions, Stage
 
 MORE_THAN_ALL = 1.005
 """From this share of the last level's work on, the steps together are said to cost more than it alone."""
@@ -18,9 +18,9 @@ NUM_ALTERNATIVES = 2
 """Other classes shown beside the best of each level."""
 
 
-def draw_headline(classifier: Classifier, stages: Sequence[Stage], wish: Wish) -> str:
+def draw_headline(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptions) -> str:
     """Draw the path so far, and why it stops there."""
-    text = escape(reason(classifier, stages, wish))
+    text = escape(reason(classifier, stages, options))
     return f'<div class="hc">{_draw_path(stages)}<p class="hc-why">{text}</p></div>'
 
 

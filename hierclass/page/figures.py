@@ -107,7 +107,7 @@ def draw_curve(levels: Sequence[Level]) -> go.Figure:
     return _framed(figure, 340, margin=50)
 
 
-class _Wheel:
+class _Sunburst:
     """The classes of all tiers as parallel lists; the same class in two tiers is there twice."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
@@ -132,7 +132,7 @@ class _Wheel:
                 self.leaves.append(projection.count(index))
 
 
-def _outlines(wheel: _Wheel, colours: Sequence[str], path: Mapping[str, str]) -> dict[str, list[Any]]:
+def _outlines(wheel: _Sunburst, colours: Sequence[str], path: Mapping[str, str]) -> dict[str, list[Any]]:
     """Colours and widths of the classes' outlines: the answered path stands out."""
     total, lines, widths = _total(wheel), [], []
     for each, colour, leaves in zip(wheel.ids, colours, wheel.leaves, strict=True):
@@ -142,7 +142,7 @@ def _outlines(wheel: _Wheel, colours: Sequence[str], path: Mapping[str, str]) ->
     return {"color": lines, "width": widths}
 
 
-def _texts(wheel: _Wheel, path: Container[str]) -> list[str]:
+def _texts(wheel: _Sunburst, path: Container[str]) -> list[str]:
     """What is written on the wheel: names that there is room for, and those of the path."""
     total, texts = _total(wheel), []
     for each, short, leaves in zip(wheel.ids, wheel.labels, wheel.leaves, strict=True):
@@ -151,14 +151,14 @@ def _texts(wheel: _Wheel, path: Container[str]) -> list[str]:
     return texts
 
 
-def _total(wheel: _Wheel) -> int:
+def _total(wheel: _Sunburst) -> int:
     """The leaves of the whole wheel."""
     return sum(count for count, parent in zip(wheel.leaves, wheel.parents, strict=True) if not parent)
 
 
 @functools.lru_cache(maxsize=4)
-def _wheel(taxonomy: Taxonomy) -> _Wheel:
-    return _Wheel(taxonomy)
+def _wheel(taxonomy: Taxonomy) -> _Sunburst:
+    return _Sunburst(taxonomy)
 
 
 def _plain(text: str) -> str:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from hierclass.page.endpoints import add_endpoints
 from hierclass.page.service import Service
-from hierclass.page.tab_batch import place_many
-from hierclass.page.tab_model import place_model
-from hierclass.page.tab_single import place_one
+from hierclass.page.tab_batch import build_batch_tab
+from hierclass.page.tab_model import build_model_tab
+from hierclass.page.tab_single import build_single_tab
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -36,11 +36,11 @@ def build_page(service: Service, *, card: str = "", examples: Sequence[Path] = (
         add_endpoints(service)  # first: what the page itself calls must not take their names
         gr.Markdown("# From coarse to fine")
         with gr.Tab("One photograph"):
-            place_one(service, examples)
+            build_single_tab(service, examples)
         with gr.Tab("Many photographs"):
-            place_many(service)
+            build_batch_tab(service)
         with gr.Tab("The model"):
-            place_model(service, card)
+            build_model_tab(service, card)
         gr.Markdown(PRIVACY, elem_classes="privacy")
         page.load(None, js=NAMED)
     page.queue(max_size=QUEUE_LENGTH, api_open=False)

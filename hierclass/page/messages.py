@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hierclass.decisions.exit_policy import Reason
+from hierclass.decisions.exit_policy import StopReason
 from hierclass.errors import HierclassError, ImageError
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.page.single import Stage, Wish
+    from hierclass.page.single import AnswerOptions, Stage
     from taxonomy import Taxonomy
 
 MOST_EXAMPLES = 4
@@ -70,26 +70,26 @@ def explain_class(taxonomy: Taxonomy, class_id: str) -> str:
     return node.definition or (f"such as {examples}" if examples else "")
 
 
-def reason(classifier: Classifier, stages: Sequence[Stage], wish: Wish) -> str:
+def reason(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptions) -> str:
     """Say in a sentence or two why the answer is as fine as it is; while it is computed, that it goes on."""
     last = stages[-1]
     if not last.enough:
         return "Looking closer …"
-    if wish.precision is None:
-        return _asked(classifier, stages, wish)
-    if last.reason is Reason.SURE and last.answer is not None:
+    if options.precision is None:
+        return _asked(classifier, stages, options)
+    if last.reason is StopReason.SURE and last.answer is not None:
         return (
-            f"Sure enough: answers with such a score are right {_times(wish.precision)}. "
+            f"Sure enough: answers with such a score are right {_times(options.precision)}. "
             f"That is {'as fine as it gets' if last.tier == len(classifier.levels) - 1 else 'fine enough'}."
             f"{saved(classifier, stages)}"
         )
     tier = 0 if last.tier is None else last.tier + 1
     doubtful, needed = (
         last.prediction.path[tier],
-        classifier.decision.at(wish.precision)[last.level][tier].score,
+        classifier.decision.at(options.precision)[last.level][tier].score,
     )
     bar = "no score is high enough for that" if needed is None else f"it would need {percent(needed)}"
-    doubt = f"“{doubtful.label}” ends with {percent(doubtful.score)}; to be right {_times(wish.precision)}, {bar}."
+    doubt = f"“{doubtful.label}” ends with {percent(doubtful.score)}; to be right {_times(options.precision)}, {bar}."
     if last.answer is None:
         return f"After the last step it is not sure enough of anything, not even of the kind: {doubt}"
     return f"Sure of “{last.answer.label}” and of nothing finer: {doubt}"
@@ -105,9 +105,9 @@ def saved(classifier: Classifier, stages: Sequence[Stage]) -> str:
     return f" The other {percent(rest)} of the work was never done."
 
 
-def _asked(classifier: Classifier, stages: Sequence[Stage], wish: Wish) -> str:
-    count = classifier.levels[wish.tier].num_classes
-    if wish.tier == classifier.levels[-1].index:
+def _asked(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptions) -> str:
+    count = classifier.levels[options.tier].num_classes
+    if options.tier == classifier.levels[-1].index:
         return f"This is as fine as it gets: one of {count:,} names."
     return f"You asked for one of {count:,} kinds, so it stopped here.{saved(classifier, stages)}"
 

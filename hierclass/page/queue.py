@@ -12,17 +12,17 @@ from hierclass.errors import InputError
 LOOK_SECONDS = 0.5
 
 
-class Turns:
+class JobQueue:
     """Gives turns in the order in which they were asked for, one at a time."""
 
     def __init__(self, most: int) -> None:
         """Let at most so many wait."""
         self.most = most
-        self._line: deque[Turn] = deque()
+        self._line: deque[QueuePlace] = deque()
         self._moved = threading.Condition()
 
     @contextmanager
-    def taken(self) -> Iterator[Turn]:
+    def joined(self) -> Iterator[QueuePlace]:
         """Stand in line for as long as the context lasts.
 
         Raises:
@@ -31,20 +31,20 @@ class Turns:
         with self._moved:
             if len(self._line) > self.most:
                 raise InputError(f"{self.most} others wait for their turn; please try again in a minute")
-            turn = Turn(self._line, self._moved)
-            self._line.append(turn)
+            place = QueuePlace(self._line, self._moved)
+            self._line.append(place)
         try:
-            yield turn
+            yield place
         finally:
             with self._moved:
-                self._line.remove(turn)
+                self._line.remove(place)
                 self._moved.notify_all()
 
 
-class Turn:
+class QueuePlace:
     """A place in the line."""
 
-    def __init__(self, line: deque[Turn], moved: threading.Condition) -> None:
+    def __init__(self, line: deque[QueuePlace], moved: threading.Condition) -> None:
         """Stand in a line; `moved` tells when somebody has left it."""
         self._line, self._moved = line, moved
 

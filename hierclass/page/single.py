@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hierclass.decisions.exit_policy import Reason, Request, Stopping
+from hierclass.decisions.exit_policy import ExitPolicy, Request, StopReason
 from hierclass.errors import InputError, LevelError
 from hierclass.images.decoding import ImageSource, read_image
 from hierclass.images.preprocessing import resize_side
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class AnswerOptions:
     """How fine an answer is wanted, and how sure."""
 
     tier: int
@@ -49,7 +49,7 @@ class Stage:
     """Whether no further level is computed."""
     tier: int | None
     """How fine the answer is so far, a tier of the prediction's path; None where not even tier 0 is sure."""
-    reason: Reason
+    reason: StopReason
     """Why the climb stopped here; holds where `enough` is true."""
 
     @property
@@ -63,7 +63,7 @@ class Stage:
         return None if self.tier is None else self.prediction.path[self.tier]
 
 
-def make_wish(classifier: Classifier, level: Any = None, precision: Any = None) -> Wish:
+def parse_options(classifier: Classifier, level: Any = None, precision: Any = None) -> AnswerOptions:
     """Read what a person or a program asks for; whatever it is, it may be wrong.
 
     Args:
@@ -80,7 +80,7 @@ def make_wish(classifier: Classifier, level: Any = None, precision: Any = None) 
         raise LevelError(f"the level is a whole number from 0 to {last}, not {str(level)[:40]!r}")
     tier = classifier.check_level(None if level is None else int(level))
     if precision is None:
-        return Wish(tier=tier)
+        return AnswerOptions(tier=tier)
     known = classifier.decision.precisions
     if not _is_number(precision) or not 0 < precision <= 1:
         raise InputError(f"the precision is a number above 0, up to 1, not {str(precision)[:40]!r}")
@@ -89,10 +89,10 @@ def make_wish(classifier: Classifier, level: Any = None, precision: Any = None) 
     enough = [each for each in known if each >= precision - 1e-9]
     if not enough:
         raise InputError(f"this model promises answers that are right up to {known[-1]:.0%} of the time")
-    return Wish(tier=tier, precision=enough[0])
+    return AnswerOptions(tier=tier, precision=enough[0])
 
 
-def climb(classifier: Classifier, source: ImageSource, wish: Wish) -> Iterator[Stage]:
+def classify_by_level(classifier: Classifier, source: ImageSource, options: AnswerOptions) -> Iterator[Stage]:
     """Read a photograph; answer at level 0, then at each finer level until that is enough.
 
     Nothing above the last stage is computed, and nothing above a stage before the next stage is asked for.
@@ -100,14 +100,14 @@ def climb(classifier: Classifier, source: ImageSource, wish: Wish) -> Iterator[S
     Raises:
         ImageError: the photograph can't be read; the message does not hold its path.
     """
-    stopping = Stopping(wish.request, classifier.taxonomy, classifier.decision)
+    policy = ExitPolicy(options.request, classifier.taxonomy, classifier.decision)
     image = read_image(source, min_side=resize_side(classifier.preprocessing))
     predictions = classifier.refine(image)
-    for costs in classifier.levels[: stopping.last + 1]:
+    for costs in classifier.levels[: policy.last + 1]:
         started = time.perf_counter()
         prediction = next(predictions)
         elapsed = (time.perf_counter() - started) * 1000
-        enough, answers = stopping.judge([prediction.scores(tier)[None] for tier in range(costs.index + 1)])
+        enough, answers = policy.judge([prediction.scores(tier)[None] for tier in range(costs.index + 1)])
         done, tier = bool(enough[0]), int(answers.tier[0])
         yield Stage(
             prediction=prediction,
@@ -116,7 +116,7 @@ def climb(classifier: Classifier, source: ImageSource, wish: Wish) -> Iterator[S
             share=costs.step_share,
             enough=done,
             tier=tier if tier >= 0 else None,
-            reason=Reason(int(answers.reason[0])),
+            reason=StopReason(int(answers.reason[0])),
         )
         if done:
             return

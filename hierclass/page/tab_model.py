@@ -8,7 +8,7 @@ from hierclass.page.service import Service
 from hierclass.page.widgets import ANNOUNCED, caption
 
 
-def place_model(service: Service, card: str) -> None:
+def build_model_tab(service: Service, card: str) -> None:
     """Place the tab's widgets, and wire them."""
     import gradio as gr
 

@@ -12,13 +12,13 @@ from hierclass.page.drawing import draw_headline, draw_message, draw_numbers, dr
 from hierclass.page.figures import draw_tree
 from hierclass.page.messages import explain, introduction
 from hierclass.page.service import NUM_AT_ONCE, Service
-from hierclass.page.widgets import ANNOUNCED, BUSY, Controls, caption, place_controls, share
+from hierclass.page.widgets import ANNOUNCED, BUSY, Controls, build_controls, caption, share
 
 if TYPE_CHECKING:
     import gradio as gr
 
 
-def place_one(service: Service, examples: Sequence[Path]) -> None:
+def build_single_tab(service: Service, examples: Sequence[Path]) -> None:
     """Place the tab's widgets, and wire them."""
     import gradio as gr
 
@@ -42,7 +42,7 @@ def place_one(service: Service, examples: Sequence[Path]) -> None:
             headline = gr.HTML(start, elem_id="headline", js_on_load=ANNOUNCED)
             steps = gr.HTML(draw_steps(classifier, ()), elem_id="steps")
         with gr.Column(elem_classes="control-part", min_width=280):
-            controls = place_controls(classifier)
+            controls = build_controls(classifier)
         with gr.Column(elem_classes="tree-part", min_width=280):
             gr.HTML(caption("All the classes, coloured by how likely they are"))
             tree = gr.Plot(draw_tree(classifier.taxonomy), show_label=False, elem_id="tree")
@@ -87,10 +87,10 @@ def _show(service: Service, photo: Any, level: Any, precision: Any) -> Iterator[
     """What the tab shows of a photograph after every level."""
     classifier, stages = service.classifier, []
     try:
-        for stage, wish in service.climb(photo, level, precision):
+        for stage, options in service.classify(photo, level, precision):
             stages.append(stage)
             yield (
-                draw_headline(classifier, stages, wish),
+                draw_headline(classifier, stages, options),
                 draw_steps(classifier, stages),
                 draw_tree(classifier.taxonomy, stages),
                 draw_numbers(classifier, stages),

@@ -26,7 +26,7 @@ class Photograph:
     error: str = ""
 
 
-class Space:
+class ByteBudget:
     """Bytes that may still be written."""
 
     def __init__(self, size: int) -> None:
@@ -40,7 +40,7 @@ class Space:
         self.left -= size
 
 
-def unpack(file: Path, name: str, folder: Path, space: Space, most: int) -> Iterator[Photograph]:
+def unpack(file: Path, name: str, folder: Path, space: ByteBudget, most: int) -> Iterator[Photograph]:
     """Yield the photographs in a zip file, written to a folder as 0.jpg, 1.jpg …; others of its files are left out.
 
     One that can't be unpacked has an error, and the others come nevertheless. Members are called `zip/member`.
@@ -56,7 +56,7 @@ def unpack(file: Path, name: str, folder: Path, space: Space, most: int) -> Iter
         InputError: it is no zip file, or has too many photographs.
     """
     try:
-        with file.open("rb", buffering=0) as raw, zipfile.ZipFile(_Bounded(raw)) as archive:
+        with file.open("rb", buffering=0) as raw, zipfile.ZipFile(_BoundedFile(raw)) as archive:
             members = [member for member in archive.infolist() if _is_photograph(member)]
             if len(members) > most:
                 raise InputError(
@@ -82,7 +82,7 @@ def unpack(file: Path, name: str, folder: Path, space: Space, most: int) -> Iter
         ) from error
 
 
-def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, space: Space) -> None:
+def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, space: ByteBudget) -> None:
     if member.flag_bits & _ENCRYPTED:
         raise ImageError("is locked with a password; pack it without one")
     with target.open("wb") as out:  # a full disk is no fault of the member
@@ -116,7 +116,7 @@ def _is_photograph(member: zipfile.ZipInfo) -> bool:
     )
 
 
-class _Bounded(io.RawIOBase):
+class _BoundedFile(io.RawIOBase):
     """A file of which no more than a list of members may be asked at once, so that no list is larger."""
 
     def __init__(self, raw: io.FileIO) -> None:

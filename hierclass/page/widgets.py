@@ -22,7 +22,7 @@ class Controls(NamedTuple):
     precision: gr.Slider
 
 
-def place_controls(classifier: Classifier) -> Controls:
+def build_controls(classifier: Classifier) -> Controls:
     """Place the widgets that say how fine and how sure."""
     import gradio as gr
 

@@ -27,7 +27,7 @@ MAX_SHARE = 0.75
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProbeResult:
     """What came of cutting one model; `reason` says in one line why it does not nest, and is empty if it does."""
 
     name: str
@@ -52,7 +52,7 @@ def family_of(name: str) -> str:
     return str(_registry._model_to_module.get(name, ""))
 
 
-def examine(name: str, widths: Sequence[float] = DEFAULT_SHARES, *, count: bool = True) -> Finding:
+def probe_backbone(name: str, widths: Sequence[float] = DEFAULT_SHARES, *, count: bool = True) -> ProbeResult:
     """Cut the timm model `name` into slices without memory for its weights; `count` its multiply-accumulates too.
 
     Raises:
@@ -60,23 +60,23 @@ def examine(name: str, widths: Sequence[float] = DEFAULT_SHARES, *, count: bool 
     """
     size = (3, 0, 0)
     try:
-        backbone = without_memory(name)
+        backbone = create_meta_backbone(name)
         size = image_size(backbone)
         macs, parameters = _level_costs(backbone, widths, size, count=count)
     except BackboneError as error:
         if not family_of(name):
             raise
-        return Finding(name, family_of(name), str(error).removesuffix(f"; {HINT}"), size)
+        return ProbeResult(name, family_of(name), str(error).removesuffix(f"; {HINT}"), size)
     except Exception as error:
-        return Finding(name, family_of(name), _first_line(error), size, unexpected=True)
+        return ProbeResult(name, family_of(name), _first_line(error), size, unexpected=True)
     share = parameters[0] / max(parameters[-1], 1)
     reason = (
         "" if share <= MAX_SHARE else f"level 0 needs {share:.0%} of the weights, so it is hardly cheaper"
     )
-    return Finding(name, family_of(name), reason, size, macs, parameters)
+    return ProbeResult(name, family_of(name), reason, size, macs, parameters)
 
 
-def without_memory(name: str) -> nn.Module:
+def create_meta_backbone(name: str) -> nn.Module:
     """Make a backbone whose weights take no memory (device meta), where timm can do that."""
     try:
         with torch.device("meta"):
@@ -127,7 +127,7 @@ def prove_model(name: str, structure: str) -> str:
     torch.manual_seed(0)
     try:
         backbone = create_backbone(name).eval()
-        stir(backbone)
+        randomise_weights(backbone)
         size = image_size(backbone)
         if structure == "slices":
             _compare(backbone, size)
@@ -139,7 +139,7 @@ def prove_model(name: str, structure: str) -> str:
     return ""
 
 
-def stir(backbone: nn.Module) -> None:
+def randomise_weights(backbone: nn.Module) -> None:
     """Give every weight a say: timm starts scales and tables at zero or one, which hides what is in the wrong place."""
     with torch.no_grad():
         for name, value in (*backbone.named_parameters(), *backbone.named_buffers()):

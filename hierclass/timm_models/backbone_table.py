@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from hierclass.errors import BackboneError
 
 if TYPE_CHECKING:
-    from hierclass.timm_models.backbone_probe import Finding
+    from hierclass.timm_models.backbone_probe import ProbeResult
 
 
 @dataclass(frozen=True)
-class Family:
+class BackboneFamily:
     """The models of one module of timm."""
 
     name: str
@@ -49,34 +49,34 @@ class Family:
         reasons = list(self.refused.values())
         return max(reasons, key=reasons.count) if reasons else ""
 
-    def only(self, pattern: str) -> Family:
+    def only(self, pattern: str) -> BackboneFamily:
         """Return the family with those models alone whose names match a pattern; all if its own name matches."""
         if fnmatchcase(self.name, pattern):
             return self
         nests = tuple(name for name in self.nests if fnmatchcase(name, pattern))
         refused = {name: why for name, why in self.refused.items() if fnmatchcase(name, pattern)}
-        return Family(self.name, nests, refused, self.proven, self.failed)
+        return BackboneFamily(self.name, nests, refused, self.proven, self.failed)
 
 
 @dataclass(frozen=True)
-class Backbones:
+class BackboneTable:
     """All families of one version of timm."""
 
     timm: str
     """Version of timm that was asked."""
-    families: tuple[Family, ...]
+    families: tuple[BackboneFamily, ...]
 
-    def matching(self, pattern: str) -> Backbones:
+    def matching(self, pattern: str) -> BackboneTable:
         """Return the families whose name, or the name of a model, matches a pattern like `*vit*`."""
         narrowed = (family.only(pattern) for family in self.families)
-        return Backbones(self.timm, tuple(family for family in narrowed if family.num_models))
+        return BackboneTable(self.timm, tuple(family for family in narrowed if family.num_models))
 
     @property
     def names(self) -> Iterator[str]:
         """All models."""
         return (name for family in self.families for name in family.names)
 
-    def family(self, model: str) -> Family | None:
+    def family(self, model: str) -> BackboneFamily | None:
         """Return the family of a model, None if the table does not know it."""
         return next((family for family in self.families if model in family.names), None)
 
@@ -135,33 +135,33 @@ def models_to_try(pattern: str | None, *, force: bool = False) -> list[str]:
 
 
 @cache
-def shipped_backbones() -> Backbones:
+def shipped_backbones() -> BackboneTable:
     """Return the table that comes with hierclass."""
     return read_backbones(files("hierclass").joinpath("data/backbones.json").read_text(encoding="utf-8"))
 
 
-def findings(models: Sequence[str]) -> Iterator[tuple[Finding, Family | None]]:
+def probe_models(models: Sequence[str]) -> Iterator[tuple[ProbeResult, BackboneFamily | None]]:
     """Cut models one by one, and yield what came of each and its family of the shipped table, if it is there."""
     if models:
-        from hierclass.timm_models.backbone_probe import examine
+        from hierclass.timm_models.backbone_probe import probe_backbone
 
         for name in models:
-            yield examine(name), shipped_backbones().family(name)
+            yield probe_backbone(name), shipped_backbones().family(name)
 
 
-def read_backbones(text: str) -> Backbones:
-    """Read what `Backbones.to_json` wrote."""
+def read_backbones(text: str) -> BackboneTable:
+    """Read what `BackboneTable.to_json` wrote."""
     content: dict[str, Any] = json.loads(text)
-    return Backbones(
+    return BackboneTable(
         content["timm"],
         tuple(
-            Family(name, tuple(found["nests"]), found["refused"], found["proven"], found["failed"])
+            BackboneFamily(name, tuple(found["nests"]), found["refused"], found["proven"], found["failed"])
             for name, found in content["families"].items()
         ),
     )
 
 
-def to_markdown(backbones: Backbones) -> str:
+def to_markdown(backbones: BackboneTable) -> str:
     """Return the page `docs/backbones.md`."""
     lines = [*_HEAD, f"**{backbones.summary()}.**", ""]
     lines += ["| family | models | nest | structures | shown on |", "| --- | ---: | ---: | --- | --- |"]
@@ -188,7 +188,7 @@ _HEAD = (
 )
 
 
-def _refusals(family: Family) -> list[str]:
+def _refusals(family: BackboneFamily) -> list[str]:
     """Lines of a list: models refused for the same reason, and structures that the family lacks."""
     groups: dict[str, list[str]] = {}
     for name, why in family.refused.items():
