@@ -1,4 +1,4 @@
-"""The classifier that Python, the command line and the page share: images in, predictions out."""
+"""The classifier that Python, the command line and the page use: images in, predictions out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What one level answers and what its answer costs for one image, all that is run for it included."""
+    """What one level answers, and the cost of its answer to one image, lower levels that it needs included."""
 
     index: int
     num_classes: int
@@ -40,22 +40,22 @@ class Level:
     share: float
     """Multiply-accumulates relative to the last level's, 0 … 1."""
     step_macs: int
-    """Multiply-accumulates of its step of `Classifier.refine`: what it adds, or all of it if nothing is reused."""
+    """Multiply-accumulates of its step of `Classifier.refine`: what it adds, or all if nothing is reused."""
     step_share: float
-    """The same relative to the last level's `macs`; where nothing is reused the steps may add up to more than 1."""
+    """`step_macs` relative to the last level's `macs`; the steps add up to more than 1 if nothing is reused."""
     parameters: int
     bytes: int
     accuracy: float | None
-    """Share of right answers on its own tier, 0 … 1, on the dev split; None if it was not measured."""
+    """Share of right answers (0 … 1) on its own tier, on the dev split; None if it was not measured."""
 
 
 def cost_alike(levels: Sequence[Level]) -> bool:
-    """Whether every level runs the whole network, so that a coarser answer saves nothing (`from_timm`, masks)."""
+    """Return whether every level runs the whole network: a coarser answer saves nothing (`from_timm`, masks)."""
     return len(levels) > 1 and levels[0].share > 0.995  # heads differ a little
 
 
 def run_once(levels: Sequence[Level]) -> bool:
-    """Whether the first step of refining computes all that the finer levels need (see `from_timm`)."""
+    """Return whether the first step of refining computes all that finer levels need (`from_timm`)."""
     return len(levels) > 1 and not any(level.step_macs for level in levels[1:])
 
 
@@ -73,7 +73,7 @@ class Classifier:
     """Classifies images at any level of one nested network. Safe to share between threads."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto"):
-        """Use `checkpoint` on `device`, with a fused copy of its network."""
+        """Copy the network of `checkpoint` to `device` and fuse its layers for inference."""
         self.checkpoint = checkpoint
         self.device = _find_device(device)
         self._network = fuse(checkpoint.network).to(self.device)
@@ -92,11 +92,10 @@ class Classifier:
         return self.checkpoint.preprocessing
 
     def preprocessing_for(self, level: int | None = None) -> Preprocessing:
-        """Return how an image is prepared where no level above `level` (None: the finest) is to be asked.
+        """Return how an image is prepared if no level above `level` (None: the finest) is computed.
 
-        Levels that see the image at a size of their own look at less of it: large photographs are decoded at a smaller
-        scale then, which is much faster. What is decoded is brought to the network's size as ever, and shrunk by the
-        level itself, so that nearly all answers are those of a full decode (docs/labelling.md).
+        For levels with a smaller image size, large photographs are decoded at a smaller scale, which is much faster,
+        and resized to the network's size as always; nearly all answers stay the same (docs/labelling.md).
 
         Raises:
             LevelError: the model has no such level.
@@ -108,27 +107,27 @@ class Classifier:
 
     @property
     def reuses(self) -> bool:
-        """Whether a finer level is computed from what coarser levels have computed, so that refining is no extra."""
+        """Whether a finer level reuses what coarser levels computed, so that refining costs nothing extra."""
         return self._network.reuses
 
     @property
     def temperatures(self) -> tuple[float, ...] | None:
-        """What every level's scores were calibrated with on held-out images; None: they are as the network says."""
+        """Temperature per level, fitted on held-out images; None: scores are not calibrated."""
         return self._decision.temperatures
 
     @property
     def lower_weight(self) -> float:
-        """How much the answers of lower levels count in that of a level (see `consensus`)."""
+        """Weight of the answers of lower levels in that of a level (see `hierclass.decisions.prediction.consensus`)."""
         return self._decision.lower_weight
 
     @property
     def decision(self) -> Decision:
-        """How the model decides: what `lower_weight`, `temperatures` and `thresholds` are read from."""
+        """How the answers of levels are combined and what was fitted: weight, temperatures, thresholds."""
         return self._decision
 
     @functools.cached_property
     def digest(self) -> str:
-        """A SHA-256 sum of all that an answer depends on: weights, classes, preprocessing, decisions."""
+        """SHA-256 sum of all that an answer depends on: weights, classes, preprocessing, decisions."""
         checkpoint = self.checkpoint
         made = [stored_fields(checkpoint.architecture), stored_fields(checkpoint.preprocessing)]
         texts = [*made, checkpoint.decision, checkpoint.taxonomy.to_dict()]
@@ -140,7 +139,7 @@ class Classifier:
 
     @property
     def network(self) -> NestedNetwork:
-        """The network, made ready for inference on `device`."""
+        """The network, fused for inference, on `device`."""
         return self._network
 
     def to_input(self, images: NDArray[np.uint8]) -> torch.Tensor:
@@ -153,10 +152,10 @@ class Classifier:
         return normalise(pixels, mean, std)
 
     def thresholds(self, precision: float = 0.9) -> tuple[tuple[Threshold, ...], ...]:
-        """Return from which score on answers are right at a rate: `thresholds(0.9)[level][tier]`.
+        """Return the thresholds from which on answers are right at a rate (0 … 1): `thresholds(0.9)[level][tier]`.
 
-        The score is that of the answer to the tier, `predict(image, level).path[tier].score`; the promise was
-        found on held-out images and holds for images like those. Usual rates are 0.8, 0.9, 0.95 and 0.99.
+        They apply to the score `predict(image, level).path[tier].score`. They were fitted on held-out images and hold
+        for images like those. Usual rates are 0.8, 0.9, 0.95 and 0.99.
 
         Raises:
             InputError: the model has no thresholds, or none for this precision.
@@ -168,7 +167,7 @@ class Classifier:
         return self._network.check_level(level)
 
     def predict(self, image: ImageSource, level: int | None = None) -> Prediction:
-        """Answer at one level (None: the finest). An image is a path, bytes, a PIL image or uint8 (H, W, 3).
+        """Answer at one level (None: the finest). An image is a path, bytes, a PIL image or uint8 (H, W, 3), RGB.
 
         Raises:
             LevelError: the model has no such level.
@@ -195,11 +194,11 @@ class Classifier:
         return predictions
 
     def refine(self, image: ImageSource) -> Iterator[Prediction]:
-        """Answer at level 0, then at each finer level; `Level.step_macs` says what each step computes.
+        """Yield the prediction of level 0, then of each finer level; `Level.step_macs` is the cost of each step.
 
-        Where the network reuses what lower levels computed (structure slices), that is only what the level adds;
-        else (prefix, depths, masks) every step runs its level from the start. See `reuses`.
-        Nothing above a level is computed before the next prediction is asked for.
+        If the network reuses what lower levels computed (structure slices), a step computes only what the level adds;
+        otherwise (prefix, depths, masks) it runs the level from the start. See `reuses`. A level is computed when its
+        prediction is asked for.
 
         Raises:
             ImageError: the image can't be read (on the call, before anything is computed).
@@ -207,7 +206,7 @@ class Classifier:
         return self._refine(self.to_input(np.stack([self._prepare(image, 0, 1, None)])))
 
     def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
-        """Answer for images that `preprocess` has prepared: float32 (B, 3, size, size), as `preprocessing_for` says.
+        """Answer for inputs float32 (B, 3, size, size) that `hierclass.images.preprocessing.preprocess` returned.
 
         Raises:
             LevelError: the model has no such level.

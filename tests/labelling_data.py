@@ -15,8 +15,10 @@ from PIL import Image
 from hierclass.classifier import Classifier
 from hierclass.decisions.exit_policy import LevelChoice, Request
 from hierclass.labelling.read_input import ReadOptions
-from hierclass.labelling.run import LabelJob, LabelRun
-from hierclass.labelling.run_folder import Range, RunFolder
+from hierclass.labelling.run import LabelRun
+from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_manifest import LabelJob
+from hierclass.labelling.run_parts import Range
 from hierclass.labelling.run_pass import Engine, LocalEngine, PassProgress, RunPass
 
 READING = ReadOptions(batch_size=4, workers=2)

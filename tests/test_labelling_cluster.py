@@ -18,8 +18,9 @@ import hierclass
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
 from hierclass.labelling.read_input import ReadOptions
-from hierclass.labelling.run import LabelJob, LabelRun
+from hierclass.labelling.run import LabelRun
 from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_manifest import LabelJob
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'hierclass[ray]'")
 READING = ReadOptions(batch_size=4)

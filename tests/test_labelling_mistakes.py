@@ -19,8 +19,9 @@ from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import HierclassError, InputError
-from hierclass.labelling.run import LabelJob
-from hierclass.labelling.run_folder import Part, RunFolder
+from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_manifest import LabelJob
+from hierclass.labelling.run_parts import Part
 from taxonomy import Taxonomy
 
 

@@ -37,8 +37,8 @@ from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
 from hierclass.labelling import run_pass
 from hierclass.labelling.inputs import Shard
-from hierclass.labelling.run import LabelJob
 from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_manifest import LabelJob
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300

@@ -1,4 +1,4 @@
-"""What `hierclass label` and `hierclass refine` tell on standard error while a run gets on."""
+"""Progress of `hierclass label` and `hierclass refine` on standard error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RunProgress:
-    """Tells on standard error how a run gets on."""
+    """Shows the progress of a run on standard error: a `RunListener`."""
 
     def __init__(self, console: Console) -> None:
         """Draw on a console."""
@@ -37,13 +37,13 @@ class RunProgress:
         say(line)
 
     def listed(self, count: int) -> None:
-        """Show how many inputs were found."""
+        """Show how many inputs were found so far."""
         self._listing = True
         if self._console.is_terminal:
             self._console.print(f"listing the images: {count:,}", end="\r")
 
     def start(self, total: int | None, done: int) -> None:
-        """Begin a bar, for so many images or an unknown number."""
+        """Begin a bar for `total` images (None: unknown), of which `done` are done."""
         from hierclass.cli.terminal import ProgressBar
 
         self._end()
@@ -54,20 +54,20 @@ class RunProgress:
         self._bar.__enter__()
 
     def advance(self, num_images: int, num_errors: int) -> None:
-        """Let the bar grow."""
+        """Advance the bar."""
         assert self._bar is not None
         self._bar.advance(num_images, num_errors)
 
     def how_far(self) -> str:
-        """Say how many images are done."""
+        """Return how many images are done, as the end of a sentence."""
         if self._passes:
             return self._passes[-1].how_far()
         return " while the images were listed" if self._listing else ""
 
     def summarise(self, table: Path | None, num_errors: int, num_unread: int = 0) -> None:
-        """Say what was done, and end with the exit code that says whether every image could be read.
+        """Print a summary; exit with a code of its own if images could not be read.
 
-        `num_errors` rows of the table have an error, `num_unread` stayed as they were.
+        `num_errors` rows of the table have an error, `num_unread` rows stayed since their image could not be read.
         """
         from hierclass.cli.terminal import plural
 

@@ -1,6 +1,6 @@
-"""Run batches of images up the levels, each image as far as it has to; those that go on make dense batches.
+"""The cascade: every image is answered at the lowest level that is enough, in full batches.
 
-A `Cascade` does that in the caller's thread, a `ParallelCascade` in several.
+A `Cascade` runs in the caller's thread, a `ParallelCascade` in several threads.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _log = logging.getLogger(__name__)
 Tags: TypeAlias = NDArray[np.int64]
 """Numbers (N,) by which the caller knows N images."""
 Done: TypeAlias = "tuple[Tags, Answers | str]"
-"""Images that are finished, and their answers, or what went wrong with all of them."""
+"""Tags of finished images, and their answers, or the error that all of them met."""
 MOST = 4
-"""Climbers of a crew at most: each holds a batch in memory."""
+"""Cascades that run at once, at most: each holds a batch in memory."""
 Logits: TypeAlias = "list[NDArray[np.floating[Any]] | None]"
 
 
 @dataclass(slots=True)
 class _LevelBatch:
-    """Images at one level: their state, their tags, and per level the logits (N, C), None where it has no say."""
+    """N images at one level: their state, tags, and per level the logits (N, C), None if they are not needed."""
 
     state: State
     tags: Tags
@@ -50,7 +50,7 @@ class _LevelBatch:
 
 
 class Cascade:
-    """Answers images at the lowest level that is enough for each, `batch_size` at a time."""
+    """Answers images in batches of `batch_size`, each image at the lowest level that the exit policy accepts."""
 
     def __init__(
         self,
@@ -59,22 +59,22 @@ class Cascade:
         batch_size: int,
         regrouper: Regrouper | None = None,
     ) -> None:
-        """Answer with a classifier, as far up as `policy` says; a `regrouper` of its network may be shared."""
+        """Use a classifier and an exit policy; cascades of one network may share a `regrouper`."""
         self._classifier, self._policy, self._batch_size = classifier, policy, batch_size
         self._network = classifier.network
         if regrouper is None and policy.first < policy.last:
             regrouper = Regrouper(self._network)
         self.regrouper = regrouper
-        """Moves images between batches; None where none go on."""
+        """Moves images between batches; None if only one level is computed."""
         self._waiting: list[list[_LevelBatch]] = [[] for _ in range(policy.last)]
         self.computed = [0] * (policy.last + 1)
-        """Number of images for which each level was the next that was computed."""
+        """Per level, the number of images that were judged at it: shows in tests that nothing is computed in vain."""
 
     @torch.inference_mode()
     def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
-        """Start with images (B, S, S, 3), prepared by `images.preprocessing.square`; return which are finished now.
+        """Take in images (B, S, S, 3) of `hierclass.images.preprocessing.square`; return those finished now.
 
-        Up to `batch_size` images of each level but the last are held back, to go on with others.
+        Fewer than `batch_size` images of each level but the last are held back until their batch is full.
         """
         state = self._network.start(self._classifier.to_input(images))
         done = list(self._run(_LevelBatch(state, tags, []), self._policy.first))
@@ -85,7 +85,7 @@ class Cascade:
 
     @torch.inference_mode()
     def finish(self) -> list[Done]:
-        """Return the answers to all images that were held back."""
+        """Finish all images that were held back and return their answers."""
         done: list[Done] = []
         for level in range(self._policy.last):
             while self._waiting[level]:
@@ -93,7 +93,7 @@ class Cascade:
         return done
 
     def _go_on(self, level: int) -> Iterator[Done]:
-        """Run the next level on images that wait after `level`, at most a batch of them."""
+        """Run the next level on at most one batch of the images that wait after `level`."""
         groups, taken, count = self._waiting[level], list[tuple[_LevelBatch, int]](), 0
         while groups and count < self._batch_size:
             group = groups.pop(0)
@@ -105,7 +105,7 @@ class Cascade:
         yield from self._run(self._join([(group, range(some)) for group, some in taken]), level + 1)
 
     def _run(self, group: _LevelBatch, level: int) -> Iterator[Done]:
-        """Compute up to a level; return what is finished, let the others wait."""
+        """Compute a level; yield the images that are finished, let the others wait."""
         images = group.state.image
         try:
             logits = self._logits(group, level)
@@ -125,7 +125,7 @@ class Cascade:
             self._waiting[level].append(self._part(_LevelBatch(group.state, group.tags, logits), rows))
 
     def _logits(self, group: _LevelBatch, level: int) -> Logits:
-        """Logits of levels 0 … `level`; None for lower levels that have no say."""
+        """The logits of levels 0 … `level`; None for lower levels that do not count in the answer."""
         network, state = self._network, group.state
         if self._classifier.lower_weight:
             missing = range(len(group.logits), level + 1)
@@ -137,7 +137,7 @@ class Cascade:
     def _run_halves(
         self, images: torch.Tensor, group: _LevelBatch, level: int, error: Exception
     ) -> Iterator[Done]:
-        """Try again from the start with half as many images at a time, down to one."""
+        """Compute a level again from the image with half as many images at a time, down to one."""
         if len(group) == 1:
             yield group.tags, unexpected(error)
             return
@@ -151,7 +151,7 @@ class Cascade:
         return self._join([(group, rows)])
 
     def _join(self, parts: Sequence[tuple[_LevelBatch, Sequence[int]]]) -> _LevelBatch:
-        """One group of the chosen images of several at the same level."""
+        """Make one batch of the chosen rows of several batches at the same level."""
         assert self.regrouper is not None
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
             return parts[0][0]
@@ -162,23 +162,25 @@ class Cascade:
 
 
 class ParallelCascade:
-    """Several climbers, each in a thread of its own; batches go to them in turn.
+    """Several cascades, each in a thread with a share of the processor's cores; batches go to them in turn.
 
-    On a processor the cores are shared out among them: threads that compute batches of their own never wait for each
-    other, as those of one layer do. Which images make a batch does not depend on how fast they are. Where a device
-    computes there is one climber, in the caller's thread.
+    Threads that compute batches of their own never wait for each other, as the threads of one layer do. Which images
+    share a batch does not depend on speed, so answers can be repeated. On a GPU there is one cascade, in the caller's
+    thread.
     """
 
     def __init__(self, classifier: Classifier, policy: ExitPolicy, batch_size: int) -> None:
-        """Start threads, as many as torch may use cores, at most `MOST`."""
+        """Start one thread per core that torch may use, at most `MOST`."""
         cores = torch.get_num_threads()
         size = min(MOST, cores) if classifier.device.type == "cpu" else 1
         first = Cascade(classifier, policy, batch_size)
         self._cascades = [first]
         self._cascades += [Cascade(classifier, policy, batch_size, first.regrouper) for _ in range(size - 1)]
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb") for _ in range(size - 1)]
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade") for _ in range(size - 1)
+        ]
         if self._threads:
-            self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb"))
+            self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade"))
             for thread in self._threads:
                 thread.submit(torch.set_num_threads, cores // size).result()
             torch.set_num_threads(cores)  # for this thread, and those that others start
@@ -195,13 +197,8 @@ class ParallelCascade:
         for thread in self._threads:
             thread.shutdown(wait=False, cancel_futures=True)
 
-    @property
-    def computed(self) -> list[int]:
-        """Number of images for which each level was the next that was computed."""
-        return [sum(counts) for counts in zip(*(cascade.computed for cascade in self._cascades), strict=True)]
-
     def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
-        """Start with images, as `Cascade.push`; waits while every climber has work, and one more batch."""
+        """Take in images as `Cascade.push` does; wait while more batches than threads + 1 are under way."""
         if not self._threads:
             return self._cascades[0].push(images, tags)
         turn = next(self._turn)
@@ -209,7 +206,7 @@ class ParallelCascade:
         return self._wait_for_all_but(len(self) + 1)
 
     def finish(self) -> list[Done]:
-        """Return the answers to all images that are on their way."""
+        """Finish all images and return their answers."""
         if not self._threads:
             return self._cascades[0].finish()
         for thread, cascade in zip(self._threads, self._cascades, strict=True):
@@ -217,9 +214,9 @@ class ParallelCascade:
         return self._wait_for_all_but(0)
 
     def _wait_for_all_but(self, count: int) -> list[Done]:
-        """What became of all but so many of the batches that are on their way, oldest first.
+        """Wait for the oldest batches until only `count` are under way; return what they finished.
 
-        A batch that happens to be finished is left too: what is held back depends on the order of batches alone.
+        Newer batches are left even if they are finished, so that results do not depend on speed.
         """
         done: list[Done] = []
         while len(self._running) > count:
@@ -230,7 +227,7 @@ class ParallelCascade:
 def _joined_logits(
     parts: Sequence[tuple[_LevelBatch, Sequence[int]]], level: int
 ) -> NDArray[np.floating[Any]] | None:
-    """The logits of a level of the chosen images of several groups; None where the level has no say."""
+    """The logits of one level of the chosen rows of several batches; None if they are not needed."""
     found = [(group.logits[level], list(rows)) for group, rows in parts]
     chosen = [values[rows] for values, rows in found if values is not None]
     return np.concatenate(chosen) if chosen else None

@@ -37,14 +37,12 @@ from hierclass.errors import ImageError
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
-# Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked from the header, before a pixel is
-# decoded.
+# Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked in the header, before decoding.
 MAX_PIXELS = 178_956_970
 # An uncompressed 16-bit RGB picture of MAX_PIXELS; some decoders read the whole file at once.
 MAX_BYTES = 1 << 30
 
-# Photographs only: no EPS (runs Ghostscript), no documents. Naming the plugins imports them here, once and
-# not in the worker threads.
+# Photographs only: no EPS (runs Ghostscript), no documents. Imported here so that worker threads need not.
 _FORMATS = tuple(
     plugin.format
     for plugin in (
@@ -60,7 +58,7 @@ _FORMATS = tuple(
     )
 )
 
-# A picture is decoded at no less than this many times the side that is asked for. Against a full decode, 100
+# Pictures are decoded at no less than this many times the requested side. Against a full decode, 100
 # ImageNet photographs brought to 64 pixels differ by 1.3 grey levels on average (of 255; bicubic against
 # Lanczos: 1.2), where a margin of 1 differs by 3.3; it costs 0.6 of a full decode's time (12 megapixels:
 # 0.2), a margin of 1 costs 0.5.
@@ -95,7 +93,8 @@ def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Ima
     gives its first frame. With `min_side`, the side in pixels that the shorter side will be resized to, a
     large picture is decoded at a reduced scale where that is cheaper, never below twice `min_side`.
 
-    Raises ImageError for anything that is not a complete picture of at most 178 megapixels in a regular file.
+    Raises:
+        ImageError: the source is no complete picture of at most 178 megapixels, or no regular file.
     """
     try:
         if isinstance(source, np.ndarray):
@@ -120,25 +119,25 @@ def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Ima
 
 
 def set_large_image_lock(lock: contextlib.AbstractContextManager[Any]) -> None:
-    """Decode very large pictures one at a time among all processes that hold this lock, not only in this one."""
+    """Decode very large pictures one at a time among all processes that share this lock."""
     global _large_image_lock
     _large_image_lock = lock
 
 
 class ImageHeader(NamedTuple):
-    """What a file of a picture says of itself before a pixel is decoded."""
+    """What is known of a picture before it is decoded."""
 
     size: tuple[int, int]
-    """Width and height in pixels, as stored (not turned upright)."""
+    """Width and height in pixels as stored, before EXIF orientation is applied."""
     whole: bool
-    """Whether the file ends as its format ends; False where that can't be told without decoding it."""
+    """Whether the file has the ending of its format; False if only decoding could tell."""
 
 
 def read_header(source: str | os.PathLike[str] | bytes) -> ImageHeader:
     """Read the header and the last bytes of a picture: a path, or the bytes of a file.
 
-    Finds what is no picture, too large, or of a kind that is not read, and most files that were cut short, in a
-    small part of the time of decoding; damage in the middle it does not find. Raises ImageError as `read_image`.
+    Much faster than decoding; finds what is no picture, too large or of an unsupported format, and most truncated
+    files, but no damage in the middle. Raises ImageError as `read_image`.
     """
     try:
         with _open_stream(source) as stream:
@@ -166,13 +165,13 @@ def _ends_whole(stream: _Stream, format_: str | None) -> bool:
 
 
 def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image.Image | None:
-    """Read the small picture inside of a JPEG as cameras put it there (EXIF thumbnail), as RGB, upright.
+    """Read the EXIF thumbnail of a JPEG as RGB, upright.
 
-    Returns None where there is none, where it is broken, where its shorter side has fewer than `min_side` pixels or
-    its aspect ratio is another one (bars at its edges): then the picture itself has to be read. Whether it shows what
-    the picture shows is not looked at; programs that edit a picture may leave an old one behind.
+    Returns None if there is none, it is broken, its shorter side has fewer than `min_side` pixels, or its aspect
+    ratio is another one (bars at its edges). Whether it shows the same as the picture is not checked; programs that
+    edit a picture may leave an old thumbnail behind.
 
-    Raises ImageError as `read_image` does, for what the header tells.
+    Raises ImageError as `read_image` does, for faults in the header.
     """
     try:
         with _open_stream(source) as stream, _open_image(stream) as image:
@@ -207,7 +206,7 @@ def _embedded(image: Image.Image) -> bytes:
 
 
 class _Stream(io.BufferedReader):
-    """A file that refuses to end while a JPEG is decoded: Pillow may have been told to fill it with grey."""
+    """A file whose end is an error while a JPEG is decoded, since Pillow may be set to fill the rest with grey."""
 
     endless = False
 
@@ -287,7 +286,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _finish(image: Image.Image, min_side: int | None) -> Image.Image:
-    """Bring a loaded picture to RGB, smaller where that is allowed and worth while, and upright."""
+    """Convert a loaded picture to RGB, smaller if `min_side` allows and it is very large, and upright."""
     factor = 1
     if min_side is not None and image.width * image.height > _LARGE:
         factor = max(1, min(image.size) // (_MARGIN * min_side))

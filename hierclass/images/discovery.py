@@ -55,7 +55,7 @@ def find_inputs(
 
 
 def display_name(path: str | os.PathLike[str]) -> str:
-    """Return a path as text that every UTF-8 file takes: bytes that are no UTF-8 become `\\xff`."""
+    """Return a path as valid UTF-8 text; other bytes are written as `\\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -99,7 +99,7 @@ def _listed(stream: BinaryIO) -> Iterator[str]:
 
 
 def _walk(folder: str, endings: Collection[str]) -> Iterator[str]:
-    """Yield the images under a folder: a stack of sorted listings, so that depth costs no recursion."""
+    """Yield the images under a folder; a stack of sorted listings in place of recursion, so depth is unlimited."""
     entered = {_identity(folder)}
     stack = [iter(_listing(folder) or ())]
     while stack:

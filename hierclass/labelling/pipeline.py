@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from hierclass.classifier import Classifier
 
 _HELD_BATCHES = 16
-"""Finished images wait for one before them that still climbs, up to so many batches per climber; then that one goes on
-in a batch that is not full."""
+"""Finished images wait for earlier ones that are held back, up to N batches per thread; then those that are held back
+are finished in batches that are not full."""
 
 
 class LabelPipeline:
@@ -96,10 +96,10 @@ class LabelPipeline:
 
     def table(self, outcome: Outcome) -> pa.Table:
         """Return an outcome as an Arrow table of `num_tiers` tiers, with the columns of a part of a run."""
-        return outcome.table(self._texts)
+        return outcome.table(self._names)
 
     @functools.cached_property
-    def _texts(self) -> ClassNames:
+    def _names(self) -> ClassNames:
         return ClassNames(self._classifier.taxonomy, self.num_tiers)
 
 
@@ -116,22 +116,22 @@ def count_tiers(request: Request, classifier: Classifier) -> int:
 
 @dataclass(slots=True)
 class _PendingInput:
-    """An input on its way through."""
+    """An input that was read and is not given out yet."""
 
     number: int
     item: Input
     stamp: Stamp | None
     preview: bool
     answer: tuple[Answers, int] | None = None
-    """Answers, and which of their rows is its own."""
+    """Answers of a batch, and the row of this input in them."""
     error: str | None = None
 
 
 class _OutcomeWindow:
-    """The inputs that are read and not yet given out, in their order."""
+    """Puts answers, which come in any order, back into the order of the inputs."""
 
     def __init__(self, num_tiers: int) -> None:
-        """Begin empty; the model answers so many tiers."""
+        """Begin empty; the model has N = `num_tiers` tiers."""
         self._none = Answers.none(1, num_tiers)
         self._held: deque[_PendingInput] = deque()
         self._ready: list[_PendingInput] = []
@@ -139,16 +139,16 @@ class _OutcomeWindow:
 
     @property
     def num_ready(self) -> int:
-        """Inputs that can be given out: all before them are finished."""
+        """Number of inputs that can be given out: they and all before them are finished."""
         return len(self._ready)
 
     @property
     def num_held(self) -> int:
-        """Inputs from the first one on that still climbs."""
+        """Number of inputs from the first unfinished one on."""
         return len(self._held)
 
     def add(self, number: int, item: Input, read: ReadResult) -> None:
-        """Take in the next input."""
+        """Take in the next input that was read."""
         place = _PendingInput(number, item, read.stamp, read.preview)
         if isinstance(read.pixels, str):
             place.error = read.pixels
@@ -158,7 +158,7 @@ class _OutcomeWindow:
         self._move()
 
     def close(self, done: Iterable[Done]) -> None:
-        """Take in answers."""
+        """Take in answers or errors of the cascade."""
         for tags, answers in done:
             for row, number in enumerate(tags.tolist()):
                 place = self._climbing.pop(number)
@@ -169,7 +169,7 @@ class _OutcomeWindow:
         self._move()
 
     def take(self) -> Outcome:
-        """Give out what is ready."""
+        """Give out all inputs that are ready."""
         places, self._ready = self._ready, []
         return Outcome(
             numbers=np.array([place.number for place in places], dtype=np.int64),

@@ -1,7 +1,6 @@
-"""Read inputs ahead of the network: in threads, or in processes, which is faster where images are small.
+"""Read inputs ahead of the network, in threads or in processes; processes are faster for small images.
 
-Pillow releases Python's lock while it decodes, but what surrounds that is Python: in threads, half of the time of a
-photograph of web size.
+Pillow releases Python's lock only while it decodes; for photographs of web size that is half of the time.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ NumberedInput: TypeAlias = "tuple[int, Input]"
 _CHUNK = 8
 """Inputs that a process takes at a time."""
 _FEW = 256
-"""For so many inputs it does not pay to start processes."""
+"""Below this number of inputs threads read them: starting processes would take longer."""
 _MOST_BYTES = 64 << 20
-"""Bytes of rows of Parquet files that wait to be decoded, about."""
+"""About the most bytes of rows of Parquet files that wait to be decoded."""
 
 
 _Chunk: TypeAlias = "tuple[list[int], list[ReadSource], Future[list[ReadResult]]]"
@@ -74,7 +73,7 @@ def _data(rows: ParquetRows, item: Input) -> bytes | ImageError | None:
 
 
 def _bytes(pending: Iterable[_Chunk]) -> int:
-    """How much the inputs on their way hold in memory."""
+    """Bytes of images that wait in memory to be decoded."""
     return sum(len(data) for _, sources, _ in pending for _, data in sources if isinstance(data, bytes))
 
 
@@ -86,10 +85,10 @@ def _results(
 
 
 class _ReaderPool:
-    """Threads that read chunks of inputs, themselves or each by a process of its own."""
+    """Threads that read chunks of inputs, each itself or through a process."""
 
     def __init__(self, reading: ReadOptions, preprocessing: Preprocessing, *, processes: bool) -> None:
-        """Start threads; a process starts when its thread has something to read."""
+        """Start the threads; a process starts when its thread has something to read."""
         self.workers = reading.workers or num_cores()
         self._how = InputReader(preprocessing, reading.previews)
         self._lock_file = tempfile.TemporaryFile() if processes else None  # noqa: SIM115 - closed below
@@ -104,11 +103,11 @@ class _ReaderPool:
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="hierclass-read")
 
     def submit(self, sources: Sequence[ReadSource]) -> Future[list[ReadResult]]:
-        """Have inputs read."""
+        """Read inputs in a thread."""
         return self._threads.submit(self._read, sources)
 
     def close(self) -> None:
-        """End at once; what is being read is not waited for, but by threads that read themselves."""
+        """End at once: kill processes, and do not wait for threads that still read."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._started:
             process.close()

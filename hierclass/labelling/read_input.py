@@ -1,4 +1,4 @@
-"""How one input is read: what the network sees of it, or the reason why there is nothing."""
+"""Read one input: its pixels as the network sees them, or the reason why it can't be read."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadOptions:
-    """How images are read."""
+    """How images are read and put into batches."""
 
     batch_size: int = 64
     """Images per call of the network."""
     workers: int | None = None
     """Threads or processes that read and decode; None: one per core."""
     processes: bool = False
-    """Whether more than a few images are read in processes of their own."""
+    """Read in processes instead of threads if there are more than a few hundred images."""
     image_column: str | None = None
-    """Of Parquet files; None: the first that holds images."""
+    """Column of Parquet files that holds the images; None: the first that does."""
     previews: bool = False
-    """Read the small image inside of a JPEG instead of itself, where that is as good."""
+    """Read the EXIF thumbnail of a JPEG in place of the image if it is large enough for the level."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.workers is not None and self.workers < 1):
@@ -42,7 +42,7 @@ class ReadOptions:
 
 
 class ReadResult(NamedTuple):
-    """An input that was read: what the network sees (S, S, 3), or the reason why there is nothing."""
+    """Pixels of an input as the network sees them, (S, S, 3), or the reason why it can't be read."""
 
     pixels: NDArray[np.uint8] | str
     stamp: Stamp | None
@@ -50,20 +50,20 @@ class ReadResult(NamedTuple):
 
 
 class ReadSource(NamedTuple):
-    """An input, and its bytes or what is wrong with it where that is known already."""
+    """An input; with its bytes, or the error met on reading them, if it is a row of a Parquet file."""
 
     item: Input
     data: bytes | ImageError | None
 
 
 class InputReader(NamedTuple):
-    """All that reading needs to know beside the inputs."""
+    """Reads inputs; can be sent to another process."""
 
     preprocessing: Preprocessing
     previews: bool
 
     def read(self, sources: Sequence[ReadSource]) -> list[ReadResult]:
-        """Read inputs here."""
+        """Read inputs, in order."""
         return [_read(item, data, self.preprocessing, previews=self.previews) for item, data in sources]
 
 

@@ -1,7 +1,7 @@
-"""Processes that read inputs: they share no lock with this one, and one that ends costs one image at most.
+"""Processes that read inputs: they do not compete for Python's lock, and a crash costs one image at most.
 
-This process and each of those talk over its standard input and output, in pickles. Nothing of the program that runs
-is imported there, so that any program may start them.
+Each exchanges pickles with this process over its standard input and output. It imports nothing of the program that
+starts it, so that any program may start one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 class ReaderProcess:
-    """A process that reads inputs for this one, over its standard input and output; it ends when this one ends."""
+    """A child process that reads inputs; it ends when this process ends."""
 
     def __init__(self, how: InputReader, lock_file: int) -> None:
-        """Start nothing yet. `lock_file` is the descriptor of a file; whoever locks it may decode a large picture."""
+        """Start nothing yet. Processes that share the descriptor `lock_file` decode very large pictures in turn."""
         self._how, self._lock_file = how, lock_file
         self._running: subprocess.Popen[bytes] | None = None
         self._starts = True
@@ -36,7 +36,7 @@ class ReaderProcess:
         self._closed = False
 
     def read(self, sources: Sequence[ReadSource]) -> list[ReadResult]:
-        """Read inputs; one that ends the process is told from the others, and here where no process starts."""
+        """Read inputs; those that crash the process get an error. Read here if no process can be started."""
         for _ in range(1 if len(sources) > 1 else 2):  # it may have been ended while it had nothing to do
             if self._running is None:
                 self._start()
@@ -56,7 +56,7 @@ class ReaderProcess:
         ]
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         with self._lock:
             self._closed = True
         self._stop()
@@ -109,7 +109,7 @@ class ReaderProcess:
 
 @contextlib.contextmanager
 def _broken_pipes_are_errors() -> Iterator[None]:
-    """Make a pipe that nobody reads an error of this thread, where it would be a signal that ends the program."""
+    """Turn writing to a closed pipe into an error of this thread, not a signal that ends the program."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -132,7 +132,7 @@ serve(int(sys.argv[2]))
 
 
 def serve(lock_file: int) -> None:
-    """Be the process that reads: answer what comes over standard input until it ends."""
+    """Run in the child process: read the inputs that come over standard input until it is closed."""
     source_, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what a library prints is no answer
     with contextlib.suppress(ImportError):
@@ -147,7 +147,7 @@ def serve(lock_file: int) -> None:
 
 
 class _FileLock:
-    """A lock among processes that the system frees when its holder ends."""
+    """A lock among processes; the system frees it when its holder ends."""
 
     def __init__(self, descriptor: int) -> None:
         """Lock a file that is open. Raises ImportError where the system has no such locks."""

@@ -1,4 +1,4 @@
-"""One pass over the inputs of a run, whoever computes it: it reads inputs, answers, and writes parts."""
+"""One pass over the inputs of a run: label them and write parts of the table, whichever engine computes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.read_ahead import NumberedInput
 from hierclass.labelling.read_input import ReadOptions
 from hierclass.labelling.rows import schema
-from hierclass.labelling.run_folder import Part, Range, RunFolder
+from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_parts import Part, Range
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -28,20 +29,20 @@ PART_SECONDS = 30.0
 
 
 PassProgress: TypeAlias = Generator[tuple[int, int], None, None]
-"""Yields how many inputs were done since it last did, and errors among them; closed early, it keeps what is done."""
+"""Yields (inputs, errors among them) done since the last time; closing it early keeps the rows that are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPass:
-    """What a pass does: which one of the run it is, what it asks of its inputs, and how it reads them."""
+    """A pass over the inputs of a run: its number `generation`, the request, and how inputs are read."""
 
     generation: int
     request: Request
     reading: ReadOptions
     sparse: bool = False
-    """Whether it is for those inputs alone whose numbers the run's folder has."""
+    """Whether the pass is for the inputs of `RunFolder.numbers` only."""
     keeps_known: bool = False
-    """Whether an image that can't be read any more keeps the row that it had."""
+    """Whether an image that can't be read any more keeps its earlier row."""
 
     def pipeline(self, classifier: Classifier) -> LabelPipeline:
         """Return the pipeline that labels the inputs of this pass."""
@@ -52,7 +53,7 @@ class Engine(Protocol):
     """Computes passes."""
 
     def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
-        """Label the inputs of a pass in ranges of their numbers."""
+        """Label the inputs of a pass in the given ranges of their numbers."""
         ...
 
 
@@ -64,7 +65,7 @@ class LocalEngine:
         self._classifier, self._part_rows = classifier, part_rows or PART_ROWS
 
     def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
-        """Label the inputs of a pass, range by range."""
+        """Label the inputs of a pass, range after range."""
         pipeline = what.pipeline(self._classifier)
         for gap in gaps:
             yield from run_range(folder, pipeline, what, gap, self._part_rows)
@@ -73,7 +74,7 @@ class LocalEngine:
 def run_range(
     folder: RunFolder, pipeline: LabelPipeline, what: RunPass, wanted: Range, part_rows: int = PART_ROWS
 ) -> PassProgress:
-    """Label the inputs of a pass in one range of their numbers with the pass's pipeline, and store their rows."""
+    """Label the inputs of a pass in one range of numbers with `RunPass.pipeline`, and store their rows."""
     first, end = wanted
     inputs: Iterator[NumberedInput] = itertools.takewhile(
         lambda numbered: numbered[0] < end, folder.inputs(first)
@@ -91,9 +92,9 @@ def run_range(
 
 
 def _improved(table: pa.Table, known: Mapping[int, int | None]) -> pa.Table:
-    """The rows but those of a lower level than is known of their input and say nothing more.
+    """Drop rows of a lower level than the known one of their input, unless they exclude the image.
 
-    Those with an error stay: they say what is to be tried again, and stand for no row (`RunFolder.read`).
+    Rows with an error stay: they mark what is to be tried again, and replace no row (`RunFolder.read`).
     """
     columns = (table.column(name).to_pylist() for name in ("_index", "chosen_level", "stop_reason"))
     better = [
@@ -104,13 +105,14 @@ def _improved(table: pa.Table, known: Mapping[int, int | None]) -> pa.Table:
 
 
 class _PartWriter:
-    """Collects the rows of a pass and writes them as parts; what is collected when it is interrupted, too."""
+    """Collects the rows of a pass and writes them as parts, also when it is interrupted."""
 
     def __init__(self, folder: RunFolder, generation: int, wanted: Range, part_rows: int) -> None:
         """Write parts of a pass for a range of inputs, one every `part_rows` rows or `PART_SECONDS` seconds."""
         self._folder, self._generation, self._part_rows = folder, generation, part_rows
         self._begin, self._end = wanted
-        self._held: list[tuple[int, pa.Table]] = []  # a table, and what it reaches: a signal parts them never
+        self._held: list[tuple[int, pa.Table]] = []
+        """Tables, each with the number that it reaches; in one list, since a signal may come at any moment."""
         self._since = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -126,7 +128,7 @@ class _PartWriter:
                 self._write()
 
     def add(self, reached: int, table: pa.Table) -> None:
-        """Take rows; all inputs below number `reached` are done."""
+        """Take in rows; all inputs below number `reached` are done."""
         if not self._held:
             self._since = time.monotonic()
         self._held.append((reached, table))
@@ -135,7 +137,7 @@ class _PartWriter:
             self._write()
 
     def _write(self, end: int | None = None) -> None:
-        """Write a part up to input number `end`; None: up to what the tables reach."""
+        """Write a part up to input number `end` (None: as far as the rows reach)."""
         reached = end if end is not None else self._held[-1][0] if self._held else self._begin
         if reached == self._begin:
             return
@@ -145,7 +147,7 @@ class _PartWriter:
 
 
 def _chosen(inputs: Iterable[NumberedInput], numbers: Sequence[int]) -> Iterator[NumberedInput]:
-    """Those of the inputs that have one of these numbers; both rise."""
+    """The inputs that have one of the given numbers; both rise."""
     wanted = iter(numbers)
     number = next(wanted, None)
     for each in inputs:

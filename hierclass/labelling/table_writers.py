@@ -1,4 +1,4 @@
-"""How the table of labels is written: as CSV, JSON lines or Parquet; a file is whole or absent."""
+"""Write the table of labels as CSV, JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 from hierclass.errors import InputError
-from hierclass.files import replacing
+from hierclass.files import replacing, why_unwritable
 from hierclass.images.discovery import display_name
 from hierclass.labelling.rows import FORMATS, SCORE_DIGITS, Value, columns, schema
 
@@ -26,24 +26,24 @@ Record: TypeAlias = "dict[str, Value]"
 
 
 class TableWriter(ABC):
-    """A table being written: `write` rows, then `close`."""
+    """Writes a table: `write` rows, then `close`."""
 
     def __init__(self, file: IO[bytes], num_tiers: int) -> None:
-        """Begin a table of answers down so many tiers in an empty file."""
+        """Begin a table of N = `num_tiers` tiers in an empty file."""
         self.num_tiers = num_tiers
         self._file = file
 
     @abstractmethod
     def write(self, rows: pa.TableWriter) -> None:
-        """Append rows: an Arrow table that has the columns of this one, and may have others."""
+        """Append rows, an Arrow table; columns that this table does not have are left out."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write what is still held back; the file itself stays open."""
+        """Write the rows that are still held back; the file stays open."""
 
 
 class _TextWriter(TableWriter):
-    """Lines of text, handed to the system with every write."""
+    """Writes lines of text, flushed with every call."""
 
     def __init__(self, file: IO[bytes], num_tiers: int) -> None:
         super().__init__(file, num_tiers)
@@ -121,12 +121,16 @@ _TABLES: dict[str, Callable[[IO[bytes], int], TableWriter]] = {
 
 
 def open_writer(file: IO[bytes], format_: str, num_tiers: int) -> TableWriter:
-    """Begin a table in an open file; `format_` is one of `FORMATS`."""
+    """Return a writer for an open, empty file; `format_` is one of `FORMATS`."""
     return _TABLES[format_](file, num_tiers)
 
 
 def write_table(path: Path, tables: Iterable[pa.TableWriter], num_tiers: int) -> None:
-    """Write Arrow tables as one file, whole or not at all; its ending says how. Raises OSError."""
+    """Write Arrow tables as one file in the format of its ending, whole or not at all.
+
+    Raises:
+        OSError: writing failed; what `path` held before is still there.
+    """
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
         table = open_writer(file, format_of(path), num_tiers)
         try:
@@ -140,10 +144,10 @@ def write_table(path: Path, tables: Iterable[pa.TableWriter], num_tiers: int) ->
 
 
 def format_of(path: Path) -> str:
-    """Return the format of a file by its ending.
+    """Return the format, one of `FORMATS`, that a file's ending names.
 
     Raises:
-        InputError: the ending is none of them.
+        InputError: the ending names none.
     """
     ending = path.suffix.lower().removeprefix(".")
     if ending not in FORMATS:
@@ -155,23 +159,18 @@ def format_of(path: Path) -> str:
 
 
 def check_target(path: Path) -> Path:
-    """Return the file that writing to `path` replaces (through a link, the one it points at).
+    """Return the file that writing to `path` would replace; that of a link is the one it points at.
 
     Raises:
-        InputError: it has another ending, is no file, or can't be written.
+        InputError: its ending names no format, it is no file, or it can't be written.
     """
     format_of(path)
     target = Path(os.path.realpath(path))
     # os.path: unlike Path, it raises nothing where a name is too long
     if os.path.exists(target) and not os.path.isfile(target):  # noqa: PTH110, PTH113
         raise InputError(f"the output {display_name(path)} is no file; name a file that may be replaced")
-    probe = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        probe.open("xb").close()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {display_name(path)}: {reason} (folder {target.parent})") from error
+    if reason := why_unwritable(target):
+        raise InputError(f"cannot write {display_name(path)}: {reason} (folder {target.parent})")
     return target
 
 

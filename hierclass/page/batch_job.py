@@ -1,4 +1,4 @@
-"""Many photographs at once: what was sent is gathered, labelled as `hierclass label` does, and put into tables."""
+"""Many photographs at once: collect what was sent, label it as `hierclass label` does, and make tables."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 MAX_PHOTOGRAPHS = 500
 MAX_UNPACKED = 1 << 30
-"""Bytes that zip files of one request may hold, unpacked."""
+"""Unpacked bytes of all zip files of one request, at most."""
 MAX_SECONDS = 60.0
-"""What one request may take: others wait for their turn."""
+"""Seconds that one request may take, since others wait."""
 BATCH_SIZE = 8
-"""Small, so that the first answers are there at once."""
+"""Small, so that the first answers come soon."""
 THUMBNAIL = 48
 """Longer side in pixels."""
 HEADERS = ("no.", "picture", "answer", "how sure (%)", "file", "from coarse to fine", "remark")
 Kind: TypeAlias = Literal["html", "str", "number"]
 KINDS: tuple[Kind, ...] = ("number", "html", "str", "number", "str", "str", "str")
-"""What Gradio's table is told of the columns."""
+"""Types of the columns for Gradio's table."""
 ORDERS = {
     "as sent": (0, 1),
     "surest first": (3, -1),
@@ -49,13 +49,13 @@ ORDERS = {
     "by answer": (2, 1),
     "by file": (4, 1),
 }
-"""How the table can be sorted: column, and 1 for rising or -1 for falling; rows that lack a value come last."""
+"""Ways to sort the table: column, and 1 for rising or -1 for falling; rows without a value come last."""
 DOWNLOADS = ("csv", "parquet")
 
 
 @dataclass(slots=True)
 class BatchJob:
-    """Photographs that are being labelled, in the order in which they were sent."""
+    """Photographs of one request in the order in which they were sent, and their rows so far."""
 
     photographs: list[Photograph]
     rows: list[Row | None] = field(default_factory=list)
@@ -64,17 +64,17 @@ class BatchJob:
 
     @property
     def total(self) -> int:
-        """How many there are."""
+        """Number of photographs."""
         return len(self.photographs)
 
     @property
     def done(self) -> list[Row]:
-        """The rows that are there."""
+        """The rows that are finished."""
         return [row for row in self.rows if row is not None]
 
     @property
     def num_errors(self) -> int:
-        """Photographs that could not be read."""
+        """Number of photographs that could not be read."""
         return sum(row.error is not None for row in self.done)
 
     @property
@@ -84,9 +84,9 @@ class BatchJob:
 
 
 def collect_job(uploads: Uploads, sent: Any, folder: Path) -> BatchJob:
-    """Find the photographs that a request means: uploaded files, and those in zip files, unpacked to a folder.
+    """Return the photographs of a request: uploaded files, and those in zip files, which are unpacked to `folder`.
 
-    A file that is not there any more, or a zip file that can't be read, is a row with an error.
+    A file that was deleted, or a zip file that can't be read, becomes a photograph with an error.
 
     Raises:
         InputError: nothing was sent, or too many photographs.
@@ -148,7 +148,7 @@ def run_batch_job(
 
 
 def table_rows(job: BatchJob) -> list[list[Any]]:
-    """Return what the page's table shows: a row per photograph that is done, with the columns `HEADERS`."""
+    """Return the rows of the page's table, one per finished photograph, with the columns `HEADERS`."""
     return [
         [number + 1, *_table_row(row, job.thumbnails.get(number, ""))]
         for number, row in enumerate(job.rows)
@@ -157,7 +157,7 @@ def table_rows(job: BatchJob) -> list[list[Any]]:
 
 
 def draw_progress(job: BatchJob, *, stopped: bool = False) -> str:
-    """Draw how far it is: photographs done, how many a second, and the time left."""
+    """Draw the progress of a job: photographs done, rate and time left."""
     done, total = len(job.done), job.total
     rate = done / job.seconds if job.seconds else 0.0
     failed = f" · {job.num_errors:,} could not be read" if job.num_errors else ""
@@ -181,7 +181,7 @@ def write_tables(job: BatchJob, num_tiers: int, folder: Path) -> list[Path]:
     """Write the rows as labels.csv and labels.parquet, the tables of `hierclass label`.
 
     Raises:
-        InputError: the disk is full.
+        InputError: writing failed, since the disk is full for example.
     """
     import pyarrow as pa
 
@@ -199,7 +199,7 @@ def write_tables(job: BatchJob, num_tiers: int, folder: Path) -> list[Path]:
 
 
 def thumbnail(path: Path) -> str:
-    """Return a small picture of a photograph as the address of an HTML image; empty where it can't be made."""
+    """Return a small copy of a photograph as a data URL; empty if it can't be made."""
     try:
         image = read_image(path, min_side=THUMBNAIL)
         image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -223,7 +223,7 @@ def _table_row(row: Row, picture: str) -> list[Any]:
 
 
 def _name_of(sent: Any, number: int) -> str:
-    """What the user calls a file."""
+    """The name under which the user sent a file."""
     for key in ("orig_name", "path"):
         name = sent.get(key) if isinstance(sent, dict) else None
         if isinstance(name, str) and name.strip():

@@ -1,4 +1,4 @@
-"""What programs call: endpoints whose names, arguments and results stay when the page changes (docs/page.md)."""
+"""Endpoints for programs: names, arguments and results stay when the page changes (docs/page.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hierclass.page.model_info import search
 from hierclass.page.service import NUM_AT_ONCE, NUM_JOBS, Service
 
 TOLD_SECONDS = 5
-"""Programs that have many photographs labelled hear at most so often of those that are done."""
+"""Seconds between two results that a program gets while many photographs are labelled, at least."""
 
 
 def add_endpoints(service: Service) -> None:
@@ -50,7 +50,7 @@ def add_endpoints(service: Service) -> None:
 
 
 def _endpoint(function: Callable[..., Any], about: str, result: Any, name: str, at_once: int) -> None:
-    """Add an endpoint; of a generator, every value that it yields has the type `result`."""
+    """Add an endpoint; `result` is the type of its value, or of each value that a generator yields."""
     from gradio.events import api
 
     function.__annotations__.update({**answers.PARAMETERS[name], "return": result})
@@ -59,7 +59,7 @@ def _endpoint(function: Callable[..., Any], about: str, result: Any, name: str, 
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Tell programs what went wrong in one sentence."""
+    """Turn errors into Gradio's, with one sentence for programs."""
     import gradio as gr
 
     try:

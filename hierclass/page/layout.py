@@ -1,4 +1,4 @@
-"""The page: its tabs and its endpoints around one service."""
+"""Build the page: tabs and endpoints around one service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import gradio as gr
 
 QUEUE_LENGTH = 100
-"""Requests that wait at most; the next is told that the page is busy."""
+"""Requests that wait at most; further ones are told that the page is busy."""
 TITLE = "hierclass: from coarse to fine"
 PRIVACY = (
     "What you drop goes to the computer that runs this page and nowhere else. "
@@ -24,11 +24,11 @@ PRIVACY = (
 )
 NAMED = """() => document.querySelectorAll('[aria-label="common.upload"]')
   .forEach(each => each.setAttribute('aria-label', 'Upload photographs or zip files'))"""
-"""Gradio leaves the name of a text where the text should be."""
+"""Names a button that Gradio leaves without a proper name."""
 
 
 def build_page(service: Service, *, card: str = "", examples: Sequence[Path] = ()) -> gr.Blocks:
-    """Lay the page out around a service, with a model card (Markdown) and photographs to try; nothing is started."""
+    """Build the page around a service, with a model card (Markdown) and example photographs; start nothing."""
     import gradio as gr
 
     page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)

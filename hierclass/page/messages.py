@@ -1,4 +1,4 @@
-"""Numbers, reasons and errors in words that a layperson understands."""
+"""Numbers, reasons and errors in a layperson's words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INTRODUCTION_WHOLE = (
     "what **kind** of thing is in it, and its name. "
     "Every step runs the whole network, so a coarser answer costs the same."
 )
-"""For a classifier that runs once for all levels."""
+"""For a classifier that runs once for all levels (`from_timm`)."""
 INTRODUCTION_APART = (
     "A small part of a network first says what **kind** of thing is in your photograph. "
     "Each finer step runs a larger part of the same network, until the thing has a name."
@@ -33,11 +33,11 @@ INTRODUCTION_SHARPER = (
     "A network first glances at a small copy of your photograph and says what **kind** of thing is in it. "
     "Each finer step runs a larger part of the same network on a sharper copy, until the thing has a name."
 )
-"""For a classifier whose levels share no computing and see images of different sizes."""
+"""For a classifier whose levels share no computing and have different image sizes."""
 
 
 def introduction(classifier: Classifier) -> str:
-    """Return what the page says first: how this classifier gets from coarse to fine, and what it knows (Markdown)."""
+    """Return the introduction of the page (Markdown): how the classifier works, and how many names it knows."""
     names = classifier.levels[-1].num_classes
     return (
         f"{_how_it_climbs(classifier)} It knows {names:,} names: whatever else a photograph shows, "
@@ -56,7 +56,7 @@ def _how_it_climbs(classifier: Classifier) -> str:
 
 
 def explain(error: HierclassError) -> str:
-    """Say for a person why there is no answer: one sentence of plain text, and what to do."""
+    """Return an error as a sentence of plain text for a person."""
     if isinstance(error, ImageError):
         return f"This photograph {error}. Please try another one."
     text = str(error)
@@ -64,14 +64,14 @@ def explain(error: HierclassError) -> str:
 
 
 def explain_class(taxonomy: Taxonomy, class_id: str) -> str:
-    """Say what a class means: its definition, or what it has below it; nothing where neither is known."""
+    """Return the definition of a class, or else examples of its subclasses; empty if there are none."""
     node = taxonomy.node(class_id)
     examples = ", ".join(child.name for child in taxonomy.children(class_id)[:MOST_EXAMPLES])
     return node.definition or (f"such as {examples}" if examples else "")
 
 
 def reason(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptions) -> str:
-    """Say in a sentence or two why the answer is as fine as it is; while it is computed, that it goes on."""
+    """Return a sentence or two on why the answer is as fine as it is, or that computing goes on."""
     last = stages[-1]
     if not last.enough:
         return "Looking closer …"
@@ -96,7 +96,7 @@ def reason(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptio
 
 
 def saved(classifier: Classifier, stages: Sequence[Stage]) -> str:
-    """Say how much was never computed; nothing where that is nothing."""
+    """Return a sentence on the share of work that was saved; empty if none was."""
     from hierclass.classifier import run_once
 
     rest = 1 - sum(stage.share for stage in stages)
@@ -117,7 +117,7 @@ def _times(precision: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share (0 … 1) for a person; only what is nothing or everything reads 0% or 100%."""
+    """Return a share (0 … 1) as a percentage; only exact values read 0% or 100%."""
     if 0 < share < 0.005:
         return "<1%"
     return ">99%" if 0.995 <= share < 0.9995 else f"{share:.0%}"

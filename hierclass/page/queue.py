@@ -1,4 +1,4 @@
-"""One after the other: work that takes all cores waits for its turn, and only so much of it waits."""
+"""A queue for work that takes all cores: one job at a time, and a limited number of jobs that wait."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ LOOK_SECONDS = 0.5
 
 
 class JobQueue:
-    """Gives turns in the order in which they were asked for, one at a time."""
+    """Lets one job work at a time, in the order in which jobs joined."""
 
     def __init__(self, most: int) -> None:
-        """Let at most so many wait."""
+        """Let at most N = `most` jobs wait."""
         self.most = most
         self._line: deque[QueuePlace] = deque()
         self._moved = threading.Condition()
 
     @contextmanager
     def joined(self) -> Iterator[QueuePlace]:
-        """Stand in line for as long as the context lasts.
+        """Join the queue for as long as the context lasts.
 
         Raises:
             InputError: too many wait already.
@@ -42,14 +42,14 @@ class JobQueue:
 
 
 class QueuePlace:
-    """A place in the line."""
+    """A place in the queue."""
 
     def __init__(self, line: deque[QueuePlace], moved: threading.Condition) -> None:
-        """Stand in a line; `moved` tells when somebody has left it."""
+        """Be in a queue; `moved` is notified when a job leaves it."""
         self._line, self._moved = line, moved
 
     def wait(self) -> Iterator[int]:
-        """Yield how many are before this one, at once and then about twice a second, until there is none."""
+        """Yield the number of jobs before this one, at once and then about twice a second, until it is 0."""
         while True:
             with self._moved:
                 before = self._line.index(self)

@@ -1,4 +1,4 @@
-"""What the page and its endpoints both do: classify one photograph, label many, each within bounds."""
+"""What the page and its endpoints do: classify one photograph or label many, within limits."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 NUM_AT_ONCE = 2
 """Photographs that are classified at the same time."""
 NUM_WAITING = 8
-"""Requests of many photographs that wait while one is worked on; more are told to come again."""
+"""Requests of many photographs that wait while one is worked on; further ones are refused."""
 NUM_JOBS = NUM_WAITING + 2
-"""Requests of many photographs that are taken in: those that wait, the one that is worked on, and one to be told."""
+"""Requests of many photographs that Gradio admits: those that wait, the one at work, and one to be refused."""
 
 
 class Service:
-    """A model that is loaded already, at work on what visitors send. Whatever a request says may be wrong."""
+    """Classifies what visitors send with a loaded model; requests are not trusted."""
 
     def __init__(self, classifier: Classifier, uploads: Uploads) -> None:
-        """Answer with a classifier; what visitors send is in `uploads`."""
+        """Use a classifier; what visitors send is in `uploads`."""
         self.classifier, self.uploads = classifier, uploads
         self._queue = JobQueue(NUM_WAITING)
 
     def classify(self, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Stage, AnswerOptions]]:
-        """Classify one photograph: yield what each level answers, and what was wanted.
+        """Classify one photograph: yield the answer of each level, and the options of the request.
 
         Raises:
             HierclassError: the photograph can't be read, or there is no such level or precision.
@@ -44,10 +44,10 @@ class Service:
     def label_batch(
         self, sent: Any, level: Any, precision: Any, *, thumbnails: bool
     ) -> Iterator[int | BatchJob]:
-        """Label many photographs: yield how many others are before them, then the pile whenever some are done.
+        """Label many photographs: yield the number of jobs before this one, then the job whenever it has new rows.
 
         Raises:
-            HierclassError: too many wait already, there is nothing to label or too much, no such level or precision.
+            HierclassError: too many jobs wait, there is nothing to label or too much, or there is no such level or precision.
         """
         from hierclass.page.batch_job import collect_job, run_batch_job
 

@@ -1,4 +1,4 @@
-"""One photograph, answered level by level: what each step says, what it costs, and whether it is enough."""
+"""Classify one photograph level by level: answer, cost and exit decision of each step."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOptions:
-    """How fine an answer is wanted, and how sure."""
+    """How fine and how sure an answer must be."""
 
     tier: int
     """The tier that is fine enough."""
     precision: float | None = None
-    """The share of answers that are to be right, one for which the model has thresholds; None: sure or not."""
+    """Share of answers (0 … 1) that must be right, with thresholds in the model; None: answers need not be sure."""
 
     @property
     def request(self) -> Request:
-        """The same as `hierclass label` is asked: with a precision, levels are climbed until the answer is sure."""
+        """The same as a request of `hierclass label`; with a precision, its level is "auto"."""
         if self.precision is None:
             return Request(level=self.tier)
         return Request(level="auto", min_tier=self.tier, precision=self.precision)
@@ -36,21 +36,21 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one level answered, what that step alone cost, and whether it was enough."""
+    """The answer of one level, the cost of that step alone, and the exit decision."""
 
     prediction: Prediction
     milliseconds: float
-    """Wall-clock time of this step, measured; for level 0 without reading the photograph."""
+    """Wall-clock time of this step; that of level 0 excludes reading the photograph."""
     macs: int
-    """Multiply-accumulates of this step: what the level adds, or all of it if it reuses nothing."""
+    """Multiply-accumulates of this step: what the level adds, or all if it reuses nothing."""
     share: float
-    """The same relative to what the last level costs, 0 … 1."""
+    """`macs` relative to the cost of the last level, 0 … 1."""
     enough: bool
     """Whether no further level is computed."""
     tier: int | None
-    """How fine the answer is so far, a tier of the prediction's path; None where not even tier 0 is sure."""
+    """Tier of the answer so far, an index of the prediction's path; None if not even tier 0 is sure."""
     reason: StopReason
-    """Why the climb stopped here; holds where `enough` is true."""
+    """Why no further level is computed; valid if `enough` is true."""
 
     @property
     def level(self) -> int:
@@ -59,21 +59,21 @@ class Stage:
 
     @property
     def answer(self) -> Step | None:
-        """The class that is answered so far; None where nothing is sure."""
+        """The class that is the answer so far; None if nothing is sure."""
         return None if self.tier is None else self.prediction.path[self.tier]
 
 
 def parse_options(classifier: Classifier, level: Any = None, precision: Any = None) -> AnswerOptions:
-    """Read what a person or a program asks for; whatever it is, it may be wrong.
+    """Check the level and the precision of a request, which may be anything.
 
     Args:
-        classifier: the model that is asked.
-        level: how fine, a whole number from 0; None means the finest.
-        precision: how sure, 0 … 1; the next higher one that the model has thresholds for is taken. None: not asked.
+        classifier: the model that answers.
+        level: a whole number from 0; None means the finest.
+        precision: 0 … 1; rounded up to the next one that the model has thresholds for. None: answers need not be sure.
 
     Raises:
         LevelError: there is no such level.
-        InputError: a value is no number, or the model promises no answers as sure as that.
+        InputError: a value is no number, or the model has no thresholds for such a precision.
     """
     if level is not None and (not _is_number(level) or level != int(level)):
         last = classifier.levels[-1].index
@@ -93,9 +93,9 @@ def parse_options(classifier: Classifier, level: Any = None, precision: Any = No
 
 
 def classify_by_level(classifier: Classifier, source: ImageSource, options: AnswerOptions) -> Iterator[Stage]:
-    """Read a photograph; answer at level 0, then at each finer level until that is enough.
+    """Read a photograph; yield the answer of level 0, then of each finer level until one is enough.
 
-    Nothing above the last stage is computed, and nothing above a stage before the next stage is asked for.
+    A level is computed when its stage is asked for.
 
     Raises:
         ImageError: the photograph can't be read; the message does not hold its path.

@@ -1,4 +1,4 @@
-"""The tab for many photographs: files or zip files in, a table out, to sort and to keep."""
+"""The tab for many photographs: files or zip files in, a table out that can be sorted and downloaded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SORTING = """(order, table) => {
 
 
 def build_batch_tab(service: Service) -> None:
-    """Place the tab's widgets, and wire them."""
+    """Add the tab's widgets and connect them."""
     import gradio as gr
 
     gr.Markdown(
@@ -109,7 +109,7 @@ def _place_table() -> gr.Dataframe:
 
 
 class _BatchActions:
-    """What the buttons do; each visitor stops what is their own."""
+    """What the buttons do; each visitor can stop only their own job."""
 
     def __init__(self, service: Service) -> None:
         import gradio as gr
@@ -140,7 +140,7 @@ class _BatchActions:
     def _label(
         self, sent: Any, level: Any, precision: Any, stopped: threading.Event
     ) -> Iterator[tuple[Any, ...]]:
-        """What the page shows of many photographs, while they are labelled."""
+        """Yield the contents of the tab while photographs are labelled."""
         import gradio as gr
 
         off = gr.DownloadButton(interactive=False)

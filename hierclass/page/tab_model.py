@@ -1,4 +1,4 @@
-"""The tab for the model: its levels, its classes to search and to open, its card."""
+"""The tab for the model: levels, classes to search, model card."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hierclass.page.widgets import ANNOUNCED, caption
 
 
 def build_model_tab(service: Service, card: str) -> None:
-    """Place the tab's widgets, and wire them."""
+    """Add the tab's widgets and connect them."""
     import gradio as gr
 
     taxonomy = service.classifier.taxonomy

@@ -1,4 +1,4 @@
-"""The tab for one photograph: the answer of level 0 first, then each refinement as it is computed."""
+"""The tab for one photograph: shows each level's answer as soon as it is computed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build_single_tab(service: Service, examples: Sequence[Path]) -> None:
-    """Place the tab's widgets, and wire them."""
+    """Add the tab's widgets and connect them."""
     import gradio as gr
 
     classifier = service.classifier
@@ -54,7 +54,7 @@ def build_single_tab(service: Service, examples: Sequence[Path]) -> None:
 def _wire(
     service: Service, image: gr.Image, controls: Controls, outputs: list[gr.HTML | gr.Plot], start: str
 ) -> None:
-    """Let the answer follow the photograph and the controls."""
+    """Update the answer when the photograph or a control changes."""
     import gradio as gr
 
     # An old answer must not stand beside a new photograph, even where its own never comes.
@@ -84,7 +84,7 @@ def _wire(
 
 
 def _show(service: Service, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
-    """What the tab shows of a photograph after every level."""
+    """Yield the contents of the tab after every level."""
     classifier, stages = service.classifier, []
     try:
         for stage, options in service.classify(photo, level, precision):
@@ -100,13 +100,13 @@ def _show(service: Service, photo: Any, level: Any, precision: Any) -> Iterator[
 
 
 def _empty(service: Service, headline: str) -> tuple[Any, ...]:
-    """What the tab shows where there is no answer."""
+    """The contents of the tab without an answer."""
     classifier = service.classifier
     return headline, draw_steps(classifier, ()), draw_tree(classifier.taxonomy), draw_numbers(classifier, ())
 
 
 def _in_browser(service: Service, headline: str) -> str:
-    """The same as JavaScript that needs no server."""
+    """JavaScript that shows the tab without an answer, without asking the server."""
     headline, steps, tree, numbers = _empty(service, headline)
     plot = {"type": "plotly", "plot": tree.to_json()}
     return f"() => {json.dumps([headline, steps, plot, numbers])}"
