@@ -124,7 +124,7 @@ def percent(share: float) -> str:
 
 
 def count(number: int) -> str:
-    """Write a large count for a person: "3.2 million"."""
+    """Return a large count in words: "3.2 million"."""
     for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
         if number >= size:
             return f"{number / size:.3g} {word}"
@@ -132,5 +132,5 @@ def count(number: int) -> str:
 
 
 def photographs(number: int) -> str:
-    """Write a number of photographs."""
+    """Return a count with its noun: "2 photographs"."""
     return f"{number:,} photograph{'' if number == 1 else 's'}"

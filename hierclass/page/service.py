@@ -47,7 +47,7 @@ class Service:
         """Label many photographs: yield the number of jobs before this one, then the job whenever it has new rows.
 
         Raises:
-            HierclassError: too many jobs wait, there is nothing to label or too much, or there is no such level or precision.
+            HierclassError: too many jobs wait, there are no photographs or too many, or no such level or precision.
         """
         from hierclass.page.batch_job import collect_job, run_batch_job
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     import gradio as gr
 
 MAX_FILE = "200mb"
-"""One file that is uploaded."""
+"""Size of one uploaded file, at most."""
 SHOWN_SECONDS = 1
-"""The table is shown anew at most so often while it grows."""
+"""Seconds between two updates of the growing table, at least."""
 WAITING = "Waiting for its turn …"
 
 SORTING = """(order, table) => {

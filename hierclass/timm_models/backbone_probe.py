@@ -1,7 +1,7 @@
-"""Whether a timm model nests: it is cut, and what came of it is noted.
+"""Find out whether a timm model nests by nesting it.
 
-Structure `slices` is tried without memory for weights, so a model of a billion weights takes seconds: what is found
-are shapes and costs. `prove_model` builds a model with weights, and the network proves itself.
+`probe_backbone` tries structure `slices` without memory for weights, so that a model of a billion weights takes
+seconds, and counts costs. `prove_model` builds a model with weights, and the network verifies its nesting.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from hierclass.nested.program import write_program
 from hierclass.nested.slices import SlicedNetwork
 
 MAX_SHARE = 0.75
-"""A level 0 that needs a larger share of the weights is no small network; such a model counts as one that fails."""
+"""Largest share of the weights that level 0 may need; above it, a model counts as one that does not nest."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What came of cutting one model; `reason` says in one line why it does not nest, and is empty if it does."""
+    """Result of probing one model; `reason` says in one line why it does not nest, empty if it does."""
 
     name: str
     family: str
     reason: str
     input_size: tuple[int, int, int] = (3, 0, 0)
     macs: tuple[int, ...] = ()
-    """Multiply-accumulates of each level for one image, those of the levels below included; empty if not counted."""
+    """Multiply-accumulates of each level for one image, lower levels included; empty if not counted."""
     parameters: tuple[int, ...] = ()
-    """Weights of each level without its head, those of the levels below included."""
+    """Number of weights of each level without its head, lower levels included."""
     unexpected: bool = False
-    """Whether it failed in a way that is not told as a `BackboneError`: a fault of ours."""
+    """Whether it failed with another error than `BackboneError`: a fault of this package."""
 
     @property
     def nests(self) -> bool:
@@ -48,12 +48,12 @@ class ProbeResult:
 
 
 def family_of(name: str) -> str:
-    """Return the module of timm that a model comes from: its family."""
+    """Return the family of a timm model: the name of its module."""
     return str(_registry._model_to_module.get(name, ""))
 
 
 def probe_backbone(name: str, widths: Sequence[float] = DEFAULT_SHARES, *, count: bool = True) -> ProbeResult:
-    """Cut the timm model `name` into slices without memory for its weights; `count` its multiply-accumulates too.
+    """Nest the timm model `name` as slices without memory for weights; with `count`, count multiply-accumulates.
 
     Raises:
         BackboneError: timm has no such model.
@@ -77,7 +77,7 @@ def probe_backbone(name: str, widths: Sequence[float] = DEFAULT_SHARES, *, count
 
 
 def create_meta_backbone(name: str) -> nn.Module:
-    """Make a backbone whose weights take no memory (device meta), where timm can do that."""
+    """Create a backbone whose weights take no memory (device meta), if timm can."""
     try:
         with torch.device("meta"):
             return create_backbone(name).eval()
@@ -86,7 +86,7 @@ def create_meta_backbone(name: str) -> nn.Module:
 
 
 def image_size(backbone: nn.Module) -> tuple[int, int, int]:
-    """Return the smallest image (C, H, W) that a timm model says it takes, or else the one that it is made for."""
+    """Return the smallest image (C, H, W) that a timm model declares, or else its usual one."""
     known = getattr(backbone, "pretrained_cfg", None) or {}
     usual = known.get("input_size", (3, 224, 224))
     size = usual if known.get("fixed_input_size") else known.get("min_input_size") or usual
@@ -96,7 +96,7 @@ def image_size(backbone: nn.Module) -> tuple[int, int, int]:
 def _level_costs(
     backbone: nn.Module, widths: Sequence[float], size: tuple[int, int, int], *, count: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Cut a backbone, run every level on sizes alone, and count."""
+    """Nest a backbone, run every level on device meta, and count multiply-accumulates and weights."""
     classes = [2] * len(widths)
     network = SlicedNetwork(write_program(analyse(backbone, widths, size)), classes, size)
     network.eval().requires_grad_(False).to("meta")
@@ -120,9 +120,9 @@ def _level_costs(
 
 
 def prove_model(name: str, structure: str) -> str:
-    """Nest a timm model with weights, so that it proves itself; return why that fails, or an empty line.
+    """Nest a timm model with weights, which verifies its nesting; return why that fails, or an empty string.
 
-    Structure `slices` is also cut as a single level, which must answer like timm.
+    With `slices`, a network of a single level must also give the same features as timm.
     """
     torch.manual_seed(0)
     try:
@@ -140,7 +140,7 @@ def prove_model(name: str, structure: str) -> str:
 
 
 def randomise_weights(backbone: nn.Module) -> None:
-    """Give every weight a say: timm starts scales and tables at zero or one, which hides what is in the wrong place."""
+    """Randomise weights that timm initialises with zeros or ones, which would hide channels in the wrong place."""
     with torch.no_grad():
         for name, value in (*backbone.named_parameters(), *backbone.named_buffers()):
             if not value.is_floating_point() or (
