@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from hierclass.classifier import Classifier
@@ -120,3 +122,20 @@ class BreakingEngine(LocalEngine):
             yield done, errors
             if count >= self._after:
                 passes.throw(self._error)
+
+
+@contextmanager
+def failing(
+    module: torch.nn.Module, fails: Callable[[torch.Tensor], bool], error: Exception
+) -> Iterator[None]:
+    """Let a module raise an error on inputs (B, …) for which `fails` is true."""
+
+    def check(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        if fails(arguments[0]):
+            raise error
+
+    hook = module.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()

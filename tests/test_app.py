@@ -357,18 +357,10 @@ def test_an_upload_that_is_too_large_is_refused_before_it_is_sent(page: Served) 
     assert connection.getresponse().status == 413
 
 
-def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_says_when_it_is_busy(page: Served) -> None:
     from gradio_client import Client
 
-    import hierclass.page.service as service
-
-    release, classify_by_level = threading.Event(), service.classify_by_level
-
-    def slow(*arguments: Any) -> Iterator[Any]:
-        release.wait(PATIENCE)
-        yield from classify_by_level(*arguments)
-
-    monkeypatch.setattr(service, "classify", slow)
+    page.service.resume.clear()
     client = Client(page.address, verbose=False)
     photo = {**sent(Path(upload(page.address, CAT)))}
     jobs: list[Any] = []
@@ -379,7 +371,7 @@ def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyP
             refused += "full" in answer or "503" in answer
             jobs.append(answer)
     finally:
-        release.set()
+        page.service.resume.set()
     assert refused >= 1
     assert "event_id" in jobs[0]
     deadline = time.monotonic() + PATIENCE

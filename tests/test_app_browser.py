@@ -219,29 +219,17 @@ def test_a_broken_file_does_not_break_the_page(browser: Any, page: Served, tmp_p
     assert browser.find_elements("css selector", ".trouble") == []
 
 
-def test_an_old_answer_goes_before_the_new_one_comes(
-    browser: Any, page: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import threading
-
-    from hierclass.page import service
-
+def test_an_old_answer_goes_before_the_new_one_comes(browser: Any, page: Served) -> None:
     open_page(browser, page)
     upload(browser, CAT)
     wait_until(browser, lambda: cards(browser, "done") == 3)
-    release, classify_by_level = threading.Event(), service.classify_by_level
-
-    def slow(*arguments: Any) -> Iterator[Any]:
-        release.wait(PATIENCE)
-        yield from classify_by_level(*arguments)
-
-    monkeypatch.setattr(service, "classify", slow)
+    page.service.resume.clear()
     try:
         upload(browser, EXAMPLES / "coffee.jpg")
         wait_until(browser, lambda: "Looking …" in text_of(browser, "#headline"))
         assert cards(browser, "done") == 0
     finally:
-        release.set()
+        page.service.resume.set()
     wait_until(browser, lambda: cards(browser, "done") == 3)
 
 
@@ -385,21 +373,12 @@ def test_the_table_is_sorted_by_keys(browser: Any, page: Served, tmp_path: Path)
 
 
 def test_work_can_be_stopped_what_is_done_is_kept_and_it_can_be_begun_again(
-    browser: Any, page: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Any, page: Served, tmp_path: Path
 ) -> None:
-    from hierclass.page import batch_job
-
     kept = tmp_path / "kept"
     kept.mkdir()
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(kept)})
-    run_batch_job = batch_job.run_batch_job
-
-    def slow(*arguments: Any, **more: Any) -> Iterator[None]:
-        for _ in run_batch_job(*arguments, **more):
-            time.sleep(0.3)
-            yield
-
-    monkeypatch.setattr(batch_job, "run_batch_job", slow)
+    page.service.seconds_per_batch = 0.3
     open_page(browser, page)
     open_tab(browser, "Many photographs")
     drop_pile(browser, zip_of(tmp_path, 200))
@@ -413,7 +392,7 @@ def test_work_can_be_stopped_what_is_done_is_kept_and_it_can_be_begun_again(
     wait_until(browser, lambda: (kept / "labels.csv").exists())
     assert len(list(csv.DictReader((kept / "labels.csv").open()))) == done
     assert not [each for each in page.uploads.folder.rglob("*") if each.name == "0.jpg"]
-    monkeypatch.setattr(batch_job, "run_batch_job", run_batch_job)
+    page.service.seconds_per_batch = 0.0
     press(browser, "Label them")
     wait_until(browser, lambda: "201 photographs labelled" in text_of(browser, "#status"))
 

@@ -28,6 +28,7 @@ from labelling_data import (
     run_in,
     with_thumbnail,
 )
+from page_data import calibrated
 from PIL import Image
 
 import hierclass
@@ -110,12 +111,11 @@ def test_another_request_is_refused_with_the_difference(
 
 
 def test_another_model_is_refused(
-    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     label(tmp_path / "run", classifier, job(photos))
-    monkeypatch.setitem(classifier.__dict__, "digest", "another")
     with pytest.raises(InputError, match="another model"):
-        label(tmp_path / "run", classifier, job(photos))
+        label(tmp_path / "run", calibrated(tiny_checkpoint, {0.9: 0.5}), job(photos))
 
 
 def test_a_run_with_nothing_to_label_leaves_nothing(classifier: Classifier, tmp_path: Path) -> None:

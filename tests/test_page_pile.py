@@ -409,9 +409,9 @@ def test_a_full_disk_is_a_sentence(
 ) -> None:
     job = run(classifier, uploads, [sent(CAT)], tmp_path)
 
-    def full(*_: Any) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(batch_job, "write_table", full)
+    monkeypatch.setattr("hierclass.files.os.fsync", full)
     with pytest.raises(InputError, match="No space left"):
         write_tables(job, 3, tmp_path)

@@ -68,19 +68,17 @@ def test_the_page_answers_what_the_classifier_answers(classifier: Any) -> None:
         assert stage.prediction.score == pytest.approx(expected.score, abs=1e-4)
 
 
-def test_nothing_above_the_level_asked_for_is_computed(
-    classifier: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_above_the_level_asked_for_is_computed(classifier: Any) -> None:
     computed: list[int] = []
-    refine = classifier._network.refine
-
-    def watched(state: Any) -> Any:
-        logits = refine(state)
-        computed.append(state.level)
-        return logits
-
-    monkeypatch.setattr(classifier._network, "refine", watched)
-    assert [stage.level for stage in stages_of(classifier, tier=1)] == [0, 1]
+    heads = enumerate(classifier.network.heads)
+    hooks = [
+        head.register_forward_hook(lambda *_, level=level: computed.append(level)) for level, head in heads
+    ]
+    try:
+        assert [stage.level for stage in stages_of(classifier, tier=1)] == [0, 1]
+    finally:
+        for hook in hooks:
+            hook.remove()
     assert computed == [0, 1]
 
 
