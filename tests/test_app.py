@@ -67,7 +67,7 @@ def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("package", ["gradio", "plotly"])
+@pytest.mark.parametrize("package", ["gradio", pytest.param("plotly", marks=pytest.mark.full)])
 def test_a_missing_package_names_the_command_that_installs_it(package: str) -> None:
     done = run_app(prelude=f"sys.modules[{package!r}] = None")
     assert done.returncode == 1
@@ -82,7 +82,7 @@ def test_importing_the_page_loads_neither_gradio_nor_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGHUP", marks=pytest.mark.full)])
 def test_a_page_that_is_stopped_leaves_no_uploads_behind(
     page: Served, tiny_checkpoint: Path, tmp_path: Path, name: str
 ) -> None:

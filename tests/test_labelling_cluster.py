@@ -24,6 +24,7 @@ from hierclass.labelling.run_manifest import LabelJob
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'hierclass[ray]'")
 READING = ReadOptions(batch_size=4)
+pytestmark = pytest.mark.full  # starting a cluster takes long
 
 
 class Silent:

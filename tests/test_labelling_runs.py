@@ -398,6 +398,7 @@ def label_in_parts(arguments: list[str]) -> None:
     sys.exit(main(arguments))
 
 
+@pytest.mark.full
 def test_a_run_that_is_killed_again_and_again_ends_with_every_input_once(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

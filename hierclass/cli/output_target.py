@@ -94,7 +94,7 @@ class OutputTarget:
             raise Stopped(1, f"writing failed{progress.how_far()}: {what}") from error
 
     def finish(self, run: LabelRun) -> int:
-        """Write the table and remove what is not wanted beside it; return the number of rows with an error."""
+        """Write the table; remove the run if only the table is wanted. Returns the number of rows with an error."""
         num_errors = run.assemble(self.table)
         if self.is_file:
             RunFolder(self.folder).clear()  # first what makes it a run: removing the rest may be interrupted

@@ -68,7 +68,7 @@ class Cascade:
         """Moves images between batches; None if only one level is computed."""
         self._waiting: list[list[_LevelBatch]] = [[] for _ in range(policy.last)]
         self.computed = [0] * (policy.last + 1)
-        """Per level, the number of images that were judged at it: shows in tests that nothing is computed in vain."""
+        """Per level, the number of images that were judged at it: lets tests check that levels are skipped."""
 
     @torch.inference_mode()
     def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:

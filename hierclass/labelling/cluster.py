@@ -77,7 +77,7 @@ def _init() -> None:
     """Join a cluster or start one; keep this program's signal handlers, which Ray replaces."""
     import ray
 
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is told by this program
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # this program reports errors itself
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, num_cpus=None)
@@ -108,7 +108,7 @@ class _Worker:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         done = errors = 0
         for first, end in zip(batch["first"].tolist(), batch["end"].tolist(), strict=True):
-            # Ray begins what a lost worker had begun anew: some parts of it may be there.
+            # Ray repeats the ranges of a lost worker, which may have written some parts.
             for gap in self._folder.gaps(self._pass.generation, (first, end)):
                 for more, wrong in run_range(self._folder, self._pipeline, self._pass, gap):
                     done, errors = done + more, errors + wrong

@@ -120,7 +120,7 @@ class RunFolder:
 
     def clear(self, *, but: Path | None = None) -> None:
         """Remove the files of a run, and nothing else; its table stays."""
-        # The manifest first: what is left of a clearing that is broken off is no run.
+        # The manifest first: without it the rest is no run, even if clearing is interrupted.
         self._manifest.unlink(missing_ok=True)
         self._inputs.unlink(missing_ok=True)
         shutil.rmtree(self._parts, ignore_errors=True)

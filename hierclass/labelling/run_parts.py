@@ -60,7 +60,7 @@ class PassRows:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        reached = 0  # parts overlap where a cluster began a range anew
+        reached = 0  # parts overlap if a cluster repeated a range
         for part in parts:
             try:
                 with pq.ParquetFile(folder / part.name) as file:
