@@ -25,7 +25,7 @@ from hierclass.labelling.rows import columns
 from hierclass.page import batch_job
 from hierclass.page import uploads as uploads_module
 from hierclass.page.batch_job import collect_job, draw_progress, run_batch_job, table_rows, write_tables
-from hierclass.page.queue import JobQueue
+from hierclass.page.service import JobQueue
 from hierclass.page.single import AnswerOptions
 from hierclass.page.unpacking import MAX_DIRECTORY, ByteBudget, unpack
 from hierclass.page.uploads import Uploads

@@ -12,8 +12,7 @@ from hierclass.images.discovery import display_name
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from hierclass.cli.terminal import ProgressBar
+    from rich.progress import Progress
 
 
 class RunProgress:
@@ -22,9 +21,11 @@ class RunProgress:
     def __init__(self, console: Console) -> None:
         """Draw on a console."""
         self._console = console
-        self._bar: ProgressBar | None = None
-        self._passes: list[ProgressBar] = []
-        self._listing = False
+        self._bar: Progress | None = None
+        self._total: int | None = None
+        self._before = self._num_images = self._num_errors = 0
+        self._how_far = ""
+        self._summaries: list[str] = []
 
     def __enter__(self) -> RunProgress:
         return self
@@ -38,31 +39,39 @@ class RunProgress:
 
     def listed(self, count: int) -> None:
         """Show how many inputs were found so far."""
-        self._listing = True
+        self._how_far = " while the images were listed"
         if self._console.is_terminal:
             self._console.print(f"listing the images: {count:,}", end="\r")
 
     def start(self, total: int | None, done: int) -> None:
         """Begin a bar for `total` images (None: unknown), of which `done` are done."""
-        from hierclass.cli.terminal import ProgressBar
+        from hierclass.cli.terminal import progress_bar
 
         self._end()
-        self._bar = ProgressBar(total, self._console, visible=self._console.is_terminal, done=done)
-        self._passes.append(self._bar)
+        self._total, self._before, self._num_images, self._num_errors = total, done, 0, 0
+        self.advance(0, 0)
         if done:
-            say(f"going on{self._bar.how_far()}")
-        self._bar.__enter__()
+            say(f"going on{self._how_far}")
+        self._bar = progress_bar(self._console)
+        self._bar.add_task("labelling", total=total, completed=done, errors="")
+        self._bar.start()
 
     def advance(self, num_images: int, num_errors: int) -> None:
-        """Advance the bar."""
-        assert self._bar is not None
-        self._bar.advance(num_images, num_errors)
+        """Count images that are done, and errors among them."""
+        from hierclass.cli.terminal import plural
+
+        self._num_images += num_images
+        self._num_errors += num_errors
+        done = self._before + self._num_images
+        of = plural(done, "image") if self._total is None else f"{done:,} of {plural(self._total, 'image')}"
+        self._how_far = f" after {of}"
+        if self._bar is not None:
+            errors = f"[red]{plural(self._num_errors, 'error')}" if self._num_errors else ""
+            self._bar.update(self._bar.task_ids[0], advance=num_images, errors=errors)
 
     def how_far(self) -> str:
         """Return how many images are done, as the end of a sentence."""
-        if self._passes:
-            return self._passes[-1].how_far()
-        return " while the images were listed" if self._listing else ""
+        return self._how_far
 
     def summarise(self, table: Path | None, num_errors: int, num_unread: int = 0) -> None:
         """Print a summary; exit with a code of its own if images could not be read.
@@ -71,13 +80,21 @@ class RunProgress:
         """
         from hierclass.cli.terminal import plural
 
-        what = [bar.summary() for bar in self._passes] or ["nothing was left to do"]
+        what = "; ".join(self._summaries or ["nothing was left to do"])
         errors = f", {plural(num_errors, 'error')} (see the column error)" if num_errors else ""
-        say(f"{'; '.join(what)}{errors}" + (f" -> {display_name(table)}" if table else ""))
+        say(f"{what}{errors}" + (f" -> {display_name(table)}" if table else ""))
         if num_errors or num_unread:
             raise typer.Exit(SOME_INPUTS_FAILED)
 
     def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
+        """Remove the bar and note what was done."""
+        from hierclass.cli.terminal import plural
+
+        if self._bar is None:
+            return
+        seconds = self._bar.tasks[0].elapsed or 0.0
+        rate = f", {self._num_images / seconds:,.0f} images/s" if seconds else ""
+        labelled = plural(self._num_images - self._num_errors, "image")
+        self._summaries.append(f"{labelled} labelled in {seconds:.1f} s{rate}")
+        self._bar.stop()
         self._bar = None

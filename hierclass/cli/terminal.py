@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -42,55 +41,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
 
 
-class ProgressBar:
-    """Counts images and errors; on a terminal, a bar with images done, rate, errors and time left."""
-
-    def __init__(self, total: int | None, console: Console, *, visible: bool, done: int = 0) -> None:
-        """Count up to `total` images (None: unknown), `done` of which are done; draw only if `visible`."""
-        self._before, self._total = done, total
-        self.num_images = 0
-        self.num_errors = 0
-        self._progress = Progress(
-            TextColumn("labelling"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _RateColumn(),
-            TextColumn("{task.fields[errors]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not visible,
-            transient=True,
-        )
-        self._task = self._progress.add_task("labelling", total=total, completed=done, errors="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def advance(self, num_images: int, num_errors: int) -> None:
-        """Add images that are done, and errors among them."""
-        self.num_images += num_images
-        self.num_errors += num_errors
-        errors = f"[red]{plural(self.num_errors, 'error')}" if self.num_errors else ""
-        self._progress.update(self._task, advance=num_images, errors=errors)
-
-    def summary(self) -> str:
-        """Return one line: how many images were labelled, the time and the rate."""
-        seconds = self._progress.tasks[0].elapsed or 0.0
-        rate = f", {self.num_images / seconds:,.0f} images/s" if seconds else ""
-        return f"{plural(self.num_images - self.num_errors, 'image')} labelled in {seconds:.1f} s{rate}"
-
-    def how_far(self) -> str:
-        """Return how many of the images are done, as the end of a sentence."""
-        done = self._before + self.num_images
-        if self._total is None:
-            return f" after {plural(done, 'image')}"
-        return f" after {done:,} of {plural(self._total, 'image')}"
+def progress_bar(console: Console) -> Progress:
+    """Return a bar with images done, rate, errors and time left; it is drawn on terminals only."""
+    columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), _RateColumn())
+    rest = (TextColumn("{task.fields[errors]}"), TimeRemainingColumn())
+    return Progress(*columns, *rest, console=console, disable=not console.is_terminal, transient=True)
 
 
 class _RateColumn(ProgressColumn):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hierclass.page.queue import JobQueue
+from hierclass.errors import InputError
 from hierclass.page.single import classify_by_level, parse_options
 from hierclass.page.uploads import Uploads
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from hierclass.page.batch_job import BatchJob
     from hierclass.page.single import AnswerOptions, Stage
 
+LOOK_SECONDS = 0.5
+"""Between two messages of a job's place in the queue."""
 NUM_AT_ONCE = 2
 """Photographs that are classified at the same time."""
 NUM_WAITING = 8
@@ -60,3 +64,51 @@ class Service:
             ) as work:
                 for _ in work:
                     yield job
+
+
+class JobQueue:
+    """Lets one job work at a time, in the order in which jobs joined."""
+
+    def __init__(self, most: int) -> None:
+        """Let at most N = `most` jobs wait."""
+        self.most = most
+        self._line: deque[QueuePlace] = deque()
+        self._moved = threading.Condition()
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[QueuePlace]:
+        """Join the queue for as long as the context lasts.
+
+        Raises:
+            InputError: too many wait already.
+        """
+        with self._moved:
+            if len(self._line) > self.most:
+                raise InputError(f"{self.most} others wait for their turn; please try again in a minute")
+            place = QueuePlace(self._line, self._moved)
+            self._line.append(place)
+        try:
+            yield place
+        finally:
+            with self._moved:
+                self._line.remove(place)
+                self._moved.notify_all()
+
+
+class QueuePlace:
+    """A place in the queue."""
+
+    def __init__(self, line: deque[QueuePlace], moved: threading.Condition) -> None:
+        """Be in a queue; `moved` is notified when a job leaves it."""
+        self._line, self._moved = line, moved
+
+    def wait(self) -> Iterator[int]:
+        """Yield the number of jobs before this one, at once and then about twice a second, until it is 0."""
+        while True:
+            with self._moved:
+                before = self._line.index(self)
+            if not before:
+                return
+            yield before
+            with self._moved:
+                self._moved.wait(LOOK_SECONDS)
