@@ -107,6 +107,7 @@ def test_a_page_that_is_stopped_leaves_no_uploads_behind(
     assert "Traceback" not in errors
 
 
+@pytest.mark.full
 def test_a_port_that_is_taken_is_one_line(page: Served, tiny_checkpoint: Path) -> None:
     taken = page.address.rpartition(":")[2]
     done = run_app("--model", str(tiny_checkpoint), "--port", taken)

@@ -177,6 +177,7 @@ def test_the_command_tries_one_model(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["backbones", "oak"]) == 2
 
 
+@pytest.mark.full
 def test_a_survey_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     results = tmp_path / "found.jsonl"
     row = {"name": "test_resnet", "structure": "", "reason": "it ended the process that tried it"}

@@ -65,7 +65,12 @@ MEASURED: dict[str, Any] = {
 FILES = ("config.json", "model.safetensors")
 
 
-@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.full] * (" and " in name)) for name in sorted(ARCHITECTURES)
+    ],
+)
 def big(
     request: pytest.FixtureRequest, tiny_taxonomy: Taxonomy, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
