@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import timm
 
-import hierclass.timm_models.backbone_probe
 from hierclass.cli import main
 from hierclass.errors import BackboneError
 from hierclass.nested import STRUCTURES, create_backbone, nest
@@ -62,20 +62,22 @@ def test_a_refusal_says_what_to_do_instead() -> None:
         nest(create_backbone("sequencer2d_s"), num_classes=[2, 2, 2], input_size=(3, 224, 224))
 
 
-def test_a_model_whose_level_0_is_hardly_cheaper_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hierclass.timm_models.backbone_probe, "MAX_SHARE", 0.01)
-    finding = probe_backbone("test_resnet", count=False)
+def test_a_model_whose_level_0_is_hardly_cheaper_does_not_count() -> None:
+    finding = probe_backbone("test_resnet", widths=(1.0, 1.0, 1.0), count=False)
     assert not finding.nests
     assert "of the weights, so it is hardly cheaper" in finding.reason
     assert finding.macs == ()
 
 
-def test_what_is_not_foreseen_is_noted_as_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **named: object) -> None:
+class OddWidths(tuple[float, ...]):
+    """Numbers that can't be read."""
+
+    def __iter__(self) -> Iterator[float]:
         raise KeyError("surprise\nand more")
 
-    monkeypatch.setattr(hierclass.timm_models.backbone_probe, "analyse", fail)
-    finding = probe_backbone("test_resnet")
+
+def test_what_is_not_foreseen_is_noted_as_a_fault_of_ours() -> None:
+    finding = probe_backbone("test_resnet", widths=OddWidths((0.25, 0.5, 1.0)))
     assert finding.unexpected
     assert finding.reason == "KeyError: 'surprise\\nand more'"
 

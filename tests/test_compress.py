@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -242,9 +243,8 @@ def test_whoever_stops_the_timing_hears_that_the_model_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(
-        "hierclass.checkpoints.compress.compare", lambda *_: signal.raise_signal(signal.SIGINT)
-    )
+    clock = SimpleNamespace(perf_counter=lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("hierclass.checkpoints.compress.time", clock)
     assert run(tiny_checkpoint, 0, tmp_path / "small") == 130
     assert capsys.readouterr().err == (
         f"error: timing was stopped; the model is written: {tmp_path / 'small'}\n"
