@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hierclass.nested import STRUCTURES
-from hierclass.timm_models.backbone_probe import examine, family_of, prove_model
-from hierclass.timm_models.backbone_table import Backbones, Family, to_markdown
+from hierclass.timm_models.backbone_probe import family_of, probe_backbone, prove_model
+from hierclass.timm_models.backbone_table import BackboneFamily, BackboneTable, to_markdown
 
 ROOT = Path(__file__).parent.parent
 TABLE, PAGE = ROOT / "hierclass" / "data" / "backbones.json", ROOT / "docs" / "backbones.md"
@@ -69,7 +69,7 @@ def survey(
 
 def cut(name: str) -> Row:
     """What came of cutting a model."""
-    return asdict(examine(name, count=False))
+    return asdict(probe_backbone(name, count=False))
 
 
 def prove(name: str, structure: str) -> Row:
@@ -121,17 +121,17 @@ def smallest(found: dict[tuple[str, str], Row]) -> list[str]:
     return [best[family]["name"] for family in sorted(best)]
 
 
-def collect(found: dict[tuple[str, str], Row]) -> Backbones:
+def collect(found: dict[tuple[str, str], Row]) -> BackboneTable:
     """The table of all families."""
     families: dict[str, list[str]] = {}
     for name in timm.list_models():
         families.setdefault(family_of(name), []).append(name)
-    return Backbones(
+    return BackboneTable(
         timm.__version__, tuple(_family(name, families[name], found) for name in sorted(families))
     )
 
 
-def _family(family: str, names: Iterable[str], found: dict[tuple[str, str], Row]) -> Family:
+def _family(family: str, names: Iterable[str], found: dict[tuple[str, str], Row]) -> BackboneFamily:
     untried: Row = {"reason": "not tried"}
     reasons = {name: found.get((name, ""), untried)["reason"] for name in names}
     proven: dict[str, str] = {}
@@ -141,7 +141,7 @@ def _family(family: str, names: Iterable[str], found: dict[tuple[str, str], Row]
             if (name, structure) in found:
                 reason = found[name, structure]["reason"]
                 (failed if reason else proven)[structure] = f"{name}: {reason}" if reason else name
-    return Family(
+    return BackboneFamily(
         family,
         tuple(name for name, reason in reasons.items() if not reason),
         {name: reason for name, reason in reasons.items() if reason},

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from updates import leaves_alone
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
-from hierclass.decisions.prediction import agree
+from hierclass.decisions.prediction import combine_levels
 from hierclass.errors import HierclassError
 from hierclass.files import replacing
 from hierclass.nested import create_backbone
@@ -202,9 +202,11 @@ def right_answers(model: Path, dev: ImageSet) -> Right:
     for batch, leaves, _ in read_batches(loader):
         logits = [values.numpy() for values in checkpoint.network.forward_all(batch)]
         if len(logits) == 1:
-            shares = agree(logits * tree.num_tiers, tree)  # the last alone counts, summed up the tree
+            shares = combine_levels(
+                logits * tree.num_tiers, tree
+            )  # the last alone counts, summed up the tree
         else:
-            shares = [agree(logits[: tier + 1], tree)[tier] for tier in range(tree.num_tiers)]
+            shares = [combine_levels(logits[: tier + 1], tree)[tier] for tier in range(tree.num_tiers)]
         truth = [tree.projection(tier)[leaves] for tier in range(tree.num_tiers)]
         parts.append([share.argmax(1) == wanted for share, wanted in zip(shares, truth, strict=True)])
     return [np.concatenate(level) for level in zip(*parts, strict=True)]

@@ -42,14 +42,13 @@ from timm.data import create_dataset, create_loader
 
 import hierclass
 from hierclass.classifier import Classifier
-from hierclass.decisions.cascade import Crew
-from hierclass.decisions.exit_policy import LevelWish, Request, Stopping
-from hierclass.images.decoding import decode_side, read_square
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.decisions.cascade import ParallelCascade
+from hierclass.decisions.exit_policy import ExitPolicy, LevelChoice, Request
+from hierclass.images.preprocessing import Preprocessing, decode_side, read_square
 from hierclass.labelling.inputs import list_inputs
-from hierclass.labelling.pipeline import outcomes
+from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.read_ahead import num_cores, read_ahead
-from hierclass.labelling.read_input import Reading
+from hierclass.labelling.read_input import ReadOptions
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZES = {"web": (500, 400), "phone": (4032, 3024)}
@@ -97,34 +96,34 @@ def _exif(image: Image.Image) -> bytes:
     return b"Exif\0\0II*\0" + (8).to_bytes(4, "little") + empty + b"\2\0" + place + length + bytes(4) + data
 
 
-def decode_only(preprocessing: Preprocessing, folder: Path, reading: Reading) -> Call:
+def decode_only(preprocessing: Preprocessing, folder: Path, reading: ReadOptions) -> Call:
     """Read and decode, and do no more."""
     inputs = list(enumerate(list_inputs([folder])))
     return lambda: sum(1 for _ in read_ahead(inputs, preprocessing, reading))
 
 
-def network_only(classifier: Classifier, folder: Path, request: Request, reading: Reading) -> Call:
+def network_only(classifier: Classifier, folder: Path, request: Request, reading: ReadOptions) -> Call:
     """Answer photographs that were read before."""
-    stopping = Stopping(request, classifier.taxonomy, classifier.decision)
-    preprocessing = classifier.preprocessing_for(stopping.last)
+    policy = ExitPolicy(request, classifier.taxonomy, classifier.decision)
+    preprocessing = classifier.preprocessing_for(policy.last)
     pixels = np.stack([read_square(file, preprocessing) for file in sorted(folder.iterdir())])
 
     def call() -> int:
-        with Crew(classifier, stopping, reading.batch_size) as crew:
+        with ParallelCascade(classifier, policy, reading.batch_size) as cascade:
             for start in range(0, len(pixels), reading.batch_size):
                 part = pixels[start : start + reading.batch_size]
-                crew.push(part, np.arange(start, start + len(part)))
-            crew.finish()
+                cascade.push(part, np.arange(start, start + len(part)))
+            cascade.finish()
         return len(pixels)
 
     return call
 
 
-def label(classifier: Classifier, folder: Path, request: Request, reading: Reading) -> Call:
+def label(classifier: Classifier, folder: Path, request: Request, reading: ReadOptions) -> Call:
     """Label, as `hierclass label` does, short of writing the table."""
-    stopping = Stopping(request, classifier.taxonomy, classifier.decision)
-    inputs = list(enumerate(list_inputs([folder])))
-    return lambda: sum(len(outcome) for outcome in outcomes(classifier, stopping, inputs, reading))
+    pipeline = LabelPipeline(classifier, request, reading)
+    inputs = list(pipeline.list_inputs([folder]))
+    return lambda: sum(len(outcome) for outcome in pipeline.run(inputs))
 
 
 def timm_loop(classifier: Classifier, folder: Path, batch_size: int) -> Call:
@@ -171,9 +170,9 @@ def decode_name(preprocessing: Preprocessing) -> str:
 def contenders(classifier: Classifier, folder: Path, batch_size: int, precision: float) -> dict[str, Call]:
     """Name → call, for the photographs of one folder."""
     reading, previews = (
-        Reading(batch_size=batch_size, processes=True, previews=small) for small in (False, True)
+        ReadOptions(batch_size=batch_size, processes=True, previews=small) for small in (False, True)
     )
-    levels: list[LevelWish] = [*range(len(classifier.levels))]
+    levels: list[LevelChoice] = [*range(len(classifier.levels))]
     calls = dict[str, Call]()
     for name, preprocessing in ways_to_read(classifier).items():
         calls[name] = decode_only(preprocessing, folder, reading)
@@ -210,7 +209,7 @@ def agreement(classifier: Classifier, folder: Path) -> list[float]:
     """
     distinct = sorted(file for file in folder.iterdir() if "-" not in file.name)
     both = [
-        list(hierclass.label(distinct, classifier=classifier, reading=Reading(previews=previews)))
+        list(hierclass.label(distinct, classifier=classifier, reading=ReadOptions(previews=previews)))
         for previews in (False, True)
     ]
     pairs = [(whole, small) for whole, small in zip(*both, strict=True) if small.preview]

@@ -23,9 +23,9 @@ from rich.table import Table
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.decisions.prediction import Prediction
-from hierclass.images.decoding import decode_side, read_input
+from hierclass.images.decoding import read_image
 from hierclass.images.discovery import find_inputs
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.preprocessing import Preprocessing, decode_side, preprocess
 from taxonomy import Taxonomy
 
 BATCH = 50
@@ -43,7 +43,10 @@ def ask(
     """The answers of a level to images that are read as `preprocessing` says."""
     found: list[Prediction] = []
     for start in range(0, len(paths), BATCH):
-        images = [read_input(path, preprocessing) for path in paths[start : start + BATCH]]
+        images = [
+            preprocess(read_image(path, min_side=decode_side(preprocessing)), preprocessing)
+            for path in paths[start : start + BATCH]
+        ]
         found += classifier.predict_tensors(np.stack(images), level)
     return found
 

@@ -67,7 +67,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for: torch costs seconds, an error message should not."""
+    """Import what needs torch on first use: torch takes seconds, which an error message should not."""
     if name not in _LAZY:
         raise AttributeError(f"module 'hierclass' has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,4 +1,4 @@
-"""The classifier that Python, the command line and the page share: images in, predictions out."""
+"""The classifier that Python, the command line and the page use: images in, predictions out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, stored_fields
 from hierclass.decisions.calibration import Decision, Threshold
-from hierclass.decisions.prediction import Prediction, agree, decide
+from hierclass.decisions.prediction import Prediction, combine_levels, to_predictions
 from hierclass.errors import ImageError, InputError
 from hierclass.files import BUNDLED
-from hierclass.images.decoding import ImageSource, read_input
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.decoding import ImageSource
+from hierclass.images.preprocessing import Preprocessing, normalise, read_square
 from hierclass.nested import NestedNetwork, answer_costs
 from taxonomy import Taxonomy
 
@@ -30,7 +30,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What one level answers and what its answer costs for one image, all that is run for it included."""
+    """What one level answers, and the cost of its answer to one image, lower levels that it needs included."""
 
     index: int
     num_classes: int
@@ -39,22 +39,22 @@ class Level:
     share: float
     """Multiply-accumulates relative to the last level's, 0 … 1."""
     step_macs: int
-    """Multiply-accumulates of its step of `Classifier.refine`: what it adds, or all of it if nothing is reused."""
+    """Multiply-accumulates of its step of `Classifier.refine`: what it adds, or all if nothing is reused."""
     step_share: float
-    """The same relative to the last level's `macs`; where nothing is reused the steps may add up to more than 1."""
+    """`step_macs` relative to the last level's `macs`; the steps add up to more than 1 if nothing is reused."""
     parameters: int
     bytes: int
     accuracy: float | None
-    """Share of right answers on its own tier, 0 … 1, on the dev split; None if it was not measured."""
+    """Share of right answers (0 … 1) on its own tier, on the dev split; None if it was not measured."""
 
 
 def cost_alike(levels: Sequence[Level]) -> bool:
-    """Whether every level runs the whole network, so that a coarser answer saves nothing (`from_timm`, masks)."""
+    """Return whether every level runs the whole network: a coarser answer saves nothing (`from_timm`, masks)."""
     return len(levels) > 1 and levels[0].share > 0.995  # heads differ a little
 
 
 def run_once(levels: Sequence[Level]) -> bool:
-    """Whether the first step of refining computes all that the finer levels need (see `from_timm`)."""
+    """Return whether the first step of refining computes all that finer levels need (`from_timm`)."""
     return len(levels) > 1 and not any(level.step_macs for level in levels[1:])
 
 
@@ -72,17 +72,12 @@ class Classifier:
     """Classifies images at any level of one nested network. Safe to share between threads."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto"):
-        """Use `checkpoint` on `device`, with a fused copy of its network."""
+        """Copy the network of `checkpoint` to `device` and fuse its layers for inference."""
         self.checkpoint = checkpoint
         self.device = _find_device(device)
         self._network = checkpoint.network.fused().to(self.device)
         self._network.to(memory_format=torch.channels_last)
         self._decision = Decision.from_dict(checkpoint.decision, checkpoint.network.num_levels)
-        mean, std = (
-            torch.tensor(values, device=self.device)[:, None, None]
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        self._mean, self._std = mean, std
         self.levels = _describe_levels(checkpoint)
 
     @property
@@ -96,11 +91,10 @@ class Classifier:
         return self.checkpoint.preprocessing
 
     def preprocessing_for(self, level: int | None = None) -> Preprocessing:
-        """Return how an image is prepared where no level above `level` (None: the finest) is to be asked.
+        """Return how an image is prepared if no level above `level` (None: the finest) is computed.
 
-        Levels that see the image at a size of their own look at less of it: large photographs are decoded at a smaller
-        scale then, which is much faster. What is decoded is brought to the network's size as ever, and shrunk by the
-        level itself, so that nearly all answers are those of a full decode (docs/labelling.md).
+        For levels with a smaller image size, large photographs are decoded at a smaller scale, which is much faster,
+        and resized to the network's size as always; nearly all answers stay the same (docs/labelling.md).
 
         Raises:
             LevelError: the model has no such level.
@@ -112,27 +106,27 @@ class Classifier:
 
     @property
     def reuses(self) -> bool:
-        """Whether a finer level is computed from what coarser levels have computed, so that refining is no extra."""
+        """Whether a finer level reuses what coarser levels computed, so that refining costs nothing extra."""
         return self._network.reuses
 
     @property
     def temperatures(self) -> tuple[float, ...] | None:
-        """What every level's scores were calibrated with on held-out images; None: they are as the network says."""
+        """Temperature per level, fitted on held-out images; None: scores are not calibrated."""
         return self._decision.temperatures
 
     @property
     def lower_weight(self) -> float:
-        """How much the answers of lower levels count in that of a level (see `consensus`)."""
+        """Weight of the answers of lower levels in that of a level (see `hierclass.decisions.prediction.consensus`)."""
         return self._decision.lower_weight
 
     @property
     def decision(self) -> Decision:
-        """How the model decides: what `lower_weight`, `temperatures` and `thresholds` are read from."""
+        """How the answers of levels are combined and what was fitted: weight, temperatures, thresholds."""
         return self._decision
 
     @functools.cached_property
     def digest(self) -> str:
-        """A SHA-256 sum of all that an answer depends on: weights, classes, preprocessing, decisions."""
+        """SHA-256 sum of all that an answer depends on: weights, classes, preprocessing, decisions."""
         checkpoint = self.checkpoint
         made = [stored_fields(checkpoint.architecture), stored_fields(checkpoint.preprocessing)]
         texts = [*made, checkpoint.decision, checkpoint.taxonomy.to_dict()]
@@ -144,19 +138,23 @@ class Classifier:
 
     @property
     def network(self) -> NestedNetwork:
-        """The network, made ready for inference on `device`."""
+        """The network, fused for inference, on `device`."""
         return self._network
 
     def to_input(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Return the network's input for images (B, size, size, 3), prepared by `hierclass.images.decoding.square`."""
+        """Return the network's input (B, 3, size, size) for images (B, size, size, 3) of `read_square`."""
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()
-        return pixels.div_(255).sub_(self._mean).div_(self._std)  # in place: a third of the time
+        mean, std = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return normalise(pixels, mean, std)
 
     def thresholds(self, precision: float = 0.9) -> tuple[tuple[Threshold, ...], ...]:
-        """Return from which score on answers are right at a rate: `thresholds(0.9)[level][tier]`.
+        """Return the thresholds from which on answers are right at a rate (0 … 1): `thresholds(0.9)[level][tier]`.
 
-        The score is that of the answer to the tier, `predict(image, level).path[tier].score`; the promise was
-        found on held-out images and holds for images like those. Usual rates are 0.8, 0.9, 0.95 and 0.99.
+        They apply to the score `predict(image, level).path[tier].score`. They were fitted on held-out images and hold
+        for images like those. Usual rates are 0.8, 0.9, 0.95 and 0.99.
 
         Raises:
             InputError: the model has no thresholds, or none for this precision.
@@ -168,7 +166,7 @@ class Classifier:
         return self._network.check_level(level)
 
     def predict(self, image: ImageSource, level: int | None = None) -> Prediction:
-        """Answer at one level (None: the finest). An image is a path, bytes, a PIL image or uint8 (H, W, 3).
+        """Answer at one level (None: the finest). An image is a path, bytes, a PIL image or uint8 (H, W, 3), RGB.
 
         Raises:
             LevelError: the model has no such level.
@@ -191,52 +189,58 @@ class Classifier:
                 self._prepare(image, start + i, len(images), level)
                 for i, image in enumerate(images[start:][:BATCH_SIZE])
             ]
-            predictions += self.predict_tensors(np.stack(batch), level)
+            predictions += self._answer(self.to_input(np.stack(batch)), level)
         return predictions
 
     def refine(self, image: ImageSource) -> Iterator[Prediction]:
-        """Answer at level 0, then at each finer level; `Level.step_macs` says what each step computes.
+        """Yield the prediction of level 0, then of each finer level; `Level.step_macs` is the cost of each step.
 
-        Where the network reuses what lower levels computed (structure slices), that is only what the level adds;
-        else (prefix, depths, masks) every step runs its level from the start. See `reuses`.
-        Nothing above a level is computed before the next prediction is asked for.
+        If the network reuses what lower levels computed (structure slices), a step computes only what the level adds;
+        otherwise (prefix, depths, masks) it runs the level from the start. See `reuses`. A level is computed when its
+        prediction is asked for.
 
         Raises:
             ImageError: the image can't be read (on the call, before anything is computed).
         """
-        return self._refine(self._prepare(image, 0, 1, None)[None])
+        return self._refine(self.to_input(np.stack([self._prepare(image, 0, 1, None)])))
 
     def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
-        """Answer for images that `preprocess` has prepared: float32 (B, 3, size, size), as `preprocessing_for` says."""
-        last, images = self.check_level(level), self._tensor(batch)
+        """Answer for inputs float32 (B, 3, size, size) that `hierclass.images.preprocessing.preprocess` returned.
+
+        Raises:
+            LevelError: the model has no such level.
+        """
+        images = torch.from_numpy(batch).to(self.device)
+        return self._answer(images.contiguous(memory_format=torch.channels_last), self.check_level(level))
+
+    def _answer(self, images: torch.Tensor, level: int) -> list[Prediction]:
+        """Answer for the network's input (B, 3, size, size)."""
+        logits: list[NDArray[np.float32] | None]
         with torch.inference_mode():
             if self._decision.lower_weight:
-                logits = [_numpy(values) for values in self._network.forward_all(images, last)]
+                logits = [_numpy(values) for values in self._network.forward_all(images, level)]
             else:  # lower levels have no say, so none is run that the level itself does not need
-                logits = [np.empty((0, 0), np.float32)] * last + [_numpy(self._network(images, last))]
+                logits = [*[None] * level, _numpy(self._network(images, level))]
         return self._decide(logits)
 
-    def _refine(self, batch: NDArray[np.float32]) -> Iterator[Prediction]:
-        state = self._network.start(self._tensor(batch))
+    def _refine(self, images: torch.Tensor) -> Iterator[Prediction]:
+        state = self._network.start(images)
         logits: list[NDArray[np.float32]] = []
         for _ in self.levels:
             with torch.inference_mode():
                 logits.append(_numpy(self._network.refine(state)))
             yield self._decide(logits)[0]
 
-    def _decide(self, logits: Sequence[NDArray[np.float32]]) -> list[Prediction]:
+    def _decide(self, logits: Sequence[NDArray[np.float32] | None]) -> list[Prediction]:
         weight, temperatures = self._decision.lower_weight, self._decision.temperatures
-        return decide(agree(logits, self.taxonomy, weight, temperatures), self.taxonomy)
+        return to_predictions(combine_levels(logits, self.taxonomy, weight, temperatures), self.taxonomy)
 
-    def _prepare(self, image: ImageSource, index: int, count: int, level: int | None) -> NDArray[np.float32]:
+    def _prepare(self, image: ImageSource, index: int, count: int, level: int | None) -> NDArray[np.uint8]:
         try:
-            return read_input(image, self.preprocessing_for(level))
+            return read_square(image, self.preprocessing_for(level))
         except ImageError as error:
             name = str(image) if isinstance(image, (str, os.PathLike)) else f"image {index + 1} of {count}"
             raise ImageError(f"{name}: {error}") from error
-
-    def _tensor(self, batch: NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(batch).to(self.device).contiguous(memory_format=torch.channels_last)
 
 
 def _numpy(logits: torch.Tensor) -> NDArray[np.float32]:

@@ -1,11 +1,10 @@
-"""Files that are written whole or not at all, and folders that may be written to."""
+"""Write files whole or not at all, lock them, and check in advance that files and folders can be written."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,20 +12,20 @@ from hierclass.errors import InputError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-"""The two files of a model."""
+"""Names of the two files of a model."""
 BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
-"""The model that comes with the package."""
+"""Folder of the model that comes with the package."""
 _TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
-"""Name under which a process (its number) writes a file before it is whole; a kill leaves it behind."""
+"""Name of the temporary file of a process (its number); a kill leaves it behind."""
 
 
 def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> None:
-    """Refuse a folder in which a model would overwrite something, or an earlier model without `force`.
+    """Refuse a folder if writing a model there would overwrite other files, or a model without `force`.
 
-    `source` is the model that the new one is made of, which is never overwritten.
+    The folder `source` of the model that the new one is made of is always refused.
 
     Raises:
-        InputError: it is no folder, or holds something; the message says what to do.
+        InputError: the folder is refused; the message says what to do.
     """
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
@@ -46,24 +45,37 @@ def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> Non
 
 
 def check_writable(file: Path, option: str) -> None:
-    """Refuse a file that can't be written, before the work whose result it is to hold.
+    """Refuse a file that can't be written, before the work whose result it will hold.
 
     Raises:
-        InputError: it is a folder, or nothing can be written beside it; the message begins with `option`.
+        InputError: it is a folder, or can't be written; the message begins with `option`.
     """
     if file.is_dir():
         raise InputError(f"{option} {file} is a folder; name a file")
+    if reason := why_unwritable(file):
+        raise InputError(f"{option} {file} cannot be written: {reason}")
+
+
+def why_unwritable(file: Path) -> str | None:
+    """Return why `replacing` could not write a file, None if it could; `file` itself is not touched."""
+    probe = _temporary(file)
     try:
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
+        probe.open("xb").close()
+        probe.unlink()
     except OSError as error:
-        raise InputError(f"{option} {file} cannot be written: {error.strerror or error}") from error
+        return error.strerror or str(error)
+    return None
 
 
 def remove_temporaries(folder: Path, *names: str) -> None:
-    """Remove what writers of files of these names left half-written when they were killed."""
+    """Remove the temporary files that killed writers of these files left in a folder."""
     for file in _temporaries(folder, *names):
         file.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """The name under which this process writes a file before it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _temporaries(folder: Path, *names: str) -> list[Path]:
@@ -73,9 +85,9 @@ def _temporaries(folder: Path, *names: str) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(file: Path, message: str = "", *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock on a file, which is made; the system frees it when the process ends, however it ends.
+    """Hold a lock on a file, which is created; the system frees it when the process ends, however it ends.
 
-    With `wait` another process that holds it is waited for.
+    With `wait`, wait until no other process holds it.
 
     Raises:
         InputError: another process holds it; the text is `message`.
@@ -99,8 +111,8 @@ def locked(file: Path, message: str = "", *, wait: bool = False) -> Iterator[Non
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; when the block ends, that file is synced and renamed to `path`.
 
-    What `path` held before stays there until then, and for good if the block raises; then the unfinished file
-    goes. Raises OSError as writing and renaming do, with the name of `path`.
+    Until then, and if the block raises, `path` keeps what it held before; the unfinished file is removed. Raises
+    OSError as writing and renaming do, with the name of `path`.
     """
     with replacing_all(path) as (temporary,):
         yield temporary
@@ -110,9 +122,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_all(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Replace files as `replacing` does, all or none: they are renamed when the last one is synced.
 
-    Only a process that ends between two renames leaves some replaced and others not.
+    Only a process that is killed between two renames leaves some replaced and others not.
     """
-    temporaries = tuple(path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths)
+    temporaries = tuple(map(_temporary, paths))
     try:
         yield temporaries
         for temporary in temporaries:
@@ -134,7 +146,7 @@ def replacing_all(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder last, where the system can (Windows can't)."""
+    """Sync the names in a folder to disk, where the system can (Windows can't)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

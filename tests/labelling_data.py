@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from hierclass.classifier import Classifier
-from hierclass.decisions.exit_policy import LevelWish, Request
-from hierclass.labelling import run_pass as passes
-from hierclass.labelling.read_input import Reading
-from hierclass.labelling.run import Job, Run
+from hierclass.decisions.exit_policy import LevelChoice, Request
+from hierclass.labelling.read_input import ReadOptions
+from hierclass.labelling.run import LabelRun
 from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_manifest import LabelJob
+from hierclass.labelling.run_parts import Range
+from hierclass.labelling.run_pass import Engine, LocalEngine, PassProgress, RunPass
 
-READING = Reading(batch_size=4, workers=2)
+READING = ReadOptions(batch_size=4, workers=2)
+PART_ROWS = 4
 
 
-class Listener:
+class RunListener:
     """Remembers what it hears."""
 
     def __init__(self) -> None:
@@ -70,21 +75,32 @@ def with_thumbnail(
     return stream.getvalue()
 
 
-def job(photos: Path, level: LevelWish = 0, **more: Any) -> Job:
-    return Job(names=(str(photos),), request=Request(level=level), reading=READING, **more)
+def job(photos: Path, level: LevelChoice = 0, **more: Any) -> LabelJob:
+    return LabelJob(names=(str(photos),), request=Request(level=level), reading=READING, **more)
 
 
-def run_in(folder: Path, classifier: Classifier) -> tuple[Run, Listener]:
-    listener = Listener()
-    return Run(RunFolder(folder), classifier, READING, listener), listener
+def run_in(
+    folder: Path, classifier: Classifier, engine: Engine | None = None, listener: RunListener | None = None
+) -> tuple[LabelRun, RunListener]:
+    heard = listener or RunListener()
+    engine = engine or LocalEngine(classifier, part_rows=PART_ROWS)
+    return LabelRun(RunFolder(folder), classifier, READING, heard, engine), heard
 
 
-def label(folder: Path, classifier: Classifier, what: Job, **more: Any) -> Listener:
-    run, listener = run_in(folder, classifier)
+def label(
+    folder: Path,
+    classifier: Classifier,
+    what: LabelJob,
+    *,
+    engine: Engine | None = None,
+    listener: RunListener | None = None,
+    **more: Any,
+) -> RunListener:
+    run, heard = run_in(folder, classifier, engine, listener)
     with run.folder.lock():
         run.label(what, **more)
         run.assemble(folder / "labels.parquet")
-    return listener
+    return heard
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -92,16 +108,34 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def breaking(after: int, error: BaseException) -> Any:
-    """Outcomes that end with an error after some inputs."""
-    real = passes.outcomes
+class BreakingEngine(LocalEngine):
+    """Computes passes here until some inputs are done; then an error meets it between two batches."""
 
-    def outcomes(*arguments: Any) -> Iterator[Any]:
-        count = 0
-        for outcome in real(*arguments):
-            yield outcome
-            count += len(outcome)
-            if count >= after:
-                raise error
+    def __init__(self, classifier: Classifier, after: int, error: BaseException) -> None:
+        super().__init__(classifier, part_rows=PART_ROWS)
+        self._after, self._error = after, error
 
-    return outcomes
+    def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
+        count, passes = 0, super().run(folder, what, gaps)
+        for done, errors in passes:
+            count += done
+            yield done, errors
+            if count >= self._after:
+                passes.throw(self._error)
+
+
+@contextmanager
+def failing(
+    module: torch.nn.Module, fails: Callable[[torch.Tensor], bool], error: Exception
+) -> Iterator[None]:
+    """Let a module raise an error on inputs (B, …) for which `fails` is true."""
+
+    def check(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        if fails(arguments[0]):
+            raise error
+
+    hook = module.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()

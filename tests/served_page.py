@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +21,32 @@ PATIENCE = 600
 """Seconds that a step may take on a busy machine."""
 
 
+class SlowService(Service):
+    """A service that can be held up: before the answers to one photograph, and after every batch of many."""
+
+    def __init__(self, classifier: Any, uploads: Uploads) -> None:
+        super().__init__(classifier, uploads)
+        self.resume = threading.Event()
+        self.resume.set()
+        self.seconds_per_batch = 0.0
+
+    def classify(self, photo: Any, level: Any, precision: Any) -> Iterator[Any]:
+        self.resume.wait(PATIENCE)
+        yield from super().classify(photo, level, precision)
+
+    def label_batch(self, sent: Any, level: Any, precision: Any, *, thumbnails: bool) -> Iterator[Any]:
+        for each in super().label_batch(sent, level, precision, thumbnails=thumbnails):
+            time.sleep(self.seconds_per_batch)
+            yield each
+
+
 class Served(NamedTuple):
     """Where the page is, and what it shows and keeps."""
 
     address: str
     classifier: Any
     uploads: Uploads
+    service: SlowService
 
 
 @contextmanager
@@ -36,6 +58,8 @@ def served(classifier: Any, folder: Path) -> Iterator[Served]:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         uploads = Uploads(folder, [EXAMPLES])
         examples = sorted(EXAMPLES.glob("*.jpg"))
-        page = build_page(Service(classifier, uploads), card="# A card", examples=examples)
-        yield Served(app.launch(page, uploads, "127.0.0.1", None).rstrip("/"), classifier, uploads)
+        service = SlowService(classifier, uploads)
+        page = build_page(service, card="# A card", examples=examples)
+        address = app.launch(page, uploads, "127.0.0.1", None).rstrip("/")
+        yield Served(address, classifier, uploads, service)
         page.close(verbose=False)

@@ -67,7 +67,7 @@ def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("package", ["gradio", "plotly"])
+@pytest.mark.parametrize("package", ["gradio", pytest.param("plotly", marks=pytest.mark.full)])
 def test_a_missing_package_names_the_command_that_installs_it(package: str) -> None:
     done = run_app(prelude=f"sys.modules[{package!r}] = None")
     assert done.returncode == 1
@@ -82,7 +82,7 @@ def test_importing_the_page_loads_neither_gradio_nor_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGHUP", marks=pytest.mark.full)])
 def test_a_page_that_is_stopped_leaves_no_uploads_behind(
     page: Served, tiny_checkpoint: Path, tmp_path: Path, name: str
 ) -> None:
@@ -107,6 +107,7 @@ def test_a_page_that_is_stopped_leaves_no_uploads_behind(
     assert "Traceback" not in errors
 
 
+@pytest.mark.full
 def test_a_port_that_is_taken_is_one_line(page: Served, tiny_checkpoint: Path) -> None:
     taken = page.address.rpartition(":")[2]
     done = run_app("--model", str(tiny_checkpoint), "--port", taken)
@@ -357,18 +358,10 @@ def test_an_upload_that_is_too_large_is_refused_before_it_is_sent(page: Served) 
     assert connection.getresponse().status == 413
 
 
-def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_says_when_it_is_busy(page: Served) -> None:
     from gradio_client import Client
 
-    import hierclass.page.service as service
-
-    release, climb = threading.Event(), service.climb
-
-    def slow(*arguments: Any) -> Iterator[Any]:
-        release.wait(PATIENCE)
-        yield from climb(*arguments)
-
-    monkeypatch.setattr(service, "climb", slow)
+    page.service.resume.clear()
     client = Client(page.address, verbose=False)
     photo = {**sent(Path(upload(page.address, CAT)))}
     jobs: list[Any] = []
@@ -379,7 +372,7 @@ def test_the_page_says_when_it_is_busy(page: Served, monkeypatch: pytest.MonkeyP
             refused += "full" in answer or "503" in answer
             jobs.append(answer)
     finally:
-        release.set()
+        page.service.resume.set()
     assert refused >= 1
     assert "event_id" in jobs[0]
     deadline = time.monotonic() + PATIENCE

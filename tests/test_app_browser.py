@@ -148,7 +148,13 @@ def save_screenshot(driver: Any, tmp_path: Path, name: str) -> Path:
 # ---- one photograph
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1440, False), (1440, True), (390, False), (390, True)])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        (1440, False),
+        *(pytest.param(*each, marks=pytest.mark.full) for each in ((1440, True), (390, False), (390, True))),
+    ],
+)
 def test_a_dropped_photograph_is_answered_down_to_the_finest_level(
     browser: Any, page: Served, tmp_path: Path, width: int, dark: bool
 ) -> None:
@@ -162,6 +168,7 @@ def test_a_dropped_photograph_is_answered_down_to_the_finest_level(
         assert np.asarray(shot).std() > 10
 
 
+@pytest.mark.full
 def test_the_tree_is_drawn_with_the_path(browser: Any, page: Served) -> None:
     open_page(browser, page)
     upload(browser, CAT)
@@ -171,6 +178,7 @@ def test_the_tree_is_drawn_with_the_path(browser: Any, page: Served) -> None:
     assert len(browser.find_elements("css selector", "#tree .slice")) == 2 + 5 + 12
 
 
+@pytest.mark.full
 def test_the_level_can_be_changed(browser: Any, page: Served) -> None:
     open_page(browser, page)
     upload(browser, CAT)
@@ -182,6 +190,7 @@ def test_the_level_can_be_changed(browser: Any, page: Served) -> None:
     assert "was never done" in text_of(browser, ".hc-why")
 
 
+@pytest.mark.full
 def test_the_slider_of_precision_is_moved_by_keys(browser: Any, page: Served) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -198,6 +207,7 @@ def test_the_slider_of_precision_is_moved_by_keys(browser: Any, page: Served) ->
     wait_until(browser, lambda: "right 90 times of 100" in text_of(browser, ".hc-why"))
 
 
+@pytest.mark.full
 def test_an_example_is_answered_with_one_click(browser: Any, page: Served) -> None:
     open_page(browser, page)
     wait_until(browser, lambda: shown(browser, ".gallery-item, .gallery button"))
@@ -205,6 +215,7 @@ def test_an_example_is_answered_with_one_click(browser: Any, page: Served) -> No
     wait_until(browser, lambda: cards(browser, "done") == 3)
 
 
+@pytest.mark.full
 def test_a_broken_file_does_not_break_the_page(browser: Any, page: Served, tmp_path: Path) -> None:
     broken = tmp_path / "holiday.jpg"
     broken.write_text("this is no photograph")
@@ -219,32 +230,22 @@ def test_a_broken_file_does_not_break_the_page(browser: Any, page: Served, tmp_p
     assert browser.find_elements("css selector", ".trouble") == []
 
 
-def test_an_old_answer_goes_before_the_new_one_comes(
-    browser: Any, page: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import threading
-
-    from hierclass.page import service
-
+@pytest.mark.full
+def test_an_old_answer_goes_before_the_new_one_comes(browser: Any, page: Served) -> None:
     open_page(browser, page)
     upload(browser, CAT)
     wait_until(browser, lambda: cards(browser, "done") == 3)
-    release, climb = threading.Event(), service.climb
-
-    def slow(*arguments: Any) -> Iterator[Any]:
-        release.wait(PATIENCE)
-        yield from climb(*arguments)
-
-    monkeypatch.setattr(service, "climb", slow)
+    page.service.resume.clear()
     try:
         upload(browser, EXAMPLES / "coffee.jpg")
         wait_until(browser, lambda: "Looking …" in text_of(browser, "#headline"))
         assert cards(browser, "done") == 0
     finally:
-        release.set()
+        page.service.resume.set()
     wait_until(browser, lambda: cards(browser, "done") == 3)
 
 
+@pytest.mark.full
 def test_a_page_that_is_too_busy_says_so_beside_the_photograph(
     browser: Any, page: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +267,7 @@ def test_a_page_that_is_too_busy_says_so_beside_the_photograph(
     wait_until(browser, lambda: cards(browser, "done") == 2)
 
 
+@pytest.mark.full
 def test_nothing_jumps_while_answers_arrive(browser: Any, page: Served) -> None:
     open_page(browser, page, width=1440)
     places = "return [...document.querySelectorAll('.hc-steps li')].map(e => Math.round(e.getBoundingClientRect().top))"
@@ -280,6 +282,7 @@ def test_nothing_jumps_while_answers_arrive(browser: Any, page: Served) -> None:
     assert all(max(abs(a - b) for a, b in zip(each, found[0], strict=True)) <= 4 for each in found), found
 
 
+@pytest.mark.full
 def test_everything_can_be_reached_by_keys_and_has_a_name(browser: Any, page: Served) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -326,6 +329,7 @@ def drop_pile(driver: Any, *paths: Path) -> None:
     wait_until(driver, lambda: paths[-1].name.partition(".")[0] in text_of(driver, "#pile"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("width", "dark"), [(1440, False), (390, True)])
 def test_many_photographs_are_labelled_and_both_tables_can_be_kept(
     browser: Any, page: Served, tmp_path: Path, width: int, dark: bool
@@ -354,6 +358,7 @@ def test_many_photographs_are_labelled_and_both_tables_can_be_kept(
     assert [row["path"] for row in pq.read_table(kept / "labels.parquet").to_pylist()] == paths
 
 
+@pytest.mark.full
 def test_the_table_is_sorted_by_keys(browser: Any, page: Served, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -384,22 +389,14 @@ def test_the_table_is_sorted_by_keys(browser: Any, page: Served, tmp_path: Path)
     wait_until(browser, lambda: column(0) == list("1234567"))
 
 
+@pytest.mark.full
 def test_work_can_be_stopped_what_is_done_is_kept_and_it_can_be_begun_again(
-    browser: Any, page: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Any, page: Served, tmp_path: Path
 ) -> None:
-    from hierclass.page import pile as piles
-
     kept = tmp_path / "kept"
     kept.mkdir()
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(kept)})
-    label_pile = piles.label_pile
-
-    def slow(*arguments: Any, **more: Any) -> Iterator[None]:
-        for _ in label_pile(*arguments, **more):
-            time.sleep(0.3)
-            yield
-
-    monkeypatch.setattr(piles, "label_pile", slow)
+    page.service.seconds_per_batch = 0.3
     open_page(browser, page)
     open_tab(browser, "Many photographs")
     drop_pile(browser, zip_of(tmp_path, 200))
@@ -413,11 +410,12 @@ def test_work_can_be_stopped_what_is_done_is_kept_and_it_can_be_begun_again(
     wait_until(browser, lambda: (kept / "labels.csv").exists())
     assert len(list(csv.DictReader((kept / "labels.csv").open()))) == done
     assert not [each for each in page.uploads.folder.rglob("*") if each.name == "0.jpg"]
-    monkeypatch.setattr(piles, "label_pile", label_pile)
+    page.service.seconds_per_batch = 0.0
     press(browser, "Label them")
     wait_until(browser, lambda: "201 photographs labelled" in text_of(browser, "#status"))
 
 
+@pytest.mark.full
 def test_old_rows_go_when_new_photographs_are_refused(browser: Any, page: Served, tmp_path: Path) -> None:
     open_page(browser, page)
     open_tab(browser, "Many photographs")
@@ -434,6 +432,7 @@ def test_old_rows_go_when_new_photographs_are_refused(browser: Any, page: Served
     assert not button.is_enabled()
 
 
+@pytest.mark.full
 def test_nothing_to_label_is_said(browser: Any, page: Served) -> None:
     open_page(browser, page)
     open_tab(browser, "Many photographs")
@@ -444,6 +443,7 @@ def test_nothing_to_label_is_said(browser: Any, page: Served) -> None:
 # ---- the model
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("width", "dark"), [(1440, True), (390, False)])
 def test_the_model_is_shown_with_its_classes(
     browser: Any, page: Served, tmp_path: Path, width: int, dark: bool
@@ -462,6 +462,7 @@ def test_the_model_is_shown_with_its_classes(
     save_screenshot(browser, tmp_path, f"model-{width}-{'dark' if dark else 'light'}")
 
 
+@pytest.mark.full
 def test_the_page_fetches_nothing_from_elsewhere(browser: Any, page: Served) -> None:
     open_page(browser, page)
     names = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")

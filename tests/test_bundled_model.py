@@ -8,7 +8,7 @@ from page_data import EXAMPLES
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.files import BUNDLED
-from hierclass.images.decoding import decode_side, resize_side
+from hierclass.images.preprocessing import decode_side, resize_side
 from taxonomy import load_taxonomy
 
 

@@ -23,7 +23,8 @@ from hierclass.classifier import BATCH_SIZE, Classifier
 from hierclass.cli.terminal import draw_path
 from hierclass.decisions.prediction import Prediction
 from hierclass.errors import CheckpointError, ImageError, InputError, LevelError
-from hierclass.images.decoding import preprocess, read_image
+from hierclass.images.decoding import read_image
+from hierclass.images.preprocessing import preprocess
 
 Picture = NDArray[np.uint8]
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint
-from hierclass.images.decoding import preprocess
+from hierclass.images.preprocessing import preprocess
 from hierclass.nested.prefix import PrefixNetwork
 from taxonomy import Taxonomy, load_taxonomy
 from training.distillation.crops import shrink_pixels

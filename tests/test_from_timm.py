@@ -26,7 +26,7 @@ from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.errors import BackboneError, CheckpointError, InputError, TaxonomyError
 from hierclass.page.drawing import draw_headline, draw_steps
-from hierclass.page.single import Wish, climb
+from hierclass.page.single import AnswerOptions, classify_by_level
 from hierclass.timm_models.from_timm import from_timm
 from hierclass.timm_models.pretrained_classifier import read_preprocessing
 from taxonomy import Node, Taxonomy
@@ -400,12 +400,12 @@ def test_the_page_takes_the_same_options(options: list[str], message: str) -> No
 
 
 def test_the_page_says_that_every_level_costs_the_same(classifier: Classifier) -> None:
-    stages = list(climb(classifier, CAT, Wish(tier=2)))
+    stages = list(classify_by_level(classifier, CAT, AnswerOptions(tier=2)))
     assert [stage.share for stage in stages] == [1.0, 0.0, 0.0]
     assert [stage.macs for stage in stages] == [classifier.levels[0].macs, 0, 0]
-    wish = Wish(tier=0)
-    first = list(climb(classifier, CAT, wish))
-    drawing = draw_headline(classifier, first, wish) + draw_steps(classifier, first)
+    options = AnswerOptions(tier=0)
+    first = list(classify_by_level(classifier, CAT, options))
+    drawing = draw_headline(classifier, first, options) + draw_steps(classifier, first)
     assert "100% of the full work" in drawing
     assert 'aria-hidden="true"><i style="width:100.00%"></i></div>' in draw_steps(classifier, stages)
     assert drawing.count("not shown") == 2

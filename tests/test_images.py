@@ -19,8 +19,8 @@ from labelling_data import with_thumbnail
 from PIL import Image, ImageFile, features
 
 from hierclass.errors import ImageError
-from hierclass.images.decoding import preprocess, read_image, read_input, read_preview, resize_side
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.decoding import read_image, read_preview
+from hierclass.images.preprocessing import Preprocessing, preprocess, resize_side
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 SIZE = 32
@@ -368,7 +368,7 @@ def test_preprocessing_shows_what_resize_and_centre_crop_show(size: tuple[int, i
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (3000, 2), (7, 5)])
 def test_any_aspect_ratio_and_any_small_size_becomes_an_input(size: tuple[int, int]) -> None:
-    tensor = read_input(encoded(Image.new("RGB", size, RED), "PNG"), HALF)
+    tensor = preprocess(read_image(encoded(Image.new("RGB", size, RED), "PNG")), HALF)
     assert tensor.shape == (3, 16, 16)
     assert np.isfinite(tensor).all()
 

@@ -6,17 +6,18 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from labelling_data import failing
 from PIL import Image
 
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError, LevelError
-from hierclass.images.decoding import read_square
-from hierclass.labelling.read_input import Reading
+from hierclass.images.preprocessing import read_square
+from hierclass.labelling.read_input import ReadOptions
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def label(
     batch_size: int = 64,
     workers: int | None = None,
 ) -> Iterator[hierclass.Row]:
-    reading = Reading(batch_size=batch_size, workers=workers)
+    reading = ReadOptions(batch_size=batch_size, workers=workers)
     return hierclass.label(paths, classifier=classifier, level=level, reading=reading)
 
 
@@ -121,35 +122,22 @@ def test_the_threads_end_with_the_rows(classifier: Classifier, photos: list[str]
             assert not thread.is_alive()
 
 
-def test_a_batch_that_needs_too_much_memory_is_divided(
-    classifier: Classifier, photos: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = classifier.network.forward
-
-    def small_machine(batch: Any, level: int | None = None) -> Any:
-        if len(batch) > 2:
-            raise MemoryError
-        return real(batch, level)
-
-    monkeypatch.setattr(classifier.network, "forward", small_machine)
-    rows = list(label(photos, classifier, batch_size=8))
+def test_a_batch_that_needs_too_much_memory_is_divided(classifier: Classifier, photos: list[str]) -> None:
+    with failing(classifier.network, lambda images: len(images) > 2, MemoryError()):
+        rows = list(label(photos, classifier, batch_size=8))
     assert [row.path for row in rows] == photos
     assert not any(row.error for row in rows)
 
 
 def test_an_image_on_which_the_network_fails_has_an_error_of_one_line(
-    classifier: Classifier, photos: list[str], monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, photos: list[str]
 ) -> None:
-    real = classifier.network.forward
     unlucky = classifier.to_input(np.stack([read_square(photos[4], classifier.preprocessing)]))[0]
-
-    def fragile(batch: Any, level: int | None = None) -> Any:
-        if any(bool((image == unlucky).all()) for image in batch):
-            raise RuntimeError("first line\nsecond line")
-        return real(batch, level)
-
-    monkeypatch.setattr(classifier.network, "forward", fragile)
-    rows = list(label(photos, classifier, batch_size=8))
+    error = RuntimeError("first line\nsecond line")
+    with failing(
+        classifier.network, lambda images: any(torch.equal(image, unlucky) for image in images), error
+    ):
+        rows = list(label(photos, classifier, batch_size=8))
     assert [row.path for row in rows if row.error] == [photos[4]]
     assert rows[4].error == "failed unexpectedly (RuntimeError: first line second line)"
 

@@ -16,7 +16,7 @@ from PIL import Image
 from test_images import png_of_one_colour
 
 import hierclass
-from hierclass.labelling.read_input import Reading
+from hierclass.labelling.read_input import ReadOptions
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
 
@@ -132,7 +132,7 @@ def test_each_bad_file_has_its_one_row_and_each_good_one_its_answer(
     }
     bad = {*broken_files(), *links}
     assert len(bad) >= 60
-    reading = Reading(batch_size=8, workers=2)
+    reading = ReadOptions(batch_size=8, workers=2)
     rows = list(hierclass.label(corpus, classifier=classifier, level=0, reading=reading))
     names = [row.path.removeprefix(f"{corpus}/") for row in rows]
     assert len(names) == len(set(names))

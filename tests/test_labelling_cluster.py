@@ -17,12 +17,14 @@ from PIL import Image
 import hierclass
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
-from hierclass.labelling.read_input import Reading
-from hierclass.labelling.run import Job, Run
+from hierclass.labelling.read_input import ReadOptions
+from hierclass.labelling.run import LabelRun
 from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_manifest import LabelJob
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'hierclass[ray]'")
-READING = Reading(batch_size=4)
+READING = ReadOptions(batch_size=4)
+pytestmark = pytest.mark.full  # starting a cluster takes long
 
 
 class Silent:
@@ -56,9 +58,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def label(folder: Path, photos: Path, model: Path, *, engine: Any = None) -> list[dict[str, Any]]:
     classifier, listener = hierclass.load(model, device="cpu"), Silent()
-    run = Run(RunFolder(folder), classifier, READING, listener, engine)
+    run = LabelRun(RunFolder(folder), classifier, READING, listener, engine)
     with run.folder.lock():
-        run.label(Job(names=(str(photos),), request=Request(level=1), reading=READING))
+        run.label(LabelJob(names=(str(photos),), request=Request(level=1), reading=READING))
         assert listener.done == listener.total == 30
         run.assemble(folder / "labels.parquet")
     rows: list[dict[str, Any]] = pq.read_table(folder / "labels.parquet").to_pylist()
@@ -97,8 +99,8 @@ def test_a_run_goes_on_by_parts_on_another_engine(
     folder = RunFolder(Path(shutil.copytree(there[0], tmp_path / "run")))
     (folder.path / "parts" / folder.parts(0)[1].name).unlink()
     assert folder.gaps(0, (0, 30)) == [(7, 14)]
-    run = Run(folder, hierclass.load(tiny_checkpoint, device="cpu"), READING, listener := Silent())
-    run.label(Job(names=(str(photos),), request=Request(level=1), reading=READING))
+    run = LabelRun(folder, hierclass.load(tiny_checkpoint, device="cpu"), READING, listener := Silent())
+    run.label(LabelJob(names=(str(photos),), request=Request(level=1), reading=READING))
     assert (listener.total, listener.done) == (30, 30)
     run.assemble(tmp_path / "again.parquet")
     again = pq.read_table(tmp_path / "again.parquet").to_pylist()
@@ -109,10 +111,10 @@ def test_a_worker_takes_up_what_a_lost_one_had_finished(
     there: tuple[Path, list[dict[str, Any]]], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     from hierclass.labelling.cluster import _Worker
-    from hierclass.labelling.run_pass import Pass
+    from hierclass.labelling.run_pass import RunPass
 
     folder = RunFolder(Path(shutil.copytree(there[0], tmp_path / "run")))
-    what = Pass(generation=0, request=Request(level=1), reading=READING)
+    what = RunPass(generation=0, request=Request(level=1), reading=READING)
     place = str(Path.cwd())
     worker = _Worker(folder, what, partial(hierclass.load, tiny_checkpoint, "cpu"), place)
     first, second, *_ = folder.parts(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from labelling_data import READING, breaking, job, label, make_photos, rows, run_in
+from labelling_data import READING, BreakingEngine, RunListener, job, label, make_photos, rows, run_in
 
 import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -19,9 +19,9 @@ from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import HierclassError, InputError
-from hierclass.labelling import run_pass as passes
-from hierclass.labelling.run import Job
-from hierclass.labelling.run_folder import Part, RunFolder
+from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_manifest import LabelJob
+from hierclass.labelling.run_parts import Part
 from taxonomy import Taxonomy
 
 
@@ -35,11 +35,6 @@ def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path / "photos")
 
 
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "PART_ROWS", 4)
-
-
 WRONG = [Request(level=7), Request(only=("dgo",)), Request(level="auto", min_tier=9), Request(level="auto")]
 
 
@@ -49,7 +44,7 @@ def test_a_request_that_the_model_cannot_meet_leaves_a_run_as_it_was(
 ) -> None:
     folder = tmp_path / "run"
     with pytest.raises(HierclassError):
-        label(folder, classifier, Job(names=(str(photos),), request=request_, reading=READING))
+        label(folder, classifier, LabelJob(names=(str(photos),), request=request_, reading=READING))
     label(folder, classifier, job(photos))  # nothing stands in the way of the right one
     before = RunFolder(folder).manifest()
     run, _ = run_in(folder, classifier)
@@ -114,18 +109,15 @@ def test_an_archive_that_goes_or_changes_after_it_was_listed_gives_errors_and_no
     photos: Path,
     shard: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     what: str,
 ) -> None:
-    folder, wanted = tmp_path / "run", job(shard)
-    real = RunFolder.begin
+    class Meddler(RunListener):
+        def start(self, total: int, done: int) -> None:  # heard when the inputs are listed and none is read
+            super().start(total, done)
+            shard.unlink() if what == "gone" else pack(shard, sorted(photos.iterdir())[5:])
 
-    def begin(self: RunFolder, *arguments: Any) -> None:
-        real(self, *arguments)
-        shard.unlink() if what == "gone" else pack(shard, sorted(photos.iterdir())[5:])
-
-    monkeypatch.setattr(RunFolder, "begin", begin)
-    label(folder, classifier, wanted)
+    folder = tmp_path / "run"
+    label(folder, classifier, job(shard), listener=Meddler())
     message = "does not exist any more" if what == "gone" else "has changed since it was listed; --overwrite"
     assert all(message in row["error"] for row in rows(folder))
     assert len(rows(folder)) == 20
@@ -232,13 +224,11 @@ def sure(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Cla
 
 
 def test_climbing_labels_goes_on_and_refines_like_any_other_level(
-    sure: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sure: Classifier, photos: Path, tmp_path: Path
 ) -> None:
     folder, auto = tmp_path / "run", job(photos, "auto")
-    with monkeypatch.context() as patched:
-        patched.setattr(passes, "outcomes", breaking(9, KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            label(folder, sure, auto)
+    with pytest.raises(KeyboardInterrupt):
+        label(folder, sure, auto, engine=BreakingEngine(sure, 9, KeyboardInterrupt()))
     label(folder, sure, auto)
     found = rows(folder)
     assert [(row["chosen_level"], row["stop_reason"]) for row in found if not row["error"]] == [
@@ -348,7 +338,7 @@ def test_refining_keeps_to_the_classes_of_the_run(
 ) -> None:
     tree, folder = classifier.taxonomy, tmp_path / "run"
     only = (tree.classes(1)[0].id,)
-    wanted = Job(names=(str(photos),), request=Request(level=0, only=only), reading=READING)
+    wanted = LabelJob(names=(str(photos),), request=Request(level=0, only=only), reading=READING)
     label(folder, classifier, wanted)
     run, _ = run_in(folder, classifier)
     run.refine("error is null", Request(level=2))

@@ -19,7 +19,7 @@ from hierclass.labelling import read_ahead as readers
 from hierclass.labelling import reader_processes as processes
 from hierclass.labelling.inputs import Input, list_inputs
 from hierclass.labelling.read_ahead import read_ahead
-from hierclass.labelling.read_input import Read, Reading
+from hierclass.labelling.read_input import ReadOptions, ReadResult
 
 WHAT = Preprocessing(32)
 ROOT = Path(__file__).parent.parent
@@ -35,9 +35,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_FEW", 10)
 
 
-def read(photos: Path, **how: int | bool) -> list[Read]:
+def read(photos: Path, **how: int | bool) -> list[ReadResult]:
     inputs = enumerate(list_inputs([photos]))
-    return [found for _, _, found in read_ahead(inputs, WHAT, Reading(batch_size=4, **how))]
+    return [found for _, _, found in read_ahead(inputs, WHAT, ReadOptions(batch_size=4, **how))]
 
 
 def children() -> set[int]:
@@ -45,7 +45,9 @@ def children() -> set[int]:
     found = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
     )
-    return {int(line.split()[0]) for line in found.stdout.splitlines() if "labelling.processes" in line}
+    return {
+        int(line.split()[0]) for line in found.stdout.splitlines() if "labelling.reader_processes" in line
+    }
 
 
 def test_processes_read_what_threads_read_and_end_with_the_rows(photos: Path) -> None:
@@ -92,7 +94,7 @@ def ended_by_broken_pipes() -> Iterator[None]:
 @pytest.mark.usefixtures("ended_by_broken_pipes")
 def test_a_process_that_is_killed_is_replaced(photos: Path) -> None:
     inputs = enumerate(Input(str(photos / "03.png")) for _ in range(400))
-    reading = Reading(batch_size=4, workers=2, processes=True)
+    reading = ReadOptions(batch_size=4, workers=2, processes=True)
     count = 0
     for number, _, found in read_ahead(inputs, WHAT, reading):
         count += not isinstance(found.pixels, str)
@@ -113,10 +115,10 @@ def test_processes_end_when_the_one_that_they_read_for_is_killed(photos: Path) -
         "import sys, time\n"
         "from hierclass.labelling import read_ahead as readers\n"
         "from hierclass.labelling.inputs import Input\n"
-        "from hierclass.labelling.read_input import Reading\n"
+        "from hierclass.labelling.read_input import ReadOptions\n"
         "from hierclass.images.preprocessing import Preprocessing\n"
         "inputs = ((n, Input(sys.argv[1])) for n in range(10**6))\n"
-        "how = Reading(workers=2, processes=True)\n"
+        "how = ReadOptions(workers=2, processes=True)\n"
         "for n, _, found in readers.read_ahead(inputs, Preprocessing(32), how):\n"
         "    if n == 300:\n"
         "        print('reading', flush=True)\n"
@@ -154,7 +156,7 @@ def test_what_waits_in_memory_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatc
             taken += 1
             yield numbered
 
-    stream = read_ahead(inputs(), WHAT, Reading(batch_size=64, workers=1))
+    stream = read_ahead(inputs(), WHAT, ReadOptions(batch_size=64, workers=1))
     next(stream)
     assert taken < 20
     stream.close()

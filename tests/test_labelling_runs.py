@@ -17,7 +17,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from labelling_data import READING, Listener, breaking, job, label, make_photos, rows, run_in, with_thumbnail
+from labelling_data import (
+    READING,
+    BreakingEngine,
+    RunListener,
+    job,
+    label,
+    make_photos,
+    rows,
+    run_in,
+    with_thumbnail,
+)
+from page_data import calibrated
 from PIL import Image
 
 import hierclass
@@ -25,10 +36,10 @@ from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
-from hierclass.labelling import run_pass as passes
+from hierclass.labelling import run_pass
 from hierclass.labelling.inputs import Shard
-from hierclass.labelling.run import Job
 from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_manifest import LabelJob
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300
@@ -42,11 +53,6 @@ def classifier(tiny_checkpoint: Path) -> Classifier:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return make_photos(tmp_path / "photos")
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "PART_ROWS", 4)
 
 
 def test_a_run_has_a_row_for_every_input_in_order(
@@ -65,14 +71,11 @@ def test_a_run_that_ended_early_goes_on(
     classifier: Classifier,
     photos: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
 ) -> None:
     run = tmp_path / "run"
-    with monkeypatch.context() as patched:
-        patched.setattr(passes, "outcomes", breaking(10, error))
-        with pytest.raises(type(error)):
-            label(run, classifier, job(photos))
+    with pytest.raises(type(error)):
+        label(run, classifier, job(photos), engine=BreakingEngine(classifier, 10, error))
     assert not (run / "labels.parquet").exists()
     listener = label(run, classifier, job(photos))
     ((total, done),) = listener.passes
@@ -104,16 +107,15 @@ def test_another_request_is_refused_with_the_difference(
         label(run, classifier, job(photos, **change))
     label(run, classifier, job(photos, **change), overwrite=True)
     with pytest.raises(InputError, match="the inputs"):
-        label(run, classifier, Job(names=("elsewhere",), request=Request(level=0), reading=READING))
+        label(run, classifier, LabelJob(names=("elsewhere",), request=Request(level=0), reading=READING))
 
 
 def test_another_model_is_refused(
-    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, tiny_checkpoint: Path, photos: Path, tmp_path: Path
 ) -> None:
     label(tmp_path / "run", classifier, job(photos))
-    monkeypatch.setitem(classifier.__dict__, "digest", "another")
     with pytest.raises(InputError, match="another model"):
-        label(tmp_path / "run", classifier, job(photos))
+        label(tmp_path / "run", calibrated(tiny_checkpoint, {0.9: 0.5}), job(photos))
 
 
 def test_a_run_with_nothing_to_label_leaves_nothing(classifier: Classifier, tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def test_previews_are_read_and_said_and_stay_with_the_run(classifier: Classifier
     photos.mkdir()
     Image.new("RGB", (640, 480)).save(photos / "without.jpg")
     (photos / "with.jpg").write_bytes(with_thumbnail((640, 480), (160, 120)))
-    wanted = Job(
+    wanted = LabelJob(
         names=(str(photos),), request=Request(level=0), reading=dataclasses.replace(READING, previews=True)
     )
     run = tmp_path / "run"
@@ -270,7 +272,7 @@ def test_a_refinement_that_could_not_read_images_tries_them_again(
     assert refine(folder, classifier).passes == []
 
 
-def refine(folder: Path, classifier: Classifier) -> Listener:
+def refine(folder: Path, classifier: Classifier) -> RunListener:
     """Refine the rows that could be read to level 2."""
     run, listener = run_in(folder, classifier)
     run.refine("error is null", Request(level=2))
@@ -313,20 +315,17 @@ def test_a_table_of_others_is_not_written_into_a_run(
     assert "holds a run, which has a table of its own" in capsys.readouterr().err
 
 
-def test_a_refinement_that_ended_early_goes_on(
-    classifier: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refinement_that_ended_early_goes_on(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     label(folder, classifier, job(photos))
+    broken, _ = run_in(folder, classifier, BreakingEngine(classifier, 6, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        broken.refine("error is null", Request(level=1))
     run, listener = run_in(folder, classifier)
-    with monkeypatch.context() as patched:
-        patched.setattr(passes, "outcomes", breaking(6, KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            run.refine("error is null", Request(level=1))
     with pytest.raises(InputError, match="not complete"):
         run.refine("score > 2", Request(level=2))
     run.refine("error is null", Request(level=1))
-    assert listener.passes[1][1] >= 6
+    assert listener.passes[0][1] >= 6
     run.assemble(folder / "labels.parquet")
     assert {row["chosen_level"] for row in rows(folder)} == {1, None}
 
@@ -395,10 +394,11 @@ def test_a_manifest_of_another_version_is_refused(
 
 def label_in_parts(arguments: list[str]) -> None:
     """The command in a process of its own, with parts so small that there are many."""
-    passes.PART_ROWS = 8
+    run_pass.PART_ROWS = 8
     sys.exit(main(arguments))
 
 
+@pytest.mark.full
 def test_a_run_that_is_killed_again_and_again_ends_with_every_input_once(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

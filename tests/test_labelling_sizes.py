@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +14,9 @@ from PIL import Image
 import hierclass
 from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, save_checkpoint
 from hierclass.classifier import Classifier
-from hierclass.decisions.cascade import Crew
 from hierclass.decisions.exit_policy import Request
-from hierclass.images.decoding import decode_side, read_image, read_square, resize_side
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.decoding import read_image
+from hierclass.images.preprocessing import Preprocessing, decode_side, read_square, resize_side
 from taxonomy import Taxonomy
 
 SIZES = (32, 48, 64)
@@ -77,18 +75,14 @@ def test_where_twice_the_detail_is_all_that_the_network_sees_nothing_is_decoded_
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_labelling_answers_as_asking_for_every_image_does(
-    classifier: Classifier, photos: Path, level: int, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, photos: Path, level: int
 ) -> None:
-    shapes, push = [], Crew.push
-
-    def noting(self: Crew, pixels: Any, tags: Any) -> Any:
-        shapes.append(pixels.shape)
-        return push(self, pixels, tags)
-
-    monkeypatch.setattr(Crew, "push", noting)
+    shapes: list[tuple[int, ...]] = []
+    hook = classifier.network.register_forward_pre_hook(lambda _, found: shapes.append(tuple(found[0].shape)))
     found = list(hierclass.label(photos, classifier=classifier, level=level))
+    hook.remove()
+    assert shapes == [(3, 3, SIZES[-1], SIZES[-1])]
     expected = classifier.predict_batch(sorted(photos.iterdir()), level)
-    assert shapes == [(3, SIZES[-1], SIZES[-1], 3)]
     assert [row.synset for row in found] == [each.synset for each in expected]
     assert [row.score for row in found] == pytest.approx([each.score for each in expected], abs=1e-5)
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hierclass.decisions.exit_policy import Answers, Reason
+from hierclass.decisions.exit_policy import Answers, StopReason
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import Input, Stamp
-from hierclass.labelling.rows import Outcome, Row, Texts, columns
-from hierclass.labelling.table_writers import check_target, open_table, write_table
+from hierclass.labelling.rows import ClassNames, Outcome, Row, columns
+from hierclass.labelling.table_writers import check_target, open_writer, write_table
 from taxonomy import Node, Taxonomy
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -38,7 +38,7 @@ def outcome() -> Outcome:
         scores=np.array([[0.97, 1 / 3], [np.nan, np.nan], [1, 1e-7], [0.9, np.nan]], dtype=np.float32),
         tier=np.array([1, -1, 0, -1], dtype=np.int8),
         level=np.array([1, -1, 1, 0], dtype=np.int8),
-        reason=np.array([Reason.ASKED, -1, Reason.LAST, Reason.EXCLUDED], dtype=np.int8),
+        reason=np.array([StopReason.ASKED, -1, StopReason.LAST, StopReason.EXCLUDED], dtype=np.int8),
     )
     return Outcome(
         numbers=np.arange(4),
@@ -51,7 +51,7 @@ def outcome() -> Outcome:
 
 
 def table(num_tiers: int = 2) -> pa.Table:
-    return outcome().table(Texts(TREE, num_tiers))
+    return outcome().table(ClassNames(TREE, num_tiers))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -205,7 +205,7 @@ def test_a_file_that_takes_a_part_of_a_write_gets_all_of_it(tmp_path: Path) -> N
         def flush(self) -> None: ...
 
     short = Short()
-    open_table(short, "csv", 2).write(table())  # type: ignore[arg-type]
+    open_writer(short, "csv", 2).write(table())  # type: ignore[arg-type]
     whole = tmp_path / "out.csv"
     write_table(whole, [table()], 2)
     assert short.data == whole.read_bytes()

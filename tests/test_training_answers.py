@@ -13,9 +13,9 @@ import torch
 from training_data import draw
 
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from hierclass.decisions.prediction import agree
+from hierclass.decisions.prediction import combine_levels
 from hierclass.errors import InputError
-from hierclass.images.decoding import preprocess
+from hierclass.images.preprocessing import preprocess
 from taxonomy import Taxonomy
 from training.data.samples import ImageSet
 from training.evaluation import predictions as answers
@@ -79,7 +79,7 @@ def test_what_is_best_and_what_is_right_is_what_the_product_decides(
     logits = logits_of(model, images, found.positions.tolist())
     for w, weight in enumerate((0.0, 0.5)):
         for level in range(3):
-            answer = agree(logits[: level + 1], tree, weight)[level].argmax(axis=1)
+            answer = combine_levels(logits[: level + 1], tree, weight)[level].argmax(axis=1)
             assert found.best[w, level].tolist() == answer.tolist()
             assert found.path(w, level, tree)[level].tolist() == answer.tolist()
             if level:
@@ -99,8 +99,8 @@ def test_logits_are_kept_in_half_precision_where_it_matters_least(
     collect: Callable[..., Answers], model: Checkpoint, images: ImageSet
 ) -> None:
     found = collect()
-    exact = agree(logits_of(model, images, found.positions.tolist()), model.taxonomy, 0.5)
-    kept = agree(found.logits, model.taxonomy, 0.5)
+    exact = combine_levels(logits_of(model, images, found.positions.tolist()), model.taxonomy, 0.5)
+    kept = combine_levels(found.logits, model.taxonomy, 0.5)
     assert {level.dtype for level in found.logits} == {np.dtype(np.float16)}
     for ours, theirs in zip(kept, exact, strict=True):
         assert np.abs(ours - theirs).max() < 1e-3

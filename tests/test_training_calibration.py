@@ -20,7 +20,7 @@ from training_data import write_parquet
 
 from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from hierclass.decisions.calibration import Decision
-from hierclass.decisions.prediction import agree
+from hierclass.decisions.prediction import combine_levels
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.evaluation import calibration, metrics
@@ -102,7 +102,7 @@ def test_scores_are_those_of_the_product(tiny_taxonomy: Taxonomy, level: int, we
     answers = make_answers(tiny_taxonomy, 5000, sharpness=(1.0, 2.0, 0.5))  # more than one block of rows
     log_scores = calibration.level_scores(answers, tiny_taxonomy, weight, level)
     scored = score_answers(log_scores, answers.kept_leaves, tiny_taxonomy, level, 1.7)
-    tiers = agree(answers.logits[: level + 1], tiny_taxonomy, weight, (1.7,) * 3)
+    tiers = combine_levels(answers.logits[: level + 1], tiny_taxonomy, weight, (1.7,) * 3)
     best = tiers[level].argmax(axis=1)
     truth = tiny_taxonomy.projection(level)[answers.leaves]
     assert scored.scores.shape == scored.right.shape == (5000, level + 1)

@@ -16,8 +16,8 @@ import torch
 from training_data import draw, jpeg, write_folder, write_parquet
 
 from hierclass.errors import InputError
-from hierclass.images.decoding import read_input
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.decoding import read_image
+from hierclass.images.preprocessing import Preprocessing, decode_side, preprocess
 from taxonomy import Taxonomy, load_taxonomy
 from training.data.batches import (
     TrainingBatch,
@@ -240,7 +240,8 @@ def test_evaluation_sees_what_inference_sees(crop: float) -> None:
     images = ImageSet([file.getvalue()], ["a"], np.array([3]))
     preprocessing = Preprocessing(48, crop=crop)
     batch, _, _ = next(read_batches(evaluation_loader(images, preprocessing, batch_size=1, workers=0)))
-    assert np.array_equal(batch[0].numpy(), read_input(file.getvalue(), preprocessing))
+    image = read_image(file.getvalue(), min_side=decode_side(preprocessing))
+    assert np.array_equal(batch[0].numpy(), preprocess(image, preprocessing))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process can't be killed so on Windows")

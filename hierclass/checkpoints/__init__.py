@@ -1,1 +1,1 @@
-"""Models on disk: saved, loaded, and cut down to one level."""
+"""Models on disk: `checkpoint` reads and writes them, `compress` makes smaller ones."""

@@ -1,7 +1,4 @@
-"""Checkpoints: a folder of config.json and model.safetensors that is all inference needs.
-
-Nothing in it is executed.
-"""
+"""Checkpoints: folders of config.json and model.safetensors, all that inference needs; nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -34,22 +31,22 @@ T = TypeVar("T")
 FORMAT = "hierclass-checkpoint"
 VERSION = 1
 DIGEST = "digest"
-"""Key, in both files, of what tells whether they were written together."""
+"""Key, in both files, of the digest that tells whether they were written together."""
 MAX_CONFIG_BYTES = 64 * 2**20
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
-"""Arguments of timm that name files of weights: a checkpoint holds its own, so reading one ignores them."""
+"""Arguments of timm that name files of weights; ignored on loading, since a checkpoint holds its own."""
 _LATER = frozenset({"sizes", "own", "frozen", "detail"})
-"""Fields of an architecture and a preprocessing that the first versions did not have."""
+"""Fields of architecture and preprocessing that the first versions did not have."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How the nested network is made; see `create_backbone` and `nest` for the fields.
+    """How the nested network is built; see `create_backbone` and `nest` for the fields.
 
-    `heads` "leaves" means that those of lower levels score leaves and sum them up to their own classes, "tiers" that
-    they score those alone. Of a compressed model `levels` is the number of levels that are left and `leaves` that of
-    the leaves that its heads still score; None if all levels are there.
+    `heads`: with "leaves", the heads of lower levels score leaves and sum them up to their own classes; with "tiers"
+    they score their own classes. For a compressed model, `levels` is the number of levels that are left and `leaves`
+    the number of leaves that its heads still score; None if all levels are there.
     """
 
     backbone: str
@@ -82,9 +79,8 @@ class Architecture:
 class Checkpoint:
     """A network with all that is needed to use it.
 
-    `results` holds measured figures and where they come from (`results["dev"]["levels"][k]["top1"]`,
-    0 … 1); `decision` how levels' answers are combined and what was fitted to say how sure they are (see
-    `hierclass.decisions.calibration.Decision`).
+    `results` holds measured figures (`results["dev"]["levels"][k]["top1"]`, 0 … 1) and their origin; `decision` is a
+    `hierclass.decisions.calibration.Decision` as JSON values.
     """
 
     network: NestedNetwork
@@ -106,9 +102,9 @@ def build(
     classifier: nn.Linear | None = None,
     warn: bool = True,
 ) -> NestedNetwork:
-    """Make the nested network of an architecture, one level per tier, for `size` x `size` images.
+    """Build the nested network of an architecture, one level per tier, for `size` x `size` images.
 
-    `order`, `images`, `classifier` and `warn` are those of `nest`; weights that are loaded later bring their own order.
+    `order`, `images`, `classifier` and `warn` are passed on to `nest`.
 
     Raises:
         BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
@@ -142,7 +138,7 @@ def build(
 
 
 def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
-    """Number of levels that were left out of a compressed model."""
+    """Number of levels that compressing a model has removed."""
     full, left, tiers = architecture.num_levels, architecture.levels, taxonomy.num_tiers
     if left is None and full != tiers:
         raise BackboneError(
@@ -157,10 +153,10 @@ def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
 
 
 def _groups(architecture: Architecture, taxonomy: Taxonomy, left_out: int) -> list[Groups | None] | None:
-    """For every level the class of each leaf that its head scores; None where a head scores its own classes.
+    """For every level the class of each leaf that its head scores; None if a head scores its own classes.
 
-    Of a compressed model the tree tells only how many classes there are: which leaf belongs to which comes with
-    the weights.
+    The tree of a compressed model has no leaves any more: which leaf belongs to which class is loaded with the
+    weights.
     """
     leaves, tiers = architecture.leaves, range(taxonomy.num_tiers)
     if architecture.heads not in ("leaves", "tiers"):
@@ -180,9 +176,9 @@ def _groups(architecture: Architecture, taxonomy: Taxonomy, left_out: int) -> li
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dtype: str = "float16") -> None:
     """Write a checkpoint folder; `dtype` ("float16" or "float32") is the type of the stored weights.
 
-    Both files are written under temporary names and then renamed, so that a broken write leaves the former
-    checkpoint in place. A stop between the two renames leaves files of two checkpoints: both carry a digest
-    of the whole, by which `load_checkpoint` tells and refuses them.
+    Both files are written under temporary names and then renamed, so that a failed write leaves the former checkpoint
+    in place. A kill between the two renames leaves files of two checkpoints, which `load_checkpoint` recognises by
+    their digests and refuses.
     """
     folder = Path(path)
     tensors = _tensors(checkpoint.network, dtype)
@@ -209,9 +205,8 @@ def as_stored(
 ) -> NestedNetwork:
     """Return a copy in evaluation mode whose weights are rounded as a checkpoint of `dtype` stores them.
 
-    An earlier copy that may be overwritten, `into`, is quicker than a new one.
-
-    It answers as the network that `load_checkpoint` reads: measure this one, not the one in training.
+    It answers as the network that `load_checkpoint` will return: measure it, not the one in training. Overwriting an
+    earlier copy, `into`, is faster than a new one.
     """
     rounded = (copy.deepcopy(network) if into is None else into).eval()
     rounded.load_stored(_tensors(network, dtype))
@@ -219,7 +214,7 @@ def as_stored(
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint folder; weights are held as float32, the network is in evaluation mode.
+    """Read a checkpoint folder; weights are converted to float32, the network is in evaluation mode.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or another version of hierclass wrote it.
@@ -283,7 +278,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load_weights(network: NestedNetwork, file: Path, digest: object) -> None:
-    """Fill the network; `digest` is that of its configuration, None if an older version wrote it."""
+    """Load the weights; `digest` is that of config.json, None if an older version wrote it."""
     try:
         with safetensors.safe_open(file, framework="pt") as stream:
             theirs = (stream.metadata() or {}).get(DIGEST)
@@ -307,7 +302,7 @@ def _load_weights(network: NestedNetwork, file: Path, digest: object) -> None:
 
 
 def _digest(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """The same for equal checkpoints, wherever and whenever they are written."""
+    """Digest of a checkpoint's contents; equal checkpoints have equal digests."""
     found = hashlib.sha256(json.dumps(config).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -316,13 +311,13 @@ def _digest(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> s
 
 
 def _tensors(network: NestedNetwork, dtype: str) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of a network, in the type of storage."""
+    """The tensors that a checkpoint stores of a network, in the type of storage."""
     kind = {"float16": torch.float16, "float32": torch.float32}[dtype]
     return {name: _stored(value.detach().cpu(), kind) for name, value in network.stored().items()}
 
 
 def _stored(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
-    """Convert to the type of storage, unless values would leave its range (a variance above 65504, say)."""
+    """Convert to the type of storage, unless values exceed its range (a variance above 65504, say)."""
     fits = tensor.is_floating_point() and not bool((tensor.abs() > torch.finfo(kind).max).any())
     return (tensor.to(kind) if fits else tensor).contiguous()
 
@@ -355,9 +350,9 @@ def _check(preprocessing: Preprocessing) -> None:
 
 
 def stored_fields(value: Architecture | Preprocessing) -> dict[str, Any]:
-    """Return what is stored of an architecture or a preprocessing, and what `Classifier.digest` goes by.
+    """Return the fields of an architecture or a preprocessing as they are stored and enter `Classifier.digest`.
 
-    A field that earlier versions did not know is left out where it says nothing, so that digests stay the same.
+    Fields that earlier versions did not have are left out if they have their default, so that digests stay the same.
     """
     found = dataclasses.asdict(value)
     defaults = {item.name: item.default for item in dataclasses.fields(value)}

@@ -1,4 +1,4 @@
-"""One level of a model as a model of its own, and what that saves: measured, not promised."""
+"""Make a model of a model's first levels, and measure what that saves."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from hierclass.files import CONFIG_FILE, WEIGHTS_FILE
 from hierclass.nested import NestedNetwork
 
 BATCHES = (1, 32)
-"""Images per call, in the timing."""
+"""Images per timed call."""
 ROUNDS = 25
 SAMPLE_SECONDS = 0.02
-"""A sample repeats its call until it takes about this long, so that the clock's grain does not matter."""
+"""A sample repeats its call for about this long, so that the clock's resolution does not matter."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What it takes to answer at one level with one model."""
+    """What answering at one level of one model costs."""
 
     name: str
     bytes: int
-    """The model's two files on disk."""
+    """Size of the model's two files."""
     parameters: int
     macs: int
     """Multiply-accumulates for one image."""
@@ -40,9 +40,9 @@ class Footprint:
 
 
 def compress(checkpoint: Checkpoint, level: int) -> Checkpoint:
-    """Return the checkpoint of levels 0 … `level` alone; it answers at them as the whole one does.
+    """Return a checkpoint of levels 0 … `level` only; they answer as those of the whole one.
 
-    Its tree ends at the tier of that level, and so do its results; the last level gives a copy.
+    Its tree and its results end at the tier of that level.
 
     Raises:
         LevelError: the model has no such level.
@@ -69,10 +69,10 @@ def _truncated(checkpoint: Checkpoint, levels: int) -> Architecture:
 
 
 def compare(before: Path, whole: Checkpoint, after: Path, small: Checkpoint) -> list[Footprint]:
-    """Measure a model stored at `before` and one of its levels stored at `after`, on the processor.
+    """Measure a model stored in `before` and a compressed one stored in `after`, on the processor.
 
-    Returns those of the whole model's last level, of the small model's last level as a part of the whole model
-    (where that is another level), and of the small model. All are timed in the same rounds, in turn.
+    Returns footprints of the whole model's last level, of the small model's last level inside the whole model (if it
+    is another level), and of the small model. All are timed in the same rounds, in shuffled order.
     """
     last, level = whole.network.num_levels - 1, small.network.num_levels - 1
     kept = [("whole", before, whole, last), (f"its level {level}", before, whole, level)]
@@ -92,11 +92,11 @@ def compare(before: Path, whole: Checkpoint, after: Path, small: Checkpoint) -> 
 
 
 def _first_levels(results: Any, levels: int) -> Any:
-    """Cut measured results (a part of `Checkpoint.results`) to the first levels; what is damaged is left out."""
+    """Cut measured results (a part of `Checkpoint.results`) to the first levels; leave malformed values out."""
     rows = results.get("levels") if isinstance(results, dict) else None
     if not isinstance(rows, list) or len(rows) <= levels or not all(isinstance(row, dict) for row in rows):
         return results
-    # What measures the leaves does not hold for the tier that is the last one now.
+    # "finest" measures the leaves, which the tree does not have any more.
     cut = {key: value for key, value in results.items() if key != "finest"}
     cut["levels"] = _with_shares(rows[:levels])
     for name in ("answers", "weighted_answers"):
@@ -111,7 +111,7 @@ def _first_levels(results: Any, levels: int) -> Any:
 
 
 def _first_calibrated(calibration: Mapping[str, Any], levels: int) -> dict[str, Any]:
-    """Cut what was measured of temperatures and thresholds: lists whose rows name their level."""
+    """Cut measured temperatures and thresholds: lists whose rows name their level."""
     return {
         key: [row for row in value if isinstance(row, dict) and row.get("level") in range(levels)]
         if isinstance(value, list)
@@ -125,7 +125,7 @@ def _is_measured(row: Any) -> bool:
 
 
 def _with_shares(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Relate the costs of levels to the last one, where all are known."""
+    """Set the costs of levels relative to the last one, if all are known."""
     costs = [row.get("macs") for row in rows]
     if not all(isinstance(cost, int) and cost > 0 for cost in costs):
         return [{key: value for key, value in row.items() if key != "share"} for row in rows]
@@ -144,10 +144,7 @@ def _call(network: NestedNetwork, level: int, batch: int) -> Callable[[], object
 
 @torch.inference_mode()
 def _medians(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Median seconds of every call, all timed once per round in an order shuffled anew.
-
-    So a slow moment of the machine meets all of them alike.
-    """
+    """Median seconds of every call; each round times all once, in shuffled order, so that they share slow moments."""
     repeats = []
     for call in calls:
         _seconds(call, 3)  # warm-up

@@ -1,9 +1,11 @@
 """The command `hierclass`: label images, look at one, list the levels of a model, compress one, list backbones.
 
-The only place of this package that knows the command line, prints, and turns errors into one line and an exit
-code: 0 all good, 1 a failure that is not the user's, 2 wrong use, 3 some inputs could not be read, 128 + n
-stopped by signal n. torch is imported by the commands that need it, after everything that can be checked
-without it.
+The only room of the package that prints and turns errors into one line and an exit code: 0 success, 1 a failure that
+is not the user's, 2 wrong use, 3 some inputs could not be read, 128 + n stopped by signal n. Commands import torch only
+after checking everything that can be checked without it.
+
+Read in this order: this file (the commands and `main`), `shared` (options of several commands), `label`,
+`label_options` and `output_target` (the two commands of runs), `progress` and `terminal` (what is shown).
 """
 
 from __future__ import annotations
@@ -100,7 +102,8 @@ def predict(
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
     from rich.console import Console
 
-    from hierclass.images.decoding import read_image, resize_side
+    from hierclass.images.decoding import read_image
+    from hierclass.images.preprocessing import resize_side
 
     classifier = open_classifier(model, timm, weights, device)
     last = classifier.check_level(level)
@@ -195,15 +198,15 @@ def backbones(
     """Say which models of timm can be cut into levels, in which structures, and if not, why."""
     from rich.console import Console
 
-    from hierclass.cli.terminal import draw_families, draw_finding
-    from hierclass.timm_models.backbone_table import findings, models_to_try, shipped_backbones
+    from hierclass.cli.terminal import draw_families, draw_probe_result
+    from hierclass.timm_models.backbone_table import models_to_try, probe_models, shipped_backbones
 
     console = Console(highlight=False)
     tried = models_to_try(pattern, force=try_now)
     if not tried:
         console.print(draw_families(shipped_backbones().matching(pattern or "*")))
-    for finding, family in findings(tried):
-        console.print(draw_finding(finding, family))
+    for result, family in probe_models(tried):
+        console.print(draw_probe_result(result, family))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -233,7 +236,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into `Stopped`, and die silently where the reader of a pipe has gone."""
+    """Turn Ctrl-C and SIGTERM into `Stopped`, and end silently when the reader of a pipe has gone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

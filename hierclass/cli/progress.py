@@ -1,4 +1,4 @@
-"""What `hierclass label` and `hierclass refine` tell on standard error while a run gets on."""
+"""Progress of `hierclass label` and `hierclass refine` on standard error."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from hierclass.images.discovery import display_name
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
-    from hierclass.cli.terminal import LabelProgress
 
-
-class Progress:
-    """Tells on standard error how a run gets on."""
+class RunProgress:
+    """Shows the progress of a run on standard error: a `RunListener`."""
 
     def __init__(self, console: Console) -> None:
         """Draw on a console."""
         self._console = console
-        self._bar: LabelProgress | None = None
-        self._passes: list[LabelProgress] = []
-        self._listing = False
+        self._bar: Progress | None = None
+        self._total: int | None = None
+        self._before = self._num_images = self._num_errors = 0
+        self._how_far = ""
+        self._summaries: list[str] = []
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> RunProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,47 +38,63 @@ class Progress:
         say(line)
 
     def listed(self, count: int) -> None:
-        """Show how many inputs were found."""
-        self._listing = True
+        """Show how many inputs were found so far."""
+        self._how_far = " while the images were listed"
         if self._console.is_terminal:
             self._console.print(f"listing the images: {count:,}", end="\r")
 
     def start(self, total: int | None, done: int) -> None:
-        """Begin a bar, for so many images or an unknown number."""
-        from hierclass.cli.terminal import LabelProgress
+        """Begin a bar for `total` images (None: unknown), of which `done` are done."""
+        from hierclass.cli.terminal import progress_bar
 
         self._end()
-        self._bar = LabelProgress(total, self._console, visible=self._console.is_terminal, done=done)
-        self._passes.append(self._bar)
+        self._total, self._before, self._num_images, self._num_errors = total, done, 0, 0
+        self.advance(0, 0)
         if done:
-            say(f"going on{self._bar.how_far()}")
-        self._bar.__enter__()
+            say(f"going on{self._how_far}")
+        self._bar = progress_bar(self._console)
+        self._bar.add_task("labelling", total=total, completed=done, errors="")
+        self._bar.start()
 
     def advance(self, num_images: int, num_errors: int) -> None:
-        """Let the bar grow."""
-        assert self._bar is not None
-        self._bar.advance(num_images, num_errors)
+        """Count images that are done, and errors among them."""
+        from hierclass.cli.terminal import plural
+
+        self._num_images += num_images
+        self._num_errors += num_errors
+        done = self._before + self._num_images
+        of = plural(done, "image") if self._total is None else f"{done:,} of {plural(self._total, 'image')}"
+        self._how_far = f" after {of}"
+        if self._bar is not None:
+            errors = f"[red]{plural(self._num_errors, 'error')}" if self._num_errors else ""
+            self._bar.update(self._bar.task_ids[0], advance=num_images, errors=errors)
 
     def how_far(self) -> str:
-        """Say how many images are done."""
-        if self._passes:
-            return self._passes[-1].how_far()
-        return " while the images were listed" if self._listing else ""
+        """Return how many images are done, as the end of a sentence."""
+        return self._how_far
 
-    def tell(self, table: Path | None, num_errors: int, num_unread: int = 0) -> None:
-        """Say what was done, and end with the exit code that says whether every image could be read.
+    def summarise(self, table: Path | None, num_errors: int, num_unread: int = 0) -> None:
+        """Print a summary; exit with a code of its own if images could not be read.
 
-        `num_errors` rows of the table have an error, `num_unread` stayed as they were.
+        `num_errors` rows of the table have an error, `num_unread` rows stayed since their image could not be read.
         """
         from hierclass.cli.terminal import plural
 
-        what = [bar.summary() for bar in self._passes] or ["nothing was left to do"]
+        what = "; ".join(self._summaries or ["nothing was left to do"])
         errors = f", {plural(num_errors, 'error')} (see the column error)" if num_errors else ""
-        say(f"{'; '.join(what)}{errors}" + (f" -> {display_name(table)}" if table else ""))
+        say(f"{what}{errors}" + (f" -> {display_name(table)}" if table else ""))
         if num_errors or num_unread:
             raise typer.Exit(SOME_INPUTS_FAILED)
 
     def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
+        """Remove the bar and note what was done."""
+        from hierclass.cli.terminal import plural
+
+        if self._bar is None:
+            return
+        seconds = self._bar.tasks[0].elapsed or 0.0
+        rate = f", {self._num_images / seconds:,.0f} images/s" if seconds else ""
+        labelled = plural(self._num_images - self._num_errors, "image")
+        self._summaries.append(f"{labelled} labelled in {seconds:.1f} s{rate}")
+        self._bar.stop()
         self._bar = None

@@ -1,4 +1,4 @@
-"""What the commands share: options, how a model is opened, how a stop is told, where messages go."""
+"""What several commands need: options, opening a model, stopping by a signal, messages on standard error."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cu
 
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM, as what nothing that catches exceptions catches."""
+    """Ctrl-C or SIGTERM; a BaseException, so that `except Exception` does not catch it."""
 
     def __init__(self, code: int, message: str = "") -> None:
-        """End with an exit code, and say a line."""
+        """End with an exit code, after printing a line."""
         super().__init__(message)
         self.code = code
 
 
 def open_classifier(model: Path | None, timm: str | None, weights: Path | None, device: str) -> Classifier:
-    """Load what the options --model, --timm and --weights name; wrong use is refused before torch is imported.
+    """Load the classifier that --model, --timm and --weights name; check the options before importing torch.
 
     Raises:
         HierclassError: the options do not fit together, or what they name can't be loaded.
@@ -72,7 +72,7 @@ def open_classifier(model: Path | None, timm: str | None, weights: Path | None, 
 
 
 def say(message: str) -> None:
-    """Print a line on standard error; that nobody reads it is no failure."""
+    """Print a line on standard error; ignore that it is closed."""
     from hierclass.cli.terminal import one_line
 
     with contextlib.suppress(OSError):

@@ -1,10 +1,9 @@
-"""What the command line draws: the progress of a run, the path of a prediction, the table of levels."""
+"""Drawings of the command line (rich): progress bar, path of a prediction, tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from hierclass.checkpoints.compress import Footprint
     from hierclass.classifier import Level
     from hierclass.decisions.prediction import Prediction
-    from hierclass.timm_models.backbone_probe import Finding
-    from hierclass.timm_models.backbone_table import Backbones, Family
+    from hierclass.timm_models.backbone_probe import ProbeResult
+    from hierclass.timm_models.backbone_table import BackboneFamily, BackboneTable
     from taxonomy import Taxonomy
 
 SAVES_NOTHING = "Every level runs the whole network: a coarser answer costs the same."
@@ -37,60 +36,16 @@ _BAR_WIDTH = 10
 
 
 def one_line(text: str) -> str:
-    """Return text with every character that could end a line or steer a terminal written as an escape."""
+    """Return text as one line, with control characters escaped."""
     shown = display_name(text)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown)
 
 
-class LabelProgress:
-    """Counts images and errors; on a terminal, a bar with images done, rate, errors and time left."""
-
-    def __init__(self, total: int | None, console: Console, *, visible: bool, done: int = 0) -> None:
-        """Count up to `total` images (None: unknown), of which some are done; without `visible` nothing is drawn."""
-        self._before, self._total = done, total
-        self.num_images = 0
-        self.num_errors = 0
-        self._progress = Progress(
-            TextColumn("labelling"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _RateColumn(),
-            TextColumn("{task.fields[errors]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not visible,
-            transient=True,
-        )
-        self._task = self._progress.add_task("labelling", total=total, completed=done, errors="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def advance(self, num_images: int, num_errors: int) -> None:
-        """Count images that are done, and how many of them have an error."""
-        self.num_images += num_images
-        self.num_errors += num_errors
-        errors = f"[red]{plural(self.num_errors, 'error')}" if self.num_errors else ""
-        self._progress.update(self._task, advance=num_images, errors=errors)
-
-    def summary(self) -> str:
-        """Return one line: how many images were labelled, the time and the rate."""
-        seconds = self._progress.tasks[0].elapsed or 0.0
-        rate = f", {self.num_images / seconds:,.0f} images/s" if seconds else ""
-        return f"{plural(self.num_images - self.num_errors, 'image')} labelled in {seconds:.1f} s{rate}"
-
-    def how_far(self) -> str:
-        """Return how many of the images are done, as the end of a sentence."""
-        done = self._before + self.num_images
-        if self._total is None:
-            return f" after {plural(done, 'image')}"
-        return f" after {done:,} of {plural(self._total, 'image')}"
+def progress_bar(console: Console) -> Progress:
+    """Return a bar with images done, rate, errors and time left; it is drawn on terminals only."""
+    columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), _RateColumn())
+    rest = (TextColumn("{task.fields[errors]}"), TimeRemainingColumn())
+    return Progress(*columns, *rest, console=console, disable=not console.is_terminal, transient=True)
 
 
 class _RateColumn(ProgressColumn):
@@ -104,9 +59,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, unicode: bool) -> RenderableType:
-    """Draw a prediction for a person: a line per tier, coarse first, with a bar and what its step costs.
+    """Draw a prediction: a line per tier, coarse first, with score, bar and cost of its level.
 
-    The sum of the steps follows where it is more than the last level alone costs.
+    The total cost follows if it is more than the last level alone costs.
     """
     full, empty = "█░" if unicode else "#."
     grid = Table.grid(padding=(0, 2))
@@ -128,7 +83,7 @@ def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, uni
 
 
 def draw_levels(levels: Sequence[Level]) -> RenderableType:
-    """Draw the table of levels: the tier each answers, its cost for one image and its accuracy."""
+    """Draw the table of levels: tier, classes, cost for one image, parameters, accuracy."""
     from hierclass.classifier import cost_alike
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -148,10 +103,12 @@ def draw_levels(levels: Sequence[Level]) -> RenderableType:
 
 
 def draw_classes(taxonomy: Taxonomy, part: str) -> RenderableType:
-    """Draw the classes that have `part` in their name or id, each with the coarser ones that it is in.
+    """Draw the classes with `part` in their name or id, and the coarser classes that contain each.
 
-    Those of all tiers, then the inner nodes of the tree that are in no tier, which have names as well. Raises
-    InputError if there are none.
+    Classes of all tiers come first, then the nodes of the tree that are in no tier.
+
+    Raises:
+        InputError: no class matches.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("tier", justify="right")
@@ -170,7 +127,7 @@ def draw_classes(taxonomy: Taxonomy, part: str) -> RenderableType:
 
 
 def draw_footprints(footprints: Sequence[Footprint]) -> RenderableType:
-    """Draw what each of several ways to answer takes; the last columns relate the last way to the others."""
+    """Draw a column per footprint; further columns give the last one relative to the others."""
     *others, last = footprints
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     headings = [footprint.name for footprint in footprints] + [f"of {other.name}" for other in others]
@@ -191,8 +148,8 @@ def draw_footprints(footprints: Sequence[Footprint]) -> RenderableType:
     return table
 
 
-def draw_families(backbones: Backbones) -> RenderableType:
-    """Draw which families of timm can be cut; where not all models can, the most frequent reason."""
+def draw_families(backbones: BackboneTable) -> RenderableType:
+    """Draw which families of timm can be nested, with the most frequent reason where some models can't."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("family", no_wrap=True)
     table.add_column("nest", justify="right", no_wrap=True)
@@ -205,20 +162,20 @@ def draw_families(backbones: Backbones) -> RenderableType:
     return Group(table, Text(f"{backbones.summary()}. {hint}"))
 
 
-def draw_finding(finding: Finding, family: Family | None) -> RenderableType:
-    """Draw what came of cutting one model: the costs of its levels, or why it has none."""
-    height, width = finding.input_size[1:]
+def draw_probe_result(result: ProbeResult, family: BackboneFamily | None) -> RenderableType:
+    """Draw the result of probing one model: the costs of its levels, or why it can't be nested."""
+    height, width = result.input_size[1:]
     proven = f"Proven in its family: {', '.join(family.proven)}." if family and family.proven else ""
-    if finding.reason:
-        return Text(f"{finding.name} can't be cut into slices: {one_line(finding.reason)}. {proven}".rstrip())
+    if result.reason:
+        return Text(f"{result.name} can't be cut into slices: {one_line(result.reason)}. {proven}".rstrip())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("level", "MMACs", "cost", "parameters", "of all"):
         table.add_column(title, justify="right", no_wrap=True)
-    for level, (macs, parameters) in enumerate(zip(finding.macs, finding.parameters, strict=True)):
+    for level, (macs, parameters) in enumerate(zip(result.macs, result.parameters, strict=True)):
         shares = (
-            f"{macs / max(finding.macs[-1], 1):.1%}",
-            f"{parameters / max(finding.parameters[-1], 1):.1%}",
+            f"{macs / max(result.macs[-1], 1):.1%}",
+            f"{parameters / max(result.parameters[-1], 1):.1%}",
         )
         table.add_row(str(level), f"{macs / 1e6:,.1f}", shares[0], f"{parameters:,}", shares[1])
-    head = f"{finding.name} can be cut into slices; one image of {height} x {width}, without heads:"
+    head = f"{result.name} can be cut into slices; one image of {height} x {width}, without heads:"
     return Group(Text(head), table, *([Text(proven)] if proven else []))

@@ -1,1 +1,5 @@
-"""From logits to an answer: consistent probabilities, thresholds, when to stop, and which images go on."""
+"""From logits to answers.
+
+Read in this order: `prediction` (levels' logits to paths), `calibration` (temperatures and thresholds), `exit_policy`
+(which answers are final), `cascade` (levels run only on images that need them).
+"""

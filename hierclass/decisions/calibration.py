@@ -1,6 +1,6 @@
-"""How a model decides, as a checkpoint stores it: consensus, temperatures, and thresholds that keep a promise.
+"""What was fitted on held-out images and is stored in a checkpoint: consensus weight, temperatures, thresholds.
 
-They are fitted by `training.evaluation.calibration`; this is what reads them.
+`training.evaluation.calibration` fits them.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from hierclass.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """From which score on the answers to a tier are right at a wanted rate, when a level is asked.
+    """The lowest score at which a level's answers to a tier are right at a wanted rate.
 
-    Found on held-out images; `training.evaluation.calibration.find_threshold` says what counts as right at a rate.
+    Fitted on held-out images by `training.evaluation.calibration.find_threshold`.
     """
 
     level: int
-    """The level that is asked."""
+    """The level that answers."""
     tier: int
-    """The tier whose answer is meant, 0 … level."""
+    """The tier of the answer, 0 … level."""
     precision: float
     """The wanted share of right answers among those given, above 0, up to 1."""
     score: float | None
-    """The lowest score (0 … 1) of an answer that is given; None: no score is high enough."""
+    """The lowest score (0 … 1) that is sure; None: no score is."""
     coverage: float
-    """Share of the held-out images (0 … 1) whose answer is given."""
+    """Share of the held-out images (0 … 1) whose answer reaches the score."""
 
     def is_met(self, score: float) -> bool:
-        """Whether an answer of this score is given; none is where the rate can't be reached."""
+        """Return whether a score (0 … 1) reaches the threshold; never if no score is high enough."""
         return self.score is not None and score >= self.score
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How levels' answers become one: the weight of lower levels, and what was fitted on held-out images.
+    """How the answers of levels are combined, and what was fitted on held-out images.
 
-    `temperatures` has one number per level (`hierclass.decisions.prediction.agree`), or is None where none were fitted;
-    `thresholds` hold, for each precision, every level with every tier that it answers once.
+    `temperatures` has one number per level (see `hierclass.decisions.prediction.combine_levels`), None if none were
+    fitted; `thresholds` has one entry per precision, level, and tier of that level.
     """
 
     lower_weight: float = 0.0
@@ -51,7 +51,7 @@ class Decision:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], num_levels: int) -> Self:
-        """Read a checkpoint's `decision`, of a model of so many levels; what is absent was not fitted.
+        """Read the `decision` of a checkpoint of N = `num_levels` levels; absent values were not fitted.
 
         Raises:
             ValueError: a value is of another type or outside its range; the message names it.
@@ -74,7 +74,7 @@ class Decision:
 
     @property
     def precisions(self) -> list[float]:
-        """The precisions that there are thresholds for, rising."""
+        """The precisions that have thresholds, in rising order."""
         return sorted({each.precision for each in self.thresholds})
 
     def at(self, precision: float) -> tuple[tuple[Threshold, ...], ...]:
@@ -96,7 +96,7 @@ class Decision:
 
 
 def first_levels(decision: Mapping[str, Any], num_levels: int) -> dict[str, Any]:
-    """Cut a checkpoint's `decision` to its first levels; what else it holds stays."""
+    """Return a checkpoint's `decision` with the values of its first N levels only."""
     cut = dict(decision)
     if cut.get("temperatures") is not None:
         cut["temperatures"] = cut["temperatures"][:num_levels]
@@ -106,7 +106,7 @@ def first_levels(decision: Mapping[str, Any], num_levels: int) -> dict[str, Any]
 
 
 def to_rows(thresholds: tuple[Threshold, ...]) -> list[dict[str, Any]]:
-    """Return thresholds as the JSON values that a checkpoint stores."""
+    """Return thresholds as JSON values, as a checkpoint stores them."""
     return [asdict(each) for each in thresholds]
 
 

@@ -1,6 +1,6 @@
-"""Run batches of images up the levels, each image as far as it has to; those that go on make dense batches.
+"""The cascade: every image is answered at the lowest level that is enough, in full batches.
 
-A `Climber` does that in the caller's thread, a `Crew` in several.
+A `Cascade` runs in the caller's thread, a `ParallelCascade` in several threads.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hierclass.decisions.exit_policy import Answers, Stopping
-from hierclass.decisions.prediction import agree
+from hierclass.decisions.exit_policy import Answers, ExitPolicy
+from hierclass.decisions.prediction import combine_levels
 from hierclass.errors import unexpected
 from hierclass.nested import State
 from hierclass.nested.verify import keeps_rows
@@ -31,15 +31,15 @@ _log = logging.getLogger(__name__)
 Tags: TypeAlias = NDArray[np.int64]
 """Numbers (N,) by which the caller knows N images."""
 Done: TypeAlias = "tuple[Tags, Answers | str]"
-"""Images that are finished, and their answers, or what went wrong with all of them."""
+"""Tags of finished images, and their answers, or the error that all of them met."""
 MOST = 4
-"""Climbers of a crew at most: each holds a batch in memory."""
-Logits: TypeAlias = list[NDArray[np.floating[Any]]]
+"""Cascades that run at once, at most: each holds a batch in memory."""
+Logits: TypeAlias = "list[NDArray[np.floating[Any]] | None]"
 
 
 @dataclass(slots=True)
-class _Group:
-    """Images at one level: their state, their tags, and the logits (N, C) of the levels that have a say."""
+class _LevelBatch:
+    """N images at one level: their state, tags, and per level the logits (N, C), None if they are not needed."""
 
     state: State
     tags: Tags
@@ -49,52 +49,52 @@ class _Group:
         return len(self.tags)
 
 
-class Climber:
-    """Answers images at the lowest level that is enough for each, `batch_size` at a time."""
+class Cascade:
+    """Answers images in batches of `batch_size`, each image at the lowest level that the exit policy accepts."""
 
     def __init__(
         self,
         classifier: Classifier,
-        stopping: Stopping,
+        policy: ExitPolicy,
         batch_size: int,
         keeps: bool | None = None,
     ) -> None:
-        """Answer with a classifier, as far up as `stopping` says; `keeps` is that of another climber of it."""
-        self._classifier, self._stopping, self._batch_size = classifier, stopping, batch_size
+        """Use a classifier and an exit policy; `keeps` is that of another cascade of the network."""
+        self._classifier, self._policy, self._batch_size = classifier, policy, batch_size
         self._network = classifier.network
         if keeps is None:
-            keeps = stopping.first == stopping.last or keeps_rows(self._network)
+            keeps = policy.first == policy.last or keeps_rows(self._network)
         self.keeps = keeps
         """Whether images that change their batch keep what was computed of them."""
-        self._waiting: list[list[_Group]] = [[] for _ in range(stopping.last)]
-        self.computed = [0] * (stopping.last + 1)
-        """Number of images for which each level was the next that was computed."""
+        self._waiting: list[list[_LevelBatch]] = [[] for _ in range(policy.last)]
+        self.computed = [0] * (policy.last + 1)
+        """Per level, the number of images that were judged at it: lets tests check that levels are skipped."""
 
     @torch.inference_mode()
     def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
-        """Start with images (B, S, S, 3), prepared by `images.decoding.square`; return which are finished now.
+        """Take in images (B, S, S, 3) of `hierclass.images.preprocessing.square`; return those finished now.
 
-        Up to `batch_size` images of each level but the last are held back, to go on with others.
+        Fewer than `batch_size` images of each level but the last are held back until their batch is full.
         """
         state = self._network.start(self._classifier.to_input(images))
-        done = list(self._run(_Group(state, tags, []), self._stopping.first))
-        for level in reversed(range(self._stopping.last)):
+        done = list(self._run(_LevelBatch(state, tags, []), self._policy.first))
+        for level in reversed(range(self._policy.last)):
             while sum(map(len, self._waiting[level])) >= self._batch_size:
                 done += self._go_on(level)
         return done
 
     @torch.inference_mode()
     def finish(self) -> list[Done]:
-        """Return the answers to all images that were held back."""
+        """Finish all images that were held back and return their answers."""
         done: list[Done] = []
-        for level in range(self._stopping.last):
+        for level in range(self._policy.last):
             while self._waiting[level]:
                 done += self._go_on(level)
         return done
 
     def _go_on(self, level: int) -> Iterator[Done]:
-        """Run the next level on images that wait after `level`, at most a batch of them."""
-        groups, taken, count = self._waiting[level], list[tuple[_Group, int]](), 0
+        """Run the next level on at most one batch of the images that wait after `level`."""
+        groups, taken, count = self._waiting[level], list[tuple[_LevelBatch, int]](), 0
         while groups and count < self._batch_size:
             group = groups.pop(0)
             some = min(len(group), self._batch_size - count)
@@ -104,8 +104,8 @@ class Climber:
             count += some
         yield from self._run(self._join([(group, range(some)) for group, some in taken]), level + 1)
 
-    def _run(self, group: _Group, level: int) -> Iterator[Done]:
-        """Compute up to a level; return what is finished, let the others wait."""
+    def _run(self, group: _LevelBatch, level: int) -> Iterator[Done]:
+        """Compute a level; yield the images that are finished, let the others wait."""
         images = group.state.image
         try:
             logits = self._logits(group, level)
@@ -115,41 +115,43 @@ class Climber:
             return
         self.computed[level] += len(group)
         weight, temperatures = self._classifier.lower_weight, self._classifier.temperatures
-        enough, answers = self._stopping.judge(agree(logits, self._classifier.taxonomy, weight, temperatures))
+        enough, answers = self._policy.judge(
+            combine_levels(logits, self._classifier.taxonomy, weight, temperatures)
+        )
         if enough.any():
             yield group.tags[enough], answers.take(enough)
         if not enough.all():
             rows = np.flatnonzero(~enough).tolist()
-            self._waiting[level].append(self._part(_Group(group.state, group.tags, logits), rows))
+            self._waiting[level].append(self._part(_LevelBatch(group.state, group.tags, logits), rows))
 
-    def _logits(self, group: _Group, level: int) -> Logits:
-        """Logits of levels 0 … `level`; empty for lower levels that have no say."""
+    def _logits(self, group: _LevelBatch, level: int) -> Logits:
+        """The logits of levels 0 … `level`; None for lower levels that do not count in the answer."""
         network, state = self._network, group.state
         if self._classifier.lower_weight:
             missing = range(len(group.logits), level + 1)
             return [*group.logits, *(_numpy(network.refine(state, each)) for each in missing)]
-        alone = level == self._stopping.last and state.level == -1
+        alone = level == self._policy.last and state.level == -1
         last = network(state.image, level) if alone else network.refine(state, level)
-        return [*[np.empty((0, 0), np.float32)] * level, _numpy(last)]
+        return [*[None] * level, _numpy(last)]
 
     def _run_halves(
-        self, images: torch.Tensor, group: _Group, level: int, error: Exception
+        self, images: torch.Tensor, group: _LevelBatch, level: int, error: Exception
     ) -> Iterator[Done]:
-        """Try again from the start with half as many images at a time, down to one."""
+        """Compute a level again from the image with half as many images at a time, down to one."""
         if len(group) == 1:
             yield group.tags, unexpected(error)
             return
         half = len(group) // 2
         for rows in (slice(0, half), slice(half, None)):
-            logits = [values[rows] if len(values) else values for values in group.logits]
+            logits = [None if values is None else values[rows] for values in group.logits]
             state = self._network.start(images[rows])
-            yield from self._run(_Group(state, group.tags[rows], logits), level)
+            yield from self._run(_LevelBatch(state, group.tags[rows], logits), level)
 
-    def _part(self, group: _Group, rows: Sequence[int]) -> _Group:
+    def _part(self, group: _LevelBatch, rows: Sequence[int]) -> _LevelBatch:
         return self._join([(group, rows)])
 
-    def _join(self, parts: Sequence[tuple[_Group, Sequence[int]]]) -> _Group:
-        """One group of the chosen images of several at the same level."""
+    def _join(self, parts: Sequence[tuple[_LevelBatch, Sequence[int]]]) -> _LevelBatch:
+        """Make one batch of the chosen rows of several batches at the same level."""
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
             return parts[0][0]
         states = [group.state.take(rows) for group, rows in parts]
@@ -157,33 +159,30 @@ class Climber:
         if not self.keeps:
             state = self._network.start(state.image)
         tags = np.concatenate([group.tags[list(rows)] for group, rows in parts])
-        logits = [
-            np.concatenate([values[list(rows)] if len(values) else values for values, rows in of_level])
-            for of_level in zip(
-                *([(values, rows) for values in group.logits] for group, rows in parts), strict=True
-            )
-        ]
-        return _Group(state, tags, logits)
+        num_levels = len(parts[0][0].logits)
+        return _LevelBatch(state, tags, [_joined_logits(parts, level) for level in range(num_levels)])
 
 
-class Crew:
-    """Several climbers, each in a thread of its own; batches go to them in turn.
+class ParallelCascade:
+    """Several cascades, each in a thread with a share of the processor's cores; batches go to them in turn.
 
-    On a processor the cores are shared out among them: threads that compute batches of their own never wait for each
-    other, as those of one layer do. Which images make a batch does not depend on how fast they are. Where a device
-    computes there is one climber, in the caller's thread.
+    Threads that compute batches of their own never wait for each other, as the threads of one layer do. Which images
+    share a batch does not depend on speed, so answers can be repeated. On a GPU there is one cascade, in the caller's
+    thread.
     """
 
-    def __init__(self, classifier: Classifier, stopping: Stopping, batch_size: int) -> None:
-        """Start threads, as many as torch may use cores, at most `MOST`."""
+    def __init__(self, classifier: Classifier, policy: ExitPolicy, batch_size: int) -> None:
+        """Start one thread per core that torch may use, at most `MOST`."""
         cores = torch.get_num_threads()
         size = min(MOST, cores) if classifier.device.type == "cpu" else 1
-        first = Climber(classifier, stopping, batch_size)
-        self._climbers = [first]
-        self._climbers += [Climber(classifier, stopping, batch_size, first.keeps) for _ in range(size - 1)]
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb") for _ in range(size - 1)]
+        first = Cascade(classifier, policy, batch_size)
+        self._cascades = [first]
+        self._cascades += [Cascade(classifier, policy, batch_size, first.keeps) for _ in range(size - 1)]
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade") for _ in range(size - 1)
+        ]
         if self._threads:
-            self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="hierclass-climb"))
+            self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade"))
             for thread in self._threads:
                 thread.submit(torch.set_num_threads, cores // size).result()
             torch.set_num_threads(cores)  # for this thread, and those that others start
@@ -191,7 +190,7 @@ class Crew:
         self._running: deque[Future[list[Done]]] = deque()
 
     def __len__(self) -> int:
-        return len(self._climbers)
+        return len(self._cascades)
 
     def __enter__(self) -> Self:
         return self
@@ -200,36 +199,40 @@ class Crew:
         for thread in self._threads:
             thread.shutdown(wait=False, cancel_futures=True)
 
-    @property
-    def computed(self) -> list[int]:
-        """Number of images for which each level was the next that was computed."""
-        return [sum(counts) for counts in zip(*(climber.computed for climber in self._climbers), strict=True)]
-
     def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
-        """Start with images, as `Climber.push`; waits while every climber has work, and one more batch."""
+        """Take in images as `Cascade.push` does; wait while more batches than threads + 1 are under way."""
         if not self._threads:
-            return self._climbers[0].push(images, tags)
+            return self._cascades[0].push(images, tags)
         turn = next(self._turn)
-        self._running.append(self._threads[turn].submit(self._climbers[turn].push, images, tags))
+        self._running.append(self._threads[turn].submit(self._cascades[turn].push, images, tags))
         return self._wait_for_all_but(len(self) + 1)
 
     def finish(self) -> list[Done]:
-        """Return the answers to all images that are on their way."""
+        """Finish all images and return their answers."""
         if not self._threads:
-            return self._climbers[0].finish()
-        for thread, climber in zip(self._threads, self._climbers, strict=True):
-            self._running.append(thread.submit(climber.finish))
+            return self._cascades[0].finish()
+        for thread, cascade in zip(self._threads, self._cascades, strict=True):
+            self._running.append(thread.submit(cascade.finish))
         return self._wait_for_all_but(0)
 
     def _wait_for_all_but(self, count: int) -> list[Done]:
-        """What became of all but so many of the batches that are on their way, oldest first.
+        """Wait for the oldest batches until only `count` are under way; return what they finished.
 
-        A batch that happens to be finished is left too: what is held back depends on the order of batches alone.
+        Newer batches are left even if they are finished, so that results do not depend on speed.
         """
         done: list[Done] = []
         while len(self._running) > count:
             done += self._running.popleft().result()
         return done
+
+
+def _joined_logits(
+    parts: Sequence[tuple[_LevelBatch, Sequence[int]]], level: int
+) -> NDArray[np.floating[Any]] | None:
+    """The logits of one level of the chosen rows of several batches; None if they are not needed."""
+    found = [(group.logits[level], list(rows)) for group, rows in parts]
+    chosen = [values[rows] for values, rows in found if values is not None]
+    return np.concatenate(chosen) if chosen else None
 
 
 def _numpy(logits: torch.Tensor) -> NDArray[np.floating[Any]]:

@@ -1,4 +1,4 @@
-"""When to stop on the way from coarse to fine: which level is enough for an image, and which tier it is sure of."""
+"""Early exit: which level is enough for an image, which tier its answer is sure of, and which classes may answer."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.decisions.calibration import Decision
-from hierclass.decisions.prediction import Scores, follow, restrict
+from hierclass.decisions.prediction import Scores, best_paths, restrict_classes
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 
-LevelWish: TypeAlias = "int | Literal['auto'] | None"
-"""A level, None for the finest, or "auto" for the lowest that is enough."""
+LevelChoice: TypeAlias = "int | Literal['auto'] | None"
+"""A level, None for the finest, or "auto" for the lowest level that is enough for each image."""
 Flags: TypeAlias = NDArray[np.bool_]
 
 
-class Reason(enum.IntEnum):
-    """Why an answer comes from the level that it comes from."""
+class StopReason(enum.IntEnum):
+    """Why no finer level was computed for an image."""
 
     ASKED = 0
-    """That level was asked for; there is no answer where its class is not within those asked for."""
+    """The level was asked for. There is no answer where its class is not within `Request.only`."""
     SURE = 1
-    """Its answer is fine enough and sure enough."""
+    """The answer is sure at tier `Request.min_tier` or a finer one."""
     LAST = 2
-    """There is no higher level; the answer is as fine as it is sure of, which is coarser than was asked for."""
+    """There is no finer level. The answer ends at the finest tier that is sure, coarser than `Request.min_tier`."""
     EXCLUDED = 3
-    """It is sure that the image shows none of the classes asked for."""
+    """The model is sure that the image shows none of the classes asked for."""
 
     @property
     def word(self) -> str:
-        """What the column `stop_reason` says."""
+        """The value in the column `stop_reason`."""
         return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of images.
+    """Which level answers, how sure an answer must be, and which classes may be the answer.
 
-    With `level` "auto" levels are climbed until the answer is sure at rate `precision` on tier `min_tier` or a
-    finer one; it is then as fine as it is sure of. `only` and `exclude` name classes, by synset id or name, at any
-    height of the tree: answers are among the leaves below the former (if there are any) that are not below the latter,
-    or classes above such leaves, but none above a class of `only`.
+    With `level` "auto", ever finer levels are computed until the answer is sure on tier `min_tier` or a finer one:
+    sure answers are right at rate `precision` (0 … 1). The answer ends at the finest tier that is sure. `only` and
+    `exclude` name classes of any height of the tree, by synset id or name: an answer is a leaf below a class of
+    `only` (all leaves if it is empty) and below none of `exclude`, or a class that holds such a leaf and does not
+    lie above a class of `only`.
     """
 
-    level: LevelWish = None
+    level: LevelChoice = None
     min_tier: int = 0
     precision: float = 0.95
     only: tuple[str, ...] = ()
@@ -57,7 +58,7 @@ class Request:
 
     @property
     def selects(self) -> bool:
-        """Whether some classes are no answer."""
+        """Whether the request restricts the classes that may be the answer."""
         return bool(self.only or self.exclude)
 
 
@@ -65,9 +66,9 @@ class Request:
 class Answers:
     """Answers to N images of a model of T tiers.
 
-    `classes` (N, T) holds class indices of the path, -1 in tiers that were not answered, `scores` (N, T) their
-    scores (0 … 1). `tier` (N,) is the tier of the answer, -1 where nothing is sure or no class that is asked for
-    fits; `level` (N,) the last level that was computed; `reason` (N,) a `Reason`.
+    `classes` (N, T) holds the class indices of the path, -1 in tiers that were not computed; `scores` (N, T) their
+    scores (0 … 1), NaN there. `tier` (N,) is the tier of the answer, -1 where there is none; `level` (N,) the last
+    level that was computed; `reason` (N,) a `StopReason`.
     """
 
     classes: NDArray[np.int32]
@@ -80,30 +81,30 @@ class Answers:
         return len(self.tier)
 
     def take(self, rows: NDArray[np.integer] | Flags) -> Answers:
-        """Return some of the answers."""
+        """Return the answers of the given rows (indices, or flags (N,))."""
         return Answers(
             self.classes[rows], self.scores[rows], self.tier[rows], self.level[rows], self.reason[rows]
         )
 
     @classmethod
     def none(cls, count: int, num_tiers: int) -> Answers:
-        """Return answers to images of which nothing is known."""
+        """Return N = `count` answers that say nothing, for images with an error."""
         unknown = np.full(count, -1, dtype=np.int8)
         classes = np.full((count, num_tiers), -1, dtype=np.int32)
         return cls(classes, np.full((count, num_tiers), np.nan, np.float32), unknown, unknown, unknown)
 
     @classmethod
     def gather(cls, chosen: Sequence[tuple[Answers, int]]) -> Answers:
-        """Return answers made of one row each of others; there is at least one."""
+        """Return one row of each of the given answers, in order; there is at least one."""
         names = [each.name for each in fields(cls)]
         return cls(*(np.stack([getattr(answers, name)[row] for answers, row in chosen]) for name in names))
 
 
-class Stopping:
-    """Says of answers at a level which are good enough, for one request to one model."""
+class ExitPolicy:
+    """Decides, for one request to one model, which answers of a level are final."""
 
     def __init__(self, request: Request, taxonomy: Taxonomy, decision: Decision) -> None:
-        """Find what a request means for a model of these classes, with the thresholds of `decision`.
+        """Resolve the classes and thresholds of a request for a model with this taxonomy and decision.
 
         Raises:
             InputError: a class is unknown, none is left, a tier does not exist, or thresholds are missing.
@@ -112,7 +113,7 @@ class Stopping:
         self.auto = request.level == "auto"
         num_levels = taxonomy.num_tiers
         self.last = num_levels - 1 if request.level in ("auto", None) else int(request.level)
-        """The highest level that is computed."""
+        """The finest level that may be computed."""
         self.min_tier = request.min_tier
         if not 0 <= request.min_tier < num_levels:
             raise InputError(
@@ -124,27 +125,28 @@ class Stopping:
 
     @property
     def can_answer(self) -> bool:
-        """Whether the highest level that is computed has a class within those of `only`; else answers stay empty."""
+        """Whether level `last` has a class within `Request.only`; if not, no image gets an answer."""
         return bool(self._inside[self.last].any())
 
     @property
     def first(self) -> int:
-        """The lowest level whose answer can be enough; those below need not be looked at."""
+        """The lowest level whose answer can be final; the answers of those below need not be judged."""
         if self._allowed is not None and self._thresholds is not None:
             return 0
         return self.min_tier if self.auto else self.last
 
     def judge(self, tiers: Sequence[Scores]) -> tuple[Flags, Answers]:
-        """Judge answers of level k: scores of tiers 0 … k, (N, num_classes[j]) each, as `agree` returns them.
+        """Judge the answers of level k to N images.
 
-        Returns for which images that level is enough, and the answers of all.
+        `tiers` are the scores of tiers 0 … k as `combine_levels` returns them, (N, num_classes[j]) each. Returns
+        flags (N,), true for images that need no finer level, and the answers to all N.
         """
         level, taxonomy = len(tiers) - 1, self.taxonomy
-        classes, scores = follow(tiers, taxonomy)
+        classes, scores = best_paths(tiers, taxonomy)
         none: Flags = np.zeros(len(classes), dtype=np.bool_)
         if self._allowed is not None:
             none = np.any(self._sure(scores) & ~_flags_of(classes, self._allowed), axis=1)
-            kept = follow(restrict(tiers, taxonomy, self._allowed), taxonomy)
+            kept = best_paths(restrict_classes(tiers, taxonomy, self._allowed), taxonomy)
             classes, scores = (
                 np.where(none[:, None], ours, theirs)
                 for ours, theirs in zip((classes, scores), kept, strict=True)
@@ -153,30 +155,30 @@ class Stopping:
         if self.auto:
             tier = _finest(self._sure(scores) & inside)
             enough = tier >= self.min_tier
-            reason = np.where(enough, Reason.SURE, Reason.LAST)
+            reason = np.where(enough, StopReason.SURE, StopReason.LAST)
             done = enough | (level == self.last)
         else:
-            tier, reason = _finest(inside), np.full(len(classes), Reason.ASKED)
+            tier, reason = _finest(inside), np.full(len(classes), StopReason.ASKED)
             done = np.full(len(classes), level == self.last)
-        filled = _Padding(len(classes), taxonomy.num_tiers)
+        missing = ((0, 0), (0, taxonomy.num_tiers - classes.shape[1]))
         answers = Answers(
-            filled(classes, -1).astype(np.int32),
-            filled(scores, np.nan).astype(np.float32),
+            np.pad(classes, missing, constant_values=-1).astype(np.int32),
+            np.pad(scores, missing, constant_values=np.nan).astype(np.float32),
             np.where(none, -1, tier).astype(np.int8),
             np.full(len(classes), level, dtype=np.int8),
-            np.where(none, Reason.EXCLUDED, reason).astype(np.int8),
+            np.where(none, StopReason.EXCLUDED, reason).astype(np.int8),
         )
         return done | none, answers
 
     def _sure(self, scores: Scores) -> Flags:
-        """Of scores (N, k + 1) of the answers of level k: whether each reaches its threshold."""
+        """Whether each score (N, k + 1) of the paths of level k reaches its threshold."""
         if self._thresholds is None:
             return np.zeros(scores.shape, dtype=np.bool_)
         sure: Flags = scores >= self._thresholds[scores.shape[1] - 1]
         return sure
 
     def _find_thresholds(self, request: Request, decision: Decision) -> list[Scores] | None:
-        """Per level the scores from which on tiers 0 … level are sure; None where they are missing and not needed."""
+        """Per level the thresholds (level + 1,) of tiers 0 … level; None if the request needs none."""
         if not self.auto and not (request.selects and decision.thresholds):
             return None
         return [
@@ -185,30 +187,20 @@ class Stopping:
         ]
 
 
-class _Padding:
-    def __init__(self, rows: int, columns: int) -> None:
-        self.shape = (rows, columns)
-
-    def __call__(self, values: NDArray[np.generic], fill: float) -> NDArray[np.float64]:
-        padded = np.full(self.shape, fill, dtype=np.float64)
-        padded[:, : values.shape[1]] = values
-        return padded
-
-
 def _flags_of(classes: NDArray[np.integer], flags: Sequence[Flags]) -> Flags:
-    """Of a path of classes (N, k + 1), what flags of the classes of every tier say of each."""
+    """Look up flags of the classes of every tier for paths (N, k + 1) of class indices."""
     return np.stack([flags[tier][column] for tier, column in enumerate(classes.T)], axis=1)
 
 
 def _finest(sure: Flags) -> NDArray[np.int64]:
-    """The last column that is true in every row, -1 where none is."""
+    """The last true column of every row, -1 where there is none."""
     columns = np.arange(sure.shape[1])
     found: NDArray[np.int64] = np.where(sure, columns, -1).max(axis=1)
     return found
 
 
 def allowed_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
-    """For every tier, which classes hold a leaf that a request allows.
+    """Return flags of the classes of every tier: whether a class holds a leaf that the request allows.
 
     Raises:
         InputError: a class is unknown, or no leaf is left.
@@ -222,16 +214,18 @@ def allowed_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
 
 
 def inside_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
-    """For every tier, which classes hold no leaf beside those of `only`: to answer with another one says more.
+    """Return flags of the classes of every tier: whether all leaves of a class lie below `only`.
 
-    "mammal" is no answer to `only` "dog", though dogs are mammals; it is one to `exclude` "dog". Raises as
-    `allowed_classes` for a class that is unknown.
+    "mammal" is no answer to `only` "dog", since not all mammals are dogs; it is one to `exclude` "dog".
+
+    Raises:
+        InputError: a class is unknown.
     """
     return [~classes for classes in _holding(~_leaves_of(request.only, taxonomy), taxonomy)]
 
 
 def _holding(leaves: Flags, taxonomy: Taxonomy) -> list[Flags]:
-    """For every tier, which classes hold any of some leaves."""
+    """Flags of the classes of every tier: whether a class holds any of the flagged leaves."""
     found = []
     for tier, count in enumerate(taxonomy.num_classes):
         classes = np.zeros(count, dtype=np.bool_)
@@ -241,7 +235,7 @@ def _holding(leaves: Flags, taxonomy: Taxonomy) -> list[Flags]:
 
 
 def _leaves_of(only: Sequence[str], taxonomy: Taxonomy) -> Flags:
-    """The leaves below any of some classes; all of them where none is named."""
+    """Flags of the leaves below any of the named classes; all leaves if none is named."""
     if not only:
         return np.ones(len(taxonomy.leaves), dtype=np.bool_)
     below: Flags = np.any([_leaves_below(name, taxonomy) for name in only], axis=0)

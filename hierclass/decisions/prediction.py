@@ -1,4 +1,4 @@
-"""From the levels' logits to an answer: a path of the tree whose scores never rise on the way down."""
+"""From the logits of levels to predictions: paths of the tree whose scores never rise from coarse to fine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One class of a tier with its score (0 … 1): a step of a path, or an alternative."""
+    """One class of a tier with its score (0 … 1)."""
 
     synset: str
     label: str
@@ -30,9 +30,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a level answers for one image: the path from tier 0 to the level's tier.
+    """The answer of a level to one image.
 
-    `path` holds one step per tier 0 … `level`. It is a path of the tree, and scores never rise downward.
+    `path` holds one class per tier 0 … `level`, a path of the tree; its scores never rise from coarse to fine.
     """
 
     level: int
@@ -42,17 +42,17 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """Name of the finest class answered."""
+        """Name of the finest class of the path."""
         return self.path[-1].label
 
     @property
     def synset(self) -> str:
-        """Synset id (or own id) of the finest class answered."""
+        """Synset id (or own id) of the finest class of the path."""
         return self.path[-1].synset
 
     @property
     def score(self) -> float:
-        """Probability (0 … 1) that the model gives to the finest class answered."""
+        """Probability (0 … 1) of the finest class of the path."""
         return self.path[-1].score
 
     def top(self, k: int = 5, tier: int | None = None) -> tuple[Step, ...]:
@@ -88,28 +88,30 @@ class Prediction:
 
 
 def consensus(
-    logits: Sequence[NDArray[np.floating[Any]]], taxonomy: Taxonomy, lower_weight: float = 0.0
+    logits: Sequence[NDArray[np.floating[Any]] | None], taxonomy: Taxonomy, lower_weight: float = 0.0
 ) -> Scores:
     """Combine the answers of levels 0 … k to log-scores (B, num_classes[k]) of tier k.
 
     `logits[j]` (B, num_classes[j]) come from level j. Class c of tier k gets a score proportional to p_k(c) ·
-    Π_{j<k} p_j(ancestor of c in tier j) ** lower_weight (a product of experts; with weight 0 the last level
-    decides alone). The exponentials of each row sum to 1.
+    Π_{j<k} p_j(ancestor of c in tier j) ** lower_weight (a product of experts). With weight 0 level k decides alone,
+    and the logits of lower levels may be None. The exponentials of each row sum to 1.
     """
-    last = len(logits) - 1
-    joint = _log_softmax(logits[last])
+    *lower_logits, asked = logits
+    assert asked is not None
+    joint = _log_softmax(asked)
     if not lower_weight:
         return joint
-    for ancestors, lower in zip(_ancestors(taxonomy, last), logits[:last], strict=False):
+    for ancestors, lower in zip(_ancestors(taxonomy, len(lower_logits)), lower_logits, strict=True):
+        assert lower is not None
         joint = joint + lower_weight * _log_softmax(lower)[:, ancestors]
     return _log_softmax(joint)
 
 
 def sum_up(log_scores: Scores, taxonomy: Taxonomy, level: int, temperature: float = 1.0) -> list[Scores]:
-    """Sum a level's log-scores (B, num_classes[level]) up the tree, after dividing them by a temperature.
+    """Divide a level's log-scores (B, num_classes[level]) by a temperature and sum them up the tree.
 
-    A temperature above 1 makes an answer less sure, one below 1 surer; the order of the classes of the level's
-    own tier stays (Guo et al. 2017, *On Calibration of Modern Neural Networks*, section 4.2). Returns scores
+    A temperature above 1 makes answers less sure, one below 1 surer; the order of the classes of the level's own tier
+    stays (Guo et al. 2017, *On Calibration of Modern Neural Networks*, section 4.2). Returns scores
     (B, num_classes[j]) of tiers 0 … level; each row sums to 1, and no class scores more than its parent.
     """
     finest = np.exp(_log_softmax(log_scores / temperature))
@@ -119,28 +121,27 @@ def sum_up(log_scores: Scores, taxonomy: Taxonomy, level: int, temperature: floa
     return [*tiers, finest]
 
 
-def agree(
-    logits: Sequence[NDArray[np.floating[Any]]],
+def combine_levels(
+    logits: Sequence[NDArray[np.floating[Any]] | None],
     taxonomy: Taxonomy,
     lower_weight: float = 0.0,
     temperatures: Sequence[float] | None = None,
 ) -> list[Scores]:
-    """Make the answers of levels 0 … k one distribution on tier k, and sum it up the tree.
+    """Combine the logits of levels 0 … k to one distribution on tier k, and sum it up the tree.
 
-    `logits[j]` (B, num_classes[j]) come from level j and are combined as `consensus` says. `temperatures` holds
-    one number above 0 per level of the model (None: 1 for each), of which that of level k, the one asked, is
-    applied to the combined scores (`sum_up`); those of lower levels are not. Returns scores (B, num_classes[j])
-    for tiers 0 … k; each row sums to 1, and no class scores more than its parent.
+    `logits[j]` (B, num_classes[j]) come from level j; `consensus` combines them. `temperatures` has one number above
+    0 per level of the model (None: all 1); that of level k divides the combined log-scores. Returns scores
+    (B, num_classes[j]) of tiers 0 … k; each row sums to 1, and no class scores more than its parent.
     """
     level = len(logits) - 1
     temperature = 1.0 if temperatures is None else temperatures[level]
     return sum_up(consensus(logits, taxonomy, lower_weight), taxonomy, level, temperature)
 
 
-def follow(tiers: Sequence[Scores], taxonomy: Taxonomy) -> tuple[NDArray[np.int64], Scores]:
-    """Follow the most probable class of the last tier given up to tier 0: the answers to every tier.
+def best_paths(tiers: Sequence[Scores], taxonomy: Taxonomy) -> tuple[NDArray[np.int64], Scores]:
+    """Return the path that ends in the most probable class of tier k, for every image.
 
-    `tiers` are the scores of tiers 0 … k as `agree` returns them, (B, num_classes[j]) each. Returns class
+    `tiers` are the scores of tiers 0 … k as `combine_levels` returns them, (B, num_classes[j]) each. Returns class
     indices (B, k + 1) and their scores (B, k + 1), 0 … 1, which never rise from left to right.
     """
     level, rows = len(tiers) - 1, np.arange(len(tiers[-1]))
@@ -156,14 +157,14 @@ def follow(tiers: Sequence[Scores], taxonomy: Taxonomy) -> tuple[NDArray[np.int6
     return classes, scores
 
 
-def restrict(
+def restrict_classes(
     tiers: Sequence[Scores], taxonomy: Taxonomy, allowed: Sequence[NDArray[np.bool_]]
 ) -> list[Scores]:
-    """Leave classes out of scores: `allowed[j]` (num_classes[j],) says which classes of tier j may be the answer.
+    """Restrict scores to the classes that are allowed: `allowed[j]` (num_classes[j],) flags those of tier j.
 
-    `tiers` are the scores of tiers 0 … k as `agree` returns them; at least one class of tier k is allowed. A
-    coarser class keeps the sum of its allowed classes of tier k, so that a score stays what the model says of
-    them: rows no longer sum to 1. What is left out scores -1, so that it is never the most probable class.
+    `tiers` are the scores of tiers 0 … k as `combine_levels` returns them; at least one class of tier k is allowed. A
+    coarser class gets the sum of its allowed classes of tier k; rows need not sum to 1 any more. Classes that are not
+    allowed score -1, so that they are never the most probable.
     """
     level = len(tiers) - 1
     kept = np.where(allowed[level], tiers[level], 0.0)
@@ -173,15 +174,15 @@ def restrict(
     return [*restricted, np.where(allowed[level], kept, -1.0)]
 
 
-def decide(tiers: Sequence[Scores], taxonomy: Taxonomy) -> list[Prediction]:
-    """Answer with the most probable class of the last tier given, and its ancestors.
+def to_predictions(tiers: Sequence[Scores], taxonomy: Taxonomy) -> list[Prediction]:
+    """Return one prediction per image: the path that ends in the most probable class of tier k.
 
-    `tiers` are the scores of tiers 0 … k as `agree` returns them, (B, num_classes[j]) each.
+    `tiers` are the scores of tiers 0 … k as `combine_levels` returns them, (B, num_classes[j]) each.
     """
     level = len(tiers) - 1
     nodes = [taxonomy.classes(tier) for tier in range(level + 1)]
     predictions = []
-    for row, (answers, along) in enumerate(zip(*follow(tiers, taxonomy), strict=True)):
+    for row, (answers, along) in enumerate(zip(*best_paths(tiers, taxonomy), strict=True)):
         steps = zip(nodes, answers.tolist(), along.tolist(), strict=True)
         path = tuple(_step(classes[answer], score) for classes, answer, score in steps)
         predictions.append(Prediction(level, path, tuple(nodes), tuple(scores[row] for scores in tiers)))
@@ -189,7 +190,7 @@ def decide(tiers: Sequence[Scores], taxonomy: Taxonomy) -> list[Prediction]:
 
 
 def _ancestors(taxonomy: Taxonomy, level: int) -> list[NDArray[np.int64]]:
-    """The class of each tier below `level` that every class of tier `level` belongs to."""
+    """For each tier 0 … `level` - 1, the class (num_classes[level],) that every class of tier `level` belongs to."""
     found: list[NDArray[np.int64]] = []
     classes = np.arange(taxonomy.num_classes[level])
     for tier in range(level, 0, -1):
@@ -199,7 +200,7 @@ def _ancestors(taxonomy: Taxonomy, level: int) -> list[NDArray[np.int64]]:
 
 
 def _summed(finest: Scores, ancestors: NDArray[np.int64], num_classes: int) -> Scores:
-    """Sum scores (B, C) of classes to those (B, num_classes) of the coarser classes that they belong to."""
+    """Sum scores (B, C) of classes to scores (B, num_classes) of their ancestors (C,)."""
     summed = np.zeros((len(finest), num_classes))
     order = np.argsort(ancestors, kind="stable")
     present, starts = np.unique(ancestors[order], return_index=True)

@@ -1,1 +1,1 @@
-"""Read pictures and find them on disk."""
+"""Pictures: `decoding` reads one, `preprocessing` makes it a network's input, `discovery` finds them on disk."""

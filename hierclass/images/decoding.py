@@ -1,7 +1,7 @@
-"""Read any picture a user may have as RGB, and turn it into the network's input.
+"""Read any picture that a user may have as RGB, upright, within bounds of memory.
 
-Every way in which a file can be broken, hostile or odd ends in an `ImageError` of one short line; the path is
-not in it, since the caller knows which file was meant. Pillow's global settings are neither used nor changed.
+Every broken, hostile or unsupported file ends in an `ImageError` of one short line without the path, which the caller
+knows. Pillow's global settings are neither used nor changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,19 +35,14 @@ from PIL import (
 
 from hierclass.errors import ImageError
 
-if TYPE_CHECKING:
-    from hierclass.images.preprocessing import Preprocessing
-
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
-# Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked from the header, before a pixel is
-# decoded.
+# Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked in the header, before decoding.
 MAX_PIXELS = 178_956_970
 # An uncompressed 16-bit RGB picture of MAX_PIXELS; some decoders read the whole file at once.
 MAX_BYTES = 1 << 30
 
-# Photographs only: no EPS (runs Ghostscript), no documents. Naming the plugins imports them here, once and
-# not in the worker threads.
+# Photographs only: no EPS (runs Ghostscript), no documents. Imported here so that worker threads need not.
 _FORMATS = tuple(
     plugin.format
     for plugin in (
@@ -63,7 +58,7 @@ _FORMATS = tuple(
     )
 )
 
-# A picture is decoded at no less than this many times the side that is asked for. Against a full decode, 100
+# Pictures are decoded at no less than this many times the requested side. Against a full decode, 100
 # ImageNet photographs brought to 64 pixels differ by 1.3 grey levels on average (of 255; bicubic against
 # Lanczos: 1.2), where a margin of 1 differs by 3.3; it costs 0.6 of a full decode's time (12 megapixels:
 # 0.2), a margin of 1 costs 0.5.
@@ -71,7 +66,7 @@ _MARGIN = 2
 # Above this many pixels other formats than JPEG are reduced as well, and pictures are decoded one at a time,
 # so that memory is bounded by one large picture and not by one per thread.
 _LARGE = 24_000_000
-_large_turn: contextlib.AbstractContextManager[Any] = threading.Lock()
+_large_image_lock: contextlib.AbstractContextManager[Any] = threading.Lock()
 
 _STRIP_PIXELS = 1 << 22
 _ORIENTATION = 0x0112
@@ -98,7 +93,8 @@ def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Ima
     gives its first frame. With `min_side`, the side in pixels that the shorter side will be resized to, a
     large picture is decoded at a reduced scale where that is cheaper, never below twice `min_side`.
 
-    Raises ImageError for anything that is not a complete picture of at most 178 megapixels in a regular file.
+    Raises:
+        ImageError: the source is no complete picture of at most 178 megapixels, or no regular file.
     """
     try:
         if isinstance(source, np.ndarray):
@@ -122,33 +118,33 @@ def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Ima
         raise ImageError(_reason(error)) from error
 
 
-def take_turns_with(lock: contextlib.AbstractContextManager[Any]) -> None:
-    """Decode very large pictures one at a time among all processes that hold this lock, not only in this one."""
-    global _large_turn
-    _large_turn = lock
+def set_large_image_lock(lock: contextlib.AbstractContextManager[Any]) -> None:
+    """Decode very large pictures one at a time among all processes that share this lock."""
+    global _large_image_lock
+    _large_image_lock = lock
 
 
-class Header(NamedTuple):
-    """What a file of a picture says of itself before a pixel is decoded."""
+class ImageHeader(NamedTuple):
+    """What is known of a picture before it is decoded."""
 
     size: tuple[int, int]
-    """Width and height in pixels, as stored (not turned upright)."""
+    """Width and height in pixels as stored, before EXIF orientation is applied."""
     whole: bool
-    """Whether the file ends as its format ends; False where that can't be told without decoding it."""
+    """Whether the file has the ending of its format; False if only decoding could tell."""
 
 
-def read_header(source: str | os.PathLike[str] | bytes) -> Header:
+def read_header(source: str | os.PathLike[str] | bytes) -> ImageHeader:
     """Read the header and the last bytes of a picture: a path, or the bytes of a file.
 
-    Finds what is no picture, too large, or of a kind that is not read, and most files that were cut short, in a
-    small part of the time of decoding; damage in the middle it does not find. Raises ImageError as `read_image`.
+    Much faster than decoding; finds what is no picture, too large or of an unsupported format, and most truncated
+    files, but no damage in the middle. Raises ImageError as `read_image`.
     """
     try:
         with _open_stream(source) as stream:
             with _open_image(stream) as image:
                 _check_size(image.size)
                 size, format_ = image.size, image.format
-            return Header(size, _ends_whole(stream, format_))
+            return ImageHeader(size, _ends_whole(stream, format_))
     except ImageError:
         raise
     except Exception as error:
@@ -168,60 +164,14 @@ def _ends_whole(stream: _Stream, format_: str | None) -> bool:
     return format_ in ends and tail.endswith(ends[format_])
 
 
-def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Turn an RGB picture into the network's input (3, size, size), float32, RGB, normalised by mean and std."""
-    pixels = square(image, preprocessing).transpose(2, 0, 1).astype(np.float32)
-    mean = np.asarray(preprocessing.mean, dtype=np.float32)[:, None, None]
-    std = np.asarray(preprocessing.std, dtype=np.float32)[:, None, None]
-    return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
-
-
-def square(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return what the network sees of an RGB picture: (size, size, 3).
-
-    What the usual "shorter side to round(size / crop), then the centre square" shows, cut first and resized
-    once: a picture of any aspect ratio costs no more than its centre.
-    """
-    size = preprocessing.size
-    side = min(image.size) * size / resize_side(preprocessing)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    filter_ = Image.Resampling[preprocessing.interpolation.upper()]
-    return np.asarray(image.resize((size, size), filter_, box=(left, top, left + side, top + side)))
-
-
-def resize_side(preprocessing: Preprocessing) -> int:
-    """Return the pixels to which the shorter side is resized: what `read_image` wants as `min_side`."""
-    return max(preprocessing.size, round(preprocessing.size / preprocessing.crop))
-
-
-def decode_side(preprocessing: Preprocessing, margin: float = 2) -> int:
-    """Return the `min_side` of `read_image` that shows the network `margin` times the detail that it looks at.
-
-    With 2, 99.7% of 350 photographs, enlarged to 900 pixels, got the answer of a full decode at 64 pixels; with 1,
-    98.0% did.
-    """
-    side = resize_side(preprocessing)
-    if preprocessing.detail is None:
-        return side
-    return min(side, math.ceil(margin * preprocessing.detail * side / preprocessing.size))
-
-
-def read_square(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Read a picture and return what the network sees of it: (size, size, 3).
-
-    Raises ImageError as `read_image` does.
-    """
-    return square(read_image(source, min_side=decode_side(preprocessing)), preprocessing)
-
-
 def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image.Image | None:
-    """Read the small picture inside of a JPEG as cameras put it there (EXIF thumbnail), as RGB, upright.
+    """Read the EXIF thumbnail of a JPEG as RGB, upright.
 
-    Returns None where there is none, where it is broken, where its shorter side has fewer than `min_side` pixels or
-    its aspect ratio is another one (bars at its edges): then the picture itself has to be read. Whether it shows what
-    the picture shows is not looked at; programs that edit a picture may leave an old one behind.
+    Returns None if there is none, it is broken, its shorter side has fewer than `min_side` pixels, or its aspect
+    ratio is another one (bars at its edges). Whether it shows the same as the picture is not checked; programs that
+    edit a picture may leave an old thumbnail behind.
 
-    Raises ImageError as `read_image` does, for what the header tells.
+    Raises ImageError as `read_image` does, for faults in the header.
     """
     try:
         with _open_stream(source) as stream, _open_image(stream) as image:
@@ -255,16 +205,8 @@ def _embedded(image: Image.Image) -> bytes:
     return data[begin : begin + length]
 
 
-def read_input(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Read a picture and turn it into the network's input (3, size, size).
-
-    Raises ImageError as `read_image` does.
-    """
-    return preprocess(read_image(source, min_side=decode_side(preprocessing)), preprocessing)
-
-
 class _Stream(io.BufferedReader):
-    """A file that refuses to end while a JPEG is decoded: Pillow may have been told to fill it with grey."""
+    """A file whose end is an error while a JPEG is decoded, since Pillow may be set to fill the rest with grey."""
 
     endless = False
 
@@ -314,7 +256,7 @@ def _decode(stream: _Stream, min_side: int | None) -> Image.Image:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         if not image.info.get("progressive"):  # a progressive JPEG is held at full size, whatever the scale
             pixels = image.width * image.height
-        with _large_turn if pixels > _LARGE else contextlib.nullcontext():
+        with _large_image_lock if pixels > _LARGE else contextlib.nullcontext():
             image.load()
             return _finish(image, min_side)
 
@@ -344,7 +286,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _finish(image: Image.Image, min_side: int | None) -> Image.Image:
-    """Bring a loaded picture to RGB, smaller where that is allowed and worth while, and upright."""
+    """Convert a loaded picture to RGB, smaller if `min_side` allows and it is very large, and upright."""
     factor = 1
     if min_side is not None and image.width * image.height > _LARGE:
         factor = max(1, min(image.size) // (_MARGIN * min_side))

@@ -22,13 +22,13 @@ def find_inputs(
 ) -> Iterator[str]:
     """Yield the path of every image that `names` lead to, in their order.
 
-    A file is yielded as it is named, whether it exists or not. A folder yields its images, recursively,
-    sorted by name, without hidden files and folders; each folder is entered once, so links may form loops. A
-    folder in which there is nothing to read is yielded itself: whoever reads it finds the error. `-` stands
-    for the paths listed on `stdin` (standard input if None), one per line, or separated by NUL bytes. Files
-    with one of the endings `also` count as images.
+    A file is yielded as it is named, whether it exists or not. A folder yields its images, recursively, sorted by
+    name, without hidden files and folders; each folder is entered once, so links may form loops. A folder without
+    images is yielded itself; reading it gives the error. `-` stands for the paths listed on `stdin` (standard input
+    if None), one per line or separated by NUL bytes. Files with one of the endings `also` count as images.
 
-    Raises InputError, after the last path, if there was nothing but empty folders and lists.
+    Raises:
+        InputError: there were only empty folders and lists (raised after the last path).
     """
     num_files = 0
     folder, asked = "", list[str]()
@@ -55,7 +55,7 @@ def find_inputs(
 
 
 def display_name(path: str | os.PathLike[str]) -> str:
-    """Return a path as text that every UTF-8 file takes: bytes that are no UTF-8 become `\\xff`."""
+    """Return a path as valid UTF-8 text; other bytes are written as `\\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -99,7 +99,7 @@ def _listed(stream: BinaryIO) -> Iterator[str]:
 
 
 def _walk(folder: str, endings: Collection[str]) -> Iterator[str]:
-    """Yield the images under a folder: a stack of sorted listings, so that depth costs no recursion."""
+    """Yield the images under a folder; a stack of sorted listings in place of recursion, so depth is unlimited."""
     entered = {_identity(folder)}
     stack = [iter(_listing(folder) or ())]
     while stack:
@@ -120,7 +120,7 @@ def _walk(folder: str, endings: Collection[str]) -> Iterator[str]:
 
 
 def _listing(folder: str) -> list[tuple[str, bool]] | None:
-    """Return a folder's entries by name, each with whether it is a folder; None if it can't be listed."""
+    """Return (path, is a folder) of a folder's entries, sorted by name; None if it can't be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted(

@@ -1,9 +1,10 @@
-"""Label many images: `hierclass.label`, and runs on disk that survive whatever ends them.
+"""Label many images: `hierclass.label`, and runs on disk that continue after any interruption.
 
-Read it in this order: `inputs` (what there is to label), `reading` (how one is read), `readers` and `processes` (ahead
-of the network), `stream` (which answers them), `rows` (what became of them), `tables` (how they are written), `folder`
-(a run on disk), `passes` (over its inputs), `jobs` (what a run does), `selecting` (which rows are refined), `cluster`
-(many machines).
+Read in this order: `inputs` (what there is to label), `read_input` (read one), `read_ahead` and `reader_processes`
+(read many ahead of the network), `rows` (the table), `pipeline` (all of it as `LabelPipeline`, which the command,
+Python, Ray and the page use). Runs on disk: `run_parts` and `run_folder` (files), `run_manifest` (what was asked),
+`run_pass` (one pass over the inputs), `run` (a run), `sql_filter` (rows to refine), `table_writers` (the finished
+table), `cluster` (many machines).
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hierclass.decisions.exit_policy import LevelWish, Request, Stopping
+from hierclass.decisions.exit_policy import LevelChoice, Request
 from hierclass.errors import InputError
 from hierclass.labelling.rows import Row
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.labelling.read_ahead import Numbered
-    from hierclass.labelling.read_input import Reading
+    from hierclass.labelling.read_input import ReadOptions
 
 __all__ = ["Row", "label"]
 
@@ -28,47 +28,38 @@ def label(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     classifier: Classifier | None = None,
-    level: LevelWish = None,
+    level: LevelChoice = None,
     min_tier: int = 0,
     precision: float = 0.95,
     only: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     shard: str | None = None,
-    reading: Reading | None = None,
+    reading: ReadOptions | None = None,
 ) -> Iterator[Row]:
     """Label images: yield a row for every image that `paths` lead to, in order, with an error where one can't be read.
 
     `paths` are images, folders, tar and Parquet files of images (`hierclass.labelling.inputs.list_inputs`); they may
     be endless, but for a `shard` ("2/8": the second of eight equal parts). The other arguments are those of
-    `hierclass label`: see `hierclass.decisions.exit_policy.Request` for what is asked
-    of the images and `hierclass.labelling.read_input.Reading` for how they are read. Memory does not grow with their
-    number.
+    `hierclass label`: `hierclass.decisions.exit_policy.Request` explains them, and
+    `hierclass.labelling.read_input.ReadOptions` explains `reading`. Memory does not grow with the number of images.
 
     Raises:
         LevelError: the model has no such level (on the call, before anything is read).
         InputError: an argument does not fit (on the call); or, at the end, there was nothing to label.
     """
     from hierclass.classifier import load
-    from hierclass.labelling.inputs import Shard, list_inputs
-    from hierclass.labelling.pipeline import outcomes
-    from hierclass.labelling.read_input import Reading
+    from hierclass.labelling.inputs import Shard
+    from hierclass.labelling.pipeline import LabelPipeline
 
     if min_tier and level != "auto":
         raise InputError("min_tier belongs to level='auto'")
     names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    found = load() if classifier is None else classifier
     request = Request(
         level=level, min_tier=min_tier, precision=precision, only=_names(only), exclude=_names(exclude)
     )
-    part = None if shard is None else Shard.parse(shard)
-    if level != "auto":
-        found.check_level(level)
-    stopping = Stopping(request, found.taxonomy, found.decision)
-    how = reading or Reading()
-    inputs: Iterable[Numbered] = enumerate(list_inputs(names, image_column=how.image_column))
-    if part is not None:
-        inputs = part.of_all(inputs)
-    return (row for outcome in outcomes(found, stopping, inputs, how) for row in outcome.rows(found.taxonomy))
+    pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
+    inputs = pipeline.list_inputs(names, None if shard is None else Shard.parse(shard))
+    return (row for outcome in pipeline.run(inputs) for row in pipeline.rows(outcome))
 
 
 def _names(names: str | Iterable[str]) -> tuple[str, ...]:

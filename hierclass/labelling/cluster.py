@@ -1,7 +1,6 @@
-"""The engine that outgrows one machine: Ray Data hands ranges of inputs to workers, each with the model loaded once.
+"""An engine for many machines: Ray Data hands ranges of inputs to workers, each of which loads the model once.
 
-Deciding and writing are what they are on one machine (`hierclass.labelling.run_pass`); the run's folder, the inputs and
-the model must be reachable under the same paths from every machine of the cluster.
+The folder of the run, the inputs and the model must have the same paths on every machine of the cluster.
 """
 
 from __future__ import annotations
@@ -18,21 +17,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hierclass.errors import InputError
-from hierclass.labelling.run_folder import Range, RunFolder
-from hierclass.labelling.run_pass import Pass, Progress, run_range
+from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_parts import Range
+from hierclass.labelling.run_pass import PassProgress, RunPass, run_range
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
 
 CHUNK = 2_000
-"""Inputs that a worker takes at a time: what the end of a worker can cost."""
+"""Inputs that a worker takes at a time; bounds what the loss of a worker can cost."""
 
 
 class RayEngine:
-    """Computes passes on a Ray cluster: the one that RAY_ADDRESS names, or the cores of this machine."""
+    """Computes passes on the Ray cluster that RAY_ADDRESS names, or on the cores of this machine."""
 
     def __init__(self, open_classifier: Callable[[], Classifier], workers: int | None = None) -> None:
-        """Let workers (None: one per core of the cluster) open their classifier, which must be the same everywhere.
+        """Start N = `workers` workers (None: one per core of the cluster); each calls `open_classifier`.
 
         Raises:
             InputError: Ray is not installed.
@@ -47,8 +47,8 @@ class RayEngine:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._workers = workers or max(1, int(resources.get("CPU", 1)))
 
-    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
-        """Label the inputs of a pass; chunks are finished in any order."""
+    def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
+        """Label the inputs of a pass; ranges are finished in any order."""
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing it sets another one
@@ -74,10 +74,10 @@ class RayEngine:
 
 
 def _init() -> None:
-    """Join a cluster, or start one; signals stay with this program, whatever Ray makes of them."""
+    """Join a cluster or start one; keep this program's signal handlers, which Ray replaces."""
     import ray
 
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what goes wrong is told by this program
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # this program reports errors itself
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False, num_cpus=None)
@@ -93,24 +93,24 @@ def _init() -> None:
 
 
 class _Worker:
-    """A process of the cluster."""
+    """A process of the cluster that labels ranges of inputs."""
 
     def __init__(
-        self, folder: RunFolder, what: Pass, open_classifier: Callable[[], Classifier], place: str
+        self, folder: RunFolder, what: RunPass, open_classifier: Callable[[], Classifier], place: str
     ) -> None:
-        """Answer for a program whose working folder is `place`: paths may be relative to it."""
+        """Load the classifier; paths are relative to `place`, the working folder of the program."""
         os.chdir(place)
         torch.set_num_threads(1)  # of cores the cluster gives one
         reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1, processes=False)
         self._folder, self._pass = folder, dataclasses.replace(what, reading=reading)
-        self._classifier = open_classifier()
+        self._pipeline = self._pass.pipeline(open_classifier())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         done = errors = 0
         for first, end in zip(batch["first"].tolist(), batch["end"].tolist(), strict=True):
-            # Ray begins what a lost worker had begun anew: some parts of it may be there.
+            # Ray repeats the ranges of a lost worker, which may have written some parts.
             for gap in self._folder.gaps(self._pass.generation, (first, end)):
-                for more, wrong in run_range(self._folder, self._classifier, self._pass, gap):
+                for more, wrong in run_range(self._folder, self._pipeline, self._pass, gap):
                     done, errors = done + more, errors + wrong
         return {"done": [done], "errors": [errors]}
 

@@ -1,4 +1,4 @@
-"""What there is to label: every image that names lead to, files and those inside of archives, and how each is read."""
+"""List the images to label, in files, folders and archives, and read their bytes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from taxonomy.folders import IMAGE_ENDINGS
 TAR_ENDINGS = (".tar",)
 PARQUET_ENDINGS = (".parquet",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
-"""Names of columns of images, of which the first that is there is taken."""
+"""Names of columns that are taken for images, in this order."""
 LINK = -2
-"""In place of the length of a member of a tar file that has no bytes of its own."""
+"""Length of a link in a tar file, which has no bytes of its own."""
 _BATCH = 64
 
 
@@ -27,31 +27,31 @@ class Input(NamedTuple):
 
     path: str
     member: str = ""
-    """In a tar file its name; in a Parquet file its row."""
+    """Its name in a tar file, or its row in a Parquet file."""
     offset: int = -1
-    """In a tar file, the byte where it begins; in a Parquet file, the row."""
+    """Its first byte in a tar file, or its row in a Parquet file."""
     length: int = -1
-    """In a tar file, its bytes, or `LINK`."""
+    """Its number of bytes in a tar file, or `LINK`."""
     size: int = -1
-    """Of an archive when it was listed: bytes."""
+    """Bytes of the archive when it was listed."""
     modified: int = -1
-    """Of an archive when it was listed: when it was last written, in nanoseconds."""
+    """Time of the archive's last change when it was listed, in nanoseconds."""
 
     @property
     def name(self) -> str:
-        """What the column `path` says: for what is inside of an archive, the archive's path, / and its name."""
+        """The value in the column `path`; in an archive, the archive's path, / and the name inside."""
         return display_name(f"{self.path}/{self.member}" if self.member else self.path)
 
 
 def list_inputs(
     names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = None, image_column: str | None = None
 ) -> Iterator[Input]:
-    """Yield every image that `names` lead to, as `hierclass.images.discovery.find_inputs` does, and what archives hold.
+    """Yield every image that `names` lead to, as `hierclass.images.discovery.find_inputs` does, and those in archives.
 
-    Of tar files (.tar, not compressed; in folders too) the members that are called like images, in their order: the
-    layout of WebDataset; links among them can't be read. Of Parquet files (.parquet) that are named, every row of
-    `image_column`: bytes, or a struct that has a field `bytes`. An archive that can't be listed is an input itself:
-    whoever reads it finds the error.
+    A tar file (.tar, uncompressed, in folders too) yields its members with the ending of an image, in their order (the
+    layout of WebDataset); links among them can't be read. A Parquet file (.parquet) that is named yields every row of
+    `image_column`: bytes, or a struct with a field `bytes`. An archive that can't be listed is yielded as an input;
+    reading it gives the error.
 
     Raises:
         InputError: there is nothing to label (at the end), or a Parquet file has no column of images.
@@ -70,7 +70,7 @@ def list_inputs(
 def _list_inputs(
     names: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None, image_column: str | None
 ) -> Iterator[Input | str]:
-    """Inputs, and the path of every archive before what it holds."""
+    """Yield inputs, and before those of an archive the path of the archive."""
     for path in find_inputs(names, stdin=stdin, also=TAR_ENDINGS):
         ending = PurePath(path).suffix.lower()
         if ending in TAR_ENDINGS and os.path.isfile(path):  # noqa: PTH113 - raises nothing where a name is too long
@@ -84,7 +84,7 @@ def _list_inputs(
 
 
 def _tar_members(path: str) -> Iterator[Input]:
-    """The images in a tar file; the file itself, where it can't be read or ends before it should."""
+    """Yield the images in a tar file, and the file itself if it can't be read or is truncated."""
     listed = stamp(path) or ()
     try:
         with tarfile.open(path, "r:") as tar:
@@ -119,10 +119,10 @@ def _parquet_rows(path: str, image_column: str | None) -> Iterator[Input]:
 
 
 def find_column(path: str, schema: Any, wanted: str | None) -> str:
-    """Return the name of the column of images of an Arrow schema.
+    """Return the name of the column of images in an Arrow schema.
 
     Raises:
-        InputError: there is none, or the one that is wanted holds none.
+        InputError: there is none, or the column `wanted` holds no bytes.
     """
     import pyarrow as pa
 
@@ -157,7 +157,7 @@ def find_column(path: str, schema: Any, wanted: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of several parts of the inputs, numbered from 1; of equal size, one after the other."""
+    """Part `number` (from 1) of `of` consecutive parts of the inputs, of equal size."""
 
     number: int
     of: int
@@ -171,24 +171,24 @@ class Shard:
         raise InputError(f"--shard {text}: give which of how many, from 1/8 to 8/8 for eight machines")
 
     def range(self, count: int) -> tuple[int, int]:
-        """Return the numbers of its first input and of the one after its last."""
+        """Return the numbers of its first input and of the one after its last, of `count` inputs."""
         return count * (self.number - 1) // self.of, count * self.number // self.of
 
     def of_all(self, inputs: Iterable[tuple[int, Input]]) -> list[tuple[int, Input]]:
-        """Return its part of all inputs, which must end."""
+        """Return its part of all inputs, which are listed to the end first."""
         everything = list(inputs)
         return everything[slice(*self.range(len(everything)))]
 
 
 class Stamp(NamedTuple):
-    """By which a file that has changed is told: bytes, and when it was last written, in nanoseconds."""
+    """Bytes of a file and time of its last change in nanoseconds: tells whether it has changed."""
 
     size: int
     modified: int
 
 
 def stamp(path: str) -> Stamp | None:
-    """Return the stamp of a file, None where there is none."""
+    """Return the stamp of a file, None if there is no file."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
@@ -197,10 +197,10 @@ def stamp(path: str) -> Stamp | None:
 
 
 def source(item: Input) -> str | bytes:
-    """Return what an image is read from: its path, or its bytes in a tar file; rows of Parquet have `ParquetRows`.
+    """Return the path of an image file, or the bytes of a member of a tar file (`ParquetRows` reads Parquet rows).
 
     Raises:
-        ImageError: the archive can't be listed, or ends before the image does.
+        ImageError: the archive can't be listed, has changed or is truncated.
     """
     if item.offset < 0:
         _refuse_archive(item.path)
@@ -212,7 +212,7 @@ def source(item: Input) -> str | bytes:
 
 
 def check_archive(item: Input) -> None:
-    """Raise ImageError if the archive that an image lies in is not what it was when it was listed."""
+    """Raise ImageError if the archive of an image is gone or has changed since it was listed."""
     listed, now = Stamp(item.size, item.modified), stamp(item.path)
     if now is None:
         raise ImageError("is gone: its archive does not exist any more")
@@ -221,7 +221,7 @@ def check_archive(item: Input) -> None:
 
 
 class ParquetRows:
-    """Reads the bytes of images in Parquet files; fast for rows that rise."""
+    """Reads the bytes of images in Parquet files; fast if the rows that are asked for rise."""
 
     def __init__(self, image_column: str | None = None) -> None:
         """Read `image_column`, None for the first that holds images."""
@@ -232,7 +232,7 @@ class ParquetRows:
         """Return the bytes of an input, None if it is no row of a Parquet file.
 
         Raises:
-            ImageError: the row, or the file, does not give any.
+            ImageError: the file can't be read or has changed, or the row has no bytes.
         """
         import pyarrow as pa
 
@@ -265,7 +265,7 @@ def _image_bytes(value: Any) -> bytes:
 
 
 def _rows_of(path: str, column: str | None, first: int) -> Iterator[tuple[int, Any]]:
-    """Number and value of the rows of a Parquet file from `first` on; row groups before it are not read."""
+    """Yield number and value of the rows of a Parquet file from `first` on, without reading earlier row groups."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -284,7 +284,7 @@ def _rows_of(path: str, column: str | None, first: int) -> Iterator[tuple[int, A
 
 
 def _read_part(item: Input) -> bytes:
-    """The bytes of a member of a tar file."""
+    """Return the bytes of a member of a tar file."""
     try:
         with open(item.path, "rb") as file:
             file.seek(item.offset)
@@ -297,7 +297,7 @@ def _read_part(item: Input) -> bytes:
 
 
 def _refuse_archive(path: str) -> None:
-    """Say what is wrong with an archive that could not be listed."""
+    """Raise ImageError with the reason if a path is an archive, which then could not be listed."""
     ending = PurePath(path).suffix.lower()
     if ending not in TAR_ENDINGS + PARQUET_ENDINGS or not os.path.isfile(path):  # noqa: PTH113
         return

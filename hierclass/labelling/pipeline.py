@@ -1,11 +1,9 @@
-"""Label many images: one outcome for each input, in order, whatever is wrong with an input.
-
-`readers` read and decode ahead, a `Crew` of climbers runs the network on dense batches. What is in flight is bounded,
-so that memory does not grow with the number of inputs.
-"""
+"""Label many images: read them ahead of the network, run the cascade on dense batches, give outcomes in order."""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,92 +12,144 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.decisions.cascade import Crew, Done
-from hierclass.decisions.exit_policy import Answers, Stopping
-from hierclass.labelling.inputs import Input, Stamp
-from hierclass.labelling.read_ahead import Numbered, read_ahead
-from hierclass.labelling.read_input import Read, Reading
-from hierclass.labelling.rows import Outcome
+from hierclass.decisions.cascade import Done, ParallelCascade
+from hierclass.decisions.exit_policy import Answers, ExitPolicy, Request
+from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs
+from hierclass.labelling.read_ahead import NumberedInput, read_ahead
+from hierclass.labelling.read_input import ReadOptions, ReadResult
+from hierclass.labelling.rows import ClassNames, Outcome, Row
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from hierclass.classifier import Classifier
 
 _HELD_BATCHES = 16
-"""Finished images wait for one before them that still climbs, up to so many batches per climber; then that one goes on
-in a batch that is not full."""
+"""Finished images wait for earlier ones that are held back, up to N batches per thread; then those that are held back
+are finished in batches that are not full."""
 
 
-def outcomes(
-    classifier: Classifier, stopping: Stopping, inputs: Iterable[Numbered], reading: Reading
-) -> Iterator[Outcome]:
-    """Yield what became of inputs, each once, in their order; their numbers rise.
+class LabelPipeline:
+    """Labels inputs with one classifier as one request asks; the CLI, Python, Ray and the page all use it.
 
-    An image that cannot be read, or on which the network fails, has an error; the others of its batch are not
-    touched.
+    `policy` says when the answer to an image is final, `num_tiers` how many tiers the table of the answers has.
     """
-    window = _Window(classifier.taxonomy.num_tiers)
-    batch: list[tuple[int, NDArray[np.uint8]]] = []
-    with Crew(classifier, stopping, reading.batch_size) as crew:
 
-        def climb() -> None:
-            if batch:
-                numbers, pixels = zip(*batch, strict=True)
-                batch.clear()
-                window.close(crew.push(np.stack(pixels), np.array(numbers)))
+    def __init__(self, classifier: Classifier, request: Request, reading: ReadOptions | None = None) -> None:
+        """Check a request against the model of a classifier; nothing is read yet.
 
-        for number, item, read in read_ahead(inputs, classifier.preprocessing_for(stopping.last), reading):
-            window.add(number, item, read)
-            if not isinstance(read.pixels, str):
-                batch.append((number, read.pixels))
-            if len(batch) == reading.batch_size:
-                climb()
-            if window.num_held >= _HELD_BATCHES * len(crew) * reading.batch_size:
-                climb()
-                window.close(crew.finish())
-            if window.num_ready >= reading.batch_size:
-                yield window.take()
-        climb()
-        window.close(crew.finish())
-    if window.num_ready:
-        yield window.take()
+        Raises:
+            LevelError: the model has no such level.
+            InputError: a class, a tier or thresholds that the request needs do not exist.
+        """
+        self.num_tiers = count_tiers(request, classifier)
+        self.policy = ExitPolicy(request, classifier.taxonomy, classifier.decision)
+        self._classifier, self._reading = classifier, reading or ReadOptions()
+
+    def list_inputs(
+        self, names: Iterable[str | os.PathLike[str]], shard: Shard | None = None
+    ) -> Iterable[NumberedInput]:
+        """Return the inputs that `names` lead to, numbered from 0; with a shard, a list of its part of them.
+
+        Raises as `hierclass.labelling.inputs.list_inputs`, at the end of the inputs.
+        """
+        inputs = enumerate(list_inputs(names, image_column=self._reading.image_column))
+        return inputs if shard is None else shard.of_all(inputs)
+
+    def run(self, inputs: Iterable[NumberedInput]) -> Iterator[Outcome]:
+        """Yield the outcome of every input once, in order; the numbers of the inputs rise.
+
+        An image that cannot be read, or on which the network fails, has an error; the others of its batch are
+        answered. Memory does not grow with the number of inputs.
+        """
+        size = self._reading.batch_size
+        window = _OutcomeWindow(self._classifier.taxonomy.num_tiers)
+        preprocessing = self._classifier.preprocessing_for(self.policy.last)
+        batch: list[tuple[int, NDArray[np.uint8]]] = []
+        with ParallelCascade(self._classifier, self.policy, size) as cascade:
+
+            def push() -> None:
+                if batch:
+                    numbers, pixels = zip(*batch, strict=True)
+                    batch.clear()
+                    window.close(cascade.push(np.stack(pixels), np.array(numbers)))
+
+            for number, item, read in read_ahead(inputs, preprocessing, self._reading):
+                window.add(number, item, read)
+                if not isinstance(read.pixels, str):
+                    batch.append((number, read.pixels))
+                if len(batch) == size:
+                    push()
+                if window.num_held >= _HELD_BATCHES * len(cascade) * size:
+                    push()
+                    window.close(cascade.finish())
+                if window.num_ready >= size:
+                    yield window.take()
+            push()
+            window.close(cascade.finish())
+        if window.num_ready:
+            yield window.take()
+
+    def rows(self, outcome: Outcome) -> list[Row]:
+        """Return an outcome as rows for Python."""
+        return outcome.rows(self._classifier.taxonomy)
+
+    def table(self, outcome: Outcome) -> pa.Table:
+        """Return an outcome as an Arrow table of `num_tiers` tiers, with the columns of a part of a run."""
+        return outcome.table(self._names)
+
+    @functools.cached_property
+    def _names(self) -> ClassNames:
+        return ClassNames(self._classifier.taxonomy, self.num_tiers)
+
+
+def count_tiers(request: Request, classifier: Classifier) -> int:
+    """Return how many tiers the table of a request has.
+
+    Raises:
+        LevelError: the model has no such level.
+    """
+    if request.level == "auto":
+        return classifier.taxonomy.num_tiers
+    return classifier.check_level(request.level) + 1
 
 
 @dataclass(slots=True)
-class _Place:
-    """An input on its way through."""
+class _PendingInput:
+    """An input that was read and is not given out yet."""
 
     number: int
     item: Input
     stamp: Stamp | None
     preview: bool
     answer: tuple[Answers, int] | None = None
-    """Answers, and which of their rows is its own."""
+    """Answers of a batch, and the row of this input in them."""
     error: str | None = None
 
 
-class _Window:
-    """The inputs that are read and not yet given out, in their order."""
+class _OutcomeWindow:
+    """Puts answers, which come in any order, back into the order of the inputs."""
 
     def __init__(self, num_tiers: int) -> None:
-        """Begin empty; the model answers so many tiers."""
+        """Begin empty; the model has N = `num_tiers` tiers."""
         self._none = Answers.none(1, num_tiers)
-        self._held: deque[_Place] = deque()
-        self._ready: list[_Place] = []
-        self._climbing: dict[int, _Place] = {}
+        self._held: deque[_PendingInput] = deque()
+        self._ready: list[_PendingInput] = []
+        self._climbing: dict[int, _PendingInput] = {}
 
     @property
     def num_ready(self) -> int:
-        """Inputs that can be given out: all before them are finished."""
+        """Number of inputs that can be given out: they and all before them are finished."""
         return len(self._ready)
 
     @property
     def num_held(self) -> int:
-        """Inputs from the first one on that still climbs."""
+        """Number of inputs from the first unfinished one on."""
         return len(self._held)
 
-    def add(self, number: int, item: Input, read: Read) -> None:
-        """Take in the next input."""
-        place = _Place(number, item, read.stamp, read.preview)
+    def add(self, number: int, item: Input, read: ReadResult) -> None:
+        """Take in the next input that was read."""
+        place = _PendingInput(number, item, read.stamp, read.preview)
         if isinstance(read.pixels, str):
             place.error = read.pixels
         else:
@@ -108,7 +158,7 @@ class _Window:
         self._move()
 
     def close(self, done: Iterable[Done]) -> None:
-        """Take in answers."""
+        """Take in answers or errors of the cascade."""
         for tags, answers in done:
             for row, number in enumerate(tags.tolist()):
                 place = self._climbing.pop(number)
@@ -119,7 +169,7 @@ class _Window:
         self._move()
 
     def take(self) -> Outcome:
-        """Give out what is ready."""
+        """Give out all inputs that are ready."""
         places, self._ready = self._ready, []
         return Outcome(
             numbers=np.array([place.number for place in places], dtype=np.int64),

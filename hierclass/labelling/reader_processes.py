@@ -1,7 +1,7 @@
-"""Processes that read inputs: they share no lock with this one, and one that ends costs one image at most.
+"""Processes that read inputs: they do not compete for Python's lock, and a crash costs one image at most.
 
-This process and each of those talk over its standard input and output, in pickles. Nothing of the program that runs
-is imported there, so that any program may start them.
+Each exchanges pickles with this process over its standard input and output. It imports nothing of the program that
+starts it, so that any program may start one.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hierclass.images import decoding as images
-from hierclass.labelling.read_input import How, Read, Source
+from hierclass.labelling.read_input import InputReader, ReadResult, ReadSource
 
 _log = logging.getLogger(__name__)
 
 
-class Process:
-    """A process that reads inputs for this one, over its standard input and output; it ends when this one ends."""
+class ReaderProcess:
+    """A child process that reads inputs; it ends when this process ends."""
 
-    def __init__(self, how: How, turn: int) -> None:
-        """Start nothing yet. `turn` is the descriptor of a file whose lock tells who may decode a large picture."""
-        self._how, self._turn = how, turn
+    def __init__(self, how: InputReader, lock_file: int) -> None:
+        """Start nothing yet. Processes that share the descriptor `lock_file` decode very large pictures in turn."""
+        self._how, self._lock_file = how, lock_file
         self._running: subprocess.Popen[bytes] | None = None
         self._starts = True
         self._lock = threading.Lock()
         self._closed = False
 
-    def read(self, sources: Sequence[Source]) -> list[Read]:
-        """Read inputs; one that ends the process is told from the others, and here where no process starts."""
+    def read(self, sources: Sequence[ReadSource]) -> list[ReadResult]:
+        """Read inputs; those that crash the process get an error. Read here if no process can be started."""
         for _ in range(1 if len(sources) > 1 else 2):  # it may have been ended while it had nothing to do
             if self._running is None:
                 self._start()
@@ -45,16 +45,18 @@ class Process:
             if not self._starts:
                 return self._how.read(sources)
             try:
-                found: list[Read] = self._ask(sources)
+                found: list[ReadResult] = self._ask(sources)
                 return found
             except (OSError, EOFError, pickle.UnpicklingError):
                 self._stop()
         if len(sources) > 1:
             return [read for each in sources for read in self.read([each])]
-        return [Read("ends the process that reads it: a decoder crashes, or memory does not suffice", None)]
+        return [
+            ReadResult("ends the process that reads it: a decoder crashes, or memory does not suffice", None)
+        ]
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         with self._lock:
             self._closed = True
         self._stop()
@@ -65,9 +67,9 @@ class Process:
             if self._closed:
                 return
             posix: dict[str, Any] = (
-                {"process_group": 0, "pass_fds": (self._turn,)} if os.name == "posix" else {}
+                {"process_group": 0, "pass_fds": (self._lock_file,)} if os.name == "posix" else {}
             )
-            command = [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(self._turn)]
+            command = [sys.executable, "-c", PROGRAM, json.dumps(sys.path), str(self._lock_file)]
             pipe = subprocess.PIPE
             try:
                 self._running = subprocess.Popen(
@@ -107,7 +109,7 @@ class Process:
 
 @contextlib.contextmanager
 def _broken_pipes_are_errors() -> Iterator[None]:
-    """Make a pipe that nobody reads an error of this thread, where it would be a signal that ends the program."""
+    """Turn writing to a closed pipe into an error of this thread, not a signal that ends the program."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -129,13 +131,13 @@ serve(int(sys.argv[2]))
 """
 
 
-def serve(turn: int) -> None:
-    """Be the process that reads: answer what comes over standard input until it ends."""
+def serve(lock_file: int) -> None:
+    """Run in the child process: read the inputs that come over standard input until it is closed."""
     source_, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what a library prints is no answer
     with contextlib.suppress(ImportError):
-        images.take_turns_with(_Turn(turn))
-    how: How = pickle.load(source_)
+        images.set_large_image_lock(_FileLock(lock_file))
+    how: InputReader = pickle.load(source_)
     answer: Any = True
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -144,8 +146,8 @@ def serve(turn: int) -> None:
             answer = how.read(pickle.load(source_))
 
 
-class _Turn:
-    """A lock among processes that the system frees when its holder ends."""
+class _FileLock:
+    """A lock among processes; the system frees it when its holder ends."""
 
     def __init__(self, descriptor: int) -> None:
         """Lock a file that is open. Raises ImportError where the system has no such locks."""

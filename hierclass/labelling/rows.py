@@ -1,4 +1,4 @@
-"""The one table of labels: what became of each input, its columns, and the same for a person who writes Python."""
+"""The table of labels: outcomes of inputs as Arrow tables and as rows for Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.decisions.exit_policy import Answers, Reason
+from hierclass.decisions.exit_policy import Answers, StopReason
 from hierclass.decisions.prediction import Step
 from hierclass.labelling.inputs import Input, Stamp
 
@@ -22,21 +22,20 @@ Value: TypeAlias = "str | int | float | bool | None"
 
 SCORE_DIGITS = 4
 FORMATS = ("csv", "jsonl", "parquet")
-"""Kinds of files that the table is written as."""
+"""Endings of the files that the table can be written as."""
 _OWN = ("_index", "_size", "_modified")
-"""Columns of a run's parts that are not in the table: the number of the input, and the stamp of its file."""
+"""Columns that only the parts of a run have: the number of the input, and size and time of its file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one input: an answer with its path, or an `error`.
+    """The outcome of one input: an answer with its path, or an `error`.
 
-    `path` names the input. `steps` are the classes that the chosen level answers, one per tier from 0 down to its
-    own; their scores (0 … 1) never rise. `level` is the tier of the answer: one of `steps`, None where nothing is
-    sure (`stop_reason` "last"), it shows none of the classes asked for ("excluded"), or the level that was asked for
-    is too coarse to tell ("asked"). `chosen_level` is the level
-    that was computed last, and `stop_reason` says why: a `hierclass.decisions.exit_policy.Reason` in small letters.
-    `preview` says that the image was read from the small one inside of the file.
+    `path` names the input. `steps` are the classes of the last computed level, one per tier from 0 to its own; their
+    scores (0 … 1) never rise. `level` is the tier of the answer, an index of `steps`; None if nothing is sure
+    (`stop_reason` "last"), the image shows none of the classes asked for ("excluded"), or the level that was asked
+    for is too coarse to tell ("asked"). `chosen_level` is the last computed level and `stop_reason` says why it was
+    the last (a `hierclass.decisions.exit_policy.StopReason` in small letters). `preview`: the EXIF thumbnail was read.
     """
 
     path: str
@@ -49,7 +48,7 @@ class Row:
 
     @property
     def answer(self) -> Step | None:
-        """The class that is answered; None where there is no answer."""
+        """The class that is the answer; None if there is none."""
         return None if self.level is None else self.steps[self.level]
 
     @property
@@ -68,7 +67,7 @@ class Row:
         return None if self.answer is None else self.answer.score
 
     def to_dict(self, num_tiers: int) -> dict[str, Value]:
-        """Return the row as the columns of a table of so many tiers; what it lacks is None."""
+        """Return the values of the columns of a table of N = `num_tiers` tiers; None where the row has none."""
         values: dict[str, Value] = dict.fromkeys(columns(num_tiers))
         values |= {name: getattr(self, name) for name in columns(0)}
         if self.score is not None:
@@ -81,14 +80,14 @@ class Row:
 
 
 def columns(num_tiers: int) -> tuple[str, ...]:
-    """Return the names of the columns of a table that reaches down so many tiers, in order."""
+    """Return the names of the columns of a table of N = `num_tiers` tiers, in order."""
     tiers = (f"tier{tier}_{field}" for tier in range(num_tiers) for field in ("synset", "label", "score"))
     answer = ("path", "error", "level", "synset", "label", "score")
     return (*answer, "chosen_level", "stop_reason", "preview", *tiers)
 
 
 def schema(num_tiers: int, *, own: bool = False) -> pa.Schema:
-    """Return the Arrow schema of a table; with `own`, of a run's parts."""
+    """Return the Arrow schema of a table of N = `num_tiers` tiers; with `own`, of a part of a run."""
     import pyarrow as pa
 
     types = {"level": pa.int32(), "score": pa.float32(), "preview": pa.bool_()}
@@ -100,10 +99,10 @@ def schema(num_tiers: int, *, own: bool = False) -> pa.Schema:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of N inputs: their answers, or errors in their place."""
+    """The outcomes of N inputs: answers, or errors in their place."""
 
     numbers: NDArray[np.int64]
-    """Places of the inputs among all inputs."""
+    """The number of each input among all inputs."""
     inputs: Sequence[Input]
     answers: Answers
     errors: Sequence[str | None]
@@ -115,11 +114,11 @@ class Outcome:
 
     @property
     def num_errors(self) -> int:
-        """Inputs that have no answer."""
+        """Number of inputs with an error."""
         return sum(error is not None for error in self.errors)
 
     def rows(self, taxonomy: Taxonomy) -> list[Row]:
-        """Return the outcome as rows."""
+        """Return one row per input."""
         nodes = [taxonomy.classes(tier) for tier in range(taxonomy.num_tiers)]
         found = []
         for at, (item, error) in enumerate(zip(self.inputs, self.errors, strict=True)):
@@ -132,13 +131,13 @@ class Outcome:
                 Step(nodes[k][index].id, nodes[k][index].name, float(score))
                 for k, (index, score) in enumerate(pairs)
             )
-            reason = Reason(int(self.answers.reason[at])).word
+            reason = StopReason(int(self.answers.reason[at])).word
             preview = bool(self.previews[at])
             found.append(Row(item.name, None, tier if tier >= 0 else None, level, reason, preview, steps))
         return found
 
-    def table(self, texts: Texts) -> pa.Table:
-        """Return the outcome as the columns of a run's part, down to the last tier of `texts`."""
+    def table(self, names: ClassNames) -> pa.Table:
+        """Return the outcomes as an Arrow table with the columns of a part of a run, for the tiers of `names`."""
         import pyarrow as pa
 
         answers, good = self.answers, np.array([error is None for error in self.errors], dtype=np.bool_)
@@ -154,26 +153,26 @@ class Outcome:
             "path": [item.name for item in self.inputs],
             "error": list(self.errors),
             "level": pa.array(tier.astype(np.int32), mask=~answered),
-            "synset": _taken(texts.synsets, texts.starts[at] + answers.classes[rows, at], answered),
-            "label": _taken(texts.labels, texts.starts[at] + answers.classes[rows, at], answered),
+            "synset": _taken(names.synsets, names.starts[at] + answers.classes[rows, at], answered),
+            "label": _taken(names.labels, names.starts[at] + answers.classes[rows, at], answered),
             "score": _scores(answers.scores[rows, at], answered),
             "chosen_level": pa.array(answers.level.astype(np.int32), mask=~good),
-            "stop_reason": _taken(texts.reasons, answers.reason, good),
+            "stop_reason": _taken(names.reasons, answers.reason, good),
             "preview": pa.array(self.previews, mask=~good),
         }
-        for k in range(texts.num_tiers):
+        for k in range(names.num_tiers):
             known = good & (answers.classes[:, k] >= 0)
-            values[f"tier{k}_synset"] = _taken(texts.synsets, texts.starts[k] + answers.classes[:, k], known)
-            values[f"tier{k}_label"] = _taken(texts.labels, texts.starts[k] + answers.classes[:, k], known)
+            values[f"tier{k}_synset"] = _taken(names.synsets, names.starts[k] + answers.classes[:, k], known)
+            values[f"tier{k}_label"] = _taken(names.labels, names.starts[k] + answers.classes[:, k], known)
             values[f"tier{k}_score"] = _scores(answers.scores[:, k], known)
-        return pa.table(values, schema=schema(texts.num_tiers, own=True))
+        return pa.table(values, schema=schema(names.num_tiers, own=True))
 
 
-class Texts:
-    """The words of a taxonomy's classes as Arrow arrays: those of tier k begin at `starts[k]`."""
+class ClassNames:
+    """Ids and names of a taxonomy's classes as Arrow arrays; those of tier k begin at `starts[k]`."""
 
     def __init__(self, taxonomy: Taxonomy, num_tiers: int) -> None:
-        """Take the first tiers of a taxonomy."""
+        """Take the first N = `num_tiers` tiers of a taxonomy."""
         import pyarrow as pa
 
         self.num_tiers = num_tiers
@@ -181,7 +180,7 @@ class Texts:
         self.starts = np.cumsum([0, *taxonomy.num_classes])[:num_tiers]
         self.synsets = pa.array([node.id for node in nodes], pa.string())
         self.labels = pa.array([node.name for node in nodes], pa.string())
-        self.reasons = pa.array([reason.word for reason in Reason], pa.string())
+        self.reasons = pa.array([reason.word for reason in StopReason], pa.string())
 
 
 def _scores(values: NDArray[np.floating[Any]], known: NDArray[np.bool_]) -> pa.Array:
@@ -192,7 +191,7 @@ def _scores(values: NDArray[np.floating[Any]], known: NDArray[np.bool_]) -> pa.A
 
 
 def _taken(texts: pa.Array, indices: NDArray[np.integer[Any]], known: NDArray[np.bool_]) -> pa.Array:
-    """The text of every index, null where it is not known."""
+    """The text at every index, null where `known` is false."""
     import pyarrow as pa
 
     return texts.take(pa.array(np.where(known, indices, 0).astype(np.int32), mask=~known))

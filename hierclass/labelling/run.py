@@ -1,26 +1,36 @@
-"""Labelling runs from beginning to end: begin or go on, look again at what changed, put the table together."""
+"""Labelling runs: begin or continue one, refine rows, label changed files again, put the table together."""
 
 from __future__ import annotations
 
 import bisect
 import contextlib
 import dataclasses
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
-from hierclass.decisions.exit_policy import Request, Stopping
+from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
 from hierclass.files import remove_temporaries
 from hierclass.images.discovery import STANDARD_INPUT, display_name
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
-from hierclass.labelling.read_input import Reading
-from hierclass.labelling.run_folder import Fingerprint, Range, RunFolder
-from hierclass.labelling.run_pass import Engine, LocalEngine, Pass, num_tiers_of
-from hierclass.labelling.sql_filter import Condition
+from hierclass.labelling.pipeline import LabelPipeline, count_tiers
+from hierclass.labelling.read_input import ReadOptions
+from hierclass.labelling.run_folder import Fingerprint, RunFolder
+from hierclass.labelling.run_manifest import (
+    LabelJob,
+    Manifest,
+    check_model,
+    check_place,
+    check_same,
+    describe_model,
+    request_from_json,
+    request_to_json,
+)
+from hierclass.labelling.run_parts import Range
+from hierclass.labelling.run_pass import Engine, LocalEngine, RunPass
+from hierclass.labelling.sql_filter import SqlFilter
 from hierclass.labelling.table_writers import write_table
 
 if TYPE_CHECKING:
@@ -30,68 +40,42 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = ["_index", "_size", "_modified", "error", "_generation"]
 
-Manifest: TypeAlias = "dict[str, Any]"
 
-
-class Listener(Protocol):
-    """Hears how a run gets on."""
+class RunListener(Protocol):
+    """Is told of the progress of a run."""
 
     def say(self, line: str) -> None:
-        """Hear a line for the user."""
+        """Take a line for the user."""
 
     def listed(self, count: int) -> None:
-        """Hear how many inputs were found so far."""
+        """Take the number of inputs that were found so far."""
 
     def start(self, total: int, done: int) -> None:
-        """Hear that a pass over so many inputs begins, of which some are done."""
+        """Begin a pass over `total` inputs, of which `done` are done."""
 
     def advance(self, num_images: int, num_errors: int) -> None:
-        """Hear that inputs are done."""
+        """Take the number of inputs done since the last call, and of errors among them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What to label: the inputs that `names` lead to, what is asked of them, and how they are read."""
-
-    names: tuple[str, ...]
-    request: Request
-    reading: Reading = dataclasses.field(default_factory=Reading)
-    shard: Shard | None = None
-
-    def manifest(self, classifier: Classifier) -> Manifest:
-        """Return what the result depends on, as JSON values."""
-        relative = any(not os.path.isabs(name) for name in self.names)  # noqa: PTH117 - names may be too long
-        return {
-            "model": {"digest": classifier.digest, "tiers": list(classifier.taxonomy.num_classes)},
-            "inputs": {
-                "names": [display_name(name) for name in self.names],
-                "folder": display_name(Path.cwd()) if relative else None,
-                "image_column": self.reading.image_column,
-                "shard": None if self.shard is None else f"{self.shard.number}/{self.shard.of}",
-            },
-            "jobs": [{"kind": "label", "previews": self.reading.previews, **_to_json(self.request)}],
-        }
-
-
-class Run:
+class LabelRun:
     """A labelling run in a folder that the caller has locked."""
 
     def __init__(
         self,
         folder: RunFolder,
         classifier: Classifier,
-        reading: Reading,
-        listener: Listener,
+        reading: ReadOptions,
+        listener: RunListener,
         engine: Engine | None = None,
     ) -> None:
-        """Run a classifier, with an engine that has the same one (None: here); the listener hears of it."""
+        """Label with a classifier, on an engine that has the same one (None: in this process)."""
         self.folder, self.classifier, self.reading, self.listener = folder, classifier, reading, listener
         self.engine = engine or LocalEngine(classifier)
         self.num_unread = 0
-        """Images that were to be refined in this call and could not be read: their rows stayed."""
+        """Number of images of this call that could not be read again: their rows stayed."""
 
-    def label(self, job: Job, *, overwrite: bool = False, retry_errors: bool = False) -> None:
-        """Begin a run, or continue it; then look again at files that have changed since their rows were made.
+    def label(self, job: LabelJob, *, overwrite: bool = False, retry_errors: bool = False) -> None:
+        """Begin a run, or continue it and label files again that have changed since their rows were made.
 
         Raises:
             LevelError: the model has no such level.
@@ -108,7 +92,7 @@ class Run:
             )
         inputs = list_inputs(job.names, image_column=self.reading.image_column)
         if again:
-            self._check_same(self.folder.manifest(), wanted)
+            check_same(self.folder, wanted)
             self._compare(inputs, is_list=STANDARD_INPUT in job.names)
             self.folder.tidy()
         else:
@@ -119,31 +103,36 @@ class Run:
             self._look_again(retry_errors=retry_errors)
 
     def refine(self, where: str, request: Request) -> None:
-        """Label the rows that meet an SQL condition anew.
+        """Label the rows that meet an SQL condition again.
 
-        Rows stay as they are if their image is gone, or a higher level than the one that is asked for has answered it.
-        Where the request names no classes, those that the run was begun with hold. The request of the last call,
-        given again, is brought to its end; images that could not be read then are tried again.
+        Rows stay if their image is gone or a higher level than the requested one has answered it. A request without
+        classes takes those that the run was begun with. The request of the last call, given again, is finished;
+        images that could not be read are tried again.
 
         Raises:
             LevelError: the model has no such level.
             InputError: the run is not complete, the condition is wrong, or the request does not fit the model.
         """
         manifest = self.folder.manifest()
-        self._check_model(manifest)
-        self._check_place(manifest)
+        check_model(self.folder, describe_model(self.classifier))
+        check_place(self.folder)
         if not request.selects:
-            begun = _request(manifest["jobs"][0])
+            begun = request_from_json(manifest["jobs"][0])
             request = dataclasses.replace(request, only=begun.only, exclude=begun.exclude)
         self._check(request)
-        job = {"kind": "refine", "where": where, "previews": self.reading.previews, **_to_json(request)}
+        job = {
+            "kind": "refine",
+            "where": where,
+            "previews": self.reading.previews,
+            **request_to_json(request),
+        }
         refined = [n for n, each in enumerate(manifest["jobs"]) if each["kind"] == "refine"]
         if refined and manifest["jobs"][refined[-1]] == job:
             self._repeat(refined[-1])
             return
         self._require_complete(manifest)
         self.folder.tidy()
-        condition, levels, finer = Condition(where, self.num_tiers), dict[int, int | None](), 0
+        condition, levels, finer = SqlFilter(where, self.num_tiers), dict[int, int | None](), 0
         for table in self._rows():
             chosen = list(condition.numbers(table))
             found = self._not_above(table, chosen, request)
@@ -168,7 +157,7 @@ class Run:
         write_table(path, counted(), self.num_tiers)
         return errors
 
-    # -- what there is
+    # -- state
 
     @property
     def jobs(self) -> list[Manifest]:
@@ -178,9 +167,9 @@ class Run:
 
     @property
     def num_tiers(self) -> int:
-        """How many tiers the table has: as the finest that was asked for."""
-        requests = [_request(job) for job in self.jobs if job["kind"] != "again"]
-        return max(num_tiers_of(request, self.classifier) for request in requests)
+        """Number of tiers of the table: those of the finest level that was requested."""
+        requests = [request_from_json(job) for job in self.jobs if job["kind"] != "again"]
+        return max(count_tiers(request, self.classifier) for request in requests)
 
     @property
     def _range(self) -> tuple[int, int]:
@@ -188,16 +177,14 @@ class Run:
         count = int(about["count"])
         return Shard.parse(about["shard"]).range(count) if about["shard"] else (0, count)
 
-    def _rows(self, passes: int | None = None) -> Iterator[pa.Table]:
-        """The rows that the first so many passes leave, or all."""
-        passes = len(self.jobs) if passes is None else passes
-        return self.folder.read(range(passes), self.classifier.taxonomy.num_tiers)
+    def _rows(self) -> Iterator[pa.Table]:
+        """The newest row of every input."""
+        return self.folder.read(range(len(self.jobs)), self.classifier.taxonomy.num_tiers)
 
     def _not_above(self, table: pa.Table, numbers: Sequence[int], request: Request) -> dict[int, int | None]:
-        """Of the inputs of these numbers, those that can be answered better, and the level that answered so far.
+        """Leave out inputs that a higher level has answered than the request's (with "auto": the last level).
 
-        Those that a higher level has answered than the one that is asked for, or, where it climbs, the last level,
-        can't.
+        Returns the others: number → the level that has answered it so far.
         """
         if request.level == "auto":
             highest = self.classifier.taxonomy.num_tiers - 2
@@ -209,12 +196,11 @@ class Run:
         return {number: level for number, level in levels.items() if level is None or level <= highest}
 
     def _check(self, request: Request) -> None:
-        """Refuse a request that the model can't meet, before anything is stored; say if it can't answer."""
-        num_tiers_of(request, self.classifier)
-        stopping = Stopping(request, self.classifier.taxonomy, self.classifier.decision)
-        if not stopping.can_answer:
+        """Refuse a request that does not fit the model; tell the listener if no image can get an answer."""
+        policy = LabelPipeline(self.classifier, request, self.reading).policy
+        if not policy.can_answer:
             self.listener.say(
-                f"no class of level {stopping.last} is so fine as {', '.join(request.only)}: answers stay empty, but "
+                f"no class of level {policy.last} is so fine as {', '.join(request.only)}: answers stay empty, but "
                 "what is surely something else is found; a higher level, or auto, answers"
             )
 
@@ -227,39 +213,8 @@ class Run:
                 f"the run in {display_name(self.folder.path)} is not complete; first repeat the command that began it"
             )
 
-    def _check_model(self, stored: Manifest) -> None:
-        if stored["model"]["digest"] != self.classifier.digest:
-            ours = {"digest": self.classifier.digest, "tiers": self.classifier.taxonomy.num_classes}
-            raise InputError(
-                f"the run in {display_name(self.folder.path)} was made with another model ({_model(stored['model'])}; "
-                f"this one: {_model(ours)}); name that with --model"
-            )
-
-    def _check_place(self, stored: Manifest) -> None:
-        """Refuse another working folder than the one in which relative paths were given: they mean other files."""
-        begun, here = stored["inputs"]["folder"], display_name(Path.cwd())
-        if begun is not None and begun != here:
-            raise InputError(
-                f"the run in {display_name(self.folder.path)} names its images as seen from {begun}, not from {here}; "
-                "give the command there"
-            )
-
-    def _check_same(self, stored: Manifest, wanted: Manifest) -> None:
-        """Refuse to continue a run that asked for something else; the message says what differs."""
-        self._check_model(stored)
-        ours = {**wanted["inputs"], **wanted["jobs"][0]}
-        theirs = {**stored["inputs"], **stored["jobs"][0]}
-        different = [name for name, value in ours.items() if theirs.get(name) != value]
-        if different:
-            name = different[0]
-            raise InputError(
-                f"the run in {display_name(self.folder.path)} was begun with {_option(name)} "
-                f"{_shown(theirs.get(name))}, not {_shown(ours[name])}; give the same, name another folder, or add "
-                "--overwrite"
-            )
-
     def _compare(self, inputs: Iterator[Input], *, is_list: bool) -> None:
-        """Say if there are other inputs now than when the run began; refuse another list."""
+        """Tell the listener if folders hold other inputs than when the run began; refuse another list."""
         now, began = Fingerprint(), self.folder.manifest()["inputs"]
         with contextlib.suppress(InputError):  # there are none
             for _ in now.of(inputs):
@@ -284,7 +239,7 @@ class Run:
                 self._run_pass(generation)
 
     def _repeat(self, generation: int) -> None:
-        """Finish a pass that refines; if it was finished, try what it could not read again."""
+        """Finish a pass that refines; if it was finished, try again what it could not read."""
         finished = self._is_complete(generation)
         self._finish_passes()
         if finished and (failed := self.folder.failed(generation)):
@@ -292,7 +247,7 @@ class Run:
             self._add_pass(self.jobs[generation], {number: known[number] for number in failed})
 
     def _add_pass(self, job: Manifest, levels: Mapping[int, int | None]) -> None:
-        """Begin a pass over inputs, number → the level that has answered it so far, and finish it."""
+        """Add a pass over inputs (number → the level that has answered it so far) and run it."""
         manifest = self.folder.manifest()
         generation = len(manifest["jobs"])
         self.folder.write_numbers(generation, levels)
@@ -300,12 +255,12 @@ class Run:
         self._run_pass(generation)
 
     def _run_pass(self, generation: int) -> None:
-        """Label what a pass is for and has no row yet."""
+        """Label the inputs of a pass that have no row of it yet."""
         job = self.jobs[generation]
         source = self.jobs[job["of"]] if job["kind"] == "again" else job
-        what = Pass(
+        what = RunPass(
             generation=generation,
-            request=_request(source),
+            request=request_from_json(source),
             reading=dataclasses.replace(self.reading, previews=source["previews"]),
             sparse=job["kind"] != "label",
             keeps_known=job["kind"] == "refine",
@@ -325,10 +280,10 @@ class Run:
             )
 
     def _look_again(self, *, retry_errors: bool) -> None:
-        """Label files anew that have changed since their rows were made and, if asked for, those with errors."""
+        """Label files again that have changed since their rows were made, and those with errors if asked for."""
         again, gone = defaultdict[int, list[int]](list), 0
         changed = failed = relisted = 0
-        stamps = _Stamps()
+        stamps = _StampCache()
         rows = (row for table in self._rows() for row in table.select(_LOOKED_AT).to_pylist())
         for row, (number, item) in zip(rows, self.folder.inputs(self._range[0]), strict=False):
             assert row["_index"] == number
@@ -358,13 +313,13 @@ class Run:
             self._add_pass({"kind": "again", "of": generation}, dict.fromkeys(numbers))
 
     def _root(self, generation: int) -> int:
-        """The pass whose request made the rows of a pass."""
+        """The pass whose request a pass repeats, or the pass itself."""
         job = self.jobs[generation]
         return int(job["of"]) if job["kind"] == "again" else generation
 
 
-class _Stamps:
-    """Stamps of the files of inputs; an archive is looked at once, not for each of its images."""
+class _StampCache:
+    """Stamps of the files of inputs; asks the disk once per archive, not once per image."""
 
     def __init__(self) -> None:
         self._last: tuple[str, Stamp | None] = ("", None)
@@ -377,44 +332,13 @@ class _Stamps:
         return self._last[1]
 
 
-def _size(folder: RunFolder, what: Pass, ranges: Sequence[Range]) -> int:
-    """How many inputs a pass has in ranges of their numbers."""
+def _size(folder: RunFolder, what: RunPass, ranges: Sequence[Range]) -> int:
+    """Number of inputs of a pass in the given ranges of numbers."""
     if not what.sparse:
         return sum(end - first for first, end in ranges)
     numbers = folder.numbers(what.generation)
     return sum(bisect.bisect_left(numbers, end) - bisect.bisect_left(numbers, first) for first, end in ranges)
 
 
-def _to_json(request: Request) -> Manifest:
-    values = dataclasses.asdict(request)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _request(job: Manifest) -> Request:
-    names = [field.name for field in dataclasses.fields(Request)]
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v := job[name], list) else v for name in names}
-    return Request(**values)
-
-
 def _images(count: int) -> str:
     return f"{count:,} image{'' if count == 1 else 's'}"
-
-
-def _option(name: str) -> str:
-    return {"names": "the inputs", "folder": "the working folder", "shard": "--shard"}.get(
-        name, "--" + name.replace("_", "-")
-    )
-
-
-def _model(about: Manifest) -> str:
-    return f"{about['digest'][:12]}, {' / '.join(map(str, about['tiers']))} classes"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 4:
-        return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "the default" if value is None else str(value)

@@ -1,12 +1,12 @@
-"""The folder of a labelling run: what was asked, the inputs, and parts of the table that are whole or absent.
+"""The folder of a labelling run.
 
-run.json          what was asked for, of which model, of which inputs; one entry of `jobs` per pass over them
+run.json          the manifest: model, inputs, and in `jobs` one entry per pass over the inputs
 inputs.parquet    every input, in order
-parts/            rows: PASS-FIRST-END.parquet holds those of a pass for the inputs numbered FIRST up to END;
-                  PASS-inputs.parquet says which inputs a pass is for that is not for all
-labels.…          the table, when every input has its row
+parts/            PASS-FIRST-END.parquet: rows of a pass for the inputs numbered FIRST up to END (excluded);
+                  PASS-inputs.parquet: the inputs of a pass that is not for all of them
+labels.…          the table, once every input has its row
 
-Parts are only added. A row of a later pass stands for that of an earlier one.
+Parts are only added, each written whole or not at all. A row of a later pass replaces that of an earlier one.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from hierclass.errors import InputError
 from hierclass.files import locked, replacing
 from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Input
-from hierclass.labelling.rows import FORMATS, schema
+from hierclass.labelling.rows import FORMATS
+from hierclass.labelling.run_parts import Part, PassRows, Range, overlay
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,31 +34,14 @@ FORMAT = "hierclass-run"
 VERSION = 1
 LOCK = ".lock"
 _GROUP = 10_000
-"""Rows that are read and written at once."""
-Range: TypeAlias = "tuple[int, int]"
-"""Numbers of the first input, and of the one after the last."""
-_PART = re.compile(r"(?P<generation>\d{3,})-(?P<first>\d{12})-(?P<end>\d{12})\.parquet")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Part:
-    """Rows of one pass for the inputs numbered `first` up to but not including `end`; not all need have one."""
-
-    generation: int
-    first: int
-    end: int
-
-    @property
-    def name(self) -> str:
-        """Its file's name."""
-        return f"{self.generation:03d}-{self.first:012d}-{self.end:012d}.parquet"
+"""Rows of a group of a Parquet file, which are read and written at once."""
 
 
 class RunFolder:
-    """A labelling run on disk. Whoever writes holds `lock`."""
+    """A labelling run on disk. Hold `lock` to write."""
 
     def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is read or made yet."""
+        """Name the folder; nothing is read or created yet."""
         self.path = path
         self._manifest = path / "run.json"
         self._inputs = path / "inputs.parquet"
@@ -67,11 +49,11 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a run was begun here; before its inputs are listed it was not."""
+        """Whether a run was begun here; it is when its inputs are listed."""
         return self._manifest.exists()
 
     def check(self) -> None:
-        """Raise InputError if this is a folder of something else: nothing in it is touched then."""
+        """Raise InputError if the folder holds something else than a run; touch nothing."""
         try:
             if not self.path.exists():
                 return
@@ -93,7 +75,7 @@ class RunFolder:
             )
 
     def _is_ours(self, names: Set[str]) -> bool:
-        """Whether a run is in a folder of these files, or one was broken off before it had begun."""
+        """Whether a folder with these files is of a run, or of one that ended before its inputs were listed."""
         if LOCK in names:
             return True
         try:
@@ -104,10 +86,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runs out while this one lasts; a process that dies leaves no lock behind.
+        """Create the folder and lock it; the system frees the lock when the process ends.
 
         Raises:
-            InputError: another process writes here, or the folder can't be made.
+            InputError: another process holds the lock, or the folder can't be created.
         """
         self.check()
         with contextlib.ExitStack() as stack:
@@ -124,10 +106,10 @@ class RunFolder:
                 if not self.exists:
                     self._discard()
 
-    # -- what was asked
+    # -- manifest
 
     def begin(self, manifest: dict[str, Any], inputs: Iterable[Input], listed: Callable[[int], None]) -> None:
-        """Begin a run: list the inputs, which `listed` hears the growing number of, then store what was asked."""
+        """Begin a run: list the inputs, calling `listed` with their growing number, then store the manifest."""
         new = self.path / ".inputs.new.tmp"
         count, digest = self._write_inputs(new, inputs, listed)  # until then, what was there before stays
         self.clear(but=new)
@@ -137,8 +119,8 @@ class RunFolder:
         self.write_manifest({"format": FORMAT, "version": VERSION, **manifest, "inputs": about})
 
     def clear(self, *, but: Path | None = None) -> None:
-        """Remove what a run left here, and nothing else; its table stays."""
-        # The manifest first: what is left of a clearing that is broken off is no run.
+        """Remove the files of a run, and nothing else; its table stays."""
+        # The manifest first: without it the rest is no run, even if clearing is interrupted.
         self._manifest.unlink(missing_ok=True)
         self._inputs.unlink(missing_ok=True)
         shutil.rmtree(self._parts, ignore_errors=True)
@@ -147,7 +129,7 @@ class RunFolder:
                 temporary.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove what a kill left half-written."""
+        """Remove the temporary files of a run that was killed."""
         for temporary in (*self.path.glob(".*.tmp"), *self._parts.glob(".*.tmp")):
             temporary.unlink(missing_ok=True)
 
@@ -161,12 +143,12 @@ class RunFolder:
             self.path.rmdir()
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        """Store what was asked."""
+        """Store the manifest, whole or not at all."""
         with replacing(self._manifest) as file:
             file.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def manifest(self) -> dict[str, Any]:
-        """Return what was asked.
+        """Return the manifest.
 
         Raises:
             InputError: there is no run, or one that this version can't read.
@@ -235,7 +217,7 @@ class RunFolder:
             raise _damaged(self._inputs, error) from error
 
     def write_numbers(self, generation: int, levels: Mapping[int, int | None]) -> None:
-        """Store which inputs a pass is for, and the level that has answered each so far; the numbers rise."""
+        """Store the inputs of a pass: rising number → the level that has answered it so far (None: none has)."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -247,11 +229,11 @@ class RunFolder:
             pq.write_table(pa.table(columns), file)
 
     def numbers(self, generation: int) -> list[int]:
-        """Return which inputs a pass is for; the numbers rise."""
+        """Return the rising numbers of the inputs of a pass."""
         return list(self.levels(generation))
 
     def levels(self, generation: int) -> dict[int, int | None]:
-        """Return which inputs a pass is for, and the level that had answered each; None: none had."""
+        """Return the inputs of a pass: rising number → the level that had answered it before (None: none had)."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -278,12 +260,11 @@ class RunFolder:
 
     def parts(self, generation: int) -> list[Part]:
         """Return the parts of a pass, in the order of the inputs."""
-        matches = map(_PART.fullmatch, (file.name for file in self._parts.iterdir()))
-        found = (Part(*map(int, match.groups())) for match in matches if match)
-        return sorted(part for part in found if part.generation == generation)
+        found = (Part.parse(file.name) for file in self._parts.iterdir())
+        return sorted(part for part in found if part is not None and part.generation == generation)
 
     def gaps(self, generation: int, wanted: Range) -> list[Range]:
-        """Return the ranges of inputs, within the one that is wanted, for which a pass has no part."""
+        """Return the ranges of inputs, within `wanted`, for which a pass has no part."""
         begin, end = wanted
         found = []
         for part in self.parts(generation):
@@ -293,29 +274,29 @@ class RunFolder:
         return [*found, (begin, end)] if begin < end else found
 
     def read(self, generations: Sequence[int], num_tiers: int) -> Iterator[pa.Table]:
-        """Yield the rows that the given passes leave, in the order of the inputs, some thousands at a time.
+        """Yield the newest row of every input from the given passes, in order, some thousands at a time.
 
-        The first of the passes has a row for every input. Column `_generation` says which pass a row is of. Where one
-        that refines could not read an image, the row before it stands.
+        The first pass has a row for every input. Column `_generation` holds the pass of a row. Rows with an error of
+        a pass that refines are left out: the earlier row stays.
         """
         kinds = [job["kind"] for job in self.manifest()["jobs"]]
         base, *later = (
-            _Rows(self._parts, self.parts(each), num_tiers, errors=kinds[each] != "refine")
+            PassRows(self._parts, self.parts(each), num_tiers, errors=kinds[each] != "refine")
             for each in generations
         )
         for table in base:
             if not len(table):
                 continue
             last = table.column("_index")[-1].as_py()
-            for overlay in later:
-                table = _overlaid(table, overlay.up_to(last))
+            for rows in later:
+                table = overlay(table, rows.up_to(last))
             yield table
 
     def failed(self, generation: int) -> list[int]:
-        """Return the inputs that a pass has rows with an error of; the numbers rise."""
+        """Return the rising numbers of the inputs for which a pass has a row with an error."""
         import pyarrow.compute as pc
 
-        rows = _Rows(self._parts, self.parts(generation), 1)
+        rows = PassRows(self._parts, self.parts(generation), 1)
         found: list[int] = []
         for table in rows:
             found += table.filter(pc.is_valid(table.column("error"))).column("_index").to_pylist()
@@ -323,10 +304,10 @@ class RunFolder:
 
 
 class Fingerprint:
-    """Number and digest of inputs, by which another list is told."""
+    """Counts and hashes inputs, to tell whether two lists of inputs are the same."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin with no inputs."""
         self.count = 0
         self._digest = hashlib.sha256()
 
@@ -343,89 +324,8 @@ class Fingerprint:
         return self._digest.hexdigest()
 
 
-class _Rows:
-    """The rows of one pass, read as they are asked for; they are in the order of the inputs."""
-
-    def __init__(self, folder: Path, parts: Sequence[Part], num_tiers: int, *, errors: bool = True) -> None:
-        """Read the parts of a pass; without `errors`, rows that have one are left out."""
-        self._tables = self._read(folder, parts, schema(num_tiers, own=True))
-        if not errors:
-            self._tables = map(_without_errors, self._tables)
-        self._held: pa.Table | None = None
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        return self._tables
-
-    @staticmethod
-    def _read(folder: Path, parts: Sequence[Part], wanted: pa.Schema) -> Iterator[pa.Table]:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
-
-        reached = 0  # parts overlap where a cluster began a range anew
-        for part in parts:
-            try:
-                with pq.ParquetFile(folder / part.name) as file:
-                    for group in range(file.metadata.num_row_groups):
-                        table = file.read_row_group(group)
-                        missing = [
-                            pa.nulls(len(table), field.type)
-                            for field in wanted
-                            if field.name not in table.column_names
-                        ]
-                        names = [field.name for field in wanted if field.name not in table.column_names]
-                        for name, column in zip(names, missing, strict=True):
-                            table = table.append_column(name, column)
-                        generation = pa.array([part.generation] * len(table), pa.int64())
-                        table = table.select(wanted.names).append_column("_generation", generation)
-                        yield table.filter(pc.field("_index") >= reached) if part.first < reached else table
-                reached = max(reached, part.end)
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(
-                    f"{display_name(folder / part.name)} is damaged ({str(error)[:80]}); delete it and run the same "
-                    "command again"
-                ) from error
-
-    def up_to(self, last: int) -> list[pa.Table]:
-        """Return the rows that were not returned before, up to input number `last`."""
-        import pyarrow.compute as pc
-
-        found: list[pa.Table] = []
-        while True:
-            table = self._held if self._held is not None else next(self._tables, None)
-            self._held = None
-            if table is None:
-                return found
-            inside = table.filter(pc.field("_index") <= last)
-            if len(inside):
-                found.append(inside)
-            if len(inside) < len(table):
-                self._held = table.slice(len(inside))
-                return found
-
-
 def _damaged(file: Path, error: Exception) -> InputError:
     return InputError(f"{display_name(file)} is damaged ({str(error)[:80]}); --overwrite starts the run anew")
-
-
-def _without_errors(table: pa.Table) -> pa.Table:
-    import pyarrow.compute as pc
-
-    return table.filter(pc.is_null(table.column("error")))
-
-
-def _overlaid(table: pa.Table, later: Sequence[pa.Table]) -> pa.Table:
-    """Rows of `table`, those that `later` has too taken from there."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not later:
-        return table
-    new = pa.concat_tables(later)
-    kept = table.filter(
-        pc.invert(pc.is_in(table.column("_index"), value_set=new.column("_index").combine_chunks()))
-    )
-    return pa.concat_tables([kept, new]).sort_by("_index")
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,4 +1,4 @@
-"""One pass over the inputs of a run, whoever computes it: it reads inputs, answers, and writes parts."""
+"""One pass over the inputs of a run: label them and write parts of the table, whichever engine computes it."""
 
 from __future__ import annotations
 
@@ -12,78 +12,79 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 import pyarrow as pa
 
-from hierclass.decisions.exit_policy import Reason, Request, Stopping
-from hierclass.labelling.pipeline import outcomes
-from hierclass.labelling.read_ahead import Numbered
-from hierclass.labelling.read_input import Reading
-from hierclass.labelling.rows import Texts, schema
-from hierclass.labelling.run_folder import Part, Range, RunFolder
+from hierclass.decisions.exit_policy import Request, StopReason
+from hierclass.labelling.pipeline import LabelPipeline
+from hierclass.labelling.read_ahead import NumberedInput
+from hierclass.labelling.read_input import ReadOptions
+from hierclass.labelling.rows import schema
+from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_parts import Part, Range
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
 
 PART_ROWS = 10_000
 PART_SECONDS = 30.0
-"""A part is written when it has so many rows, or its first row is so old: what a crash can cost."""
+"""A part is written after N rows or S seconds; bounds what a crash can lose."""
 
 
-Progress: TypeAlias = Generator[tuple[int, int], None, None]
-"""Yields how many inputs were done since it last did, and errors among them; closed early, it keeps what is done."""
+PassProgress: TypeAlias = Generator[tuple[int, int], None, None]
+"""Yields (inputs, errors among them) done since the last time; closing it early keeps the rows that are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """What a pass does: which one of the run it is, what it asks of its inputs, and how it reads them."""
+class RunPass:
+    """A pass over the inputs of a run: its number `generation`, the request, and how inputs are read."""
 
     generation: int
     request: Request
-    reading: Reading
+    reading: ReadOptions
     sparse: bool = False
-    """Whether it is for those inputs alone whose numbers the run's folder has."""
+    """Whether the pass is for the inputs of `RunFolder.numbers` only."""
     keeps_known: bool = False
-    """Whether an image that can't be read any more keeps the row that it had."""
+    """Whether an image that can't be read any more keeps its earlier row."""
+
+    def pipeline(self, classifier: Classifier) -> LabelPipeline:
+        """Return the pipeline that labels the inputs of this pass."""
+        return LabelPipeline(classifier, self.request, self.reading)
 
 
 class Engine(Protocol):
     """Computes passes."""
 
-    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
-        """Label the inputs of a pass in ranges of their numbers."""
+    def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
+        """Label the inputs of a pass in the given ranges of their numbers."""
         ...
 
 
 class LocalEngine:
     """Computes passes in this process."""
 
-    def __init__(self, classifier: Classifier) -> None:
-        """Answer with a classifier."""
-        self._classifier = classifier
+    def __init__(self, classifier: Classifier, part_rows: int | None = None) -> None:
+        """Answer with a classifier; write a part of the table every `part_rows` rows (None: `PART_ROWS`)."""
+        self._classifier, self._part_rows = classifier, part_rows or PART_ROWS
 
-    def run(self, folder: RunFolder, what: Pass, gaps: Sequence[Range]) -> Progress:
-        """Label the inputs of a pass, range by range."""
+    def run(self, folder: RunFolder, what: RunPass, gaps: Sequence[Range]) -> PassProgress:
+        """Label the inputs of a pass, range after range."""
+        pipeline = what.pipeline(self._classifier)
         for gap in gaps:
-            yield from run_range(folder, self._classifier, what, gap)
+            yield from run_range(folder, pipeline, what, gap, self._part_rows)
 
 
-def num_tiers_of(request: Request, classifier: Classifier) -> int:
-    """Return how many tiers the table of a request has."""
-    if request.level == "auto":
-        return classifier.taxonomy.num_tiers
-    return classifier.check_level(request.level) + 1
-
-
-def run_range(folder: RunFolder, classifier: Classifier, what: Pass, wanted: Range) -> Progress:
-    """Label the inputs of a pass in one range of their numbers, and store their rows."""
+def run_range(
+    folder: RunFolder, pipeline: LabelPipeline, what: RunPass, wanted: Range, part_rows: int = PART_ROWS
+) -> PassProgress:
+    """Label the inputs of a pass in one range of numbers with `RunPass.pipeline`, and store their rows."""
     first, end = wanted
-    inputs: Iterator[Numbered] = itertools.takewhile(lambda numbered: numbered[0] < end, folder.inputs(first))
+    inputs: Iterator[NumberedInput] = itertools.takewhile(
+        lambda numbered: numbered[0] < end, folder.inputs(first)
+    )
     known = folder.levels(what.generation) if what.sparse else {}
     if what.sparse:
         inputs = _chosen(inputs, [number for number in known if number >= first])
-    stopping = Stopping(what.request, classifier.taxonomy, classifier.decision)
-    texts = Texts(classifier.taxonomy, num_tiers_of(what.request, classifier))
-    with _PartWriter(folder, what.generation, first, end) as writer:
-        for outcome in outcomes(classifier, stopping, inputs, what.reading):
-            table = outcome.table(texts)
+    with _PartWriter(folder, what.generation, wanted, part_rows) as writer:
+        for outcome in pipeline.run(inputs):
+            table = pipeline.table(outcome)
             if what.keeps_known:
                 table = _improved(table, known)
             writer.add(int(outcome.numbers[-1]) + 1, table)
@@ -91,25 +92,27 @@ def run_range(folder: RunFolder, classifier: Classifier, what: Pass, wanted: Ran
 
 
 def _improved(table: pa.Table, known: Mapping[int, int | None]) -> pa.Table:
-    """The rows but those of a lower level than is known of their input and say nothing more.
+    """Drop rows of a lower level than the known one of their input, unless they exclude the image.
 
-    Those with an error stay: they say what is to be tried again, and stand for no row (`RunFolder.read`).
+    Rows with an error stay: they mark what is to be tried again, and replace no row (`RunFolder.read`).
     """
     columns = (table.column(name).to_pylist() for name in ("_index", "chosen_level", "stop_reason"))
     better = [
-        level is None or level >= (known[number] or 0) or reason == Reason.EXCLUDED.word
+        level is None or level >= (known[number] or 0) or reason == StopReason.EXCLUDED.word
         for number, level, reason in zip(*columns, strict=True)
     ]
     return table.filter(pa.array(better, pa.bool_()))
 
 
 class _PartWriter:
-    """Collects the rows of a pass and writes them as parts; what is collected when it is interrupted, too."""
+    """Collects the rows of a pass and writes them as parts, also when it is interrupted."""
 
-    def __init__(self, folder: RunFolder, generation: int, begin: int, end: int) -> None:
-        """Write parts of a pass for the inputs numbered `begin` up to `end`."""
-        self._folder, self._generation, self._begin, self._end = folder, generation, begin, end
-        self._held: list[tuple[int, pa.Table]] = []  # a table, and what it reaches: a signal parts them never
+    def __init__(self, folder: RunFolder, generation: int, wanted: Range, part_rows: int) -> None:
+        """Write parts of a pass for a range of inputs, one every `part_rows` rows or `PART_SECONDS` seconds."""
+        self._folder, self._generation, self._part_rows = folder, generation, part_rows
+        self._begin, self._end = wanted
+        self._held: list[tuple[int, pa.Table]] = []
+        """Tables, each with the number that it reaches; in one list, since a signal may come at any moment."""
         self._since = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -125,16 +128,16 @@ class _PartWriter:
                 self._write()
 
     def add(self, reached: int, table: pa.Table) -> None:
-        """Take rows; all inputs below number `reached` are done."""
+        """Take in rows; all inputs below number `reached` are done."""
         if not self._held:
             self._since = time.monotonic()
         self._held.append((reached, table))
         old = time.monotonic() - self._since > PART_SECONDS
-        if old or sum(len(table) for _, table in self._held) >= PART_ROWS:
+        if old or sum(len(table) for _, table in self._held) >= self._part_rows:
             self._write()
 
     def _write(self, end: int | None = None) -> None:
-        """Write a part up to input number `end`; None: up to what the tables reach."""
+        """Write a part up to input number `end` (None: as far as the rows reach)."""
         reached = end if end is not None else self._held[-1][0] if self._held else self._begin
         if reached == self._begin:
             return
@@ -143,8 +146,8 @@ class _PartWriter:
         self._begin, self._held = reached, []
 
 
-def _chosen(inputs: Iterable[Numbered], numbers: Sequence[int]) -> Iterator[Numbered]:
-    """Those of the inputs that have one of these numbers; both rise."""
+def _chosen(inputs: Iterable[NumberedInput], numbers: Sequence[int]) -> Iterator[NumberedInput]:
+    """The inputs that have one of the given numbers; both rise."""
     wanted = iter(numbers)
     number = next(wanted, None)
     for each in inputs:

@@ -1,4 +1,4 @@
-"""Choose rows of a table by an SQL condition, such as `tier0_label in ('dog', 'bird') and score < 0.5`."""
+"""Select rows of a table by an SQL condition such as `tier0_label in ('dog', 'bird') and score < 0.5`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _ALLOWED = {sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
-"""What a condition may do: look at columns and call functions of SQLite."""
+"""A condition may read columns and call functions of SQLite, and nothing else."""
 
 
-class Condition:
-    """An SQL condition on the columns of a table of labels (SQLite's grammar); it looks at one row.
+class SqlFilter:
+    """An SQL condition (SQLite's grammar) on one row of a table of labels.
 
-    Scores are as a table shows them, with `SCORE_DIGITS` digits.
+    Scores are compared as the table shows them, rounded to `SCORE_DIGITS` digits.
     """
 
     def __init__(self, text: str, num_tiers: int) -> None:
-        """Check a condition on a table of so many tiers.
+        """Check a condition on a table of N = `num_tiers` tiers.
 
         Raises:
-            InputError: it is no condition, or names a column that is not there.
+            InputError: it is no condition, or names a column that does not exist.
         """
         self._text, self._columns = text, ("_index", *columns(num_tiers))
         self._database = sqlite3.connect(":memory:", isolation_level=None)
@@ -36,7 +36,7 @@ class Condition:
         list(self.numbers(None))
 
     def numbers(self, rows: pa.Table | None) -> Iterator[int]:
-        """Yield the numbers of the inputs whose rows meet the condition, in their order."""
+        """Yield the numbers of the inputs whose rows meet the condition, rising; None: of an empty table."""
         self._database.set_authorizer(None)
         self._database.execute("DELETE FROM rows")
         if rows is not None:

@@ -1,4 +1,4 @@
-"""How the table of labels is written: as CSV, JSON lines or Parquet; a file is whole or absent."""
+"""Write the table of labels as CSV, JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 from hierclass.errors import InputError
-from hierclass.files import replacing
+from hierclass.files import replacing, why_unwritable
 from hierclass.images.discovery import display_name
 from hierclass.labelling.rows import FORMATS, SCORE_DIGITS, Value, columns, schema
 
@@ -25,31 +25,31 @@ _ROW_GROUP = 10_000
 Record: TypeAlias = "dict[str, Value]"
 
 
-class Table(ABC):
-    """A table being written: `write` rows, then `close`."""
+class TableWriter(ABC):
+    """Writes a table: `write` rows, then `close`."""
 
     def __init__(self, file: IO[bytes], num_tiers: int) -> None:
-        """Begin a table of answers down so many tiers in an empty file."""
+        """Begin a table of N = `num_tiers` tiers in an empty file."""
         self.num_tiers = num_tiers
         self._file = file
 
     @abstractmethod
-    def write(self, rows: pa.Table) -> None:
-        """Append rows: an Arrow table that has the columns of this one, and may have others."""
+    def write(self, rows: pa.TableWriter) -> None:
+        """Append rows, an Arrow table; columns that this table does not have are left out."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write what is still held back; the file itself stays open."""
+        """Write the rows that are still held back; the file stays open."""
 
 
-class _TextTable(Table):
-    """Lines of text, handed to the system with every write."""
+class _TextWriter(TableWriter):
+    """Writes lines of text, flushed with every call."""
 
     def __init__(self, file: IO[bytes], num_tiers: int) -> None:
         super().__init__(file, num_tiers)
         self._emit(self._header())
 
-    def write(self, rows: pa.Table) -> None:
+    def write(self, rows: pa.TableWriter) -> None:
         records = [_rounded(row) for row in rows.select(columns(self.num_tiers)).to_pylist()]
         self._emit("".join(self._line(record) for record in records))
 
@@ -69,7 +69,7 @@ class _TextTable(Table):
     def _line(self, record: Record) -> str: ...
 
 
-class _CsvTable(_TextTable):
+class _CsvWriter(_TextWriter):
     def _header(self) -> str:
         return ",".join(columns(self.num_tiers)) + "\n"
 
@@ -80,12 +80,12 @@ class _CsvTable(_TextTable):
         return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-class _JsonTable(_TextTable):
+class _JsonWriter(_TextWriter):
     def _line(self, record: Record) -> str:
         return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-class _ParquetTable(Table):
+class _ParquetWriter(TableWriter):
     def __init__(self, file: IO[bytes], num_tiers: int) -> None:
         super().__init__(file, num_tiers)
         import pyarrow.parquet as pq
@@ -93,9 +93,9 @@ class _ParquetTable(Table):
         # pyarrow ignores that a write may be short
         self._buffer = io.BufferedWriter(cast("io.RawIOBase", file))
         self._writer: Any = pq.ParquetWriter(self._buffer, schema(num_tiers))
-        self._held: list[pa.Table] = []
+        self._held: list[pa.TableWriter] = []
 
-    def write(self, rows: pa.Table) -> None:
+    def write(self, rows: pa.TableWriter) -> None:
         self._held.append(rows.select(columns(self.num_tiers)).cast(schema(self.num_tiers)))
         if sum(map(len, self._held)) >= _ROW_GROUP:
             self._flush()
@@ -113,22 +113,26 @@ class _ParquetTable(Table):
         self._held = []
 
 
-_TABLES: dict[str, Callable[[IO[bytes], int], Table]] = {
-    "csv": _CsvTable,
-    "jsonl": _JsonTable,
-    "parquet": _ParquetTable,
+_TABLES: dict[str, Callable[[IO[bytes], int], TableWriter]] = {
+    "csv": _CsvWriter,
+    "jsonl": _JsonWriter,
+    "parquet": _ParquetWriter,
 }
 
 
-def open_table(file: IO[bytes], format_: str, num_tiers: int) -> Table:
-    """Begin a table in an open file; `format_` is one of `FORMATS`."""
+def open_writer(file: IO[bytes], format_: str, num_tiers: int) -> TableWriter:
+    """Return a writer for an open, empty file; `format_` is one of `FORMATS`."""
     return _TABLES[format_](file, num_tiers)
 
 
-def write_table(path: Path, tables: Iterable[pa.Table], num_tiers: int) -> None:
-    """Write Arrow tables as one file, whole or not at all; its ending says how. Raises OSError."""
+def write_table(path: Path, tables: Iterable[pa.TableWriter], num_tiers: int) -> None:
+    """Write Arrow tables as one file in the format of its ending, whole or not at all.
+
+    Raises:
+        OSError: writing failed; what `path` held before is still there.
+    """
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
-        table = open_table(file, format_of(path), num_tiers)
+        table = open_writer(file, format_of(path), num_tiers)
         try:
             for rows in tables:
                 table.write(rows)
@@ -140,10 +144,10 @@ def write_table(path: Path, tables: Iterable[pa.Table], num_tiers: int) -> None:
 
 
 def format_of(path: Path) -> str:
-    """Return the format of a file by its ending.
+    """Return the format, one of `FORMATS`, that a file's ending names.
 
     Raises:
-        InputError: the ending is none of them.
+        InputError: the ending names none.
     """
     ending = path.suffix.lower().removeprefix(".")
     if ending not in FORMATS:
@@ -155,23 +159,18 @@ def format_of(path: Path) -> str:
 
 
 def check_target(path: Path) -> Path:
-    """Return the file that writing to `path` replaces (through a link, the one it points at).
+    """Return the file that writing to `path` would replace; that of a link is the one it points at.
 
     Raises:
-        InputError: it has another ending, is no file, or can't be written.
+        InputError: its ending names no format, it is no file, or it can't be written.
     """
     format_of(path)
     target = Path(os.path.realpath(path))
     # os.path: unlike Path, it raises nothing where a name is too long
     if os.path.exists(target) and not os.path.isfile(target):  # noqa: PTH110, PTH113
         raise InputError(f"the output {display_name(path)} is no file; name a file that may be replaced")
-    probe = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        probe.open("xb").close()
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {display_name(path)}: {reason} (folder {target.parent})") from error
+    if reason := why_unwritable(target):
+        raise InputError(f"cannot write {display_name(path)}: {reason} (folder {target.parent})")
     return target
 
 

@@ -1,8 +1,8 @@
-"""What is on the page; `app.py` is its command and its server.
+"""The page; `app.py` is its command and its server.
 
-Read it in this order: `stages` (one photograph, level by level), `wording` (numbers and reasons for a person),
-`drawing` (answers as HTML), `figures` (the tree and the curve), `pile` (many photographs), `unpacking` (zip files),
-`uploads` (what may be read, and when it is deleted), `guard` (what a request may ask), `about` (the model),
-`answers` (what programs get), `turns` and `service` (what is done for a request). These know nothing of Gradio;
-`widgets`, the `tab_…` files, `endpoints` and `layout` do, and nothing else.
+Read in this order: `single` (one photograph, level by level), `messages` (numbers and reasons for a person), `drawing`
+(answers as HTML), `figures` (the tree and the curve), `batch_job` (many photographs), `unpacking` (zip files),
+`uploads` (files of visitors), `guard` (which requests are let through), `model_info` (the model), `endpoint_types`
+(results for programs), `service` (what is done for a request, and who waits). These do not import Gradio; `widgets`,
+the `tab_…` files, `endpoints` and `layout` do, and do nothing else.
 """

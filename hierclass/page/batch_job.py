@@ -1,4 +1,4 @@
-"""Many photographs at once: what was sent is gathered, labelled as `hierclass label` does, and put into tables."""
+"""Many photographs at once: collect what was sent, label it as `hierclass label` does, and make tables."""
 
 from __future__ import annotations
 
@@ -14,35 +14,34 @@ from html import escape
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from hierclass.decisions.exit_policy import Stopping
 from hierclass.errors import HierclassError, ImageError, InputError
 from hierclass.images.decoding import read_image
 from hierclass.labelling.inputs import Input
-from hierclass.labelling.pipeline import outcomes
-from hierclass.labelling.read_input import Reading
+from hierclass.labelling.pipeline import LabelPipeline
+from hierclass.labelling.read_input import ReadOptions
 from hierclass.labelling.rows import Row, schema
 from hierclass.labelling.table_writers import write_table
 from hierclass.page.messages import photographs
-from hierclass.page.unpacking import Photograph, Space, unpack
+from hierclass.page.unpacking import ByteBudget, Photograph, unpack
 from hierclass.page.uploads import Uploads
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.page.single import Wish
+    from hierclass.page.single import AnswerOptions
 
 MAX_PHOTOGRAPHS = 500
 MAX_UNPACKED = 1 << 30
-"""Bytes that zip files of one request may hold, unpacked."""
+"""Unpacked bytes of all zip files of one request, at most."""
 MAX_SECONDS = 60.0
-"""What one request may take: others wait for their turn."""
+"""Seconds that one request may take, since others wait."""
 BATCH_SIZE = 8
-"""Small, so that the first answers are there at once."""
+"""Small, so that the first answers come soon."""
 THUMBNAIL = 48
 """Longer side in pixels."""
 HEADERS = ("no.", "picture", "answer", "how sure (%)", "file", "from coarse to fine", "remark")
 Kind: TypeAlias = Literal["html", "str", "number"]
 KINDS: tuple[Kind, ...] = ("number", "html", "str", "number", "str", "str", "str")
-"""What Gradio's table is told of the columns."""
+"""Types of the columns for Gradio's table."""
 ORDERS = {
     "as sent": (0, 1),
     "surest first": (3, -1),
@@ -50,13 +49,13 @@ ORDERS = {
     "by answer": (2, 1),
     "by file": (4, 1),
 }
-"""How the table can be sorted: column, and 1 for rising or -1 for falling; rows that lack a value come last."""
+"""Ways to sort the table: column, and 1 for rising or -1 for falling; rows without a value come last."""
 DOWNLOADS = ("csv", "parquet")
 
 
 @dataclass(slots=True)
-class Pile:
-    """Photographs that are being labelled, in the order in which they were sent."""
+class BatchJob:
+    """Photographs of one request in the order in which they were sent, and their rows so far."""
 
     photographs: list[Photograph]
     rows: list[Row | None] = field(default_factory=list)
@@ -65,17 +64,17 @@ class Pile:
 
     @property
     def total(self) -> int:
-        """How many there are."""
+        """Number of photographs."""
         return len(self.photographs)
 
     @property
     def done(self) -> list[Row]:
-        """The rows that are there."""
+        """The rows that are finished."""
         return [row for row in self.rows if row is not None]
 
     @property
     def num_errors(self) -> int:
-        """Photographs that could not be read."""
+        """Number of photographs that could not be read."""
         return sum(row.error is not None for row in self.done)
 
     @property
@@ -84,10 +83,10 @@ class Pile:
         return None not in self.rows
 
 
-def gather(uploads: Uploads, sent: Any, folder: Path) -> Pile:
-    """Find the photographs that a request means: uploaded files, and those in zip files, unpacked to a folder.
+def collect_job(uploads: Uploads, sent: Any, folder: Path) -> BatchJob:
+    """Return the photographs of a request: uploaded files, and those in zip files, which are unpacked to `folder`.
 
-    A file that is not there any more, or a zip file that can't be read, is a row with an error.
+    A file that was deleted, or a zip file that can't be read, becomes a photograph with an error.
 
     Raises:
         InputError: nothing was sent, or too many photographs.
@@ -97,7 +96,7 @@ def gather(uploads: Uploads, sent: Any, folder: Path) -> Pile:
         raise InputError("there is nothing to label yet; choose photographs or a zip file of photographs")
     if len(files) > MAX_PHOTOGRAPHS:
         raise _too_many(len(files))
-    found, space = list[Photograph](), Space(MAX_UNPACKED)
+    found, space = list[Photograph](), ByteBudget(MAX_UNPACKED)
     for number, each in enumerate(files):
         name = _name_of(each, number)
         try:
@@ -114,58 +113,58 @@ def gather(uploads: Uploads, sent: Any, folder: Path) -> Pile:
             found.append(Photograph(name, None, text.removeprefix(f"{name} ")))
     if len(found) > MAX_PHOTOGRAPHS:
         raise _too_many(len(found))
-    return Pile(found)
+    return BatchJob(found)
 
 
-def label_pile(classifier: Classifier, pile: Pile, wish: Wish, *, thumbnails: bool) -> Generator[None]:
-    """Label photographs, as `hierclass label` does; every time some are done, yield: their rows are in the pile.
+def run_batch_job(
+    classifier: Classifier, job: BatchJob, options: AnswerOptions, *, thumbnails: bool
+) -> Generator[None]:
+    """Label the photographs of a job as `hierclass label` does; yield whenever the job has new rows.
 
-    With `thumbnails`, small pictures of them are made too, for `table_rows`. What is not reached within `MAX_SECONDS`
-    has an error.
+    With `thumbnails`, also make small pictures for `table_rows`. Photographs that are not reached within
+    `MAX_SECONDS` get an error.
     """
-    stopping = Stopping(wish.request, classifier.taxonomy, classifier.decision)
+    pipeline = LabelPipeline(classifier, options.request, ReadOptions(batch_size=BATCH_SIZE))
     started = time.perf_counter()
-    pile.rows = [None if each.path else Row(each.name, each.error) for each in pile.photographs]
-    inputs = ((n, Input(os.fspath(each.path))) for n, each in enumerate(pile.photographs) if each.path)
-    reading = Reading(batch_size=BATCH_SIZE)
+    job.rows = [None if each.path else Row(each.name, each.error) for each in job.photographs]
+    inputs = ((n, Input(os.fspath(each.path))) for n, each in enumerate(job.photographs) if each.path)
     yield
-    with contextlib.closing(outcomes(classifier, stopping, inputs, reading)) as found:  # type: ignore[type-var]
+    with contextlib.closing(pipeline.run(inputs)) as found:  # type: ignore[type-var]
         for outcome in found:
-            rows = outcome.rows(classifier.taxonomy)
-            for number, row in zip(outcome.numbers.tolist(), rows, strict=True):
-                each = pile.photographs[number]
+            for number, row in zip(outcome.numbers.tolist(), pipeline.rows(outcome), strict=True):
+                each = job.photographs[number]
                 if thumbnails and row.error is None and each.path is not None:
-                    pile.thumbnails[number] = thumbnail(each.path)
-                pile.rows[number] = dataclasses.replace(row, path=each.name)
-            pile.seconds = time.perf_counter() - started
-            if pile.seconds > MAX_SECONDS and not pile.finished:
+                    job.thumbnails[number] = thumbnail(each.path)
+                job.rows[number] = dataclasses.replace(row, path=each.name)
+            job.seconds = time.perf_counter() - started
+            if job.seconds > MAX_SECONDS and not job.finished:
                 late = f"was not reached within {MAX_SECONDS:.0f} seconds; send fewer at once, or use hierclass label"
-                pile.rows = [
-                    row or Row(each.name, late) for row, each in zip(pile.rows, pile.photographs, strict=True)
+                job.rows = [
+                    row or Row(each.name, late) for row, each in zip(job.rows, job.photographs, strict=True)
                 ]
                 yield
                 return
             yield
 
 
-def table_rows(pile: Pile) -> list[list[Any]]:
-    """Return what the page's table shows: a row per photograph that is done, with the columns `HEADERS`."""
+def table_rows(job: BatchJob) -> list[list[Any]]:
+    """Return the rows of the page's table, one per finished photograph, with the columns `HEADERS`."""
     return [
-        [number + 1, *_table_row(row, pile.thumbnails.get(number, ""))]
-        for number, row in enumerate(pile.rows)
+        [number + 1, *_table_row(row, job.thumbnails.get(number, ""))]
+        for number, row in enumerate(job.rows)
         if row is not None
     ]
 
 
-def draw_progress(pile: Pile, *, stopped: bool = False) -> str:
-    """Draw how far it is: photographs done, how many a second, and the time left."""
-    done, total = len(pile.done), pile.total
-    rate = done / pile.seconds if pile.seconds else 0.0
-    failed = f" · {pile.num_errors:,} could not be read" if pile.num_errors else ""
+def draw_progress(job: BatchJob, *, stopped: bool = False) -> str:
+    """Draw the progress of a job: photographs done, rate and time left."""
+    done, total = len(job.done), job.total
+    rate = done / job.seconds if job.seconds else 0.0
+    failed = f" · {job.num_errors:,} could not be read" if job.num_errors else ""
     if stopped:
         text = f"Stopped: {done:,} of {photographs(total)} are done.{failed}"
-    elif pile.finished:
-        speed = f" in {pile.seconds:.1f} s ({rate:,.0f} a second)" if rate else ""
+    elif job.finished:
+        speed = f" in {job.seconds:.1f} s ({rate:,.0f} a second)" if rate else ""
         text = f"{photographs(total)} labelled{speed}{failed}"
     else:
         left = f" · {rate:,.0f} a second · {(total - done) / rate:.0f} s left" if rate else ""
@@ -178,15 +177,15 @@ def draw_progress(pile: Pile, *, stopped: bool = False) -> str:
     )
 
 
-def write_tables(pile: Pile, num_tiers: int, folder: Path) -> list[Path]:
+def write_tables(job: BatchJob, num_tiers: int, folder: Path) -> list[Path]:
     """Write the rows as labels.csv and labels.parquet, the tables of `hierclass label`.
 
     Raises:
-        InputError: the disk is full.
+        InputError: writing failed, since the disk is full for example.
     """
     import pyarrow as pa
 
-    rows = [row.to_dict(num_tiers) for row in pile.done]
+    rows = [row.to_dict(num_tiers) for row in job.done]
     table = pa.Table.from_pylist(rows, schema=schema(num_tiers))
     paths = [folder / f"labels.{ending}" for ending in DOWNLOADS]
     try:
@@ -200,7 +199,7 @@ def write_tables(pile: Pile, num_tiers: int, folder: Path) -> list[Path]:
 
 
 def thumbnail(path: Path) -> str:
-    """Return a small picture of a photograph as the address of an HTML image; empty where it can't be made."""
+    """Return a small copy of a photograph as a data URL; empty if it can't be made."""
     try:
         image = read_image(path, min_side=THUMBNAIL)
         image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -224,7 +223,7 @@ def _table_row(row: Row, picture: str) -> list[Any]:
 
 
 def _name_of(sent: Any, number: int) -> str:
-    """What the user calls a file."""
+    """The name under which the user sent a file."""
     for key in ("orig_name", "path"):
         name = sent.get(key) if isinstance(sent, dict) else None
         if isinstance(name, str) and name.strip():

@@ -1,4 +1,4 @@
-"""The answer to one photograph as HTML: the path and why it stops there, a card per level, and what it cost."""
+"""The answer to one photograph as HTML: the path, a card per level, and the cost."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from hierclass.page.messages import count, explain_class, percent, reason
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier, Level
-    from hierclass.page.single import Stage, Wish
+    from hierclass.page.single import AnswerOptions, Stage
 
 MORE_THAN_ALL = 1.005
-"""From this share of the last level's work on, the steps together are said to cost more than it alone."""
+"""From this share of the last level's cost on, the page says that the steps together cost more."""
 NUM_ALTERNATIVES = 2
-"""Other classes shown beside the best of each level."""
+"""Further classes shown beside the best of each level."""
 
 
-def draw_headline(classifier: Classifier, stages: Sequence[Stage], wish: Wish) -> str:
-    """Draw the path so far, and why it stops there."""
-    text = escape(reason(classifier, stages, wish))
+def draw_headline(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptions) -> str:
+    """Draw the path so far and why it ends there."""
+    text = escape(reason(classifier, stages, options))
     return f'<div class="hc">{_draw_path(stages)}<p class="hc-why">{text}</p></div>'
 
 
 def draw_message(title: str, text: str) -> str:
-    """Draw a message where the path goes."""
+    """Draw a message in place of the path."""
     return f'<div class="hc"><p class="hc-path">{escape(title)}</p><p class="hc-why">{escape(text)}</p></div>'
 
 
 def draw_trouble(message: str) -> str:
-    """Draw what went wrong where the path goes."""
+    """Draw an error in place of the path."""
     return f'<div class="hc"><p class="trouble" role="alert">{escape(message)}</p></div>'
 
 
 def draw_steps(classifier: Classifier, stages: Sequence[Stage]) -> str:
-    """Draw a card per level, those to come too, and what all have cost."""
+    """Draw a card per level, also for those not computed, and the total cost."""
     cards = [_draw_level(classifier, level, stages) for level in classifier.levels]
     return f'<div class="hc"><ol class="hc-steps">{"".join(cards)}</ol>{_draw_total(stages)}</div>'
 
 
 def draw_numbers(classifier: Classifier, stages: Sequence[Stage]) -> str:
-    """Draw the technical table behind an answer: what every step computed and how long it took."""
+    """Draw the technical table behind an answer: score, time and cost of every step."""
     names = ("level", "answer", "score", "time", "work", "of all")
     rows = []
     for stage in stages:
@@ -62,7 +62,7 @@ def draw_numbers(classifier: Classifier, stages: Sequence[Stage]) -> str:
 
 
 def draw_table(names: Sequence[str], rows: Sequence[Sequence[str]], empty: str = "") -> str:
-    """Draw a table of HTML cells, the first of each row its heading; where it has no rows, it says `empty`."""
+    """Draw a table of HTML cells, the first of each row its heading; without rows it shows `empty`."""
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
@@ -73,7 +73,7 @@ def draw_table(names: Sequence[str], rows: Sequence[Sequence[str]], empty: str =
 
 
 def _draw_path(stages: Sequence[Stage]) -> str:
-    """What is answered in full, and what is only a guess, marked by a word as well as by its looks."""
+    """Draw the path; classes beyond the sure answer are marked as guesses, by a word as well as by colour."""
     last = stages[-1]
     sure = -1 if last.tier is None else last.tier
     names = []

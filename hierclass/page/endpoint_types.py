@@ -1,6 +1,6 @@
-"""What programs get from the page's endpoints: typed, and the same whatever the page looks like.
+"""Types of the results of the page's endpoints, which `/gradio_api/info` shows and docs/page.md documents.
 
-The types are what `/gradio_api/info` shows; keys are added, never renamed or taken away. docs/page.md documents them.
+Keys are added, never renamed or removed, however the page changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What programs call: endpoints whose names, arguments and results stay when the page changes (docs/page.md)."""
+"""Endpoints for programs: names, arguments and results stay when the page changes (docs/page.md)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hierclass.errors import HierclassError
 from hierclass.page import endpoint_types as answers
 from hierclass.page.messages import explain
 from hierclass.page.model_info import search
-from hierclass.page.service import NUM_AT_ONCE, NUM_PILES, Service
+from hierclass.page.service import NUM_AT_ONCE, NUM_JOBS, Service
 
 TOLD_SECONDS = 5
-"""Programs that have many photographs labelled hear at most so often of those that are done."""
+"""Seconds between two results that a program gets while many photographs are labelled, at least."""
 
 
 def add_endpoints(service: Service) -> None:
@@ -22,13 +22,13 @@ def add_endpoints(service: Service) -> None:
 
     def classify(photo: Any, level: Any = None, precision: Any = None) -> Iterator[answers.StageAnswer]:
         with _told():
-            for stage, _ in service.climb(photo, level, precision):
+            for stage, _ in service.classify(photo, level, precision):
                 yield answers.stage_answer(stage)
 
     def label(photos: Any, level: Any = None, precision: Any = None) -> Iterator[list[answers.RowAnswer]]:
         with _told():
             told = time.monotonic()
-            for each in service.work_on(photos, level, precision, thumbnails=False):
+            for each in service.label_batch(photos, level, precision, thumbnails=False):
                 finished = not isinstance(each, int) and each.finished
                 if finished or time.monotonic() - told > TOLD_SECONDS:  # each time all rows are sent
                     rows = [] if isinstance(each, int) else each.done
@@ -44,13 +44,13 @@ def add_endpoints(service: Service) -> None:
             return [answers.class_answer(service.classifier, node) for node in found]
 
     _endpoint(classify, answers.CLASSIFY, answers.StageAnswer, "classify", NUM_AT_ONCE)
-    _endpoint(label, answers.LABEL, list[answers.RowAnswer], "label", NUM_PILES)
+    _endpoint(label, answers.LABEL, list[answers.RowAnswer], "label", NUM_JOBS)
     _endpoint(model, answers.MODEL, answers.ModelAnswer, "model", NUM_AT_ONCE)
     _endpoint(classes, answers.CLASSES, list[answers.ClassAnswer], "classes", NUM_AT_ONCE)
 
 
 def _endpoint(function: Callable[..., Any], about: str, result: Any, name: str, at_once: int) -> None:
-    """Add an endpoint; of a generator, every value that it yields has the type `result`."""
+    """Add an endpoint; `result` is the type of its value, or of each value that a generator yields."""
     from gradio.events import api
 
     function.__annotations__.update({**answers.PARAMETERS[name], "return": result})
@@ -59,7 +59,7 @@ def _endpoint(function: Callable[..., Any], about: str, result: Any, name: str, 
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Tell programs what went wrong in one sentence."""
+    """Turn errors into Gradio's, with one sentence for programs."""
     import gradio as gr
 
     try:

@@ -1,4 +1,4 @@
-"""Pictures that move: the tree of classes coloured by probability, and the curve of cost against accuracy."""
+"""Interactive figures: the tree of classes coloured by probability, and accuracy against cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from taxonomy import Taxonomy
 
 INK = "#7688a1"
-"""Of lines and axes on either background; style.css gives texts a better one."""
+"""Colour of lines and axes, for light and dark background; texts get theirs from style.css."""
 UNKNOWN = "#cbd5e1"
 PALE, STRONG = (226, 232, 240), (15, 118, 110)
 DARK, BRIGHT = "#000000", "#ffffff"
@@ -26,18 +26,18 @@ CHOSEN = "#f59e0b"
 HEIGHT = 460
 _LONGEST = 18
 _NARROWEST = 90
-"""Classes that are less than this part of the circle have their names on hovering only."""
+"""Classes below 1/N of the circle show their names only on hovering."""
 _OUTLINED = 720
-"""Classes that are less than this part of the circle are outlined in their own colour; a bright line would hide it."""
+"""Classes below 1/N of the circle are outlined in their own colour, which a bright line would hide."""
 _LONGEST_MEANING = 96
 _CURVED = 0.35
-"""Exponent that scores are raised to for their colour, so that a probability of 0.05 can be told from none."""
+"""Exponent of scores for their colour; makes a probability of 0.05 visible."""
 
 
 def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
-    """Draw the tree as a sunburst: tier 0 inside, each class as wide as it has leaves, coloured by probability.
+    """Draw the tree as a sunburst: tier 0 inside, width by number of leaves, colour by probability.
 
-    Tiers that were not computed are grey. The path of the last stage is outlined, as far as it is answered in full.
+    Tiers that were not computed are grey. The path of the last stage is outlined as far as it is the answer.
     """
     import plotly.graph_objects as go
 
@@ -77,7 +77,7 @@ def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
 
 
 def draw_curve(levels: Sequence[Level]) -> go.Figure:
-    """Draw accuracy against cost: each level on the classes of its own tier. One that was not measured is left out."""
+    """Draw the accuracy of each level on its own tier against its cost; leave out levels that were not measured."""
     import plotly.graph_objects as go
 
     measured = [level for level in levels if level.accuracy is not None]
@@ -107,8 +107,8 @@ def draw_curve(levels: Sequence[Level]) -> go.Figure:
     return _framed(figure, 340, margin=50)
 
 
-class _Wheel:
-    """The classes of all tiers as parallel lists; the same class in two tiers is there twice."""
+class _Sunburst:
+    """Data of the sunburst: the classes of all tiers as parallel lists."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self.ids: list[str] = []
@@ -132,8 +132,8 @@ class _Wheel:
                 self.leaves.append(projection.count(index))
 
 
-def _outlines(wheel: _Wheel, colours: Sequence[str], path: Mapping[str, str]) -> dict[str, list[Any]]:
-    """Colours and widths of the classes' outlines: the answered path stands out."""
+def _outlines(wheel: _Sunburst, colours: Sequence[str], path: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Colours and widths of the outlines, with the answer's path highlighted."""
     total, lines, widths = _total(wheel), [], []
     for each, colour, leaves in zip(wheel.ids, colours, wheel.leaves, strict=True):
         answered, wide = path.get(each) == "answer", leaves * _OUTLINED >= total
@@ -142,8 +142,8 @@ def _outlines(wheel: _Wheel, colours: Sequence[str], path: Mapping[str, str]) ->
     return {"color": lines, "width": widths}
 
 
-def _texts(wheel: _Wheel, path: Container[str]) -> list[str]:
-    """What is written on the wheel: names that there is room for, and those of the path."""
+def _texts(wheel: _Sunburst, path: Container[str]) -> list[str]:
+    """Names that are written into the sunburst: those with enough room, and those of the path."""
     total, texts = _total(wheel), []
     for each, short, leaves in zip(wheel.ids, wheel.labels, wheel.leaves, strict=True):
         roomy = leaves * _NARROWEST >= total
@@ -151,18 +151,18 @@ def _texts(wheel: _Wheel, path: Container[str]) -> list[str]:
     return texts
 
 
-def _total(wheel: _Wheel) -> int:
-    """The leaves of the whole wheel."""
+def _total(wheel: _Sunburst) -> int:
+    """Number of leaves."""
     return sum(count for count, parent in zip(wheel.leaves, wheel.parents, strict=True) if not parent)
 
 
 @functools.lru_cache(maxsize=4)
-def _wheel(taxonomy: Taxonomy) -> _Wheel:
-    return _Wheel(taxonomy)
+def _wheel(taxonomy: Taxonomy) -> _Sunburst:
+    return _Sunburst(taxonomy)
 
 
 def _plain(text: str) -> str:
-    """Names are no markup: plotly reads some tags."""
+    """Replace angle brackets, since plotly reads some tags."""
     return text.replace("<", "‹").replace(">", "›")
 
 
@@ -177,14 +177,14 @@ def _colour(score: float) -> str:
 
 
 def _readable(score: float) -> str:
-    """Dark or bright letters, whichever has more contrast on the colour of a probability (WCAG 2.2)."""
+    """Letter colour, dark or bright, with more contrast on the colour of a probability (WCAG 2.2)."""
     linear = [((v / 255 + 0.055) / 1.055) ** 2.4 for v in _mixed(score)]
     luminance = sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
     return DARK if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else BRIGHT
 
 
 def _framed(figure: go.Figure, height: int, *, margin: int = 4) -> go.Figure:
-    """The look that all figures share: no background, so that light and dark both fit."""
+    """Set the layout that all figures share; no background, to fit light and dark pages."""
     figure.update_layout(
         height=height,
         margin={"l": margin, "r": margin, "t": 24 if margin > 4 else 4, "b": margin},

@@ -1,7 +1,7 @@
-"""What a request to the page may ask: a filter in front of Gradio's server, for its doors that this page needs shut.
+"""A filter for requests in front of Gradio's server: plain ASGI middleware (https://asgi.readthedocs.io).
 
-Gradio has more doors than the page uses, fetches addresses that a request names in place of a file, hands out what it
-finds at an address in its path, and takes requests of any length. Plain ASGI (https://asgi.readthedocs.io).
+Gradio has more endpoints than the page uses, fetches URLs that a request names in place of a file, serves what it
+finds at a URL in its path, and takes requests of any length.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MAX_UPLOAD = 600 << 20
-"""Bytes of one request that uploads files."""
+"""Bytes of a request that uploads files, at most."""
 MAX_QUESTION = 1 << 20
-"""Bytes of any other request."""
+"""Bytes of any other request, at most."""
 
 _UPLOAD = re.compile(r"/gradio_api/upload/?")
 _QUESTION = re.compile(rf"/gradio_api/(queue/join|run/predict|cancel|reset|call/({'|'.join(PARAMETERS)}))/?")
-"""All that is ever sent to the server; what is fetched from it is less dangerous."""
+"""The only paths that the page posts to."""
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
-"""How an address begins; one letter is a drive of Windows."""
+"""The beginning of a URL; a single letter would be a drive of Windows."""
 _SHUT = re.compile(r"/(?:proxy=|deep_link|file[=/][a-z][a-z0-9+.-]+:)", re.IGNORECASE)
 _IGNORED = re.compile(r"[\x00-\x20]")
-"""What readers of addresses skip."""
+"""Characters that readers of URLs skip."""
 
 
 class Guard:
-    """ASGI middleware: refuses what this page never asks of its server, in one sentence of plain text."""
+    """ASGI middleware that refuses requests the page never makes, in one sentence of plain text."""
 
     def __init__(self, app: Application, check_space: Callable[[int], None]) -> None:
-        """Stand before an application.
+        """Filter requests to `app`.
 
-        `check_space` gets the number of bytes that are on their way, and raises HierclassError where there is no room.
+        `check_space` gets the number of bytes that are being uploaded and raises HierclassError if there is no room.
         """
         self._app, self._check_space = app, check_space
         self._arriving = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request, or hand it on."""
+        """Refuse a request or hand it on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -105,7 +105,7 @@ class Guard:
 
 
 def _counted(receive: Receive) -> Receive:
-    """Messages of an upload; one that is longer than it said ends as if its sender had gone."""
+    """Count the bytes of an upload; disconnect if there are more than `MAX_UPLOAD`."""
     taken = 0
 
     async def counted() -> Message:
@@ -125,7 +125,7 @@ def _length(scope: Message) -> int:
 
 
 def _names_address(body: bytes) -> bool:
-    """Whether JSON has an object whose `path` is an address, which Gradio would fetch."""
+    """Whether JSON has an object whose `path` is a URL, which Gradio would fetch."""
     try:
         waiting = [json.loads(body)]
     except (ValueError, RecursionError):

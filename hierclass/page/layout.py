@@ -1,4 +1,4 @@
-"""The page: its tabs and its endpoints around one service."""
+"""Build the page: tabs and endpoints around one service."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from hierclass.page.endpoints import add_endpoints
 from hierclass.page.service import Service
-from hierclass.page.tab_batch import place_many
-from hierclass.page.tab_model import place_model
-from hierclass.page.tab_single import place_one
+from hierclass.page.tab_batch import build_batch_tab
+from hierclass.page.tab_model import build_model_tab
+from hierclass.page.tab_single import build_single_tab
 
 if TYPE_CHECKING:
     import gradio as gr
 
 QUEUE_LENGTH = 100
-"""Requests that wait at most; the next is told that the page is busy."""
+"""Requests that wait at most; further ones are told that the page is busy."""
 TITLE = "hierclass: from coarse to fine"
 PRIVACY = (
     "What you drop goes to the computer that runs this page and nowhere else. "
@@ -24,11 +24,11 @@ PRIVACY = (
 )
 NAMED = """() => document.querySelectorAll('[aria-label="common.upload"]')
   .forEach(each => each.setAttribute('aria-label', 'Upload photographs or zip files'))"""
-"""Gradio leaves the name of a text where the text should be."""
+"""Names a button that Gradio leaves without a proper name."""
 
 
 def build_page(service: Service, *, card: str = "", examples: Sequence[Path] = ()) -> gr.Blocks:
-    """Lay the page out around a service, with a model card (Markdown) and photographs to try; nothing is started."""
+    """Build the page around a service, with a model card (Markdown) and example photographs; start nothing."""
     import gradio as gr
 
     page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False)
@@ -36,11 +36,11 @@ def build_page(service: Service, *, card: str = "", examples: Sequence[Path] = (
         add_endpoints(service)  # first: what the page itself calls must not take their names
         gr.Markdown("# From coarse to fine")
         with gr.Tab("One photograph"):
-            place_one(service, examples)
+            build_single_tab(service, examples)
         with gr.Tab("Many photographs"):
-            place_many(service)
+            build_batch_tab(service)
         with gr.Tab("The model"):
-            place_model(service, card)
+            build_model_tab(service, card)
         gr.Markdown(PRIVACY, elem_classes="privacy")
         page.load(None, js=NAMED)
     page.queue(max_size=QUEUE_LENGTH, api_open=False)

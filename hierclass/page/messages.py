@@ -1,16 +1,16 @@
-"""Numbers, reasons and errors in words that a layperson understands."""
+"""Numbers, reasons and errors in a layperson's words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hierclass.decisions.exit_policy import Reason
+from hierclass.decisions.exit_policy import StopReason
 from hierclass.errors import HierclassError, ImageError
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
-    from hierclass.page.single import Stage, Wish
+    from hierclass.page.single import AnswerOptions, Stage
     from taxonomy import Taxonomy
 
 MOST_EXAMPLES = 4
@@ -23,7 +23,7 @@ INTRODUCTION_WHOLE = (
     "what **kind** of thing is in it, and its name. "
     "Every step runs the whole network, so a coarser answer costs the same."
 )
-"""For a classifier that runs once for all levels."""
+"""For a classifier that runs once for all levels (`from_timm`)."""
 INTRODUCTION_APART = (
     "A small part of a network first says what **kind** of thing is in your photograph. "
     "Each finer step runs a larger part of the same network, until the thing has a name."
@@ -33,11 +33,11 @@ INTRODUCTION_SHARPER = (
     "A network first glances at a small copy of your photograph and says what **kind** of thing is in it. "
     "Each finer step runs a larger part of the same network on a sharper copy, until the thing has a name."
 )
-"""For a classifier whose levels share no computing and see images of different sizes."""
+"""For a classifier whose levels share no computing and have different image sizes."""
 
 
 def introduction(classifier: Classifier) -> str:
-    """Return what the page says first: how this classifier gets from coarse to fine, and what it knows (Markdown)."""
+    """Return the introduction of the page (Markdown): how the classifier works, and how many names it knows."""
     names = classifier.levels[-1].num_classes
     return (
         f"{_how_it_climbs(classifier)} It knows {names:,} names: whatever else a photograph shows, "
@@ -56,7 +56,7 @@ def _how_it_climbs(classifier: Classifier) -> str:
 
 
 def explain(error: HierclassError) -> str:
-    """Say for a person why there is no answer: one sentence of plain text, and what to do."""
+    """Return an error as a sentence of plain text for a person."""
     if isinstance(error, ImageError):
         return f"This photograph {error}. Please try another one."
     text = str(error)
@@ -64,39 +64,39 @@ def explain(error: HierclassError) -> str:
 
 
 def explain_class(taxonomy: Taxonomy, class_id: str) -> str:
-    """Say what a class means: its definition, or what it has below it; nothing where neither is known."""
+    """Return the definition of a class, or else examples of its subclasses; empty if there are none."""
     node = taxonomy.node(class_id)
     examples = ", ".join(child.name for child in taxonomy.children(class_id)[:MOST_EXAMPLES])
     return node.definition or (f"such as {examples}" if examples else "")
 
 
-def reason(classifier: Classifier, stages: Sequence[Stage], wish: Wish) -> str:
-    """Say in a sentence or two why the answer is as fine as it is; while it is computed, that it goes on."""
+def reason(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptions) -> str:
+    """Return a sentence or two on why the answer is as fine as it is, or that computing goes on."""
     last = stages[-1]
     if not last.enough:
         return "Looking closer …"
-    if wish.precision is None:
-        return _asked(classifier, stages, wish)
-    if last.reason is Reason.SURE and last.answer is not None:
+    if options.precision is None:
+        return _asked(classifier, stages, options)
+    if last.reason is StopReason.SURE and last.answer is not None:
         return (
-            f"Sure enough: answers with such a score are right {_times(wish.precision)}. "
+            f"Sure enough: answers with such a score are right {_times(options.precision)}. "
             f"That is {'as fine as it gets' if last.tier == len(classifier.levels) - 1 else 'fine enough'}."
             f"{saved(classifier, stages)}"
         )
     tier = 0 if last.tier is None else last.tier + 1
     doubtful, needed = (
         last.prediction.path[tier],
-        classifier.decision.at(wish.precision)[last.level][tier].score,
+        classifier.decision.at(options.precision)[last.level][tier].score,
     )
     bar = "no score is high enough for that" if needed is None else f"it would need {percent(needed)}"
-    doubt = f"“{doubtful.label}” ends with {percent(doubtful.score)}; to be right {_times(wish.precision)}, {bar}."
+    doubt = f"“{doubtful.label}” ends with {percent(doubtful.score)}; to be right {_times(options.precision)}, {bar}."
     if last.answer is None:
         return f"After the last step it is not sure enough of anything, not even of the kind: {doubt}"
     return f"Sure of “{last.answer.label}” and of nothing finer: {doubt}"
 
 
 def saved(classifier: Classifier, stages: Sequence[Stage]) -> str:
-    """Say how much was never computed; nothing where that is nothing."""
+    """Return a sentence on the share of work that was saved; empty if none was."""
     from hierclass.classifier import run_once
 
     rest = 1 - sum(stage.share for stage in stages)
@@ -105,9 +105,9 @@ def saved(classifier: Classifier, stages: Sequence[Stage]) -> str:
     return f" The other {percent(rest)} of the work was never done."
 
 
-def _asked(classifier: Classifier, stages: Sequence[Stage], wish: Wish) -> str:
-    count = classifier.levels[wish.tier].num_classes
-    if wish.tier == classifier.levels[-1].index:
+def _asked(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptions) -> str:
+    count = classifier.levels[options.tier].num_classes
+    if options.tier == classifier.levels[-1].index:
         return f"This is as fine as it gets: one of {count:,} names."
     return f"You asked for one of {count:,} kinds, so it stopped here.{saved(classifier, stages)}"
 
@@ -117,14 +117,14 @@ def _times(precision: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share (0 … 1) for a person; only what is nothing or everything reads 0% or 100%."""
+    """Return a share (0 … 1) as a percentage; only exact values read 0% or 100%."""
     if 0 < share < 0.005:
         return "<1%"
     return ">99%" if 0.995 <= share < 0.9995 else f"{share:.0%}"
 
 
 def count(number: int) -> str:
-    """Write a large count for a person: "3.2 million"."""
+    """Return a large count in words: "3.2 million"."""
     for size, word in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
         if number >= size:
             return f"{number / size:.3g} {word}"
@@ -132,5 +132,5 @@ def count(number: int) -> str:
 
 
 def photographs(number: int) -> str:
-    """Write a number of photographs."""
+    """Return a count with its noun: "2 photographs"."""
     return f"{number:,} photograph{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The model as a visitor sees it: what its levels cost and get right, and its classes to look through."""
+"""The model for visitors: cost and accuracy of its levels, its classes, its card."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _LARGEST_CARD = 1 << 20
 
 
 def model_name(classifier: Classifier) -> str:
-    """Return what a model is called: its backbone, and the name of its taxonomy."""
+    """Return the name of a model: its backbone and its taxonomy."""
     return (
         f"{classifier.checkpoint.architecture.backbone} for {classifier.taxonomy.name or 'its own classes'}"
     )
 
 
 def read_card(folder: Path) -> str:
-    """Return the model card in a model's folder, as Markdown; a sentence where there is none."""
+    """Return the model card (Markdown) in a model's folder, or a sentence that there is none."""
     try:
         with (folder / "MODEL_CARD.md").open("rb") as file:
             return file.read(_LARGEST_CARD).decode("utf-8", "replace")
@@ -38,7 +38,7 @@ def read_card(folder: Path) -> str:
 
 
 def draw_levels(classifier: Classifier) -> str:
-    """Draw the levels as a table: how fine, how often right, how much work."""
+    """Draw the table of levels: number of classes, accuracy, cost."""
     names = ("step", "names one of", "right, when measured", "multiply-accumulates", "of the full work")
     rows = [
         (
@@ -55,12 +55,12 @@ def draw_levels(classifier: Classifier) -> str:
 
 @functools.lru_cache(maxsize=2)
 def draw_tree_list(taxonomy: Taxonomy) -> str:
-    """Draw the tiers as nested lists that open and close."""
+    """Draw the tiers as nested lists that can be opened and closed."""
     return f'<div class="hc-tree">{_branch(taxonomy, 0, range(taxonomy.num_classes[0]))}</div>'
 
 
 def search(taxonomy: Taxonomy, query: object) -> list[Node]:
-    """Find classes by name, synset id or words of the definition; names that begin so come first.
+    """Find classes by name, synset id or words of the definition; names that begin with the query come first.
 
     Returns at most `MOST_FOUND` nodes; none for an empty query.
 
@@ -90,7 +90,7 @@ def search(taxonomy: Taxonomy, query: object) -> list[Node]:
 
 
 def draw_found(taxonomy: Taxonomy, query: str) -> str:
-    """Draw what a search found, or say that it found nothing."""
+    """Draw the classes that a search found."""
     nodes = search(taxonomy, query)
     if not query.strip():
         return '<p class="hc-note" role="status"></p>'
@@ -110,7 +110,7 @@ def draw_found(taxonomy: Taxonomy, query: str) -> str:
 
 
 def describe_tiers(taxonomy: Taxonomy, node: Node) -> tuple[list[int], list[Node]]:
-    """Return the tiers that a node is a class of, and the classes of coarser tiers above it, coarse first."""
+    """Return the tiers of which a node is a class, and its ancestors that are classes, coarse first."""
     tiers = [tier for tier, classes in enumerate(taxonomy.tiers) if node.id in classes]
     above = {each.id for each in taxonomy.ancestors(node.id)}
     path: list[Node] = []
@@ -138,7 +138,7 @@ def _branch(taxonomy: Taxonomy, tier: int, classes: Sequence[int]) -> str:
 
 
 def _below(taxonomy: Taxonomy, tier: int, index: int) -> tuple[int, list[int]]:
-    """The next tier that divides a class, and its classes there; none where it goes on alone to the last."""
+    """The next tier that divides a class and its classes there; no classes if none divides it."""
     while tier + 1 < taxonomy.num_tiers:
         parents = taxonomy.parent_classes(tier + 1).tolist()
         below = [child for child, parent in enumerate(parents) if parent == index]

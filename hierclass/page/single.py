@@ -1,4 +1,4 @@
-"""One photograph, answered level by level: what each step says, what it costs, and whether it is enough."""
+"""Classify one photograph level by level: answer, cost and exit decision of each step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hierclass.decisions.exit_policy import Reason, Request, Stopping
+from hierclass.decisions.exit_policy import ExitPolicy, Request, StopReason
 from hierclass.errors import InputError, LevelError
-from hierclass.images.decoding import ImageSource, read_image, resize_side
+from hierclass.images.decoding import ImageSource, read_image
+from hierclass.images.preprocessing import resize_side
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -17,17 +18,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """How fine an answer is wanted, and how sure."""
+class AnswerOptions:
+    """How fine and how sure an answer must be."""
 
     tier: int
     """The tier that is fine enough."""
     precision: float | None = None
-    """The share of answers that are to be right, one for which the model has thresholds; None: sure or not."""
+    """Share of answers (0 … 1) that must be right, with thresholds in the model; None: answers need not be sure."""
 
     @property
     def request(self) -> Request:
-        """The same as `hierclass label` is asked: with a precision, levels are climbed until the answer is sure."""
+        """The same as a request of `hierclass label`; with a precision, its level is "auto"."""
         if self.precision is None:
             return Request(level=self.tier)
         return Request(level="auto", min_tier=self.tier, precision=self.precision)
@@ -35,21 +36,21 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one level answered, what that step alone cost, and whether it was enough."""
+    """The answer of one level, the cost of that step alone, and the exit decision."""
 
     prediction: Prediction
     milliseconds: float
-    """Wall-clock time of this step, measured; for level 0 without reading the photograph."""
+    """Wall-clock time of this step; that of level 0 excludes reading the photograph."""
     macs: int
-    """Multiply-accumulates of this step: what the level adds, or all of it if it reuses nothing."""
+    """Multiply-accumulates of this step: what the level adds, or all if it reuses nothing."""
     share: float
-    """The same relative to what the last level costs, 0 … 1."""
+    """`macs` relative to the cost of the last level, 0 … 1."""
     enough: bool
     """Whether no further level is computed."""
     tier: int | None
-    """How fine the answer is so far, a tier of the prediction's path; None where not even tier 0 is sure."""
-    reason: Reason
-    """Why the climb stopped here; holds where `enough` is true."""
+    """Tier of the answer so far, an index of the prediction's path; None if not even tier 0 is sure."""
+    reason: StopReason
+    """Why no further level is computed; valid if `enough` is true."""
 
     @property
     def level(self) -> int:
@@ -58,28 +59,28 @@ class Stage:
 
     @property
     def answer(self) -> Step | None:
-        """The class that is answered so far; None where nothing is sure."""
+        """The class that is the answer so far; None if nothing is sure."""
         return None if self.tier is None else self.prediction.path[self.tier]
 
 
-def make_wish(classifier: Classifier, level: Any = None, precision: Any = None) -> Wish:
-    """Read what a person or a program asks for; whatever it is, it may be wrong.
+def parse_options(classifier: Classifier, level: Any = None, precision: Any = None) -> AnswerOptions:
+    """Check the level and the precision of a request, which may be anything.
 
     Args:
-        classifier: the model that is asked.
-        level: how fine, a whole number from 0; None means the finest.
-        precision: how sure, 0 … 1; the next higher one that the model has thresholds for is taken. None: not asked.
+        classifier: the model that answers.
+        level: a whole number from 0; None means the finest.
+        precision: 0 … 1; rounded up to the next one that the model has thresholds for. None: answers need not be sure.
 
     Raises:
         LevelError: there is no such level.
-        InputError: a value is no number, or the model promises no answers as sure as that.
+        InputError: a value is no number, or the model has no thresholds for such a precision.
     """
     if level is not None and (not _is_number(level) or level != int(level)):
         last = classifier.levels[-1].index
         raise LevelError(f"the level is a whole number from 0 to {last}, not {str(level)[:40]!r}")
     tier = classifier.check_level(None if level is None else int(level))
     if precision is None:
-        return Wish(tier=tier)
+        return AnswerOptions(tier=tier)
     known = classifier.decision.precisions
     if not _is_number(precision) or not 0 < precision <= 1:
         raise InputError(f"the precision is a number above 0, up to 1, not {str(precision)[:40]!r}")
@@ -88,25 +89,25 @@ def make_wish(classifier: Classifier, level: Any = None, precision: Any = None) 
     enough = [each for each in known if each >= precision - 1e-9]
     if not enough:
         raise InputError(f"this model promises answers that are right up to {known[-1]:.0%} of the time")
-    return Wish(tier=tier, precision=enough[0])
+    return AnswerOptions(tier=tier, precision=enough[0])
 
 
-def climb(classifier: Classifier, source: ImageSource, wish: Wish) -> Iterator[Stage]:
-    """Read a photograph; answer at level 0, then at each finer level until that is enough.
+def classify_by_level(classifier: Classifier, source: ImageSource, options: AnswerOptions) -> Iterator[Stage]:
+    """Read a photograph; yield the answer of level 0, then of each finer level until one is enough.
 
-    Nothing above the last stage is computed, and nothing above a stage before the next stage is asked for.
+    A level is computed when its stage is asked for.
 
     Raises:
         ImageError: the photograph can't be read; the message does not hold its path.
     """
-    stopping = Stopping(wish.request, classifier.taxonomy, classifier.decision)
+    policy = ExitPolicy(options.request, classifier.taxonomy, classifier.decision)
     image = read_image(source, min_side=resize_side(classifier.preprocessing))
     predictions = classifier.refine(image)
-    for costs in classifier.levels[: stopping.last + 1]:
+    for costs in classifier.levels[: policy.last + 1]:
         started = time.perf_counter()
         prediction = next(predictions)
         elapsed = (time.perf_counter() - started) * 1000
-        enough, answers = stopping.judge([prediction.scores(tier)[None] for tier in range(costs.index + 1)])
+        enough, answers = policy.judge([prediction.scores(tier)[None] for tier in range(costs.index + 1)])
         done, tier = bool(enough[0]), int(answers.tier[0])
         yield Stage(
             prediction=prediction,
@@ -115,7 +116,7 @@ def climb(classifier: Classifier, source: ImageSource, wish: Wish) -> Iterator[S
             share=costs.step_share,
             enough=done,
             tier=tier if tier >= 0 else None,
-            reason=Reason(int(answers.reason[0])),
+            reason=StopReason(int(answers.reason[0])),
         )
         if done:
             return

@@ -1,4 +1,4 @@
-"""The tab for many photographs: files or zip files in, a table out, to sort and to keep."""
+"""The tab for many photographs: files or zip files in, a table out that can be sorted and downloaded."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from hierclass.page.batch_job import (
     KINDS,
     MAX_PHOTOGRAPHS,
     ORDERS,
-    Pile,
+    BatchJob,
     draw_progress,
     table_rows,
     write_tables,
 )
 from hierclass.page.drawing import draw_trouble
 from hierclass.page.messages import explain
-from hierclass.page.service import NUM_PILES, Service
-from hierclass.page.widgets import ANNOUNCED, BUSY, line, place_controls, share
+from hierclass.page.service import NUM_JOBS, Service
+from hierclass.page.widgets import ANNOUNCED, BUSY, build_controls, line, share
 
 if TYPE_CHECKING:
     import gradio as gr
 
 MAX_FILE = "200mb"
-"""One file that is uploaded."""
+"""Size of one uploaded file, at most."""
 SHOWN_SECONDS = 1
-"""The table is shown anew at most so often while it grows."""
+"""Seconds between two updates of the growing table, at least."""
 WAITING = "Waiting for its turn …"
 
 SORTING = """(order, table) => {
@@ -43,8 +43,8 @@ SORTING = """(order, table) => {
 """Sorts a table in the browser."""
 
 
-def place_many(service: Service) -> None:
-    """Place the tab's widgets, and wire them."""
+def build_batch_tab(service: Service) -> None:
+    """Add the tab's widgets and connect them."""
     import gradio as gr
 
     gr.Markdown(
@@ -61,7 +61,7 @@ def place_many(service: Service) -> None:
                 elem_id="pile",
             )
         with gr.Column(min_width=280):
-            controls = place_controls(service.classifier)
+            controls = build_controls(service.classifier)
     with gr.Row():
         go = gr.Button("Label them", variant="primary")
         stop = gr.Button("Stop")
@@ -73,7 +73,7 @@ def place_many(service: Service) -> None:
         downloads = [gr.DownloadButton(f"Download as {name}", interactive=False) for name in names]
     sorting = SORTING % json.dumps(ORDERS)
     order.change(None, [order, table], table, js=sorting, api_visibility="private")
-    work = _Work(service)
+    work = _BatchActions(service)
     go.click(None, None, status, js=f"() => {json.dumps(line(WAITING))}", api_visibility="private")
     run = go.click(
         work.fill,
@@ -83,7 +83,7 @@ def place_many(service: Service) -> None:
         show_progress="hidden",
         trigger_mode="once",
         api_visibility="private",
-        concurrency_limit=NUM_PILES,
+        concurrency_limit=NUM_JOBS,
         concurrency_id="label",
     )
     run.then(None, [order, table], table, js=sorting, api_visibility="private")
@@ -108,8 +108,8 @@ def _place_table() -> gr.Dataframe:
     )
 
 
-class _Work:
-    """What the buttons do; each visitor stops what is their own."""
+class _BatchActions:
+    """What the buttons do; each visitor can stop only their own job."""
 
     def __init__(self, service: Service) -> None:
         import gradio as gr
@@ -140,30 +140,30 @@ class _Work:
     def _label(
         self, sent: Any, level: Any, precision: Any, stopped: threading.Event
     ) -> Iterator[tuple[Any, ...]]:
-        """What the page shows of many photographs, while they are labelled."""
+        """Yield the contents of the tab while photographs are labelled."""
         import gradio as gr
 
         off = gr.DownloadButton(interactive=False)
         yield line(WAITING), [], off, off
         try:
-            pile: Pile | None = None
+            job: BatchJob | None = None
             shown = 0.0
-            for each in self._service.work_on(sent, level, precision, thumbnails=True):
+            for each in self._service.label_batch(sent, level, precision, thumbnails=True):
                 if stopped.is_set():
                     break
                 if isinstance(each, int):
                     yield line(f"Waiting for its turn: {each} before it …"), gr.skip(), off, off
                     continue
-                pile, table = each, gr.skip()
+                job, table = each, gr.skip()
                 if time.monotonic() - shown > SHOWN_SECONDS:  # a table is long
-                    table, shown = table_rows(pile), time.monotonic()
-                yield draw_progress(pile), table, off, off
-            if pile is None or not pile.done:
+                    table, shown = table_rows(job), time.monotonic()
+                yield draw_progress(job), table, off, off
+            if job is None or not job.done:
                 yield line("Stopped before anything was labelled."), [], off, off
                 return
             num_tiers = self._service.classifier.taxonomy.num_tiers
-            paths = write_tables(pile, num_tiers, self._service.uploads.result_folder())
+            paths = write_tables(job, num_tiers, self._service.uploads.result_folder())
             ready = (gr.DownloadButton(value=str(path), interactive=True) for path in paths)
-            yield draw_progress(pile, stopped=not pile.finished), table_rows(pile), *ready
+            yield draw_progress(job, stopped=not job.finished), table_rows(job), *ready
         except HierclassError as error:
             yield draw_trouble(explain(error)), [], off, off

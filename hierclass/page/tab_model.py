@@ -1,4 +1,4 @@
-"""The tab for the model: its levels, its classes to search and to open, its card."""
+"""The tab for the model: levels, classes to search, model card."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hierclass.page.service import Service
 from hierclass.page.widgets import ANNOUNCED, caption
 
 
-def place_model(service: Service, card: str) -> None:
-    """Place the tab's widgets, and wire them."""
+def build_model_tab(service: Service, card: str) -> None:
+    """Add the tab's widgets and connect them."""
     import gradio as gr
 
     taxonomy = service.classifier.taxonomy

@@ -1,4 +1,4 @@
-"""The tab for one photograph: the answer of level 0 first, then each refinement as it is computed."""
+"""The tab for one photograph: shows each level's answer as soon as it is computed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hierclass.page.drawing import draw_headline, draw_message, draw_numbers, dr
 from hierclass.page.figures import draw_tree
 from hierclass.page.messages import explain, introduction
 from hierclass.page.service import NUM_AT_ONCE, Service
-from hierclass.page.widgets import ANNOUNCED, BUSY, Controls, caption, place_controls, share
+from hierclass.page.widgets import ANNOUNCED, BUSY, Controls, build_controls, caption, share
 
 if TYPE_CHECKING:
     import gradio as gr
 
 
-def place_one(service: Service, examples: Sequence[Path]) -> None:
-    """Place the tab's widgets, and wire them."""
+def build_single_tab(service: Service, examples: Sequence[Path]) -> None:
+    """Add the tab's widgets and connect them."""
     import gradio as gr
 
     classifier = service.classifier
@@ -42,7 +42,7 @@ def place_one(service: Service, examples: Sequence[Path]) -> None:
             headline = gr.HTML(start, elem_id="headline", js_on_load=ANNOUNCED)
             steps = gr.HTML(draw_steps(classifier, ()), elem_id="steps")
         with gr.Column(elem_classes="control-part", min_width=280):
-            controls = place_controls(classifier)
+            controls = build_controls(classifier)
         with gr.Column(elem_classes="tree-part", min_width=280):
             gr.HTML(caption("All the classes, coloured by how likely they are"))
             tree = gr.Plot(draw_tree(classifier.taxonomy), show_label=False, elem_id="tree")
@@ -54,7 +54,7 @@ def place_one(service: Service, examples: Sequence[Path]) -> None:
 def _wire(
     service: Service, image: gr.Image, controls: Controls, outputs: list[gr.HTML | gr.Plot], start: str
 ) -> None:
-    """Let the answer follow the photograph and the controls."""
+    """Update the answer when the photograph or a control changes."""
     import gradio as gr
 
     # An old answer must not stand beside a new photograph, even where its own never comes.
@@ -84,13 +84,13 @@ def _wire(
 
 
 def _show(service: Service, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
-    """What the tab shows of a photograph after every level."""
+    """Yield the contents of the tab after every level."""
     classifier, stages = service.classifier, []
     try:
-        for stage, wish in service.climb(photo, level, precision):
+        for stage, options in service.classify(photo, level, precision):
             stages.append(stage)
             yield (
-                draw_headline(classifier, stages, wish),
+                draw_headline(classifier, stages, options),
                 draw_steps(classifier, stages),
                 draw_tree(classifier.taxonomy, stages),
                 draw_numbers(classifier, stages),
@@ -100,13 +100,13 @@ def _show(service: Service, photo: Any, level: Any, precision: Any) -> Iterator[
 
 
 def _empty(service: Service, headline: str) -> tuple[Any, ...]:
-    """What the tab shows where there is no answer."""
+    """The contents of the tab without an answer."""
     classifier = service.classifier
     return headline, draw_steps(classifier, ()), draw_tree(classifier.taxonomy), draw_numbers(classifier, ())
 
 
 def _in_browser(service: Service, headline: str) -> str:
-    """The same as JavaScript that needs no server."""
+    """JavaScript that shows the tab without an answer, without asking the server."""
     headline, steps, tree, numbers = _empty(service, headline)
     plot = {"type": "plotly", "plot": tree.to_json()}
     return f"() => {json.dumps([headline, steps, plot, numbers])}"

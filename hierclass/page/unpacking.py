@@ -1,4 +1,4 @@
-"""Zip files from strangers: what is in them is read within limits, and written under names of our own."""
+"""Unpack zip files that are not trusted: within limits, and under names of our own."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from hierclass.errors import ImageError, InputError
 from taxonomy.folders import IMAGE_ENDINGS
 
 MAX_DIRECTORY = 4 << 20
-"""Bytes of a zip file's list of members: it is read whole, before anything else can be known of it."""
+"""Bytes of a zip file's list of members, at most; zipfile reads it whole before anything else."""
 _CHUNK = 1 << 16
 _ENCRYPTED = 0x1
 
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """One photograph of many: what the user calls it, and where it is, or what is wrong with it."""
+    """One photograph of many: the user's name for it, and its file, or an error in place of it."""
 
     name: str
     path: Path | None
     error: str = ""
 
 
-class Space:
-    """Bytes that may still be written."""
+class ByteBudget:
+    """Number of bytes that may still be written."""
 
     def __init__(self, size: int) -> None:
-        """Begin with so many bytes."""
+        """Begin with N = `size` bytes."""
         self.left = size
 
     def take(self, size: int) -> None:
-        """Use bytes up. Raises ImageError where they are not left."""
+        """Use bytes up; raise ImageError if not so many are left."""
         if size > self.left:
             raise ImageError("is left out: what is in the zip file is too large unpacked")
         self.left -= size
 
 
-def unpack(file: Path, name: str, folder: Path, space: Space, most: int) -> Iterator[Photograph]:
-    """Yield the photographs in a zip file, written to a folder as 0.jpg, 1.jpg …; others of its files are left out.
+def unpack(file: Path, name: str, folder: Path, space: ByteBudget, most: int) -> Iterator[Photograph]:
+    """Yield the photographs in a zip file, written to a folder as 0.jpg, 1.jpg …; leave other files out.
 
-    One that can't be unpacked has an error, and the others come nevertheless. Members are called `zip/member`.
+    A photograph that can't be unpacked has an error; the others are not affected. Names are `zip/member`.
 
     Args:
         file: the zip file.
-        name: what the user calls it.
+        name: the user's name for it.
         folder: an empty folder.
-        space: what may be written; it is used up.
-        most: how many photographs may be in it.
+        space: how many bytes may be written; it is used up.
+        most: how many photographs it may hold.
 
     Raises:
         InputError: it is no zip file, or has too many photographs.
     """
     try:
-        with file.open("rb", buffering=0) as raw, zipfile.ZipFile(_Bounded(raw)) as archive:
+        with file.open("rb", buffering=0) as raw, zipfile.ZipFile(_BoundedFile(raw)) as archive:
             members = [member for member in archive.infolist() if _is_photograph(member)]
             if len(members) > most:
                 raise InputError(
@@ -82,7 +82,7 @@ def unpack(file: Path, name: str, folder: Path, space: Space, most: int) -> Iter
         ) from error
 
 
-def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, space: Space) -> None:
+def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, space: ByteBudget) -> None:
     if member.flag_bits & _ENCRYPTED:
         raise ImageError("is locked with a password; pack it without one")
     with target.open("wb") as out:  # a full disk is no fault of the member
@@ -116,8 +116,8 @@ def _is_photograph(member: zipfile.ZipInfo) -> bool:
     )
 
 
-class _Bounded(io.RawIOBase):
-    """A file of which no more than a list of members may be asked at once, so that no list is larger."""
+class _BoundedFile(io.RawIOBase):
+    """A file that refuses to read more than `MAX_DIRECTORY` bytes at once, to bound the list of members."""
 
     def __init__(self, raw: io.FileIO) -> None:
         self._raw = raw

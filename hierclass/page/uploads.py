@@ -1,4 +1,4 @@
-"""The folder of uploads: which files a request may mean, how much there may be, and when they are deleted."""
+"""The folder of uploads: which files requests may name, how much is stored, and when files are deleted."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from hierclass.files import locked
 KEPT_SECONDS = 3600
 SWEEP_SECONDS = 60
 MAX_STORED = 8 << 30
-"""Bytes of uploads of all visitors together; more are refused until older ones are deleted."""
+"""Bytes of all uploads together, at most; more are refused until older ones are deleted."""
 MAX_FILES = 50_000
 PREFIX = "hierclass-page-"
 _LOCK = ".lock"
 
 
 class Uploads:
-    """A folder that holds what visitors sent, and nothing else; what is older than an hour is deleted."""
+    """The folder of what visitors sent; files older than an hour are deleted."""
 
     def __init__(self, folder: Path, also: Sequence[Path] = (), kept_seconds: float = KEPT_SECONDS) -> None:
-        """Watch over a folder; requests may also mean files in the folders `also` (examples)."""
+        """Use a folder; requests may also name files in the folders `also` (examples)."""
         self.folder = folder.resolve()
         self._also = [each.resolve() for each in also]
         self._kept: frozenset[str] = frozenset()
@@ -40,9 +40,9 @@ class Uploads:
     @classmethod
     @contextmanager
     def opened(cls, also: Sequence[Path] = ()) -> Iterator[Uploads]:
-        """Make a folder for as long as a page runs; those of pages that were killed are removed.
+        """Create a folder for as long as a page runs; remove those of pages that were killed.
 
-        All temporary files of this process go there meanwhile, whoever makes them.
+        Meanwhile it also takes all temporary files of this process.
 
         Raises:
             InputError: no folder for temporary files can be written.
@@ -64,16 +64,16 @@ class Uploads:
             raise InputError(f"temporary files can't be written: {error.strerror or error}") from error
 
     def keep_what_is_there(self) -> None:
-        """Let the files that are there now stay until the end: they are the page's own."""
+        """Never delete the files that are there now: they are the page's own."""
         self._kept = frozenset(entry.path for entry in _files(self.folder))
 
     def find(self, sent: Any) -> Path:
-        """Return the file that a request means: a mapping with `path`, as uploading answered it.
+        """Return the file that a request names by a mapping with `path`, as Gradio answers an upload.
 
-        A request may name any file, so that only files in the folder count, and no links out of it.
+        Requests are not trusted: only files in the folder are returned, and no links out of it.
 
         Raises:
-            ImageError: it means no file that was uploaded, or that one is deleted.
+            ImageError: the file was not uploaded or is deleted.
         """
         path = sent.get("path") if isinstance(sent, Mapping) else None
         if not isinstance(path, str) or "\0" in path or len(path) > 4096:
@@ -88,16 +88,16 @@ class Uploads:
 
     @contextmanager
     def working_folder(self) -> Iterator[Path]:
-        """Give a folder for the time of one request."""
+        """Create a folder for the duration of one request."""
         with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as place:
             yield Path(place)
 
     def result_folder(self) -> Path:
-        """Return a new folder for files that a visitor may fetch; it is deleted with the uploads."""
+        """Create a folder for files that a visitor may download; it is deleted like the uploads."""
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     def check_space(self, arriving: int = 0) -> None:
-        """Raise InputError if no more uploads are taken just now, beside bytes that are on their way."""
+        """Raise InputError if there is no room for more uploads; `arriving` bytes are being uploaded."""
         size, count = arriving, 0
         for entry in itertools.islice(_files(self.folder), MAX_FILES + 1):
             with contextlib.suppress(OSError):  # deleted meanwhile
@@ -106,7 +106,7 @@ class Uploads:
             raise InputError("too many uploads are kept on this page; please try again in an hour")
 
     def sweep(self) -> None:
-        """Delete what is too old; what can't be deleted is tried again."""
+        """Delete files that are too old; those that can't be deleted are tried again next time."""
         oldest, kept = time.time() - self.kept_seconds, {*self._kept, str(self.folder / _LOCK)}
         for folder, folders, names in os.walk(self.folder, topdown=False):
             for name in names:
@@ -121,11 +121,11 @@ class Uploads:
                         inner.rmdir()
 
     def start_sweeping(self) -> None:
-        """Sweep every minute, in a thread that ends with the process."""
+        """Sweep every minute in a daemon thread."""
         threading.Thread(target=self._keep_sweeping, name="hierclass-sweeper", daemon=True).start()
 
     def close(self) -> None:
-        """Stop sweeping, and delete everything."""
+        """Stop sweeping and delete everything."""
         self._stop.set()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -135,7 +135,7 @@ class Uploads:
 
 
 def _remove_if_dead(folder: Path) -> None:
-    """Remove the uploads of a page that does not run any more; one that does holds a lock."""
+    """Remove the uploads of a page that does not run any more; a running page holds the lock."""
     with contextlib.suppress(InputError, OSError), locked(folder / _LOCK, "a page runs"):
         shutil.rmtree(folder, ignore_errors=True)
 

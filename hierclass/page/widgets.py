@@ -1,4 +1,4 @@
-"""Widgets that several tabs have, and what browsers are told of them."""
+"""Widgets and texts that several tabs share."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 BUSY = "The page is busy or can't be reached. Please try again in a minute."
 ANNOUNCED = "element.setAttribute('aria-live', 'polite')"
-"""Screen readers read out what changes in such an element."""
+"""Makes screen readers read out changes of an element."""
 
 
 class Controls(NamedTuple):
-    """How fine, and how sure: the same three widgets for one photograph and for many."""
+    """The three widgets that set `AnswerOptions`, the same in both tabs."""
 
     level: gr.Radio
     sure: gr.Checkbox
     precision: gr.Slider
 
 
-def place_controls(classifier: Classifier) -> Controls:
-    """Place the widgets that say how fine and how sure."""
+def build_controls(classifier: Classifier) -> Controls:
+    """Add the widgets that set how fine and how sure an answer must be."""
     import gradio as gr
 
     from hierclass.classifier import run_once
@@ -59,15 +59,15 @@ def place_controls(classifier: Classifier) -> Controls:
 
 
 def share(percentage: Any) -> Any:
-    """A slider's value as a share; what is no number stays as it is, and is refused later."""
+    """Return a slider's value as a share; anything but a number is returned as it is, to be refused later."""
     return percentage / 100 if isinstance(percentage, (int, float)) else percentage
 
 
 def caption(text: str) -> str:
-    """Draw what stands above a figure."""
+    """Draw the caption of a figure."""
     return f'<p class="hc-caption">{text}</p>'
 
 
 def line(text: str) -> str:
-    """Draw a line that says how far something is."""
+    """Draw a line of status text."""
     return f'<div class="hc"><p class="sum">{text}</p></div>'

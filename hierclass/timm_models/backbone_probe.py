@@ -1,7 +1,7 @@
-"""Whether a timm model nests: it is cut, and what came of it is noted.
+"""Find out whether a timm model nests by nesting it.
 
-Structure `slices` is tried without memory for weights, so a model of a billion weights takes seconds: what is found
-are shapes and costs. `prove_model` builds a model with weights, and the network proves itself.
+`probe_backbone` tries structure `slices` without memory for weights, so that a model of a billion weights takes
+seconds, and counts costs. `prove_model` builds a model with weights, and the network verifies its nesting.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from hierclass.nested.network import evaluating
 from hierclass.nested.slices import SlicedNetwork
 
 MAX_SHARE = 0.75
-"""A level 0 that needs a larger share of the weights is no small network; such a model counts as one that fails."""
+"""Largest share of the weights that level 0 may need; above it, a model counts as one that does not nest."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What came of cutting one model; `reason` says in one line why it does not nest, and is empty if it does."""
+class ProbeResult:
+    """Result of probing one model; `reason` says in one line why it does not nest, empty if it does."""
 
     name: str
     family: str
     reason: str
     input_size: tuple[int, int, int] = (3, 0, 0)
     macs: tuple[int, ...] = ()
-    """Multiply-accumulates of each level for one image, those of the levels below included; empty if not counted."""
+    """Multiply-accumulates of each level for one image, lower levels included; empty if not counted."""
     parameters: tuple[int, ...] = ()
-    """Weights of each level without its head, those of the levels below included."""
+    """Number of weights of each level without its head, lower levels included."""
     unexpected: bool = False
-    """Whether it failed in a way that is not told as a `BackboneError`: a fault of ours."""
+    """Whether it failed with another error than `BackboneError`: a fault of this package."""
 
     @property
     def nests(self) -> bool:
@@ -48,36 +48,36 @@ class Finding:
 
 
 def family_of(name: str) -> str:
-    """Return the module of timm that a model comes from: its family."""
+    """Return the family of a timm model: the name of its module."""
     return str(_registry._model_to_module.get(name, ""))
 
 
-def examine(name: str, widths: Sequence[float] = DEFAULT_SHARES, *, count: bool = True) -> Finding:
-    """Cut the timm model `name` into slices without memory for its weights; `count` its multiply-accumulates too.
+def probe_backbone(name: str, widths: Sequence[float] = DEFAULT_SHARES, *, count: bool = True) -> ProbeResult:
+    """Nest the timm model `name` as slices without memory for weights; with `count`, count multiply-accumulates.
 
     Raises:
         BackboneError: timm has no such model.
     """
     size = (3, 0, 0)
     try:
-        backbone = without_memory(name)
+        backbone = create_meta_backbone(name)
         size = image_size(backbone)
         macs, parameters = _level_costs(backbone, widths, size, count=count)
     except BackboneError as error:
         if not family_of(name):
             raise
-        return Finding(name, family_of(name), str(error).removesuffix(f"; {HINT}"), size)
+        return ProbeResult(name, family_of(name), str(error).removesuffix(f"; {HINT}"), size)
     except Exception as error:
-        return Finding(name, family_of(name), _first_line(error), size, unexpected=True)
+        return ProbeResult(name, family_of(name), _first_line(error), size, unexpected=True)
     share = parameters[0] / max(parameters[-1], 1)
     reason = (
         "" if share <= MAX_SHARE else f"level 0 needs {share:.0%} of the weights, so it is hardly cheaper"
     )
-    return Finding(name, family_of(name), reason, size, macs, parameters)
+    return ProbeResult(name, family_of(name), reason, size, macs, parameters)
 
 
-def without_memory(name: str) -> nn.Module:
-    """Make a backbone whose weights take no memory (device meta), where timm can do that."""
+def create_meta_backbone(name: str) -> nn.Module:
+    """Create a backbone whose weights take no memory (device meta), if timm can."""
     try:
         with torch.device("meta"):
             return create_backbone(name).eval()
@@ -86,7 +86,7 @@ def without_memory(name: str) -> nn.Module:
 
 
 def image_size(backbone: nn.Module) -> tuple[int, int, int]:
-    """Return the smallest image (C, H, W) that a timm model says it takes, or else the one that it is made for."""
+    """Return the smallest image (C, H, W) that a timm model declares, or else its usual one."""
     known = getattr(backbone, "pretrained_cfg", None) or {}
     usual = known.get("input_size", (3, 224, 224))
     size = usual if known.get("fixed_input_size") else known.get("min_input_size") or usual
@@ -96,7 +96,7 @@ def image_size(backbone: nn.Module) -> tuple[int, int, int]:
 def _level_costs(
     backbone: nn.Module, widths: Sequence[float], size: tuple[int, int, int], *, count: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Cut a backbone, run every level on sizes alone, and count."""
+    """Nest a backbone, run every level on device meta, and count multiply-accumulates and weights."""
     classes = [2] * len(widths)
     network = SlicedNetwork(lower(analyse(backbone, widths, size)), classes, size)
     network.eval().requires_grad_(False).to("meta")
@@ -120,14 +120,14 @@ def _level_costs(
 
 
 def prove_model(name: str, structure: str) -> str:
-    """Nest a timm model with weights, so that it proves itself; return why that fails, or an empty line.
+    """Nest a timm model with weights, which verifies its nesting; return why that fails, or an empty string.
 
-    Structure `slices` is also cut as a single level, which must answer like timm.
+    With `slices`, a network of a single level must also give the same features as timm.
     """
     torch.manual_seed(0)
     try:
         backbone = create_backbone(name).eval()
-        stir(backbone)
+        randomise_weights(backbone)
         size = image_size(backbone)
         if structure == "slices":
             _compare(backbone, size)
@@ -139,8 +139,8 @@ def prove_model(name: str, structure: str) -> str:
     return ""
 
 
-def stir(backbone: nn.Module) -> None:
-    """Give every weight a say: timm starts scales and tables at zero or one, which hides what is in the wrong place."""
+def randomise_weights(backbone: nn.Module) -> None:
+    """Randomise weights that timm initialises with zeros or ones, which would hide channels in the wrong place."""
     with torch.no_grad():
         for name, value in (*backbone.named_parameters(), *backbone.named_buffers()):
             if not value.is_floating_point() or (

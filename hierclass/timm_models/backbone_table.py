@@ -1,6 +1,6 @@
-"""The table of timm's families: which nest, in which structures, and if not, why. Made by `benchmarks/backbones.py`.
+"""The table of timm's families: which nest, in which structures, and why not; `benchmarks/backbones.py` writes it.
 
-It is read without torch and timm, so that looking something up takes no time.
+Reading it needs neither torch nor timm.
 """
 
 from __future__ import annotations
@@ -16,78 +16,78 @@ from typing import TYPE_CHECKING, Any
 from hierclass.errors import BackboneError
 
 if TYPE_CHECKING:
-    from hierclass.timm_models.backbone_probe import Finding
+    from hierclass.timm_models.backbone_probe import ProbeResult
 
 
 @dataclass(frozen=True)
-class Family:
+class BackboneFamily:
     """The models of one module of timm."""
 
     name: str
     nests: tuple[str, ...]
-    """Names of the models that can be cut into slices."""
+    """Names of the models that nest as `slices`."""
     refused: Mapping[str, str]
-    """Name of each other model → why not, in one line."""
+    """Name of each other model → the reason, in one line."""
     proven: Mapping[str, str]
-    """Structure → the model that was built with weights and proved itself."""
+    """Structure → the model that was built with weights and verified."""
     failed: Mapping[str, str]
-    """Structure → why that model does not nest so."""
+    """Structure → why that model does not nest in it."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All models."""
+        """Names of all models."""
         return (*self.nests, *self.refused)
 
     @property
     def num_models(self) -> int:
-        """How many models there are."""
+        """Number of models."""
         return len(self.nests) + len(self.refused)
 
     @property
     def reason(self) -> str:
-        """Why models are refused: the most frequent answer, empty if all nest."""
+        """The most frequent reason why models do not nest; empty if all do."""
         reasons = list(self.refused.values())
         return max(reasons, key=reasons.count) if reasons else ""
 
-    def only(self, pattern: str) -> Family:
-        """Return the family with those models alone whose names match a pattern; all if its own name matches."""
+    def only(self, pattern: str) -> BackboneFamily:
+        """Return the family with the models whose names match a pattern; with all if its own name matches."""
         if fnmatchcase(self.name, pattern):
             return self
         nests = tuple(name for name in self.nests if fnmatchcase(name, pattern))
         refused = {name: why for name, why in self.refused.items() if fnmatchcase(name, pattern)}
-        return Family(self.name, nests, refused, self.proven, self.failed)
+        return BackboneFamily(self.name, nests, refused, self.proven, self.failed)
 
 
 @dataclass(frozen=True)
-class Backbones:
+class BackboneTable:
     """All families of one version of timm."""
 
     timm: str
-    """Version of timm that was asked."""
-    families: tuple[Family, ...]
+    """Version of timm that was probed."""
+    families: tuple[BackboneFamily, ...]
 
-    def matching(self, pattern: str) -> Backbones:
+    def matching(self, pattern: str) -> BackboneTable:
         """Return the families whose name, or the name of a model, matches a pattern like `*vit*`."""
         narrowed = (family.only(pattern) for family in self.families)
-        return Backbones(self.timm, tuple(family for family in narrowed if family.num_models))
+        return BackboneTable(self.timm, tuple(family for family in narrowed if family.num_models))
 
     @property
     def names(self) -> Iterator[str]:
-        """All models."""
+        """Names of all models."""
         return (name for family in self.families for name in family.names)
 
-    def family(self, model: str) -> Family | None:
-        """Return the family of a model, None if the table does not know it."""
+    def family(self, model: str) -> BackboneFamily | None:
+        """Return the family of a model, None if it is not in the table."""
         return next((family for family in self.families if model in family.names), None)
 
     @property
     def num_models(self) -> int:
-        """How many models there are."""
+        """Number of models."""
         return sum(family.num_models for family in self.families)
 
     @property
     def num_nesting(self) -> int:
-        """How many of them can be cut into slices."""
+        """Number of models that nest as `slices`."""
         return sum(len(family.nests) for family in self.families)
 
     def summary(self) -> str:
@@ -99,7 +99,7 @@ class Backbones:
         )
 
     def to_json(self) -> str:
-        """Return the table as `read_backbones` reads it."""
+        """Return the table as JSON for `read_backbones`."""
         families = {
             family.name: {
                 "nests": list(family.nests),
@@ -113,9 +113,9 @@ class Backbones:
 
 
 def models_to_try(pattern: str | None, *, force: bool = False) -> list[str]:
-    """Return the models that must be cut to answer for a pattern: none if the shipped table answers.
+    """Return the models that must be probed for a pattern; none if the shipped table has the answer.
 
-    The exact name of a model is always tried; `force` tries all that match.
+    The exact name of a model is always probed; with `force`, all that match are.
 
     Raises:
         BackboneError: nothing matches, in the table or in timm.
@@ -135,34 +135,34 @@ def models_to_try(pattern: str | None, *, force: bool = False) -> list[str]:
 
 
 @cache
-def shipped_backbones() -> Backbones:
+def shipped_backbones() -> BackboneTable:
     """Return the table that comes with hierclass."""
     return read_backbones(files("hierclass").joinpath("data/backbones.json").read_text(encoding="utf-8"))
 
 
-def findings(models: Sequence[str]) -> Iterator[tuple[Finding, Family | None]]:
-    """Cut models one by one, and yield what came of each and its family of the shipped table, if it is there."""
+def probe_models(models: Sequence[str]) -> Iterator[tuple[ProbeResult, BackboneFamily | None]]:
+    """Probe models one by one; yield each result, and the family in the shipped table (None: not there)."""
     if models:
-        from hierclass.timm_models.backbone_probe import examine
+        from hierclass.timm_models.backbone_probe import probe_backbone
 
         for name in models:
-            yield examine(name), shipped_backbones().family(name)
+            yield probe_backbone(name), shipped_backbones().family(name)
 
 
-def read_backbones(text: str) -> Backbones:
-    """Read what `Backbones.to_json` wrote."""
+def read_backbones(text: str) -> BackboneTable:
+    """Read what `BackboneTable.to_json` returned."""
     content: dict[str, Any] = json.loads(text)
-    return Backbones(
+    return BackboneTable(
         content["timm"],
         tuple(
-            Family(name, tuple(found["nests"]), found["refused"], found["proven"], found["failed"])
+            BackboneFamily(name, tuple(found["nests"]), found["refused"], found["proven"], found["failed"])
             for name, found in content["families"].items()
         ),
     )
 
 
-def to_markdown(backbones: Backbones) -> str:
-    """Return the page `docs/backbones.md`."""
+def to_markdown(backbones: BackboneTable) -> str:
+    """Return the table as the page `docs/backbones.md`."""
     lines = [*_HEAD, f"**{backbones.summary()}.**", ""]
     lines += ["| family | models | nest | structures | shown on |", "| --- | ---: | ---: | --- | --- |"]
     for family in backbones.families:
@@ -188,8 +188,8 @@ _HEAD = (
 )
 
 
-def _refusals(family: Family) -> list[str]:
-    """Lines of a list: models refused for the same reason, and structures that the family lacks."""
+def _refusals(family: BackboneFamily) -> list[str]:
+    """Lines of a list: models that fail for the same reason, and structures in which the family does not nest."""
     groups: dict[str, list[str]] = {}
     for name, why in family.refused.items():
         groups.setdefault(why, []).append(name)

@@ -31,9 +31,9 @@ from taxonomy import Taxonomy
 
 
 class WholeNetwork(NestedNetwork):
-    """A classifier whose every level is the whole of it; level k's logits are sums up the tree.
+    """A network whose every level is one whole classifier; the logits of a level are sums up the tree.
 
-    Its "features" are the classifier's own logits; the head of a level has no weights, it adds up probabilities.
+    Its "features" are the classifier's logits; the head of a level has no weights, it adds up probabilities.
     """
 
     structure = "whole"
@@ -46,7 +46,7 @@ class WholeNetwork(NestedNetwork):
         outputs: Sequence[Sequence[Sequence[int]]],
         input_size: tuple[int, int, int],
     ):
-        """Class c of level k adds up the outputs `outputs[k][c]` of `classifier`, which has `num_outputs`."""
+        """Add up the outputs `outputs[k][c]` of `classifier`, which has `num_outputs`, for class c of level k."""
         sizes = [num_outputs] * len(outputs), [len(tier) for tier in outputs]
         super().__init__(*sizes, input_size, [LogSum(tier) for tier in outputs])
         self.classifier = classifier
@@ -66,7 +66,7 @@ class WholeNetwork(NestedNetwork):
         return logits, (logits,)
 
     def cost(self, level: int) -> Cost:
-        """Return what every level costs: the whole classifier, counted on the first call."""
+        """Return the cost of the whole classifier, which is that of every level."""
         self.check_level(level)
         if self._cost is None:
             self._cost = super().cost(level)
@@ -80,7 +80,7 @@ class WholeNetwork(NestedNetwork):
             yield f"classifier.{name}", statistic, False
 
     def spoil_above(self, level: int) -> None:
-        """Do nothing: no weight lies above a level."""
+        """Do nothing: every level uses all weights."""
 
     def truncate(self, level: int) -> WholeNetwork:
         """Return a stand-alone network of levels 0 … `level`; it is no smaller."""
@@ -88,24 +88,24 @@ class WholeNetwork(NestedNetwork):
         return WholeNetwork(copy.deepcopy(self.classifier), self.num_features[0], outputs, self.input_size)
 
     def stored(self) -> NoReturn:
-        """Refuse: a checkpoint would be a copy of timm's weights that no level makes smaller."""
+        """Raise CheckpointError: a checkpoint would only be a copy of timm's weights."""
         raise CheckpointError(
             "a timm classifier as it is can't be saved as a model; keep its file of weights and use from_timm"
         )
 
 
 class LogSum(nn.Module):
-    """From a classifier's logits (B, F) to the logits (B, C) of classes that are sets of its outputs.
+    """Turns the logits (B, F) of F outputs into the logits (B, C) of classes that are sets of outputs.
 
-    The logarithm of the sum of the exponentials of a class's outputs, so that the softmax of the result is the
-    sum of the softmax over them.
+    A class gets the logarithm of the sum of the exponentials of its outputs, so that its softmax is the sum of
+    theirs.
     """
 
     index: Tensor
     mask: Tensor
 
     def __init__(self, outputs: Sequence[Sequence[int]]):
-        """Class c is the set of outputs `outputs[c]`, none of them empty."""
+        """Make class c of the outputs `outputs[c]`, of which there is at least one."""
         super().__init__()
         width = max(map(len, outputs))
         rows = [[*members, *[members[0]] * (width - len(members))] for members in outputs]
@@ -127,16 +127,21 @@ def from_timm(
 ) -> Classifier:
     """Make a hierarchical classifier of timm's `name` (like "resnet50.a1_in1k") without any training.
 
-    A tier's probabilities are sums of the classifier's own. That saves nothing: every level costs the whole
-    network. For levels that cost a tenth and a third of it, distil the classifier, from photographs without
-    labels and in hours on a processor: `hierclass-train distil` (docs/distil.md). `weights` is a file
-    (.safetensors, or PyTorch's .pth read without executing anything); None takes timm's own from the local
-    cache and downloads nothing. `taxonomy` is a tree, or what `taxonomy.load_taxonomy` takes, whose leaves are synset
-    ids among the classifier's classes (an ImageNet-1k, 12k, 21k or 22k of timm's); outputs that are no leaf are
-    left out and the others sum to 1. None takes the bundled tree of ImageNet-1k.
+    A tier's probabilities are sums of the classifier's own. That saves nothing: every level costs the whole network.
+    For levels that cost a tenth and a third of it, distil the classifier, from photographs without labels and in
+    hours on a processor: `hierclass-train distil` (docs/distil.md).
 
-    Images are prepared as timm's configuration for tests says, except that always the centre square is kept:
-    where timm squeezes the whole image into a square ("squash"), its sides are cut off here.
+    Images are prepared as timm's configuration for tests says, but always with the centre square: where timm squeezes
+    the whole image into a square ("squash"), the sides are cut off here.
+
+    Args:
+        name: a model of timm.
+        weights: a file, .safetensors, or PyTorch's .pth read without executing anything. None takes timm's own from
+            the local cache; nothing is downloaded.
+        taxonomy: a tree, or an argument of `taxonomy.load_taxonomy`, whose leaves are synset ids among the classifier's
+            classes (timm's ImageNet-1k, 12k, 21k or 22k). Outputs that are no leaf are left out, the others sum to 1.
+            None takes the bundled tree of ImageNet-1k.
+        device: as in `hierclass.load`.
 
     Raises:
         BackboneError: timm has no such model, or it is no classifier that the tree fits.

@@ -1,4 +1,4 @@
-"""A classifier of timm's with the weights of a file: found, checked, loaded, and what its outputs mean.
+"""Load a timm classifier with the weights of a file, and match its outputs with the leaves of a tree.
 
 Weights come from timm's local cache or from a file; nothing is downloaded, and nothing in a file is executed.
 """
@@ -27,13 +27,17 @@ from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
 from taxonomy.labels import key
 
 TAXONOMY = "imagenet-1k"
-"""The bundled tree of the 1,000 classes."""
+"""The bundled tree of ImageNet's 1,000 classes."""
 SEED = 0x68696572
-"""Of the weights before loading: one that nobody else starts from, so that what is left of them is known."""
+"""Seed of the weights before loading; equal weights afterwards were not in the file."""
 
 
 def find_published(name: str) -> PretrainedCfg:
-    """Return what timm knows of a model and of its published weights."""
+    """Return timm's configuration of a model and its published weights.
+
+    Raises:
+        BackboneError: timm has no such model.
+    """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f", but {', '.join(close)}" if close else "; timm.list_models() lists them all"
@@ -51,9 +55,13 @@ def match_outputs(
     taxonomy: Taxonomy | str | os.PathLike[str] | None,
     labels: Sequence[str] | None = None,
 ) -> tuple[Taxonomy, list[int]]:
-    """Return the tree, and for every leaf the output of the classifier that stands for it.
+    """Return the tree, and for every leaf the index of the classifier's output that stands for it.
 
-    `labels` say what the outputs mean, in their order; None: they are synset ids of an ImageNet of that size.
+    `labels` are the names of the outputs; None: the synset ids of the ImageNet of that size.
+
+    Raises:
+        BackboneError: it is no classifier that the tree fits.
+        TaxonomyError: a leaf has no output, or there is no such taxonomy.
     """
     subset = infer_imagenet_subset({"num_classes": num_outputs})
     if labels is None and (subset is None or (taxonomy is None and subset != TAXONOMY)):
@@ -72,10 +80,10 @@ def match_outputs(
 
 
 def match_leaves(taxonomy: Taxonomy, labels: Sequence[str], whose: str, what: str) -> list[int]:
-    """Return for every leaf of a tree which of the labels is its id, or reads like its name.
+    """Return for every leaf of a tree the index of the label that is its id or reads like its name.
 
     Raises:
-        TaxonomyError: a leaf has none; the message says `whose` classes they are and `what` to give instead.
+        TaxonomyError: a leaf has no label; the message says `whose` classes the labels are and `what` to give.
     """
     exact = {label: index for index, label in enumerate(labels)}
     read: dict[str, list[int]] = {}
@@ -95,7 +103,11 @@ def match_leaves(taxonomy: Taxonomy, labels: Sequence[str], whose: str, what: st
 
 
 def find_cached_weights(name: str, published: PretrainedCfg) -> Path:
-    """Return the file of timm's own weights where timm has downloaded it before."""
+    """Return the file of timm's own weights in its cache.
+
+    Raises:
+        CheckpointError: timm has not downloaded it, or publishes none.
+    """
     found = find_cached(published)
     if found is not None:
         return found
@@ -111,10 +123,10 @@ def find_cached_weights(name: str, published: PretrainedCfg) -> Path:
 
 
 def create_classifier(name: str, file: Path, num_classes: int | None = None) -> nn.Module:
-    """Make a timm model with the weights of a file, all of them; None takes timm's own number of classes.
+    """Create a timm model with all its weights from a file; `num_classes` None takes timm's own number.
 
-    Where the file's tensors are called otherwise but come in timm's order, kinds and shapes, as other libraries store
-    the same network, they are taken in that order.
+    If the tensors have other names but timm's order, kinds and shapes, as in files of other libraries, they are
+    loaded in that order.
 
     Raises:
         CheckpointError: the weights are missing, damaged or another model's.
@@ -153,7 +165,7 @@ def _load_by_name(name: str, file: Path, tensors: set[str], num_classes: int | N
 
 
 def _load_in_order(name: str, file: Path, num_classes: int | None) -> nn.Module | None:
-    """Make a model with tensors taken in their order; None where kinds or shapes differ from timm's anywhere."""
+    """Create a model and load the tensors in their order; None if a kind or shape differs from timm's."""
     try:
         tensors = load_state_dict(str(file), device="cpu", weights_only=True)
     except Exception:  # what the parser of a file meets that `_tensor_names` let pass
@@ -171,7 +183,7 @@ def _load_in_order(name: str, file: Path, num_classes: int | None) -> nn.Module 
 
 
 def _tensor_names(file: Path) -> set[str]:
-    """Return the names of what a file of weights holds, its tensors unread; refuse all that is more than data."""
+    """Return the names of the tensors in a file of weights without reading them; refuse anything but data."""
     if not file.is_file():
         raise CheckpointError(f"there is no file of weights at {file}")
     if file.suffix == ".safetensors":
@@ -198,9 +210,9 @@ def _names(model: nn.Module) -> set[str]:
 
 
 def _untouched(name: str, model: nn.Module, num_classes: int | None) -> list[str]:
-    """Return the weights that loading left as they were made: those that the same seed makes again.
+    """Return the weights that loading did not set: those that the same seed makes again.
 
-    timm does not insist on every weight for every model (DLA, say), and would use them untrained.
+    timm does not require every weight for every model (DLA, say), and would use them untrained.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -213,7 +225,11 @@ def _untouched(name: str, model: nn.Module, num_classes: int | None) -> list[str
 
 
 def read_preprocessing(name: str, model: nn.Module) -> Preprocessing:
-    """Return how images are prepared for a model, as timm does for tests, with the centre square kept."""
+    """Return timm's preprocessing of a model for tests, with the centre square.
+
+    Raises:
+        BackboneError: the model does not take square RGB images.
+    """
     fixed = bool(getattr(model, "pretrained_cfg", {}).get("fixed_input_size"))
     config = resolve_model_data_config(model, use_test_size=not fixed)
     channels, height, width = config["input_size"]

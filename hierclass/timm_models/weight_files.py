@@ -1,4 +1,4 @@
-"""Where timm's published weights lie: in the local cache, and under which name on the hub. Downloads nothing."""
+"""Find timm's published weights in the local cache, and their names on the hub; download nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class HubFile(NamedTuple):
 
 
 def hub_files(published: PretrainedCfg) -> tuple[HubFile, ...]:
-    """Return the files that hold a model's weights, the one that timm prefers first; none if it is not on the hub."""
+    """Return the files with a model's weights, the one that timm prefers first; empty if it is not on the hub."""
     if not published.hf_hub_id:
         return ()
     repository, _, revision = published.hf_hub_id.partition("@")
@@ -29,7 +29,7 @@ def hub_files(published: PretrainedCfg) -> tuple[HubFile, ...]:
 
 
 def find_cached(published: PretrainedCfg) -> Path | None:
-    """Return the file of timm's own weights where timm has downloaded it before."""
+    """Return the file of timm's own weights in the local cache, None if it is not there."""
     for repository, name, revision in hub_files(published):
         found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(found, str):

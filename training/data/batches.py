@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hierclass.errors import ImageError, InputError
-from hierclass.images.decoding import preprocess, resize_side
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.preprocessing import Preprocessing, preprocess, resize_side
 from training.data.sampler import Share, image_seeds, seed_with
 from training.data.samples import ImageSet, LeafArray
 from training.trainer.interrupts import STOPPING

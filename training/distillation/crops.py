@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from hierclass.images.decoding import resize_side, square
-from hierclass.images.preprocessing import Preprocessing
+from hierclass.images.preprocessing import Preprocessing, resize_side, square
 from hierclass.nested.level_graph import resize
 from training.data.sampler import image_seeds, seed_with
 

@@ -19,7 +19,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.model_selection import RepeatedKFold
 
 from hierclass.decisions.calibration import Decision, Threshold, to_rows
-from hierclass.decisions.prediction import consensus, follow, sum_up
+from hierclass.decisions.prediction import best_paths, consensus, sum_up
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.data.sample_weights import Weighting
@@ -279,7 +279,7 @@ def score_answers(
     parts = []
     for rows in _blocks(len(leaves)):
         tiers = sum_up(log_scores[rows].astype(np.float64), taxonomy, level, temperature)
-        classes, scores = follow(tiers, taxonomy)
+        classes, scores = best_paths(tiers, taxonomy)
         truth = np.stack([taxonomy.projection(tier)[leaves[rows]] for tier in range(level + 1)], axis=1)
         of_truth = tiers[level][np.arange(len(truth)), truth[:, level]]
         nll = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from hierclass.checkpoints.checkpoint import as_stored
 from hierclass.errors import ImageError, InputError
-from hierclass.images.decoding import preprocess, resize_side
+from hierclass.images.preprocessing import preprocess, resize_side
 from training.data.batches import TrainingBatch, read_training_batches, training_loader
 from training.data.load import load_data
 from training.data.sampler import Order

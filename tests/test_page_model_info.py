@@ -12,7 +12,7 @@ import hierclass
 from hierclass.errors import InputError
 from hierclass.files import BUNDLED
 from hierclass.page.model_info import draw_found, draw_levels, draw_tree_list, read_card, search
-from hierclass.page.single import Wish, climb
+from hierclass.page.single import AnswerOptions, classify_by_level
 from taxonomy import Node, Taxonomy, load_taxonomy
 
 pytest.importorskip("plotly", reason="plotly is not installed")
@@ -81,7 +81,7 @@ def test_the_tree_is_coloured_as_far_as_it_is_computed(tiny_checkpoint: Path) ->
     empty = draw_tree(model.taxonomy).data[0]
     assert len(empty.ids) == 2 + 5 + 12
     assert set(empty.marker.colors) == {UNKNOWN}
-    stages = list(climb(model, CAT, Wish(tier=2, precision=0.9)))
+    stages = list(classify_by_level(model, CAT, AnswerOptions(tier=2, precision=0.9)))
     first = draw_tree(model.taxonomy, stages[:1]).data[0]
     assert sum(colour != UNKNOWN for colour in first.marker.colors) == 2
     last = draw_tree(model.taxonomy, stages).data[0]

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import timm
 
-import hierclass.timm_models.backbone_probe
 from hierclass.cli import main
 from hierclass.errors import BackboneError
 from hierclass.nested import STRUCTURES, create_backbone, nest
-from hierclass.timm_models.backbone_probe import examine, family_of, image_size, prove_model
+from hierclass.timm_models.backbone_probe import family_of, image_size, probe_backbone, prove_model
 from hierclass.timm_models.backbone_table import (
-    Backbones,
-    Family,
+    BackboneFamily,
+    BackboneTable,
     models_to_try,
     read_backbones,
     shipped_backbones,
@@ -25,17 +25,19 @@ from hierclass.timm_models.backbone_table import (
 )
 
 ROOT = Path(__file__).parent.parent
-SMALL = Backbones(
+SMALL = BackboneTable(
     "1.0",
     (
-        Family("oak", ("oak_s", "oak_l"), {}, {"slices": "oak_s"}, {"prefix": "oak_s: no | here"}),
-        Family("elm", (), {"elm_s": "elm (Elm) has_no rule", "elm_l": "elm (Elm) has_no rule"}, {}, {}),
+        BackboneFamily("oak", ("oak_s", "oak_l"), {}, {"slices": "oak_s"}, {"prefix": "oak_s: no | here"}),
+        BackboneFamily(
+            "elm", (), {"elm_s": "elm (Elm) has_no rule", "elm_l": "elm (Elm) has_no rule"}, {}, {}
+        ),
     ),
 )
 
 
 def test_a_model_is_cut_without_its_weights_and_costs_what_the_network_costs() -> None:
-    finding = examine("test_resnet")
+    finding = probe_backbone("test_resnet")
     assert (finding.nests, finding.reason, finding.family) == (True, "", "resnet")
     backbone = create_backbone("test_resnet")
     network = nest(backbone, num_classes=[2, 2, 2], input_size=image_size(backbone))
@@ -48,7 +50,7 @@ def test_a_model_is_cut_without_its_weights_and_costs_what_the_network_costs() -
 
 
 def test_a_model_that_cannot_be_cut_is_told_by_path_and_type() -> None:
-    finding = examine("sequencer2d_s")
+    finding = probe_backbone("sequencer2d_s")
     assert not finding.nests
     assert not finding.unexpected
     assert finding.reason.startswith("stages.0.blocks.0.rnn_tokens.rnn_v (LSTM) can't be cut into levels: ")
@@ -60,27 +62,29 @@ def test_a_refusal_says_what_to_do_instead() -> None:
         nest(create_backbone("sequencer2d_s"), num_classes=[2, 2, 2], input_size=(3, 224, 224))
 
 
-def test_a_model_whose_level_0_is_hardly_cheaper_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hierclass.timm_models.backbone_probe, "MAX_SHARE", 0.01)
-    finding = examine("test_resnet", count=False)
+def test_a_model_whose_level_0_is_hardly_cheaper_does_not_count() -> None:
+    finding = probe_backbone("test_resnet", widths=(1.0, 1.0, 1.0), count=False)
     assert not finding.nests
     assert "of the weights, so it is hardly cheaper" in finding.reason
     assert finding.macs == ()
 
 
-def test_what_is_not_foreseen_is_noted_as_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **named: object) -> None:
+class OddWidths(tuple[float, ...]):
+    """Numbers that can't be read."""
+
+    def __iter__(self) -> Iterator[float]:
         raise KeyError("surprise\nand more")
 
-    monkeypatch.setattr(hierclass.timm_models.backbone_probe, "analyse", fail)
-    finding = examine("test_resnet")
+
+def test_what_is_not_foreseen_is_noted_as_a_fault_of_ours() -> None:
+    finding = probe_backbone("test_resnet", widths=OddWidths((0.25, 0.5, 1.0)))
     assert finding.unexpected
     assert finding.reason == "KeyError: 'surprise\\nand more'"
 
 
 def test_a_name_that_timm_does_not_know_is_refused() -> None:
     with pytest.raises(BackboneError, match="timm has no model called 'resnet1'"):
-        examine("resnet1")
+        probe_backbone("resnet1")
 
 
 def test_a_model_with_weights_proves_itself_or_says_why_not() -> None:
@@ -175,6 +179,7 @@ def test_the_command_tries_one_model(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["backbones", "oak"]) == 2
 
 
+@pytest.mark.full
 def test_a_survey_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     results = tmp_path / "found.jsonl"
     row = {"name": "test_resnet", "structure": "", "reason": "it ended the process that tried it"}

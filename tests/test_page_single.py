@@ -13,12 +13,12 @@ from page_data import CAT, calibrated
 import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
-from hierclass.decisions.exit_policy import Reason
+from hierclass.decisions.exit_policy import StopReason
 from hierclass.errors import ImageError, InputError, LevelError
-from hierclass.page import messages as wording
+from hierclass.page import messages
 from hierclass.page.drawing import draw_headline, draw_numbers, draw_steps, draw_trouble
 from hierclass.page.endpoint_types import class_answer, model_answer, stage_answer
-from hierclass.page.single import Wish, climb, make_wish
+from hierclass.page.single import AnswerOptions, classify_by_level, parse_options
 from taxonomy import Taxonomy
 
 
@@ -27,8 +27,10 @@ def classifier(tiny_checkpoint: Path) -> Any:
     return hierclass.load(tiny_checkpoint, "cpu")
 
 
-def stages_of(classifier: Any, **wish: Any) -> list[Any]:
-    return list(climb(classifier, CAT, Wish(**{"tier": classifier.levels[-1].index, **wish})))
+def stages_of(classifier: Any, **options: Any) -> list[Any]:
+    return list(
+        classify_by_level(classifier, CAT, AnswerOptions(**{"tier": classifier.levels[-1].index, **options}))
+    )
 
 
 def test_levels_arrive_coarse_first_and_add_up_to_the_full_cost(classifier: Any) -> None:
@@ -54,9 +56,9 @@ def test_steps_that_reuse_nothing_are_shown_at_their_own_cost(classifier: Any) -
     assert [stage.share for stage in stages] == pytest.approx([1, 1, 1], rel=0.01)  # heads differ
     assert [stage.macs for stage in stages] == [network.cost(level).macs for level in range(3)]
     assert "300% of the full work" in draw_steps(masks, stages)
-    assert wording.introduction(masks).startswith(wording.INTRODUCTION_APART)
-    assert wording.introduction(classifier).startswith(wording.INTRODUCTION)
-    assert "It knows 12 names" in wording.introduction(classifier)
+    assert messages.introduction(masks).startswith(messages.INTRODUCTION_APART)
+    assert messages.introduction(classifier).startswith(messages.INTRODUCTION)
+    assert "It knows 12 names" in messages.introduction(classifier)
 
 
 def test_the_page_answers_what_the_classifier_answers(classifier: Any) -> None:
@@ -66,30 +68,28 @@ def test_the_page_answers_what_the_classifier_answers(classifier: Any) -> None:
         assert stage.prediction.score == pytest.approx(expected.score, abs=1e-4)
 
 
-def test_nothing_above_the_level_asked_for_is_computed(
-    classifier: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_above_the_level_asked_for_is_computed(classifier: Any) -> None:
     computed: list[int] = []
-    refine = classifier._network.refine
-
-    def watched(state: Any) -> Any:
-        logits = refine(state)
-        computed.append(state.level)
-        return logits
-
-    monkeypatch.setattr(classifier._network, "refine", watched)
-    assert [stage.level for stage in stages_of(classifier, tier=1)] == [0, 1]
+    heads = enumerate(classifier.network.heads)
+    hooks = [
+        head.register_forward_hook(lambda *_, level=level: computed.append(level)) for level, head in heads
+    ]
+    try:
+        assert [stage.level for stage in stages_of(classifier, tier=1)] == [0, 1]
+    finally:
+        for hook in hooks:
+            hook.remove()
     assert computed == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("tier", "threshold", "levels", "answered", "reason"),
     [
-        (0, 0.0, [0], 0, Reason.SURE),
-        (1, 0.0, [0, 1], 1, Reason.SURE),
-        (2, 0.0, [0, 1, 2], 2, Reason.SURE),
-        (0, None, [0, 1, 2], None, Reason.LAST),
-        (2, 0.3, [0, 1, 2], 0, Reason.LAST),  # an untrained model: about 1/2, 1/5 and 1/12
+        (0, 0.0, [0], 0, StopReason.SURE),
+        (1, 0.0, [0, 1], 1, StopReason.SURE),
+        (2, 0.0, [0, 1, 2], 2, StopReason.SURE),
+        (0, None, [0, 1, 2], None, StopReason.LAST),
+        (2, 0.3, [0, 1, 2], 0, StopReason.LAST),  # an untrained model: about 1/2, 1/5 and 1/12
     ],
 )
 def test_it_climbs_until_it_is_sure_and_says_why(
@@ -105,8 +105,8 @@ def test_it_climbs_until_it_is_sure_and_says_why(
 
 def test_a_sure_answer_that_stops_early_says_what_was_never_done(tiny_checkpoint: Path) -> None:
     model = calibrated(tiny_checkpoint, {0.9: 0.0})
-    wish = Wish(tier=0, precision=0.9)
-    headline = draw_headline(model, list(climb(model, CAT, wish)), wish)
+    options = AnswerOptions(tier=0, precision=0.9)
+    headline = draw_headline(model, list(classify_by_level(model, CAT, options)), options)
     assert "right 90 times of 100" in headline
     assert "of the work was never done" in headline
     assert draw_steps(model, stages_of(model, tier=0)).count("not computed") == 2
@@ -114,25 +114,29 @@ def test_a_sure_answer_that_stops_early_says_what_was_never_done(tiny_checkpoint
 
 def test_an_unsure_answer_names_the_score_that_it_would_need(tiny_checkpoint: Path) -> None:
     model = calibrated(tiny_checkpoint, {0.9: 0.3})
-    wish = Wish(tier=2, precision=0.9)
-    headline = draw_headline(model, list(climb(model, CAT, wish)), wish)
+    options = AnswerOptions(tier=2, precision=0.9)
+    headline = draw_headline(model, list(classify_by_level(model, CAT, options)), options)
     assert "and of nothing finer" in headline
     assert "it would need 30%" in headline  # of the tier below the one that is sure
-    assert f"“{list(climb(model, CAT, wish))[-1].prediction.path[1].label}” ends with" in headline
+    assert (
+        f"“{list(classify_by_level(model, CAT, options))[-1].prediction.path[1].label}” ends with" in headline
+    )
     assert headline.count("perhaps ") == 2
     none = calibrated(tiny_checkpoint, {0.9: None})
-    assert "no score is high enough" in draw_headline(none, list(climb(none, CAT, wish)), wish)
+    assert "no score is high enough" in draw_headline(
+        none, list(classify_by_level(none, CAT, options)), options
+    )
 
 
 def test_the_drawing_grows_level_by_level(classifier: Any) -> None:
     stages: list[Any] = []
     assert draw_steps(classifier, stages).count('class="waiting"') == 3
-    for number, stage in enumerate(climb(classifier, CAT, Wish(tier=2)), start=1):
+    for number, stage in enumerate(classify_by_level(classifier, CAT, AnswerOptions(tier=2)), start=1):
         stages.append(stage)
         drawing = draw_steps(classifier, stages)
         assert drawing.count('class="done"') == number
         assert drawing.count('class="waiting"') == 3 - number
-        headline = draw_headline(classifier, stages, Wish(tier=2))
+        headline = draw_headline(classifier, stages, AnswerOptions(tier=2))
         assert all(step.label in headline for step in stage.prediction.path)
         assert ("Looking closer" in headline) == (number < 3)
         assert draw_numbers(classifier, stages).count("<tr>") == 1 + number
@@ -144,8 +148,8 @@ def test_what_is_drawn_is_escaped(classifier: Any) -> None:
 
 
 def test_a_class_without_a_definition_is_explained_by_what_is_below_it(classifier: Any) -> None:
-    assert wording.explain_class(classifier.taxonomy, "dog") == "such as chihuahua, beagle, husky"
-    assert wording.explain_class(classifier.taxonomy, "tabby") == ""
+    assert messages.explain_class(classifier.taxonomy, "dog") == "such as chihuahua, beagle, husky"
+    assert messages.explain_class(classifier.taxonomy, "tabby") == ""
 
 
 def test_definitions_are_shown_and_a_later_step_may_decide_otherwise(tiny_checkpoint: Path) -> None:
@@ -168,13 +172,13 @@ def test_definitions_are_shown_and_a_later_step_may_decide_otherwise(tiny_checkp
 @pytest.mark.parametrize("level", [3, -1, 7, 1.5, "1", True, [1], {}, float("nan"), 1e30])
 def test_a_level_that_does_not_exist_is_refused_in_a_sentence(classifier: Any, level: Any) -> None:
     with pytest.raises(LevelError, match="level"):
-        make_wish(classifier, level)
+        parse_options(classifier, level)
 
 
 @pytest.mark.parametrize("precision", [0, 1.2, -1, "0.9", True, [0.9], float("nan")])
 def test_a_precision_that_is_none_is_refused_in_a_sentence(tiny_checkpoint: Path, precision: Any) -> None:
     with pytest.raises(InputError, match="precision"):
-        make_wish(calibrated(tiny_checkpoint, {0.9: 0.5}), 1, precision)
+        parse_options(calibrated(tiny_checkpoint, {0.9: 0.5}), 1, precision)
 
 
 def test_the_next_higher_precision_is_taken_that_the_model_knows(
@@ -182,20 +186,20 @@ def test_the_next_higher_precision_is_taken_that_the_model_knows(
 ) -> None:
     model = calibrated(tiny_checkpoint, {0.8: 0.1, 0.95: 0.9})
     assert model.decision.precisions == [0.8, 0.95]
-    assert make_wish(model, None, 0.8) == Wish(tier=2, precision=0.8)
-    assert make_wish(model, 1.0, 0.81) == Wish(tier=1, precision=0.95)
+    assert parse_options(model, None, 0.8) == AnswerOptions(tier=2, precision=0.8)
+    assert parse_options(model, 1.0, 0.81) == AnswerOptions(tier=1, precision=0.95)
     with pytest.raises(InputError, match="up to 95%"):
-        make_wish(model, 1, 0.99)
+        parse_options(model, 1, 0.99)
     with pytest.raises(InputError, match="was not calibrated"):
-        make_wish(classifier, 1, 0.9)
+        parse_options(classifier, 1, 0.9)
 
 
 def test_a_broken_file_gives_a_message_without_its_path(classifier: Any, tmp_path: Path) -> None:
     path = tmp_path / "holiday.jpg"
     path.write_text("this is no photograph")
     with pytest.raises(ImageError) as caught:
-        list(climb(classifier, path, Wish(tier=2)))
-    message = wording.explain(caught.value)
+        list(classify_by_level(classifier, path, AnswerOptions(tier=2)))
+    message = messages.explain(caught.value)
     assert message.startswith("This photograph is no image of a kind that is read")
     assert str(tmp_path) not in message
 
@@ -205,14 +209,14 @@ def test_a_broken_file_gives_a_message_without_its_path(classifier: Any, tmp_pat
     [(0, "0%"), (0.001, "<1%"), (0.5, "50%"), (0.994, "99%"), (0.999, ">99%"), (1, "100%")],
 )
 def test_percentages_never_round_to_nothing_or_everything(share: float, text: str) -> None:
-    assert wording.percent(share) == text
+    assert messages.percent(share) == text
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(512, "512"), (3_210_000, "3.21 million"), (2 * 10**9, "2 billion")]
 )
 def test_large_counts_are_written_in_words(number: int, text: str) -> None:
-    assert wording.count(number) == text
+    assert messages.count(number) == text
 
 
 def test_what_programs_get_is_json_of_the_type_it_says(classifier: Any) -> None:

@@ -22,12 +22,12 @@ from page_data import CAT, EXAMPLES, calibrated, sent
 import hierclass
 from hierclass.errors import ImageError, InputError
 from hierclass.labelling.rows import columns
-from hierclass.page import batch_job as piles
-from hierclass.page import uploads as upload_rules
-from hierclass.page.batch_job import draw_progress, gather, label_pile, table_rows, write_tables
-from hierclass.page.queue import Turns
-from hierclass.page.single import Wish
-from hierclass.page.unpacking import MAX_DIRECTORY, Space, unpack
+from hierclass.page import batch_job
+from hierclass.page import uploads as uploads_module
+from hierclass.page.batch_job import collect_job, draw_progress, run_batch_job, table_rows, write_tables
+from hierclass.page.service import JobQueue
+from hierclass.page.single import AnswerOptions
+from hierclass.page.unpacking import MAX_DIRECTORY, ByteBudget, unpack
 from hierclass.page.uploads import Uploads
 
 
@@ -53,7 +53,7 @@ def zipped(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFL
 def unpacked(path: Path, tmp_path: Path, space: int = 1 << 24, most: int = 500) -> list[tuple[str, str]]:
     folder = tmp_path / "unpacked"
     folder.mkdir(exist_ok=True)
-    found = list(unpack(path, "my.zip", folder, Space(space), most))
+    found = list(unpack(path, "my.zip", folder, ByteBudget(space), most))
     assert all(each.path is None or each.path.parent == folder for each in found)
     return [(each.name, each.error) for each in found]
 
@@ -170,7 +170,7 @@ def test_what_is_old_is_deleted_with_its_folders_and_what_is_new_stays(
     uploads.sweep()
     assert (uploads.folder / "a" / "b" / "old.jpg").exists()
     now = time.time()
-    monkeypatch.setattr(upload_rules.time, "time", lambda: now + upload_rules.KEPT_SECONDS + 60)
+    monkeypatch.setattr(uploads_module.time, "time", lambda: now + uploads_module.KEPT_SECONDS + 60)
     uploads.sweep()
     assert not (uploads.folder / "a" / "b" / "old.jpg").exists()
     assert not (uploads.folder / "empty").exists()
@@ -180,7 +180,7 @@ def test_what_is_old_is_deleted_with_its_folders_and_what_is_new_stays(
 def test_sweeping_goes_on_by_itself_until_it_is_closed(
     uploads: Uploads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload_rules, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(uploads_module, "SWEEP_SECONDS", 0.05)
     soon = Uploads(uploads.folder, kept_seconds=0.2)
     soon.start_sweeping()
     (uploads.folder / "x.jpg").write_bytes(b"x")
@@ -198,7 +198,7 @@ def test_the_files_of_the_page_itself_stay(uploads: Uploads, monkeypatch: pytest
     uploads.keep_what_is_there()
     (uploads.folder / "later.jpg").write_bytes(b"x")
     now = time.time()
-    monkeypatch.setattr(upload_rules.time, "time", lambda: now + upload_rules.KEPT_SECONDS + 60)
+    monkeypatch.setattr(uploads_module.time, "time", lambda: now + uploads_module.KEPT_SECONDS + 60)
     uploads.sweep()
     assert [each.name for each in uploads.folder.iterdir()] == ["example.jpg"]
 
@@ -207,7 +207,7 @@ def test_the_folder_of_a_page_that_was_killed_is_removed_and_that_of_one_that_ru
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    dead = tmp_path / f"{upload_rules.PREFIX}dead"
+    dead = tmp_path / f"{uploads_module.PREFIX}dead"
     dead.mkdir()
     (dead / "x.jpg").write_bytes(b"x")
     code = (
@@ -241,12 +241,12 @@ def test_no_more_uploads_are_taken_than_there_is_room_for(
     (uploads.folder / "a" / "x.jpg").write_bytes(bytes(2000))
     uploads.check_space()
     with pytest.raises(InputError, match="try again"):
-        uploads.check_space(upload_rules.MAX_STORED)  # what is on its way counts
-    monkeypatch.setattr(upload_rules, "MAX_STORED", 1000)
+        uploads.check_space(uploads_module.MAX_STORED)  # what is on its way counts
+    monkeypatch.setattr(uploads_module, "MAX_STORED", 1000)
     with pytest.raises(InputError, match="try again"):
         uploads.check_space()
-    monkeypatch.setattr(upload_rules, "MAX_STORED", 5000)
-    monkeypatch.setattr(upload_rules, "MAX_FILES", 0)
+    monkeypatch.setattr(uploads_module, "MAX_STORED", 5000)
+    monkeypatch.setattr(uploads_module, "MAX_FILES", 0)
     with pytest.raises(InputError, match="try again"):
         uploads.check_space()
 
@@ -267,36 +267,36 @@ def mixed(uploads: Uploads) -> list[dict[str, Any]]:
 def run(classifier: Any, uploads: Uploads, files: Any, tmp_path: Path, **more: Any) -> Any:
     folder = tmp_path / "work"
     folder.mkdir()
-    pile = gather(uploads, files, folder)
-    for _ in label_pile(classifier, pile, Wish(tier=2, **more), thumbnails=True):
+    job = collect_job(uploads, files, folder)
+    for _ in run_batch_job(classifier, job, AnswerOptions(tier=2, **more), thumbnails=True):
         pass
-    return pile
+    return job
 
 
 def test_every_photograph_has_one_row_in_the_order_in_which_it_was_sent(
     classifier: Any, uploads: Uploads, mixed: list[Any], tmp_path: Path
 ) -> None:
-    pile = run(classifier, uploads, mixed, tmp_path)
-    assert [row.path for row in pile.done] == [
+    job = run(classifier, uploads, mixed, tmp_path)
+    assert [row.path for row in job.done] == [
         "cat.jpg", "broken.jpg", "two.zip/in/cat.jpg", "two.zip/in/bad.jpg", "empty.zip", "gone.jpg",
     ]  # fmt: skip
-    assert [row.error is None for row in pile.done] == [True, False, True, False, False, False]
-    assert pile.done[4].error == "holds no photographs"
-    assert pile.done[5].error == "is not here any more"
-    assert pile.done[0].label == pile.done[2].label == classifier.predict(CAT).label
-    assert str(tmp_path) not in repr(table_rows(pile))
-    assert "6 photographs labelled" in draw_progress(pile)
-    assert "4 could not be read" in draw_progress(pile)
+    assert [row.error is None for row in job.done] == [True, False, True, False, False, False]
+    assert job.done[4].error == "holds no photographs"
+    assert job.done[5].error == "is not here any more"
+    assert job.done[0].label == job.done[2].label == classifier.predict(CAT).label
+    assert str(tmp_path) not in repr(table_rows(job))
+    assert "6 photographs labelled" in draw_progress(job)
+    assert "4 could not be read" in draw_progress(job)
 
 
 def test_the_tables_are_those_of_the_command(
     classifier: Any, uploads: Uploads, mixed: list[Any], tmp_path: Path
 ) -> None:
-    pile = run(classifier, uploads, mixed, tmp_path)
-    text, parquet = write_tables(pile, 3, uploads.result_folder())
+    job = run(classifier, uploads, mixed, tmp_path)
+    text, parquet = write_tables(job, 3, uploads.result_folder())
     rows = pq.read_table(parquet).to_pylist()
     assert tuple(rows[0]) == columns(3)
-    assert [row["path"] for row in rows] == [row.path for row in pile.done]
+    assert [row["path"] for row in rows] == [row.path for row in job.done]
     (alone,) = hierclass.label([CAT], classifier=classifier)
     assert rows[0] == pytest.approx({**alone.to_dict(3), "path": "cat.jpg"})
     assert pyarrow.csv.read_csv(text).num_rows == 6
@@ -308,7 +308,7 @@ def test_pictures_are_shown_beside_what_could_be_read(
     rows = table_rows(run(classifier, uploads, mixed, tmp_path))
     assert ["<img" in row[1] for row in rows] == [True, False, True, False, False, False]
     assert rows[1][2] == "could not be read"
-    assert all(len(row) == len(piles.HEADERS) == len(piles.KINDS) for row in rows)
+    assert all(len(row) == len(batch_job.HEADERS) == len(batch_job.KINDS) for row in rows)
 
 
 def test_an_answer_that_is_not_sure_is_marked_as_a_guess(
@@ -325,8 +325,8 @@ def test_an_answer_that_is_not_sure_is_marked_as_a_guess(
 
 
 def test_rows_are_there_before_all_are_done(classifier: Any, uploads: Uploads, tmp_path: Path) -> None:
-    pile = gather(uploads, [sent(CAT)] * 100, tmp_path)
-    counts = [len(pile.done) for _ in label_pile(classifier, pile, Wish(tier=0), thumbnails=False)]
+    job = collect_job(uploads, [sent(CAT)] * 100, tmp_path)
+    counts = [len(job.done) for _ in run_batch_job(classifier, job, AnswerOptions(tier=0), thumbnails=False)]
     assert counts[0] == 0
     assert counts[-1] == 100
     assert len(counts) > 5
@@ -335,22 +335,22 @@ def test_rows_are_there_before_all_are_done(classifier: Any, uploads: Uploads, t
 def test_what_takes_too_long_ends_with_a_row_for_every_photograph(
     classifier: Any, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(piles, "MAX_SECONDS", 0.0)
-    pile = gather(uploads, [sent(CAT)] * 100, tmp_path)
-    list(label_pile(classifier, pile, Wish(tier=0), thumbnails=False))
-    assert pile.finished
-    assert pile.done[0].error is None
-    assert "was not reached within" in str(pile.done[99].error)
+    monkeypatch.setattr(batch_job, "MAX_SECONDS", 0.0)
+    job = collect_job(uploads, [sent(CAT)] * 100, tmp_path)
+    list(run_batch_job(classifier, job, AnswerOptions(tier=0), thumbnails=False))
+    assert job.finished
+    assert job.done[0].error is None
+    assert "was not reached within" in str(job.done[99].error)
 
 
 def test_turns_are_given_in_order_and_not_too_many_wait() -> None:
-    turns, order = Turns(2), list[str]()
-    with turns.taken() as first:
+    line, order = JobQueue(2), list[str]()
+    with line.joined() as first:
         assert list(first.wait()) == []
 
         def follow(name: str) -> None:
-            with turns.taken() as turn:
-                for _ in turn.wait():
+            with line.joined() as place:
+                for _ in place.wait():
                     pass
                 order.append(name)
 
@@ -358,9 +358,9 @@ def test_turns_are_given_in_order_and_not_too_many_wait() -> None:
         for name in ("second", "third"):
             threads.append(threading.Thread(target=follow, args=(name,)))
             threads[-1].start()
-            while len(turns._line) < len(threads) + 1:
+            while len(line._line) < len(threads) + 1:
                 time.sleep(0.01)
-        with pytest.raises(InputError, match="2 others wait"), turns.taken():
+        with pytest.raises(InputError, match="2 others wait"), line.joined():
             pass
         assert order == []
     for thread in threads:
@@ -371,20 +371,20 @@ def test_turns_are_given_in_order_and_not_too_many_wait() -> None:
 @pytest.mark.parametrize("files", [None, [], {}, "x", 3])
 def test_nothing_to_label_is_a_sentence(uploads: Uploads, tmp_path: Path, files: Any) -> None:
     if files == {}:
-        assert gather(uploads, files, tmp_path).photographs[0].error == "did not arrive"
+        assert collect_job(uploads, files, tmp_path).photographs[0].error == "did not arrive"
         return
     with pytest.raises(InputError, match="nothing to label yet"):
-        gather(uploads, files, tmp_path)
+        collect_job(uploads, files, tmp_path)
 
 
 def test_too_many_photographs_are_refused_with_a_way_out(
     uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(piles, "MAX_PHOTOGRAPHS", 5)
+    monkeypatch.setattr(batch_job, "MAX_PHOTOGRAPHS", 5)
     two = zipped(uploads.folder / "x.zip", {f"{n}.jpg": b"" for n in range(3)})
     for files in ([sent(CAT)] * 6, [sent(CAT), sent(CAT), sent(CAT), sent(two)]):
         with pytest.raises(InputError, match=r"6 photographs are too many .* hierclass label"):
-            gather(uploads, files, tmp_path)
+            collect_job(uploads, files, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -400,18 +400,18 @@ def test_too_many_photographs_are_refused_with_a_way_out(
 def test_files_are_called_what_the_user_calls_them(
     uploads: Uploads, tmp_path: Path, orig_name: Any, shown: str
 ) -> None:
-    (found,) = gather(uploads, {**sent(CAT), "orig_name": orig_name}, tmp_path).photographs
+    (found,) = collect_job(uploads, {**sent(CAT), "orig_name": orig_name}, tmp_path).photographs
     assert found.name == shown
 
 
 def test_a_full_disk_is_a_sentence(
     classifier: Any, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pile = run(classifier, uploads, [sent(CAT)], tmp_path)
+    job = run(classifier, uploads, [sent(CAT)], tmp_path)
 
-    def full(*_: Any) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(piles, "write_table", full)
+    monkeypatch.setattr("hierclass.files.os.fsync", full)
     with pytest.raises(InputError, match="No space left"):
-        write_tables(pile, 3, tmp_path)
+        write_tables(job, 3, tmp_path)

@@ -1,0 +1,114 @@
+"""The options that `hierclass label` and `hierclass refine` share, and how their texts are read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hierclass.decisions.exit_policy import LevelChoice, Request
+from hierclass.errors import InputError
+from hierclass.labelling.rows import FORMATS
+
+LevelOrAuto = Annotated[
+    str | None,
+    typer.Option(
+        "--level",
+        metavar="LEVEL",
+        help="Answer at this level, 0 is the coarsest; or auto: the lowest that is enough. Default: the finest.",
+    ),
+]
+MinTier = Annotated[
+    int | None,
+    typer.Option(
+        "--min-tier", min=0, help="With auto: how fine an answer is to be. Default: 0, the coarsest."
+    ),
+]
+Precision = Annotated[
+    float | None,
+    typer.Option(
+        "--precision",
+        min=0,
+        max=1,
+        help="With auto, --only and --exclude: the share of answers that are to be right (0.8, 0.9, 0.95, 0.99). "
+        "Default: 0.95.",
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="CLASS", help="Answer with these classes or what is below them; again for more."
+    ),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="CLASS", help="Never answer with these classes.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of the network.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that read images. Default: one per core.")
+]
+Previews = Annotated[
+    bool,
+    typer.Option("--previews", help="Read the small image inside of a JPEG where it is as good: faster."),
+]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine", help=r"local, or ray: the machines of a Ray cluster (pip install 'hierclass\[ray]')."
+    ),
+]
+EngineWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--engine-workers", min=1, help="With ray: processes, each with the model. Default: one per core."
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="Of the table in a folder (csv, jsonl or parquet; default: parquet, or as it is) or here (default: csv).",
+    ),
+]
+
+
+def read_request(
+    level: str | None,
+    min_tier: int | None,
+    precision: float | None,
+    only: list[str] | None,
+    exclude: list[str] | None,
+) -> Request:
+    """Return the request of the options.
+
+    Raises:
+        InputError: an option is malformed, or would change nothing beside the others.
+    """
+    choice = _level(level)
+    if min_tier is not None and choice != "auto":
+        raise InputError("--min-tier belongs to --level auto")
+    if precision is not None and choice != "auto" and not (only or exclude):
+        raise InputError("--precision belongs to --level auto, --only and --exclude")
+    defaults = Request()
+    return Request(
+        level=choice,
+        min_tier=defaults.min_tier if min_tier is None else min_tier,
+        precision=defaults.precision if precision is None else precision,
+        only=tuple(only or ()),
+        exclude=tuple(exclude or ()),
+    )
+
+
+def _level(text: str | None) -> LevelChoice:
+    if text is None or text == "auto":
+        return "auto" if text else None
+    if not text.isdecimal():
+        raise InputError(f"--level {text}: give a number from 0, or auto")
+    return int(text)
+
+
+def parse_format(text: str | None) -> str | None:
+    """Return the value of --format; raise InputError if there is no such format."""
+    if text is not None and text not in FORMATS:
+        raise InputError(f"--format {text}: give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    return text

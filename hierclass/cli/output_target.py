@@ -1,0 +1,116 @@
+"""Where `hierclass label` and `hierclass refine` write: the folder of a run and the file of its table."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hierclass.cli.label_options import parse_format
+from hierclass.cli.progress import RunProgress
+from hierclass.cli.shared import Stopped
+from hierclass.errors import InputError
+from hierclass.images.discovery import display_name
+from hierclass.labelling.rows import FORMATS
+from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.table_writers import check_target, format_of
+
+if TYPE_CHECKING:
+    from hierclass.classifier import Classifier
+    from hierclass.labelling.read_input import ReadOptions
+    from hierclass.labelling.run import LabelRun
+    from hierclass.labelling.run_pass import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTarget:
+    """The folder of a run, and the file of its table."""
+
+    folder: Path
+    table: Path
+    is_file: bool
+    """Whether only the table is wanted: the folder is removed when the table is complete."""
+
+    @classmethod
+    def in_folder(cls, folder: Path, format_: str | None) -> OutputTarget:
+        """Return the target for a folder; format None: that of the table in it, else Parquet."""
+        there = [each for each in FORMATS if (folder / f"labels.{each}").exists()]
+        chosen = parse_format(format_) or [*there, "parquet"][0]
+        return cls(folder, folder / f"labels.{chosen}", is_file=False)
+
+    @classmethod
+    def parse(cls, output: str, format_: str | None) -> OutputTarget:
+        """Return the target that --output names, after checking that it can be written.
+
+        Raises:
+            InputError: it is neither the file of a table that can be written nor the folder of a run.
+        """
+        path = Path(output)
+        if output.endswith(("/", os.sep)) or os.path.isdir(path):  # noqa: PTH112 - raises nothing for long names
+            RunFolder(path).check()
+            return cls.in_folder(path, format_)
+        if format_ is not None:
+            raise InputError(
+                f"--format {format_} belongs to a folder; the ending of {output} says its format"
+            )
+        format_of(path)
+        if RunFolder(path.parent).exists:
+            raise InputError(
+                f"{display_name(path.parent)} holds a run, which has a table of its own; give the folder "
+                f"({display_name(path.parent)}/), or write elsewhere"
+            )
+        table = check_target(path)
+        return cls(table.with_name(f"{table.name}.run"), table, is_file=True)
+
+    @contextmanager
+    def run(
+        self, classifier: Classifier, reading: ReadOptions, engine: Engine | None
+    ) -> Iterator[tuple[LabelRun, RunProgress]]:
+        """Lock the folder and yield the run; raise Stopped with one line if a signal or a full disk ends it early."""
+        from rich.console import Console
+
+        from hierclass.labelling.run import LabelRun
+
+        folder = RunFolder(self.folder)
+        progress = RunProgress(Console(stderr=True, highlight=False))
+        try:
+            with folder.lock(), progress:
+                yield LabelRun(folder, classifier, reading, progress, engine), progress
+        except Stopped as stop:
+            raise Stopped(stop.code, f"stopped{progress.how_far()}; {_GOES_ON}") from None
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            where = f" ({display_name(error.filename)})" if error.filename and not full else ""
+            what = (
+                f"{error.strerror or error}{where}; {'make room' if full else 'mend that'}, then {_GOES_ON}"
+            )
+            raise Stopped(1, f"writing failed{progress.how_far()}: {what}") from error
+
+    def finish(self, run: LabelRun) -> int:
+        """Write the table; remove the run if only the table is wanted. Returns the number of rows with an error."""
+        num_errors = run.assemble(self.table)
+        if self.is_file:
+            RunFolder(self.folder).clear()  # first what makes it a run: removing the rest may be interrupted
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return num_errors
+        for format_ in FORMATS:
+            other = self.table.with_name(f"labels.{format_}")
+            if other != self.table:
+                other.unlink(missing_ok=True)  # of another format, and now outdated
+        return num_errors
+
+
+_GOES_ON = "the same command goes on from there"
+
+
+def survive_closed_pipes() -> None:
+    """Ignore SIGPIPE: when the table goes to a file, nobody has to read the messages."""
+    if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
