@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
+from hierclass import load
 from hierclass.checkpoints.checkpoint import (
     Architecture,
     Checkpoint,
@@ -366,3 +368,42 @@ def test_a_model_of_before_there_were_digests_is_read(folder: Path) -> None:
     load_checkpoint(folder)
     safetensors.torch.save_file(tensors, folder / WEIGHTS)
     load_checkpoint(folder)
+
+
+def convolutions_run(folder: Path) -> int:
+    """Number of convolutions computed while a model is loaded and its levels are described."""
+    calls: list[object] = []
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, _, found: (
+            calls.append(1) if isinstance(module, nn.Conv2d) and not found.is_meta else None
+        )
+    )
+    try:
+        load(folder, device="cpu")
+    finally:
+        hook.remove()
+    return len(calls)
+
+
+def test_a_model_that_these_versions_have_proven_is_not_proven_again(folder: Path) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    levels = load(folder, device="cpu").levels
+    assert [cost["macs"] for cost in config["proven"]["costs"]] == [level.macs for level in levels]
+    assert convolutions_run(folder) == 0
+    for proven in ({**config["proven"], "digest": "of others"}, {"digest": "0"}, None, [1]):
+        file.write_text(json.dumps({**config, "proven": proven}), encoding="utf-8")
+        assert convolutions_run(folder) > 0
+        assert load(folder, device="cpu").levels == levels
+
+
+@pytest.mark.parametrize(
+    "costs", [None, [], [1, 2, 3], [{"macs": 1, "parameters": 1, "bytes": -1}] * 3, [{"macs": 1}] * 3]
+)
+def test_costs_that_say_nothing_are_counted(folder: Path, costs: object) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    levels = load(folder, device="cpu").levels
+    config["proven"]["costs"] = costs
+    file.write_text(json.dumps(config), encoding="utf-8")
+    assert load(folder, device="cpu").levels == levels

@@ -18,11 +18,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from hierclass.checkpoints import proven
 from hierclass.decisions.calibration import Decision
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
 from hierclass.images.preprocessing import Preprocessing
-from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
+from hierclass.nested import DEFAULT_SHARES, STRUCTURES, Cost, NestedNetwork, create_backbone, nest
 from hierclass.nested.heads import Groups, SummedLinear, check_groups
 from taxonomy import Taxonomy
 
@@ -89,6 +90,8 @@ class Checkpoint:
     preprocessing: Preprocessing
     decision: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
+    costs: tuple[Cost, ...] | None = None
+    """What each level costs, where a file says it for these versions of all packages."""
 
 
 def build(
@@ -101,10 +104,11 @@ def build(
     images: Tensor | None = None,
     classifier: nn.Linear | None = None,
     warn: bool = True,
+    proof: bool = True,
 ) -> NestedNetwork:
     """Build the nested network of an architecture, one level per tier, for `size` x `size` images.
 
-    `order`, `images`, `classifier` and `warn` are passed on to `nest`.
+    `order`, `images`, `classifier`, `warn` and `proof` are passed on to `nest`.
 
     Raises:
         BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
@@ -130,6 +134,7 @@ def build(
         frozen=architecture.frozen,
         classifier=classifier,
         warn=warn,
+        proof=proof,
         num_classes=(*taxonomy.num_classes, *[1] * left_out),
         groups=_groups(architecture, taxonomy, left_out),
         input_size=(3, size, size),
@@ -192,6 +197,12 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
         "taxonomy": checkpoint.taxonomy.to_dict(),
     }
     config[DIGEST] = digest = _digest(config, tensors)
+    network = checkpoint.network
+    proof = proven.proof_digest(
+        stored_fields(checkpoint.architecture), checkpoint.taxonomy.num_classes, checkpoint.preprocessing.size
+    )
+    costs = checkpoint.costs or [network.cost(level) for level in range(network.num_levels)]
+    config[proven.KEY] = proven.to_json(proof, costs)
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder, CONFIG_FILE, WEIGHTS_FILE)
     with replacing_all(folder / WEIGHTS_FILE, folder / CONFIG_FILE) as (weights_file, config_file):
@@ -228,7 +239,15 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         _check(preprocessing)
         decision, results = _mapping(config, "decision"), _mapping(config, "results")
         Decision.from_dict(decision, taxonomy.num_tiers)
-        network = build(_without_weight_sources(architecture), taxonomy, preprocessing.size, warn=False)
+        digest = proven.proof_digest(stored_fields(architecture), taxonomy.num_classes, preprocessing.size)
+        costs = proven.read_costs(config, digest, taxonomy.num_tiers)
+        network = build(
+            _without_weight_sources(architecture),
+            taxonomy,
+            preprocessing.size,
+            warn=False,
+            proof=costs is None,
+        )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
@@ -240,6 +259,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         preprocessing=preprocessing,
         decision=decision,
         results=results,
+        costs=costs,
     )
 
 
