@@ -171,7 +171,7 @@ def test_levels_that_share_what_is_trained_are_trained_together(folder: Path, tm
     assert ended
     rows = [json.loads(line) for line in (tmp_path / "level-0-1" / "history.jsonl").read_text().splitlines()]
     assert [row["level"] for row in rows[0]["levels"]] == [0, 1]
-    with pytest.raises(hierclass.InputError, match="--level 0: these levels share weights that are trained"):
+    with pytest.raises(hierclass.InputError, match="`level` 0: these levels share weights that are trained"):
         run(recipe, tmp_path, level=0, resume=True)
 
 
@@ -340,7 +340,7 @@ def test_what_norms_normalise_by_stays_when_a_run_goes_on(folder: Path, made: Ma
     stored.write_text(stored.read_text().replace('"batch"', '"auto"'))  # as before there was a choice
     run(dataclasses.replace(recipe, crops=32, statistics="auto"), tmp_path, level=1, resume=True)
     assert json.loads(stored.read_text())["statistics"] == "batch"
-    with pytest.raises(hierclass.InputError, match="--statistics differs from that of the run"):
+    with pytest.raises(hierclass.InputError, match="`statistics` differs from that of the run"):
         run(dataclasses.replace(recipe, crops=48, statistics="pretrained"), tmp_path, level=1, resume=True)
 
 

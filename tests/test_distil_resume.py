@@ -183,13 +183,13 @@ def test_crops_of_something_else_are_refused(
 
 
 def test_a_run_is_not_replaced_in_silence(recipe: DistilRecipe, unbroken: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="level-0 holds a run; add --resume to continue it"):
+    with pytest.raises(InputError, match="level-0 holds a run; add `resume` to continue it"):
         run(recipe, unbroken, level=0)
-    with pytest.raises(InputError, match=r"--own norms differs from the run in .* \(norms\+depthwise\)"):
+    with pytest.raises(InputError, match=r"`own` norms differs from the run in .* \(norms\+depthwise\)"):
         run(dataclasses.replace(recipe, own=("norms",)), unbroken, level=1)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="holds a model that is not of this run; choose another --out"):
+    with pytest.raises(InputError, match="holds a model that is not of this run; choose another `out`"):
         run(recipe, tmp_path, level=0)
 
 
@@ -202,7 +202,7 @@ def test_a_refused_call_and_one_level_s_leave_the_common_recipe_as_it_is(
         with pytest.raises(InputError):
             run(other, unbroken, level=level)
         assert (unbroken / "recipe.json").read_bytes() == before
-    with pytest.raises(InputError, match="--level 2"):
+    with pytest.raises(InputError, match="`level` 2"):
         run(other, tmp_path / "new", level=2)
     assert not (tmp_path / "new" / "recipe.json").exists()
 
@@ -226,7 +226,7 @@ def test_a_model_that_was_deleted_is_put_back_and_levels_not_trained_are_named(
 ) -> None:
     shutil.copytree(unbroken, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "model")
-    with pytest.raises(InputError, match="lacks level-0, which was trained; continue with --resume"):
+    with pytest.raises(InputError, match="lacks level-0, which was trained; continue with `resume`"):
         run(recipe, tmp_path / "out", level=1)
     _, text = run(recipe, tmp_path / "out", level=0, resume=True)
     assert "level 1 has not been trained" in text

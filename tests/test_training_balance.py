@@ -99,5 +99,5 @@ def test_balanced_accuracy_is_the_mean_over_the_classes() -> None:
 
 
 def test_an_unknown_balance_is_refused() -> None:
-    with pytest.raises(InputError, match="--balance much: give none, loss or sampling"):
+    with pytest.raises(InputError, match="`balance` much: give none, loss or sampling"):
         Recipe(data=(), taxonomy="x", balance="much").check()

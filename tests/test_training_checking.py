@@ -77,7 +77,7 @@ def test_few_bytes_are_decoded_and_many_looked_at_quickly(monkeypatch: pytest.Mo
     monkeypatch.setattr(checking, "FULL_UP_TO", 100)
     assert check_mode("auto", images) == "quick"
     assert check_mode("full", images) == "full"
-    with pytest.raises(InputError, match="--check fast: give auto, none, quick or full"):
+    with pytest.raises(InputError, match="`check` fast: give auto, none, quick or full"):
         check_mode("fast", images)
 
 
@@ -185,7 +185,7 @@ def test_uneven_classes_are_told_of_the_option(photographs: Recipe, tmp_path: Pa
         file = Path(photographs.data[0]) / "owl" / f"more{number}.jpg"
         file.write_bytes(jpeg(draw(6, number, 96)))
     assert (
-        "times as many images as the smallest: consider --balance loss"
+        "times as many images as the smallest: consider `balance` loss"
         in load(photographs, tmp_path / "run")[2]
     )
     balanced = dataclasses.replace(photographs, balance="loss")

@@ -105,16 +105,16 @@ def test_a_share_is_held_out_of_every_leaf_and_always_the_same(tiny_taxonomy: Ta
 
 def test_a_split_that_cannot_be_made_is_refused() -> None:
     images = ImageSet([b""] * 3, ["a_1", "b_2", "c"], np.arange(3))
-    with pytest.raises(InputError, match="--dev-share"):
+    with pytest.raises(InputError, match="`dev_share`"):
         split(images, dev_from=2, dev_share=0.0, seed=0)
     with pytest.raises(InputError, match="cannot be held out"):
         split(images, dev_from=None, dev_share=0.5, seed=0)
     for share in (0.0, 1.5):
-        with pytest.raises(InputError, match=f"^--dev-share {share}: give more than 0, less than 1$"):
+        with pytest.raises(InputError, match=f"^`dev_share` {share}: give more than 0, less than 1$"):
             split(images, dev_from=None, dev_share=share, seed=0)
     numbered = ImageSet([b""] * 2, ["a_1", "b_2"], np.arange(2))
     with pytest.raises(
-        InputError, match="--dev-from 3 leaves 2 images to train on and 0 held out; give a number"
+        InputError, match="`dev_from` 3 leaves 2 images to train on and 0 held out; give a number"
     ):
         split(numbered, dev_from=3, dev_share=0.1, seed=0)
 

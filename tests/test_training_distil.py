@@ -243,7 +243,7 @@ def test_the_last_level_teaches_leaves_where_it_is_asked_to(tiny_taxonomy: Taxon
 
 @pytest.mark.parametrize("changes", [{"distil_from": "next"}, {"finest_weight": 0.0}, {"distil_to": "roots"}])
 def test_what_can_not_teach_leaves_is_refused(changes: dict[str, Any], recipe: Recipe) -> None:
-    with pytest.raises(InputError, match="--distil-to"):
+    with pytest.raises(InputError, match="`distil_to`"):
         dataclasses.replace(recipe, **{"distil_to": "leaves", **changes}).check()
 
 

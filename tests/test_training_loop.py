@@ -102,7 +102,7 @@ def test_the_size_of_the_images_grows(recipe: Recipe) -> None:
 
 
 def test_a_run_is_not_overwritten_by_accident(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
-    with pytest.raises(InputError, match="add --resume"):
+    with pytest.raises(InputError, match="add `resume`"):
         fit(recipe, unbroken[0])
 
 
@@ -182,7 +182,7 @@ def test_a_network_that_cannot_be_compiled_is_one_clear_error(
         raise RuntimeError("no working compiler")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
-    with pytest.raises(InputError, match=r"--compile: .*no working compiler.*leave it out"):
+    with pytest.raises(InputError, match=r"`compile`: .*no working compiler.*leave it out"):
         fit(dataclasses.replace(recipe, compile=True), tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_evaluating_the_stored_model_gives_the_results_it_carries(
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="lower --lr"):
+    with pytest.raises(InputError, match="lower `lr`"):
         fit(dataclasses.replace(recipe, lr=1e18), tmp_path)
 
 

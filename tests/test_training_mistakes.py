@@ -103,7 +103,7 @@ def test_a_damaged_state_is_refused_with_advice_that_helps(
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(f"{out / STATE} {message}")
-    assert line.endswith("; delete it to begin anew, or choose another --out")
+    assert line.endswith("; delete it to begin anew, or choose another `out`")
     (out / STATE).unlink()
     assert fit(recipe, out, resume=resume)["images"] == 36
 
@@ -115,7 +115,7 @@ def test_the_state_of_another_network_names_what_differs(recipe: Recipe, out: Pa
     assert "\n" not in line
     assert line.startswith(f"{out / STATE} belongs to another network: ")
     assert "tensors differ, the first is network.heads.0.weight;" in line
-    assert line.endswith("the recipe and the taxonomy that the run began with, or choose another --out")
+    assert line.endswith("the recipe and the taxonomy that the run began with, or choose another `out`")
 
 
 def test_the_state_of_another_optimiser_is_refused(recipe: Recipe, out: Path) -> None:
@@ -139,40 +139,40 @@ def test_a_size_that_the_backbone_refuses_is_named_before_images_are_read(
         fit(changed, tmp_path / "run")
     line = str(caught.value)
     assert "\n" not in line
-    assert line.startswith("--start-size 16 does not fit test_vit: images of ")
+    assert line.startswith("`start_size` 16 does not fit test_vit: images of ")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"widths": (0.5, 0.25, 1.0)}, "--widths 0.5,0.25,1: give one share per level, rising to 1"),
-        ({"widths": (0.25, 0.5, 0.9)}, "--widths 0.25,0.5,0.9: give one share per level"),
-        ({"widths": (math.nan, 0.5, 1.0)}, "--widths nan,0.5,1: give shares up to 1"),
-        ({"depths": (0.5, 0.2, 1.0)}, "--depths 0.5,0.2,1: give one share of the blocks per level"),
-        ({"depths": (math.nan, 0.2, 1.0)}, "--depths nan,0.2,1: give shares up to 1"),
+        ({"widths": (0.5, 0.25, 1.0)}, "`widths` 0.5,0.25,1: give one share per level, rising to 1"),
+        ({"widths": (0.25, 0.5, 0.9)}, "`widths` 0.25,0.5,0.9: give one share per level"),
+        ({"widths": (math.nan, 0.5, 1.0)}, "`widths` nan,0.5,1: give shares up to 1"),
+        ({"depths": (0.5, 0.2, 1.0)}, "`depths` 0.5,0.2,1: give one share of the blocks per level"),
+        ({"depths": (math.nan, 0.2, 1.0)}, "`depths` nan,0.2,1: give shares up to 1"),
         (
             {"structure": "masks", "densities": (0.5, 0.2, 1.0)},
-            "--densities 0.5,0.2,1: give one share per level, rising",
+            "`densities` 0.5,0.2,1: give one share per level, rising",
         ),
-        ({"level_weights": (-1.0, 1.0, 1.0)}, "--level-weights -1,1,1: give 0 or more per level"),
-        ({"level_weights": (0.0, 0.0, 0.0)}, "--level-weights 0,0,0: give 0 or more per level, and not 0"),
-        ({"level_weights": (math.nan, 1.0, 1.0)}, "--level-weights nan,1,1: give 0 or more"),
-        ({"level_weights": (math.inf, 1.0, 1.0)}, "--level-weights inf,1,1: give 0 or more"),
-        ({"finest_weight": -1.0}, "--finest-weight -1.0: give 0 or more"),
-        ({"finest_weight": math.nan}, "--finest-weight nan: give 0 or more"),
-        ({"momentum": 5.0}, "--momentum 5.0: give 0 or more, less than 1"),
-        ({"weight_decay": -1.0}, "--weight-decay -1.0: give 0 or more"),
-        ({"warmup_epochs": -3}, "--warmup-epochs -3: give 0 or more"),
-        ({"color_jitter": math.inf}, "--color-jitter inf: give 0 or more"),
-        ({"mixup": math.inf}, "--mixup inf: give 0 or more"),
-        ({"opt": "adamv"}, "--opt adamv is no optimiser of timm; give adam"),
-        ({"schedule": "plateaux"}, "--schedule plateaux: timm has no such schedule by updates; give"),
-        ({"schedule": "plateau"}, "--schedule plateau: timm has no such schedule by updates; give"),
-        ({"auto_augment": "nothing"}, "--auto-augment nothing is no policy of timm; try rand-m7"),
+        ({"level_weights": (-1.0, 1.0, 1.0)}, "`level_weights` -1,1,1: give 0 or more per level"),
+        ({"level_weights": (0.0, 0.0, 0.0)}, "`level_weights` 0,0,0: give 0 or more per level, and not 0"),
+        ({"level_weights": (math.nan, 1.0, 1.0)}, "`level_weights` nan,1,1: give 0 or more"),
+        ({"level_weights": (math.inf, 1.0, 1.0)}, "`level_weights` inf,1,1: give 0 or more"),
+        ({"finest_weight": -1.0}, "`finest_weight` -1.0: give 0 or more"),
+        ({"finest_weight": math.nan}, "`finest_weight` nan: give 0 or more"),
+        ({"momentum": 5.0}, "`momentum` 5.0: give 0 or more, less than 1"),
+        ({"weight_decay": -1.0}, "`weight_decay` -1.0: give 0 or more"),
+        ({"warmup_epochs": -3}, "`warmup_epochs` -3: give 0 or more"),
+        ({"color_jitter": math.inf}, "`color_jitter` inf: give 0 or more"),
+        ({"mixup": math.inf}, "`mixup` inf: give 0 or more"),
+        ({"opt": "adamv"}, "`opt` adamv is no optimiser of timm; give adam"),
+        ({"schedule": "plateaux"}, "`schedule` plateaux: timm has no such schedule by updates; give"),
+        ({"schedule": "plateau"}, "`schedule` plateau: timm has no such schedule by updates; give"),
+        ({"auto_augment": "nothing"}, "`auto_augment` nothing is no policy of timm; try rand-m7"),
         ({"backbone_args": {"wings": 2}}, "timm can't make test_resnet: TypeError: ResNet"),
-        ({"epochs": 0}, "--epochs 0: give at least 1"),
-        ({"batch_size": 0}, "--batch-size 0: give at least 1"),
+        ({"epochs": 0}, "`epochs` 0: give at least 1"),
+        ({"batch_size": 0}, "`batch_size` 0: give at least 1"),
     ],
 )
 def test_values_are_refused_before_anything_is_read_or_made(

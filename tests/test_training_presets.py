@@ -44,7 +44,7 @@ def test_only_what_the_file_sets_is_set(tmp_path: Path) -> None:
         ("epochs = 2.5", "epochs can not be 2.5; give a whole number"),
         ("opt = 2026-11-22", 'opt can not be "2026-11-22"; give a text'),
         ("widths = 1", "widths can not be 1; give a list of numbers"),
-        ("data = ['x']", "data belongs to a run; give it with --data"),
+        ("data = ['x']", "data belongs to a run; give it with `data`"),
         ("taxonomy = 'x'", "taxonomy belongs to a run"),
         ("lr = ", "cannot be read"),
         ("\x00", "cannot be read"),

@@ -160,7 +160,7 @@ def test_a_second_wish_to_stop_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_loss_that_is_no_number_is_not_saved(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the loss is not a number in epoch 1; lower --lr"):
+    with pytest.raises(InputError, match="the loss is not a number in epoch 1; lower `lr`"):
         fit(dataclasses.replace(recipe, lr=1e30, start_size=None), tmp_path, save_every=1e-9)
     assert all(torch.isfinite(value).all() for value in load_file(tmp_path / STATE).values())
 

@@ -43,7 +43,7 @@ def test_a_val_folder_is_held_out_and_evaluated_on(tmp_path: Path, tiny_taxonomy
         train, dev = split(images, dev_from=None, dev_share=0.5, seed=0)
         assert (len(train), len(dev)) == (36, 12)
         assert len(read_images([data], tiny_taxonomy, held_out_only=True)) == 12
-        with pytest.raises(InputError, match="leave --dev-from out"):
+        with pytest.raises(InputError, match="leave `dev_from` out"):
             split(images, dev_from=1, dev_share=0.5, seed=0)
 
 

@@ -118,7 +118,7 @@ def test_a_structure_that_is_added_to_the_table_can_be_trained(monkeypatch: pyte
     recipe.check()
     recipe.check_levels(2)
     assert make_architecture(recipe).num_levels == 2
-    with pytest.raises(InputError, match="--widths does not fit --structure rings; give --densities"):
+    with pytest.raises(InputError, match="`widths` does not fit `structure` rings; give `densities`"):
         dataclasses.replace(recipe, widths=(0.5, 1.0)).check()
 
 
@@ -137,7 +137,7 @@ def test_without_numbers_each_level_has_half_of_the_next_for_any_number_of_tiers
 
 def test_numbers_that_are_given_are_one_per_tier() -> None:
     Recipe(data=(), taxonomy="x", widths=(0.5, 1.0)).check_levels(2)
-    with pytest.raises(InputError, match="--widths: give one per level, 3 for 3 tiers, not 2"):
+    with pytest.raises(InputError, match="`widths`: give one per level, 3 for 3 tiers, not 2"):
         Recipe(data=(), taxonomy="x", widths=(0.5, 1.0)).check_levels(3)
 
 

@@ -89,9 +89,9 @@ def test_an_update_in_parts_counts_once_in_the_schedule(recipe: Recipe, tmp_path
 
 
 def test_no_part_is_smaller_than_two_images(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--accumulate 13: give 1 to half of --batch-size"):
+    with pytest.raises(InputError, match="`accumulate` 13: give 1 to half of `batch_size`"):
         fit(dataclasses.replace(recipe, accumulate=13), tmp_path)
-    with pytest.raises(InputError, match="--accumulate 12: 20 images for 1 processes make no more than 10"):
+    with pytest.raises(InputError, match="`accumulate` 12: 20 images for 1 processes make no more than 10"):
         fit(dataclasses.replace(recipe, accumulate=12, limit=20), tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_bfloat16_learns_nearly_what_float32_does_and_keeps_its_weights_in_float
 def test_half_precision_needs_a_gpu(recipe: Recipe, tmp_path: Path) -> None:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("there is one")
-    with pytest.raises(InputError, match="--mixed-precision fp16 needs a GPU; give bf16 or no"):
+    with pytest.raises(InputError, match="`mixed_precision` fp16 needs a GPU; give bf16 or no"):
         fit(dataclasses.replace(recipe, mixed_precision="fp16"), tmp_path)
 
 

@@ -77,7 +77,7 @@ def test_only_images_whose_logits_are_kept_are_weighed_where_logits_are_needed(
 
 @pytest.mark.parametrize("known", [0.0, 1.0, 75.1, -0.5, math.nan])
 def test_a_known_top1_is_a_share(known: float, tiny_taxonomy: Taxonomy) -> None:
-    with pytest.raises(InputError, match=r"^--known-top1 .*: give more than 0, less than 1, such as 0.751"):
+    with pytest.raises(InputError, match=r"^`known_top1` .*: give more than 0, less than 1, such as 0.751"):
         weigh(said(tiny_taxonomy, right=8, images=10), known)
 
 

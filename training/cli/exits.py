@@ -12,9 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from hierclass.cli import DEBUG_VARIABLE
 from hierclass.errors import HierclassError
+from training.cli.options import as_flags
 from training.trainer.processes import is_main, launch_command, lost_another, wait_for_the_end
+
+
+class FlagConsole(Console):
+    """A console that shows the options in place of the fields that lines of the library name (`as_flags`)."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as rich does."""
+        super().print(*(as_flags(each) if isinstance(each, str) else each for each in objects), **how)
 
 
 @contextlib.contextmanager
@@ -72,7 +83,7 @@ def failure(message: str, code: int) -> SystemExit:
         wait_for_the_end(20)
         if code == 130:
             return SystemExit(code)
-    print(f"hierclass-train: {' '.join(message.split())}", file=sys.stderr)
+    print(f"hierclass-train: {' '.join(as_flags(message).split())}", file=sys.stderr)
     return SystemExit(code)
 
 

@@ -238,7 +238,7 @@ def training_transform(
         )
     except (AssertionError, IndexError, KeyError, ValueError) as error:
         raise InputError(
-            f"--auto-augment {auto_augment} is no policy of timm; try rand-m7-n2-mstd0.5"
+            f"`auto_augment` {auto_augment} is no policy of timm; try rand-m7-n2-mstd0.5"
         ) from error
 
 

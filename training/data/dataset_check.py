@@ -27,8 +27,8 @@ from hierclass.files import replacing
 from hierclass.images.decoding import read_header, read_image
 from training.data.datasets import Source
 from training.data.samples import ImageSet, Unreadable
+from training.recipe.option import CHECKS, list_words
 
-MODES = ("auto", "none", "quick", "full")
 FULL_UP_TO = 4 << 30
 """Bytes of files that "auto" decodes; two cores need a minute or two for it."""
 CHUNK = 4096
@@ -37,8 +37,8 @@ CHUNK = 4096
 
 def check_mode(mode: str, images: ImageSet) -> str:
     """The mode that is meant for images: "auto" decides by their bytes. Raises `InputError` for an unknown one."""
-    if mode not in MODES:
-        raise InputError(f"--check {mode}: give auto, none, quick or full")
+    if mode not in CHECKS:
+        raise InputError(f"`check` {mode}: give {list_words(CHECKS)}")
     if mode != "auto":
         return mode
     return "full" if sum(map(_num_bytes, images.sources)) <= FULL_UP_TO else "quick"

@@ -147,7 +147,7 @@ def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, re
     if present.max() > HINT_AT * present.min() and recipe.balance == "none":
         ratio = present.max() / present.min()
         reporter.line(
-            f"the largest class has {ratio:.0f} times as many images as the smallest: consider --balance loss"
+            f"the largest class has {ratio:.0f} times as many images as the smallest: consider `balance` loss"
         )
 
 

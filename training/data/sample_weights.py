@@ -49,7 +49,7 @@ def check_known_top1(known_top1: float) -> None:
     """Raise `InputError` unless a known top-1 lies between 0 and 1."""
     if not 0 < known_top1 < 1:
         raise InputError(
-            f"--known-top1 {known_top1:g}: give more than 0, less than 1, such as 0.751 for 75.1%"
+            f"`known_top1` {known_top1:g}: give more than 0, less than 1, such as 0.751 for 75.1%"
         )
 
 
@@ -67,7 +67,7 @@ def weigh(answers: Answers, known_top1: float) -> Weighting:
         which = "none" if not num_right else "all"
         raise InputError(
             f"the last level has {which} of the {images} images right, so that no weights make that "
-            f"{known_top1:.1%}; leave --known-top1 out, or give more images"
+            f"{known_top1:.1%}; leave `known_top1` out, or give more images"
         )
     share = num_right / images
     weights = np.where(right, known_top1 / share, (1 - known_top1) / (1 - share))

@@ -87,7 +87,7 @@ class Order:
         self.batch_size = min(num_samples, batch_size)
         if self.batch_size < 2 * num_processes:
             what = (
-                f"--batch-size {batch_size} is" if batch_size < num_samples else f"{num_samples} images are"
+                f"`batch_size` {batch_size} is" if batch_size < num_samples else f"{num_samples} images are"
             )
             raise InputError(f"{what} too few to train on; give at least {2 * num_processes}")
         places = np.arange(self.batch_size)

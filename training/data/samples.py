@@ -73,7 +73,7 @@ def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy, *, held_out_onl
     labels = LeafNames(taxonomy)
     listings = [part for path in paths for part in list_images(str(path), held_out_only=held_out_only)]
     if not any(part.ways for part in listings):
-        raise InputError("no images found; --data takes Parquet files, or folders of class folders")
+        raise InputError("no images found; `data` takes Parquet files, or folders of class folders")
     held_out = [np.full(len(part.ways), part.held_out) for part in listings]
     return ImageSet(
         [source for part in listings for source in part.sources],
@@ -156,7 +156,7 @@ def split_by_number(names: Sequence[str], dev_from: int) -> tuple[LeafArray, Lea
         found = re.search(r"(\d+)(?:\.\w+)?$", name)
         if found is None:
             raise InputError(
-                f"image {name!r} has no number in its name; use --dev-share instead of --dev-from"
+                f"image {name!r} has no number in its name; use `dev_share` instead of `dev_from`"
             )
         numbers[index] = int(found.group(1))
     return np.flatnonzero(numbers < dev_from), np.flatnonzero(numbers >= dev_from)
@@ -172,7 +172,7 @@ def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArra
     from sklearn.model_selection import train_test_split
 
     if not 0 < share < 1:
-        raise InputError(f"--dev-share {share}: give more than 0, less than 1")
+        raise InputError(f"`dev_share` {share}: give more than 0, less than 1")
     places, known = np.arange(len(leaves)), np.unique(leaves)
     dev = places[:0]
     with contextlib.suppress(ValueError):  # a leaf with one image, or fewer held-out images than leaves
@@ -181,7 +181,7 @@ def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArra
         dev = np.concatenate([_draw(np.flatnonzero(leaves == leaf), share, (seed, leaf)) for leaf in known])
     if not len(dev):
         raise InputError(
-            f"--dev-share {share} cannot be held out: every class has a single image; add images"
+            f"`dev_share` {share} cannot be held out: every class has a single image; add images"
         )
     return np.setdiff1d(places, dev), np.sort(dev)
 
@@ -201,7 +201,7 @@ def split(
     """
     if images.held_out is not None:
         if dev_from is not None:
-            raise InputError("the data has a folder of held-out images (val); leave --dev-from out")
+            raise InputError("the data has a folder of held-out images (val); leave `dev_from` out")
         train, dev = np.flatnonzero(~images.held_out), np.flatnonzero(images.held_out)
     elif dev_from is not None:
         train, dev = split_by_number(images.names, dev_from)
@@ -210,7 +210,7 @@ def split(
     if not len(train) or not len(dev):
         what, advice = "the split", "add images"
         if dev_from is not None:
-            what, advice = f"--dev-from {dev_from}", "give a number between those of the file names"
+            what, advice = f"`dev_from` {dev_from}", "give a number between those of the file names"
         elif images.held_out is not None:
             what = "the data's own split"
         raise InputError(f"{what} leaves {len(train)} images to train on and {len(dev)} held out; {advice}")

@@ -24,7 +24,7 @@ from hierclass.errors import CheckpointError, InputError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
 from training.distillation.card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
-from training.recipe.recipe import option_of
+from training.recipe.option import as_text
 from training.trainer.run_dir import START, RunFolder
 
 
@@ -65,11 +65,11 @@ class DistilFolder:
             except InputError as error:
                 if RunFolder(self.path).state.exists():
                     raise InputError(
-                        f"{self.path} holds a run of another command; choose another --out"
+                        f"{self.path} holds a run of another command; choose another `out`"
                     ) from error
                 raise
         elif self.model.exists() and any(self.model.iterdir()):
-            raise InputError(f"{self.model} holds a model that is not of this run; choose another --out")
+            raise InputError(f"{self.model} holds a model that is not of this run; choose another `out`")
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -80,7 +80,7 @@ class DistilFolder:
                 yield
         except OSError as error:
             if error.filename is None or Path(str(error.filename)).parent == self.path.parent:
-                raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
+                raise InputError(f"`out` {self.path} cannot be written: {error.strerror}") from error
             raise
 
     def check_common(self, recipe: DistilRecipe) -> None:
@@ -92,8 +92,8 @@ class DistilFolder:
             ours, theirs = getattr(recipe, name), getattr(stored, name)
             if ours != theirs:
                 raise InputError(
-                    f"{option_of(name)} {_said(ours)} differs from the run in {self.path} ({_said(theirs)}); leave it "
-                    "out, or change --out"
+                    f"`{name}` {as_text(ours)} differs from the run in {self.path} ({as_text(theirs)}); leave it "
+                    "out, or change `out`"
                 )
 
     def check_others(self, level: int) -> None:
@@ -104,8 +104,8 @@ class DistilFolder:
             measured = other.stat().st_size > 0  # a run that has just begun has kept nothing yet
             if level not in levels and measured and not levels <= kept:
                 raise InputError(
-                    f"{self.model} lacks {other.parent.name}, which was trained; continue with --resume and without "
-                    "--level to put it back"
+                    f"{self.model} lacks {other.parent.name}, which was trained; continue with `resume` and without "
+                    "`level` to put it back"
                 )
 
     def kept_levels(self, interpolate: float | None = None) -> set[int]:
@@ -155,7 +155,7 @@ class DistilFolder:
         try:
             return dict(safetensors.torch.load_file(self.model / WEIGHTS_FILE))
         except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{self.model} is damaged: {error}; delete it, and --resume") from error
+            raise CheckpointError(f"{self.model} is damaged: {error}; delete it, and `resume`") from error
 
     def _stored_results(self) -> dict[str, Any]:
         if not (self.model / CONFIG_FILE).exists():
@@ -174,9 +174,3 @@ def merge_results(stored: dict[str, Any], results: dict[str, Any]) -> dict[str, 
     rows = known.get("levels", []) if isinstance(known, dict) else []
     found = {row["level"]: row for row in (*rows, *results["levels"])}
     return {"distillation": {**results, "levels": [found[level] for level in sorted(found)]}}
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
-    return "none" if value is None else str(value)

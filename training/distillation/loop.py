@@ -52,7 +52,7 @@ def distil(
     if known_top1 is not None:
         check_known_top1(known_top1)
         if not eval_data:
-            raise InputError("--known-top1 has no effect without --eval-data; give that, or leave it out")
+            raise InputError("`known_top1` has no effect without `eval_data`; give that, or leave it out")
     until = None if minutes is None else time.monotonic() + 60 * minutes
     if threads:
         torch.set_num_threads(threads)

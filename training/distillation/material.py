@@ -49,7 +49,7 @@ class Gallery:
         photographs = list_photographs(recipe.images)
         count = len(photographs)
         if count < 2:
-            raise InputError("--images: 1 photograph is too few; give thousands, 2 at least")
+            raise InputError("`images`: 1 photograph is too few; give thousands, 2 at least")
         low, high = recipe.crop_scale
         cutter = Cutter(teacher.preprocessing, (low, high), recipe.seed, count)
         wanted = max(round(recipe.val_share * count), VAL_PHOTOGRAPHS)
@@ -161,7 +161,7 @@ class Material:
                     f"({unreadable}): {some}"
                 )
         if len(broken) == len(self.gallery.photographs):
-            raise InputError(f"--images: none of the {len(broken)} photographs can be read")
+            raise InputError(f"`images`: none of the {len(broken)} photographs can be read")
         self._tell_small(sides, reporter)
         return len(broken)
 
@@ -191,7 +191,7 @@ class Material:
         )
         if not len(indices):
             what = "held-out photographs" if held_out else "photographs to train on"
-            raise InputError(f"--images: none of the {what} can be read; give more photographs")
+            raise InputError(f"`images`: none of the {what} can be read; give more photographs")
         return CropSet(
             indices, [self.store.read(pixels_name(side)) for side in sides], self.store.read(ANSWERS)
         )

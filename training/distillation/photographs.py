@@ -68,7 +68,7 @@ def list_photographs(paths: Sequence[str | Path]) -> Photographs:
     passed_over: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise InputError(f"--images {display_name(path)} does not exist")
+            raise InputError(f"`images` {display_name(path)} does not exist")
         found = sorted(path.glob("**/*.parquet")) if path.is_dir() else []
         tables = [table for table in found if _has_images(table)]
         passed_over += [table for table in found if table not in tables]
@@ -78,7 +78,7 @@ def list_photographs(paths: Sequence[str | Path]) -> Photographs:
     except InputError as error:
         reason = str(error).removeprefix("nothing to do: ").partition(";")[0]
         raise InputError(
-            f"--images: {reason}; give folders of photographs, or Parquet files with a column image"
+            f"`images`: {reason}; give folders of photographs, or Parquet files with a column image"
         ) from error
 
 

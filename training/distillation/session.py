@@ -28,7 +28,6 @@ from training.distillation.stretch import Inputs, LevelTraining, choose_statisti
 from training.distillation.student import begin_from, groups_to_train, nest_teacher, statistics_of
 from training.distillation.teacher import Teacher, model_teacher, timm_teacher
 from training.evaluation.console import Reporter
-from training.recipe.recipe import option_of
 from training.trainer.run import FOR_ORDER, make_optimizer
 from training.trainer.sync_batchnorm import has_statistics
 
@@ -118,7 +117,7 @@ class Session:
         if read_config(self.folder.start).get("results") != {"teacher": self.teacher.digest}:
             raise InputError(
                 f"the teacher, its preprocessing or its tree has changed since the run in {self.folder.path} began; "
-                "choose another --out"
+                "choose another `out`"
             )
 
     def _make_start(self) -> Checkpoint:
@@ -128,7 +127,7 @@ class Session:
         seed_everything(recipe.seed)
         pixels = list(self.gallery.centres(FOR_ORDER))
         if not pixels:
-            raise InputError("--images: none of the photographs can be read; give others")
+            raise InputError("`images`: none of the photographs can be read; give others")
         normalise = Normalise(teacher.preprocessing, torch.device("cpu"))
         return nest_teacher(recipe, teacher, normalise(as_images(pixels, teacher.preprocessing.size)))
 
@@ -228,7 +227,7 @@ class Session:
             for name in (*IDENTITY, "statistics"):
                 if getattr(recipe, name) != getattr(stored, name):
                     raise InputError(
-                        f"{option_of(name)} differs from that of the run in {own.path}; leave it out, or change --out"
+                        f"`{name}` differs from that of the run in {own.path}; leave it out, or change `out`"
                     )
         elif recipe.start is not None and recipe.statistics == "auto":
             recipe = dataclasses.replace(recipe, statistics=statistics_of(Path(recipe.start), levels))

@@ -112,7 +112,7 @@ class CropStore:
         if missing + RESERVE > free and missing:
             raise InputError(
                 f"the crops need {missing / 1e9:.1f} GB in {self.folder}, and {free / 1e9:.1f} GB are free; give fewer "
-                "--crops-per-photo, or another --cache"
+                "`crops_per_photo`, or another `cache`"
             )
         write_json(header, self.made_from)
         for name, column in self.columns.items():
@@ -131,7 +131,7 @@ class CropStore:
             what = ", ".join(sorted(key.replace("_", " ") for key in differing))
             raise InputError(
                 f"{self.folder} holds crops of another run (differing: {what}); delete it to make them anew, or choose "
-                "another --cache or --out"
+                "another `cache` or `out`"
             )
 
     def _missing_bytes(self, name: str) -> int:

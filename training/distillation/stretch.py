@@ -124,7 +124,7 @@ class LevelTraining:
             self._keep(measured, standing.seconds + saver.spent())
             self.reporter.line(
                 f"{self._who()}: time is up after {run.updates * run.recipe.batch_size} of "
-                f"{total * run.recipe.batch_size} crops; --resume continues; {_distances(measured[1])}"
+                f"{total * run.recipe.batch_size} crops; `resume` continues; {_distances(measured[1])}"
             )
             return False
         totals = saver.totals()

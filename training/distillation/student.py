@@ -69,14 +69,14 @@ def begin_from(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Checkpoint
     wanted = make_architecture(recipe, teacher)
     if found.architecture != wanted or list(found.taxonomy.leaves) != list(teacher.taxonomy.leaves):
         raise InputError(
-            f"--start {path} is of another teacher, tree, structure, widths, sizes or own; give those of that model"
+            f"`start` {path} is of another teacher, tree, structure, widths, sizes or own; give those of that model"
         )
     side, last = teacher.preprocessing.size, found.network.num_levels - 1
     images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, theirs = found.network(images, last), teacher.classifier(images)
     if recipe.frozen and float((ours - theirs).abs().max()) > 0.05 * float(theirs.abs().max()):
-        raise InputError(f"--start {path}: its last level is another classifier than the teacher")
+        raise InputError(f"`start` {path}: its last level is another classifier than the teacher")
     return Checkpoint(found.network, found.taxonomy, found.architecture, found.preprocessing)
 
 
@@ -96,13 +96,13 @@ def groups_to_train(network: PrefixNetwork, level: int | None) -> list[tuple[int
     trained = tuple(range(last if network.frozen else last + 1))
     if level is not None and level not in trained:
         is_teacher = f"; level {last} is the teacher itself" if level == last else ""
-        raise InputError(f"--level {level}: give 0 to {trained[-1]}{is_teacher}")
+        raise InputError(f"`level` {level}: give 0 to {trained[-1]}{is_teacher}")
     if network.levels_alone:
         return [(each,) for each in trained if level in (None, each)]
     if level is not None and len(trained) > 1:
         raise InputError(
-            f"--level {level}: these levels share weights that are trained, so they are trained together; leave it "
-            "out, or give another --own"
+            f"`level` {level}: these levels share weights that are trained, so they are trained together; leave it "
+            "out, or give another `own`"
         )
     return [trained]
 

@@ -132,7 +132,7 @@ def _plain(checkpoint: Checkpoint, path: Path) -> nn.Module:
     if isinstance(extracted, type(network)):
         raise BackboneError(
             f"{path} is of structure {network.structure}, whose last level is no plain timm network; give a model of "
-            "structure prefix, depths or masks, or --timm"
+            "structure prefix, depths or masks, or `timm`"
         )
     first = extracted[0] if isinstance(extracted, nn.Sequential) else extracted
     assert isinstance(first, nn.Module)
@@ -144,10 +144,10 @@ def _read_classes(file: Path) -> list[str]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise InputError(f"--classes {file} can't be read: {what}") from error
+        raise InputError(f"`classes` {file} can't be read: {what}") from error
     labels = [line.strip() for line in lines if line.strip()]
     if len(set(labels)) < max(len(labels), 2):
-        raise InputError(f"--classes {file}: give a line per output of the classifier, each another name")
+        raise InputError(f"`classes` {file}: give a line per output of the classifier, each another name")
     return labels
 
 

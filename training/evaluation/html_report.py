@@ -68,13 +68,13 @@ def claim_folder(folder: Path) -> None:
     Raises `InputError` when it is a file or nothing can be written there.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--report {folder} is no folder; name a new one, or one that may hold {PAGE}")
+        raise InputError(f"`report` {folder} is no folder; name a new one, or one that may hold {PAGE}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"--report {folder} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"`report` {folder} cannot be written: {error.strerror or error}") from error
 
 
 def write_report(folder: Path, run: Evaluation, results: dict[str, Any], *, model: str, command: str) -> None:

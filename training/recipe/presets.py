@@ -34,17 +34,17 @@ def read_preset(name: str) -> dict[str, Any]:
         values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(
-            f"--recipe {name}: there is no such file; the bundled recipes are {', '.join(bundled_recipes())}"
+            f"`recipe` {name}: there is no such file; the bundled recipes are {', '.join(bundled_recipes())}"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"--recipe {name} cannot be read: {error}") from error
+        raise InputError(f"`recipe` {name} cannot be read: {error}") from error
     for field in NOT_IN_FILES:
         if field in values:
-            raise InputError(f"--recipe {name}: {field} belongs to a run; give it with --{field}")
+            raise InputError(f"`recipe` {name}: {field} belongs to a run; give it with `{field}`")
     try:
         recipe = Recipe.from_dict({"data": [], "taxonomy": "", **values})
     except InputError as error:
-        raise InputError(f"--recipe {name}: {str(error).removeprefix('recipe: ')}") from error
+        raise InputError(f"`recipe` {name}: {str(error).removeprefix('recipe: ')}") from error
     return {
         field.name: getattr(recipe, field.name)
         for field in dataclasses.fields(Recipe)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from hierclass.errors import InputError
 from hierclass.files import replacing
+from training.recipe.option import as_text, specs_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,13 @@ class StoredOptions:
             for field in dataclasses.fields(cls)
             if field.default is missing and field.default_factory is missing
         }
+
+    def check_values(self) -> None:
+        """Refuse values outside their declared range or choices; raises `InputError` naming the field."""
+        for name, declared in specs_of(self).items():
+            value = getattr(self, name)
+            if not declared.accepts(value):
+                raise InputError(f"`{name}` {as_text(value)}: give {declared.values}")
 
     def save(self, path: Path) -> None:
         """Write the recipe as JSON, atomically."""

@@ -109,7 +109,7 @@ class Saver:
     def check_loss(self, mean: float) -> float:
         """The mean loss of an epoch so far; raises `InputError` if it is not a number."""
         if not math.isfinite(mean):
-            raise InputError(f"the loss is not a number in epoch {self.standing.epoch + 1}; lower --lr")
+            raise InputError(f"the loss is not a number in epoch {self.standing.epoch + 1}; lower `lr`")
         return mean
 
     def totals(self) -> tuple[float, int]:

@@ -107,7 +107,7 @@ class Learner:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} does not fit the optimiser of these options; give those that the run began with, or "
-                "choose another --out"
+                "choose another `out`"
             ) from error
         for parameter, state in self.optimizer.optimizer.state.items():
             for key, value in state.items():  # same memory format as in an unbroken run: same rounding

@@ -82,7 +82,7 @@ def fit(
         train, dev = load_data(recipe, taxonomy, reporter, out=out, check=check, accelerator=accelerator)
         if len(train) < recipe.batch_size:
             reporter.line(
-                f"--batch-size {recipe.batch_size} is more than there are images: one batch an epoch"
+                f"`batch_size` {recipe.batch_size} is more than there are images: one batch an epoch"
             )
         order = make_order(recipe, train, accelerator)
         fresh = not folder.state.exists()
@@ -135,7 +135,7 @@ def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> Ord
     most = order.batch_size // processes // 2
     if recipe.accumulate > most:
         raise InputError(
-            f"--accumulate {recipe.accumulate}: {order.batch_size} images for {processes} processes make no more "
+            f"`accumulate` {recipe.accumulate}: {order.batch_size} images for {processes} processes make no more "
             f"than {most} parts"
         )
     return order

@@ -26,7 +26,7 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     # "cpu" also joins the processes of torchrun where there is no accelerator
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if cpu and mixed_precision == "fp16":
-        raise InputError("--mixed-precision fp16 needs a GPU; give bf16 or no")
+        raise InputError("`mixed_precision` fp16 needs a GPU; give bf16 or no")
     AcceleratorState._reset_state()  # else the precision of the first run is that of all runs of a process
     return Accelerator(
         mixed_precision=mixed_precision,

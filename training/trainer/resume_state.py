@@ -16,7 +16,7 @@ from hierclass.files import replacing
 
 FORMAT = "hierclass-training-state"
 VERSION = 1
-BEGIN_ANEW = "delete it to begin anew, or choose another --out"
+BEGIN_ANEW = "delete it to begin anew, or choose another `out`"
 """What helps where a state is of no use: without one, a run may begin, with `--resume` or not."""
 
 
@@ -60,7 +60,7 @@ def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, 
             reason = _first_difference(module, stored) or " ".join(str(error).split())
             raise CheckpointError(
                 f"{path} belongs to another network: {reason}; give the recipe and the taxonomy that the run "
-                "began with, or choose another --out"
+                "began with, or choose another `out`"
             ) from error
     try:
         return _give_tensors(header["optimizer"], tensors), dict(header["progress"])

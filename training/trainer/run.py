@@ -117,7 +117,7 @@ def check_sizes(recipe: Recipe, network: nn.Module) -> None:
             except Exception as error:  # whatever a network of timm raises
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise InputError(
-                    f"--start-size {recipe.start_size} does not fit {recipe.backbone}: images of {size} pixels: "
+                    f"`start_size` {recipe.start_size} does not fit {recipe.backbone}: images of {size} pixels: "
                     f"{reason}; leave it out, or choose other sizes"
                 ) from error
 
@@ -200,7 +200,7 @@ class Run(Learner):
             if not (self.recipe.compile and isinstance(error, torch._dynamo.exc.TorchDynamoException)):
                 raise
             reason = " ".join(str(error).split("\n\n")[0].split())
-            raise InputError(f"--compile: {reason}; leave it out, or install a C++ compiler") from error
+            raise InputError(f"`compile`: {reason}; leave it out, or install a C++ compiler") from error
         self.apply_gradients(self.recipe.clip_grad)
         if self.updates == self.total_updates:
             self.network.train_progress(1.0)
@@ -287,10 +287,10 @@ def make_optimizer(
         )
     except (AssertionError, TypeError, ValueError) as error:
         if opt.lower() in list_optimizers():
-            raise InputError(f"--opt {opt}: {error}".splitlines()[0]) from error
+            raise InputError(f"`opt` {opt}: {error}".splitlines()[0]) from error
         close = difflib.get_close_matches(opt, list_optimizers(), n=1) or ["adamw"]
         raise InputError(
-            f"--opt {opt} is no optimiser of timm; give {close[0]}, or sgd (the default)"
+            f"`opt` {opt} is no optimiser of timm; give {close[0]}, or sgd (the default)"
         ) from error
     return optimizer
 
@@ -299,7 +299,7 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_e
     """timm's schedule of a recipe, stepped every update: warm-up from lr / 20, down to lr / 1000."""
     if recipe.warmup_epochs >= recipe.epochs:
         raise InputError(
-            f"--warmup-epochs {recipe.warmup_epochs} leaves no epoch of {recipe.epochs}; lower it"
+            f"`warmup_epochs` {recipe.warmup_epochs} leaves no epoch of {recipe.epochs}; lower it"
         )
     scheduler: Scheduler | None = None
     # Versions of timm differ in what they say of an unknown one, and whether they raise.
@@ -316,7 +316,7 @@ def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_e
         )
     if scheduler is None:
         raise InputError(
-            f"--schedule {recipe.schedule}: timm has no such schedule by updates; give cosine, poly, tanh, step or "
+            f"`schedule` {recipe.schedule}: timm has no such schedule by updates; give cosine, poly, tanh, step or "
             "constant"
         )
     return scheduler

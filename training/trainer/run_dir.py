@@ -44,9 +44,9 @@ class RunFolder:
     def refuse_to_replace(self, *, resume: bool) -> None:
         """Raise `InputError` when the folder holds a run and ``resume`` is not set."""
         if (self.path / START / CONFIG_FILE).exists():
-            raise InputError(f"{self.path} holds a run of hierclass-train distil; choose another --out")
+            raise InputError(f"{self.path} holds a run of hierclass-train distil; choose another `out`")
         if self.state.exists() and not resume:
-            raise InputError(f"{self.path} holds a run; add --resume to continue it, or choose another --out")
+            raise InputError(f"{self.path} holds a run; add `resume` to continue it, or choose another `out`")
 
     @contextlib.contextmanager
     def claim(self, *, resume: bool) -> Iterator[None]:
@@ -60,10 +60,10 @@ class RunFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(
-                    locked(self.path / ".lock", f"another run writes to {self.path}; choose another --out")
+                    locked(self.path / ".lock", f"another run writes to {self.path}; choose another `out`")
                 )
             except OSError as error:
-                raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
+                raise InputError(f"`out` {self.path} cannot be written: {error.strerror}") from error
             for folder in (
                 self.state.parent,
                 self.path / "model",
@@ -87,7 +87,7 @@ class RunFolder:
         if changed:
             tell(
                 f"{named} has changed since this run began, and the run keeps the tree it began with; a new "
-                "run takes the changed one: choose another --out"
+                "run takes the changed one: choose another `out`"
             )
         return begun
 

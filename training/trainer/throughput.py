@@ -92,5 +92,5 @@ def waiting_hint(waiting: float, workers: int, local_processes: int) -> str | No
         return None
     what = f"{waiting:.0%} of the time went into waiting for images; "
     if local_processes * (workers + 1) < cores():
-        return f"{what}raise --workers (now {workers})"
+        return f"{what}raise `workers` (now {workers})"
     return f"{what}all {cores()} cores are in use: store smaller images, or augment less"
