@@ -33,7 +33,8 @@ from training.evaluation.console import Reporter
 from training.evaluation.metrics import wilson_interval
 from training.recipe.recipe import Recipe
 from training.trainer.loop import evaluate_run, fit
-from training.trainer.run import Run, make_architecture
+from training.trainer.network import make_architecture
+from training.trainer.supervised import Run
 
 DEPTHS = (0.34, 0.67, 1.0)
 DENSITIES = (0.1, 0.3, 1.0)

@@ -1,6 +1,6 @@
 """How long training a nested network takes beside training its dense backbone once: `python benchmarks/updates.py`.
 
-Timed is one whole update as `hierclass-train fit` does it (`training.trainer.run.Run.step`: forward, loss, backward,
+Timed is one whole update as `hierclass-train fit` does it (`training.trainer.supervised.Run.step`: forward, loss, backward,
 optimiser, moving average) on images that are in memory already. The dense network is the same backbone, uncut,
 learning the leaves alone with the same recipe. Both run in one process and in rounds, in an order shuffled
 anew each round.
@@ -30,7 +30,7 @@ from training.data.batches import TrainingBatch
 from training.data.sampler import Share
 from training.recipe.presets import read_preset
 from training.recipe.recipe import Recipe
-from training.trainer.run import Run
+from training.trainer.supervised import Run
 
 STEPS = 1_000_000
 """Of an epoch that never ends: a schedule of its length hardly moves."""

@@ -16,8 +16,8 @@ from taxonomy import Taxonomy
 from training.recipe.defaults import Facts, choose_network, choose_schedule
 from training.recipe.recipe import Recipe
 from training.trainer import pretrained
+from training.trainer.network import make_network
 from training.trainer.pretrained import find_pretrained
-from training.trainer.run import make_network
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_weights_in_the_local_cache_are_taken_and_nobody_is_asked(
 def test_a_run_that_goes_on_looks_for_no_weights(
     tiny_taxonomy: Taxonomy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.trainer.run.cached_weights", None)
+    monkeypatch.setattr("training.trainer.network.cached_weights", None)
     recipe = Recipe(data=(), taxonomy="x", backbone="test_resnet", size=32, pretrained=True)
     make_network(recipe, tiny_taxonomy, fresh=False)
 

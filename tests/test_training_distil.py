@@ -23,7 +23,7 @@ from training.evaluation.predictions import weights_to_try
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.losses import NestedLoss
-from training.trainer.run import Run
+from training.trainer.supervised import Run
 
 HALVES = torch.tensor([[0.0, 0.0]])
 

@@ -28,7 +28,7 @@ from training.evaluation.evaluate import evaluate_checkpoint
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.losses import NestedLoss, Trainee
-from training.trainer.run import make_network
+from training.trainer.network import make_network
 from training.trainer.run_dir import RunFolder
 
 STATE = Path("last") / "state.safetensors"

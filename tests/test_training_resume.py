@@ -22,7 +22,7 @@ from training.data.batches import TrainingBatch
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.interrupts import Interrupts
-from training.trainer.run import Run
+from training.trainer.supervised import Run
 
 STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")

@@ -26,7 +26,8 @@ from training.evaluation.model_card import model_card
 from training.recipe.presets import read_preset
 from training.recipe.recipe import Recipe
 from training.trainer import loop
-from training.trainer.run import Run, make_architecture, make_network
+from training.trainer.network import make_architecture, make_network
+from training.trainer.supervised import Run
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,10 @@ from training.data.sampler import Share
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.batch_dropout import deal_drops
+from training.trainer.network import make_network, make_preprocessing
 from training.trainer.processes import make_accelerator
 from training.trainer.resume_state import save_state
-from training.trainer.run import Run, make_network, make_preprocessing, untrained_weights
+from training.trainer.supervised import Run, untrained_weights
 from training.trainer.sync_batchnorm import _Normalise, synchronise_norms
 from training.trainer.throughput import automatic_workers, waiting_hint
 

@@ -25,6 +25,7 @@ from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
 from training.distillation.card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
 from training.recipe.option import as_text
+from training.trainer.export import describe_model
 from training.trainer.run_dir import START, RunFolder
 
 
@@ -145,8 +146,12 @@ class DistilFolder:
             network.load_stored(tensors)
             save_checkpoint(self.model, dataclasses.replace(trained, results=merged, decision={}))
             shared = recipe.without_paths()
-            RunFolder(self.path).describe_model(
-                shared, dict(merged), device, lambda facts: distilled_card(facts, trained.taxonomy)
+            describe_model(
+                self.model,
+                shared,
+                dict(merged),
+                device,
+                lambda facts: distilled_card(facts, trained.taxonomy),
             )
 
     def _stored_tensors(self) -> dict[str, torch.Tensor]:

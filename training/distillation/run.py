@@ -20,7 +20,7 @@ from training.distillation.objective import Pupils, TeacherLoss
 from training.distillation.recipe import DistilRecipe
 from training.distillation.student import level_names, trained_names
 from training.trainer.learner import Learner
-from training.trainer.run import make_optimizer
+from training.trainer.optimizer import make_optimizer
 from training.trainer.sync_batchnorm import hold_statistics
 
 Crops = npt.NDArray[np.uint8]

@@ -28,7 +28,8 @@ from training.distillation.stretch import Inputs, LevelTraining, choose_statisti
 from training.distillation.student import begin_from, groups_to_train, nest_teacher, statistics_of
 from training.distillation.teacher import Teacher, model_teacher, timm_teacher
 from training.evaluation.console import Reporter
-from training.trainer.run import FOR_ORDER, make_optimizer
+from training.trainer.network import FOR_ORDER
+from training.trainer.optimizer import make_optimizer
 from training.trainer.sync_batchnorm import has_statistics
 
 PASSES = 16

@@ -27,7 +27,7 @@ from training.data.samples import ImageSet, read_images, split
 from training.evaluation import calibration, metrics
 from training.evaluation.calibration import LevelCalibration
 from training.evaluation.predictions import Answers, collect_answers, weights_to_try
-from training.trainer.run_dir import update_card
+from training.trainer.export import update_card
 
 
 def summarise(

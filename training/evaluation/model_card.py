@@ -17,7 +17,7 @@ from training.evaluation.console import (
     weighting_sentence,
 )
 from training.recipe.recipe import Recipe
-from training.trainer.run import make_architecture
+from training.trainer.network import make_architecture
 
 CALIBRATION = "## Calibration"
 HOW_MADE = "## How it was made"

@@ -35,10 +35,12 @@ from training.evaluation.predictions import Answers, collect_answers, weights_to
 from training.recipe.recipe import Recipe
 from training.trainer.autosave import Saver, Standing
 from training.trainer.epoch import train_stretch
+from training.trainer.export import describe_model, export_model
 from training.trainer.interrupts import Interrupts
+from training.trainer.network import FOR_ORDER, check_parts, make_preprocessing
 from training.trainer.processes import local_processes, make_accelerator
-from training.trainer.run import FOR_ORDER, Run, check_parts, make_preprocessing
 from training.trainer.run_dir import RunFolder
+from training.trainer.supervised import Run
 from training.trainer.throughput import automatic_workers, waiting_hint
 
 
@@ -297,14 +299,15 @@ def _keep(
         standing.best = {"epoch": row["epoch"], "results": results}
     if run.accelerator.is_main_process:
         if better and results is not None:
-            run.export(folder.model, results)
+            export_model(run, folder.model, results)
         if results is not None:
             facts = {
                 "epochs_done": standing.epoch,
                 "seconds": round(standing.seconds, 1),
                 "best": standing.best,
             }
-            folder.describe_model(
+            describe_model(
+                folder.model,
                 run.recipe.without_paths(),
                 facts,
                 run.accelerator.device,

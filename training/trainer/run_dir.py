@@ -12,19 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hierclass.errors import InputError
 from hierclass.files import CONFIG_FILE, locked, replacing
 from taxonomy import Taxonomy, TaxonomyError
-from training.evaluation.model_card import replace_calibration, replace_results
-from training.recipe.stored_options import StoredOptions, write_json
+from training.recipe.stored_options import StoredOptions
 
 START = "start"
 """Where a distillation (`training.distillation`) keeps the network that it begins with, in its output folder."""
@@ -105,51 +100,3 @@ class RunFolder:
         """Add an epoch's line to the history."""
         with self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-
-    def describe_model(
-        self,
-        recipe: StoredOptions,
-        progress: dict[str, Any],
-        device: torch.device,
-        card: Callable[[dict[str, Any]], str],
-    ) -> None:
-        """Write the recipe, the facts and the model card, Markdown made of the facts, beside the weights."""
-        facts = {
-            "recipe": recipe.to_dict(),
-            **progress,
-            "hardware": hardware(device),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
-        recipe.save(self.model / "recipe.json")
-        write_json(self.model / "training.json", facts)
-        with replacing(self.model / "MODEL_CARD.md") as file:
-            file.write_text(card(facts), encoding="utf-8")
-
-
-def update_card(
-    model: Path, calibration: dict[str, Any] | None, results: dict[str, Any] | None = None
-) -> None:
-    """Tell a model's card, if it has one, of a calibration (`calibration.to_results`), and of results."""
-    card = model / "MODEL_CARD.md"
-    if not card.exists():
-        return
-    text = card.read_text(encoding="utf-8")
-    text = replace_results(text, results) if results else text
-    text = replace_calibration(text, calibration) if calibration else text
-    with replacing(card) as file:
-        file.write_text(text, encoding="utf-8")
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What a run runs on: kind of device, its name, processors of the machine, threads used."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": device.type, "name": name, "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
