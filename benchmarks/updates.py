@@ -1,6 +1,6 @@
 """How long training a nested network takes beside training its dense backbone once: `python benchmarks/updates.py`.
 
-Timed is one whole update as `hierclass-train fit` does it (`training.trainer.supervised.Run.step`: forward, loss, backward,
+Timed is one whole update as `hierclass-train fit` does it (`SupervisedTrainer.step`: forward, loss, backward,
 optimiser, moving average) on images that are in memory already. The dense network is the same backbone, uncut,
 learning the leaves alone with the same recipe. Both run in one process and in rounds, in an order shuffled
 anew each round.

@@ -17,7 +17,7 @@ from distil_data import BACKBONE, write_photographs, write_teacher
 from hierclass.files import CONFIG_FILE
 from taxonomy import Taxonomy
 from training.cli import main
-from training.distillation.store import CropStore
+from training.distillation.crop_store import CropStore
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_disk_without_room_is_said_before_anything_is_made(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("training.distillation.store.shutil.disk_usage", lambda _: usage(0, 0, 1000))
+    monkeypatch.setattr("training.distillation.crop_store.shutil.disk_usage", lambda _: usage(0, 0, 1000))
     code, line = said(folder, tmp_path / "out", capsys)
     assert code == 2
     assert "the crops need 0.0 GB in" in line

@@ -19,12 +19,12 @@ from hierclass.errors import BackboneError, InputError
 from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 from training.data.mixup import blend
-from training.distillation.answering import OnBytes, _by_onnxruntime, by_torch
+from training.distillation.crop_store import ANSWERS, SIDES, Column, CropStore
 from training.distillation.crops import Cutter, shrink_pixels
-from training.distillation.objective import TeacherLoss
+from training.distillation.losses import TeacherLoss
 from training.distillation.photographs import list_photographs
-from training.distillation.store import ANSWERS, SIDES, Column, CropStore
 from training.distillation.teacher import model_teacher, timm_teacher
+from training.distillation.teacher_runtime import OnBytes, _by_onnxruntime, by_torch
 from training.trainer.sync_batchnorm import measure_statistics
 
 

@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.distillation import material
+from training.distillation.crop_store import CropStore
+from training.distillation.dataset import CropBatch
+from training.distillation.loop import load_teacher
 from training.distillation.recipe import DistilRecipe
-from training.distillation.run import CropBatch, DistilRun
-from training.distillation.session import load_teacher
-from training.distillation.store import CropStore
+from training.distillation.trainer import DistilRun
 
 TIMES = ("seconds", "images_per_second", "data_wait")
 

@@ -73,7 +73,7 @@ def wanted_recipe(
         raise InputError("`updates` has no effect beside `crops`; leave one of them out")
     stored = None
     if resume:
-        from training.distillation.folder import DistilFolder
+        from training.distillation.distil_dir import DistilFolder
 
         stored = DistilFolder(out).stored_recipe(level)
         if stored is None and not given.get("images"):

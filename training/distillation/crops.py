@@ -1,23 +1,35 @@
-"""Random resized crops of photographs, as the teacher sees them and as the levels do.
+"""Random resized crops of photographs: cut, shrunk to a side, and made block by block with the teacher's answers.
 
 Which part of a photograph a crop shows, and whether it is mirrored, depends on (seed, pass, photograph) alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop
 
+from hierclass.errors import ImageError
 from hierclass.images.decoding import resize_side, square
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.resize import Resize
+from training.data.batches import make_loader, read_all
 from training.data.sampler import image_seeds, seed_with
+from training.distillation.crop_store import ANSWERS, SIDES, Block, CropStore, pixels_name
+from training.distillation.photographs import Photographs
+from training.distillation.teacher_runtime import Answer
+from training.evaluation.console import Reporter
+from training.evaluation.predictions import shrink_logits
 
 RATIOS = (3 / 4, 4 / 3)
 """Width to height of a crop before it is made square, lowest and highest."""
@@ -74,3 +86,98 @@ def shrink_pixels(images: Pixels, side: int) -> Pixels:
     resized = Resize(side)(torch.from_numpy(images).permute(0, 3, 1, 2).float())
     found: Pixels = resized.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
     return found
+
+
+COMMIT_EVERY = 20.0
+"""Seconds after which what was made is noted as done."""
+
+
+def missing_blocks(store: CropStore) -> list[Block]:
+    """Blocks of which any file lacks its part, in their order."""
+    whole = np.ones(0, dtype=bool)
+    for name in store.columns:
+        done = store.done(name).astype(bool)
+        whole = done if not len(whole) else whole & done
+    return [block for block in store.blocks() if not whole[block.number]]
+
+
+def num_unanswered(store: CropStore) -> int:
+    """How many crops the teacher is still to answer."""
+    done = store.done(ANSWERS)
+    return sum(block.stop - block.first for block in store.blocks() if not done[block.number])
+
+
+def make_crops(
+    store: CropStore,
+    photographs: Photographs,
+    cutter: Cutter,
+    blocks: Sequence[Block],
+    answer: Answer,
+    reporter: Reporter,
+    *,
+    workers: int,
+) -> None:
+    """Make what blocks lack: crops at all sides that the store has files for, and the teacher's answers to them.
+
+    Crops of photographs that can't be read are zeros, and so are their sides. What is made is kept if the run is
+    stopped.
+    """
+    done = {name: store.done(name) for name in store.columns}
+    sides = [side for side in _sides(store) if any(not done[pixels_name(side)][b.number] for b in blocks)]
+    wanted = [(block, not done[ANSWERS][block.number]) for block in blocks]
+    dataset = _Blocks(Photographs(photographs), cutter, sides)  # workers open files of their own
+    committed = started = time.monotonic()
+    made = 0
+    with contextlib.closing(read_all(make_loader(dataset, workers, batch_sampler=wanted))) as stream:
+        try:
+            for (block, unanswered), full, smaller, shown in stream:
+                for side, pixels in zip(sides, smaller, strict=True):
+                    store.write(pixels_name(side), block, pixels)
+                if unanswered:
+                    store.write(ANSWERS, block, _answers(answer, full, shown))
+                store.write(SIDES, block, shown)
+                made += block.stop - block.first
+                if time.monotonic() - committed > COMMIT_EVERY:
+                    store.commit()
+                    committed = time.monotonic()
+                rate = made / max(time.monotonic() - started, 1e-9)
+                what = f"crops: {block.passing * store.num_photographs + block.stop} of {len(store)}"
+                reporter.advance(what, rate=rate, work=block.stop - block.first)
+        finally:
+            store.commit()
+
+
+def _sides(store: CropStore) -> list[int]:
+    return [store.columns[name].shape[0] for name in store.columns if name.startswith("pixels-")]
+
+
+def _answers(
+    answer: Answer, full: npt.NDArray[np.uint8], shown: npt.NDArray[np.uint16]
+) -> npt.NDArray[np.float16]:
+    return shrink_logits(torch.from_numpy(answer(full)))
+
+
+class _Blocks(Dataset[Any]):
+    """Blocks of crops; what is asked for is a pair of a block and whether the teacher is to see it."""
+
+    def __init__(self, photographs: Photographs, cutter: Cutter, sides: Sequence[int]) -> None:
+        self.photographs, self.cutter, self.sides = photographs, cutter, sides
+
+    def __len__(self) -> int:
+        return len(self.photographs)
+
+    def __getitems__(self, wanted: tuple[Block, bool]) -> Any:
+        block, unanswered = wanted
+        side = self.cutter.preprocessing.size
+        full = np.zeros((block.stop - block.first, side, side, 3), dtype=np.uint8)
+        shown = np.zeros((len(full), 2), dtype=np.uint16)
+        for place, index in enumerate(range(block.first, block.stop)):
+            try:
+                image = self.photographs.image(index, min_side=self.cutter.min_side)
+            except ImageError:  # told of all at once, when the crops are made
+                continue
+            crop = self.cutter.cut(image, block.passing, index)
+            full[place] = crop.pixels
+            shown[place] = min(crop.shown, 65535), min(crop.photograph, 65535)
+        smaller = [shrink_pixels(full, each) for each in self.sides]
+        return wanted, full if unanswered else full[:0], smaller, shown

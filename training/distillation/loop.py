@@ -1,7 +1,10 @@
-"""A distillation from its recipe to a model: what `training.trainer.loop.fit` is to labelled images."""
+"""Distillation from a recipe to a model: `distil` sets up, makes the crops, trains level after level and measures."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,18 +13,34 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from torch import nn
 
+from hierclass.checkpoints.checkpoint import Checkpoint, read_config, save_checkpoint
 from hierclass.errors import InputError
+from hierclass.nested.prefix import PrefixNetwork
+from training.data.mixup import Normalise
 from training.data.sample_weights import check_known_top1
+from training.data.sampler import Order, seed_everything
 from training.data.samples import read_images
-from training.distillation.folder import DistilFolder
-from training.distillation.recipe import DistilRecipe, untrained_levels
-from training.distillation.session import Session
+from training.distillation.crops import Pixels
+from training.distillation.dataset import CENTRES, Gallery, Material, as_images
+from training.distillation.distil_dir import DistilFolder
+from training.distillation.level_loop import Inputs, LevelTraining, choose_statistics
+from training.distillation.recipe import IDENTITY, DistilRecipe, untrained_levels
+from training.distillation.student import begin_from, groups_to_train, nest_teacher, statistics_of
+from training.distillation.teacher import Teacher, model_teacher, timm_teacher
+from training.distillation.trainer import DistilRun
 from training.evaluation.calibration import check_enough
 from training.evaluation.console import Reporter, show_results
 from training.evaluation.evaluate import Options, measure_checkpoint
+from training.trainer.network import FOR_ORDER
+from training.trainer.optimizer import make_optimizer
 from training.trainer.processes import local_processes, make_accelerator
+from training.trainer.sync_batchnorm import has_statistics
 from training.trainer.throughput import automatic_workers
+
+PASSES = 16
+"""Times that all crops are trained on, where the user does not say."""
 
 
 def distil(
@@ -86,4 +105,218 @@ def _evaluate(model: Path, data: Sequence[str], reporter: Reporter, how: Options
     reporter.line(
         f"the model is in {model}; to fit how sure it is, with labelled photographs: "
         f"hierclass-train calibrate {model} --data PHOTOS"
+    )
+
+
+def load_teacher(recipe: DistilRecipe) -> Teacher:
+    """The teacher of a recipe, at its own side."""
+    if recipe.teacher is not None:
+        teacher = model_teacher(Path(recipe.teacher), recipe.taxonomy)
+    else:
+        assert recipe.timm is not None
+        weights, classes = (None if file is None else Path(file) for file in (recipe.weights, recipe.classes))
+        teacher = timm_teacher(recipe.timm, weights=weights, taxonomy=recipe.taxonomy, classes=classes)
+    return teacher
+
+
+class Session:
+    """One call of `distil`: what all groups of levels that are trained in it have in common."""
+
+    def __init__(
+        self,
+        recipe: DistilRecipe,
+        folder: DistilFolder,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        *,
+        changes: Mapping[str, Any] | None,
+    ) -> None:
+        """Load the teacher and list the photographs; call `set_up`, then `make_crops`, then `train_all`."""
+        recipe.check()
+        make_optimizer(nn.Linear(1, 1), opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.recipe, self.folder, self.changes = recipe, folder, changes
+        self.accelerator, self.reporter = accelerator, reporter
+        self.teacher = load_teacher(recipe)
+        recipe.check_levels(self.teacher.taxonomy.num_tiers)
+        if recipe.sizes is not None and recipe.sizes[-1] != self.teacher.preprocessing.size:
+            reporter.line(
+                f"the last level sees {recipe.sizes[-1]} pixels; the classifier was made for "
+                f"{self.teacher.preprocessing.size}"
+            )
+            self.teacher = self.teacher.at_side(recipe.sizes[-1])
+        self.gallery = Gallery.find(recipe, self.teacher)
+        if tables := self.gallery.photographs.passed_over:
+            reporter.line(f"passed over, without a column of images: {', '.join(map(str, tables))}")
+        self.material: Material
+        self.centres: list[Pixels] = []
+        self._start: Checkpoint | None = None
+        self.facts: dict[str, Any] = {}
+
+    def set_up(self, level: int | None, *, resume: bool) -> list[tuple[int, ...]]:
+        """Make what all levels start from, if it is not there; returns the levels to train, in groups.
+
+        Raises `InputError` where the folder holds anything that would be replaced.
+        """
+        folder, recipe = self.folder, self.recipe
+        if self.accelerator.is_main_process:
+            with folder.claim():
+                folder.check_mine()
+                folder.check_common(recipe)
+                has_start = folder.has_start(recipe)
+                if has_start:
+                    self._check_start()
+                start = folder.load_start() if has_start else self._make_start()
+                self._groups(start, level, resume=resume)  # refuses before anything is written
+                if not has_start:
+                    start.results = {"teacher": self.teacher.digest}
+                    save_checkpoint(folder.start, start, dtype="float32")
+                if level is None or not folder.begun:  # one level's options are in its own recipe
+                    recipe.save(folder.recipe)
+        self.accelerator.wait_for_everyone()
+        self._start = folder.load_start()
+        return self._groups(self._start, level, resume=resume)
+
+    def _groups(self, start: Checkpoint, level: int | None, *, resume: bool) -> list[tuple[int, ...]]:
+        """The levels to train, in groups; raises `InputError` where one of them would be replaced."""
+        groups = groups_to_train(_network(start), level)
+        for levels in groups:
+            self.folder.run_of(levels).refuse_to_replace(resume=resume)
+        if level is not None:
+            self.folder.check_others(level)
+        return groups
+
+    def _check_start(self) -> None:
+        """Raise `InputError` where the teacher's files have changed since the run began."""
+        if read_config(self.folder.start).get("results") != {"teacher": self.teacher.digest}:
+            raise InputError(
+                f"the teacher, its preprocessing or its tree has changed since the run in {self.folder.path} began; "
+                "choose another `out`"
+            )
+
+    def _make_start(self) -> Checkpoint:
+        recipe, teacher = self.recipe, self.teacher
+        if recipe.start is not None:
+            return begin_from(Path(recipe.start), recipe, teacher)
+        seed_everything(recipe.seed)
+        pixels = list(self.gallery.centres(FOR_ORDER))
+        if not pixels:
+            raise InputError("`images`: none of the photographs can be read; give others")
+        normalise = Normalise(teacher.preprocessing, torch.device("cpu"))
+        return nest_teacher(recipe, teacher, normalise(as_images(pixels, teacher.preprocessing.size)))
+
+    def sides(self, levels: Sequence[int]) -> list[int]:
+        """The side in pixels at which each of some levels sees images."""
+        whole = (self.teacher.preprocessing.size,) * self.teacher.taxonomy.num_tiers
+        return [(self.recipe.sizes or whole)[level] for level in levels]
+
+    def make_crops(self, groups: Sequence[tuple[int, ...]], *, workers: int, threads: int | None) -> None:
+        """Make what the groups learn from, where it is missing, and say what is wrong with it."""
+        sides = sorted({side for levels in groups for side in self.sides(levels)})
+        self.material = Material.of(self.gallery, self.recipe, self.teacher, self.folder.crops, sides)
+        self.material.make(self.teacher, self.accelerator, self.reporter, workers=workers, threads=threads)
+        broken = self.material.tell(self.folder.unreadable, sides, self.reporter)
+        if self.accelerator.is_main_process:
+            self.centres = list(self.gallery.centres(CENTRES))
+        photographs, store = len(self.gallery.photographs) - broken, self.material.store
+        self.facts = {
+            "teacher": {"name": self.teacher.name, "digest": self.teacher.digest},
+            "photographs": photographs,
+            "unreadable": broken,
+            "crops": photographs * store.passes,
+        }
+
+    def train_all(
+        self,
+        groups: Sequence[tuple[int, ...]],
+        *,
+        resume: bool,
+        save_every: float,
+        until: float | None = None,
+    ) -> bool:
+        """Train one group after the other; returns whether all came to their end.
+
+        The time up to ``until``, of the monotonic clock, is divided evenly among those that are left.
+        """
+        ended, deadline = True, math.inf
+        for number, levels in enumerate(groups):
+            if until is not None:
+                now = time.monotonic()
+                deadline = now + (until - now) / (len(groups) - number)
+            ended &= self.train(levels, resume=resume, save_every=save_every, deadline=deadline)
+        return ended
+
+    def train(self, levels: tuple[int, ...], *, resume: bool, save_every: float, deadline: float) -> bool:
+        """Train some levels together, to their end or to a time of the monotonic clock; returns whether they ended."""
+        own, main = self.folder.run_of(levels), self.accelerator.is_main_process
+        with own.claim(resume=resume) if main else contextlib.nullcontext():
+            ended = self._training_of(levels).run_to_the_end(save_every, deadline)
+        self.accelerator.free_memory()
+        return ended
+
+    def _training_of(self, levels: tuple[int, ...]) -> LevelTraining:
+        accelerator, folder = self.accelerator, self.folder
+        start, self._start = self._start or folder.load_start(), None  # training changes it
+        sides = self.sides(levels)
+        train, val = (self.material.crop_set(sides, held_out=each) for each in (False, True))
+        recipe = self._recipe_of(levels, len(train))
+        order = Order(
+            len(train),
+            recipe.batch_size,
+            seed=recipe.seed,
+            process=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+        run = DistilRun(recipe, _network(start), levels, start.taxonomy, start.preprocessing, accelerator)
+        if not folder.run_of(levels).state.exists() and recipe.start is None:
+            statistics = choose_statistics(run, train, val, self.reporter.line)
+            run.recipe = dataclasses.replace(recipe, statistics=statistics)
+        if has_statistics(run.network):
+            how = {"batch": "those of each batch", "pretrained": "those that they begin with"}
+            self.reporter.line(
+                f"level {' and '.join(map(str, levels))}: norms keep to {how[run.recipe.statistics]}"
+            )
+        held_out = {
+            "val_photographs": len(val) // self.material.store.passes,
+            "val_crops": len(val),
+        }
+        self.reporter.line(_describe(run, len(train), len(val)))
+        inputs = Inputs(train, val, [as_images(self.centres, side) for side in sides] if self.centres else [])
+        return LevelTraining(run, start, inputs, order, folder, self.reporter, {**self.facts, **held_out})
+
+    def _recipe_of(self, levels: tuple[int, ...], num_crops: int) -> DistilRecipe:
+        """The recipe of some levels, whose crops to train on are known."""
+        recipe, own = self.recipe, self.folder.run_of(levels)
+        file = own.path / "recipe.json"
+        if own.state.exists() and file.exists():
+            stored = DistilRecipe.load(file)
+            if stored.statistics == "auto":  # of a version that knew batches alone
+                stored = dataclasses.replace(stored, statistics="batch")
+            if self.changes is not None:
+                recipe = dataclasses.replace(stored, **self.changes)
+            elif recipe.crops is None:
+                recipe = dataclasses.replace(recipe, crops=stored.crops)
+            if recipe.statistics == "auto":
+                recipe = dataclasses.replace(recipe, statistics=stored.statistics)
+            for name in (*IDENTITY, "statistics"):
+                if getattr(recipe, name) != getattr(stored, name):
+                    raise InputError(
+                        f"`{name}` differs from that of the run in {own.path}; leave it out, or change `out`"
+                    )
+        elif recipe.start is not None and recipe.statistics == "auto":
+            recipe = dataclasses.replace(recipe, statistics=statistics_of(Path(recipe.start), levels))
+        return recipe if recipe.crops is not None else dataclasses.replace(recipe, crops=PASSES * num_crops)
+
+
+def _network(checkpoint: Checkpoint) -> PrefixNetwork:
+    assert isinstance(checkpoint.network, PrefixNetwork)
+    return checkpoint.network
+
+
+def _describe(run: DistilRun, train: int, val: int) -> str:
+    network, recipe = run.smoothed, run.recipe
+    macs = " / ".join(f"{network.cost(level).macs / 1e6:.1f}" for level in range(network.num_levels))
+    trained = sum(value.numel() for value in run.network.parameters() if value.requires_grad)
+    return (
+        f"level {' and '.join(map(str, run.levels))} of {macs} MMACs: {trained:,} weights learn from {train} crops, "
+        f"{recipe.crops} in all, {val} held out; {run.accelerator.device.type}, {torch.get_num_threads()} threads"
     )

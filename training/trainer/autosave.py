@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hierclass.errors import InputError
 from training.trainer.interrupts import Interrupts
-from training.trainer.learner import Learner
+from training.trainer.trainer import Learner
 
 
 @dataclasses.dataclass

@@ -34,7 +34,6 @@ from training.evaluation.model_card import model_card
 from training.evaluation.predictions import Answers, collect_answers, weights_to_try
 from training.recipe.recipe import Recipe
 from training.trainer.autosave import Saver, Standing
-from training.trainer.epoch import train_stretch
 from training.trainer.export import describe_model, export_model
 from training.trainer.interrupts import Interrupts
 from training.trainer.network import FOR_ORDER, check_parts, make_preprocessing
@@ -42,6 +41,7 @@ from training.trainer.processes import local_processes, make_accelerator
 from training.trainer.run_dir import RunFolder
 from training.trainer.supervised import Run
 from training.trainer.throughput import automatic_workers, waiting_hint
+from training.trainer.updates import train_stretch
 
 
 def fit(

@@ -19,10 +19,10 @@ from training.data.mixup import Mixing
 from training.data.sampler import seed_everything
 from training.recipe.recipe import Recipe
 from training.trainer.batch_dropout import deal_drops
-from training.trainer.learner import Learner
 from training.trainer.losses import NestedLoss, Trainee
 from training.trainer.network import check_sizes, make_network, make_preprocessing
 from training.trainer.optimizer import make_optimizer, make_scheduler
+from training.trainer.trainer import Learner
 
 
 class Run(Learner):

@@ -1,12 +1,10 @@
-"""An update of a distillation: crops from the store, mirrored and mixed, and what the levels learn from them."""
+"""Training levels of a network on a teacher's answers: one update on crops that are mirrored and mixed."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,72 +13,14 @@ from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.prefix import PrefixNetwork
 from taxonomy import Taxonomy
 from training.data.mixup import Normalise, blend
-from training.data.sampler import Order, Share, seed_everything
-from training.distillation.objective import Pupils, TeacherLoss
+from training.data.sampler import seed_everything
+from training.distillation.dataset import CropBatch
+from training.distillation.losses import Pupils, TeacherLoss
 from training.distillation.recipe import DistilRecipe
 from training.distillation.student import level_names, trained_names
-from training.trainer.learner import Learner
 from training.trainer.optimizer import make_optimizer
 from training.trainer.sync_batchnorm import hold_statistics
-
-Crops = npt.NDArray[np.uint8]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CropBatch:
-    """One process's crops for one update.
-
-    ``images`` uint8 (n, 3, S, S) for every level that is trained, ``answers`` the teacher's logits of the leaves
-    (n, leaves), float16; ``share`` says where the crops stand in the whole batch.
-    """
-
-    images: list[Tensor]
-    answers: Tensor
-    share: Share
-
-    def __len__(self) -> int:
-        """Number of crops."""
-        return len(self.answers)
-
-    @property
-    def errors(self) -> list[str]:
-        """Nothing: crops of unreadable photographs are not in the store's order."""
-        return []
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CropSet:
-    """Some crops of a store: ``indices`` (M,) among all, ``pixels`` (N, S, S, 3) per level, ``answers`` (N, leaves)."""
-
-    indices: npt.NDArray[np.int64]
-    pixels: Sequence[Crops]
-    answers: npt.NDArray[np.float16]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def take(self, places: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """Images uint8 (n, 3, S, S) per level, and answers (n, leaves), of the crops at some places of the set."""
-        rows = self.indices[places]
-        images = [
-            torch.from_numpy(np.ascontiguousarray(each[rows])).permute(0, 3, 1, 2) for each in self.pixels
-        ]
-        return images, torch.from_numpy(np.ascontiguousarray(self.answers[rows]))
-
-    def batches(self, size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """All crops in their order, so many at a time."""
-        for first in range(0, len(self), size):
-            yield self.take(range(first, min(first + size, len(self))))
-
-    def stream(self, order: Order, first: int, last: int) -> Generator[CropBatch]:
-        """The batches of updates ``first`` … ``last`` - 1, shuffled anew whenever all crops have been seen."""
-        while first < last:
-            passing, start = divmod(first, len(order))
-            for share in order.shares(passing, start=start):
-                yield CropBatch(*self.take(share.indices), share)
-                first += 1
-                if first == last:
-                    return
+from training.trainer.trainer import Learner
 
 
 class DistilRun(Learner):

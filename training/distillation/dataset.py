@@ -1,10 +1,10 @@
-"""What levels learn from: the photographs, divided, and their crops and answers, made where they are missing."""
+"""What levels learn from: photographs split into training and held-out ones, their crops, and the teacher's answers."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,86 @@ from torch import Tensor
 from hierclass.checkpoints.checkpoint import stored_fields
 from hierclass.errors import ImageError, InputError
 from training.data.dataset_check import write_table
+from training.data.sampler import Order, Share
 from training.data.samples import Unreadable
-from training.distillation.answering import make_answerer
-from training.distillation.crops import Cutter, Pixels, shrink_pixels
-from training.distillation.making import make_crops, missing_blocks, num_unanswered
+from training.distillation.crop_store import ANSWERS, SIDES, Column, CropStore, pixels_name
+from training.distillation.crops import (
+    Cutter,
+    Pixels,
+    make_crops,
+    missing_blocks,
+    num_unanswered,
+    shrink_pixels,
+)
 from training.distillation.photographs import Photographs, list_photographs
 from training.distillation.recipe import DistilRecipe
-from training.distillation.run import CropSet
-from training.distillation.store import ANSWERS, SIDES, Column, CropStore, pixels_name
 from training.distillation.teacher import Teacher
+from training.distillation.teacher_runtime import make_answerer
 from training.evaluation.console import Reporter
 
+Crops = npt.NDArray[np.uint8]
 VAL_PHOTOGRAPHS = 64
 """Held-out photographs are at least so many, where that leaves nine tenths of the photographs to train on."""
 CENTRES = 512
 """Photographs on which statistics of norms are measured at the end."""
 Indices = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CropBatch:
+    """One process's crops for one update.
+
+    ``images`` uint8 (n, 3, S, S) for every level that is trained, ``answers`` the teacher's logits of the leaves
+    (n, leaves), float16; ``share`` says where the crops stand in the whole batch.
+    """
+
+    images: list[Tensor]
+    answers: Tensor
+    share: Share
+
+    def __len__(self) -> int:
+        """Number of crops."""
+        return len(self.answers)
+
+    @property
+    def errors(self) -> list[str]:
+        """Nothing: crops of unreadable photographs are not in the store's order."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CropSet:
+    """Some crops of a store: ``indices`` (M,) among all, ``pixels`` (N, S, S, 3) per level, ``answers`` (N, leaves)."""
+
+    indices: npt.NDArray[np.int64]
+    pixels: Sequence[Crops]
+    answers: npt.NDArray[np.float16]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, places: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """Images uint8 (n, 3, S, S) per level, and answers (n, leaves), of the crops at some places of the set."""
+        rows = self.indices[places]
+        images = [
+            torch.from_numpy(np.ascontiguousarray(each[rows])).permute(0, 3, 1, 2) for each in self.pixels
+        ]
+        return images, torch.from_numpy(np.ascontiguousarray(self.answers[rows]))
+
+    def batches(self, size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """All crops in their order, so many at a time."""
+        for first in range(0, len(self), size):
+            yield self.take(range(first, min(first + size, len(self))))
+
+    def stream(self, order: Order, first: int, last: int) -> Generator[CropBatch]:
+        """The batches of updates ``first`` … ``last`` - 1, shuffled anew whenever all crops have been seen."""
+        while first < last:
+            passing, start = divmod(first, len(order))
+            for share in order.shares(passing, start=start):
+                yield CropBatch(*self.take(share.indices), share)
+                first += 1
+                if first == last:
+                    return
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from training.data.sampler import Share
 from training.evaluation.console import Reporter
 from training.trainer.autosave import Saver
-from training.trainer.learner import Learner
 from training.trainer.throughput import Pace
+from training.trainer.trainer import Learner
 
 
 class Batch(Protocol):

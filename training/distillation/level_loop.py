@@ -16,14 +16,15 @@ from torch import Tensor
 from hierclass.checkpoints.checkpoint import Checkpoint, as_stored
 from hierclass.nested import NestedNetwork
 from training.data.sampler import Order
-from training.distillation.folder import DistilFolder
-from training.distillation.objective import compare
-from training.distillation.run import CropSet, DistilRun
+from training.distillation.dataset import CropSet
+from training.distillation.distil_dir import DistilFolder
+from training.distillation.losses import compare
+from training.distillation.trainer import DistilRun
 from training.evaluation.console import Reporter, clock
 from training.trainer.autosave import Saver, Standing, TimeUp
-from training.trainer.epoch import train_stretch
 from training.trainer.interrupts import Interrupts
 from training.trainer.sync_batchnorm import has_statistics, measure_statistics
+from training.trainer.updates import train_stretch
 
 AT_FIRST = 20
 """Batches of crops on which norms are measured before the first update."""

@@ -22,7 +22,7 @@ import torch
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
-from training.distillation.card import distilled_card
+from training.distillation.model_card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
 from training.recipe.option import as_text
 from training.trainer.export import describe_model
