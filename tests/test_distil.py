@@ -204,7 +204,7 @@ def test_the_clock_ends_a_run_that_goes_on_later(folder: Path, made: Made, tmp_p
     recipe = make_recipe(folder, crops=160, cache=str(made[0] / "crops"))
     ended, text = run(recipe, tmp_path, level=0, minutes=0.0)
     assert not ended
-    assert "time is up after 16 of 160 crops; --resume continues" in text
+    assert "time is up after 16 of 160 crops; `resume` continues" in text
     assert hierclass.load(tmp_path / "model", device="cpu").levels
     ended, text = run(recipe, tmp_path, level=0, resume=True)
     assert ended

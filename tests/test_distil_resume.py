@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training.distillation import material
+from training.distillation import dataset
 from training.distillation.crop_store import CropStore
 from training.distillation.dataset import CropBatch
 from training.distillation.loop import load_teacher
 from training.distillation.recipe import DistilRecipe
-from training.distillation.trainer import DistilRun
+from training.distillation.trainer import DistilTrainer
 
 TIMES = ("seconds", "images_per_second", "data_wait")
 
@@ -71,15 +71,15 @@ def test_a_run_that_is_killed_in_the_middle_equals_an_unbroken_one_bit_for_bit(
     class Killed(BaseException):
         pass
 
-    original = DistilRun.step
+    original = DistilTrainer.step
 
-    def step(self: DistilRun, batch: CropBatch, **where: int) -> torch.Tensor:
+    def step(self: DistilTrainer, batch: CropBatch, **where: int) -> torch.Tensor:
         if self.updates == 5:
             raise Killed
         return original(self, batch, **where)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DistilRun, "step", step)
+        patch.setattr(DistilTrainer, "step", step)
         with pytest.raises(Killed):
             run(recipe, tmp_path / "out", level=0, save_every=1e-9)
     _, text = run(recipe, tmp_path / "out", level=0, resume=True)
@@ -95,15 +95,15 @@ def test_a_run_that_is_told_to_stop_keeps_every_update(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, seen = DistilRun.step, list[int]()
+    original, seen = DistilTrainer.step, list[int]()
 
-    def step(self: DistilRun, batch: CropBatch, **where: int) -> torch.Tensor:
+    def step(self: DistilTrainer, batch: CropBatch, **where: int) -> torch.Tensor:
         seen.append(self.updates)
         if self.updates == 1:
             os.kill(os.getpid(), number)
         return original(self, batch, **where)
 
-    monkeypatch.setattr(DistilRun, "step", step)
+    monkeypatch.setattr(DistilTrainer, "step", step)
     recipe = dataclasses.replace(recipe, cache=str(unbroken / "crops"))
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path / "out", level=0, save_every=0)
@@ -116,7 +116,7 @@ def test_crops_that_a_stop_left_half_made_are_made_to_the_end_and_no_others(
     recipe: DistilRecipe, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answered, stopped = list[int](), list[bool]()
-    original = material.make_answerer
+    original = dataset.make_teacher_function
 
     def counting(*arguments: Any, **options: Any) -> Any:
         answer, runtime = original(*arguments, **options)
@@ -130,7 +130,7 @@ def test_crops_that_a_stop_left_half_made_are_made_to_the_end_and_no_others(
 
         return count, runtime
 
-    monkeypatch.setattr(material, "make_answerer", counting)
+    monkeypatch.setattr(dataset, "make_answerer", counting)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path / "out", level=0)
     made = sum(CropStore.done(store(tmp_path / "out" / "crops", recipe), "answers.f16"))
@@ -215,7 +215,9 @@ def test_crops_per_photo_do_not_change_which_photographs_are_held_out(
     recipe = dataclasses.replace(recipe, images=(str(tmp_path / "photos"),))
     teacher = load_teacher(recipe)
     held_out = [
-        material.Gallery.find(dataclasses.replace(recipe, crops_per_photo=count), teacher).held_out.tolist()
+        dataset.PhotographSplit.find(
+            dataclasses.replace(recipe, crops_per_photo=count), teacher
+        ).held_out.tolist()
         for count in (1, 4, 16)
     ]
     assert held_out[0] == held_out[1] == held_out[2]

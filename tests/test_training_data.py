@@ -26,7 +26,7 @@ from training.data.batches import (
     read_training_batches,
     training_loader,
 )
-from training.data.sampler import Order, Share
+from training.data.sampler import BatchSampler, BatchShare
 from training.data.samples import ImageSet, decode_small, read_images, split
 
 
@@ -138,7 +138,7 @@ def test_large_images_stay_encoded() -> None:
 
 def test_an_epoch_holds_every_image_once_and_depends_on_seed_and_epoch_alone() -> None:
     def order(epoch: int) -> list[int]:
-        return [i for share in Order(40, 10, seed=3).shares(epoch) for i in share.indices]
+        return [i for share in BatchSampler(40, 10, seed=3).shares(epoch) for i in share.indices]
 
     assert sorted(order(0)) == list(range(40))
     assert order(0) == order(0) != order(1)
@@ -146,10 +146,10 @@ def test_an_epoch_holds_every_image_once_and_depends_on_seed_and_epoch_alone() -
 
 @pytest.mark.parametrize(("size", "processes"), [(10, 2), (12, 3), (7, 2)])
 def test_processes_deal_every_batch_out_and_pairs_stay_together(size: int, processes: int) -> None:
-    (whole,) = Order(size, size, seed=3).shares(0)
+    (whole,) = BatchSampler(size, size, seed=3).shares(0)
     assert whole.positions == list(range(size))
     parts = [
-        next(iter(Order(size, size, seed=3, process=process, num_processes=processes).shares(0)))
+        next(iter(BatchSampler(size, size, seed=3, process=process, num_processes=processes).shares(0)))
         for process in range(processes)
     ]
     assert sorted(place for part in parts for place in part.positions) == whole.positions
@@ -160,11 +160,11 @@ def test_processes_deal_every_batch_out_and_pairs_stay_together(size: int, proce
 
 
 def test_an_epoch_begins_where_it_was_left() -> None:
-    order = Order(40, 10, seed=3)
+    order = BatchSampler(40, 10, seed=3)
     assert list(order.shares(2, start=3)) == list(order.shares(2))[3:]
 
 
-def augmented(images: ImageSet, shares: Iterable[Share], workers: int = 0) -> list[TrainingBatch]:
+def augmented(images: ImageSet, shares: Iterable[BatchShare], workers: int = 0) -> list[TrainingBatch]:
     loader = training_loader(
         images,
         shares,
@@ -186,10 +186,10 @@ def shapes(count: int) -> ImageSet:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: int) -> None:
-    images, order = shapes(12), Order(12, 4, seed=0)
+    images, order = shapes(12), BatchSampler(12, 4, seed=0)
     first = augmented(images, order.shares(0, side=16), workers)
     again = augmented(images, order.shares(0, side=16))
-    (share,) = Order(12, 12, seed=0).shares(0, side=16)
+    (share,) = BatchSampler(12, 12, seed=0).shares(0, side=16)
     (other,) = augmented(images, [dataclasses.replace(share, epoch=1)])
     assert first[0].images.shape == (4, 3, 16, 16)
     assert first[0].images.dtype == torch.uint8
@@ -199,24 +199,24 @@ def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: i
 
 def test_how_an_image_is_augmented_does_not_depend_on_who_prepares_it_beside_which_others() -> None:
     images = shapes(12)
-    (whole,) = augmented(images, Order(12, 12, seed=0).shares(0, side=16))
+    (whole,) = augmented(images, BatchSampler(12, 12, seed=0).shares(0, side=16))
     for process in range(2):
         (part,) = augmented(
-            images, Order(12, 12, seed=0, process=process, num_processes=2).shares(0, side=16)
+            images, BatchSampler(12, 12, seed=0, process=process, num_processes=2).shares(0, side=16)
         )
         assert torch.equal(part.images, whole.images[part.positions])
         assert torch.equal(part.leaves, whole.leaves[part.positions])
 
 
 def test_an_image_that_is_drawn_twice_is_augmented_in_two_ways() -> None:
-    share = Share(indices=[3, 3, 3], positions=[0, 1, 2], batch=3, epoch=0, side=16)
+    share = BatchShare(indices=[3, 3, 3], positions=[0, 1, 2], batch=3, epoch=0, side=16)
     (batch,) = augmented(shapes(4), [share])
     assert not torch.equal(batch.images[0], batch.images[1])
     assert not torch.equal(batch.images[1], batch.images[2])
 
 
 def test_the_same_workers_go_on_when_the_images_grow() -> None:
-    order = Order(12, 4, seed=0)
+    order = BatchSampler(12, 4, seed=0)
     shares = [*order.shares(0, side=16), *order.shares(1, side=24)]
     batches = augmented(shapes(12), shares, workers=1)
     assert [batch.images.shape[-1] for batch in batches] == [16] * 3 + [24] * 3
@@ -226,7 +226,7 @@ def test_the_same_workers_go_on_when_the_images_grow() -> None:
 def test_a_batch_says_which_of_its_images_could_be_read(tiny_taxonomy: Taxonomy) -> None:
     images = shapes(4)
     broken = ImageSet([*images.sources[:2], b"broken", images.sources[3]], images.names, images.leaves)
-    share = Share([3, 2, 1], [0, 4, 5], 6, 0, 16)
+    share = BatchShare([3, 2, 1], [0, 4, 5], 6, 0, 16)
     (batch,) = augmented(broken, [share])
     assert batch.positions.tolist() == [0, 5]
     assert batch.leaves.tolist() == [3, 1]

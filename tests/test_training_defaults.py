@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from hierclass.nested import create_backbone, default_shares, nest
 from taxonomy import Taxonomy
-from training.recipe.defaults import Facts, choose_network, choose_schedule
+from training.recipe.defaults import DatasetFacts, choose_network, choose_schedule
 from training.recipe.recipe import Recipe
 from training.trainer import pretrained
 from training.trainer.network import make_network
@@ -34,7 +34,7 @@ from training.trainer.pretrained import find_pretrained
 def test_the_network_follows_the_images_and_the_machine(
     side: int, accelerator: bool, expected: tuple[str, int | None, int]
 ) -> None:
-    choice = choose_network(Facts(1000, side, accelerator))
+    choice = choose_network(DatasetFacts(1000, side, accelerator))
     assert tuple(choice.values[name] for name in ("backbone", "stem_stride", "size")) == expected
     assert f"about {side} px" in choice.why
 

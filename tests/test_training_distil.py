@@ -18,12 +18,12 @@ from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.evaluation.console import consensus_table
-from training.evaluation.evaluate import evaluate_checkpoint
+from training.evaluation.evaluate import measures, run_checkpoint
 from training.evaluation.predictions import weights_to_try
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.losses import NestedLoss
-from training.trainer.supervised import Run
+from training.trainer.supervised import SupervisedTrainer
 
 HALVES = torch.tensor([[0.0, 0.0]])
 
@@ -107,9 +107,9 @@ def test_the_moving_average_teaches_what_it_answers(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[torch.Size]] = []
-    original = Run._teachers
+    original = SupervisedTrainer._teachers
 
-    def teachers(self: Run, pixels: torch.Tensor) -> list[torch.Tensor] | None:
+    def teachers(self: SupervisedTrainer, pixels: torch.Tensor) -> list[torch.Tensor] | None:
         logits = original(self, pixels)
         assert logits is not None
         assert not any(level.requires_grad for level in logits)
@@ -117,7 +117,7 @@ def test_the_moving_average_teaches_what_it_answers(
         seen.append([level.shape for level in logits])
         return logits
 
-    monkeypatch.setattr(Run, "_teachers", teachers)
+    monkeypatch.setattr(SupervisedTrainer, "_teachers", teachers)
     for distil_from in ("last", "next"):
         changed = dataclasses.replace(recipe, distil_from=distil_from, distil_teacher="ema")
         fit(changed, tmp_path / distil_from)
@@ -137,12 +137,12 @@ def test_who_teaches_changes_what_is_learnt(recipe: Recipe, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"distil": -1.0}, "--distil -1.0: give 0 or more"),
-        ({"distil_from": "first"}, "--distil-from first: give last or next"),
-        ({"distil_teacher": "dead"}, "--distil-teacher dead: give live or ema"),
-        ({"consensus": "much"}, "--consensus much: give auto, or a number from 0"),
-        ({"consensus": -0.5}, "--consensus -0.5: give auto, or a number from 0"),
-        ({"consensus": float("nan")}, "--consensus nan: give auto, or a number from 0"),
+        ({"distil": -1.0}, "`distil` -1.0: give 0 or more"),
+        ({"distil_from": "first"}, "`distil_from` first: give last or next"),
+        ({"distil_teacher": "dead"}, "`distil_teacher` dead: give live or ema"),
+        ({"consensus": "much"}, "`consensus` much: give auto, or a number from 0"),
+        ({"consensus": -0.5}, "`consensus` -0.5: give auto, or a number from 0"),
+        ({"consensus": float("nan")}, "`consensus` nan: give auto, or a number from 0"),
     ],
 )
 def test_an_option_that_cannot_work_is_named(change: dict[str, Any], message: str, recipe: Recipe) -> None:
@@ -207,7 +207,7 @@ def test_evaluating_a_model_shows_its_consensus_beside_others(
     checkpoint = load_checkpoint(tiny_checkpoint)
     checkpoint.decision = {"lower_weight": 0.3}
     save_checkpoint(tmp_path, checkpoint)
-    results = evaluate_checkpoint(tmp_path, recipe.data, dev_from=10, workers=0)
+    results = measures(run_checkpoint(tmp_path, recipe.data, dev_from=10, workers=0))
     assert [row["lower_weight"] for row in results["consensus"]] == [0.0, 0.25, 0.3, 0.5, 1.0]
     assert results["consensus"][2]["top1"] == [row["top1"] for row in results["levels"]]
     text = io.StringIO()

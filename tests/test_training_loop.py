@@ -22,14 +22,14 @@ from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
 from training.data.batches import INTERPOLATION
 from training.data.load import load_data
-from training.data.sampler import Order
+from training.data.sampler import BatchSampler
 from training.evaluation.console import Reporter
-from training.evaluation.evaluate import evaluate_checkpoint
+from training.evaluation.evaluate import measures, run_checkpoint
 from training.recipe.recipe import Recipe
 from training.trainer import loop
-from training.trainer.losses import NestedLoss, Trainee
+from training.trainer.losses import NestedLoss, TrainingModel
 from training.trainer.network import make_network
-from training.trainer.run_dir import RunFolder
+from training.trainer.run_dir import RunDir
 
 STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
@@ -119,32 +119,32 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         with pytest.raises(InputError, match="another run writes to"):
             fit(recipe, tmp_path)
         other.kill()
-    with RunFolder(tmp_path).claim(resume=False):
+    with RunDir(tmp_path).claim(resume=False):
         pass
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start_size": 65, "size": 64}, "--start-size 65"),
-        ({"mixed_precision": "int8"}, "--mixed-precision int8"),
-        ({"crop_scale": (0.5,)}, "--crop-scale"),
-        ({"grow": 1.5}, "--grow 1.5"),
-        ({"crop": 0.01}, "--crop 0.01"),
-        ({"start_size": 0}, "--start-size 0"),
-        ({"clip_grad": -1.0}, "--clip-grad -1.0"),
-        ({"seed": -1}, "--seed -1"),
-        ({"eval_every": 0}, "--eval-every 0"),
+        ({"start_size": 65, "size": 64}, "`start_size` 65"),
+        ({"mixed_precision": "int8"}, "`mixed_precision` int8"),
+        ({"crop_scale": (0.5,)}, "`crop_scale`"),
+        ({"grow": 1.5}, "`grow` 1.5"),
+        ({"crop": 0.01}, "`crop` 0.01"),
+        ({"start_size": 0}, "`start_size` 0"),
+        ({"clip_grad": -1.0}, "`clip_grad` -1.0"),
+        ({"seed": -1}, "`seed` -1"),
+        ({"eval_every": 0}, "`eval_every` 0"),
         ({"limit": 1}, "1 images are too few to train on; give at least 2"),
-        ({"smoothing": 1.0}, "--smoothing 1.0"),
-        ({"erase": -0.1}, "--erase -0.1"),
-        ({"mix_prob": 2.0}, "--mix-prob 2.0"),
-        ({"color_jitter": -1.0}, "--color-jitter -1.0"),
-        ({"cutmix": -1.0}, "--cutmix -1.0: give 0 or more"),
-        ({"opt": "nosuch"}, "--opt nosuch"),
-        ({"schedule": "nosuch"}, "--schedule nosuch"),
-        ({"auto_augment": "nosuch"}, "--auto-augment nosuch"),
-        ({"warmup_epochs": 2}, "--warmup-epochs 2 leaves no epoch"),
+        ({"smoothing": 1.0}, "`smoothing` 1.0"),
+        ({"erase": -0.1}, "`erase` -0.1"),
+        ({"mix_prob": 2.0}, "`mix_prob` 2.0"),
+        ({"color_jitter": -1.0}, "`color_jitter` -1.0"),
+        ({"cutmix": -1.0}, "`cutmix` -1.0: give 0 or more"),
+        ({"opt": "nosuch"}, "`opt` nosuch"),
+        ({"schedule": "nosuch"}, "`schedule` nosuch"),
+        ({"auto_augment": "nosuch"}, "`auto_augment` nosuch"),
+        ({"warmup_epochs": 2}, "`warmup_epochs` 2 leaves no epoch"),
     ],
 )
 def test_an_option_that_cannot_work_is_named(
@@ -188,7 +188,7 @@ def test_a_network_that_cannot_be_compiled_is_one_clear_error(
 
 def test_fewer_images_than_a_batch_are_one_batch(recipe: Recipe, tmp_path: Path) -> None:
     _, text = fit(dataclasses.replace(recipe, batch_size=1000, epochs=1, crop=0.9), tmp_path)
-    assert "--batch-size 1000 is more than there are images: one batch an epoch" in text
+    assert "`batch_size` 1000 is more than there are images: one batch an epoch" in text
     checkpoint = load_checkpoint(tmp_path / "model")
     assert checkpoint.results["dev"]["images"] == 60
     assert checkpoint.preprocessing.crop == 0.9
@@ -202,7 +202,7 @@ def test_few_images_are_one_batch_and_every_process_takes_whole_pairs(
     images: int, processes: int, sizes: list[int]
 ) -> None:
     parts = [
-        list(Order(images, 128, seed=0, process=process, num_processes=processes).shares(0))
+        list(BatchSampler(images, 128, seed=0, process=process, num_processes=processes).shares(0))
         for process in range(processes)
     ]
     assert [[len(share.indices) for share in part] for part in parts] == [[size] for size in sizes]
@@ -220,8 +220,8 @@ def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
     now = [0.0]
     monkeypatch.setattr("training.evaluation.console.time.monotonic", lambda: now[0])
     text = io.StringIO()
-    reporter = Reporter(Console(file=text, width=100), total_work=10)
-    reporter.start(0)
+    reporter = Reporter(Console(file=text, width=100))
+    reporter.start(10)
     for step, (seconds, rate) in enumerate([(200.0, 0.0), (231.0, 4.0)]):
         now[0] = seconds
         reporter.step(f"epoch 1/1 step {step + 1}/10", loss=1.0, rate=rate, work=1)
@@ -248,7 +248,7 @@ def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) ->
 def test_held_out_images_are_never_trained_on(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:
     from training.evaluation.console import Reporter
 
-    reporter = Reporter(Console(file=io.StringIO()), total_work=1.0)
+    reporter = Reporter(Console(file=io.StringIO()))
     train, dev = load_data(recipe, tiny_taxonomy, reporter)
     assert {int(name.split("_")[1].split(".")[0]) for name in train.names} == set(range(10))
     assert {int(name.split("_")[1].split(".")[0]) for name in dev.names} == set(range(10, 15))
@@ -260,7 +260,7 @@ def test_evaluating_the_stored_model_gives_the_results_it_carries(
     recipe: Recipe, unbroken: tuple[Path, str]
 ) -> None:
     stored = load_checkpoint(unbroken[0] / "model").results["dev"]
-    again = evaluate_checkpoint(unbroken[0] / "model", recipe.data, dev_from=10, workers=0)
+    again = measures(run_checkpoint(unbroken[0] / "model", recipe.data, dev_from=10, workers=0))
     assert again["images"] == 60
     assert again["levels"] == stored["levels"]  # measured with the weights that are stored, in half precision
     for ours, theirs in zip(again["calibration"]["levels"], stored["calibration"]["levels"], strict=True):
@@ -268,7 +268,7 @@ def test_evaluating_the_stored_model_gives_the_results_it_carries(
         assert ours["after"]["nll"] == pytest.approx(theirs["after"]["nll"], abs=1e-4)
     thresholds = zip(again["stored"]["thresholds"], stored["calibration"]["thresholds"], strict=True)
     assert all(ours["measured"]["coverage"] == theirs["coverage"] for ours, theirs in thresholds)
-    assert evaluate_checkpoint(unbroken[0] / "model", recipe.data, workers=0)["images"] == 180
+    assert measures(run_checkpoint(unbroken[0] / "model", recipe.data, workers=0))["images"] == 180
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(recipe: Recipe, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_lower_levels_learn_the_leaves_and_the_helpers_are_dropped(
     recipe: Recipe, tiny_taxonomy: Taxonomy
 ) -> None:
     network = make_network(recipe, tiny_taxonomy)
-    trainee = Trainee(network, 12)
+    trainee = TrainingModel(network, 12)
     levels, finest = trainee(torch.zeros(2, 3, 32, 32))
     assert [tuple(logits.shape) for logits in levels] == [(2, 2), (2, 5), (2, 12)]
     assert [tuple(logits.shape) for logits in finest] == [(2, 12), (2, 12)]

@@ -19,7 +19,7 @@ from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.cli import main
 from training.cli import prepare as preparing
-from training.cli.prepare import Declined, Wishes, prepare
+from training.cli.prepare import Declined, PrepareOptions, prepare
 from training.recipe.recipe import Recipe
 
 NAMES = ("golden_retriever", "Tabby-Cat", "Chihuahua", "school bus", "taxi", "fire_engine")
@@ -54,13 +54,13 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return type_
 
 
-def run(photos: Path, out: Path, given: dict[str, Any] | None = None, **wishes: Any) -> tuple[Recipe, str]:
+def run(photos: Path, out: Path, given: dict[str, Any] | None = None, **options: Any) -> tuple[Recipe, str]:
     """The prepared recipe, and what was printed."""
     text = io.StringIO()
     console = Console(file=text, width=200, force_terminal=True, no_color=True, force_interactive=False)
     options = {"pretrained": False, "backbone": "test_resnet", **(given or {})}
     recipe = Recipe(data=(str(photos),), **{"taxonomy": "tiny-imagenet", **options})
-    found = prepare(recipe, options.keys(), out, Wishes(**wishes), console)
+    found = prepare(recipe, options.keys(), out, PrepareOptions(**options), console)
     return found, re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
 
 
@@ -89,14 +89,17 @@ def test_what_is_chosen_is_said_with_its_reason_and_stands_in_the_recipe(
 def test_weights_that_are_found_are_used_and_said(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.trainer.pretrained import Found
+    from training.trainer.pretrained import PretrainedLookup
 
-    answers = [Found(True, "timm's weights, from the local cache"), Found(False, "nowhere")]
+    answers = [
+        PretrainedLookup(True, "timm's weights, from the local cache"),
+        PretrainedLookup(False, "nowhere"),
+    ]
     monkeypatch.setattr("training.trainer.pretrained.find_pretrained", lambda *_, **__: answers.pop(0))
     console, recipe = Console(file=io.StringIO()), Recipe(data=(str(photos),), taxonomy="x")
-    first = prepare(recipe, set(), tmp_path / "a", Wishes(), console)
+    first = prepare(recipe, set(), tmp_path / "a", PrepareOptions(), console)
     assert (first.pretrained, first.order, first.backbone) == (True, "importance", "resnet18")
-    second = prepare(recipe, set(), tmp_path / "b", Wishes(), console)
+    second = prepare(recipe, set(), tmp_path / "b", PrepareOptions(), console)
     assert (second.pretrained, second.order) == (False, "given")
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "start: timm's weights, from the local cache" in text.replace("\n", " ")

@@ -22,7 +22,7 @@ from training.data.batches import TrainingBatch
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.interrupts import Interrupts
-from training.trainer.supervised import Run
+from training.trainer.supervised import SupervisedTrainer
 
 STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
@@ -79,15 +79,15 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     class Killed(BaseException):
         pass
 
-    original = Run.step
+    original = SupervisedTrainer.step
 
-    def step(self: Run, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
+    def step(self: SupervisedTrainer, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
         if epoch == 1 and step == 2:
             raise Killed
         return original(self, batch, epoch=epoch, step=step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", step)
+        patch.setattr(SupervisedTrainer, "step", step)
         with pytest.raises(Killed):
             fit(recipe, tmp_path)
     _, text = fit(recipe, tmp_path, resume=True)
@@ -111,15 +111,15 @@ def test_a_run_that_is_told_to_stop_keeps_every_update(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original, seen = Run.step, list[tuple[int, int]]()
+    original, seen = SupervisedTrainer.step, list[tuple[int, int]]()
 
-    def step(self: Run, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
+    def step(self: SupervisedTrainer, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
         seen.append((epoch, step))
         if (epoch, step) == (1, 2):
             os.kill(os.getpid(), number)
         return original(self, batch, epoch=epoch, step=step)
 
-    monkeypatch.setattr(Run, "step", step)
+    monkeypatch.setattr(SupervisedTrainer, "step", step)
     with pytest.raises(KeyboardInterrupt):
         fit(recipe, tmp_path, save_every=save_every)
     _, text = fit(recipe, tmp_path, resume=True)

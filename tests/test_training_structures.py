@@ -21,13 +21,13 @@ from hierclass.errors import InputError
 from hierclass.nested import STRUCTURES, NestedNetwork, Structure
 from taxonomy import Taxonomy
 from training.data.batches import TrainingBatch
-from training.evaluation.evaluate import evaluate_checkpoint
+from training.evaluation.evaluate import measures, run_checkpoint
 from training.evaluation.model_card import model_card
-from training.recipe.presets import read_preset
+from training.recipe.presets import read_recipe_file
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.network import make_architecture, make_network
-from training.trainer.supervised import Run
+from training.trainer.supervised import SupervisedTrainer
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def fit(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
 def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..., torch.Tensor]:
     """`Run.step`, interrupted at one update."""
 
-    def step(self: Run, batch: TrainingBatch, **at: int) -> torch.Tensor:
+    def step(self: SupervisedTrainer, batch: TrainingBatch, **at: int) -> torch.Tensor:
         if at == where:
             raise KeyboardInterrupt
         return original(self, batch, **at)
@@ -69,39 +69,39 @@ def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"structure": "rings"}, "--structure rings: give slices, prefix, depths or masks"),
-        ({"order": "size"}, "--order size: give given or importance"),
-        ({"densities": (0.1, 0.5, 1.0)}, "--densities does not fit --structure slices; give --widths"),
+        ({"structure": "rings"}, "`structure` rings: give slices, prefix, depths or masks"),
+        ({"order": "size"}, "`order` size: give given or importance"),
+        ({"densities": (0.1, 0.5, 1.0)}, "`densities` does not fit `structure` slices; give `widths`"),
         (
             {"structure": "masks", "widths": (0.1, 0.5, 1.0)},
-            "--widths does not fit --structure masks; give --densities",
+            "`widths` does not fit `structure` masks; give `densities`",
         ),
         (
             {"structure": "depths", "widths": (0.1, 0.5, 1.0)},
-            "--widths does not fit --structure depths; give --depths",
+            "`widths` does not fit `structure` depths; give `depths`",
         ),
         (
             {"structure": "depths", "order": "importance"},
-            "--order importance does not fit --structure depths; leave it out",
+            "`order` importance does not fit `structure` depths; leave it out",
         ),
-        ({"sizes": (16, 32, 32)}, "--sizes does not fit --structure slices; prefix and depths take it"),
-        ({"own": ("everything",)}, "--own does not fit --structure slices; prefix and depths take it"),
+        ({"sizes": (16, 32, 32)}, "`sizes` does not fit `structure` slices; prefix and depths take it"),
+        ({"own": ("everything",)}, "`own` does not fit `structure` slices; prefix and depths take it"),
         (
             {"structure": "prefix", "own": ("nothing",)},
-            "--own nothing: give norms, norms+depthwise, one of these with +rank16 (or another rank), or everything",
+            "`own` nothing: give norms, norms+depthwise, one of these with +rank16 (or another rank), or everything",
         ),
         (
             {"structure": "prefix", "sizes": (16, 24, 64)},
-            "--sizes 16,24,64: give a side per level from 8 pixels, never falling, the last that of --size, 32",
+            "`sizes` 16,24,64: give a side per level from 8 pixels, never falling, the last that of `size`, 32",
         ),
-        ({"structure": "prefix", "sizes": (16, 32)}, "--sizes: give one per level, 3 for 3 tiers, not 2"),
-        ({"widths": (0.5, 1.0)}, "--widths: give one per level, 3 for 3 tiers, not 2"),
-        ({"depths": (0.5, 1.0)}, "--depths: give one per level, 3 for 3 tiers, not 2"),
+        ({"structure": "prefix", "sizes": (16, 32)}, "`sizes`: give one per level, 3 for 3 tiers, not 2"),
+        ({"widths": (0.5, 1.0)}, "`widths`: give one per level, 3 for 3 tiers, not 2"),
+        ({"depths": (0.5, 1.0)}, "`depths`: give one per level, 3 for 3 tiers, not 2"),
         (
             {"structure": "masks", "densities": (0.5,)},
-            "--densities: give one per level, 3 for 3 tiers, not 1",
+            "`densities`: give one per level, 3 for 3 tiers, not 1",
         ),
-        ({"level_weights": (1.0, 2.0)}, "--level-weights: give one per level, 3 for 3 tiers, not 2"),
+        ({"level_weights": (1.0, 2.0)}, "`level_weights`: give one per level, 3 for 3 tiers, not 2"),
     ],
 )
 def test_numbers_that_do_not_fit_the_structure_are_refused_before_images_are_read(
@@ -173,7 +173,7 @@ def as_first_written(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_recipe_written_before_there_were_structures_is_read(tmp_path: Path) -> None:
-    preset = {"data": ["x"], "taxonomy": "tiny-imagenet", **read_preset("small-images")}
+    preset = {"data": ["x"], "taxonomy": "tiny-imagenet", **read_recipe_file("small-images")}
     stored = {**as_first_written(preset), "widths": [0.25, 0.5, 1.0]}
     (tmp_path / "recipe.json").write_text(json.dumps(stored))
     recipe = Recipe.load(tmp_path / "recipe.json")
@@ -196,7 +196,7 @@ def test_the_network_hears_before_every_update_how_far_training_is(
     heard: list[float] = []
     monkeypatch.setattr(NestedNetwork, "train_progress", lambda _, progress: heard.append(progress))
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", stopping(Run.step, epoch=1, step=2))
+        patch.setattr(SupervisedTrainer, "step", stopping(SupervisedTrainer.step, epoch=1, step=2))
         with pytest.raises(KeyboardInterrupt):
             fit(recipe, tmp_path)
     assert heard == [update / 10 for update in range(7)]
@@ -222,7 +222,7 @@ def test_every_structure_is_trained_resumed_and_kept(
     changed = dataclasses.replace(recipe, structure=structure, **CHANGES[structure], **taught)
     results = fit(changed, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", stopping(Run.step, epoch=1, step=2))
+        patch.setattr(SupervisedTrainer, "step", stopping(SupervisedTrainer.step, epoch=1, step=2))
         with pytest.raises(KeyboardInterrupt):
             fit(changed, tmp_path / "broken", save_every=1e-9)  # after every update
     fit(changed, tmp_path / "broken", resume=True)
@@ -237,7 +237,7 @@ def test_every_structure_is_trained_resumed_and_kept(
     assert [checkpoint.network.cost(level).parameters for level in range(3)] == [
         row["parameters"] for row in results["levels"]
     ]
-    again = evaluate_checkpoint(tmp_path / "whole" / "model", recipe.data, dev_from=10, workers=0)
+    again = measures(run_checkpoint(tmp_path / "whole" / "model", recipe.data, dev_from=10, workers=0))
     for ours_row, theirs_row in zip(again["levels"], results["levels"], strict=True):
         assert abs(ours_row["top1"] - theirs_row["top1"]) <= 1 / 60  # stored as half precision
 
@@ -255,7 +255,7 @@ def test_a_network_of_masks_is_kept_at_the_densities_asked_for(recipe: Recipe, t
 def test_a_network_of_masks_is_not_compiled(recipe: Recipe) -> None:
     with pytest.raises(InputError) as caught:
         dataclasses.replace(recipe, structure="masks", compile=True).check()
-    assert str(caught.value) == "--compile does not speed up --structure masks; leave it out"
+    assert str(caught.value) == "`compile` does not speed up `structure` masks; leave it out"
 
 
 def test_options_of_the_command_line_become_the_recipe(

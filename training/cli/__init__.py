@@ -22,7 +22,7 @@ from training.recipe.stored_options import write_json
 from training.trainer.processes import is_main
 
 if TYPE_CHECKING:
-    from training.evaluation.evaluate import Options
+    from training.evaluation.evaluate import EvaluationOptions
 
 app = typer.Typer(
     help="Train and measure nested coarse-to-fine image classifiers.",
@@ -84,17 +84,17 @@ def _default_out(data: list[str] | None) -> Path:
 
 def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
     """The recipe of a new run, completed from its images; the user may say no to the tree."""
-    from training.cli.prepare import Declined, Wishes, prepare
-    from training.trainer.run_dir import RunFolder
+    from training.cli.prepare import Declined, PrepareOptions, prepare
+    from training.trainer.run_dir import RunDir
 
-    folder = RunFolder(out)
+    folder = RunDir(out)
     folder.refuse_to_replace(resume=ctx.params["resume"])
     given = given_fields(ctx)
     recipe_was_deleted = folder.state.exists() and folder.begun_with.exists()
     if recipe_was_deleted and "taxonomy" not in given:
         given.add("taxonomy")
         recipe = dataclasses.replace(recipe, taxonomy=str(folder.begun_with.absolute()))
-    wishes = Wishes(
+    how = PrepareOptions(
         tiers=options.tier_sizes(ctx.params["tiers"]),
         pins=options.pins(ctx.params["pin"] or []),
         yes=ctx.params["yes"],
@@ -104,7 +104,7 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
     if not options.is_given(ctx, "out"):
         console.print(f"the run goes to {out} (--out)", markup=False, highlight=False, soft_wrap=True)
     try:
-        return prepare(recipe, given, out, wishes, console, from_file=from_file)
+        return prepare(recipe, given, out, how, console, from_file=from_file)
     except Declined as answer:
         print(options.as_flags(str(answer)))
         raise SystemExit(1) from None
@@ -167,11 +167,11 @@ def _labelled(ctx: typer.Context) -> tuple[str, ...]:
     return tuple(ctx.params["data"])
 
 
-def _evaluation_options(ctx: typer.Context) -> Options:
+def _evaluation_options(ctx: typer.Context) -> EvaluationOptions:
     """How a stored model is to be run on labelled images."""
-    from training.evaluation.evaluate import Options
+    from training.evaluation.evaluate import EvaluationOptions
 
-    return cast(Options, {name: ctx.params[name] for name in Options.__annotations__})
+    return cast(EvaluationOptions, {name: ctx.params[name] for name in EvaluationOptions.__annotations__})
 
 
 def _evaluate_command(model: Path, data: Sequence[str], given: Mapping[str, object]) -> str:

@@ -13,7 +13,7 @@ from hierclass.errors import InputError
 from taxonomy.files import bundled
 from training.cli.options import is_given, read_fields
 from training.recipe.option import list_words, specs_of
-from training.recipe.presets import read_preset
+from training.recipe.presets import read_recipe_file
 from training.recipe.recipe import SHARES, Recipe
 from training.recipe.stored_options import StoredOptions
 
@@ -65,9 +65,9 @@ def _wanted(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
     if ctx.params["resume"] and (out / "recipe.json").exists():
         stored = Recipe.load(out / "recipe.json")
         given = {name: getattr(recipe, name) for name in given_fields(ctx)}
-        from training.trainer.run_dir import RunFolder
+        from training.trainer.run_dir import RunDir
 
-        begun = RunFolder(out).state.exists()
+        begun = RunDir(out).state.exists()
         idle = [name for name in OF_THE_TREE if begun and is_given(ctx, name)]
         if idle:
             raise InputError(
@@ -101,7 +101,7 @@ def _given(ctx: typer.Context) -> Recipe:
 
 def _preset(ctx: typer.Context) -> dict[str, Any]:
     """What the file of --recipe sets; another --backbone or --structure leaves out what it says of its own."""
-    values = read_preset(ctx.params["recipe"]) if ctx.params["recipe"] is not None else {}
+    values = read_recipe_file(ctx.params["recipe"]) if ctx.params["recipe"] is not None else {}
     foreign: set[str] = set()
     backbone, structure = ctx.params["backbone"], ctx.params["structure"]
     if is_given(ctx, "backbone") and values.get("backbone", backbone) != backbone:

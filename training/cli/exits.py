@@ -17,7 +17,7 @@ from rich.console import Console
 from hierclass.cli import DEBUG_VARIABLE
 from hierclass.errors import HierclassError
 from training.cli.options import as_flags
-from training.trainer.processes import is_main, launch_command, lost_another, wait_for_the_end
+from training.trainer.processes import is_main, is_peer_failure, launch_command, wait_to_be_ended
 
 
 class FlagConsole(Console):
@@ -65,8 +65,8 @@ def _unexpected(error: Exception, resume: str) -> SystemExit:
     """What an error that is not the user's says; `resume` is how to go on."""
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # one was killed
         return failure(f"a process that prepares images died; use fewer --workers{resume}", 2)
-    if lost_another(error):
-        wait_for_the_end(10)
+    if is_peer_failure(error):
+        wait_to_be_ended(10)
         return failure(f"another process of this run ended{resume and ';' + resume.removeprefix(' and')}", 1)
     how = f"please report it with what {DEBUG_VARIABLE}=1 prints"
     return failure(f"{type(error).__name__}: {error} (unexpected; {how})", 1)
@@ -80,7 +80,7 @@ def failure(message: str, code: int) -> SystemExit:
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
         traceback.print_exc()
     if not is_main():
-        wait_for_the_end(20)
+        wait_to_be_ended(20)
         if code == 130:
             return SystemExit(code)
     print(f"hierclass-train: {' '.join(as_flags(message).split())}", file=sys.stderr)

@@ -21,9 +21,9 @@ from taxonomy import Taxonomy, TaxonomyError
 from taxonomy.files import bundled, dumps_table, with_ids_of
 from taxonomy.labels import LeafNames
 from taxonomy.propose import Proposal, propose
-from training.cli import prompts as asking
-from training.data.dataset_summary import Survey, default_out, survey
-from training.recipe.defaults import Choice, Facts, choose_network, choose_schedule
+from training.cli import prompts
+from training.data.dataset_summary import DatasetSummary, default_out, summarise_dataset
+from training.recipe.defaults import DatasetFacts, DefaultChoice, choose_network, choose_schedule
 from training.recipe.recipe import PER_LEVEL, Recipe
 from training.trainer.processes import num_processes
 
@@ -42,7 +42,7 @@ class Declined(Exception):  # noqa: N818 - an answer, no error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wishes:
+class PrepareOptions:
     """What the command line says of the tree: sizes of tiers, pinned senses, and not to ask."""
 
     tiers: Sequence[int] | None = None
@@ -54,7 +54,7 @@ def prepare(
     recipe: Recipe,
     given: Set[str],
     out: Path,
-    wishes: Wishes,
+    options: PrepareOptions,
     console: Console,
     *,
     from_file: Set[str] = frozenset(),
@@ -69,10 +69,10 @@ def prepare(
     no.
     """
     recipe.check()
-    found = survey(recipe.data)
+    found = summarise_dataset(recipe.data)
     if "taxonomy" not in given:
-        recipe = dataclasses.replace(recipe, taxonomy=_tree(found, recipe.data, out, wishes, console))
-    elif wishes.tiers or wishes.pins:
+        recipe = dataclasses.replace(recipe, taxonomy=_tree(found, recipe.data, out, options, console))
+    elif options.tiers or options.pins:
         raise InputError(
             "--taxonomy is a whole tree; --tiers and --pin belong to a proposed one: leave them out"
         )
@@ -82,36 +82,38 @@ def prepare(
 # ---------------------------------------------------------------- the tree
 
 
-def _tree(found: Survey, data: Sequence[str], out: Path, wishes: Wishes, console: Console) -> str:
+def _tree(
+    found: DatasetSummary, data: Sequence[str], out: Path, options: PrepareOptions, console: Console
+) -> str:
     """Propose a tree, show it and ask; returns the name or the path of the one to train with."""
     name = default_out(data).name
-    proposal = propose(list(found.ways), name=name, tiers=wishes.tiers, pins=wishes.pins)
+    proposal = propose(list(found.ways), name=name, tiers=options.tiers, pins=options.pins)
     _say_found(console, proposal, found, data)
-    files = _Files(out, proposal.taxonomy)
+    files = _TreeFiles(out, proposal.taxonomy)
     taxonomy = files.edited()
     if taxonomy is not None:
-        if wishes.tiers or wishes.pins:
-            given = "--pin" if wishes.pins else "--tiers"
+        if options.tiers or options.pins:
+            given = "--pin" if options.pins else "--tiers"
             raise InputError(
                 f"{files.source} was edited, which {given} would undo; leave it out, or delete the file"
             )
         _say(
             console, f"with the tree as it was edited in {files.source}; delete that file for a new proposal"
         )
-        asking_about = Proposal(taxonomy, proposal.kind)
+        shown = Proposal(taxonomy, proposal.kind)
     else:
-        taxonomy, asking_about = proposal.taxonomy, proposal
+        taxonomy, shown = proposal.taxonomy, proposal
     _check_fit(taxonomy, found)
     files.write(taxonomy)
-    asking.show(console, asking_about)
+    prompts.show(console, shown)
     _say(console, f"saved as {files.tree} and, easier to edit, {files.table}")
-    taxonomy = _approved(taxonomy, files, found, wishes, console)
+    taxonomy = _approved(taxonomy, files, found, options, console)
     files.write(taxonomy)
     unchanged = proposal.kind == "bundled" and taxonomy == proposal.taxonomy
     return taxonomy.name if unchanged and taxonomy.name in bundled() else str(files.tree.absolute())
 
 
-def _say_found(console: Console, proposal: Proposal, found: Survey, data: Sequence[str]) -> None:
+def _say_found(console: Console, proposal: Proposal, found: DatasetSummary, data: Sequence[str]) -> None:
     counts = sorted(found.ways.values())
     what = FOUND[proposal.kind].format(name=proposal.taxonomy.name)
     if proposal.unknown and not proposal.choices:
@@ -127,11 +129,13 @@ def _near(data: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else data
 
 
-def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, console: Console) -> Taxonomy:
+def _approved(
+    taxonomy: Taxonomy, files: _TreeFiles, found: DatasetSummary, options: PrepareOptions, console: Console
+) -> Taxonomy:
     """The tree that the user says yes to, maybe after editing it."""
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
-    if wishes.yes or num_processes() > 1 or not on_terminal:
-        why = "--yes" if wishes.yes else "no terminal to ask on" if not on_terminal else "several processes"
+    if options.yes or num_processes() > 1 or not on_terminal:
+        why = "--yes" if options.yes else "no terminal to ask on" if not on_terminal else "several processes"
         _say(
             console,
             f"{why}: going on with this tree; to change it edit that table, and begin again with "
@@ -139,7 +143,7 @@ def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, 
         )
         return taxonomy
     while True:
-        answer = asking.ask(console, "train with this tree? [y]es, [e]dit it, [n]o:", "yen")
+        answer = prompts.ask(console, "train with this tree? [y]es, [e]dit it, [n]o:", "yen")
         if answer == "y":
             return taxonomy
         if answer == "n":
@@ -148,7 +152,7 @@ def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, 
                 "with --taxonomy"
             )
         try:
-            asking.edit(console, files.table)
+            prompts.edit(console, files.table)
             edited = with_ids_of(Taxonomy.load(files.table), taxonomy)
             _check_fit(edited, found)
         except (TaxonomyError, InputError) as error:
@@ -157,10 +161,10 @@ def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, 
             )
             continue
         taxonomy = edited
-        console.print(asking.draw(taxonomy), soft_wrap=True, highlight=False)
+        console.print(prompts.draw(taxonomy), soft_wrap=True, highlight=False)
 
 
-def _check_fit(taxonomy: Taxonomy, found: Survey) -> None:
+def _check_fit(taxonomy: Taxonomy, found: DatasetSummary) -> None:
     """Raise `InputError` if a folder is no leaf of a tree."""
     leaves = LeafNames(taxonomy)
     missing = [way for way in found.ways if leaves.find_folder(way) is None]
@@ -172,7 +176,7 @@ def _check_fit(taxonomy: Taxonomy, found: Survey) -> None:
         )
 
 
-class _Files:
+class _TreeFiles:
     """The tree in the folder of a run, twice: to train with, and as a table to edit.
 
     A third, hidden file holds the sums of both as they were proposed, so that an edited one is known and kept.
@@ -220,17 +224,21 @@ def _table_of(tree: Path) -> str:
 # ---------------------------------------------------------------- what was not given
 
 
-def _chosen(recipe: Recipe, given: Set[str], from_file: Set[str], found: Survey, console: Console) -> Recipe:
+def _chosen(
+    recipe: Recipe, given: Set[str], from_file: Set[str], found: DatasetSummary, console: Console
+) -> Recipe:
     """The recipe with a network, a start and a schedule for these images; says what was chosen and why."""
     import torch
 
     from training.trainer.pretrained import find_pretrained
 
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
-    facts = Facts(min(found.num_images, recipe.limit or found.num_images), found.side or 64, accelerator)
+    facts = DatasetFacts(
+        min(found.num_images, recipe.limit or found.num_images), found.side or 64, accelerator
+    )
     network = choose_network(facts)
     if "backbone" in given:
-        network = Choice({"size": _fixed_size(recipe.backbone) or network.values["size"]}, network.why)
+        network = DefaultChoice({"size": _fixed_size(recipe.backbone) or network.values["size"]}, network.why)
     recipe = _take(recipe, given, network, console)
     num_tiers = Taxonomy.load(recipe.taxonomy).num_tiers
     recipe = _fitting(recipe, from_file, num_tiers, console)
@@ -242,11 +250,11 @@ def _chosen(recipe: Recipe, given: Set[str], from_file: Set[str], found: Survey,
         _say(console, f"start: {scratch}{start.why}")
     if recipe.pretrained and recipe.structure == "slices" and "order" not in given:
         why = "the channels with the largest pretrained weights serve the lowest level"
-        recipe = _take(recipe, given, Choice({"order": "importance"}, why), console)
+        recipe = _take(recipe, given, DefaultChoice({"order": "importance"}, why), console)
     batch_size = recipe.batch_size if "batch_size" in given else None
     schedule = choose_schedule(facts.num_images, pretrained=recipe.pretrained, batch_size=batch_size)
     if "opt" in given:
-        schedule = Choice(
+        schedule = DefaultChoice(
             {name: value for name, value in schedule.values.items() if name != "lr"}, schedule.why
         )
     recipe = _take(recipe, given, schedule, console)
@@ -267,7 +275,7 @@ def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: Conso
     return recipe
 
 
-def _levels(recipe: Recipe, num_tiers: int) -> Choice:
+def _levels(recipe: Recipe, num_tiers: int) -> DefaultChoice:
     """What share of the network each level has, for so many tiers; nothing where that is given."""
     from hierclass.nested import STRUCTURES, default_shares
 
@@ -278,10 +286,10 @@ def _levels(recipe: Recipe, num_tiers: int) -> Choice:
         else "one tier, one level"
     )
     values = {} if getattr(recipe, option) else {option: default_shares(num_tiers)}
-    return Choice(values, why)
+    return DefaultChoice(values, why)
 
 
-def _take(recipe: Recipe, given: Set[str], choice: Choice, console: Console) -> Recipe:
+def _take(recipe: Recipe, given: Set[str], choice: DefaultChoice, console: Console) -> Recipe:
     """Take the values of a choice that are not given, and say so."""
     values: dict[str, Any] = {name: value for name, value in choice.values.items() if name not in given}
     told = [

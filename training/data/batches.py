@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import preprocess, resize_side
 from hierclass.images.preprocessing import Preprocessing
-from training.data.sampler import Share, image_seeds, seed_with
+from training.data.sampler import BatchShare, image_seeds, seed_with
 from training.data.samples import ImageSet, LeafArray
 from training.trainer.interrupts import STOPPING
 
@@ -34,7 +34,7 @@ INTERPOLATION = "bilinear"
 """How images are resized, in training and in the answers alike: a network that learnt from one errs on another."""
 ODD = 0x9E3779B97F4A7C15
 """Spreads small numbers over 64 bits (Knuth's multiplicative hashing)."""
-Batch = tuple[Tensor, Tensor, list[str]]
+BatchLike = tuple[Tensor, Tensor, list[str]]
 """Images (uint8 or float32, (B, 3, S, S)), leaves (B,), and one message per image that could not be read."""
 
 
@@ -49,7 +49,7 @@ class TrainingBatch:
     images: Tensor
     leaves: Tensor
     positions: Tensor
-    share: Share
+    share: BatchShare
     errors: list[str]
 
     def __len__(self) -> int:
@@ -57,10 +57,10 @@ class TrainingBatch:
         return len(self.images)
 
 
-class _Prepared:
+class _PreparedBatch:
     """A `TrainingBatch` before it is made of tensors, whose memory would be shared with the worker."""
 
-    def __init__(self, share: Share, read: _Read) -> None:
+    def __init__(self, share: BatchShare, read: _ReadImages) -> None:
         self.share, self.read = share, read
 
     def tensors(self) -> TrainingBatch:
@@ -76,7 +76,7 @@ class _Prepared:
 
 
 @dataclasses.dataclass(slots=True)
-class _Read:
+class _ReadImages:
     """Images that could be read, (n, 3, S, S), their leaves (n,) and places in the list; errors of the others."""
 
     images: npt.NDArray[Any]
@@ -87,7 +87,7 @@ class _Read:
 
 def _read(
     images: ImageSet, indices: Sequence[int], prepare: Callable[[Image.Image, int], Any], *, min_side: int
-) -> _Read:
+) -> _ReadImages:
     """Read images; `prepare` makes an array (3, S, S) of an image and its place among the indices."""
     arrays: list[npt.NDArray[Any]] = []
     kept: list[int] = []
@@ -101,11 +101,11 @@ def _read(
         arrays.append(np.asarray(prepare(image, place)))
         kept.append(place)
     stacked = np.stack(arrays) if arrays else np.empty((0, 3, 1, 1), dtype=np.uint8)
-    return _Read(stacked, images.leaves[[indices[place] for place in kept]], kept, errors)
+    return _ReadImages(stacked, images.leaves[[indices[place] for place in kept]], kept, errors)
 
 
 class _TrainingImages(Dataset[Any]):
-    """Augmented images; what is asked for is a `Share`."""
+    """Augmented images; what is asked for is a `BatchShare`."""
 
     def __init__(self, images: ImageSet, transforms: dict[int, Any], crop_scale: float, seed: int) -> None:
         self.images, self.transforms, self.crop_scale, self.seed = images, transforms, crop_scale, seed
@@ -113,7 +113,7 @@ class _TrainingImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, share: Share) -> _Prepared:
+    def __getitems__(self, share: BatchShare) -> _PreparedBatch:
         transform = self.transforms[share.side]
         seeds = image_seeds(self.seed, share.epoch, len(self.images))
 
@@ -123,7 +123,7 @@ class _TrainingImages(Dataset[Any]):
             return transform(image)
 
         smallest = max(share.side, round(share.side / self.crop_scale**0.5))
-        return _Prepared(share, _read(self.images, share.indices, augment, min_side=smallest))
+        return _PreparedBatch(share, _read(self.images, share.indices, augment, min_side=smallest))
 
 
 class _EvaluationImages(Dataset[Any]):
@@ -163,22 +163,22 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def read_batches(loader: DataLoader[Any]) -> Generator[Batch]:
+def read_batches(loader: DataLoader[Any]) -> Generator[BatchLike]:
     """The batches of an evaluation loader; close the generator when no more of them are wanted.
 
     Workers send arrays through a pipe: shared memory, which tensors would take, is small in many containers.
     """
-    for images, leaves, errors in read_all(loader):
+    for images, leaves, errors in iterate_loader(loader):
         yield torch.from_numpy(images), torch.from_numpy(leaves), errors
 
 
 def read_training_batches(loader: DataLoader[Any]) -> Generator[TrainingBatch]:
     """The batches of a training loader; close the generator to end its workers."""
-    for prepared in read_all(loader):
+    for prepared in iterate_loader(loader):
         yield prepared if isinstance(prepared, TrainingBatch) else prepared.tensors()
 
 
-def read_all(loader: DataLoader[Any]) -> Generator[Any]:
+def iterate_loader(loader: DataLoader[Any]) -> Generator[Any]:
     """What a loader gives.
 
     While its workers start, Ctrl-C and SIGTERM wait: raised inside a fork, the exception would be lost.
@@ -244,7 +244,7 @@ def training_transform(
 
 def training_loader(
     images: ImageSet,
-    shares: Iterable[Share],
+    shares: Iterable[BatchShare],
     *,
     sides: Iterable[int],
     crop_scale: tuple[float, float],

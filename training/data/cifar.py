@@ -12,12 +12,12 @@ from pathlib import Path
 from torchvision.datasets import CIFAR100
 
 from hierclass.errors import InputError
-from training.data.datasets import Listing
+from training.data.datasets import ImageListing
 
 LOADER: type[CIFAR100] = CIFAR100
 
 
-def read_cifar100(path: Path, *, train: bool) -> Listing:
+def read_cifar100(path: Path, *, train: bool) -> ImageListing:
     """The 50,000 training or the 10,000 test images, 32 x 32, labelled by the names of their classes.
 
     ``path`` is the folder ``cifar-100-python`` or the one that holds it. Raises `InputError` where a file is missing
@@ -41,7 +41,7 @@ def read_cifar100(path: Path, *, train: bool) -> Listing:
             "unpack cifar-100-python.tar.gz again"
         ) from error
     part = "train" if train else "test"
-    return Listing(
+    return ImageListing(
         f"cifar100 {part}",
         list(images.data),
         [f"{part}_{index}.png" for index in range(len(images.data))],

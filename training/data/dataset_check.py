@@ -9,6 +9,7 @@ What was found is kept in the folder of the run: images that have not changed si
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -19,14 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hierclass.errors import ImageError, InputError
 from hierclass.files import replacing
 from hierclass.images.decoding import read_header, read_image
 from training.data.datasets import Source
 from training.data.samples import ImageSet, Unreadable
+from training.evaluation.console import Reporter
 from training.recipe.option import CHECKS, list_words
 
 FULL_UP_TO = 4 << 30
@@ -35,7 +35,7 @@ CHUNK = 4096
 """Images that are handed to the threads at once, so that a million of them take no memory while they wait."""
 
 
-def check_mode(mode: str, images: ImageSet) -> str:
+def resolve_check_mode(mode: str, images: ImageSet) -> str:
     """The mode that is meant for images: "auto" decides by their bytes. Raises `InputError` for an unknown one."""
     if mode not in CHECKS:
         raise InputError(f"`check` {mode}: give {list_words(CHECKS)}")
@@ -44,7 +44,7 @@ def check_mode(mode: str, images: ImageSet) -> str:
     return "full" if sum(map(_num_bytes, images.sources)) <= FULL_UP_TO else "quick"
 
 
-def look(source: Source, *, full: bool, min_side: int) -> str | None:
+def check_image(source: Source, *, full: bool, min_side: int) -> str | None:
     """Why an image can't be read, in a few words; None if it can (as far as a quick look tells)."""
     if isinstance(source, np.ndarray):
         return None
@@ -57,42 +57,21 @@ def look(source: Source, *, full: bool, min_side: int) -> str | None:
     return None
 
 
-def look_at_all(
-    images: ImageSet, *, full: bool, min_side: int, console: Console | None = None
+def check_images(
+    images: ImageSet, *, full: bool, min_side: int, reporter: Reporter
 ) -> Iterator[tuple[int, Unreadable]]:
-    """Look at all images in threads; yields index and finding of those that can't be read.
-
-    On a console that is a terminal a bar shows the rate and the time left, on another a line does every 30 seconds.
-    """
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} img/s"),
-        TextColumn("left"),
-    )
-    on_terminal = console is not None and console.is_terminal
-    bar = Progress(
-        TextColumn("checking images"), *columns, TimeRemainingColumn(),
-        console=console, transient=True, disable=not on_terminal,
-    )  # fmt: skip
-    started = last = time.monotonic()
-    with ThreadPoolExecutor() as pool, bar:
-        task = bar.add_task("", total=len(images), rate=0.0)
+    """Check all images in threads, shown by a reporter; yield index and reason of those that can't be read."""
+    started = time.monotonic()
+    reporter.start(len(images))
+    with contextlib.closing(reporter), ThreadPoolExecutor() as pool:
         for first in range(0, len(images), CHUNK):
             part = images.sources[first : first + CHUNK]
-            found = pool.map(lambda source: look(source, full=full, min_side=min_side), part)
+            found = pool.map(lambda source: check_image(source, full=full, min_side=min_side), part)
             for index, reason in enumerate(found, start=first):
                 if reason is not None:
                     yield index, Unreadable(images.names[index], reason)
-                now = time.monotonic()
-                rate = (index + 1) / max(now - started, 1e-9)
-                if on_terminal and index % 16 == 0:
-                    bar.update(task, completed=index + 1, rate=rate)
-                elif console is not None and not on_terminal and now - last >= 30:
-                    last, left = now, (len(images) - index) / rate
-                    console.print(
-                        f"checked {index + 1} of {len(images)} images, {rate:.0f} img/s, {left:.0f} s left"
-                    )
+                rate = (index + 1) / max(time.monotonic() - started, 1e-9)
+                reporter.advance(f"checked {index + 1} of {len(images)} images", rate=rate, work=1)
 
 
 def _num_bytes(source: Source) -> int:
@@ -108,7 +87,7 @@ def _num_bytes(source: Source) -> int:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Findings:
+class CheckResult:
     """The file checked.json of a run: what a check found, and of which images.
 
     ``digest`` stands for names, sizes and times of the files, ``mode`` for how they were looked at. ``found`` has the
@@ -125,7 +104,7 @@ class Findings:
         return tuple(self.found.values())
 
     @classmethod
-    def load(cls, path: Path, *, mode: str, digest: str) -> Findings | None:
+    def load(cls, path: Path, *, mode: str, digest: str) -> CheckResult | None:
         """Read what `save` wrote, if it is of the same images and at least as thorough; else None."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -146,7 +125,7 @@ class Findings:
             file.write_text(text + "\n", encoding="utf-8")
 
 
-def digest_of(images: ImageSet) -> str:
+def digest_images(images: ImageSet) -> str:
     """A sum over the names, sizes and times of change of images that stand for their content."""
     total = hashlib.sha256()
     for source, name in zip(images.sources, images.names, strict=True):

@@ -12,20 +12,20 @@ import numpy as np
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_header
 from hierclass.images.discovery import display_name
-from training.data.datasets import Source, Way, list_images, split_name
+from training.data.datasets import LabelPath, Source, list_images, split_name
 
 SAMPLE = 200
 """Images whose header is read to know the typical size."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Survey:
+class DatasetSummary:
     """What labels images, with the number of images; and the median of a sample of shorter sides in pixels.
 
     The side is None where no image of the sample can be read.
     """
 
-    ways: Mapping[Way, int]
+    ways: Mapping[LabelPath, int]
     side: int | None
 
     @property
@@ -34,12 +34,12 @@ class Survey:
         return sum(self.ways.values())
 
 
-def survey(data: Iterable[str]) -> Survey:
+def summarise_dataset(data: Iterable[str]) -> DatasetSummary:
     """Look at the data of a run (`training.data.datasets` says what it may be).
 
     Raises `InputError` where something is missing, can't be read, or holds no image.
     """
-    ways: Counter[Way] = Counter()
+    ways: Counter[LabelPath] = Counter()
     sample: list[Source] = []
     paths = list(data)
     for path in paths:
@@ -53,7 +53,7 @@ def survey(data: Iterable[str]) -> Survey:
             "photos/dog/1.jpg, or Parquet files"
         )
     sides = [side for side in map(_side, _spread(sample)) if side]
-    return Survey(dict(sorted(ways.items())), round(float(np.median(sides))) if sides else None)
+    return DatasetSummary(dict(sorted(ways.items())), round(float(np.median(sides))) if sides else None)
 
 
 def _spread(sources: Sequence[Source]) -> list[Source]:

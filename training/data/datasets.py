@@ -21,7 +21,7 @@ from hierclass.errors import InputError
 from hierclass.images.discovery import display_name, find_inputs
 from taxonomy.folders import IMAGE_ENDINGS
 
-Way = tuple[str, ...]
+LabelPath = tuple[str, ...]
 """The names of the folders on the way to an image, outermost first; for images of a table their label alone."""
 Source = Path | bytes | npt.NDArray[np.uint8]
 NAMES = ("cifar100", "imagefolder", "imagenet")
@@ -30,7 +30,7 @@ TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Listing:
+class ImageListing:
     """Images from one place with what labels them.
 
     ``sources`` hold a path or the bytes of a file, or a decoded (H, W, 3) uint8 array; ``names`` are for people and
@@ -40,7 +40,7 @@ class Listing:
     where: str
     sources: Sequence[Source]
     names: Sequence[str]
-    ways: Sequence[Way]
+    ways: Sequence[LabelPath]
     held_out: bool = False
 
 
@@ -56,7 +56,7 @@ def absolute(data: str) -> str:
     return f"{name}:{path.absolute()}" if name else str(path.absolute())
 
 
-def list_images(data: str, *, held_out_only: bool = False) -> Iterator[Listing]:
+def list_images(data: str, *, held_out_only: bool = False) -> Iterator[ImageListing]:
     """List the labelled images of a path or a data set by name, in the order of their names.
 
     ``held_out_only`` leaves out what a data set that comes divided has for training: val/ alone, or the test images
@@ -103,7 +103,7 @@ def divided(path: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> Listing:
+def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> ImageListing:
     try:
         files = sorted(Path(file) for file in find_inputs([path]) if _is_image(file))
     except InputError as error:  # nothing there, which the reader of all parts says better; or not readable
@@ -124,7 +124,7 @@ def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> List
     elif loose:
         ways = [(path.resolve().name,)] * len(files)
     names = [display_name(file.relative_to(path)) for file in files]
-    return Listing(display_name(path), files, names, ways, held_out)
+    return ImageListing(display_name(path), files, names, ways, held_out)
 
 
 def _is_image(file: str) -> bool:
@@ -136,7 +136,7 @@ def _is_image(file: str) -> bool:
     return False
 
 
-def _read_parquet(path: Path) -> Listing:
+def _read_parquet(path: Path) -> ImageListing:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -158,4 +158,4 @@ def _read_parquet(path: Path) -> Listing:
         if "name" in columns
         else [f"{path.name} row {row}" for row in range(len(sources))]
     )
-    return Listing(path.name, sources, names, ways)
+    return ImageListing(path.name, sources, names, ways)

@@ -12,7 +12,13 @@ from accelerate.utils import gather_object
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.data.class_balance import HINT_AT
-from training.data.dataset_check import Findings, check_mode, digest_of, look_at_all, write_table
+from training.data.dataset_check import (
+    CheckResult,
+    check_images,
+    digest_images,
+    resolve_check_mode,
+    write_table,
+)
 from training.data.samples import ImageSet, Unreadable, decode_small, read_images, split
 from training.evaluation.console import Reporter
 from training.recipe.recipe import Recipe
@@ -81,14 +87,14 @@ def _check(
         [part.names[i] for part, own in zip(parts, encoded, strict=True) for i in own],
         np.concatenate([part.leaves[own] for part, own in zip(parts, encoded, strict=True)]),
     )
-    mode = check_mode(check, waiting)
+    mode = resolve_check_mode(check, waiting)
     if mode == "none" or not len(waiting):
         return list(parts), []
-    digest = digest_of(waiting)
+    digest = digest_images(waiting)
     cache = out / "checked.json" if out is not None else None
-    known = Findings.load(cache, mode=mode, digest=digest) if cache is not None else None
+    known = CheckResult.load(cache, mode=mode, digest=digest) if cache is not None else None
     if known is None:
-        known = Findings(mode, digest, _look(waiting, recipe, reporter, mode, accelerator))
+        known = CheckResult(mode, digest, _look(waiting, recipe, reporter, mode, accelerator))
         how = "each decoded" if mode == "full" else "header, size and end of the file"
         result = f"{len(known.unreadable)} cannot be read" if known.unreadable else "all can be read"
         reporter.line(f"checked {len(waiting)} images ({how}): {result}")
@@ -116,10 +122,9 @@ def _look(
         (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     )
     share = images.subset(np.arange(process, len(images), processes))
-    console = None if reporter.quiet else reporter.console
     found = [
         (process + index * processes, one.name, one.error)
-        for index, one in look_at_all(share, full=mode == "full", min_side=recipe.size, console=console)
+        for index, one in check_images(share, full=mode == "full", min_side=recipe.size, reporter=reporter)
     ]
     if processes > 1:
         found = gather_object(found)

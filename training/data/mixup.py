@@ -19,7 +19,7 @@ from training.data.batches import TrainingBatch
 from training.recipe.recipe import Recipe
 
 
-class Normalise:
+class PixelNormaliser:
     """Makes of uint8 images what the network takes."""
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class Normalise:
         return (images.to(self.device, non_blocking=True).float() - self._shift) * self._scale
 
 
-class Mixing:
+class BatchAugmentation:
     """Makes of a batch of uint8 images what the network and the loss take."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Mixing:
     ) -> None:
         """Take from the recipe what is on; ``num_leaves`` classes make the targets of mixed images."""
         self.device, self.seed, self.channels_last = device, recipe.seed, recipe.channels_last
-        self.normalise = Normalise(preprocessing, device)
+        self.normalise = PixelNormaliser(preprocessing, device)
         self.mixup = make_mixup(recipe, num_leaves)
         self.erase = RandomErasing(recipe.erase, mode="const", device=device) if recipe.erase else None
 
@@ -54,7 +54,7 @@ class Mixing:
         target = batch.leaves.to(self.device, non_blocking=True)
         pixels = self.normalise(batch.images)
         if self.mixup is not None:
-            partners = partners_of(batch.positions, batch.share.batch).to(self.device)
+            partners = partner_positions(batch.positions, batch.share.batch).to(self.device)
             # timm mixes the first with the last, the second with the last but one …
             others, theirs = pixels[partners].flip(0), target[partners].flip(0)
             pixels, target = self.mixup(torch.cat([pixels, others]), torch.cat([target, theirs]))
@@ -69,7 +69,7 @@ class Mixing:
         return pixels.contiguous(memory_format=layout), target
 
 
-def partners_of(positions: Tensor, size: int) -> Tensor:
+def partner_positions(positions: Tensor, size: int) -> Tensor:
     """Which of the images at ``positions`` (n,) of a batch each is mixed with, (n,).
 
     The first of the batch is paired with the last, the second with the last but one, and so on; whose other is missing,
@@ -83,8 +83,8 @@ def partners_of(positions: Tensor, size: int) -> Tensor:
 
 
 def blend(values: Tensor, positions: Tensor, size: int, share: float) -> Tensor:
-    """Mix each of a batch's values (n, …) with its partner's (`partners_of`), of which it keeps a share (0 to 1)."""
-    partners = partners_of(positions, size).to(values.device)
+    """Mix a batch's values (n, …) with their partners' (`partner_positions`); each keeps a share of 0 to 1."""
+    partners = partner_positions(positions, size).to(values.device)
     return share * values + (1 - share) * values[partners]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from hierclass.errors import InputError
 from training.evaluation.metrics import Shares, effective_size
-from training.evaluation.predictions import Answers
+from training.evaluation.predictions import Predictions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Weighting:
     """How much each of N images counts, so that the last level's top-1 is the one that is known.
 
     ``top1`` is that number, ``measured`` the share that the last level, alone, has right; an image that it has wrong
-    counts ``factor`` times as much as one it has right. ``weights`` (N,) are of the images of `Answers`, their
+    counts ``factor`` times as much as one it has right. ``weights`` (N,) are of the images of `Predictions`, their
     mean is 1; ``kept`` (n,) are those of the images whose logits are kept.
     """
 
@@ -53,7 +53,7 @@ def check_known_top1(known_top1: float) -> None:
         )
 
 
-def weigh(answers: Answers, known_top1: float) -> Weighting:
+def weigh_images(answers: Predictions, known_top1: float) -> Weighting:
     """Weights of the images under which the last level's top-1 is the one that is known.
 
     With R images that it has right and W that it has wrong, one that it has wrong counts R (1 - p) / (W p) times as

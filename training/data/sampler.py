@@ -50,7 +50,7 @@ def image_seeds(seed: int, epoch: int, num_samples: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Share:
+class BatchShare:
     """What one process prepares for one update: images by index, and where they stand in the whole batch."""
 
     indices: list[int]
@@ -62,7 +62,7 @@ class Share:
     """Pixels per side."""
 
 
-class Order:
+class BatchSampler:
     """Shuffled batches of an image set, dealt out to processes; an epoch's last incomplete batch is dropped.
 
     ``batch_size`` counts the images of all processes together; a smaller set is one batch. The images at positions
@@ -98,7 +98,7 @@ class Order:
         """Updates per epoch."""
         return self.num_samples // self.batch_size
 
-    def shares(self, epoch: int, *, side: int = 0, start: int = 0) -> Iterator[Share]:
+    def shares(self, epoch: int, *, side: int = 0, start: int = 0) -> Iterator[BatchShare]:
         """This process's share of every update of an epoch, from update ``start`` on."""
         random_ = np.random.default_rng((self.seed, epoch))
         even = self.balance
@@ -106,4 +106,4 @@ class Order:
         whole = order[: len(self) * self.batch_size].reshape(-1, self.batch_size)
         positions = self.positions.tolist()
         for indices in whole[start:, self.positions].tolist():
-            yield Share(indices, positions, self.batch_size, epoch, side)
+            yield BatchShare(indices, positions, self.batch_size, epoch, side)

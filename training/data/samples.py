@@ -21,7 +21,7 @@ from hierclass.images.decoding import read_image
 from hierclass.images.discovery import display_name
 from taxonomy import Taxonomy
 from taxonomy.labels import LeafNames
-from training.data.datasets import Listing, Source, Way, list_images
+from training.data.datasets import ImageListing, LabelPath, Source, list_images
 
 LeafArray = npt.NDArray[np.int64]
 
@@ -83,8 +83,8 @@ def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy, *, held_out_onl
     )
 
 
-def _leaves(listing: Listing, labels: LeafNames) -> LeafArray:
-    found: dict[Way, int] = {}
+def _leaves(listing: ImageListing, labels: LeafNames) -> LeafArray:
+    found: dict[LabelPath, int] = {}
     for way in sorted(set(listing.ways)):
         leaf = labels.find_folder(way)
         if leaf is None:

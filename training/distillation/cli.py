@@ -73,9 +73,9 @@ def wanted_recipe(
         raise InputError("`updates` has no effect beside `crops`; leave one of them out")
     stored = None
     if resume:
-        from training.distillation.distil_dir import DistilFolder
+        from training.distillation.distil_dir import DistilDir
 
-        stored = DistilFolder(out).stored_recipe(level)
+        stored = DistilDir(out).stored_recipe(level)
         if stored is None and not given.get("images"):
             raise InputError(f"{out} holds no run to resume")
     if stored is None:

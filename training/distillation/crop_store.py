@@ -36,7 +36,7 @@ ANSWERS, SIDES = "answers.f16", "sides.u16"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Block:
+class CropBlock:
     """Crops of one pass of the photographs ``first`` … ``stop`` - 1; ``number`` counts blocks from 0."""
 
     number: int
@@ -46,7 +46,7 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Column:
+class StoreColumn:
     """What one file holds of every crop."""
 
     shape: tuple[int, ...]
@@ -70,7 +70,7 @@ class CropStore:
         self,
         folder: Path,
         made_from: Mapping[str, Any],
-        columns: Mapping[str, Column],
+        columns: Mapping[str, StoreColumn],
         *,
         num_photographs: int,
         passes: int,
@@ -84,13 +84,13 @@ class CropStore:
     def __len__(self) -> int:
         return self.passes * self.num_photographs
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[CropBlock]:
         """All blocks, in the order of the crops."""
         for passing in range(self.passes):
             for place in range(self._per_pass):
                 first = place * BLOCK
                 stop = min(first + BLOCK, self.num_photographs)
-                yield Block(passing * self._per_pass + place, passing, first, stop)
+                yield CropBlock(passing * self._per_pass + place, passing, first, stop)
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -150,7 +150,7 @@ class CropStore:
             found = np.zeros(0, dtype=np.uint8)
         return np.concatenate([found, np.zeros(total - len(found), dtype=np.uint8)])
 
-    def write(self, name: str, block: Block, values: npt.NDArray[Any]) -> None:
+    def write(self, name: str, block: CropBlock, values: npt.NDArray[Any]) -> None:
         """Write a block's part of a file; it counts as done after `commit`."""
         column = self.columns[name]
         assert values.shape == (block.stop - block.first, *column.shape)

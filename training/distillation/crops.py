@@ -23,11 +23,11 @@ from hierclass.errors import ImageError
 from hierclass.images.decoding import resize_side, square
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.resize import Resize
-from training.data.batches import make_loader, read_all
+from training.data.batches import iterate_loader, make_loader
 from training.data.sampler import image_seeds, seed_with
-from training.distillation.crop_store import ANSWERS, SIDES, Block, CropStore, pixels_name
+from training.distillation.crop_store import ANSWERS, SIDES, CropBlock, CropStore, pixels_name
 from training.distillation.photographs import Photographs
-from training.distillation.teacher_runtime import Answer
+from training.distillation.teacher_runtime import TeacherFunction
 from training.evaluation.console import Reporter
 from training.evaluation.predictions import shrink_logits
 
@@ -46,7 +46,7 @@ class Crop:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cutter:
+class CropSampler:
     """Cuts crops out of photographs, for a teacher's ``preprocessing`` (its side and interpolation)."""
 
     preprocessing: Preprocessing
@@ -92,7 +92,7 @@ COMMIT_EVERY = 20.0
 """Seconds after which what was made is noted as done."""
 
 
-def missing_blocks(store: CropStore) -> list[Block]:
+def missing_blocks(store: CropStore) -> list[CropBlock]:
     """Blocks of which any file lacks its part, in their order."""
     whole = np.ones(0, dtype=bool)
     for name in store.columns:
@@ -101,7 +101,7 @@ def missing_blocks(store: CropStore) -> list[Block]:
     return [block for block in store.blocks() if not whole[block.number]]
 
 
-def num_unanswered(store: CropStore) -> int:
+def count_unanswered(store: CropStore) -> int:
     """How many crops the teacher is still to answer."""
     done = store.done(ANSWERS)
     return sum(block.stop - block.first for block in store.blocks() if not done[block.number])
@@ -110,9 +110,9 @@ def num_unanswered(store: CropStore) -> int:
 def make_crops(
     store: CropStore,
     photographs: Photographs,
-    cutter: Cutter,
-    blocks: Sequence[Block],
-    answer: Answer,
+    cutter: CropSampler,
+    blocks: Sequence[CropBlock],
+    answer: TeacherFunction,
     reporter: Reporter,
     *,
     workers: int,
@@ -125,10 +125,10 @@ def make_crops(
     done = {name: store.done(name) for name in store.columns}
     sides = [side for side in _sides(store) if any(not done[pixels_name(side)][b.number] for b in blocks)]
     wanted = [(block, not done[ANSWERS][block.number]) for block in blocks]
-    dataset = _Blocks(Photographs(photographs), cutter, sides)  # workers open files of their own
+    dataset = _CropBlocks(Photographs(photographs), cutter, sides)  # workers open files of their own
     committed = started = time.monotonic()
     made = 0
-    with contextlib.closing(read_all(make_loader(dataset, workers, batch_sampler=wanted))) as stream:
+    with contextlib.closing(iterate_loader(make_loader(dataset, workers, batch_sampler=wanted))) as stream:
         try:
             for (block, unanswered), full, smaller, shown in stream:
                 for side, pixels in zip(sides, smaller, strict=True):
@@ -152,21 +152,21 @@ def _sides(store: CropStore) -> list[int]:
 
 
 def _answers(
-    answer: Answer, full: npt.NDArray[np.uint8], shown: npt.NDArray[np.uint16]
+    answer: TeacherFunction, full: npt.NDArray[np.uint8], shown: npt.NDArray[np.uint16]
 ) -> npt.NDArray[np.float16]:
     return shrink_logits(torch.from_numpy(answer(full)))
 
 
-class _Blocks(Dataset[Any]):
+class _CropBlocks(Dataset[Any]):
     """Blocks of crops; what is asked for is a pair of a block and whether the teacher is to see it."""
 
-    def __init__(self, photographs: Photographs, cutter: Cutter, sides: Sequence[int]) -> None:
+    def __init__(self, photographs: Photographs, cutter: CropSampler, sides: Sequence[int]) -> None:
         self.photographs, self.cutter, self.sides = photographs, cutter, sides
 
     def __len__(self) -> int:
         return len(self.photographs)
 
-    def __getitems__(self, wanted: tuple[Block, bool]) -> Any:
+    def __getitems__(self, wanted: tuple[CropBlock, bool]) -> Any:
         block, unanswered = wanted
         side = self.cutter.preprocessing.size
         full = np.zeros((block.stop - block.first, side, side, 3), dtype=np.uint8)

@@ -17,21 +17,21 @@ from torch import Tensor
 from hierclass.checkpoints.checkpoint import stored_fields
 from hierclass.errors import ImageError, InputError
 from training.data.dataset_check import write_table
-from training.data.sampler import Order, Share
+from training.data.sampler import BatchSampler, BatchShare
 from training.data.samples import Unreadable
-from training.distillation.crop_store import ANSWERS, SIDES, Column, CropStore, pixels_name
+from training.distillation.crop_store import ANSWERS, SIDES, CropStore, StoreColumn, pixels_name
 from training.distillation.crops import (
-    Cutter,
+    CropSampler,
     Pixels,
+    count_unanswered,
     make_crops,
     missing_blocks,
-    num_unanswered,
     shrink_pixels,
 )
 from training.distillation.photographs import Photographs, list_photographs
 from training.distillation.recipe import DistilRecipe
 from training.distillation.teacher import Teacher
-from training.distillation.teacher_runtime import make_answerer
+from training.distillation.teacher_runtime import make_teacher_function
 from training.evaluation.console import Reporter
 
 Crops = npt.NDArray[np.uint8]
@@ -52,7 +52,7 @@ class CropBatch:
 
     images: list[Tensor]
     answers: Tensor
-    share: Share
+    share: BatchShare
 
     def __len__(self) -> int:
         """Number of crops."""
@@ -88,7 +88,7 @@ class CropSet:
         for first in range(0, len(self), size):
             yield self.take(range(first, min(first + size, len(self))))
 
-    def stream(self, order: Order, first: int, last: int) -> Generator[CropBatch]:
+    def stream(self, order: BatchSampler, first: int, last: int) -> Generator[CropBatch]:
         """The batches of updates ``first`` … ``last`` - 1, shuffled anew whenever all crops have been seen."""
         while first < last:
             passing, start = divmod(first, len(order))
@@ -100,22 +100,22 @@ class CropSet:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gallery:
+class PhotographSplit:
     """Photographs, those held out among them (by index, rising), and how crops are cut out of them."""
 
     photographs: Photographs
     held_out: Indices
-    cutter: Cutter
+    cutter: CropSampler
 
     @classmethod
-    def find(cls, recipe: DistilRecipe, teacher: Teacher) -> Gallery:
+    def find(cls, recipe: DistilRecipe, teacher: Teacher) -> PhotographSplit:
         """List the photographs of a recipe; raises `InputError` where there are too few."""
         photographs = list_photographs(recipe.images)
         count = len(photographs)
         if count < 2:
             raise InputError("`images`: 1 photograph is too few; give thousands, 2 at least")
         low, high = recipe.crop_scale
-        cutter = Cutter(teacher.preprocessing, (low, high), recipe.seed, count)
+        cutter = CropSampler(teacher.preprocessing, (low, high), recipe.seed, count)
         wanted = max(round(recipe.val_share * count), VAL_PHOTOGRAPHS)
         shuffled = np.random.default_rng((recipe.seed, 5)).permutation(count)
         return cls(photographs, np.sort(shuffled[: max(1, min(wanted, count // 10))]), cutter)
@@ -131,20 +131,25 @@ class Gallery:
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
+class DistilData:
     """A gallery and the store of its crops and the teacher's answers to them."""
 
-    gallery: Gallery
+    gallery: PhotographSplit
     store: CropStore
 
     @classmethod
     def of(
-        cls, gallery: Gallery, recipe: DistilRecipe, teacher: Teacher, folder: Path, sides: Iterable[int]
-    ) -> Material:
+        cls,
+        gallery: PhotographSplit,
+        recipe: DistilRecipe,
+        teacher: Teacher,
+        folder: Path,
+        sides: Iterable[int],
+    ) -> DistilData:
         """Name the files, in a folder, of crops at some sides in pixels; `make` makes them."""
-        columns = {pixels_name(side): Column((side, side, 3), np.uint8) for side in sorted(set(sides))}
-        columns[ANSWERS] = Column((len(teacher.taxonomy.leaves),), np.float16)
-        columns[SIDES] = Column((2,), np.uint16)
+        columns = {pixels_name(side): StoreColumn((side, side, 3), np.uint8) for side in sorted(set(sides))}
+        columns[ANSWERS] = StoreColumn((len(teacher.taxonomy.leaves),), np.float16)
+        columns[SIDES] = StoreColumn((2,), np.uint16)
         count = len(gallery.photographs)
         made_from = {
             "photographs": gallery.photographs.digest,
@@ -187,20 +192,19 @@ class Material:
         workers: int,
         threads: int | None,
     ) -> None:
-        store, unanswered = self.store, num_unanswered(self.store)
-        answer, runtime = make_answerer(teacher, accelerator.device, unanswered, threads=threads)
+        store, unanswered = self.store, count_unanswered(self.store)
+        answer, runtime = make_teacher_function(teacher, accelerator.device, unanswered, threads=threads)
         total = sum(block.stop - block.first for block in blocks)
         answered = f"the teacher answers {unanswered} by {runtime}" if unanswered else "all are answered"
         reporter.line(f"{total} of {len(store)} crops are to be made in {store.folder}; {answered}")
         share = blocks[accelerator.process_index :: accelerator.num_processes]
-        reporter.total_work = sum(block.stop - block.first for block in share)
-        reporter.start(0.0)
+        reporter.start(sum(block.stop - block.first for block in share))
         try:
             make_crops(
                 store, self.gallery.photographs, self.gallery.cutter, share, answer, reporter, workers=workers
             )
         finally:
-            reporter.stop()
+            reporter.close()
 
     def readable(self) -> npt.NDArray[np.bool_]:
         """Whether each photograph (P,) could be read."""

@@ -26,10 +26,10 @@ from training.distillation.model_card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
 from training.recipe.option import as_text
 from training.trainer.export import describe_model
-from training.trainer.run_dir import START, RunFolder
+from training.trainer.run_dir import START, RunDir
 
 
-class DistilFolder:
+class DistilDir:
     """The output folder of one distillation; only main processes write to it, several runs of different levels too."""
 
     def __init__(self, path: Path, cache: str | None = None) -> None:
@@ -41,9 +41,9 @@ class DistilFolder:
         self.crops = path / "crops" if cache is None else Path(cache)
         self.unreadable = path / "unreadable.csv"
 
-    def run_of(self, levels: Sequence[int]) -> RunFolder:
+    def run_of(self, levels: Sequence[int]) -> RunDir:
         """The folder of levels that are trained together."""
-        return RunFolder(self.path / f"level-{'-'.join(map(str, levels))}", self.model)
+        return RunDir(self.path / f"level-{'-'.join(map(str, levels))}", self.model)
 
     @property
     def begun(self) -> bool:
@@ -64,7 +64,7 @@ class DistilFolder:
             try:
                 DistilRecipe.load(self.recipe)
             except InputError as error:
-                if RunFolder(self.path).state.exists():
+                if RunDir(self.path).state.exists():
                     raise InputError(
                         f"{self.path} holds a run of another command; choose another `out`"
                     ) from error

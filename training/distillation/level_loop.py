@@ -1,4 +1,4 @@
-"""Levels are trained, measured every so many crops, and kept: what `training.trainer.loop.Training` is to `fit`."""
+"""Levels are trained, measured every so many crops, and kept: what `training.trainer.loop.EpochLoop` is to `fit`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from hierclass.checkpoints.checkpoint import Checkpoint, as_stored
 from hierclass.nested import NestedNetwork
-from training.data.sampler import Order
+from training.data.sampler import BatchSampler
 from training.distillation.dataset import CropSet
-from training.distillation.distil_dir import DistilFolder
-from training.distillation.losses import compare
-from training.distillation.trainer import DistilRun
+from training.distillation.distil_dir import DistilDir
+from training.distillation.losses import compare_to_teacher
+from training.distillation.trainer import DistilTrainer
 from training.evaluation.console import Reporter, clock
-from training.trainer.autosave import Saver, Standing, TimeUp
+from training.trainer.autosave import Autosave, TimeUp, TrainingProgress
 from training.trainer.interrupts import Interrupts
 from training.trainer.sync_batchnorm import has_statistics, measure_statistics
-from training.trainer.updates import train_stretch
+from training.trainer.updates import train_updates
 
 AT_FIRST = 20
 """Batches of crops on which norms are measured before the first update."""
@@ -33,7 +33,7 @@ MEASURED = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class LevelData:
     """What levels are trained on: crops, held-out crops, and photographs as inference sees them.
 
     ``centres`` are uint8 (N, 3, S, S) for each of the levels, on which the norms are measured.
@@ -44,16 +44,16 @@ class Inputs:
     centres: Sequence[Tensor]
 
 
-class LevelTraining:
+class LevelLoop:
     """Levels that are trained together, from where their folder stands to the last update."""
 
     def __init__(
         self,
-        run: DistilRun,
+        run: DistilTrainer,
         start: Checkpoint,
-        inputs: Inputs,
-        order: Order,
-        folder: DistilFolder,
+        inputs: LevelData,
+        order: BatchSampler,
+        folder: DistilDir,
         reporter: Reporter,
         facts: dict[str, Any],
     ) -> None:
@@ -75,34 +75,33 @@ class LevelTraining:
             if not set(run.levels) <= self.folder.kept_levels(recipe.interpolate):
                 self._keep(self._measure(), standing.seconds)  # deleted since, or to be drawn back otherwise
             return True
-        reporter.total_work = total
-        reporter.start(run.updates)
+        reporter.start(total, run.updates)
         stream = self.inputs.train.stream(self.order, run.updates, total)
         quiet = not run.accelerator.is_main_process
         try:
             with contextlib.closing(stream), Interrupts(quiet=quiet) as interrupts:
-                saver = Saver(
+                saver = Autosave(
                     run, self.own.state, standing, interrupts, minutes=save_every, deadline=deadline
                 )
                 while run.updates < total:
                     if not self._stretch(saver, stream, total):
                         return False
         finally:
-            reporter.stop()
+            reporter.close()
         return True
 
-    def _standing(self) -> Standing:
+    def _standing(self) -> TrainingProgress:
         accelerator = self.run.accelerator
         device = accelerator.device
         if not self.own.state.exists():
-            return Standing(torch.zeros((), device=device))
+            return TrainingProgress(torch.zeros((), device=device))
         progress = self.run.load(self.own.state)
-        standing = Standing.from_json(progress, device, main=accelerator.is_main_process)
+        standing = TrainingProgress.from_json(progress, device, main=accelerator.is_main_process)
         done, total = self.run.updates, self.run.recipe.total_updates()
         self.reporter.line(f"{self._who()}: resumed after {done} of {total} updates")
         return standing
 
-    def _stretch(self, saver: Saver, stream: Any, total: int) -> bool:
+    def _stretch(self, saver: Autosave, stream: Any, total: int) -> bool:
         """Train up to the next measurement, and keep what it leaves; returns False where the time is up."""
         run, standing = self.run, saver.standing
         every = max(run.recipe.eval_every // run.recipe.batch_size, 1)
@@ -111,7 +110,7 @@ class LevelTraining:
         first = end - steps
         saver.begin_epoch()
         try:
-            row, _ = train_stretch(
+            row, _ = train_updates(
                 run,
                 stream,
                 steps,
@@ -157,8 +156,8 @@ class LevelTraining:
         rows = []
         for place, level in enumerate(run.levels):
             if run.recipe.statistics == "batch":
-                measure_norms(run, network, level, self.inputs.centres[place])
-            rows.append(distance(run, network, place, self.inputs.val))
+                measure_norm_statistics(run, network, level, self.inputs.centres[place])
+            rows.append(measure_divergence(run, network, place, self.inputs.val))
         return network, rows
 
     def _keep(self, measured: tuple[NestedNetwork, list[dict[str, Any]]], seconds: float) -> None:
@@ -183,7 +182,7 @@ class LevelTraining:
         return f"level {' and '.join(map(str, self.run.levels))}"
 
 
-def _interpolated(run: DistilRun) -> NestedNetwork:
+def _interpolated(run: DistilTrainer) -> NestedNetwork:
     """The moving average, drawn back as far as the recipe says to the weights that training began with.
 
     Source: robust fine-tuning by interpolating weights (Wortsman et al. 2022, arXiv 2109.01903).
@@ -198,17 +197,19 @@ def _interpolated(run: DistilRun) -> NestedNetwork:
     return network
 
 
-def distance(run: DistilRun, network: NestedNetwork, place: int, val: CropSet) -> dict[str, Any]:
-    """How near one of the trained levels comes to the teacher on held-out crops, in evaluation mode (`compare`)."""
+def measure_divergence(
+    run: DistilTrainer, network: NestedNetwork, place: int, val: CropSet
+) -> dict[str, Any]:
+    """Compare one of the trained levels with the teacher on held-out crops (`compare_to_teacher`)."""
     device = run.accelerator.device
     batches = (
         (run.normalise(images[place]), answers.to(device).float().softmax(dim=1))
         for images, answers in val.batches(MEASURED)
     )
-    return compare(network.eval(), run.loss, run.levels[place], batches)
+    return compare_to_teacher(network.eval(), run.loss, run.levels[place], batches)
 
 
-def measure_norms(run: DistilRun, network: NestedNetwork, level: int, images: Tensor) -> None:
+def measure_norm_statistics(run: DistilTrainer, network: NestedNetwork, level: int, images: Tensor) -> None:
     """Measure the statistics of a level's norms anew on images, uint8 (N, 3, S, S); the network is put back to use."""
     batches = torch.split(images, MEASURED)
     if len(batches) > 1 and len(batches[-1]) < MEASURED // 2:
@@ -218,7 +219,9 @@ def measure_norms(run: DistilRun, network: NestedNetwork, level: int, images: Te
     network.eval()
 
 
-def choose_statistics(run: DistilRun, crops: CropSet, val: CropSet, tell: Callable[[str], None]) -> str:
+def choose_norm_statistics(
+    run: DistilTrainer, crops: CropSet, val: CropSet, tell: Callable[[str], None]
+) -> str:
     """Before the first update: measure the norms of all levels on crops, if that brings them nearer to the teacher.
 
     Pretrained statistics do not fit thin levels; levels of all channels they fit better than new ones, at any side. How
@@ -235,7 +238,7 @@ def choose_statistics(run: DistilRun, crops: CropSet, val: CropSet, tell: Callab
     chosen = np.random.default_rng(run.recipe.seed).permutation(len(crops))[: AT_FIRST * MEASURED]
     images, _ = crops.take(np.sort(chosen).tolist())
     for place, level in enumerate(run.levels):
-        measure_norms(run, run.network, level, images[place])
+        measure_norm_statistics(run, run.network, level, images[place])
     if wanted == "auto":
         measured = _all_distances(run, val)
         tell(f"with pretrained statistics: {_distances(pretrained)}")
@@ -247,8 +250,8 @@ def choose_statistics(run: DistilRun, crops: CropSet, val: CropSet, tell: Callab
     return "batch"
 
 
-def _all_distances(run: DistilRun, val: CropSet) -> list[dict[str, Any]]:
-    return [distance(run, run.network, place, val) for place in range(len(run.levels))]
+def _all_distances(run: DistilTrainer, val: CropSet) -> list[dict[str, Any]]:
+    return [measure_divergence(run, run.network, place, val) for place in range(len(run.levels))]
 
 
 def _nearness(rows: Sequence[dict[str, Any]]) -> tuple[float, ...]:

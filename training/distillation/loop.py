@@ -18,21 +18,21 @@ from torch import nn
 from hierclass.checkpoints.checkpoint import Checkpoint, read_config, save_checkpoint
 from hierclass.errors import InputError
 from hierclass.nested.prefix import PrefixNetwork
-from training.data.mixup import Normalise
+from training.data.mixup import PixelNormaliser
 from training.data.sample_weights import check_known_top1
-from training.data.sampler import Order, seed_everything
+from training.data.sampler import BatchSampler, seed_everything
 from training.data.samples import read_images
 from training.distillation.crops import Pixels
-from training.distillation.dataset import CENTRES, Gallery, Material, as_images
-from training.distillation.distil_dir import DistilFolder
-from training.distillation.level_loop import Inputs, LevelTraining, choose_statistics
+from training.distillation.dataset import CENTRES, DistilData, PhotographSplit, as_images
+from training.distillation.distil_dir import DistilDir
+from training.distillation.level_loop import LevelData, LevelLoop, choose_norm_statistics
 from training.distillation.recipe import IDENTITY, DistilRecipe, untrained_levels
-from training.distillation.student import begin_from, groups_to_train, nest_teacher, statistics_of
+from training.distillation.student import groups_to_train, nest_teacher, start_from_model, statistics_of
 from training.distillation.teacher import Teacher, model_teacher, timm_teacher
-from training.distillation.trainer import DistilRun
+from training.distillation.trainer import DistilTrainer
 from training.evaluation.calibration import check_enough
 from training.evaluation.console import Reporter, show_results
-from training.evaluation.evaluate import Options, measure_checkpoint
+from training.evaluation.evaluate import EvaluationOptions, measure_checkpoint
 from training.trainer.network import FOR_ORDER
 from training.trainer.optimizer import make_optimizer
 from training.trainer.processes import local_processes, make_accelerator
@@ -79,8 +79,8 @@ def distil(
     accelerator = accelerator or make_accelerator(recipe.mixed_precision)
     if workers is None:
         workers = automatic_workers(accelerator.device, local_processes(accelerator))
-    reporter = Reporter(console or Console(), total_work=1.0, quiet=not accelerator.is_main_process)
-    session = Session(recipe, DistilFolder(out, recipe.cache), accelerator, reporter, changes=changes)
+    reporter = Reporter(console or Console(), quiet=not accelerator.is_main_process)
+    session = Distillation(recipe, DistilDir(out, recipe.cache), accelerator, reporter, changes=changes)
     if eval_data:  # what is wrong with it is said before hours of work
         check_enough(len(read_images(eval_data, session.teacher.taxonomy, held_out_only=True)))
     groups = session.set_up(level, resume=resume)
@@ -91,12 +91,12 @@ def distil(
         trained = session.folder.kept_levels()
         for each in untrained_levels(trained, session.teacher.taxonomy.num_tiers, recipe):
             reporter.line(f"level {each} has not been trained")
-        how = Options(known_top1=known_top1, workers=workers, threads=threads)
+        how = EvaluationOptions(known_top1=known_top1, workers=workers, threads=threads)
         _evaluate(session.folder.model, eval_data, reporter, how)
     return ended
 
 
-def _evaluate(model: Path, data: Sequence[str], reporter: Reporter, how: Options) -> None:
+def _evaluate(model: Path, data: Sequence[str], reporter: Reporter, how: EvaluationOptions) -> None:
     """Measure and calibrate a model on labelled photographs; without any say how that is done later."""
     if data:
         results = measure_checkpoint(model, data, **how)
@@ -119,13 +119,13 @@ def load_teacher(recipe: DistilRecipe) -> Teacher:
     return teacher
 
 
-class Session:
+class Distillation:
     """One call of `distil`: what all groups of levels that are trained in it have in common."""
 
     def __init__(
         self,
         recipe: DistilRecipe,
-        folder: DistilFolder,
+        folder: DistilDir,
         accelerator: Accelerator,
         reporter: Reporter,
         *,
@@ -144,10 +144,10 @@ class Session:
                 f"{self.teacher.preprocessing.size}"
             )
             self.teacher = self.teacher.at_side(recipe.sizes[-1])
-        self.gallery = Gallery.find(recipe, self.teacher)
+        self.gallery = PhotographSplit.find(recipe, self.teacher)
         if tables := self.gallery.photographs.passed_over:
             reporter.line(f"passed over, without a column of images: {', '.join(map(str, tables))}")
-        self.material: Material
+        self.material: DistilData
         self.centres: list[Pixels] = []
         self._start: Checkpoint | None = None
         self.facts: dict[str, Any] = {}
@@ -196,12 +196,12 @@ class Session:
     def _make_start(self) -> Checkpoint:
         recipe, teacher = self.recipe, self.teacher
         if recipe.start is not None:
-            return begin_from(Path(recipe.start), recipe, teacher)
+            return start_from_model(Path(recipe.start), recipe, teacher)
         seed_everything(recipe.seed)
         pixels = list(self.gallery.centres(FOR_ORDER))
         if not pixels:
             raise InputError("`images`: none of the photographs can be read; give others")
-        normalise = Normalise(teacher.preprocessing, torch.device("cpu"))
+        normalise = PixelNormaliser(teacher.preprocessing, torch.device("cpu"))
         return nest_teacher(recipe, teacher, normalise(as_images(pixels, teacher.preprocessing.size)))
 
     def sides(self, levels: Sequence[int]) -> list[int]:
@@ -212,7 +212,7 @@ class Session:
     def make_crops(self, groups: Sequence[tuple[int, ...]], *, workers: int, threads: int | None) -> None:
         """Make what the groups learn from, where it is missing, and say what is wrong with it."""
         sides = sorted({side for levels in groups for side in self.sides(levels)})
-        self.material = Material.of(self.gallery, self.recipe, self.teacher, self.folder.crops, sides)
+        self.material = DistilData.of(self.gallery, self.recipe, self.teacher, self.folder.crops, sides)
         self.material.make(self.teacher, self.accelerator, self.reporter, workers=workers, threads=threads)
         broken = self.material.tell(self.folder.unreadable, sides, self.reporter)
         if self.accelerator.is_main_process:
@@ -253,22 +253,22 @@ class Session:
         self.accelerator.free_memory()
         return ended
 
-    def _training_of(self, levels: tuple[int, ...]) -> LevelTraining:
+    def _training_of(self, levels: tuple[int, ...]) -> LevelLoop:
         accelerator, folder = self.accelerator, self.folder
         start, self._start = self._start or folder.load_start(), None  # training changes it
         sides = self.sides(levels)
         train, val = (self.material.crop_set(sides, held_out=each) for each in (False, True))
         recipe = self._recipe_of(levels, len(train))
-        order = Order(
+        order = BatchSampler(
             len(train),
             recipe.batch_size,
             seed=recipe.seed,
             process=accelerator.process_index,
             num_processes=accelerator.num_processes,
         )
-        run = DistilRun(recipe, _network(start), levels, start.taxonomy, start.preprocessing, accelerator)
+        run = DistilTrainer(recipe, _network(start), levels, start.taxonomy, start.preprocessing, accelerator)
         if not folder.run_of(levels).state.exists() and recipe.start is None:
-            statistics = choose_statistics(run, train, val, self.reporter.line)
+            statistics = choose_norm_statistics(run, train, val, self.reporter.line)
             run.recipe = dataclasses.replace(recipe, statistics=statistics)
         if has_statistics(run.network):
             how = {"batch": "those of each batch", "pretrained": "those that they begin with"}
@@ -280,8 +280,10 @@ class Session:
             "val_crops": len(val),
         }
         self.reporter.line(_describe(run, len(train), len(val)))
-        inputs = Inputs(train, val, [as_images(self.centres, side) for side in sides] if self.centres else [])
-        return LevelTraining(run, start, inputs, order, folder, self.reporter, {**self.facts, **held_out})
+        inputs = LevelData(
+            train, val, [as_images(self.centres, side) for side in sides] if self.centres else []
+        )
+        return LevelLoop(run, start, inputs, order, folder, self.reporter, {**self.facts, **held_out})
 
     def _recipe_of(self, levels: tuple[int, ...], num_crops: int) -> DistilRecipe:
         """The recipe of some levels, whose crops to train on are known."""
@@ -312,7 +314,7 @@ def _network(checkpoint: Checkpoint) -> PrefixNetwork:
     return checkpoint.network
 
 
-def _describe(run: DistilRun, train: int, val: int) -> str:
+def _describe(run: DistilTrainer, train: int, val: int) -> str:
     network, recipe = run.smoothed, run.recipe
     macs = " / ".join(f"{network.cost(level).macs / 1e6:.1f}" for level in range(network.num_levels))
     trained = sum(value.numel() for value in run.network.parameters() if value.requires_grad)

@@ -15,7 +15,7 @@ from taxonomy import Taxonomy
 from training.trainer.losses import sum_up
 
 
-class Pupils(nn.Module):
+class StudentLevels(nn.Module):
     """The levels of a network that are trained together; each sees the images at its own side and scores the leaves."""
 
     def __init__(self, network: NestedNetwork, levels: Sequence[int]) -> None:
@@ -73,7 +73,7 @@ class TeacherLoss(nn.Module):
 
 
 @torch.no_grad()
-def compare(
+def compare_to_teacher(
     network: NestedNetwork, loss: TeacherLoss, level: int, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Any]:
     """How near a level, in evaluation mode, comes to the teacher over batches of images and the teacher's shares.

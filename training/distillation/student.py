@@ -60,7 +60,7 @@ def nest_teacher(recipe: DistilRecipe, teacher: Teacher, images: Tensor) -> Chec
     return Checkpoint(network.eval(), tree, architecture, teacher.preprocessing)
 
 
-def begin_from(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Checkpoint:
+def start_from_model(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Checkpoint:
     """Take a model that was made this way before as the start.
 
     Raises `InputError` where it is another architecture, or another teacher's.

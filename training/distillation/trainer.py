@@ -12,18 +12,18 @@ from torch import Tensor
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.prefix import PrefixNetwork
 from taxonomy import Taxonomy
-from training.data.mixup import Normalise, blend
+from training.data.mixup import PixelNormaliser, blend
 from training.data.sampler import seed_everything
 from training.distillation.dataset import CropBatch
-from training.distillation.losses import Pupils, TeacherLoss
+from training.distillation.losses import StudentLevels, TeacherLoss
 from training.distillation.recipe import DistilRecipe
 from training.distillation.student import level_names, trained_names
 from training.trainer.optimizer import make_optimizer
 from training.trainer.sync_batchnorm import hold_statistics
-from training.trainer.trainer import Learner
+from training.trainer.trainer import Trainer
 
 
-class DistilRun(Learner):
+class DistilTrainer(Trainer):
     """Levels of a network that learn from a teacher's answers, on the device and processes of an accelerator."""
 
     def __init__(
@@ -43,7 +43,7 @@ class DistilRun(Learner):
         for name, value in network.named_parameters():
             value.requires_grad_(name in self.trained)
         super().__init__(
-            Pupils(network, levels),
+            StudentLevels(network, levels),
             network,
             accelerator,
             ema_decay=recipe.ema_decay,
@@ -51,7 +51,7 @@ class DistilRun(Learner):
         )
         weights = {"leaf_weight": recipe.leaf_weight, "tier_weight": recipe.tier_weight}
         self.loss = TeacherLoss(taxonomy, levels, **weights).to(accelerator.device)
-        self.normalise = Normalise(preprocessing, accelerator.device)
+        self.normalise = PixelNormaliser(preprocessing, accelerator.device)
         self.began = {
             name: value.detach().clone() for name, value in network.named_parameters() if name in self.trained
         }

@@ -33,7 +33,7 @@ from training.evaluation.metrics import (
     wilson_interval,
     wilson_lower_bounds,
 )
-from training.evaluation.predictions import Answers
+from training.evaluation.predictions import Predictions
 
 PRECISIONS = (0.8, 0.9, 0.95, 0.99)
 """Rates of right answers that thresholds are sought for."""
@@ -52,7 +52,7 @@ LogScores = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Scored:
+class LevelScores:
     """A level's answers to N images, with what their scores are worth.
 
     ``scores`` and ``right`` (N, k + 1) are of the answers to tiers 0 … k; ``nll`` (N,) and ``brier`` (N,) are the
@@ -72,9 +72,9 @@ class Scored:
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
-    def rows(self, wanted: npt.NDArray[Any]) -> Scored:
+    def rows(self, wanted: npt.NDArray[Any]) -> LevelScores:
         """Some of the images."""
-        return Scored(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
+        return LevelScores(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
 
     def measures(self) -> dict[str, Any]:
         """Means as JSON values: ``nll``, ``brier`` and ``ece``, the calibration error (0 to 1) per tier 0 … k."""
@@ -87,7 +87,7 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Kept:
+class ThresholdOutcome:
     """Of those images whose answers reach a threshold: how many, how many are right, and what these weigh.
 
     ``total`` is the weight of all images, ``heaviest`` that of the one that counts most; ``times`` says how often the
@@ -129,10 +129,10 @@ class LevelCalibration:
     level: int
     temperature: float
     halves: tuple[float, float]
-    before: Scored
-    after: Scored
+    before: LevelScores
+    after: LevelScores
     thresholds: tuple[Threshold, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[ThresholdOutcome, ...]
     splits: int
 
 
@@ -143,7 +143,7 @@ def check_enough(count: int) -> None:
 
 
 def calibrate(
-    answers: Answers, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
+    answers: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration]:
     """Fit temperature and thresholds of every level to the answers whose logits are kept.
 
@@ -202,7 +202,7 @@ def decision_of(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_decision(
-    answers: Answers, taxonomy: Taxonomy, decision: Decision, weighting: Weighting | None = None
+    answers: Predictions, taxonomy: Taxonomy, decision: Decision, weighting: Weighting | None = None
 ) -> dict[str, Any]:
     """What a model's own temperatures and thresholds are worth on the answers, as JSON values like `to_results`."""
     weights = _weights(answers, weighting)
@@ -220,7 +220,7 @@ def measure_decision(
     return {"images": len(answers.kept), "levels": levels, "thresholds": thresholds}
 
 
-def level_scores(answers: Answers, taxonomy: Taxonomy, lower_weight: float, level: int) -> LogScores:
+def level_scores(answers: Predictions, taxonomy: Taxonomy, lower_weight: float, level: int) -> LogScores:
     """Log-scores (n, num_classes[level]) of a level's answers in consensus, for the images whose logits are kept."""
     return np.concatenate(
         [
@@ -270,7 +270,7 @@ def score_answers(
     level: int,
     temperature: float,
     weights: Shares | None = None,
-) -> Scored:
+) -> LevelScores:
     """What a level's log-scores (N, num_classes[level]) say at a temperature, against the truth (N,).
 
     ``weights`` (N,) None: all images count the same.
@@ -284,8 +284,8 @@ def score_answers(
         of_truth = tiers[level][np.arange(len(truth)), truth[:, level]]
         nll = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny))
         brier = (tiers[level] ** 2).sum(axis=1) - 2 * of_truth + 1
-        parts.append(Scored(scores, classes == truth, nll, brier, weights[rows]))
-    return Scored.join(parts)
+        parts.append(LevelScores(scores, classes == truth, nll, brier, weights[rows]))
+    return LevelScores.join(parts)
 
 
 def find_threshold(
@@ -318,7 +318,9 @@ def find_threshold(
     return float(lowest - min(MARGIN, (lowest - below) / 2))
 
 
-def find_thresholds(scored: Scored, level: int, precisions: Iterable[float] = PRECISIONS) -> list[Threshold]:
+def find_thresholds(
+    scored: LevelScores, level: int, precisions: Iterable[float] = PRECISIONS
+) -> list[Threshold]:
     """A level's threshold for each tier 0 … level and precision."""
     found = []
     for tier in range(level + 1):
@@ -333,7 +335,7 @@ def find_thresholds(scored: Scored, level: int, precisions: Iterable[float] = PR
 def _calibrate_level(
     log_scores: LogScores, leaves: Indices, weights: Shares, taxonomy: Taxonomy, level: int
 ) -> LevelCalibration:
-    def score(temperature: float) -> Scored:
+    def score(temperature: float) -> LevelScores:
         return score_answers(log_scores, leaves, taxonomy, level, temperature, weights)
 
     truth = taxonomy.projection(level)[leaves]
@@ -348,7 +350,7 @@ def _calibrate_level(
         places.append(measured)
         found = find_thresholds(scored.rows(fitted), level)
         kept.append([_apply(each, parts[-1]) for each in found])
-    after = Scored.join(parts[:2]).rows(np.concatenate(places[:2]).argsort())
+    after = LevelScores.join(parts[:2]).rows(np.concatenate(places[:2]).argsort())
     return LevelCalibration(
         level,
         temperature,
@@ -361,17 +363,17 @@ def _calibrate_level(
     )
 
 
-def _weights(answers: Answers, weighting: Weighting | None) -> Shares:
+def _weights(answers: Predictions, weighting: Weighting | None) -> Shares:
     """How much each image counts whose logits are kept."""
     return np.ones(len(answers.kept)) if weighting is None else weighting.kept
 
 
-def _apply(threshold: Threshold, scored: Scored) -> Kept:
+def _apply(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:
     """What a threshold leaves of a level's answers."""
     weights = scored.weights
     given = scored.scores[:, threshold.tier] >= (np.inf if threshold.score is None else threshold.score)
     right = given & scored.right[:, threshold.tier]
-    return Kept(
+    return ThresholdOutcome(
         int(given.sum()),
         int(right.sum()),
         float(weights[given].sum()),
@@ -381,9 +383,9 @@ def _apply(threshold: Threshold, scored: Scored) -> Kept:
     )
 
 
-def _add(parts: Sequence[Kept], times: int) -> Kept:
+def _add(parts: Sequence[ThresholdOutcome], times: int) -> ThresholdOutcome:
     """What thresholds leave of all the halves, each image counted so many times."""
-    return Kept(
+    return ThresholdOutcome(
         sum(part.given for part in parts),
         sum(part.right for part in parts),
         sum(part.given_weight for part in parts),

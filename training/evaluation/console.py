@@ -29,18 +29,18 @@ class Reporter:
     images are faster. The first step of the run, in which workers start and networks are compiled, is not counted.
     """
 
-    def __init__(self, console: Console, *, total_work: float, quiet: bool = False) -> None:
-        """Show a run of so much work on a console; ``quiet`` shows nothing."""
-        self.console, self.total_work, self.quiet = console, total_work, quiet
-        self.done_work = 0.0
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        """Show progress on a console; ``quiet`` shows nothing."""
+        self.console, self.quiet = console, quiet
+        self.total_work = self.done_work = 0.0
         self.last_line = time.monotonic()
         self.timed_from: tuple[float, float] | None = None
         self.bar: Progress | None = None
         self.task: TaskID | None = None
 
-    def start(self, done_work: float) -> None:
-        """Begin, or begin with something else; so much of its work was done by an earlier part of the run."""
-        self.done_work = done_work
+    def start(self, total_work: float, done_work: float = 0.0) -> None:
+        """Begin a task of ``total_work``, of which ``done_work`` was done by an earlier start."""
+        self.total_work, self.done_work = total_work, done_work
         self.last_line, self.timed_from = time.monotonic(), None
         if self.console.is_terminal and not self.quiet:
             self.bar = Progress(
@@ -88,7 +88,7 @@ class Reporter:
         if errors:
             self.line(f"{len(errors)} {where} cannot be read and are left out: {'; '.join(errors[:5])}")
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Take the bar away."""
         if self.bar is not None:
             self.bar.stop()

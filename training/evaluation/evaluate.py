@@ -22,18 +22,18 @@ from hierclass.checkpoints.checkpoint import (
 from hierclass.decisions.calibration import Decision
 from hierclass.nested import NestedNetwork, answer_costs
 from taxonomy import Taxonomy
-from training.data.sample_weights import Weighting, check_known_top1, weigh
+from training.data.sample_weights import Weighting, check_known_top1, weigh_images
 from training.data.samples import ImageSet, read_images, split
 from training.evaluation import calibration, metrics
 from training.evaluation.calibration import LevelCalibration
-from training.evaluation.predictions import Answers, collect_answers, weights_to_try
+from training.evaluation.predictions import Predictions, collect_predictions, weights_to_try
 from training.trainer.export import update_card
 
 
 def summarise(
     network: NestedNetwork,
     taxonomy: Taxonomy,
-    answers: Answers,
+    answers: Predictions,
     consensus: float | str = "auto",
     found: list[LevelCalibration] | None = None,
     weighting: Weighting | None = None,
@@ -52,7 +52,7 @@ def summarise(
     """
     count, best = len(answers.leaves), answers.chosen(consensus, taxonomy)
     lower_weight = answers.lower_weights[best]
-    found = found or calibrated(answers, taxonomy, lower_weight, weighting)
+    found = found or calibrate_if_enough(answers, taxonomy, lower_weight, weighting)
     costs = answer_costs(network, lower_weight)
     right = [answers.count_right(best, level, taxonomy) for level in range(len(costs))]
     weighted = _weighted_answers(answers, best, taxonomy, weighting) if weighting else None
@@ -89,13 +89,13 @@ def summarise(
             }
             for w, weight in enumerate(answers.lower_weights)
         ],
-        "finest": finest_measures(answers, taxonomy),
+        "finest": hierarchical_measures(answers, taxonomy),
         "calibration": calibration.to_results(found, weighting) if found else None,
     }
 
 
 def _weighted_answers(
-    answers: Answers, weight: int, taxonomy: Taxonomy, weighting: Weighting
+    answers: Predictions, weight: int, taxonomy: Taxonomy, weighting: Weighting
 ) -> list[list[float]]:
     """Accuracy on tier j when level k is asked, images counted by their weights: [k][j]."""
     return [
@@ -107,8 +107,8 @@ def _weighted_answers(
     ]
 
 
-def calibrated(
-    answers: Answers, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
+def calibrate_if_enough(
+    answers: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration] | None:
     """What `training.evaluation.calibration.calibrate` fits to the answers; None where they are too few.
 
@@ -119,7 +119,7 @@ def calibrated(
     return calibration.calibrate(answers, taxonomy, lower_weight, weighting)
 
 
-def finest_measures(answers: Answers, taxonomy: Taxonomy) -> dict[str, float | None]:
+def hierarchical_measures(answers: Predictions, taxonomy: Taxonomy) -> dict[str, float | None]:
     """The hierarchical measures of the finest level's head (`training.evaluation.metrics` defines them)."""
     finest, leaves = answers.own[-1], answers.leaves
     precision, recall, f1 = metrics.hierarchical_precision_recall(taxonomy, finest, leaves)
@@ -150,12 +150,12 @@ class Evaluation:
     digest: str | None
     decision: Decision
     images: ImageSet
-    answers: Answers
+    answers: Predictions
     calibration: list[LevelCalibration] | None
     weighting: Weighting | None
 
 
-class Options(TypedDict, total=False):
+class EvaluationOptions(TypedDict, total=False):
     """How a stored checkpoint is run on labelled images; what is left out is the default."""
 
     dev_from: int | None
@@ -174,7 +174,7 @@ class Options(TypedDict, total=False):
     """Of the network, on a processor. Default: torch's."""
 
 
-def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> Evaluation:
+def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[EvaluationOptions]) -> Evaluation:
     """Run a stored checkpoint on all the labelled images, or on those that options hold out.
 
     Raises `CheckpointError` for the model and `InputError` for the data.
@@ -185,7 +185,11 @@ def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Opti
 
 
 def run_model(
-    checkpoint: Checkpoint, data: Sequence[str], *, digest: str | None = None, **options: Unpack[Options]
+    checkpoint: Checkpoint,
+    data: Sequence[str],
+    *,
+    digest: str | None = None,
+    **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
     """Run a model that is loaded already, `hierclass.from_timm` say, as `run_checkpoint` does.
 
@@ -195,7 +199,7 @@ def run_model(
     network, taxonomy = checkpoint.network.to(device), checkpoint.taxonomy
     images = _labelled(data, taxonomy, options)
     decision = Decision.from_dict(checkpoint.decision, network.num_levels)
-    answers = collect_answers(
+    answers = collect_predictions(
         network,
         images,
         checkpoint.preprocessing,
@@ -206,12 +210,12 @@ def run_model(
         workers=options.get("workers", 1),
     )
     known_top1 = options.get("known_top1")
-    weighting = None if known_top1 is None else weigh(answers, known_top1)
-    found = calibrated(answers, taxonomy, decision.lower_weight, weighting)
+    weighting = None if known_top1 is None else weigh_images(answers, known_top1)
+    found = calibrate_if_enough(answers, taxonomy, decision.lower_weight, weighting)
     return Evaluation(checkpoint, digest, decision, images, answers, found, weighting)
 
 
-def _prepare(options: Options) -> torch.device:
+def _prepare(options: EvaluationOptions) -> torch.device:
     """Refuse what can't be wanted before any work is done, set the threads, and find the device."""
     if (known_top1 := options.get("known_top1")) is not None:
         check_known_top1(known_top1)
@@ -221,7 +225,7 @@ def _prepare(options: Options) -> torch.device:
     return device
 
 
-def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: Options) -> ImageSet:
+def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: EvaluationOptions) -> ImageSet:
     """The images that options leave of the data."""
     dev_from, dev_share = options.get("dev_from"), options.get("dev_share")
     part_given = dev_from is not None or dev_share is not None
@@ -230,11 +234,6 @@ def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: Options) -> Imag
         return images
     _, dev = split(images, dev_from=dev_from, dev_share=dev_share or 0.0, seed=options.get("seed", 0))
     return images.subset(dev)
-
-
-def evaluate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
-    """Measures of a stored checkpoint as JSON values: what `measures` gives."""
-    return measures(run_checkpoint(path, data, **options))
 
 
 def measures(run: Evaluation) -> dict[str, Any]:
@@ -257,7 +256,9 @@ def measures(run: Evaluation) -> dict[str, Any]:
     return {**results, "unreadable": list(answers.errors), "stored": stored}
 
 
-def calibrate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
+def calibrate_checkpoint(
+    path: str | Path, data: Sequence[str], **options: Unpack[EvaluationOptions]
+) -> dict[str, Any]:
     """Fit temperatures and thresholds to labelled images, and store them in the checkpoint they belong to.
 
     Its weights stay as they are, its results (``results["dev"]["calibration"]``) and its model card, if there is
@@ -278,7 +279,9 @@ def calibrate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpac
     return {"calibration": found, "unreadable": list(run.answers.errors)}
 
 
-def measure_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
+def measure_checkpoint(
+    path: str | Path, data: Sequence[str], **options: Unpack[EvaluationOptions]
+) -> dict[str, Any]:
     """Measure a checkpoint on labelled images, calibrate it on them, and store both in it; returns what was measured.
 
     For models that were made without labels: ``results["dev"]`` becomes what `summarise` gives. Where the images are

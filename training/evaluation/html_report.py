@@ -23,8 +23,7 @@ import hierclass
 from hierclass.cli.terminal import one_line
 from hierclass.errors import ImageError, InputError
 from hierclass.files import remove_temporaries, replacing_all
-from training.evaluation import plots
-from training.evaluation import report_data as findings
+from training.evaluation import plots, report_data
 from training.evaluation.console import weighting_sentence
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import wilson_interval
@@ -57,7 +56,7 @@ MEASURES = {
     ),
     "hierarchical_f1": ("hierarchical F1", "harmonic mean of the two"),
 }
-"""What the measures of `training.evaluation.evaluate.finest_measures` are called, and what they are."""
+"""What the measures of `training.evaluation.evaluate.hierarchical_measures` are called, and what they are."""
 CONFUSIONS, EXAMPLES, THUMBNAIL = 10, 4, 96
 """Worst confusions shown, images of each, and the most pixels of a side of these."""
 
@@ -133,7 +132,7 @@ def more_numbers(run: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
     weight = answers.lower_weights.index(results["lower_weight"])
     confusions = []
     for tier in range(taxonomy.num_tiers):
-        counts = findings.confusion(answers, taxonomy, weight, tier)
+        counts = report_data.confusion(answers, taxonomy, weight, tier)
         truth, answer = np.nonzero(counts)
         cells = np.stack([truth, answer, counts[truth, answer]], axis=1)
         confusions.append(
@@ -141,13 +140,13 @@ def more_numbers(run: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
                 "tier": tier,
                 "classes": [node.id for node in taxonomy.classes(tier)],
                 "cells": cells.tolist(),
-                "worst": findings.worst_confusions(counts, taxonomy, tier, CONFUSIONS),
+                "worst": report_data.worst_confusions(counts, taxonomy, tier, CONFUSIONS),
             }
         )
     return {
-        "superclasses": findings.superclasses(answers, taxonomy, weight),
+        "superclasses": report_data.superclasses(answers, taxonomy, weight),
         "confusions": confusions,
-        "curves": findings.curves(run.calibration) if run.calibration else None,
+        "curves": report_data.curves(run.calibration) if run.calibration else None,
     }
 
 
@@ -217,7 +216,7 @@ def _figures(numbers: dict[str, Any], run: Evaluation) -> dict[str, Any]:
     }
 
 
-def _counts(row: dict[str, Any]) -> findings.Counts:
+def _counts(row: dict[str, Any]) -> report_data.Counts:
     counts = np.zeros((len(row["classes"]),) * 2, dtype=np.int64)
     truth, answer, images = np.array(row["cells"], dtype=np.int64).reshape(-1, 3).T
     counts[truth, answer] = images

@@ -31,7 +31,7 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Answers:
+class Predictions:
     """What a network said of N images of a set, in the order of the set.
 
     ``positions`` (N,) are the images' places in the set, ``leaves`` (N,) the truth. ``best[w, k]`` (N,) is the
@@ -119,7 +119,7 @@ def weights_to_try(lower_weight: float | str) -> tuple[float, ...]:
 
 
 @torch.inference_mode()
-def collect_answers(
+def collect_predictions(
     network: NestedNetwork,
     images: ImageSet,
     preprocessing: Preprocessing,
@@ -131,7 +131,7 @@ def collect_answers(
     top: int = 5,
     batch_size: int | None = None,
     workers: int = 1,
-) -> Answers:
+) -> Predictions:
     """Run a network, put in evaluation mode, over images, or over those of them at the places ``part`` (M,).
 
     ``batch_size`` images are answered at once; None: what suits the device (`suitable_batch`). Raises `InputError`
@@ -162,7 +162,7 @@ def collect_answers(
     if not places:
         raise InputError(f"none of the {len(errors)} images can be read: {'; '.join(errors[:3])}")
     found = np.concatenate(places)
-    return Answers(
+    return Predictions(
         found,
         images.leaves[found],
         tuple(lower_weights),

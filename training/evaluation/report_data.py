@@ -11,14 +11,14 @@ import numpy.typing as npt
 from taxonomy import Taxonomy
 from training.evaluation.calibration import LevelCalibration
 from training.evaluation.metrics import Flags, Shares, reliability, wilson_interval
-from training.evaluation.predictions import Answers
+from training.evaluation.predictions import Predictions
 
 Counts = npt.NDArray[np.int64]
 CURVE_POINTS = 200
 """Most points of a curve: more than a screen shows."""
 
 
-def confusion(answers: Answers, taxonomy: Taxonomy, weight: int, tier: int) -> Counts:
+def confusion(answers: Predictions, taxonomy: Taxonomy, weight: int, tier: int) -> Counts:
     """How often each class of a tier (rows) was answered with each (columns) by the level of that tier.
 
     ``weight`` is the index of a lower weight of the answers. (num_classes[tier], num_classes[tier]).
@@ -67,7 +67,7 @@ def worst_confusions(counts: Counts, taxonomy: Taxonomy, tier: int, limit: int) 
     return found
 
 
-def superclasses(answers: Answers, taxonomy: Taxonomy, weight: int) -> list[dict[str, Any]]:
+def superclasses(answers: Predictions, taxonomy: Taxonomy, weight: int) -> list[dict[str, Any]]:
     """Accuracy of each class of tier 0, at each level, as JSON values: a row per class with its images.
 
     ``levels[k]`` has the share whose tier 0 is right when level k is asked (``superclass``), and whose answer on

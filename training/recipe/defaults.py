@@ -14,7 +14,7 @@ TINY, SMALL = 48, 96
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
+class DatasetFacts:
     """What the choices depend on: how many images, their typical shorter side in pixels, and the machine."""
 
     num_images: int
@@ -23,14 +23,14 @@ class Facts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Choice:
+class DefaultChoice:
     """Values for some options of a run, and why, in a few words."""
 
     values: Mapping[str, Any]
     why: str
 
 
-def choose_network(facts: Facts) -> Choice:
+def choose_network(facts: DatasetFacts) -> DefaultChoice:
     """Backbone, stem and pixels per side, by the size of the images and the machine.
 
     | shorter side | with an accelerator | on a processor |
@@ -43,17 +43,17 @@ def choose_network(facts: Facts) -> Choice:
     why = f"images are {kind} (shorter side about {facts.side} px), on {where}"
     if kind == "tiny":
         stride = 1 if facts.accelerator else 2
-        return Choice({"backbone": "resnet18", "stem_stride": stride, "size": 32}, why)
+        return DefaultChoice({"backbone": "resnet18", "stem_stride": stride, "size": 32}, why)
     if kind == "small":
-        return Choice(
+        return DefaultChoice(
             {"backbone": "resnet18", "stem_stride": 2 if facts.accelerator else None, "size": 64}, why
         )
     if facts.accelerator:
-        return Choice({"backbone": "resnet50", "stem_stride": None, "size": 224}, why)
-    return Choice({"backbone": "resnet18", "stem_stride": None, "size": 128}, why)
+        return DefaultChoice({"backbone": "resnet50", "stem_stride": None, "size": 224}, why)
+    return DefaultChoice({"backbone": "resnet18", "stem_stride": None, "size": 128}, why)
 
 
-def choose_schedule(num_images: int, *, pretrained: bool, batch_size: int | None = None) -> Choice:
+def choose_schedule(num_images: int, *, pretrained: bool, batch_size: int | None = None) -> DefaultChoice:
     """Epochs, batch size and learning rate, by how many images there are.
 
     Batches are the power of two next below a sixteenth of the images, 16 to 128. Epochs are 30 for 50,000 images and
@@ -69,4 +69,4 @@ def choose_schedule(num_images: int, *, pretrained: bool, batch_size: int | None
         epochs, rate = max(round(epochs / 3), 10), 0.3 * rate
     start = "pretrained weights" if pretrained else "from scratch"
     values = {"epochs": epochs, "batch_size": batch_size, "lr": round(rate, 6)}
-    return Choice(values, f"{num_images} images, {start}")
+    return DefaultChoice(values, f"{num_images} images, {start}")

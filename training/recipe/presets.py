@@ -23,7 +23,7 @@ def bundled_recipes() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.toml"))
 
 
-def read_preset(name: str) -> dict[str, Any]:
+def read_recipe_file(name: str) -> dict[str, Any]:
     """The options that a bundled recipe, or a .toml file, sets: field of `Recipe` → value.
 
     Raises `InputError` for an unknown name, for a file that is no TOML, and for an unknown option or a value of

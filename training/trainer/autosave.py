@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hierclass.errors import InputError
 from training.trainer.interrupts import Interrupts
-from training.trainer.trainer import Learner
+from training.trainer.trainer import Trainer
 
 
 @dataclasses.dataclass
-class Standing:
+class TrainingProgress:
     """Where a run stands: whole epochs done, and what is done of the next.
 
     ``loss`` () is the sum of the losses of the ``images`` trained on in this epoch, by this process;
@@ -47,7 +47,7 @@ class Standing:
         self.seconds += seconds
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], device: torch.device, *, main: bool) -> Standing:
+    def from_json(cls, values: dict[str, Any], device: torch.device, *, main: bool) -> TrainingProgress:
         """What `Saver.save` stored, which the main process goes on from; the others have part in the sums no more."""
         names = {field.name for field in dataclasses.fields(cls)} - {"loss"}
         found = {
@@ -62,14 +62,14 @@ class TimeUp(Exception):  # noqa: N818 - nothing went wrong
     """The time that a run was given is over; its state is saved."""
 
 
-class Saver:
+class Autosave:
     """Saves a run every so many minutes, and when it is told to stop."""
 
     def __init__(
         self,
-        run: Learner,
+        run: Trainer,
         state: Path,
-        standing: Standing,
+        standing: TrainingProgress,
         interrupts: Interrupts,
         *,
         minutes: float,

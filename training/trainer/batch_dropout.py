@@ -15,31 +15,31 @@ from torch import Tensor, nn
 
 
 @dataclasses.dataclass
-class Dealt:
+class BatchPositions:
     """Which images of the whole batch the network is looking at: their ``positions`` (n,), out of ``size``."""
 
     positions: Tensor
     size: int = 1
 
 
-def deal_drops(network: nn.Module, device: torch.device) -> Dealt:
+def share_dropout(network: nn.Module, device: torch.device) -> BatchPositions:
     """Make the layers of a network that drop at random follow the value returned, which is to be set for every call."""
-    dealt = Dealt(torch.zeros(1, dtype=torch.long, device=device))
+    dealt = BatchPositions(torch.zeros(1, dtype=torch.long, device=device))
     for module in network.modules():
         kind = type(module)
         if kind in (DropPath, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
-            module.__class__ = type(f"Dealt{kind.__name__}", (_Dealt, kind), {})
+            module.__class__ = type(f"Dealt{kind.__name__}", (_WholeBatchDropout, kind), {})
             module._dealt = dealt  # type: ignore[assignment]
     return dealt
 
 
-class _Dealt(nn.Module):
+class _WholeBatchDropout(nn.Module):
     """A layer that drops.
 
     It becomes a base of the layer's own class: a module keeps its identity, attributes and what it is an instance of.
     """
 
-    _dealt: Dealt
+    _dealt: BatchPositions
 
     def forward(self, x: Tensor) -> Tensor:
         """(n · k, …) → the same shape; the k rows of an image follow each other."""

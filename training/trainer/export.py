@@ -16,10 +16,10 @@ from training.evaluation.calibration import decision_of
 from training.evaluation.model_card import replace_calibration, replace_results
 from training.recipe.stored_options import StoredOptions, write_json
 from training.trainer.network import make_architecture
-from training.trainer.supervised import Run
+from training.trainer.supervised import SupervisedTrainer
 
 
-def export_model(run: Run, path: Path, results: dict[str, Any]) -> None:
+def export_model(run: SupervisedTrainer, path: Path, results: dict[str, Any]) -> None:
     """Store the moving average as a model folder, with its measured results and what was fitted to them."""
     save_checkpoint(
         path,

@@ -39,9 +39,9 @@ class Interrupts:
             signal.signal(number, handler)
         self._previous = {}
 
-    def abrupt(self) -> _Abrupt:
+    def abrupt(self) -> _StopAtOnce:
         """A context in which the first signal raises `KeyboardInterrupt`; one heard before raises on entering."""
-        return _Abrupt(self)
+        return _StopAtOnce(self)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -57,7 +57,7 @@ class Interrupts:
             os.write(2, b"\nstopping after this update, to save it; Ctrl-C again leaves at once\n")
 
 
-class _Abrupt:
+class _StopAtOnce:
     def __init__(self, interrupts: Interrupts) -> None:
         self.interrupts = interrupts
 

@@ -19,7 +19,7 @@ from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import preprocess, resize_side
 from training.data.batches import TrainingBatch, read_training_batches, training_loader
 from training.data.load import load_data
-from training.data.sampler import Order
+from training.data.sampler import BatchSampler
 from training.data.samples import ImageSet
 from training.evaluation.console import (
     Reporter,
@@ -31,17 +31,17 @@ from training.evaluation.console import (
 )
 from training.evaluation.evaluate import summarise
 from training.evaluation.model_card import model_card
-from training.evaluation.predictions import Answers, collect_answers, weights_to_try
+from training.evaluation.predictions import Predictions, collect_predictions, weights_to_try
 from training.recipe.recipe import Recipe
-from training.trainer.autosave import Saver, Standing
+from training.trainer.autosave import Autosave, TrainingProgress
 from training.trainer.export import describe_model, export_model
 from training.trainer.interrupts import Interrupts
 from training.trainer.network import FOR_ORDER, check_parts, make_preprocessing
 from training.trainer.processes import local_processes, make_accelerator
-from training.trainer.run_dir import RunFolder
-from training.trainer.supervised import Run
+from training.trainer.run_dir import RunDir
+from training.trainer.supervised import SupervisedTrainer
 from training.trainer.throughput import automatic_workers, waiting_hint
-from training.trainer.updates import train_stretch
+from training.trainer.updates import train_updates
 
 
 def fit(
@@ -70,12 +70,8 @@ def fit(
     accelerator = accelerator or make_accelerator(recipe.mixed_precision)
     if workers is None:
         workers = automatic_workers(accelerator.device, local_processes(accelerator))
-    reporter = Reporter(
-        console or Console(),
-        total_work=_work(recipe, recipe.epochs),
-        quiet=not accelerator.is_main_process,
-    )
-    folder = RunFolder(out)
+    reporter = Reporter(console or Console(), quiet=not accelerator.is_main_process)
+    folder = RunDir(out)
     taxonomy = folder.taxonomy(recipe.taxonomy, reporter.line)
     recipe.check_levels(taxonomy.num_tiers)
     claim = folder.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
@@ -88,7 +84,7 @@ def fit(
             )
         order = make_order(recipe, train, accelerator)
         fresh = not folder.state.exists()
-        run = Run(
+        run = SupervisedTrainer(
             recipe,
             taxonomy,
             steps_per_epoch=len(order),
@@ -97,7 +93,7 @@ def fit(
             fresh=fresh,
             images=sample_images(train, recipe) if fresh and recipe.order == "importance" else None,
         )
-        training = Training(run, train, dev, order, folder, reporter, workers=workers)
+        training = EpochLoop(run, train, dev, order, folder, reporter, workers=workers)
         best = training.run_to_the_end(save_every)
     results: dict[str, Any] = best["results"]
     if not reporter.quiet:
@@ -123,10 +119,10 @@ def sample_images(train: ImageSet, recipe: Recipe) -> torch.Tensor:
     return torch.from_numpy(np.stack(seen))
 
 
-def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> Order:
+def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> BatchSampler:
     """Which of the training images make each update, and which of them this process takes."""
     processes = accelerator.num_processes
-    order = Order(
+    order = BatchSampler(
         len(train),
         recipe.batch_size,
         seed=recipe.seed,
@@ -143,7 +139,7 @@ def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> Ord
     return order
 
 
-def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
+def evaluate_run(run: SupervisedTrainer, dev: ImageSet, *, workers: int) -> dict[str, Any]:
     """Results of the moving average on the dev images, each process taking its share, every image in one.
 
     Its weights are rounded as they will be stored: accuracy, temperatures and thresholds are those of the file.
@@ -154,7 +150,7 @@ def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
     answers = []
     if len(part):  # there may be fewer images than processes
         answers.append(
-            collect_answers(
+            collect_predictions(
                 network,
                 dev,
                 run.preprocessing,
@@ -167,19 +163,19 @@ def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
         )
     if accelerator.num_processes > 1:
         answers = gather_object(answers)
-    return summarise(network, run.taxonomy, Answers.join(answers), consensus)
+    return summarise(network, run.taxonomy, Predictions.join(answers), consensus)
 
 
-class Training:
+class EpochLoop:
     """A run on its images, from where its folder stands to the last epoch."""
 
     def __init__(
         self,
-        run: Run,
+        run: SupervisedTrainer,
         train: ImageSet,
         dev: ImageSet,
-        order: Order,
-        folder: RunFolder,
+        order: BatchSampler,
+        folder: RunDir,
         reporter: Reporter,
         *,
         workers: int,
@@ -199,28 +195,28 @@ class Training:
         reporter.line(_describe(run, self.train, self.dev))
         size = run.recipe.image_size(standing.epoch)
         part_done = size * size * standing.step / len(self.order)
-        reporter.start(_work(run.recipe, standing.epoch) + part_done)
+        reporter.start(_work(run.recipe, run.recipe.epochs), _work(run.recipe, standing.epoch) + part_done)
         stream = read_training_batches(self._loader(standing))
         try:
             with contextlib.closing(stream), Interrupts(quiet=not main) as interrupts:
-                saver = Saver(run, self.folder.state, standing, interrupts, minutes=save_every)
+                saver = Autosave(run, self.folder.state, standing, interrupts, minutes=save_every)
                 while standing.epoch < run.recipe.epochs:
                     self._epoch(saver, stream)
         finally:
-            reporter.stop()
+            reporter.close()
         assert standing.best is not None
         return standing.best
 
-    def _standing(self, *, main: bool) -> Standing:
+    def _standing(self, *, main: bool) -> TrainingProgress:
         device = self.run.accelerator.device
         if not self.folder.state.exists():
-            return Standing(torch.zeros((), device=device))
-        standing = Standing.from_json(self.run.load(self.folder.state), device, main=main)
+            return TrainingProgress(torch.zeros((), device=device))
+        standing = TrainingProgress.from_json(self.run.load(self.folder.state), device, main=main)
         steps = f" and {standing.step} of {len(self.order)} updates" if standing.step else ""
         self.reporter.line(f"resumed after epoch {standing.epoch} of {self.run.recipe.epochs}{steps}")
         return standing
 
-    def _loader(self, standing: Standing) -> DataLoader[Any]:
+    def _loader(self, standing: TrainingProgress) -> DataLoader[Any]:
         """The batches of all epochs to come."""
         recipe, start = self.run.recipe, standing.step
         epochs = range(standing.epoch, recipe.epochs)
@@ -243,7 +239,7 @@ class Training:
             pin_memory=self.run.accelerator.device.type == "cuda",
         )
 
-    def _epoch(self, saver: Saver, stream: Iterator[TrainingBatch]) -> None:
+    def _epoch(self, saver: Autosave, stream: Iterator[TrainingBatch]) -> None:
         """Train what is left of an epoch, measure it if that is due, and keep what it leaves."""
         run, recipe, standing = self.run, self.run.recipe, saver.standing
         saver.begin_epoch()
@@ -265,11 +261,11 @@ class Training:
         if done < recipe.epochs:
             saver.after_update()
 
-    def _train(self, saver: Saver, stream: Iterator[TrainingBatch]) -> dict[str, Any]:
+    def _train(self, saver: Autosave, stream: Iterator[TrainingBatch]) -> dict[str, Any]:
         """Train what is left of an epoch; returns its row of the history."""
         recipe, epoch, steps = self.run.recipe, saver.standing.epoch, len(self.order)
         size = recipe.image_size(epoch)
-        row, errors = train_stretch(
+        row, errors = train_updates(
             self.run,
             stream,
             steps,
@@ -290,7 +286,11 @@ class Training:
 
 
 def _keep(
-    run: Run, saver: Saver, folder: RunFolder, row: dict[str, Any], results: dict[str, Any] | None
+    run: SupervisedTrainer,
+    saver: Autosave,
+    folder: RunDir,
+    row: dict[str, Any],
+    results: dict[str, Any] | None,
 ) -> None:
     """Write what an epoch leaves: the model if it is the best so far, the history, last of all the state."""
     standing = saver.standing
@@ -335,7 +335,7 @@ def _work(recipe: Recipe, epochs: int) -> float:
     return float(sum(recipe.image_size(epoch) ** 2 for epoch in range(epochs)))
 
 
-def _describe(run: Run, train: ImageSet, dev: ImageSet) -> str:
+def _describe(run: SupervisedTrainer, train: ImageSet, dev: ImageSet) -> str:
     classes = " / ".join(map(str, run.taxonomy.num_classes))
     macs = " / ".join(
         f"{run.smoothed.cost(level).macs / 1e6:.1f}" for level in range(run.smoothed.num_levels)

@@ -14,7 +14,7 @@ from taxonomy import Taxonomy
 from training.data.class_balance import log_priors
 
 
-class Trainee(nn.Module):
+class TrainingModel(nn.Module):
     """A nested network of which every level but the last also scores the leaves while it trains.
 
     A low level that also sees the finest labels is better on its own tier (arXiv 1901.07012). Heads that sum up

@@ -19,7 +19,7 @@ PATIENCE = 5.0
 """Seconds for which an answer of the hub is waited for."""
 
 
-class Found(NamedTuple):
+class PretrainedLookup(NamedTuple):
     """Whether there are pretrained weights for a backbone, and a few words that say where or why not."""
 
     usable: bool
@@ -33,7 +33,7 @@ def cached_weights(backbone: str) -> Path | None:
     return found if found is not None and found.suffix == ".safetensors" else None
 
 
-def find_pretrained(backbone: str, *, reach: bool = True, patience: float = PATIENCE) -> Found:
+def find_pretrained(backbone: str, *, reach: bool = True, patience: float = PATIENCE) -> PretrainedLookup:
     """Say whether a run can start from timm's weights of a backbone; fetches them where that is needed.
 
     Looks in the local cache first. With ``reach`` the hub is asked for ``patience`` seconds, and where it answers
@@ -42,21 +42,23 @@ def find_pretrained(backbone: str, *, reach: bool = True, patience: float = PATI
     """
     published = _published(backbone)
     if published is None or not published.has_weights:
-        return Found(False, f"timm publishes no weights of {backbone}")
+        return PretrainedLookup(False, f"timm publishes no weights of {backbone}")
     if find_cached(published) is not None:
-        return Found(True, "timm's weights, from the local cache")
+        return PretrainedLookup(True, "timm's weights, from the local cache")
     if not reach:
-        return Found(False, "timm's weights are not in the local cache")
+        return PretrainedLookup(False, "timm's weights are not in the local cache")
     file = _reachable(hub_files(published), patience)
     if file is None:
-        return Found(False, "timm's weights are not in the local cache, and can't be reached from here")
+        return PretrainedLookup(
+            False, "timm's weights are not in the local cache, and can't be reached from here"
+        )
     try:
         huggingface_hub.hf_hub_download(
             file.repository, file.name, revision=file.revision, etag_timeout=patience
         )
     except Exception as error:  # whatever a connection that breaks raises
-        return Found(False, f"timm's weights could not be fetched ({type(error).__name__})")
-    return Found(True, "timm's weights, fetched just now")
+        return PretrainedLookup(False, f"timm's weights could not be fetched ({type(error).__name__})")
+    return PretrainedLookup(True, "timm's weights, fetched just now")
 
 
 def _published(backbone: str) -> PretrainedCfg | None:

@@ -31,7 +31,7 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     return Accelerator(
         mixed_precision=mixed_precision,
         cpu=cpu,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # parts are weighted by `Run`
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the trainer weighs parts
     )
 
 
@@ -50,7 +50,7 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def wait_for_the_end(seconds: float) -> None:
+def wait_to_be_ended(seconds: float) -> None:
     """Wait for whoever started the processes to end this one, as it does when another has ended with an error.
 
     The others may be slower to meet the same error.
@@ -60,7 +60,7 @@ def wait_for_the_end(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def lost_another(error: Exception) -> bool:
+def is_peer_failure(error: Exception) -> bool:
     """Whether an error says that another process of the run is gone."""
     if num_processes() == 1:
         return False

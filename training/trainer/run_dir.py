@@ -25,7 +25,7 @@ START = "start"
 """Where a distillation (`training.distillation`) keeps the network that it begins with, in its output folder."""
 
 
-class RunFolder:
+class RunDir:
     """The output folder of one run; only the main process of a run writes to it."""
 
     def __init__(self, path: Path, model: Path | None = None) -> None:

@@ -15,17 +15,17 @@ from hierclass.errors import InputError
 from hierclass.nested.network import evaluating
 from taxonomy import Taxonomy
 from training.data.batches import TrainingBatch
-from training.data.mixup import Mixing
+from training.data.mixup import BatchAugmentation
 from training.data.sampler import seed_everything
 from training.recipe.recipe import Recipe
-from training.trainer.batch_dropout import deal_drops
-from training.trainer.losses import NestedLoss, Trainee
+from training.trainer.batch_dropout import share_dropout
+from training.trainer.losses import NestedLoss, TrainingModel
 from training.trainer.network import check_sizes, make_network, make_preprocessing
 from training.trainer.optimizer import make_optimizer, make_scheduler
-from training.trainer.trainer import Learner
+from training.trainer.trainer import Trainer
 
 
-class Run(Learner):
+class SupervisedTrainer(Trainer):
     """Everything that changes while a recipe is trained, on the device and processes of an accelerator."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Run(Learner):
         self.total_updates = recipe.epochs * steps_per_epoch
         self.preprocessing = make_preprocessing(recipe)
         network = make_network(recipe, taxonomy, fresh=fresh, images=images)
-        trainee = Trainee(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
+        trainee = TrainingModel(network, len(taxonomy.leaves), auxiliary=recipe.finest_weight > 0)
         check_sizes(recipe, network)
         super().__init__(
             trainee, network, accelerator, ema_decay=recipe.ema_decay, channels_last=recipe.channels_last
@@ -65,7 +65,7 @@ class Run(Learner):
             distil_to=recipe.distil_to,
             leaf_counts=leaf_counts if recipe.balance == "loss" else None,
         ).to(device)
-        self.dealt = deal_drops(network, device)
+        self.dealt = share_dropout(network, device)
         unused = accelerator.num_processes > 1 and untrained_weights(trainee, self.loss, recipe.size)
         self.join_processes(find_unused=bool(unused), sync_batch_norm=recipe.sync_batch_norm)
         optimizer = make_optimizer(
@@ -79,7 +79,7 @@ class Run(Learner):
         self.prepare(optimizer)
         self.compiled = torch.compile(self.model, dynamic=False) if recipe.compile else None
         self._compiled_shape = torch.Size((0, 0, 0, 0))
-        self.mixing = Mixing(recipe, self.preprocessing, len(taxonomy.leaves), device)
+        self.mixing = BatchAugmentation(recipe, self.preprocessing, len(taxonomy.leaves), device)
 
     def step(self, batch: TrainingBatch, *, epoch: int, step: int) -> Tensor:
         """One update on this process's share of a batch; returns the sum of the losses of its images, detached.
@@ -161,7 +161,7 @@ class Run(Learner):
         return progress
 
 
-def untrained_weights(trainee: Trainee, loss: NestedLoss, size: int) -> list[str]:
+def untrained_weights(trainee: TrainingModel, loss: NestedLoss, size: int) -> list[str]:
     """Names of the weights that the loss does not reach; processes that share gradients have to know."""
     weight = next(trainee.parameters())
     with evaluating(trainee):

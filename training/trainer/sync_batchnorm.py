@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def synchronise_norms(network: nn.Module, device: torch.device) -> None:
+def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
     """Let every batch norm inside a network take its statistics over all processes while it is trained.
 
     Names in the state dict stay; in evaluation mode nothing changes. Call it once the process group exists.
@@ -27,7 +27,7 @@ def synchronise_norms(network: nn.Module, device: torch.device) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             kind = type(module)
-            module.__class__ = type(f"Synchronised{kind.__name__}", (_Synchronised, kind), {})
+            module.__class__ = type(f"Synchronised{kind.__name__}", (_SyncedBatchNorm, kind), {})
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def measure_statistics(network: nn.Module, calls: Iterable[Callable[[], object]]
     return len(found)
 
 
-class _Synchronised(_BatchNorm):
+class _SyncedBatchNorm(_BatchNorm):
     """A batch norm, with the activation that timm's have, whose training mode looks at all processes' images.
 
     It becomes a base of the norm's own class: a module keeps its identity, attributes and what it is an instance of.
@@ -122,10 +122,10 @@ class _Synchronised(_BatchNorm):
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _normalise(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
     """Outside of compiled code, which can't wait for other processes."""
-    return _Normalise.apply(images, weight, bias, eps)
+    return _SyncedNormFunction.apply(images, weight, bias, eps)
 
 
-class _Normalise(torch.autograd.Function):
+class _SyncedNormFunction(torch.autograd.Function):
     """Batch norm by the statistics of all processes (Ioffe & Szegedy 2015, algorithm 1 and its gradients).
 
     It is put together from torch's kernels of a batch norm in evaluation mode, which are several times as fast as sums

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
 
+from hierclass.labelling.read_ahead import num_cores
+
 T = TypeVar("T")
 ENOUGH = 0.2
 """Waiting for images more than this share of the time is worth a hint."""
 
 
-class Pace:
+class ThroughputMeter:
     """Counts images and seconds from its first update on, which starts workers and compiles and so is left out.
 
     On a CUDA device the network runs behind the program: there, only the time in which the device had nothing to do
@@ -67,14 +68,6 @@ class Pace:
         return event
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
-
-
 def automatic_workers(device: torch.device, local_processes: int) -> int:
     """Processes that prepare images where the user gives no number.
 
@@ -83,7 +76,7 @@ def automatic_workers(device: torch.device, local_processes: int) -> int:
     """
     if device.type == "cpu":
         return 1
-    return max(1, min(16, cores() // local_processes - 1))
+    return max(1, min(16, num_cores() // local_processes - 1))
 
 
 def waiting_hint(waiting: float, workers: int, local_processes: int) -> str | None:
@@ -91,6 +84,6 @@ def waiting_hint(waiting: float, workers: int, local_processes: int) -> str | No
     if waiting <= ENOUGH:
         return None
     what = f"{waiting:.0%} of the time went into waiting for images; "
-    if local_processes * (workers + 1) < cores():
+    if local_processes * (workers + 1) < num_cores():
         return f"{what}raise `workers` (now {workers})"
-    return f"{what}all {cores()} cores are in use: store smaller images, or augment less"
+    return f"{what}all {num_cores()} cores are in use: store smaller images, or augment less"

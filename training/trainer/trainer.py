@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from hierclass.errors import CheckpointError
 from hierclass.nested import NestedNetwork
 from training.trainer.resume_state import load_state, save_state
-from training.trainer.sync_batchnorm import average_statistics, synchronise_norms
+from training.trainer.sync_batchnorm import average_statistics, synchronise_batch_norms
 
 
-class Learner:
+class Trainer:
     """Base of runs: everything that changes while a network is trained, on the devices of an accelerator.
 
     A kind of run makes its trainee and its optimiser, calls `prepare`, and computes gradients in `step`.
@@ -56,7 +56,7 @@ class Learner:
         )
         self._averages_statistics = not sync_batch_norm
         if sync_batch_norm:
-            synchronise_norms(self.network, self.accelerator.device)
+            synchronise_batch_norms(self.network, self.accelerator.device)
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> None:
         """Hand the trainee and its optimiser to the accelerator."""

@@ -8,18 +8,18 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils import gather_object
 
-from training.data.sampler import Share
+from training.data.sampler import BatchShare
 from training.evaluation.console import Reporter
-from training.trainer.autosave import Saver
-from training.trainer.throughput import Pace
-from training.trainer.trainer import Learner
+from training.trainer.autosave import Autosave
+from training.trainer.throughput import ThroughputMeter
+from training.trainer.trainer import Trainer
 
 
-class Batch(Protocol):
+class BatchLike(Protocol):
     """What one process trains on in one update: as many images as its length, ``errors`` of those left out."""
 
     @property
-    def share(self) -> Share:
+    def share(self) -> BatchShare:
         """Which images these are of the whole batch."""
 
     @property
@@ -29,11 +29,11 @@ class Batch(Protocol):
     def __len__(self) -> int: ...
 
 
-def train_stretch(
-    run: Learner,
-    stream: Iterator[Batch],
+def train_updates(
+    run: Trainer,
+    stream: Iterator[BatchLike],
     steps: int,
-    saver: Saver,
+    saver: Autosave,
     reporter: Reporter,
     *,
     where: Callable[[int], str],
@@ -46,7 +46,7 @@ def train_stretch(
     processes, and the share of the time that went into waiting for images is that of the process that waited longest.
     """
     standing = saver.standing
-    pace, errors, mean = Pace(run.accelerator.device), list[str](), standing.mean
+    pace, errors, mean = ThroughputMeter(run.accelerator.device), list[str](), standing.mean
     for step in range(standing.step, steps):
         batch = pace.take(stream)
         errors += batch.errors
@@ -74,7 +74,7 @@ def train_stretch(
     return row, gather_object(errors) if run.accelerator.num_processes > 1 else errors
 
 
-def _longest(run: Learner, waiting: float) -> float:
+def _longest(run: Trainer, waiting: float) -> float:
     """The largest of the processes' shares of waiting."""
     share = torch.tensor([waiting], device=run.accelerator.device)
     return float(run.accelerator.gather(share).max())
