@@ -53,7 +53,7 @@ def check_known_top1(known_top1: float) -> None:
         )
 
 
-def weigh_images(answers: Predictions, known_top1: float) -> Weighting:
+def weigh_images(predictions: Predictions, known_top1: float) -> Weighting:
     """Weights of the images under which the last level's top-1 is the one that is known.
 
     With R images that it has right and W that it has wrong, one that it has wrong counts R (1 - p) / (W p) times as
@@ -61,7 +61,7 @@ def weigh_images(answers: Predictions, known_top1: float) -> Weighting:
     and where all images are right, or wrong, so that no factor does it.
     """
     check_known_top1(known_top1)
-    right = answers.own[-1] == answers.leaves
+    right = predictions.own[-1] == predictions.leaves
     images, num_right = len(right), int(right.sum())
     if num_right in (0, images):
         which = "none" if not num_right else "all"
@@ -72,5 +72,5 @@ def weigh_images(answers: Predictions, known_top1: float) -> Weighting:
     share = num_right / images
     weights = np.where(right, known_top1 / share, (1 - known_top1) / (1 - share))
     factor = num_right * (1 - known_top1) / ((images - num_right) * known_top1)
-    kept = weights[np.searchsorted(answers.positions, answers.kept)]
-    return Weighting(len(answers.own) - 1, known_top1, share, factor, weights, kept)
+    kept = weights[np.searchsorted(predictions.positions, predictions.kept)]
+    return Weighting(len(predictions.own) - 1, known_top1, share, factor, weights, kept)

@@ -88,11 +88,11 @@ class CropSet:
         for first in range(0, len(self), size):
             yield self.take(range(first, min(first + size, len(self))))
 
-    def stream(self, order: BatchSampler, first: int, last: int) -> Generator[CropBatch]:
+    def stream(self, sampler: BatchSampler, first: int, last: int) -> Generator[CropBatch]:
         """The batches of updates ``first`` … ``last`` - 1, shuffled anew whenever all crops have been seen."""
         while first < last:
-            passing, start = divmod(first, len(order))
-            for share in order.shares(passing, start=start):
+            passing, start = divmod(first, len(sampler))
+            for share in sampler.shares(passing, start=start):
                 yield CropBatch(*self.take(share.indices), share)
                 first += 1
                 if first == last:

@@ -49,178 +49,180 @@ class LevelLoop:
 
     def __init__(
         self,
-        run: DistilTrainer,
+        trainer: DistilTrainer,
         start: Checkpoint,
         inputs: LevelData,
-        order: BatchSampler,
+        sampler: BatchSampler,
         folder: DistilDir,
         reporter: Reporter,
         facts: dict[str, Any],
     ) -> None:
         """``facts`` go into the results of the model beside what is measured here."""
-        self.run, self.start, self.inputs, self.order = run, start, inputs, order
+        self.trainer, self.start, self.inputs, self.sampler = trainer, start, inputs, sampler
         self.folder, self.reporter, self.facts = folder, reporter, facts
-        self.own = folder.run_of(run.levels)
+        self.own = folder.run_of(trainer.levels)
         self._kept: NestedNetwork | None = None
 
     def run_to_the_end(self, save_every: float, deadline: float = math.inf) -> bool:
         """Train to the last update, saving every so many minutes; returns whether it was reached by the deadline."""
-        run, reporter, recipe = self.run, self.reporter, self.run.recipe
+        trainer, reporter, recipe = self.trainer, self.reporter, self.trainer.recipe
         total = recipe.total_updates()
-        standing = self._standing()
-        if run.accelerator.is_main_process:
-            self.own.begin(recipe, standing.epoch, self.start.taxonomy)
-        if run.updates >= total:
-            reporter.line(f"{self._who()}: all {run.updates * recipe.batch_size} crops are done")
-            if not set(run.levels) <= self.folder.kept_levels(recipe.interpolate):
-                self._keep(self._measure(), standing.seconds)  # deleted since, or to be drawn back otherwise
+        progress = self._start_progress()
+        if trainer.accelerator.is_main_process:
+            self.own.begin(recipe, progress.epoch, self.start.taxonomy)
+        if trainer.updates >= total:
+            reporter.line(f"{self._who()}: all {trainer.updates * recipe.batch_size} crops are done")
+            if not set(trainer.levels) <= self.folder.kept_levels(recipe.interpolate):
+                self._keep(self._measure(), progress.seconds)  # deleted since, or to be drawn back otherwise
             return True
-        reporter.start(total, run.updates)
-        stream = self.inputs.train.stream(self.order, run.updates, total)
-        quiet = not run.accelerator.is_main_process
+        reporter.start(total, trainer.updates)
+        stream = self.inputs.train.stream(self.sampler, trainer.updates, total)
+        quiet = not trainer.accelerator.is_main_process
         try:
             with contextlib.closing(stream), Interrupts(quiet=quiet) as interrupts:
-                saver = Autosave(
-                    run, self.own.state, standing, interrupts, minutes=save_every, deadline=deadline
+                autosave = Autosave(
+                    trainer, self.own.state, progress, interrupts, minutes=save_every, deadline=deadline
                 )
-                while run.updates < total:
-                    if not self._stretch(saver, stream, total):
+                while trainer.updates < total:
+                    if not self._stretch(autosave, stream, total):
                         return False
         finally:
             reporter.close()
         return True
 
-    def _standing(self) -> TrainingProgress:
-        accelerator = self.run.accelerator
+    def _start_progress(self) -> TrainingProgress:
+        accelerator = self.trainer.accelerator
         device = accelerator.device
         if not self.own.state.exists():
             return TrainingProgress(torch.zeros((), device=device))
-        progress = self.run.load(self.own.state)
-        standing = TrainingProgress.from_json(progress, device, main=accelerator.is_main_process)
-        done, total = self.run.updates, self.run.recipe.total_updates()
+        stored = self.trainer.load(self.own.state)
+        progress = TrainingProgress.from_json(stored, device, main=accelerator.is_main_process)
+        done, total = self.trainer.updates, self.trainer.recipe.total_updates()
         self.reporter.line(f"{self._who()}: resumed after {done} of {total} updates")
-        return standing
+        return progress
 
-    def _stretch(self, saver: Autosave, stream: Any, total: int) -> bool:
+    def _stretch(self, autosave: Autosave, stream: Any, total: int) -> bool:
         """Train up to the next measurement, and keep what it leaves; returns False where the time is up."""
-        run, standing = self.run, saver.standing
-        every = max(run.recipe.eval_every // run.recipe.batch_size, 1)
-        end = min((run.updates // every + 1) * every, total)
-        steps = standing.step + end - run.updates
+        trainer, progress = self.trainer, autosave.progress
+        every = max(trainer.recipe.eval_every // trainer.recipe.batch_size, 1)
+        end = min((trainer.updates // every + 1) * every, total)
+        steps = progress.step + end - trainer.updates
         first = end - steps
-        saver.begin_epoch()
+        autosave.begin_epoch()
         try:
             row, _ = train_updates(
-                run,
+                trainer,
                 stream,
                 steps,
-                saver,
+                autosave,
                 self.reporter,
-                where=lambda step: f"{self._who()} {(first + step + 1) * run.recipe.batch_size} crops",
+                where=lambda step: f"{self._who()} {(first + step + 1) * trainer.recipe.batch_size} crops",
                 work=1.0,
             )
         except TimeUp:
             measured = self._measure()
-            self._keep(measured, standing.seconds + saver.spent())
+            self._keep(measured, progress.seconds + autosave.spent())
             self.reporter.line(
-                f"{self._who()}: time is up after {run.updates * run.recipe.batch_size} of "
-                f"{total * run.recipe.batch_size} crops; `resume` continues; {_distances(measured[1])}"
+                f"{self._who()}: time is up after {trainer.updates * trainer.recipe.batch_size} of "
+                f"{total * trainer.recipe.batch_size} crops; `resume` continues; {_distances(measured[1])}"
             )
             return False
-        totals = saver.totals()
+        totals = autosave.totals()
         try:
-            with saver.interrupts.abrupt():
+            with autosave.interrupts.abrupt():
                 measured = self._measure()
         except KeyboardInterrupt:
-            saver.write(*totals)  # the updates are done
+            autosave.write(*totals)  # the updates are done
             raise
-        row = {"crops": run.updates * run.recipe.batch_size, **row, "levels": measured[1]}
-        row["seconds"] = round(saver.spent(), 2)
-        standing.end_epoch(row["seconds"])
-        self._keep(measured, standing.seconds)
-        if run.accelerator.is_main_process:
+        row = {"crops": trainer.updates * trainer.recipe.batch_size, **row, "levels": measured[1]}
+        row["seconds"] = round(autosave.spent(), 2)
+        progress.end_epoch(row["seconds"])
+        self._keep(measured, progress.seconds)
+        if trainer.accelerator.is_main_process:
             self.own.add_epoch(row)
-        saver.write(0.0, 0)
-        run.accelerator.wait_for_everyone()
+        autosave.write(0.0, 0)
+        trainer.accelerator.wait_for_everyone()
         self.reporter.line(_row_line(self._who(), row))
-        if run.updates < total:
-            saver.after_update()
+        if trainer.updates < total:
+            autosave.after_update()
         return True
 
     def _measure(self) -> tuple[NestedNetwork, list[dict[str, Any]]]:
         """The network as it will be stored, and how near its levels come to the teacher; on the main process alone."""
-        run = self.run
-        network = self._kept = as_stored(_interpolated(run), into=self._kept)
-        if not run.accelerator.is_main_process:
+        trainer = self.trainer
+        network = self._kept = as_stored(_interpolated(trainer), into=self._kept)
+        if not trainer.accelerator.is_main_process:
             return network, []
         rows = []
-        for place, level in enumerate(run.levels):
-            if run.recipe.statistics == "batch":
-                measure_norm_statistics(run, network, level, self.inputs.centres[place])
-            rows.append(measure_divergence(run, network, place, self.inputs.val))
+        for place, level in enumerate(trainer.levels):
+            if trainer.recipe.statistics == "batch":
+                measure_norm_statistics(trainer, network, level, self.inputs.centres[place])
+            rows.append(measure_divergence(trainer, network, place, self.inputs.val))
         return network, rows
 
     def _keep(self, measured: tuple[NestedNetwork, list[dict[str, Any]]], seconds: float) -> None:
         """Write the levels into the model."""
         network, rows = measured
-        run = self.run
-        if run.accelerator.is_main_process:
-            crops = run.updates * run.recipe.batch_size
+        trainer = self.trainer
+        if trainer.accelerator.is_main_process:
+            crops = trainer.updates * trainer.recipe.batch_size
             trained = {
                 "crops_trained": crops,
                 "seconds": round(seconds, 1),
-                "statistics": run.recipe.statistics,
-                "train_heads": run.recipe.train_heads,
-                "interpolate": run.recipe.interpolate,
+                "statistics": trainer.recipe.statistics,
+                "train_heads": trainer.recipe.train_heads,
+                "interpolate": trainer.recipe.interpolate,
             }
             levels = [{**row, **trained} for row in rows]
             checkpoint = dataclasses.replace(self.start, network=network)
             results = {**self.facts, "levels": levels}
-            self.folder.keep(run.recipe, checkpoint, run.changed, results, run.accelerator.device)
+            self.folder.keep(trainer.recipe, checkpoint, trainer.changed, results, trainer.accelerator.device)
 
     def _who(self) -> str:
-        return f"level {' and '.join(map(str, self.run.levels))}"
+        return f"level {' and '.join(map(str, self.trainer.levels))}"
 
 
-def _interpolated(run: DistilTrainer) -> NestedNetwork:
+def _interpolated(trainer: DistilTrainer) -> NestedNetwork:
     """The moving average, drawn back as far as the recipe says to the weights that training began with.
 
     Source: robust fine-tuning by interpolating weights (Wortsman et al. 2022, arXiv 2109.01903).
     """
-    if run.recipe.interpolate == 1:
-        return run.smoothed
-    network = copy.deepcopy(run.smoothed)
+    if trainer.recipe.interpolate == 1:
+        return trainer.smoothed
+    network = copy.deepcopy(trainer.smoothed)
     with torch.no_grad():
         for name, value in network.named_parameters():
-            if name in run.began:
-                value.copy_(run.began[name].to(value).lerp(value, run.recipe.interpolate))
+            if name in trainer.began:
+                value.copy_(trainer.began[name].to(value).lerp(value, trainer.recipe.interpolate))
     return network
 
 
 def measure_divergence(
-    run: DistilTrainer, network: NestedNetwork, place: int, val: CropSet
+    trainer: DistilTrainer, network: NestedNetwork, place: int, val: CropSet
 ) -> dict[str, Any]:
     """Compare one of the trained levels with the teacher on held-out crops (`compare_to_teacher`)."""
-    device = run.accelerator.device
+    device = trainer.accelerator.device
     batches = (
-        (run.normalise(images[place]), answers.to(device).float().softmax(dim=1))
+        (trainer.normalise(images[place]), answers.to(device).float().softmax(dim=1))
         for images, answers in val.batches(MEASURED)
     )
-    return compare_to_teacher(network.eval(), run.loss, run.levels[place], batches)
+    return compare_to_teacher(network.eval(), trainer.loss, trainer.levels[place], batches)
 
 
-def measure_norm_statistics(run: DistilTrainer, network: NestedNetwork, level: int, images: Tensor) -> None:
+def measure_norm_statistics(
+    trainer: DistilTrainer, network: NestedNetwork, level: int, images: Tensor
+) -> None:
     """Measure the statistics of a level's norms anew on images, uint8 (N, 3, S, S); the network is put back to use."""
     batches = torch.split(images, MEASURED)
     if len(batches) > 1 and len(batches[-1]) < MEASURED // 2:
         batches = batches[:-1]
-    calls = ((lambda each=each: network.features(run.normalise(each), level)) for each in batches)
+    calls = ((lambda each=each: network.features(trainer.normalise(each), level)) for each in batches)
     measure_statistics(network, calls)
     network.eval()
 
 
 def choose_norm_statistics(
-    run: DistilTrainer, crops: CropSet, val: CropSet, tell: Callable[[str], None]
+    trainer: DistilTrainer, crops: CropSet, val: CropSet, tell: Callable[[str], None]
 ) -> str:
     """Before the first update: measure the norms of all levels on crops, if that brings them nearer to the teacher.
 
@@ -228,30 +230,30 @@ def choose_norm_statistics(
     often level and teacher agree on the level's tier decides, unless the recipe does; returns "batch" or "pretrained".
     The moving average, which begins as the network, follows. ``tell`` hears what was found.
     """
-    wanted = run.recipe.statistics
+    wanted = trainer.recipe.statistics
     if wanted == "pretrained":
         return wanted
-    if not has_statistics(run.network):
+    if not has_statistics(trainer.network):
         return "batch"
     if wanted == "auto":
-        before, pretrained = copy.deepcopy(run.network.state_dict()), _all_distances(run, val)
-    chosen = np.random.default_rng(run.recipe.seed).permutation(len(crops))[: AT_FIRST * MEASURED]
+        before, pretrained = copy.deepcopy(trainer.network.state_dict()), _all_distances(trainer, val)
+    chosen = np.random.default_rng(trainer.recipe.seed).permutation(len(crops))[: AT_FIRST * MEASURED]
     images, _ = crops.take(np.sort(chosen).tolist())
-    for place, level in enumerate(run.levels):
-        measure_norm_statistics(run, run.network, level, images[place])
+    for place, level in enumerate(trainer.levels):
+        measure_norm_statistics(trainer, trainer.network, level, images[place])
     if wanted == "auto":
-        measured = _all_distances(run, val)
+        measured = _all_distances(trainer, val)
         tell(f"with pretrained statistics: {_distances(pretrained)}")
         tell(f"with statistics of crops: {_distances(measured)}")
         if _nearness(pretrained) > _nearness(measured):
-            run.network.load_state_dict(before)
+            trainer.network.load_state_dict(before)
             return "pretrained"
-    run.ema.set(run.network)
+    trainer.ema.set(trainer.network)
     return "batch"
 
 
-def _all_distances(run: DistilTrainer, val: CropSet) -> list[dict[str, Any]]:
-    return [measure_divergence(run, run.network, place, val) for place in range(len(run.levels))]
+def _all_distances(trainer: DistilTrainer, val: CropSet) -> list[dict[str, Any]]:
+    return [measure_divergence(trainer, trainer.network, place, val) for place in range(len(trainer.levels))]
 
 
 def _nearness(rows: Sequence[dict[str, Any]]) -> tuple[float, ...]:

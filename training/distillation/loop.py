@@ -259,31 +259,33 @@ class Distillation:
         sides = self.sides(levels)
         train, val = (self.material.crop_set(sides, held_out=each) for each in (False, True))
         recipe = self._recipe_of(levels, len(train))
-        order = BatchSampler(
+        sampler = BatchSampler(
             len(train),
             recipe.batch_size,
             seed=recipe.seed,
             process=accelerator.process_index,
             num_processes=accelerator.num_processes,
         )
-        run = DistilTrainer(recipe, _network(start), levels, start.taxonomy, start.preprocessing, accelerator)
+        trainer = DistilTrainer(
+            recipe, _network(start), levels, start.taxonomy, start.preprocessing, accelerator
+        )
         if not folder.run_of(levels).state.exists() and recipe.start is None:
-            statistics = choose_norm_statistics(run, train, val, self.reporter.line)
-            run.recipe = dataclasses.replace(recipe, statistics=statistics)
-        if has_statistics(run.network):
+            statistics = choose_norm_statistics(trainer, train, val, self.reporter.line)
+            trainer.recipe = dataclasses.replace(recipe, statistics=statistics)
+        if has_statistics(trainer.network):
             how = {"batch": "those of each batch", "pretrained": "those that they begin with"}
             self.reporter.line(
-                f"level {' and '.join(map(str, levels))}: norms keep to {how[run.recipe.statistics]}"
+                f"level {' and '.join(map(str, levels))}: norms keep to {how[trainer.recipe.statistics]}"
             )
         held_out = {
             "val_photographs": len(val) // self.material.store.passes,
             "val_crops": len(val),
         }
-        self.reporter.line(_describe(run, len(train), len(val)))
+        self.reporter.line(_describe(trainer, len(train), len(val)))
         inputs = LevelData(
             train, val, [as_images(self.centres, side) for side in sides] if self.centres else []
         )
-        return LevelLoop(run, start, inputs, order, folder, self.reporter, {**self.facts, **held_out})
+        return LevelLoop(trainer, start, inputs, sampler, folder, self.reporter, {**self.facts, **held_out})
 
     def _recipe_of(self, levels: tuple[int, ...], num_crops: int) -> DistilRecipe:
         """The recipe of some levels, whose crops to train on are known."""
@@ -314,11 +316,11 @@ def _network(checkpoint: Checkpoint) -> PrefixNetwork:
     return checkpoint.network
 
 
-def _describe(run: DistilTrainer, train: int, val: int) -> str:
-    network, recipe = run.smoothed, run.recipe
+def _describe(trainer: DistilTrainer, train: int, val: int) -> str:
+    network, recipe = trainer.smoothed, trainer.recipe
     macs = " / ".join(f"{network.cost(level).macs / 1e6:.1f}" for level in range(network.num_levels))
-    trained = sum(value.numel() for value in run.network.parameters() if value.requires_grad)
+    trained = sum(value.numel() for value in trainer.network.parameters() if value.requires_grad)
     return (
-        f"level {' and '.join(map(str, run.levels))} of {macs} MMACs: {trained:,} weights learn from {train} crops, "
-        f"{recipe.crops} in all, {val} held out; {run.accelerator.device.type}, {torch.get_num_threads()} threads"
+        f"level {' and '.join(map(str, trainer.levels))} of {macs} MMACs: {trained:,} weights learn from {train} "
+        f"crops, {recipe.crops} in all, {val} held out; {trainer.accelerator.device.type}, {torch.get_num_threads()} threads"
     )

@@ -143,21 +143,21 @@ def check_enough(count: int) -> None:
 
 
 def calibrate(
-    answers: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
+    predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration]:
     """Fit temperature and thresholds of every level to the answers whose logits are kept.
 
     Images count by ``weighting``, all the same where it is None. Raises `InputError` when there are fewer than
     `MIN_IMAGES`.
     """
-    leaves = answers.kept_leaves
+    leaves = predictions.kept_leaves
     check_enough(len(leaves))
-    weights = _weights(answers, weighting)
+    weights = _weights(predictions, weighting)
     return [
         _calibrate_level(
-            level_scores(answers, taxonomy, lower_weight, level), leaves, weights, taxonomy, level
+            level_scores(predictions, taxonomy, lower_weight, level), leaves, weights, taxonomy, level
         )
-        for level in range(len(answers.logits))
+        for level in range(len(predictions.logits))
     ]
 
 
@@ -202,30 +202,30 @@ def decision_of(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_decision(
-    answers: Predictions, taxonomy: Taxonomy, decision: Decision, weighting: Weighting | None = None
+    predictions: Predictions, taxonomy: Taxonomy, decision: Decision, weighting: Weighting | None = None
 ) -> dict[str, Any]:
     """What a model's own temperatures and thresholds are worth on the answers, as JSON values like `to_results`."""
-    weights = _weights(answers, weighting)
-    temperatures = decision.temperatures or (1.0,) * len(answers.logits)
+    weights = _weights(predictions, weighting)
+    temperatures = decision.temperatures or (1.0,) * len(predictions.logits)
     levels, thresholds = [], []
     for level, temperature in enumerate(temperatures):
-        log_scores = level_scores(answers, taxonomy, decision.lower_weight, level)
-        scored = score_answers(log_scores, answers.kept_leaves, taxonomy, level, temperature, weights)
+        log_scores = level_scores(predictions, taxonomy, decision.lower_weight, level)
+        scored = score_answers(log_scores, predictions.kept_leaves, taxonomy, level, temperature, weights)
         levels.append({"level": level, "temperature": temperature, **scored.measures()})
         own = [each for each in decision.thresholds if each.level == level]
         kept = [_apply(each, scored) for each in own]
         thresholds += [
             {**row, "measured": k.to_dict()} for row, k in zip(to_rows(tuple(own)), kept, strict=True)
         ]
-    return {"images": len(answers.kept), "levels": levels, "thresholds": thresholds}
+    return {"images": len(predictions.kept), "levels": levels, "thresholds": thresholds}
 
 
-def level_scores(answers: Predictions, taxonomy: Taxonomy, lower_weight: float, level: int) -> LogScores:
+def level_scores(predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, level: int) -> LogScores:
     """Log-scores (n, num_classes[level]) of a level's answers in consensus, for the images whose logits are kept."""
     return np.concatenate(
         [
-            consensus([each[rows] for each in answers.logits[: level + 1]], taxonomy, lower_weight)
-            for rows in _blocks(len(answers.kept))
+            consensus([each[rows] for each in predictions.logits[: level + 1]], taxonomy, lower_weight)
+            for rows in _blocks(len(predictions.kept))
         ],
         dtype=np.float32,
         casting="same_kind",
@@ -363,9 +363,9 @@ def _calibrate_level(
     )
 
 
-def _weights(answers: Predictions, weighting: Weighting | None) -> Shares:
+def _weights(predictions: Predictions, weighting: Weighting | None) -> Shares:
     """How much each image counts whose logits are kept."""
-    return np.ones(len(answers.kept)) if weighting is None else weighting.kept
+    return np.ones(len(predictions.kept)) if weighting is None else weighting.kept
 
 
 def _apply(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:

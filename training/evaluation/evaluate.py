@@ -33,7 +33,7 @@ from training.trainer.export import update_card
 def summarise(
     network: NestedNetwork,
     taxonomy: Taxonomy,
-    answers: Predictions,
+    predictions: Predictions,
     consensus: float | str = "auto",
     found: list[LevelCalibration] | None = None,
     weighting: Weighting | None = None,
@@ -50,12 +50,12 @@ def summarise(
     the same; beside them, ``weighted_top1`` of a level and ``weighted_answers`` count them by ``weighting``, and are
     None without one.
     """
-    count, best = len(answers.leaves), answers.chosen(consensus, taxonomy)
-    lower_weight = answers.lower_weights[best]
-    found = found or calibrate_if_enough(answers, taxonomy, lower_weight, weighting)
+    count, best = len(predictions.leaves), predictions.chosen(consensus, taxonomy)
+    lower_weight = predictions.lower_weights[best]
+    found = found or calibrate_if_enough(predictions, taxonomy, lower_weight, weighting)
     costs = answer_costs(network, lower_weight)
-    right = [answers.count_right(best, level, taxonomy) for level in range(len(costs))]
-    weighted = _weighted_answers(answers, best, taxonomy, weighting) if weighting else None
+    right = [predictions.count_right(best, level, taxonomy) for level in range(len(costs))]
+    weighted = _weighted_answers(predictions, best, taxonomy, weighting) if weighting else None
     levels = []
     for level, cost in enumerate(costs):
         top1 = right[level][level] / count
@@ -68,7 +68,7 @@ def summarise(
                 "interval": list(metrics.wilson_interval(top1, count)),
                 "weighted_top1": weighted[level][level] if weighted else None,
                 "balanced": metrics.balanced_accuracy(
-                    answers.own[level], taxonomy.projection(level)[answers.leaves]
+                    predictions.own[level], taxonomy.projection(level)[predictions.leaves]
                 ),
                 "macs": cost.macs,
                 "share": cost.macs / costs[-1].macs,
@@ -77,7 +77,7 @@ def summarise(
         )
     return {
         "images": count,
-        "unreadable": len(answers.errors),
+        "unreadable": len(predictions.errors),
         "levels": levels,
         "answers": [[share / count for share in row] for row in right],
         "weighted_answers": weighted,
@@ -85,52 +85,52 @@ def summarise(
         "consensus": [
             {
                 "lower_weight": weight,
-                "top1": [answers.count_right(w, k, taxonomy)[k] / count for k in range(len(costs))],
+                "top1": [predictions.count_right(w, k, taxonomy)[k] / count for k in range(len(costs))],
             }
-            for w, weight in enumerate(answers.lower_weights)
+            for w, weight in enumerate(predictions.lower_weights)
         ],
-        "finest": hierarchical_measures(answers, taxonomy),
+        "finest": hierarchical_measures(predictions, taxonomy),
         "calibration": calibration.to_results(found, weighting) if found else None,
     }
 
 
 def _weighted_answers(
-    answers: Predictions, weight: int, taxonomy: Taxonomy, weighting: Weighting
+    predictions: Predictions, weight: int, taxonomy: Taxonomy, weighting: Weighting
 ) -> list[list[float]]:
     """Accuracy on tier j when level k is asked, images counted by their weights: [k][j]."""
     return [
         [
             float(np.average(flags, weights=weighting.weights))
-            for flags in answers.right(weight, level, taxonomy)
+            for flags in predictions.right(weight, level, taxonomy)
         ]
         for level in range(taxonomy.num_tiers)
     ]
 
 
 def calibrate_if_enough(
-    answers: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
+    predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration] | None:
     """What `training.evaluation.calibration.calibrate` fits to the answers; None where they are too few.
 
     With a weighting too few images are refused, as there: a share of so few says nothing of how they differ.
     """
-    if len(answers.kept) < calibration.MIN_IMAGES and weighting is None:
+    if len(predictions.kept) < calibration.MIN_IMAGES and weighting is None:
         return None
-    return calibration.calibrate(answers, taxonomy, lower_weight, weighting)
+    return calibration.calibrate(predictions, taxonomy, lower_weight, weighting)
 
 
-def hierarchical_measures(answers: Predictions, taxonomy: Taxonomy) -> dict[str, float | None]:
+def hierarchical_measures(predictions: Predictions, taxonomy: Taxonomy) -> dict[str, float | None]:
     """The hierarchical measures of the finest level's head (`training.evaluation.metrics` defines them)."""
-    finest, leaves = answers.own[-1], answers.leaves
+    finest, leaves = predictions.own[-1], predictions.leaves
     precision, recall, f1 = metrics.hierarchical_precision_recall(taxonomy, finest, leaves)
     return {
         "top1": metrics.accuracy(finest, leaves),
-        "top5": float(np.mean((answers.ranked == leaves[:, None]).any(axis=1))),
-        "full_path_accuracy": metrics.full_path_accuracy(taxonomy, answers.own, leaves),
-        "inconsistency_rate": metrics.inconsistency_rate(taxonomy, answers.own),
+        "top5": float(np.mean((predictions.ranked == leaves[:, None]).any(axis=1))),
+        "full_path_accuracy": metrics.full_path_accuracy(taxonomy, predictions.own, leaves),
+        "inconsistency_rate": metrics.inconsistency_rate(taxonomy, predictions.own),
         "mistake_severity": metrics.mistake_severity(taxonomy, finest, leaves),
         "mean_lca_height": metrics.mean_lca_height(taxonomy, finest, leaves),
-        "hierarchical_distance_at_5": metrics.hierarchical_distance_at(taxonomy, answers.ranked, leaves),
+        "hierarchical_distance_at_5": metrics.hierarchical_distance_at(taxonomy, predictions.ranked, leaves),
         "hierarchical_precision": precision,
         "hierarchical_recall": recall,
         "hierarchical_f1": f1,
@@ -150,7 +150,7 @@ class Evaluation:
     digest: str | None
     decision: Decision
     images: ImageSet
-    answers: Predictions
+    predictions: Predictions
     calibration: list[LevelCalibration] | None
     weighting: Weighting | None
 
@@ -199,7 +199,7 @@ def run_model(
     network, taxonomy = checkpoint.network.to(device), checkpoint.taxonomy
     images = _labelled(data, taxonomy, options)
     decision = Decision.from_dict(checkpoint.decision, network.num_levels)
-    answers = collect_predictions(
+    predictions = collect_predictions(
         network,
         images,
         checkpoint.preprocessing,
@@ -210,9 +210,9 @@ def run_model(
         workers=options.get("workers", 1),
     )
     known_top1 = options.get("known_top1")
-    weighting = None if known_top1 is None else weigh_images(answers, known_top1)
-    found = calibrate_if_enough(answers, taxonomy, decision.lower_weight, weighting)
-    return Evaluation(checkpoint, digest, decision, images, answers, found, weighting)
+    weighting = None if known_top1 is None else weigh_images(predictions, known_top1)
+    found = calibrate_if_enough(predictions, taxonomy, decision.lower_weight, weighting)
+    return Evaluation(checkpoint, digest, decision, images, predictions, found, weighting)
 
 
 def _prepare(options: EvaluationOptions) -> torch.device:
@@ -236,24 +236,31 @@ def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: EvaluationOption
     return images.subset(dev)
 
 
-def measures(run: Evaluation) -> dict[str, Any]:
+def measures(evaluation: Evaluation) -> dict[str, Any]:
     """Measures of a checkpoint's answers: what `summarise` gives, ``unreadable`` images, and ``stored``.
 
     The latter is what the checkpoint's own temperatures and thresholds are worth on these images, None where it
     has none.
     """
-    checkpoint, answers = run.checkpoint, run.answers
-    weight = run.decision.lower_weight
+    checkpoint, predictions = evaluation.checkpoint, evaluation.predictions
+    weight = evaluation.decision.lower_weight
     results = summarise(
-        checkpoint.network, checkpoint.taxonomy, answers, weight, run.calibration, run.weighting
+        checkpoint.network,
+        checkpoint.taxonomy,
+        predictions,
+        weight,
+        evaluation.calibration,
+        evaluation.weighting,
     )
-    fitted = run.decision.temperatures is not None or run.decision.thresholds
+    fitted = evaluation.decision.temperatures is not None or evaluation.decision.thresholds
     stored = (
-        calibration.measure_decision(answers, checkpoint.taxonomy, run.decision, run.weighting)
+        calibration.measure_decision(
+            predictions, checkpoint.taxonomy, evaluation.decision, evaluation.weighting
+        )
         if fitted
         else None
     )
-    return {**results, "unreadable": list(answers.errors), "stored": stored}
+    return {**results, "unreadable": list(predictions.errors), "stored": stored}
 
 
 def calibrate_checkpoint(
@@ -265,18 +272,20 @@ def calibrate_checkpoint(
     one, tell what was found; that is returned too. Raises as `run_checkpoint`, and `InputError` when the images are
     too few.
     """
-    run = run_checkpoint(path, data, **options)
-    checkpoint = run.checkpoint
-    weight = run.decision.lower_weight
-    levels = run.calibration or calibration.calibrate(run.answers, checkpoint.taxonomy, weight, run.weighting)
-    found = calibration.to_results(levels, run.weighting)
+    evaluation = run_checkpoint(path, data, **options)
+    checkpoint = evaluation.checkpoint
+    weight = evaluation.decision.lower_weight
+    levels = evaluation.calibration or calibration.calibrate(
+        evaluation.predictions, checkpoint.taxonomy, weight, evaluation.weighting
+    )
+    found = calibration.to_results(levels, evaluation.weighting)
     fitted = calibration.decision_of({"lower_weight": weight, "calibration": found})
     checkpoint.decision = {**checkpoint.decision, **fitted}
     dev = checkpoint.results.get("dev")
     checkpoint.results["dev"] = {**(dev if isinstance(dev, dict) else {}), "calibration": found}
     save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
     update_card(Path(path), found)
-    return {"calibration": found, "unreadable": list(run.answers.errors)}
+    return {"calibration": found, "unreadable": list(evaluation.predictions.errors)}
 
 
 def measure_checkpoint(
@@ -287,14 +296,19 @@ def measure_checkpoint(
     For models that were made without labels: ``results["dev"]`` becomes what `summarise` gives. Where the images are
     too few to calibrate on, nothing is fitted. Raises as `run_checkpoint`.
     """
-    run = run_checkpoint(path, data, **options)
-    checkpoint = run.checkpoint
-    weight = run.decision.lower_weight
+    evaluation = run_checkpoint(path, data, **options)
+    checkpoint = evaluation.checkpoint
+    weight = evaluation.decision.lower_weight
     results = summarise(
-        checkpoint.network, checkpoint.taxonomy, run.answers, weight, run.calibration, run.weighting
+        checkpoint.network,
+        checkpoint.taxonomy,
+        evaluation.predictions,
+        weight,
+        evaluation.calibration,
+        evaluation.weighting,
     )
     checkpoint.decision = {**checkpoint.decision, **calibration.decision_of(results)}
     checkpoint.results["dev"] = results
     save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
     update_card(Path(path), results["calibration"], results)
-    return {**results, "unreadable": list(run.answers.errors)}
+    return {**results, "unreadable": list(evaluation.predictions.errors)}

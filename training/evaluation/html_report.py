@@ -76,41 +76,43 @@ def claim_folder(folder: Path) -> None:
         raise InputError(f"`report` {folder} cannot be written: {error.strerror or error}") from error
 
 
-def write_report(folder: Path, run: Evaluation, results: dict[str, Any], *, model: str, command: str) -> None:
+def write_report(
+    folder: Path, evaluation: Evaluation, results: dict[str, Any], *, model: str, command: str
+) -> None:
     """Write the page and the numbers of an evaluation into a folder, both or none; former ones are replaced.
 
     ``results`` are `evaluate.measures` of the run, ``model`` what the page calls the model, ``command``
     what a reader can type to get the same. Raises OSError as writing does.
     """
-    numbers = {"header": header(run, model, command), **results, **more_numbers(run, results)}
-    page = render(run, numbers)
+    numbers = {"header": header(evaluation, model, command), **results, **more_numbers(evaluation, results)}
+    page = render(evaluation, numbers)
     remove_temporaries(folder, PAGE, NUMBERS)
     with replacing_all(folder / PAGE, folder / NUMBERS) as (html, figures):
         html.write_text(page, encoding="utf-8", errors="backslashreplace")
         figures.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
-def header(run: Evaluation, model: str, command: str) -> dict[str, Any]:
+def header(evaluation: Evaluation, model: str, command: str) -> dict[str, Any]:
     """What was measured, on what and with what, as JSON values; no date, so that the same is the same.
 
     ``images`` has a digest of their names and labels: equal digests, equal lists.
     """
     listed = hashlib.sha256()
-    for name, leaf in zip(run.images.names, run.images.leaves.tolist(), strict=True):
-        label = f"{name}\t{run.checkpoint.taxonomy.leaves[leaf]}\n"
+    for name, leaf in zip(evaluation.images.names, evaluation.images.leaves.tolist(), strict=True):
+        label = f"{name}\t{evaluation.checkpoint.taxonomy.leaves[leaf]}\n"
         listed.update(label.encode("utf-8", "backslashreplace"))
-    architecture = run.checkpoint.architecture
+    architecture = evaluation.checkpoint.architecture
     return {
         "model": model,
-        "digest": run.digest,
-        "taxonomy": run.checkpoint.taxonomy.name,
+        "digest": evaluation.digest,
+        "taxonomy": evaluation.checkpoint.taxonomy.name,
         "architecture": dataclasses.asdict(architecture),
-        "size": run.checkpoint.preprocessing.size,
-        "crop": run.checkpoint.preprocessing.crop,
+        "size": evaluation.checkpoint.preprocessing.size,
+        "crop": evaluation.checkpoint.preprocessing.crop,
         "images": {
-            "listed": len(run.images),
-            "read": len(run.answers.leaves),
-            "scores_kept": len(run.answers.kept),
+            "listed": len(evaluation.images),
+            "read": len(evaluation.predictions.leaves),
+            "scores_kept": len(evaluation.predictions.kept),
             "digest": listed.hexdigest(),
         },
         "command": command,
@@ -122,17 +124,17 @@ def header(run: Evaluation, model: str, command: str) -> dict[str, Any]:
     }
 
 
-def more_numbers(run: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
+def more_numbers(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
     """What the page shows beyond the results, as JSON values.
 
     ``confusions[k]`` has the classes of tier k, the cells of its confusion matrix that are not 0 as rows of truth,
     answer and images, and its ``worst``; ``superclasses`` and ``curves`` are those of `report_data`.
     """
-    taxonomy, answers = run.checkpoint.taxonomy, run.answers
-    weight = answers.lower_weights.index(results["lower_weight"])
+    taxonomy, predictions = evaluation.checkpoint.taxonomy, evaluation.predictions
+    weight = predictions.lower_weights.index(results["lower_weight"])
     confusions = []
     for tier in range(taxonomy.num_tiers):
-        counts = report_data.confusion(answers, taxonomy, weight, tier)
+        counts = report_data.confusion(predictions, taxonomy, weight, tier)
         truth, answer = np.nonzero(counts)
         cells = np.stack([truth, answer, counts[truth, answer]], axis=1)
         confusions.append(
@@ -144,13 +146,13 @@ def more_numbers(run: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
             }
         )
     return {
-        "superclasses": report_data.superclasses(answers, taxonomy, weight),
+        "superclasses": report_data.superclasses(predictions, taxonomy, weight),
         "confusions": confusions,
-        "curves": report_data.curves(run.calibration) if run.calibration else None,
+        "curves": report_data.curves(evaluation.calibration) if evaluation.calibration else None,
     }
 
 
-def render(run: Evaluation, numbers: dict[str, Any]) -> str:
+def render(evaluation: Evaluation, numbers: dict[str, Any]) -> str:
     """The page of a report from its numbers; names in them are text to it, whatever they hold."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training"),
@@ -164,15 +166,17 @@ def render(run: Evaluation, numbers: dict[str, Any]) -> str:
         interval=lambda pair: f"{100 * pair[0]:.1f}–{100 * pair[1]:.1f}",
         shown=lambda text: one_line(str(text)),
     )
-    weight = run.answers.lower_weights.index(numbers["lower_weight"])
+    weight = evaluation.predictions.lower_weights.index(numbers["lower_weight"])
     return environment.get_template("report.html").render(
         **numbers,
         measures=MEASURES,
         stored_kept=_stored_thresholds(numbers),
         answer_intervals=_answer_intervals(numbers),
-        figures=_figures(numbers, run),
-        weighting=weighting_sentence(run.weighting.to_dict(), len(run.answers.kept)) if run.weighting else "",
-        examples=list(_examples(run, numbers["confusions"][-1]["worst"], weight)),
+        figures=_figures(numbers, evaluation),
+        weighting=weighting_sentence(evaluation.weighting.to_dict(), len(evaluation.predictions.kept))
+        if evaluation.weighting
+        else "",
+        examples=list(_examples(evaluation, numbers["confusions"][-1]["worst"], weight)),
     )
 
 
@@ -188,9 +192,9 @@ def _stored_thresholds(numbers: dict[str, Any]) -> dict[tuple[int, int, float], 
     return {(row["level"], row["tier"], row["precision"]): row for row in rows}
 
 
-def _figures(numbers: dict[str, Any], run: Evaluation) -> dict[str, Any]:
+def _figures(numbers: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
     """The SVG elements of the page; those that are one per level or tier are lists."""
-    taxonomy, images = run.checkpoint.taxonomy, numbers["images"]
+    taxonomy, images = evaluation.checkpoint.taxonomy, numbers["images"]
     drawn: dict[str, Any] = {
         "cost": plots.cost_accuracy(
             numbers["levels"], _answer_intervals(numbers), f"Accuracy by cost, {images} images"
@@ -223,31 +227,33 @@ def _counts(row: dict[str, Any]) -> report_data.Counts:
     return counts
 
 
-def _examples(run: Evaluation, worst: Sequence[dict[str, Any]], weight: int) -> Iterator[dict[str, Any]]:
+def _examples(
+    evaluation: Evaluation, worst: Sequence[dict[str, Any]], weight: int
+) -> Iterator[dict[str, Any]]:
     """Of each of the finest level's worst confusions, a few images, and one of the class that they were taken for."""
-    answers = run.answers
-    best = answers.best[weight, -1]
+    predictions = evaluation.predictions
+    best = predictions.best[weight, -1]
     for pair in worst:
-        wrong = np.flatnonzero((answers.leaves == pair["truth"]) & (best == pair["answer"]))
-        right = np.flatnonzero((answers.leaves == pair["answer"]) & (best == pair["answer"]))
+        wrong = np.flatnonzero((predictions.leaves == pair["truth"]) & (best == pair["answer"]))
+        right = np.flatnonzero((predictions.leaves == pair["answer"]) & (best == pair["answer"]))
         yield {
             **pair,
-            "images": _pictures(run, answers.positions[wrong].tolist(), EXAMPLES),
-            "compared": _pictures(run, answers.positions[right].tolist(), 1),
+            "images": _pictures(evaluation, predictions.positions[wrong].tolist(), EXAMPLES),
+            "compared": _pictures(evaluation, predictions.positions[right].tolist(), 1),
         }
 
 
-def _pictures(run: Evaluation, positions: Sequence[int], limit: int) -> list[dict[str, str]]:
+def _pictures(evaluation: Evaluation, positions: Sequence[int], limit: int) -> list[dict[str, str]]:
     """Name and thumbnail, as a data address, of the first images that can be read."""
     found: list[dict[str, str]] = []
     for position in positions:
         if len(found) == limit:
             break
         try:
-            image = run.images.image(position, min_side=THUMBNAIL)
+            image = evaluation.images.image(position, min_side=THUMBNAIL)
         except ImageError:  # the file changed since
             continue
-        found.append({"name": run.images.names[position], "address": thumbnail(image)})
+        found.append({"name": evaluation.images.names[position], "address": thumbnail(image)})
     return found
 
 

@@ -18,14 +18,14 @@ CURVE_POINTS = 200
 """Most points of a curve: more than a screen shows."""
 
 
-def confusion(answers: Predictions, taxonomy: Taxonomy, weight: int, tier: int) -> Counts:
+def confusion(predictions: Predictions, taxonomy: Taxonomy, weight: int, tier: int) -> Counts:
     """How often each class of a tier (rows) was answered with each (columns) by the level of that tier.
 
     ``weight`` is the index of a lower weight of the answers. (num_classes[tier], num_classes[tier]).
     """
     size = taxonomy.num_classes[tier]
-    truth = taxonomy.projection(tier)[answers.leaves]
-    cells = np.bincount(truth * size + answers.best[weight, tier], minlength=size * size)
+    truth = taxonomy.projection(tier)[predictions.leaves]
+    cells = np.bincount(truth * size + predictions.best[weight, tier], minlength=size * size)
     return cells.reshape(size, size)
 
 
@@ -67,16 +67,16 @@ def worst_confusions(counts: Counts, taxonomy: Taxonomy, tier: int, limit: int) 
     return found
 
 
-def superclasses(answers: Predictions, taxonomy: Taxonomy, weight: int) -> list[dict[str, Any]]:
+def superclasses(predictions: Predictions, taxonomy: Taxonomy, weight: int) -> list[dict[str, Any]]:
     """Accuracy of each class of tier 0, at each level, as JSON values: a row per class with its images.
 
     ``levels[k]`` has the share whose tier 0 is right when level k is asked (``superclass``), and whose answer on
     tier k is (``own``), each with its 95% interval; None where the class has no image.
     """
-    truth = taxonomy.projection(0)[answers.leaves]
+    truth = taxonomy.projection(0)[predictions.leaves]
     right = []
     for level in range(taxonomy.num_tiers):
-        flags = answers.right(weight, level, taxonomy)
+        flags = predictions.right(weight, level, taxonomy)
         right.append({"superclass": flags[0], "own": flags[level]})
     rows = []
     for index, node in enumerate(taxonomy.classes(0)):

@@ -53,9 +53,9 @@ class TrainingProgress:
         found = {
             name: values[name] for name in names if name in values
         }  # versions before had whole epochs alone
-        standing = cls(torch.tensor(values.get("loss", 0.0) if main else 0.0, device=device), **found)
-        standing.images = standing.images if main else 0
-        return standing
+        progress = cls(torch.tensor(values.get("loss", 0.0) if main else 0.0, device=device), **found)
+        progress.images = progress.images if main else 0
+        return progress
 
 
 class TimeUp(Exception):  # noqa: N818 - nothing went wrong
@@ -67,9 +67,9 @@ class Autosave:
 
     def __init__(
         self,
-        run: Trainer,
+        trainer: Trainer,
         state: Path,
-        standing: TrainingProgress,
+        progress: TrainingProgress,
         interrupts: Interrupts,
         *,
         minutes: float,
@@ -79,16 +79,16 @@ class Autosave:
 
         ``deadline`` is a time of the monotonic clock at which the run is to end.
         """
-        self.run, self.state, self.standing, self.interrupts = run, state, standing, interrupts
+        self.trainer, self.state, self.progress, self.interrupts = trainer, state, progress, interrupts
         self.deadline = deadline
         self.minutes, self.saved = minutes, time.monotonic()
         self.started = self.saved
         # All processes have to agree, for which an accelerator has to catch up.
-        self._every = 1 if run.accelerator.device.type == "cpu" else 10
+        self._every = 1 if trainer.accelerator.device.type == "cpu" else 10
 
     def begin_epoch(self) -> None:
         """Hear that time is spent on an epoch from now on."""
-        self.started = time.monotonic() - self.standing.spent
+        self.started = time.monotonic() - self.progress.spent
 
     def spent(self) -> float:
         """Seconds spent on this epoch, by an earlier part of the run too."""
@@ -109,16 +109,16 @@ class Autosave:
     def check_loss(self, mean: float) -> float:
         """The mean loss of an epoch so far; raises `InputError` if it is not a number."""
         if not math.isfinite(mean):
-            raise InputError(f"the loss is not a number in epoch {self.standing.epoch + 1}; lower `lr`")
+            raise InputError(f"the loss is not a number in epoch {self.progress.epoch + 1}; lower `lr`")
         return mean
 
     def totals(self) -> tuple[float, int]:
         """Sum of the losses and number of the images of this epoch, of all processes together."""
-        standing = self.standing
-        if self.run.accelerator.num_processes == 1:
-            return float(standing.loss), standing.images
-        pair = torch.stack([standing.loss, standing.loss.new_tensor(standing.images)])
-        loss, images = self.run.accelerator.reduce(pair, "sum").tolist()
+        progress = self.progress
+        if self.trainer.accelerator.num_processes == 1:
+            return float(progress.loss), progress.images
+        pair = torch.stack([progress.loss, progress.loss.new_tensor(progress.images)])
+        loss, images = self.trainer.accelerator.reduce(pair, "sum").tolist()
         return loss, int(images)
 
     def save(self) -> None:
@@ -126,28 +126,28 @@ class Autosave:
         loss, images = self.totals()
         self.check_loss(loss)  # what is saved can be continued
         self.write(loss, images)
-        self.run.accelerator.wait_for_everyone()
+        self.trainer.accelerator.wait_for_everyone()
 
     def write(self, loss: float, images: int) -> None:
         """Write the state, with the sums over all processes, from the main process; the others do nothing."""
         self.saved = time.monotonic()
-        if not self.run.accelerator.is_main_process:
+        if not self.trainer.accelerator.is_main_process:
             return
-        standing = self.standing
+        progress = self.progress
         values = {
-            field.name: getattr(standing, field.name)
-            for field in dataclasses.fields(standing)
+            field.name: getattr(progress, field.name)
+            for field in dataclasses.fields(progress)
             if field.name != "loss"
         }
-        progress = {**values, "loss": loss, "images": images, "spent": self.spent() if standing.step else 0.0}
-        self.run.save(self.state, progress)
+        spent = self.spent() if progress.step else 0.0
+        self.trainer.save(self.state, {**values, "loss": loss, "images": images, "spent": spent})
 
     def _agree(self, *wishes: bool) -> list[bool]:
         """Whether any process wants it, for each of some wishes."""
-        accelerator = self.run.accelerator
+        accelerator = self.trainer.accelerator
         if accelerator.num_processes == 1:
             return list(wishes)
-        if self.standing.step % self._every:
+        if self.progress.step % self._every:
             return [False] * len(wishes)
         summed = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
         return [wish > 0 for wish in accelerator.reduce(summed, "sum").tolist()]

@@ -19,15 +19,15 @@ from training.trainer.network import make_architecture
 from training.trainer.supervised import SupervisedTrainer
 
 
-def export_model(run: SupervisedTrainer, path: Path, results: dict[str, Any]) -> None:
+def export_model(trainer: SupervisedTrainer, path: Path, results: dict[str, Any]) -> None:
     """Store the moving average as a model folder, with its measured results and what was fitted to them."""
     save_checkpoint(
         path,
         Checkpoint(
-            network=run.smoothed,
-            taxonomy=run.taxonomy,
-            preprocessing=run.preprocessing,
-            architecture=make_architecture(run.recipe, run.taxonomy.num_tiers),
+            network=trainer.smoothed,
+            taxonomy=trainer.taxonomy,
+            preprocessing=trainer.preprocessing,
+            architecture=make_architecture(trainer.recipe, trainer.taxonomy.num_tiers),
             results={"dev": results},
             decision=decision_of(results),
         ),

@@ -30,10 +30,10 @@ class BatchLike(Protocol):
 
 
 def train_updates(
-    run: Trainer,
+    trainer: Trainer,
     stream: Iterator[BatchLike],
     steps: int,
-    saver: Autosave,
+    autosave: Autosave,
     reporter: Reporter,
     *,
     where: Callable[[int], str],
@@ -45,36 +45,36 @@ def train_updates(
     reporter's total. In the row, the loss is the mean over the images, the images per second are those of all
     processes, and the share of the time that went into waiting for images is that of the process that waited longest.
     """
-    standing = saver.standing
-    pace, errors, mean = ThroughputMeter(run.accelerator.device), list[str](), standing.mean
-    for step in range(standing.step, steps):
-        batch = pace.take(stream)
+    progress = autosave.progress
+    meter, errors, mean = ThroughputMeter(trainer.accelerator.device), list[str](), progress.mean
+    for step in range(progress.step, steps):
+        batch = meter.take(stream)
         errors += batch.errors
-        standing.loss += run.step(batch, epoch=standing.epoch, step=step)
-        standing.images += len(batch)
-        standing.step = step + 1
-        pace.images += batch.share.batch
+        progress.loss += trainer.step(batch, epoch=progress.epoch, step=step)
+        progress.images += len(batch)
+        progress.step = step + 1
+        meter.images += batch.share.batch
         if step % 10 == 0 or step + 1 == steps:
-            mean = saver.check_loss(standing.mean)
-            standing.waiting = pace.waiting()
-        if pace.images == batch.share.batch and standing.step < steps:
-            pace.restart()
+            mean = autosave.check_loss(progress.mean)
+            progress.waiting = meter.waiting()
+        if meter.images == batch.share.batch and progress.step < steps:
+            meter.restart()
         else:
-            standing.rate = pace.rate()
-        rate, waiting = standing.rate, standing.waiting
+            progress.rate = meter.rate()
+        rate, waiting = progress.rate, progress.waiting
         reporter.step(where(step), loss=mean, rate=rate, work=work, waiting=waiting)
-        saver.after_update()
-    loss, images = saver.totals()
+        autosave.after_update()
+    loss, images = autosave.totals()
     row = {
         "loss": loss / max(images, 1),
-        "lr": run.optimizer.param_groups[0]["lr"],
-        "images_per_second": round(standing.rate, 1),
-        "data_wait": round(_longest(run, standing.waiting), 4),
+        "lr": trainer.optimizer.param_groups[0]["lr"],
+        "images_per_second": round(progress.rate, 1),
+        "data_wait": round(_longest(trainer, progress.waiting), 4),
     }
-    return row, gather_object(errors) if run.accelerator.num_processes > 1 else errors
+    return row, gather_object(errors) if trainer.accelerator.num_processes > 1 else errors
 
 
-def _longest(run: Trainer, waiting: float) -> float:
+def _longest(trainer: Trainer, waiting: float) -> float:
     """The largest of the processes' shares of waiting."""
-    share = torch.tensor([waiting], device=run.accelerator.device)
-    return float(run.accelerator.gather(share).max())
+    share = torch.tensor([waiting], device=trainer.accelerator.device)
+    return float(trainer.accelerator.gather(share).max())
