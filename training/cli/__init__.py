@@ -1,4 +1,8 @@
-"""``hierclass-train``: fit a nested classifier, and measure one."""
+"""``hierclass-train``: the commands ``fit``, ``distil``, ``evaluate`` and ``calibrate``.
+
+`options` declares options, `cli_recipe` makes a recipe of them, `prepare` and `prompts` propose a taxonomy and complete
+the recipe, `exits` turns errors into one line and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +78,7 @@ def fit(
 
 
 def _default_out(data: list[str] | None) -> Path:
-    """Where a run goes that does not say; without data, whatever is wrong with that is said first."""
+    """Output folder where --out is not given."""
     if not data:
         return Path("runs")
     from training.data.dataset_summary import default_out
@@ -83,7 +87,7 @@ def _default_out(data: list[str] | None) -> Path:
 
 
 def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
-    """The recipe of a new run, completed from its images; the user may say no to the tree."""
+    """Complete the recipe of a new run from its images, or exit if the user rejects the taxonomy."""
     from training.cli.prepare import Declined, PrepareOptions, prepare
     from training.trainer.run_dir import RunDir
 
@@ -160,7 +164,7 @@ def evaluate(
 
 
 def _labelled(ctx: typer.Context) -> tuple[str, ...]:
-    """The images to measure on; none, or two parts of them, are refused."""
+    """The images of --data; raises `InputError` without any, or when two splits are given."""
     if not ctx.params["data"]:
         raise InputError("give the labelled images with `data`")
     refuse_two_splits(ctx)
@@ -168,14 +172,14 @@ def _labelled(ctx: typer.Context) -> tuple[str, ...]:
 
 
 def _evaluation_options(ctx: typer.Context) -> EvaluationOptions:
-    """How a stored model is to be run on labelled images."""
+    """The options of a command as `EvaluationOptions`."""
     from training.evaluation.evaluate import EvaluationOptions
 
     return cast(EvaluationOptions, {name: ctx.params[name] for name in EvaluationOptions.__annotations__})
 
 
 def _evaluate_command(model: Path, data: Sequence[str], given: Mapping[str, object]) -> str:
-    """What measures the same again, options that change nothing of it left out."""
+    """Command line that repeats an evaluation; options at their defaults are left out."""
     words = ["hierclass-train", "evaluate", str(model)]
     for path in data:
         words += ["--data", path]
@@ -214,7 +218,7 @@ app.command()(distil)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line (`sys.argv` if `args` is None) and return its exit code, or raise SystemExit with it."""
+    """Run the command line (`sys.argv` if ``args`` is None); return its exit code, or raise SystemExit with it."""
     try:
         return app(args, prog_name="hierclass-train", standalone_mode=False) or 0
     except Exception as error:

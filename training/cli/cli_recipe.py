@@ -1,4 +1,4 @@
-"""From the options of ``hierclass-train fit``, and a recipe in a file, to the recipe that is to be trained."""
+"""Make the recipe of ``hierclass-train fit`` from options, a recipe file and a stored run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from training.recipe.stored_options import StoredOptions
 
 DEFAULTS = Recipe(data=(), taxonomy="tiny-imagenet")
 MAY_CHANGE = ("compile", "accumulate")
-"""Fields of a recipe that may change on resuming: they change the result by rounding alone."""
+"""Fields that may change on resuming: they change results by rounding alone."""
 OF_THE_TREE = ("tiers", "pin", "yes")
-"""Options that say how a tree is proposed; a run that has begun has its tree."""
+"""Options for proposing a taxonomy; a run that has begun keeps its taxonomy."""
 OF_THE_BACKBONE = ("backbone_args", "stem_stride")
-"""Fields of a recipe that mean one backbone and nothing to another."""
+"""Fields that are dropped from a recipe file when another backbone is given."""
 
 
 def wanted_recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
@@ -88,7 +88,7 @@ def _wanted(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
 
 
 def _given(ctx: typer.Context) -> Recipe:
-    """The recipe of the options; paths absolute, so that a run resumes from another working directory."""
+    """The recipe of the options, with absolute paths, so that a run resumes from another working directory."""
     typed = read_fields(ctx, Recipe)
     if "data" in typed:
         from training.data.datasets import absolute
@@ -100,7 +100,7 @@ def _given(ctx: typer.Context) -> Recipe:
 
 
 def _preset(ctx: typer.Context) -> dict[str, Any]:
-    """What the file of --recipe sets; another --backbone or --structure leaves out what it says of its own."""
+    """Fields set by the file of --recipe, without those that do not fit a given --backbone or --structure."""
     values = read_recipe_file(ctx.params["recipe"]) if ctx.params["recipe"] is not None else {}
     foreign: set[str] = set()
     backbone, structure = ctx.params["backbone"], ctx.params["structure"]
@@ -116,5 +116,5 @@ def _preset(ctx: typer.Context) -> dict[str, Any]:
 
 
 def given_fields(ctx: typer.Context) -> set[str]:
-    """The fields of a recipe that are given on the command line, or by the file of --recipe."""
+    """Fields of a recipe that are given on the command line or in the file of --recipe."""
     return read_fields(ctx, Recipe).keys() | _preset(ctx).keys()

@@ -1,6 +1,6 @@
-"""Options of ``hierclass-train``: those made of a recipe's declarations, and those of a command alone.
+"""Options of ``hierclass-train``: those derived from a recipe's declarations, and those of a command alone.
 
-`with_options` gives a command an option per declared field of a recipe; `read_fields` turns their text into values.
+`with_options` adds an option per declared field of a recipe to a command; `read_fields` turns their text into values.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RUN_OPTIONS = (
     *("out", "resume", "recipe", "workers", "threads", "save_every", "check", "tiers", "pin", "yes", "level"),
     *("minutes", "updates", "eval_data", "known_top1", "report"),
 )
-"""Arguments of commands and functions that are fields of no recipe, as messages name them."""
+"""Arguments that are no fields of a recipe, as messages name them."""
 NAMES = {*specs_of(Recipe), *specs_of(DistilRecipe), *RUN_OPTIONS}
 
 
@@ -48,7 +48,7 @@ def as_flags(message: str) -> str:
 
 
 def field_option(recipe: type[StoredOptions], name: str, *, group: bool = True) -> Any:
-    """The `typer.Option` of a recipe's field, for `Annotated`; without ``group`` it is in no panel of its own."""
+    """The `typer.Option` of a recipe's field, to use in `Annotated`; ``group`` False puts it under no heading."""
     declared = specs_of(recipe)[name]
     default = f" Default: {declared.chosen}." if declared.chosen else ""
     kind = _base_type(typing.get_type_hints(recipe)[name])
@@ -64,7 +64,7 @@ def field_option(recipe: type[StoredOptions], name: str, *, group: bool = True) 
 
 
 def with_options(recipe: type[StoredOptions]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command: add an option per field of a recipe, in ``ctx.params`` alone, and sort all by group."""
+    """Decorate a command with an option per field of a recipe, read from ``ctx.params``; sort options by group."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True).parameters
@@ -108,7 +108,7 @@ def _parameter(recipe: type[StoredOptions], name: str) -> inspect.Parameter:
 
 
 def _base_type(hint: Any) -> Any:
-    """The type of a field without None; `tuple` for one of any length, None for one of several types."""
+    """The type of a field without None: `tuple` for sequences, None for a union of several types."""
     if isinstance(hint, types.UnionType):
         kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
         return _base_type(kinds[0]) if len(kinds) == 1 else None
@@ -122,9 +122,9 @@ def is_given(ctx: typer.Context, name: str) -> bool:
 
 
 def read_fields(ctx: typer.Context, recipe: type[StoredOptions]) -> dict[str, Any]:
-    """Field → value of the options on the command line; paths are made absolute, empty lists are left out.
+    """Field → value of the options on the command line; paths become absolute, empty lists are left out.
 
-    Raises `InputError` for text that is no list of numbers or no KEY=VALUE.
+    Raises `InputError` for text that is not a list of numbers, or not KEY=VALUE.
     """
     hints = typing.get_type_hints(recipe)
     given = {name: ctx.params[name] for name in specs_of(recipe) if is_given(ctx, name)}
@@ -133,7 +133,7 @@ def read_fields(ctx: typer.Context, recipe: type[StoredOptions]) -> dict[str, An
 
 
 def _read(recipe: type[StoredOptions], name: str, hint: Any, value: Any) -> Any:
-    """The value of a field from what typer read."""
+    """Convert a value from typer's type to that of the field."""
     declared, kind = specs_of(recipe)[name], _base_type(hint)
     if declared.path:
         absolute = [str(Path(path).absolute()) for path in (value if declared.repeat else [value])]
@@ -161,7 +161,7 @@ def _read_list(name: str, text: str, hint: Any) -> tuple[Any, ...]:
 
 
 def numbers(text: str, name: str) -> tuple[float, ...]:
-    """``"0.25,0.5,1"`` as numbers, empty text as none; anything else raises `InputError` naming the option."""
+    """Parse ``"0.25,0.5,1"``; empty text gives (). Raises `InputError` naming the option ``name``."""
     try:
         return tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError as error:
@@ -169,7 +169,7 @@ def numbers(text: str, name: str) -> tuple[float, ...]:
 
 
 def tier_sizes(text: str | None) -> list[int] | None:
-    """``"10,40"`` as growing whole numbers from 2, None as None; anything else raises `InputError`."""
+    """Parse ``"10,40"`` into rising whole numbers from 2; None stays None. Raises `InputError`."""
     if text is None:
         return None
     try:
@@ -182,7 +182,7 @@ def tier_sizes(text: str | None) -> list[int] | None:
 
 
 def pins(texts: list[str]) -> dict[str, str]:
-    """``["crane=n03126707"]`` as name → synset id; anything else raises `InputError`."""
+    """Parse ``["crane=n03126707"]`` into name → synset id. Raises `InputError`."""
     found = {}
     for text in texts:
         name, _, synset = text.rpartition("=")
@@ -193,7 +193,7 @@ def pins(texts: list[str]) -> dict[str, str]:
 
 
 def number_or_word(text: str) -> float | str:
-    """``"0.25"`` as a number; other text stays, for `Recipe.check` to judge."""
+    """Parse ``"0.25"`` as a number; other text stays, to be checked by `Recipe.check`."""
     try:
         return float(text)
     except ValueError:
@@ -201,7 +201,7 @@ def number_or_word(text: str) -> float | str:
 
 
 def arguments(pairs: list[str]) -> dict[str, Any]:
-    """``["channels=32,64", "act_layer=silu"]`` as keyword arguments: numbers, booleans, lists, text."""
+    """Parse ``["channels=32,64", "act_layer=silu"]`` into keyword arguments: numbers, booleans, lists, text."""
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")

@@ -1,6 +1,6 @@
-"""What the command does before it trains: look at the data, propose a tree, ask, and choose what was not given.
+"""Prepare a new run on the terminal: summarise the data, propose a taxonomy and ask, choose options that are not given.
 
-For the command line alone: it prints and asks. A run that is resumed never comes here.
+Resumed runs skip this.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from training.recipe.recipe import PER_LEVEL, Recipe
 from training.trainer.processes import num_processes
 
 TREE, TABLE = "taxonomy.json", "taxonomy.csv"
-"""The files of a proposed tree in the folder of a run: what is trained with, and the same to be edited."""
+"""Files of a proposed taxonomy in the run's folder: the one that is trained with, and a table for editing."""
 FOUND = {
     "bundled": "the classes of the bundled taxonomy {name}",
     "ids": "WordNet synset ids",
@@ -38,12 +38,12 @@ FOUND = {
 
 
 class Declined(Exception):  # noqa: N818 - an answer, no error
-    """The user said no to the tree."""
+    """The user rejected the taxonomy."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """What the command line says of the tree: sizes of tiers, pinned senses, and not to ask."""
+    """Options for proposing a taxonomy: sizes of tiers, pinned senses, and whether to skip the question."""
 
     tiers: Sequence[int] | None = None
     pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -59,14 +59,11 @@ def prepare(
     *,
     from_file: Set[str] = frozenset(),
 ) -> Recipe:
-    """Complete a recipe: the fields that are not ``given`` are chosen by what the images are.
+    """Complete a recipe: propose a taxonomy and choose all fields that are not ``given``, by the data.
 
-    Those of the given that come ``from_file``, a recipe for any data, yield where they fit neither the tree nor the
-    epochs.
-
-    The tree is proposed where ``taxonomy`` is not given, and asked about on a terminal. Says in a few lines what was
-    chosen and why. Raises `InputError` or `TaxonomyError` for data that can't be used, `Declined` when the answer is
-    no.
+    Fields ``from_file`` (a recipe for any data) are dropped where they do not fit the number of tiers or epochs. On a
+    terminal the user is asked to accept the proposed taxonomy. Prints each choice with its reason. Raises `InputError`
+    or `TaxonomyError` for unusable data, and `Declined` when the user rejects the taxonomy.
     """
     recipe.check()
     found = summarise_dataset(recipe.data)
@@ -85,7 +82,7 @@ def prepare(
 def _tree(
     found: DatasetSummary, data: Sequence[str], out: Path, options: PrepareOptions, console: Console
 ) -> str:
-    """Propose a tree, show it and ask; returns the name or the path of the one to train with."""
+    """Propose a taxonomy, show it and ask; return the bundled name or the path of the one to train with."""
     name = default_out(data).name
     proposal = propose(list(found.ways), name=name, tiers=options.tiers, pins=options.pins)
     _say_found(console, proposal, found, data)
@@ -124,7 +121,7 @@ def _say_found(console: Console, proposal: Proposal, found: DatasetSummary, data
 
 
 def _near(data: str) -> str:
-    """A path as seen from the working directory, where it lies below."""
+    """A path relative to the working directory, if it lies below it."""
     path = Path(data)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else data
 
@@ -132,7 +129,7 @@ def _near(data: str) -> str:
 def _approved(
     taxonomy: Taxonomy, files: _TreeFiles, found: DatasetSummary, options: PrepareOptions, console: Console
 ) -> Taxonomy:
-    """The tree that the user says yes to, maybe after editing it."""
+    """The taxonomy that the user accepts, possibly after editing."""
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
     if options.yes or num_processes() > 1 or not on_terminal:
         why = "--yes" if options.yes else "no terminal to ask on" if not on_terminal else "several processes"
@@ -165,7 +162,7 @@ def _approved(
 
 
 def _check_fit(taxonomy: Taxonomy, found: DatasetSummary) -> None:
-    """Raise `InputError` if a folder is no leaf of a tree."""
+    """Raise `InputError` if a class folder is no leaf of the taxonomy."""
     leaves = LeafNames(taxonomy)
     missing = [way for way in found.ways if leaves.find_folder(way) is None]
     if missing:
@@ -177,9 +174,9 @@ def _check_fit(taxonomy: Taxonomy, found: DatasetSummary) -> None:
 
 
 class _TreeFiles:
-    """The tree in the folder of a run, twice: to train with, and as a table to edit.
+    """The taxonomy in a run's folder, as JSON for training and as a CSV table for editing.
 
-    A third, hidden file holds the sums of both as they were proposed, so that an edited one is known and kept.
+    A hidden file stores the checksums of both as proposed, to detect edits.
     """
 
     def __init__(self, out: Path, proposed: Taxonomy) -> None:
@@ -187,7 +184,7 @@ class _TreeFiles:
         self.proposed, self.source = proposed, out / TABLE
 
     def edited(self) -> Taxonomy | None:
-        """What a user made of the tree of an earlier start that did not come to train, if anything."""
+        """The taxonomy as the user edited it after an earlier start, or None."""
         known = self.sums.read_text("utf-8").split() if self.sums.exists() else []
         changed = [file for file in (self.table, self.tree) if file.exists() and _sum(file) not in known]
         if not changed:
@@ -198,7 +195,7 @@ class _TreeFiles:
         return with_ids_of(edited, self.proposed) if self.source == self.table else edited
 
     def write(self, taxonomy: Taxonomy) -> None:
-        """Write the files, each whole or not at all; raises `InputError` where that fails."""
+        """Write the files atomically; raises `InputError` on failure."""
         try:
             self.tree.parent.mkdir(parents=True, exist_ok=True)
             taxonomy.save(self.tree)
@@ -227,7 +224,7 @@ def _table_of(tree: Path) -> str:
 def _chosen(
     recipe: Recipe, given: Set[str], from_file: Set[str], found: DatasetSummary, console: Console
 ) -> Recipe:
-    """The recipe with a network, a start and a schedule for these images; says what was chosen and why."""
+    """Choose network, pretrained weights and schedule for the data; prints each choice with its reason."""
     import torch
 
     from training.trainer.pretrained import find_pretrained
@@ -264,7 +261,7 @@ def _chosen(
 
 
 def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: Console) -> Recipe:
-    """The recipe without what its file says of another number of levels than there are tiers."""
+    """Drop per-level fields of a recipe file whose length is not the number of tiers."""
     for name in sorted(from_file & set(PER_LEVEL)):
         values = getattr(recipe, name)
         if values and len(values) != num_tiers:
@@ -276,7 +273,7 @@ def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: Conso
 
 
 def _levels(recipe: Recipe, num_tiers: int) -> DefaultChoice:
-    """What share of the network each level has, for so many tiers; nothing where that is given."""
+    """Default share of the network per level; empty if the recipe gives shares."""
     from hierclass.nested import STRUCTURES, default_shares
 
     option = STRUCTURES[recipe.structure].shares
@@ -290,7 +287,7 @@ def _levels(recipe: Recipe, num_tiers: int) -> DefaultChoice:
 
 
 def _take(recipe: Recipe, given: Set[str], choice: DefaultChoice, console: Console) -> Recipe:
-    """Take the values of a choice that are not given, and say so."""
+    """Apply the values of a choice that are not given, and print them."""
     values: dict[str, Any] = {name: value for name, value in choice.values.items() if name not in given}
     told = [
         f"--{name.replace('_', '-')} {_text(value)}" for name, value in values.items() if value is not None
@@ -305,7 +302,7 @@ def _text(value: Any) -> str:
 
 
 def _fixed_size(backbone: str) -> int | None:
-    """Pixels per side of a backbone that takes no other; None for the others."""
+    """Image side of a backbone that accepts no other, or None."""
     import timm
 
     try:

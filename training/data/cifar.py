@@ -1,8 +1,7 @@
-"""CIFAR-100, read by torchvision from files that are present; nothing is downloaded.
+"""CIFAR-100, read by torchvision from local files; nothing is downloaded.
 
-The files are pickles, and to read a pickle can run code. torchvision compares the MD5 sums of all three files with
-those that it has written down, and unpickles them only if they agree: a file that is not the published one is refused
-unread.
+The files are pickles, which can run code when read. torchvision compares their MD5 sums with the published ones and
+refuses other files unread.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ LOADER: type[CIFAR100] = CIFAR100
 
 
 def read_cifar100(path: Path, *, train: bool) -> ImageListing:
-    """The 50,000 training or the 10,000 test images, 32 x 32, labelled by the names of their classes.
+    """List the 50,000 training or 10,000 test images (32 x 32), labelled by class names.
 
-    ``path`` is the folder ``cifar-100-python`` or the one that holds it. Raises `InputError` where a file is missing
-    or is not the published one.
+    ``path`` is the folder ``cifar-100-python`` or its parent. Raises `InputError` for a missing or altered file.
     """
     loader = LOADER
     root = path.parent if path.name == loader.base_folder else path

@@ -1,10 +1,10 @@
-"""Every image is looked at before training begins, so that a broken one is known then and not in the seventh epoch.
+"""Check all images before training, so that broken ones are found at once.
 
-quick  the header, the size and the end of the file; what that leaves open is decoded
-full   every image is decoded, as training will
-auto   full up to `FULL_UP_TO` bytes of files, quick above
+quick  reads header, size and end of each file, and decodes where these do not suffice
+full   decodes every image as training does
+auto   full up to `FULL_UP_TO` bytes of files, else quick
 
-What was found is kept in the folder of the run: images that have not changed since are not looked at again.
+The result is stored in the run's folder; unchanged images are not checked again.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from training.evaluation.console import Reporter
 from training.recipe.option import CHECKS, list_words
 
 FULL_UP_TO = 4 << 30
-"""Bytes of files that "auto" decodes; two cores need a minute or two for it."""
+"""Bytes of files up to which "auto" decodes everything: a minute or two on two cores."""
 CHUNK = 4096
-"""Images that are handed to the threads at once, so that a million of them take no memory while they wait."""
+"""Images handed to the threads at once; bounds memory."""
 
 
 def resolve_check_mode(mode: str, images: ImageSet) -> str:
-    """The mode that is meant for images: "auto" decides by their bytes. Raises `InputError` for an unknown one."""
+    """Resolve "auto" by the number of bytes of the images; raises `InputError` for an unknown mode."""
     if mode not in CHECKS:
         raise InputError(f"`check` {mode}: give {list_words(CHECKS)}")
     if mode != "auto":
@@ -45,7 +45,7 @@ def resolve_check_mode(mode: str, images: ImageSet) -> str:
 
 
 def check_image(source: Source, *, full: bool, min_side: int) -> str | None:
-    """Why an image can't be read, in a few words; None if it can (as far as a quick look tells)."""
+    """Return why an image can't be read, or None if it can (as far as a quick check tells)."""
     if isinstance(source, np.ndarray):
         return None
     try:
@@ -88,10 +88,10 @@ def _num_bytes(source: Source) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The file checked.json of a run: what a check found, and of which images.
+    """The file checked.json of a run: the unreadable images and which images were checked how.
 
-    ``digest`` stands for names, sizes and times of the files, ``mode`` for how they were looked at. ``found`` has the
-    unreadable ones by their place among all, rising: images of several folders may have the same name.
+    ``digest`` identifies names, sizes and times of the files. ``found`` maps the index of an image to the reason; names
+    may repeat in several folders.
     """
 
     mode: str
@@ -100,12 +100,12 @@ class CheckResult:
 
     @property
     def unreadable(self) -> tuple[Unreadable, ...]:
-        """What can't be read, in the order of the images."""
+        """The unreadable images in order."""
         return tuple(self.found.values())
 
     @classmethod
     def load(cls, path: Path, *, mode: str, digest: str) -> CheckResult | None:
-        """Read what `save` wrote, if it is of the same images and at least as thorough; else None."""
+        """Read what `save` wrote if it covers the same images at least as thoroughly, else return None."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             found = cls(
@@ -126,7 +126,7 @@ class CheckResult:
 
 
 def digest_images(images: ImageSet) -> str:
-    """A sum over the names, sizes and times of change of images that stand for their content."""
+    """Checksum of the names, sizes and modification times of images."""
     total = hashlib.sha256()
     for source, name in zip(images.sources, images.names, strict=True):
         state = f"{name}\0{_num_bytes(source)}"
@@ -140,7 +140,7 @@ def digest_images(images: ImageSet) -> str:
 
 
 def write_table(path: Path, unreadable: Sequence[Unreadable]) -> None:
-    """Write a CSV table of what can't be read, with the columns image and error; with none, remove an older one."""
+    """Write unreadable images as a CSV table (columns image, error); without any, remove an older table."""
     if not unreadable:
         path.unlink(missing_ok=True)
         return

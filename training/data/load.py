@@ -1,4 +1,4 @@
-"""From a recipe to the images of a run: read, split, checked, and what a person should know of them, said."""
+"""Load the images of a recipe: list, split, check, and print what the user should know."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.recipe.recipe import Recipe
 from training.trainer.processes import local_processes
 
 DECODED_BYTES = 8 << 30
-"""Memory of a machine that small images may take once they are decoded; its processes share it."""
+"""Memory per machine for decoded small images; its processes share it."""
 
 
 def load_data(
@@ -37,12 +37,11 @@ def load_data(
     check: str = "none",
     accelerator: Accelerator | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The training images and the held-out ones of a recipe; unreadable ones are reported and left out.
+    """Return the training and the held-out images of a recipe; unreadable ones are reported and left out.
 
-    Small images are decoded once and kept; the others are looked at as ``check`` says (`dataset_check`), each
-    process taking its share. What can't be read is listed in unreadable.csv in the folder ``out`` of the run. The
-    split is made before anything is left out, so that `evaluate` makes the same one. Raises `InputError` where too
-    little is left to train on.
+    Small images are decoded and kept; the others are checked as ``check`` says (`dataset_check`), divided among
+    processes. Unreadable images are listed in ``out``/unreadable.csv. The split is made before anything is left out, so
+    that `evaluate` reproduces it. Raises `InputError` where too little is left to train on.
     """
     images = read_images(recipe.data, taxonomy)
     train, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
@@ -80,7 +79,7 @@ def _check(
     check: str,
     accelerator: Accelerator | None,
 ) -> tuple[list[ImageSet], list[Unreadable]]:
-    """Look at the images that were not decoded, or take what an earlier look at the same ones found."""
+    """Check the images that were not decoded, or reuse the stored result of an earlier check."""
     encoded = [_encoded(part) for part in parts]
     waiting = ImageSet(
         [part.sources[i] for part, own in zip(parts, encoded, strict=True) for i in own],
@@ -117,7 +116,7 @@ def _encoded(part: ImageSet) -> list[int]:
 def _look(
     images: ImageSet, recipe: Recipe, reporter: Reporter, mode: str, accelerator: Accelerator | None
 ) -> dict[int, Unreadable]:
-    """Look at the images, each process at its share; every process gets all findings, by place and in order."""
+    """Check the images, divided among processes; every process gets all results by index."""
     process, processes = (
         (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     )
@@ -132,7 +131,7 @@ def _look(
 
 
 def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> None:
-    """Say how many images the classes have, and which have none to train on or none held out."""
+    """Print class sizes, and classes without training or held-out images."""
     counts, held_out = (np.bincount(part.leaves, minlength=len(taxonomy.leaves)) for part in (train, dev))
     present = counts[counts > 0]
     if len(present) < 2 <= len(train):

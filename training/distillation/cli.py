@@ -1,4 +1,4 @@
-"""``hierclass-train distil``: make a pretrained classifier nested, without labels."""
+"""``hierclass-train distil``: nest a pretrained classifier without labels."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def wanted_recipe(
 
 
 def _from_start(given: dict[str, Any]) -> DistilRecipe:
-    """The defaults; how levels are nested is that of the model that is begun with, if there is one."""
+    """The default recipe; with ``start`` its structure is that of the model folder."""
     if "start" not in given:
         return DEFAULTS
     from hierclass.checkpoints.checkpoint import read_config

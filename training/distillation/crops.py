@@ -32,13 +32,13 @@ from training.evaluation.console import Reporter
 from training.evaluation.predictions import shrink_logits
 
 RATIOS = (3 / 4, 4 / 3)
-"""Width to height of a crop before it is made square, lowest and highest."""
+"""Lowest and highest aspect ratio (width / height) of a crop before it is resized to a square."""
 Pixels = npt.NDArray[np.uint8]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Crop:
-    """One crop: pixels (S, S, 3), and the shorter sides in pixels of the part that it shows and of the photograph."""
+    """One crop: pixels (S, S, 3), and the shorter sides in pixels of the part shown and of the photograph."""
 
     pixels: Pixels
     shown: int
@@ -47,22 +47,22 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CropSampler:
-    """Cuts crops out of photographs, for a teacher's ``preprocessing`` (its side and interpolation)."""
+    """Cuts random crops out of photographs at the side and interpolation of a teacher's ``preprocessing``."""
 
     preprocessing: Preprocessing
     scale: tuple[float, float]
-    """Area of a crop, lowest and highest share of the photograph's."""
+    """Lowest and highest area of a crop, as a share of the photograph."""
     seed: int
     num_photographs: int
 
     @property
     def min_side(self) -> int:
-        """The shorter side in pixels from which on a larger photograph makes no better crop."""
+        """Shorter side in pixels above which a larger photograph makes no better crop."""
         side = self.preprocessing.size
         return max(math.ceil(side / math.sqrt(self.scale[0])), resize_side(self.preprocessing))
 
     def cut(self, image: Image.Image, number: int, index: int) -> Crop:
-        """The crop of pass ``number`` (0, 1, …) of the photograph at an index; changes the random generators."""
+        """The crop of pass ``number`` (from 0) of the photograph at an index; reseeds the random generators."""
         seed_with(image_seeds(self.seed, number, self.num_photographs)[index])
         top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), list(RATIOS))
         mirrored = bool(torch.rand(()) < 0.5)
@@ -74,13 +74,13 @@ class CropSampler:
         return Crop(np.asarray(part), min(width, height), min(image.size))
 
     def centre(self, image: Image.Image) -> Pixels:
-        """What inference sees of a photograph, (S, S, 3)."""
+        """The photograph as inference sees it, (S, S, 3)."""
         return square(image, self.preprocessing)
 
 
 @torch.no_grad()
 def shrink_pixels(images: Pixels, side: int) -> Pixels:
-    """Images (N, S, S, 3) at a level's own side, (N, side, side, 3), resized as the level's graph resizes."""
+    """Resize images (N, S, S, 3) to a level's side, (N, side, side, 3), as the level's graph does."""
     if images.shape[1] == side:
         return images
     resized = Resize(side)(torch.from_numpy(images).permute(0, 3, 1, 2).float())
@@ -89,11 +89,11 @@ def shrink_pixels(images: Pixels, side: int) -> Pixels:
 
 
 COMMIT_EVERY = 20.0
-"""Seconds after which what was made is noted as done."""
+"""Seconds between commits to the store."""
 
 
 def missing_blocks(store: CropStore) -> list[CropBlock]:
-    """Blocks of which any file lacks its part, in their order."""
+    """Blocks that are incomplete in any file, in order."""
     whole = np.ones(0, dtype=bool)
     for name in store.columns:
         done = store.done(name).astype(bool)
@@ -102,7 +102,7 @@ def missing_blocks(store: CropStore) -> list[CropBlock]:
 
 
 def count_unanswered(store: CropStore) -> int:
-    """How many crops the teacher is still to answer."""
+    """Number of crops that the teacher has not answered yet."""
     done = store.done(ANSWERS)
     return sum(block.stop - block.first for block in store.blocks() if not done[block.number])
 
@@ -117,10 +117,9 @@ def make_crops(
     *,
     workers: int,
 ) -> None:
-    """Make what blocks lack: crops at all sides that the store has files for, and the teacher's answers to them.
+    """Make incomplete blocks: crops at all sides of the store, and the teacher's answers to them.
 
-    Crops of photographs that can't be read are zeros, and so are their sides. What is made is kept if the run is
-    stopped.
+    Crops and sides of unreadable photographs are zeros. What is made is kept if the run is stopped.
     """
     done = {name: store.done(name) for name in store.columns}
     sides = [side for side in _sides(store) if any(not done[pixels_name(side)][b.number] for b in blocks)]
@@ -158,7 +157,7 @@ def _answers(
 
 
 class _CropBlocks(Dataset[Any]):
-    """Blocks of crops; what is asked for is a pair of a block and whether the teacher is to see it."""
+    """Blocks of crops, indexed by a pair: a block, and whether the teacher needs its full-size crops."""
 
     def __init__(self, photographs: Photographs, cutter: CropSampler, sides: Sequence[int]) -> None:
         self.photographs, self.cutter, self.sides = photographs, cutter, sides

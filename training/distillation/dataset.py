@@ -1,4 +1,4 @@
-"""What levels learn from: photographs split into training and held-out ones, their crops, and the teacher's answers."""
+"""Training data of a distillation: photographs split in two parts, their crops, and the teacher's answers."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from training.evaluation.console import Reporter
 
 Crops = npt.NDArray[np.uint8]
 VAL_PHOTOGRAPHS = 64
-"""Held-out photographs are at least so many, where that leaves nine tenths of the photographs to train on."""
+"""Least number of held-out photographs, unless that is more than a tenth of all."""
 CENTRES = 512
-"""Photographs on which statistics of norms are measured at the end."""
+"""Number of photographs on which statistics of norms are measured."""
 Indices = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CropBatch:
-    """One process's crops for one update.
+    """One process's crops of one update.
 
-    ``images`` uint8 (n, 3, S, S) for every level that is trained, ``answers`` the teacher's logits of the leaves
-    (n, leaves), float16; ``share`` says where the crops stand in the whole batch.
+    ``images`` uint8 (n, 3, S, S) for every trained level, ``answers`` the teacher's logits of the leaves (n, leaves),
+    float16; ``share`` gives the positions in the whole batch.
     """
 
     images: list[Tensor]
@@ -60,13 +60,13 @@ class CropBatch:
 
     @property
     def errors(self) -> list[str]:
-        """Nothing: crops of unreadable photographs are not in the store's order."""
+        """Always empty: unreadable photographs are left out of a `CropSet`."""
         return []
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CropSet:
-    """Some crops of a store: ``indices`` (M,) among all, ``pixels`` (N, S, S, 3) per level, ``answers`` (N, leaves)."""
+    """Some crops of a store: ``indices`` (M,), ``pixels`` (N, S, S, 3) per level, ``answers`` (N, leaves)."""
 
     indices: npt.NDArray[np.int64]
     pixels: Sequence[Crops]
@@ -76,7 +76,7 @@ class CropSet:
         return len(self.indices)
 
     def take(self, places: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """Images uint8 (n, 3, S, S) per level, and answers (n, leaves), of the crops at some places of the set."""
+        """Images uint8 (n, 3, S, S) per level and answers (n, leaves) of the crops at ``places`` of the set."""
         rows = self.indices[places]
         images = [
             torch.from_numpy(np.ascontiguousarray(each[rows])).permute(0, 3, 1, 2) for each in self.pixels
@@ -84,12 +84,12 @@ class CropSet:
         return images, torch.from_numpy(np.ascontiguousarray(self.answers[rows]))
 
     def batches(self, size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """All crops in their order, so many at a time."""
+        """Yield all crops in order, ``size`` at a time."""
         for first in range(0, len(self), size):
             yield self.take(range(first, min(first + size, len(self))))
 
     def stream(self, sampler: BatchSampler, first: int, last: int) -> Generator[CropBatch]:
-        """The batches of updates ``first`` … ``last`` - 1, shuffled anew whenever all crops have been seen."""
+        """Yield the batches of updates ``first`` … ``last`` - 1; each pass over the crops is shuffled anew."""
         while first < last:
             passing, start = divmod(first, len(sampler))
             for share in sampler.shares(passing, start=start):
@@ -101,7 +101,7 @@ class CropSet:
 
 @dataclasses.dataclass(frozen=True)
 class PhotographSplit:
-    """Photographs, those held out among them (by index, rising), and how crops are cut out of them."""
+    """Photographs, the rising indices of those held out, and how crops are cut."""
 
     photographs: Photographs
     held_out: Indices
@@ -109,7 +109,7 @@ class PhotographSplit:
 
     @classmethod
     def find(cls, recipe: DistilRecipe, teacher: Teacher) -> PhotographSplit:
-        """List the photographs of a recipe; raises `InputError` where there are too few."""
+        """List the photographs of a recipe and split them; raises `InputError` for fewer than 2."""
         photographs = list_photographs(recipe.images)
         count = len(photographs)
         if count < 2:
@@ -121,7 +121,7 @@ class PhotographSplit:
         return cls(photographs, np.sort(shuffled[: max(1, min(wanted, count // 10))]), cutter)
 
     def centres(self, most: int) -> Iterator[Pixels]:
-        """What inference sees of up to so many photographs that are trained on, spread evenly, (S, S, 3) each."""
+        """Yield up to ``most`` training photographs, evenly spaced, as inference sees them: (S, S, 3) each."""
         places = np.setdiff1d(np.arange(len(self.photographs)), self.held_out)
         chosen = places[np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))]
         for index in chosen.tolist():
@@ -132,7 +132,7 @@ class PhotographSplit:
 
 @dataclasses.dataclass(frozen=True)
 class DistilData:
-    """A gallery and the store of its crops and the teacher's answers to them."""
+    """Photographs with the store of their crops and of the teacher's answers."""
 
     gallery: PhotographSplit
     store: CropStore
@@ -146,7 +146,7 @@ class DistilData:
         folder: Path,
         sides: Iterable[int],
     ) -> DistilData:
-        """Name the files, in a folder, of crops at some sides in pixels; `make` makes them."""
+        """Name the files in ``folder`` of crops at the given sides in pixels; `make` makes them."""
         columns = {pixels_name(side): StoreColumn((side, side, 3), np.uint8) for side in sorted(set(sides))}
         columns[ANSWERS] = StoreColumn((len(teacher.taxonomy.leaves),), np.float16)
         columns[SIDES] = StoreColumn((2,), np.uint16)
@@ -171,7 +171,7 @@ class DistilData:
         workers: int,
         threads: int | None,
     ) -> None:
-        """Make the crops and answers that are missing, each process its share of the blocks."""
+        """Make missing crops and answers; blocks are divided among processes."""
         main, store = accelerator.is_main_process, self.store
         with store.claim() if main else contextlib.nullcontext():
             if main:
@@ -213,10 +213,10 @@ class DistilData:
         return found
 
     def tell(self, unreadable: Path, sides: Iterable[int], reporter: Reporter) -> int:
-        """Say which photographs can't be read, and how many crops are smaller than what sees them.
+        """Print unreadable photographs and how many crops are enlarged; return the number of unreadable photographs.
 
-        ``sides`` are those of the trained levels; ``unreadable`` is the table that lists what can't be read. Returns
-        how many photographs can't be read; raises `InputError` where none can.
+        ``unreadable`` is the table to list them in, ``sides`` those of the trained levels. Raises `InputError` if no
+        photograph can be read.
         """
         broken = np.flatnonzero(~self.readable()).tolist()
         if not reporter.quiet:
@@ -251,7 +251,7 @@ class DistilData:
                 )
 
     def crop_set(self, sides: Sequence[int], *, held_out: bool) -> CropSet:
-        """The crops of the photographs that are held out, or of the others, at a side for each trained level."""
+        """The crops of the held-out photographs, or of the others, at one side per trained level."""
         wanted = np.isin(np.arange(len(self.gallery.photographs)), self.gallery.held_out) == held_out
         places = np.flatnonzero(wanted & self.readable())
         indices = np.concatenate(
@@ -266,5 +266,5 @@ class DistilData:
 
 
 def as_images(pixels: Sequence[Pixels], side: int) -> Tensor:
-    """Pictures (S, S, 3) at a level's own side: uint8 (N, 3, side, side)."""
+    """Pictures (S, S, 3) at a level's side: uint8 (N, 3, side, side)."""
     return torch.from_numpy(shrink_pixels(np.stack(pixels), side)).permute(0, 3, 1, 2).contiguous()

@@ -1,11 +1,11 @@
-"""The output folder of a distillation: what lies where, and how levels that are trained apart become one model.
+"""The output folder of a distillation, and how levels that are trained by separate runs become one model.
 
-recipe.json            what all levels have in common, and the options of the last call that trained them all
+recipe.json            options that all levels share, and those of the last call that trained all levels
 start/                 the nested network before training, float32
-crops/                 crops and the teacher's answers (`store`), unless they are kept elsewhere
+crops/                 crops and the teacher's answers (`crop_store`), unless they are kept elsewhere
 unreadable.csv         photographs that can't be read
-level-0/ …             of each level that is trained by itself: recipe.json, history.jsonl, and last/ for --resume
-model/                 the model, float16, all levels as they were trained last; recipe.json, training.json, its card
+level-0/ …             per group of levels trained together: recipe.json, history.jsonl, and last/ for --resume
+model/                 the model, float16, each level as trained last; recipe.json, training.json, MODEL_CARD.md
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from training.trainer.run_dir import START, RunDir
 
 
 class DistilDir:
-    """The output folder of one distillation; only main processes write to it, several runs of different levels too."""
+    """The output folder of one distillation; runs of different levels may write to it at the same time."""
 
     def __init__(self, path: Path, cache: str | None = None) -> None:
-        """Name the folder, and where crops are kept if not in it; `claim` makes it."""
+        """Name the folder, and ``cache`` if crops are kept elsewhere; `claim` creates it."""
         self.path = path
         self.recipe = path / "recipe.json"
         self.start = path / START
@@ -42,7 +42,7 @@ class DistilDir:
         self.unreadable = path / "unreadable.csv"
 
     def run_of(self, levels: Sequence[int]) -> RunDir:
-        """The folder of levels that are trained together."""
+        """The run folder of levels that are trained together."""
         return RunDir(self.path / f"level-{'-'.join(map(str, levels))}", self.model)
 
     @property
@@ -51,7 +51,7 @@ class DistilDir:
         return any(self.path.glob("level-*/last/state.safetensors"))
 
     def stored_recipe(self, level: int | None = None) -> DistilRecipe | None:
-        """The recipe that a level, or the run as a whole, began with."""
+        """The recipe that a level (None: the run as a whole) began with, or None."""
         own = self.run_of((level,)).path / "recipe.json" if level is not None else self.recipe
         for file in (own, self.recipe):
             if file.exists():
@@ -59,7 +59,7 @@ class DistilDir:
         return None
 
     def check_mine(self) -> None:
-        """Raise `InputError` where the folder holds something that a distillation did not make."""
+        """Raise `InputError` if the folder holds output of another command."""
         if self.recipe.exists():
             try:
                 DistilRecipe.load(self.recipe)
@@ -74,7 +74,7 @@ class DistilDir:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Hold the folder for a moment, to set up a run or to write the model; waits for another run that does."""
+        """Hold the folder to set up a run or write the model; waits for another run that does."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with locked(self.path / ".lock", wait=True):
@@ -85,7 +85,7 @@ class DistilDir:
             raise
 
     def check_common(self, recipe: DistilRecipe) -> None:
-        """Raise `InputError` where the levels trained so far began with other options."""
+        """Raise `InputError` if the levels trained so far began with other shared options."""
         stored = self.stored_recipe()
         if stored is None or not self.begun:
             return
@@ -98,7 +98,7 @@ class DistilDir:
                 )
 
     def check_others(self, level: int) -> None:
-        """Raise `InputError` where another level was kept in the model, which has been deleted since."""
+        """Raise `InputError` if another level was trained and has been deleted from the model."""
         kept = self.kept_levels()
         for other in sorted(self.path.glob("level-*/history.jsonl")):
             levels = set(map(int, other.parent.name.split("-")[1:]))
@@ -110,13 +110,13 @@ class DistilDir:
                 )
 
     def kept_levels(self, interpolate: float | None = None) -> set[int]:
-        """The levels that the model has as they were trained; if it is given, those that were drawn back so far."""
+        """Trained levels in the model; with ``interpolate``, only those kept at that share."""
         found = self._stored_results().get("distillation")
         rows = found.get("levels", []) if isinstance(found, dict) else []
         return {row["level"] for row in rows if interpolate in (None, row.get("interpolate", 1.0))}
 
     def has_start(self, recipe: DistilRecipe) -> bool:
-        """Whether the network to start from is there, of the same options."""
+        """Whether the network before training exists, made with the same shared options."""
         stored = self.stored_recipe()
         return (
             stored is not None
@@ -132,9 +132,9 @@ class DistilDir:
         results: dict[str, Any],
         device: torch.device,
     ) -> None:
-        """Write the tensors ``names`` of a network into the model, whose others stay as they were trained last.
+        """Write the tensors ``names`` of a network into the model; its other tensors stay as trained before.
 
-        What was measured of the model with labels, and fitted to that, does not hold any longer and goes.
+        Results on labelled images, and what was fitted to them, no longer hold and are removed.
         """
         with self.claim():
             merged = merge_results(self._stored_results(), results)
@@ -169,12 +169,12 @@ class DistilDir:
         return found if isinstance(found, dict) else {}
 
     def load_start(self) -> Checkpoint:
-        """Read the network to start from."""
+        """Load the network before training."""
         return load_checkpoint(self.start)
 
 
 def merge_results(stored: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-    """Results of a distillation with the rows of levels that were trained by other runs, in the order of levels."""
+    """Add the levels of other runs to the results of a distillation, in the order of levels."""
     known = stored.get("distillation")
     rows = known.get("levels", []) if isinstance(known, dict) else []
     found = {row["level"]: row for row in (*rows, *results["levels"])}

@@ -1,4 +1,4 @@
-"""Levels are trained, measured every so many crops, and kept: what `training.trainer.loop.EpochLoop` is to `fit`."""
+"""Train a group of levels: updates, measurement on held-out crops every N crops, and the model after each."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from training.trainer.updates import train_updates
 AT_FIRST = 20
 """Batches of crops on which norms are measured before the first update."""
 MEASURED = 64
-"""Images in a batch that statistics of norms or the distance from the teacher are measured on."""
+"""Batch size for measuring statistics of norms and divergences."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LevelData:
-    """What levels are trained on: crops, held-out crops, and photographs as inference sees them.
+    """Training crops, held-out crops, and photographs as inference sees them.
 
-    ``centres`` are uint8 (N, 3, S, S) for each of the levels, on which the norms are measured.
+    ``centres`` uint8 (N, 3, S, S), one per level, are for measuring statistics of norms.
     """
 
     train: CropSet
@@ -45,7 +45,7 @@ class LevelData:
 
 
 class LevelLoop:
-    """Levels that are trained together, from where their folder stands to the last update."""
+    """Trains a group of levels from the state in their folder to the last update."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class LevelLoop:
         reporter: Reporter,
         facts: dict[str, Any],
     ) -> None:
-        """``facts`` go into the results of the model beside what is measured here."""
+        """``facts`` are added to the results of the model."""
         self.trainer, self.start, self.inputs, self.sampler = trainer, start, inputs, sampler
         self.folder, self.reporter, self.facts = folder, reporter, facts
         self.own = folder.run_of(trainer.levels)
         self._kept: NestedNetwork | None = None
 
     def run_to_the_end(self, save_every: float, deadline: float = math.inf) -> bool:
-        """Train to the last update, saving every so many minutes; returns whether it was reached by the deadline."""
+        """Train, saving every ``save_every`` minutes; return whether the last update came before ``deadline``."""
         trainer, reporter, recipe = self.trainer, self.reporter, self.trainer.recipe
         total = recipe.total_updates()
         progress = self._start_progress()
@@ -102,7 +102,7 @@ class LevelLoop:
         return progress
 
     def _stretch(self, autosave: Autosave, stream: Any, total: int) -> bool:
-        """Train up to the next measurement, and keep what it leaves; returns False where the time is up."""
+        """Train up to the next measurement and keep the result; return False if the time is up."""
         trainer, progress = self.trainer, autosave.progress
         every = max(trainer.recipe.eval_every // trainer.recipe.batch_size, 1)
         end = min((trainer.updates // every + 1) * every, total)
@@ -148,7 +148,7 @@ class LevelLoop:
         return True
 
     def _measure(self) -> tuple[NestedNetwork, list[dict[str, Any]]]:
-        """The network as it will be stored, and how near its levels come to the teacher; on the main process alone."""
+        """The network as it will be stored, and its divergences from the teacher (measured by the main process)."""
         trainer = self.trainer
         network = self._kept = as_stored(_interpolated(trainer), into=self._kept)
         if not trainer.accelerator.is_main_process:
@@ -183,7 +183,7 @@ class LevelLoop:
 
 
 def _interpolated(trainer: DistilTrainer) -> NestedNetwork:
-    """The moving average, drawn back as far as the recipe says to the weights that training began with.
+    """The moving average, moved towards the initial weights as the recipe's ``interpolate`` says.
 
     Source: robust fine-tuning by interpolating weights (Wortsman et al. 2022, arXiv 2109.01903).
     """
@@ -200,7 +200,7 @@ def _interpolated(trainer: DistilTrainer) -> NestedNetwork:
 def measure_divergence(
     trainer: DistilTrainer, network: NestedNetwork, place: int, val: CropSet
 ) -> dict[str, Any]:
-    """Compare one of the trained levels with the teacher on held-out crops (`compare_to_teacher`)."""
+    """Compare one trained level with the teacher on held-out crops (`compare_to_teacher`)."""
     device = trainer.accelerator.device
     batches = (
         (trainer.normalise(images[place]), answers.to(device).float().softmax(dim=1))
@@ -212,7 +212,7 @@ def measure_divergence(
 def measure_norm_statistics(
     trainer: DistilTrainer, network: NestedNetwork, level: int, images: Tensor
 ) -> None:
-    """Measure the statistics of a level's norms anew on images, uint8 (N, 3, S, S); the network is put back to use."""
+    """Measure the statistics of a level's norms on images, uint8 (N, 3, S, S); end in evaluation mode."""
     batches = torch.split(images, MEASURED)
     if len(batches) > 1 and len(batches[-1]) < MEASURED // 2:
         batches = batches[:-1]
@@ -224,11 +224,11 @@ def measure_norm_statistics(
 def choose_norm_statistics(
     trainer: DistilTrainer, crops: CropSet, val: CropSet, tell: Callable[[str], None]
 ) -> str:
-    """Before the first update: measure the norms of all levels on crops, if that brings them nearer to the teacher.
+    """Choose the statistics of norms before the first update: pretrained ones, or ones measured on crops.
 
-    Pretrained statistics do not fit thin levels; levels of all channels they fit better than new ones, at any side. How
-    often level and teacher agree on the level's tier decides, unless the recipe does; returns "batch" or "pretrained".
-    The moving average, which begins as the network, follows. ``tell`` hears what was found.
+    With "auto", the higher agreement with the teacher on the levels' tiers decides. Pretrained statistics suit levels
+    of full width and not thin ones. Returns "batch" or "pretrained"; the moving average follows. ``tell`` gets a line
+    per measurement.
     """
     wanted = trainer.recipe.statistics
     if wanted == "pretrained":
@@ -257,7 +257,7 @@ def _all_distances(trainer: DistilTrainer, val: CropSet) -> list[dict[str, Any]]
 
 
 def _nearness(rows: Sequence[dict[str, Any]]) -> tuple[float, ...]:
-    """How near levels come to the teacher: what they answer on their own tiers; of equals, on leaves; then how sure."""
+    """Sort key of closeness to the teacher: agreement on tiers, then on leaves, then divergence on tiers."""
     agree_tier, agree_leaf, apart = (
         sum(row[name] for row in rows) for name in ("agree_tier", "agree_leaf", "kl_tier")
     )

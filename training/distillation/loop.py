@@ -1,4 +1,4 @@
-"""Distillation from a recipe to a model: `distil` sets up, makes the crops, trains level after level and measures."""
+"""A whole distillation: `distil` sets up, makes crops, trains the levels one after the other and measures the model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from training.trainer.sync_batchnorm import has_statistics
 from training.trainer.throughput import automatic_workers
 
 PASSES = 16
-"""Times that all crops are trained on, where the user does not say."""
+"""Default number of passes over all crops."""
 
 
 def distil(
@@ -59,14 +59,13 @@ def distil(
     console: Console | None = None,
     accelerator: Accelerator | None = None,
 ) -> bool:
-    """Make a teacher nested, in the folder ``out``; returns whether all levels were trained to their end.
+    """Nest a teacher in the folder ``out``; return whether all levels were trained to the end.
 
-    ``resume`` continues what ``out`` holds; levels that have begun go on with the recipes that they began with, but
-    for ``changes``, field → value; None: with this recipe. With ``level`` that one alone is trained. After so many
-    ``minutes`` the run ends, its state saved and the model as good as it is. In the end the model is measured and
-    calibrated on the labelled photographs ``eval_data``, weighed by ``known_top1`` (see `sample_weights`).
-    Raises `InputError`,
-    `BackboneError`, `CheckpointError` or `TaxonomyError` for what does not fit.
+    ``resume`` continues the runs in ``out``; levels that have begun keep their recipes except for ``changes`` (field →
+    value; None: this recipe). ``level`` trains that level alone. After ``minutes`` the run ends with its state saved
+    and the model written. At the end the model is measured and calibrated on the labelled photographs ``eval_data``,
+    weighted by ``known_top1`` (`training.data.sample_weights`). Raises `InputError`, `BackboneError`, `CheckpointError`
+    or `TaxonomyError`.
     """
     if known_top1 is not None:
         check_known_top1(known_top1)
@@ -97,7 +96,7 @@ def distil(
 
 
 def _evaluate(model: Path, data: Sequence[str], reporter: Reporter, how: EvaluationOptions) -> None:
-    """Measure and calibrate a model on labelled photographs; without any say how that is done later."""
+    """Measure and calibrate a model on labelled photographs; without any, print the command that does."""
     if data:
         results = measure_checkpoint(model, data, **how)
         show_results(reporter.console, results, str(model))
@@ -109,7 +108,7 @@ def _evaluate(model: Path, data: Sequence[str], reporter: Reporter, how: Evaluat
 
 
 def load_teacher(recipe: DistilRecipe) -> Teacher:
-    """The teacher of a recipe, at its own side."""
+    """Load the teacher of a recipe, at its own image side."""
     if recipe.teacher is not None:
         teacher = model_teacher(Path(recipe.teacher), recipe.taxonomy)
     else:
@@ -120,7 +119,7 @@ def load_teacher(recipe: DistilRecipe) -> Teacher:
 
 
 class Distillation:
-    """One call of `distil`: what all groups of levels that are trained in it have in common."""
+    """One call of `distil`: what all levels that it trains share."""
 
     def __init__(
         self,
@@ -131,7 +130,7 @@ class Distillation:
         *,
         changes: Mapping[str, Any] | None,
     ) -> None:
-        """Load the teacher and list the photographs; call `set_up`, then `make_crops`, then `train_all`."""
+        """Load the teacher and list the photographs. Call `set_up`, `make_crops` and `train_all` in this order."""
         recipe.check()
         make_optimizer(nn.Linear(1, 1), opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.recipe, self.folder, self.changes = recipe, folder, changes
@@ -153,9 +152,9 @@ class Distillation:
         self.facts: dict[str, Any] = {}
 
     def set_up(self, level: int | None, *, resume: bool) -> list[tuple[int, ...]]:
-        """Make what all levels start from, if it is not there; returns the levels to train, in groups.
+        """Make the network before training if it does not exist; return the groups of levels to train.
 
-        Raises `InputError` where the folder holds anything that would be replaced.
+        Raises `InputError` where something in the folder would be replaced.
         """
         folder, recipe = self.folder, self.recipe
         if self.accelerator.is_main_process:
@@ -177,7 +176,7 @@ class Distillation:
         return self._groups(self._start, level, resume=resume)
 
     def _groups(self, start: Checkpoint, level: int | None, *, resume: bool) -> list[tuple[int, ...]]:
-        """The levels to train, in groups; raises `InputError` where one of them would be replaced."""
+        """The groups of levels to train; raises `InputError` where a run would be replaced."""
         groups = groups_to_train(_network(start), level)
         for levels in groups:
             self.folder.run_of(levels).refuse_to_replace(resume=resume)
@@ -186,7 +185,7 @@ class Distillation:
         return groups
 
     def _check_start(self) -> None:
-        """Raise `InputError` where the teacher's files have changed since the run began."""
+        """Raise `InputError` if the teacher has changed since the run began."""
         if read_config(self.folder.start).get("results") != {"teacher": self.teacher.digest}:
             raise InputError(
                 f"the teacher, its preprocessing or its tree has changed since the run in {self.folder.path} began; "
@@ -205,12 +204,12 @@ class Distillation:
         return nest_teacher(recipe, teacher, normalise(as_images(pixels, teacher.preprocessing.size)))
 
     def sides(self, levels: Sequence[int]) -> list[int]:
-        """The side in pixels at which each of some levels sees images."""
+        """Image side in pixels of each of the levels."""
         whole = (self.teacher.preprocessing.size,) * self.teacher.taxonomy.num_tiers
         return [(self.recipe.sizes or whole)[level] for level in levels]
 
     def make_crops(self, groups: Sequence[tuple[int, ...]], *, workers: int, threads: int | None) -> None:
-        """Make what the groups learn from, where it is missing, and say what is wrong with it."""
+        """Make missing crops and answers for the groups, and print what is wrong with the photographs."""
         sides = sorted({side for levels in groups for side in self.sides(levels)})
         self.material = DistilData.of(self.gallery, self.recipe, self.teacher, self.folder.crops, sides)
         self.material.make(self.teacher, self.accelerator, self.reporter, workers=workers, threads=threads)
@@ -233,9 +232,9 @@ class Distillation:
         save_every: float,
         until: float | None = None,
     ) -> bool:
-        """Train one group after the other; returns whether all came to their end.
+        """Train one group after the other; return whether all reached their end.
 
-        The time up to ``until``, of the monotonic clock, is divided evenly among those that are left.
+        The time until ``until`` (monotonic clock) is divided evenly among the remaining groups.
         """
         ended, deadline = True, math.inf
         for number, levels in enumerate(groups):
@@ -246,7 +245,7 @@ class Distillation:
         return ended
 
     def train(self, levels: tuple[int, ...], *, resume: bool, save_every: float, deadline: float) -> bool:
-        """Train some levels together, to their end or to a time of the monotonic clock; returns whether they ended."""
+        """Train levels together until their end or ``deadline`` (monotonic clock); return whether they ended."""
         own, main = self.folder.run_of(levels), self.accelerator.is_main_process
         with own.claim(resume=resume) if main else contextlib.nullcontext():
             ended = self._training_of(levels).run_to_the_end(save_every, deadline)
@@ -288,7 +287,7 @@ class Distillation:
         return LevelLoop(trainer, start, inputs, sampler, folder, self.reporter, {**self.facts, **held_out})
 
     def _recipe_of(self, levels: tuple[int, ...], num_crops: int) -> DistilRecipe:
-        """The recipe of some levels, whose crops to train on are known."""
+        """The recipe of a group of levels, with its number of crops."""
         recipe, own = self.recipe, self.folder.run_of(levels)
         file = own.path / "recipe.json"
         if own.state.exists() and file.exists():
@@ -322,5 +321,6 @@ def _describe(trainer: DistilTrainer, train: int, val: int) -> str:
     trained = sum(value.numel() for value in trainer.network.parameters() if value.requires_grad)
     return (
         f"level {' and '.join(map(str, trainer.levels))} of {macs} MMACs: {trained:,} weights learn from {train} "
-        f"crops, {recipe.crops} in all, {val} held out; {trainer.accelerator.device.type}, {torch.get_num_threads()} threads"
+        f"crops, {recipe.crops} in all, {val} held out; {trainer.accelerator.device.type}, "
+        f"{torch.get_num_threads()} threads"
     )

@@ -16,12 +16,12 @@ IDENTITY = (
     *("timm", "weights", "classes", "teacher", "start", "taxonomy", "images", "structure", "widths", "sizes"),
     *("own", "frozen", "crop_scale", "val_share", "batch_size", "opt", "train_heads", "seed"),
 )
-"""Fields that say what a run is; the others may change when it is continued."""
+"""Fields that must stay the same when a run is continued."""
 COMMON = (
     *("timm", "weights", "classes", "teacher", "start", "taxonomy", "images", "structure", "widths", "sizes"),
     *("own", "frozen", "crop_scale", "val_share", "seed"),
 )
-"""Fields that all levels of one output folder have in common."""
+"""Fields that all levels of one output folder share."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,12 +197,12 @@ class DistilRecipe(StoredOptions):
         return dataclasses.replace(self, images=tuple(Path(path).name for path in self.images), **names)
 
     def total_updates(self) -> int:
-        """Updates of the whole run; only of a recipe whose crops are known."""
+        """Updates of the whole run; ``crops`` must be set."""
         assert self.crops is not None
         return max(self.crops // self.batch_size, 1)
 
     def rate(self, update: int) -> float:
-        """Learning rate of an update (0, 1, …): warm-up, constant, then down to a hundredth in a straight line."""
+        """Learning rate of an update (from 0): warm-up, constant, then linear decay to a hundredth."""
         total = self.total_updates()
         up = min(1.0, (update + 1) / max(self.warmup, 1))
         left = (total - update) / max(self.decay * total, 1)
@@ -259,6 +259,6 @@ class DistilRecipe(StoredOptions):
 
 
 def untrained_levels(trained: set[int], num_tiers: int, recipe: DistilRecipe) -> list[int]:
-    """The levels of a model that were never trained; none where it began with those of another model."""
+    """Levels that were never trained; none where training began with another model (``start``)."""
     wanted = range(num_tiers - 1 if recipe.frozen else num_tiers)
     return [] if recipe.start else [level for level in wanted if level not in trained]

@@ -1,4 +1,4 @@
-"""The teacher's answers to uint8 crops: by ONNX Runtime where it is installed (four times as fast), else by torch."""
+"""Run the teacher on uint8 crops: by ONNX Runtime if installed (four times as fast on a processor), else by torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hierclass.images.preprocessing import Preprocessing
 from training.distillation.teacher import Teacher
 
 WORTH = 4096
-"""Crops from which on it pays to export the teacher, which takes some seconds."""
+"""Number of crops from which exporting the teacher pays; it takes some seconds."""
 CLOSE = 0.05
-"""Logits of the two runtimes differ by no more than this, or torch is taken."""
+"""Largest relative difference between the logits of the two runtimes; beyond it torch is used."""
 _log = logging.getLogger(__name__)
 
 TeacherFunction = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -49,7 +49,7 @@ class PixelClassifier(nn.Module):
 def make_teacher_function(
     teacher: Teacher, device: torch.device, num_crops: int, *, threads: int | None = None
 ) -> tuple[TeacherFunction, str]:
-    """What answers crops, and by which runtime, in a word; ``num_crops`` are to be answered."""
+    """Return the function that answers crops, and the name of its runtime, for ``num_crops`` crops."""
     network = PixelClassifier(teacher.classifier, teacher.preprocessing).eval()
     if device.type == "cpu" and num_crops >= WORTH:
         exported = _by_onnxruntime(network, teacher.preprocessing.size, threads)
@@ -72,7 +72,7 @@ def run_by_torch(network: nn.Module, device: torch.device) -> TeacherFunction:
 
 
 def _by_onnxruntime(network: nn.Module, side: int, threads: int | None) -> TeacherFunction | None:
-    """Answer by ONNX Runtime; None where it, or what exports to it, is missing or can't do this network."""
+    """Answer by ONNX Runtime; None if it is missing or can't run this network."""
     try:
         import onnxruntime
 
@@ -98,7 +98,7 @@ def _by_onnxruntime(network: nn.Module, side: int, threads: int | None) -> Teach
 
 
 def _export(network: nn.Module, side: int) -> bytes:
-    """The network as the bytes of an ONNX file, for batches of any size."""
+    """The network as the bytes of an ONNX file with a free batch size."""
     images = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     silent = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(silent), redirect_stderr(silent):

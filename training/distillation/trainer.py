@@ -1,4 +1,4 @@
-"""Training levels of a network on a teacher's answers: one update on crops that are mirrored and mixed."""
+"""One update of a distillation: mirrored and mixed crops, and the loss of the levels against the teacher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.trainer.trainer import Trainer
 
 
 class DistilTrainer(Trainer):
-    """Levels of a network that learn from a teacher's answers, on the device and processes of an accelerator."""
+    """Trains levels of a network on a teacher's answers."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class DistilTrainer(Trainer):
         preprocessing: Preprocessing,
         accelerator: Accelerator,
     ) -> None:
-        """Train what belongs to some levels of a network that is made ready to begin; all else is held fixed."""
+        """Train the parameters of ``levels``; all others are frozen."""
         self.recipe, self.levels, self.preprocessing = recipe, tuple(levels), preprocessing
         self.trained = trained_names(network, levels, heads=recipe.train_heads)
         self.changed = level_names(network, levels, self.trained)
@@ -55,14 +55,14 @@ class DistilTrainer(Trainer):
         self.began = {
             name: value.detach().clone() for name, value in network.named_parameters() if name in self.trained
         }
-        """What the trained weights were before the first update."""
+        """The trained weights before the first update."""
         self.join_processes(find_unused=False, sync_batch_norm=recipe.sync_batch_norm)
         self.prepare(
             make_optimizer(self.trainee, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
         )
 
     def step(self, batch: CropBatch, *, epoch: int, step: int) -> Tensor:
-        """One update on this process's share of a batch; returns the sum of the losses of its crops, detached."""
+        """Make one update on this process's share of a batch; return the detached sum of the losses of its crops."""
         recipe = self.recipe
         rate = recipe.rate(self.updates)
         for group in self.optimizer.param_groups:
@@ -83,9 +83,9 @@ class DistilTrainer(Trainer):
         return loss.detach() * len(batch)
 
     def prepare_batch(self, batch: CropBatch) -> tuple[list[Tensor], Tensor]:
-        """Normalised images per level, mirrored and mixed, and the teacher's shares of the leaves, mixed alike.
+        """Normalised, mirrored and mixed images per level, and the teacher's probabilities, mixed alike.
 
-        What is drawn depends on (seed, update, place in the batch) alone, however the batch is dealt out.
+        What is drawn depends on (seed, update, position in the batch) alone, however the batch is divided.
         """
         recipe, share = self.recipe, batch.share
         seed_everything(recipe.seed, self.updates, 1)
@@ -104,5 +104,5 @@ class DistilTrainer(Trainer):
 
 
 def _mirror(images: Tensor, which: Tensor) -> Tensor:
-    """Images (n, 3, S, S) of which some are seen in a mirror."""
+    """Mirror those images (n, 3, S, S) that ``which`` (n,) marks."""
     return torch.where(which.view(-1, 1, 1, 1), images.flip(3), images)

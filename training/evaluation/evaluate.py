@@ -1,4 +1,4 @@
-"""What a network's answers on labelled images are worth: every measure as JSON values; and calibrating a checkpoint."""
+"""Measure a checkpoint on labelled images, as JSON values, and calibrate it."""
 
 from __future__ import annotations
 
@@ -38,17 +38,14 @@ def summarise(
     found: list[LevelCalibration] | None = None,
     weighting: Weighting | None = None,
 ) -> dict[str, Any]:
-    """All measures of a network's answers as JSON values.
+    """All measures of a network's predictions as JSON values.
 
-    ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson
-    interval, ``balanced`` the mean accuracy per class of the level's own answer, cost;
-    ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
-    were measured with: ``consensus``, or the best of those tried where that is "auto"; ``consensus`` every
-    level's top-1 with each weight tried; ``finest`` the hierarchical measures of the finest level;
-    ``calibration`` what `training.evaluation.calibration` fits and says, None where the images are too few for it;
-    ``found`` is that, if it was fitted already, with the same consensus and ``weighting``. Accuracies count all images
-    the same; beside them, ``weighted_top1`` of a level and ``weighted_answers`` count them by ``weighting``, and are
-    None without one.
+    ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson interval,
+    ``balanced`` the mean accuracy per class of the level's own answer, cost. ``answers[k][j]`` is the accuracy on tier
+    j when level k is asked. ``lower_weight`` is the weight used: the argument ``consensus``, or the best of those tried
+    if that is "auto"; the result ``consensus`` has every level's top-1 for each weight. ``finest`` has the hierarchical
+    measures of the finest level, ``calibration`` what was fitted (``found`` if given), None for too few images.
+    Accuracies are unweighted; ``weighted_top1`` and ``weighted_answers`` are those by ``weighting``, or None.
     """
     count, best = len(predictions.leaves), predictions.chosen(consensus, taxonomy)
     lower_weight = predictions.lower_weights[best]
@@ -97,7 +94,7 @@ def summarise(
 def _weighted_answers(
     predictions: Predictions, weight: int, taxonomy: Taxonomy, weighting: Weighting
 ) -> list[list[float]]:
-    """Accuracy on tier j when level k is asked, images counted by their weights: [k][j]."""
+    """Accuracy [k][j] on tier j when level k is asked, weighted."""
     return [
         [
             float(np.average(flags, weights=weighting.weights))
@@ -110,17 +107,14 @@ def _weighted_answers(
 def calibrate_if_enough(
     predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration] | None:
-    """What `training.evaluation.calibration.calibrate` fits to the answers; None where they are too few.
-
-    With a weighting too few images are refused, as there: a share of so few says nothing of how they differ.
-    """
+    """Calibrate; None for too few images, which are refused only with a weighting."""
     if len(predictions.kept) < calibration.MIN_IMAGES and weighting is None:
         return None
     return calibration.calibrate(predictions, taxonomy, lower_weight, weighting)
 
 
 def hierarchical_measures(predictions: Predictions, taxonomy: Taxonomy) -> dict[str, float | None]:
-    """The hierarchical measures of the finest level's head (`training.evaluation.metrics` defines them)."""
+    """Hierarchical measures of the finest level's own head (`training.evaluation.metrics`)."""
     finest, leaves = predictions.own[-1], predictions.leaves
     precision, recall, f1 = metrics.hierarchical_precision_recall(taxonomy, finest, leaves)
     return {
@@ -139,11 +133,10 @@ def hierarchical_measures(predictions: Predictions, taxonomy: Taxonomy) -> dict[
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A stored model, the labelled images it was run on, and what it answered.
+    """A model, the labelled images it was run on, and its predictions.
 
-    ``digest`` names the model's files; models of before there were digests have none. ``calibration`` is what the
-    images say of the scores (`calibrate`), None where they are too few; ``weighting`` how much
-    each counts in that, None: all the same.
+    ``digest`` identifies the model's files (None for old models), ``calibration`` is fitted to the images (None if they
+    are too few), and ``weighting`` weights them (None: all equal).
     """
 
     checkpoint: Checkpoint
@@ -156,26 +149,26 @@ class Evaluation:
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """How a stored checkpoint is run on labelled images; what is left out is the default."""
+    """How a checkpoint is run on labelled images; missing keys take the default."""
 
     dev_from: int | None
-    """Only the images numbered from here up by file name. Default: all."""
+    """Only images numbered from here up by file name. Default: all."""
     dev_share: float | None
     """Only the share of every class that `training.data.samples.split` holds out. Default: all."""
     seed: int
-    """Of that split; 0."""
+    """Seed of that split. Default: 0."""
     known_top1: float | None
-    """The last level's top-1 on representative images (see `sample_weights`). Default: all images count the same."""
+    """The last level's top-1 on representative images (`training.data.sample_weights`). Default: no weights."""
     batch_size: int | None
     """Images per call of the network. Default: `training.evaluation.predictions.suitable_batch`."""
     workers: int
-    """Processes that prepare images; 1."""
+    """Processes that prepare images. Default: 1."""
     threads: int | None
-    """Of the network, on a processor. Default: torch's."""
+    """CPU threads. Default: torch's."""
 
 
 def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[EvaluationOptions]) -> Evaluation:
-    """Run a stored checkpoint on all the labelled images, or on those that options hold out.
+    """Run a stored checkpoint on labelled images, all or those that the options hold out.
 
     Raises `CheckpointError` for the model and `InputError` for the data.
     """
@@ -191,7 +184,7 @@ def run_model(
     digest: str | None = None,
     **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
-    """Run a model that is loaded already, `hierclass.from_timm` say, as `run_checkpoint` does.
+    """Run a loaded model, for example of `hierclass.from_timm`, as `run_checkpoint` does.
 
     Raises `InputError` for the data.
     """
@@ -216,7 +209,7 @@ def run_model(
 
 
 def _prepare(options: EvaluationOptions) -> torch.device:
-    """Refuse what can't be wanted before any work is done, set the threads, and find the device."""
+    """Check the options, set the threads and return the device."""
     if (known_top1 := options.get("known_top1")) is not None:
         check_known_top1(known_top1)
     if threads := options.get("threads"):
@@ -226,7 +219,7 @@ def _prepare(options: EvaluationOptions) -> torch.device:
 
 
 def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: EvaluationOptions) -> ImageSet:
-    """The images that options leave of the data."""
+    """The images that the options select."""
     dev_from, dev_share = options.get("dev_from"), options.get("dev_share")
     part_given = dev_from is not None or dev_share is not None
     images = read_images(data, taxonomy, held_out_only=not part_given)
@@ -237,10 +230,9 @@ def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: EvaluationOption
 
 
 def measures(evaluation: Evaluation) -> dict[str, Any]:
-    """Measures of a checkpoint's answers: what `summarise` gives, ``unreadable`` images, and ``stored``.
+    """Results of `summarise`, the messages of ``unreadable`` images, and ``stored``.
 
-    The latter is what the checkpoint's own temperatures and thresholds are worth on these images, None where it
-    has none.
+    ``stored`` measures the checkpoint's own temperatures and thresholds on these images; None if it has none.
     """
     checkpoint, predictions = evaluation.checkpoint, evaluation.predictions
     weight = evaluation.decision.lower_weight
@@ -266,11 +258,10 @@ def measures(evaluation: Evaluation) -> dict[str, Any]:
 def calibrate_checkpoint(
     path: str | Path, data: Sequence[str], **options: Unpack[EvaluationOptions]
 ) -> dict[str, Any]:
-    """Fit temperatures and thresholds to labelled images, and store them in the checkpoint they belong to.
+    """Fit temperatures and thresholds to labelled images, and store them in the checkpoint.
 
-    Its weights stay as they are, its results (``results["dev"]["calibration"]``) and its model card, if there is
-    one, tell what was found; that is returned too. Raises as `run_checkpoint`, and `InputError` when the images are
-    too few.
+    The weights stay; results (``results["dev"]["calibration"]``) and model card are updated. Returns the results.
+    Raises as `run_checkpoint`, and `InputError` for too few images.
     """
     evaluation = run_checkpoint(path, data, **options)
     checkpoint = evaluation.checkpoint
@@ -291,10 +282,10 @@ def calibrate_checkpoint(
 def measure_checkpoint(
     path: str | Path, data: Sequence[str], **options: Unpack[EvaluationOptions]
 ) -> dict[str, Any]:
-    """Measure a checkpoint on labelled images, calibrate it on them, and store both in it; returns what was measured.
+    """Measure a checkpoint on labelled images, calibrate it and store both; return what was measured.
 
-    For models that were made without labels: ``results["dev"]`` becomes what `summarise` gives. Where the images are
-    too few to calibrate on, nothing is fitted. Raises as `run_checkpoint`.
+    For models made without labels: ``results["dev"]`` becomes the result of `summarise`. With too few images nothing is
+    fitted. Raises as `run_checkpoint`.
     """
     evaluation = run_checkpoint(path, data, **options)
     checkpoint = evaluation.checkpoint

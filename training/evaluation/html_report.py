@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML page that needs nothing else, and its numbers as JSON beside it."""
+"""Report of an evaluation: one self-contained HTML page, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from training.evaluation.metrics import wilson_interval
 PAGE, NUMBERS = "report.html", "report.json"
 """The two files of a report."""
 PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "matplotlib")
-"""Whose versions a report names."""
+"""Packages whose versions a report lists."""
 MEASURES = {
     "top1": ("top-1", "share of images whose leaf is right"),
     "top5": ("top-5", "share of images whose leaf is among the five best"),
@@ -56,15 +56,15 @@ MEASURES = {
     ),
     "hierarchical_f1": ("hierarchical F1", "harmonic mean of the two"),
 }
-"""What the measures of `training.evaluation.evaluate.hierarchical_measures` are called, and what they are."""
+"""Name and explanation of each measure of `training.evaluation.evaluate.hierarchical_measures`."""
 CONFUSIONS, EXAMPLES, THUMBNAIL = 10, 4, 96
-"""Worst confusions shown, images of each, and the most pixels of a side of these."""
+"""Number of worst confusions, images of each, and largest side of a thumbnail in pixels."""
 
 
 def claim_folder(folder: Path) -> None:
-    """Make a folder for a report, before any work is done for it; what it holds stays.
+    """Create the folder of a report before any work is done; its content stays.
 
-    Raises `InputError` when it is a file or nothing can be written there.
+    Raises `InputError` if it is a file or can't be written to.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"`report` {folder} is no folder; name a new one, or one that may hold {PAGE}")
@@ -79,10 +79,10 @@ def claim_folder(folder: Path) -> None:
 def write_report(
     folder: Path, evaluation: Evaluation, results: dict[str, Any], *, model: str, command: str
 ) -> None:
-    """Write the page and the numbers of an evaluation into a folder, both or none; former ones are replaced.
+    """Write page and numbers of an evaluation into a folder, both or none, replacing former ones.
 
-    ``results`` are `evaluate.measures` of the run, ``model`` what the page calls the model, ``command``
-    what a reader can type to get the same. Raises OSError as writing does.
+    ``results`` are `evaluate.measures`, ``model`` the title of the page, ``command`` the command line that repeats the
+    evaluation. Raises OSError.
     """
     numbers = {"header": header(evaluation, model, command), **results, **more_numbers(evaluation, results)}
     page = render(evaluation, numbers)
@@ -93,9 +93,9 @@ def write_report(
 
 
 def header(evaluation: Evaluation, model: str, command: str) -> dict[str, Any]:
-    """What was measured, on what and with what, as JSON values; no date, so that the same is the same.
+    """What was measured on what, as JSON values; without a date, so that equal evaluations give equal files.
 
-    ``images`` has a digest of their names and labels: equal digests, equal lists.
+    ``images`` has a digest of their names and labels.
     """
     listed = hashlib.sha256()
     for name, leaf in zip(evaluation.images.names, evaluation.images.leaves.tolist(), strict=True):
@@ -125,10 +125,10 @@ def header(evaluation: Evaluation, model: str, command: str) -> dict[str, Any]:
 
 
 def more_numbers(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows beyond the results, as JSON values.
+    """JSON values that the page shows beyond the results.
 
-    ``confusions[k]`` has the classes of tier k, the cells of its confusion matrix that are not 0 as rows of truth,
-    answer and images, and its ``worst``; ``superclasses`` and ``curves`` are those of `report_data`.
+    ``confusions[k]`` has the classes of tier k, the nonzero cells of its confusion matrix (truth, answer, images) and
+    the ``worst``; ``superclasses`` and ``curves`` are those of `report_data`.
     """
     taxonomy, predictions = evaluation.checkpoint.taxonomy, evaluation.predictions
     weight = predictions.lower_weights.index(results["lower_weight"])
@@ -153,7 +153,7 @@ def more_numbers(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, A
 
 
 def render(evaluation: Evaluation, numbers: dict[str, Any]) -> str:
-    """The page of a report from its numbers; names in them are text to it, whatever they hold."""
+    """Render the page of a report; names are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training"),
         autoescape=True,
@@ -181,19 +181,19 @@ def render(evaluation: Evaluation, numbers: dict[str, Any]) -> str:
 
 
 def _answer_intervals(numbers: dict[str, Any]) -> list[list[tuple[float, float, float]]]:
-    """Share, low and high of tier j when level k is asked: [k][j]."""
+    """Share, low and high [k][j] of tier j when level k is asked."""
     images = numbers["images"]
     return [[(share, *wilson_interval(share, images)) for share in row] for row in numbers["answers"]]
 
 
 def _stored_thresholds(numbers: dict[str, Any]) -> dict[tuple[int, int, float], dict[str, Any]]:
-    """What the model's own thresholds keep, by level, tier and precision."""
+    """Measured rows of the model's own thresholds, by level, tier and precision."""
     rows = numbers["stored"]["thresholds"] if numbers["stored"] else []
     return {(row["level"], row["tier"], row["precision"]): row for row in rows}
 
 
 def _figures(numbers: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
-    """The SVG elements of the page; those that are one per level or tier are lists."""
+    """SVG elements of the page; a list where there is one per level or tier."""
     taxonomy, images = evaluation.checkpoint.taxonomy, numbers["images"]
     drawn: dict[str, Any] = {
         "cost": plots.cost_accuracy(
@@ -230,7 +230,7 @@ def _counts(row: dict[str, Any]) -> report_data.Counts:
 def _examples(
     evaluation: Evaluation, worst: Sequence[dict[str, Any]], weight: int
 ) -> Iterator[dict[str, Any]]:
-    """Of each of the finest level's worst confusions, a few images, and one of the class that they were taken for."""
+    """Images of each worst confusion of the finest level, and one of the class that was answered."""
     predictions = evaluation.predictions
     best = predictions.best[weight, -1]
     for pair in worst:
@@ -244,7 +244,7 @@ def _examples(
 
 
 def _pictures(evaluation: Evaluation, positions: Sequence[int], limit: int) -> list[dict[str, str]]:
-    """Name and thumbnail, as a data address, of the first images that can be read."""
+    """Name and thumbnail (data URL) of the first ``limit`` readable images."""
     found: list[dict[str, str]] = []
     for position in positions:
         if len(found) == limit:
@@ -258,7 +258,7 @@ def _pictures(evaluation: Evaluation, positions: Sequence[int], limit: int) -> l
 
 
 def thumbnail(image: Image.Image) -> str:
-    """A small copy of an image, without what else its file held, as a data address."""
+    """A thumbnail of an image as a data URL, without metadata of its file."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""How a training option is declared: once, as the metadata of a recipe's field.
+"""Declare training options, each once, as metadata of a recipe's field.
 
 The command line, the checks of a recipe and docs/options.md are derived from these declarations.
 """
@@ -11,22 +11,21 @@ from collections.abc import Iterable
 from typing import Any
 
 GROUPS = ("data", "tree", "teacher", "photographs", "network", "schedule", "rare")
-"""Groups of options in ``--help``, in order; a command shows those that it has."""
+"""Groups of options in ``--help``, in order."""
 
 CHECKS = ("auto", "none", "quick", "full")
-"""How images may be looked at before training (`training.data.dataset_check`)."""
+"""Modes of checking images before training (`training.data.dataset_check`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class OptionSpec:
-    """A training option beyond its name, type and default, which are the field's.
+    """Declaration of a training option; its name, type and default are those of the field.
 
-    Numbers must be finite and keep to ``at_least``, ``more_than``, ``at_most`` and ``less_than``; texts must be one of
-    ``choices``, if there are any. ``expected`` replaces the generated words for the accepted values, and ``noun`` names
-    a number from 0 to 1. ``chosen`` says what decides where the user gives nothing. ``needs`` are fields of which one
-    must be set for this one to have an effect, ``example`` a value to suggest. ``flag`` is the option on the command
-    line where it is not the field's name. ``repeat`` takes the option several times, a value each; ``path`` makes a
-    path absolute.
+    Numbers must be finite and within ``at_least``, ``more_than``, ``at_most`` and ``less_than``; texts must be one of
+    ``choices``, if any. ``expected`` replaces the generated description of accepted values; ``noun`` names a number
+    from 0 to 1. ``chosen`` says what decides if nothing is given. The option has an effect only if one of the fields
+    ``needs`` is set; ``example`` is a value to suggest. ``flag`` is the command line option if it is not the field's
+    name. With ``repeat`` the option is given once per value; with ``path`` paths become absolute.
     """
 
     help: str
@@ -47,7 +46,7 @@ class OptionSpec:
     path: bool = False
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value keeps to the declared range and choices; None and values without a range always do."""
+        """Whether a value is in the declared range and choices; None and undeclared ranges accept all."""
         if isinstance(value, str):
             return not self.choices or value in self.choices
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.values:
@@ -62,7 +61,7 @@ class OptionSpec:
 
     @property
     def values(self) -> str:
-        """The accepted values in words, such as "give more than 0" without the "give"; empty if all are."""
+        """Accepted values in words, as in "more than 0, less than 1"; empty if all are."""
         if self.expected or self.choices:
             return self.expected or list_words(self.choices)
         low = self.at_least if self.more_than is None else self.more_than
@@ -81,34 +80,34 @@ class OptionSpec:
 
 
 def option(default: Any, *, help: str, group: str, **more: Any) -> Any:
-    """A field of a recipe with a default; ``more`` are fields of `OptionSpec`."""
+    """A recipe's field with a default; ``more`` are fields of `OptionSpec`."""
     return dataclasses.field(default=default, metadata=spec(help=help, group=group, **more))
 
 
 def like(recipe: Any, name: str, default: Any, **changes: Any) -> Any:
-    """A field that is declared as that of another recipe, with a default of its own; ``changes`` as in `option`."""
+    """A recipe's field declared as that of another recipe, with its own default and ``changes``."""
     declared = dataclasses.replace(specs_of(recipe)[name], **changes)
     return dataclasses.field(default=default, metadata={"option": declared})
 
 
 def spec(**fields: Any) -> dict[str, OptionSpec]:
-    """The metadata of a recipe's field: an `OptionSpec` of these fields."""
+    """Metadata of a recipe's field: an `OptionSpec`."""
     return {"option": OptionSpec(**fields)}
 
 
 def specs_of(recipe: Any) -> dict[str, OptionSpec]:
-    """The declarations of a recipe or its class: field → `OptionSpec`, in the order of the fields."""
+    """Field → declaration of a recipe or its class, in order."""
     return {field.name: field.metadata["option"] for field in dataclasses.fields(recipe)}
 
 
 def list_words(words: Iterable[str]) -> str:
-    """``("a", "b", "c")`` as "a, b or c"."""
+    """``("a", "b", "c")`` → "a, b or c"."""
     *others, last = words
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def as_text(value: Any) -> str:
-    """A value of an option as it is written on a command line: lists with commas, None as "none"."""
+    """Format a value as on the command line: lists with commas, None as "none"."""
     if isinstance(value, (tuple, list)):
         return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
     return "none" if value is None else str(value)

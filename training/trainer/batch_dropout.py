@@ -1,7 +1,7 @@
-"""Dropout and stochastic depth drawn for the whole batch of an update, whoever computes which of its images.
+"""Dropout and stochastic depth drawn for the whole batch of an update, however it is divided.
 
-All processes and all parts of an update draw the same numbers and take those of their own images, so that what is
-dropped depends on the seed, the update and the place of an image in the batch alone.
+All processes and parts of an update draw the same numbers and use those of their own images, so that dropout depends on
+(seed, update, position in the batch) alone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass
 class BatchPositions:
-    """Which images of the whole batch the network is looking at: their ``positions`` (n,), out of ``size``."""
+    """Positions (n,) of the current images in a batch of ``size``."""
 
     positions: Tensor
     size: int = 1
 
 
 def share_dropout(network: nn.Module, device: torch.device) -> BatchPositions:
-    """Make the layers of a network that drop at random follow the value returned, which is to be set for every call."""
+    """Make a network's dropout layers draw for the whole batch; set the returned positions before every call."""
     dealt = BatchPositions(torch.zeros(1, dtype=torch.long, device=device))
     for module in network.modules():
         kind = type(module)
@@ -34,15 +34,15 @@ def share_dropout(network: nn.Module, device: torch.device) -> BatchPositions:
 
 
 class _WholeBatchDropout(nn.Module):
-    """A layer that drops.
+    """A dropout layer that draws for the whole batch.
 
-    It becomes a base of the layer's own class: a module keeps its identity, attributes and what it is an instance of.
+    Added as a base of the layer's own class, so that the module keeps its identity and attributes.
     """
 
     _dealt: BatchPositions
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n · k, …) → the same shape; the k rows of an image follow each other."""
+        """(n · k, …) → the same shape; the k rows of an image are consecutive."""
         rate = float(getattr(self, "drop_prob", getattr(self, "p", 0.0)))
         if not self.training or not rate:
             return x
@@ -55,7 +55,7 @@ class _WholeBatchDropout(nn.Module):
         return x * whole[positions].view(x.shape[0], *shape)
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
-        """The shape of what is dropped in a row: all its values one by one, its channels, or all at once."""
+        """Shape of the random values per row: all values, one per channel, or one."""
         if isinstance(self, DropPath):
             return (1,) * (x.ndim - 1)
         return tuple(x.shape[1:]) if isinstance(self, nn.Dropout) else (x.shape[1], *(1,) * (x.ndim - 2))

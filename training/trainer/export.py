@@ -1,4 +1,4 @@
-"""What a run ships: the model folder, with its recipe, the facts of its training and its model card."""
+"""The model folder that a run ships: weights, recipe, facts of the training and model card."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.trainer.supervised import SupervisedTrainer
 
 
 def export_model(trainer: SupervisedTrainer, path: Path, results: dict[str, Any]) -> None:
-    """Store the moving average as a model folder, with its measured results and what was fitted to them."""
+    """Store the moving average as a model folder, with its results and what was fitted to them."""
     save_checkpoint(
         path,
         Checkpoint(
@@ -57,7 +57,7 @@ def describe_model(
 def update_card(
     model: Path, calibration: dict[str, Any] | None, results: dict[str, Any] | None = None
 ) -> None:
-    """Tell a model's card, if it has one, of a calibration (`calibration.to_results`), and of results."""
+    """Update a model's card, if it has one, with a calibration (`calibration.to_results`) and results."""
     card = model / "MODEL_CARD.md"
     if not card.exists():
         return
@@ -69,7 +69,7 @@ def update_card(
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What a run runs on: kind of device, its name, processors of the machine, threads used."""
+    """Device, its name, processors of the machine and threads used."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": device.type, "name": name, "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
 

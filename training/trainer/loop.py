@@ -1,4 +1,4 @@
-"""The training loop: epochs, evaluation, checkpoints; `training.trainer.run_dir` says what is left where."""
+"""`fit`: load the data, train epoch after epoch, evaluate, keep the best model."""
 
 from __future__ import annotations
 
@@ -56,13 +56,12 @@ def fit(
     console: Console | None = None,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
-    """Train a recipe into the folder ``out``; returns the results of the best checkpoint.
+    """Train a recipe into the folder ``out``; return the results of the best checkpoint.
 
-    The state is saved after every epoch and every ``save_every`` minutes (0: after epochs alone), and when Ctrl-C or
-    SIGTERM stops the run. With ``resume`` a run found in ``out`` is continued from there; without one it begins.
-    ``workers`` None chooses a number. Images are looked at before the first epoch as ``check`` says
-    (`training.data.dataset_check`). Ends with a table per level. Raises `InputError` for bad data or options, and
-    when the loss stops being a number.
+    The state is saved after every epoch, every ``save_every`` minutes (0: after epochs only), and on Ctrl-C or SIGTERM.
+    ``resume`` continues a run found in ``out``, or begins one. ``workers`` None is chosen by the device. Images are
+    checked first as ``check`` says (`training.data.dataset_check`). Prints a table per level. Raises `InputError` for
+    bad data or options, and if the loss is not finite.
     """
     recipe.check()
     if threads:
@@ -108,7 +107,7 @@ def fit(
 
 
 def sample_images(train: ImageSet, recipe: Recipe) -> torch.Tensor:
-    """Up to `FOR_ORDER` training images, spread evenly, as the network sees them: float32 (N, 3, S, S)."""
+    """Up to `FOR_ORDER` training images, evenly spaced, preprocessed: float32 (N, 3, S, S)."""
     preprocessing = make_preprocessing(recipe)
     chosen = np.unique(np.linspace(0, len(train) - 1, min(FOR_ORDER, len(train))).astype(int))
     seen = []
@@ -120,7 +119,7 @@ def sample_images(train: ImageSet, recipe: Recipe) -> torch.Tensor:
 
 
 def make_sampler(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> BatchSampler:
-    """Which of the training images make each update, and which of them this process takes."""
+    """The batch sampler of a recipe for this process; raises `InputError` if ``accumulate`` is too large."""
     processes = accelerator.num_processes
     sampler = BatchSampler(
         len(train),
@@ -140,9 +139,9 @@ def make_sampler(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> B
 
 
 def evaluate_run(trainer: SupervisedTrainer, dev: ImageSet, *, workers: int) -> dict[str, Any]:
-    """Results of the moving average on the dev images, each process taking its share, every image in one.
+    """Results of the moving average on the dev images, which are divided among processes.
 
-    Its weights are rounded as they will be stored: accuracy, temperatures and thresholds are those of the file.
+    Weights are rounded as they will be stored, so that the results are those of the file.
     """
     accelerator, consensus = trainer.accelerator, trainer.recipe.consensus
     network = as_stored(trainer.smoothed)
@@ -167,7 +166,7 @@ def evaluate_run(trainer: SupervisedTrainer, dev: ImageSet, *, workers: int) -> 
 
 
 class EpochLoop:
-    """A run on its images, from where its folder stands to the last epoch."""
+    """Trains a run from the state in its folder to the last epoch."""
 
     def __init__(
         self,
@@ -180,13 +179,13 @@ class EpochLoop:
         *,
         workers: int,
     ) -> None:
-        """Train on the images ``train`` in the given order; ``dev`` chooses the epoch that is kept."""
+        """Train on ``train`` in the order of ``sampler``; ``dev`` selects the best epoch."""
         self.trainer, self.train, self.dev, self.sampler = trainer, train, dev, sampler
         self.run_dir, self.reporter, self.workers = run_dir, reporter, workers
         self.hinted = False
 
     def run_to_the_end(self, save_every: float) -> dict[str, Any]:
-        """Train to the last epoch, saving every so many minutes; returns the best epoch and its results."""
+        """Train to the last epoch, saving every ``save_every`` minutes; return the best epoch and its results."""
         trainer, reporter = self.trainer, self.reporter
         main = trainer.accelerator.is_main_process
         progress = self._start_progress(main=main)
@@ -219,7 +218,7 @@ class EpochLoop:
         return progress
 
     def _loader(self, progress: TrainingProgress) -> DataLoader[Any]:
-        """The batches of all epochs to come."""
+        """The batches of all remaining epochs."""
         recipe, start = self.trainer.recipe, progress.step
         epochs = range(progress.epoch, recipe.epochs)
         shares = (
@@ -242,7 +241,7 @@ class EpochLoop:
         )
 
     def _epoch(self, autosave: Autosave, stream: Iterator[TrainingBatch]) -> None:
-        """Train what is left of an epoch, measure it if that is due, and keep what it leaves."""
+        """Train the rest of an epoch, evaluate if due, and write the results."""
         trainer, recipe, progress = self.trainer, self.trainer.recipe, autosave.progress
         autosave.begin_epoch()
         row = self._train(autosave, stream)
@@ -264,7 +263,7 @@ class EpochLoop:
             autosave.after_update()
 
     def _train(self, autosave: Autosave, stream: Iterator[TrainingBatch]) -> dict[str, Any]:
-        """Train what is left of an epoch; returns its row of the history."""
+        """Train the rest of an epoch; return its row of the history."""
         recipe, epoch, steps = self.trainer.recipe, autosave.progress.epoch, len(self.sampler)
         size = recipe.image_size(epoch)
         row, errors = train_updates(
@@ -280,7 +279,7 @@ class EpochLoop:
         return {"epoch": epoch + 1, **row, "size": size}
 
     def _hint(self, waiting: float) -> None:
-        """Say once what may help when the run waits for images."""
+        """Print once what may help if the run waits for images."""
         hint = waiting_hint(waiting, self.workers, local_processes(self.trainer.accelerator))
         if hint is not None and not self.hinted:
             self.reporter.line(hint)
@@ -294,7 +293,7 @@ def _keep(
     row: dict[str, Any],
     results: dict[str, Any] | None,
 ) -> None:
-    """Write what an epoch leaves: the model if it is the best so far, the history, last of all the state."""
+    """Write the results of an epoch: the model if it is the best so far, the history, and last the state."""
     progress = autosave.progress
     better = results is not None and _is_better(results, progress.best)
     if better:
@@ -321,10 +320,10 @@ def _keep(
 
 
 def _is_better(results: dict[str, Any], best: dict[str, Any] | None) -> bool:
-    """Whether an epoch's network is to be kept instead of the best so far: by the accuracy of the last level.
+    """Whether an epoch's network replaces the best so far: by the accuracy of the last level.
 
-    While a network is still being pruned, its levels have more weights than asked for, and are better for that:
-    networks of other numbers of weights are not compared, the later one is kept.
+    During pruning, levels have more weights than asked for and are better for it; networks with different numbers of
+    weights are not compared, and the later one is kept.
     """
     if best is None:
         return True
@@ -333,7 +332,7 @@ def _is_better(results: dict[str, Any], best: dict[str, Any] | None) -> bool:
 
 
 def _work(recipe: Recipe, epochs: int) -> float:
-    """Work of the first epochs: pixels per image, summed over epochs."""
+    """Work of the first ``epochs`` epochs: pixels per image, summed."""
     return float(sum(recipe.image_size(epoch) ** 2 for epoch in range(epochs)))
 
 

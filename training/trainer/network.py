@@ -1,4 +1,4 @@
-"""The network of a recipe before training: architecture, preprocessing, initial weights, and early checks of them."""
+"""The network of a recipe before training: architecture, preprocessing, initial weights, and early checks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from training.trainer.pretrained import cached_weights
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FOR_ORDER = 256
-"""Photographs over which it is found which channels matter."""
+"""Number of images over which the importance of channels is measured."""
 
 
 def make_architecture(recipe: Recipe, num_levels: int = 3) -> Architecture:
-    """The architecture that a recipe names; shares that it leaves open are those for so many levels."""
+    """The architecture of a recipe; missing shares are the defaults for ``num_levels``."""
     shares = {name: getattr(recipe, name) for name in SHARES}
     makes_levels = STRUCTURES[recipe.structure].shares
     shares[makes_levels] = shares[makes_levels] or default_shares(num_levels)
@@ -44,7 +44,7 @@ def make_architecture(recipe: Recipe, num_levels: int = 3) -> Architecture:
 
 
 def make_preprocessing(recipe: Recipe) -> Preprocessing:
-    """Size and centre crop of the recipe, resized as in training; mean and deviation of a pretrained model."""
+    """Image size and centre crop of a recipe; mean and deviation of a pretrained model, else ImageNet's."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     config = timm.get_pretrained_cfg(recipe.backbone, allow_unregistered=True) if recipe.pretrained else None
@@ -62,12 +62,10 @@ def make_preprocessing(recipe: Recipe) -> Preprocessing:
 def make_network(
     recipe: Recipe, taxonomy: Taxonomy, *, fresh: bool = True, images: Tensor | None = None
 ) -> NestedNetwork:
-    """The nested network of a recipe, initialised from its seed or from timm's pretrained weights.
+    """The nested network of a recipe, with random weights of its seed or timm's pretrained ones.
 
-    Where its order is by importance, this is what channels add over ``images``, normalised (N, 3, S, S).
-
-    Weights in the local cache are read from there, without asking the network whether they are the newest. Without
-    ``fresh`` the values of the weights are of no matter, and no pretrained ones are looked for.
+    ``images``, normalised (N, 3, S, S), are needed to order channels by importance. Cached weights are read without
+    contacting the hub. ``fresh`` False skips pretrained weights, for a network whose state will be loaded.
     """
     seed_everything(recipe.seed)
     architecture = make_architecture(recipe, taxonomy.num_tiers)
@@ -83,7 +81,7 @@ def make_network(
 
 
 def check_parts(recipe: Recipe) -> None:
-    """Raise `InputError` for what timm or the sizes would refuse later, before any image is read."""
+    """Raise `InputError` for options that timm refuses, before any image is read."""
     nothing = nn.Linear(1, 1)
     optimizer = make_optimizer(
         nothing, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
@@ -110,5 +108,5 @@ def check_sizes(recipe: Recipe, network: nn.Module) -> None:
 
 
 def make_backbone(recipe: Recipe) -> nn.Module:
-    """The backbone of a recipe before it is cut, without pretrained weights."""
+    """The backbone of a recipe before it is nested, without pretrained weights."""
     return create_backbone(recipe.backbone, stem_stride=recipe.stem_stride, **recipe.backbone_args)

@@ -18,7 +18,7 @@ from training.recipe.recipe import Recipe
 def make_optimizer(
     model: nn.Module, *, opt: str, lr: float, weight_decay: float, momentum: float = 0.9
 ) -> torch.optim.Optimizer:
-    """timm's optimiser of that name for all weights that are trained; biases and normalisation are not decayed."""
+    """timm's optimiser by name for all trainable weights; biases and norms have no weight decay."""
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model, opt=opt, lr=lr, weight_decay=weight_decay, momentum=momentum

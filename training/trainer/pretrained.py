@@ -1,7 +1,4 @@
-"""Whether a run starts from timm's pretrained weights: those in the local cache, else those that can be fetched soon.
-
-A machine without a connection must not wait: reaching out ends after `PATIENCE` seconds, whatever hangs.
-"""
+"""Find timm's pretrained weights: in the local cache, else on the hub if it answers within `PATIENCE` seconds."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ from timm.models import PretrainedCfg
 from hierclass.timm_models.weight_files import HubFile, find_cached, hub_files
 
 PATIENCE = 5.0
-"""Seconds for which an answer of the hub is waited for."""
+"""Seconds to wait for an answer of the hub."""
 
 
 class PretrainedLookup(NamedTuple):
-    """Whether there are pretrained weights for a backbone, and a few words that say where or why not."""
+    """Whether pretrained weights can be used, and why or where they are."""
 
     usable: bool
     why: str
@@ -34,11 +31,9 @@ def cached_weights(backbone: str) -> Path | None:
 
 
 def find_pretrained(backbone: str, *, reach: bool = True, patience: float = PATIENCE) -> PretrainedLookup:
-    """Say whether a run can start from timm's weights of a backbone; fetches them where that is needed.
+    """Find pretrained weights of a backbone; download them if they are not cached and ``reach`` allows it.
 
-    Looks in the local cache first. With ``reach`` the hub is asked for ``patience`` seconds, and where it answers
-    the weights are downloaded, with a bar of progress. Nothing is raised: without weights training begins from
-    scratch.
+    The hub must answer within ``patience`` seconds. Raises nothing: without weights training begins from scratch.
     """
     published = _published(backbone)
     if published is None or not published.has_weights:
@@ -69,9 +64,9 @@ def _published(backbone: str) -> PretrainedCfg | None:
 
 
 def _reachable(files: tuple[HubFile, ...], patience: float) -> HubFile | None:
-    """The first file that the hub says it has, within so many seconds.
+    """The first file that the hub has, or None after ``patience`` seconds.
 
-    In a thread of its own that is left behind when time is over: looking a name up can hang past any timeout.
+    Runs in a thread that is abandoned on time-out, since resolving a name can hang.
     """
     answers: list[HubFile] = []
 

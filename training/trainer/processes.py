@@ -1,6 +1,6 @@
-"""The processes of one run: how they are joined, and which of them speaks.
+"""The processes of a run: how they are joined, and which one prints.
 
-Whoever starts them (torchrun, ``accelerate launch``) tells each its number by environment variables.
+The launcher (torchrun, ``accelerate launch``) numbers them by environment variables.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:
-    """Devices and processes as they are found, in a precision; raises `InputError` if that can't be."""
+    """The accelerator of the available devices and processes; raises `InputError` for an unsupported precision."""
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -41,19 +41,19 @@ def local_processes(accelerator: Accelerator) -> int:
 
 
 def num_processes() -> int:
-    """How many processes the launcher started, on all machines; 1 without one."""
+    """Number of processes that the launcher started on all machines; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all: true for the only one, and where the launcher numbered it 0."""
+    """Whether this is the only or the main process (rank 0)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def wait_to_be_ended(seconds: float) -> None:
-    """Wait for whoever started the processes to end this one, as it does when another has ended with an error.
+    """Wait for the launcher to end this process, as it does when another one has failed.
 
-    The others may be slower to meet the same error.
+    The other process may be slower to meet the same error.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -61,7 +61,7 @@ def wait_to_be_ended(seconds: float) -> None:
 
 
 def is_peer_failure(error: Exception) -> bool:
-    """Whether an error says that another process of the run is gone."""
+    """Whether an error means that another process of the run has died."""
     if num_processes() == 1:
         return False
     text = f"{type(error).__name__} {error}".lower()
@@ -71,7 +71,7 @@ def is_peer_failure(error: Exception) -> bool:
 
 
 def launch_command() -> list[str]:
-    """How a command of ``hierclass-train`` is started as this process was: by itself or by torchrun."""
+    """The words that start a command of ``hierclass-train`` as this process was started: directly or by torchrun."""
     if num_processes() == 1:
         return ["hierclass-train"]
     here = os.environ.get("LOCAL_WORLD_SIZE", str(num_processes()))

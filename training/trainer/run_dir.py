@@ -1,10 +1,10 @@
-"""The folder of a run: what lies where, who may write to it, and the facts kept beside the weights.
+"""The folder of a run.
 
 recipe.json            the recipe
 history.jsonl          one line per epoch
-last/                  what --resume continues from: state.safetensors, and the tree that the run began with
-taxonomy.json, .csv    the tree that was proposed for class folders, to look at and to edit
-checked.json           what the check of the images found; unreadable.csv lists those that can't be read
+last/                  what --resume continues from: state.safetensors, and the taxonomy the run began with
+taxonomy.json, .csv    the taxonomy proposed for class folders, to look at and to edit
+checked.json           result of checking the images; unreadable.csv lists those that can't be read
 model/                 the best model on the dev split, with recipe.json, training.json and MODEL_CARD.md
 """
 
@@ -22,14 +22,14 @@ from taxonomy import Taxonomy, TaxonomyError
 from training.recipe.stored_options import StoredOptions
 
 START = "start"
-"""Where a distillation (`training.distillation`) keeps the network that it begins with, in its output folder."""
+"""Subfolder in which a distillation keeps its network before training."""
 
 
 class RunDir:
-    """The output folder of one run; only the main process of a run writes to it."""
+    """The output folder of one run; only its main process writes to it."""
 
     def __init__(self, path: Path, model: Path | None = None) -> None:
-        """Name the folder, and that of the model if it lies elsewhere; both are made by whoever writes to them."""
+        """Name the folder, and that of the model if it lies elsewhere; nothing is created."""
         self.path = path
         self.state = path / "last" / "state.safetensors"
         self.begun_with = path / "last" / "taxonomy.json"
@@ -37,7 +37,7 @@ class RunDir:
         self.history = path / "history.jsonl"
 
     def refuse_to_replace(self, *, resume: bool) -> None:
-        """Raise `InputError` when the folder holds a run and ``resume`` is not set."""
+        """Raise `InputError` if the folder holds a run and ``resume`` is not set."""
         if (self.path / START / CONFIG_FILE).exists():
             raise InputError(f"{self.path} holds a run of hierclass-train distil; choose another `out`")
         if self.state.exists() and not resume:
@@ -45,10 +45,9 @@ class RunDir:
 
     @contextlib.contextmanager
     def claim(self, *, resume: bool) -> Iterator[None]:
-        """Keep other runs out while this one lasts; the system frees the folder if the process is killed.
+        """Lock the folder for this run; the system unlocks it if the process is killed.
 
-        Raises `InputError` when another process writes to the folder, or it holds a run and ``resume`` is not
-        set.
+        Raises `InputError` if another process holds it, or it holds a run and ``resume`` is not set.
         """
         self.refuse_to_replace(resume=resume)
         with contextlib.ExitStack() as stack:
@@ -68,9 +67,9 @@ class RunDir:
             yield
 
     def taxonomy(self, named: str, tell: Callable[[str], None]) -> Taxonomy:
-        """The taxonomy that a recipe names; that of a run that has begun is the one it began with.
+        """Load a recipe's taxonomy; a run that has begun keeps the one it began with.
 
-        ``tell`` hears in a line if the file has changed since.
+        ``tell`` gets a line if the file has changed since.
         """
         if not (self.state.exists() and self.begun_with.exists()):
             return Taxonomy.load(named)
@@ -87,7 +86,7 @@ class RunDir:
         return begun
 
     def begin(self, recipe: StoredOptions, epochs_done: int, taxonomy: Taxonomy) -> None:
-        """Store the recipe and the tree, and keep the history lines of the epochs done; a kill can leave one more."""
+        """Store recipe and taxonomy, and cut the history to the epochs done; a kill can leave one more."""
         self.begun_with.parent.mkdir(parents=True, exist_ok=True)
         taxonomy.save(self.begun_with)
         recipe.save(self.path / "recipe.json")
@@ -97,6 +96,6 @@ class RunDir:
             file.write_text(text, encoding="utf-8")
 
     def add_epoch(self, row: dict[str, Any]) -> None:
-        """Add an epoch's line to the history."""
+        """Append an epoch's row to the history."""
         with self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

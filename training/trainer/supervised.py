@@ -1,4 +1,4 @@
-"""Training a network on labelled images: loss, optimiser, schedule, moving average, one update at a time."""
+"""Train a network on labelled images: network, loss, optimiser, schedule and moving average, and one update of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.trainer.trainer import Trainer
 
 
 class SupervisedTrainer(Trainer):
-    """Everything that changes while a recipe is trained, on the device and processes of an accelerator."""
+    """Trains the network of a recipe on labelled images."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class SupervisedTrainer(Trainer):
     ) -> None:
         """Build everything from the recipe and its seed.
 
-        ``leaf_counts``, training images of each leaf, are needed to balance the loss. Without ``fresh`` no
-        pretrained weights are looked for, since a state will be loaded over them.
+        ``leaf_counts``, training images of each leaf, are needed to balance the loss. ``fresh`` False skips pretrained
+        weights, for a state that will be loaded.
         """
         self.recipe, self.taxonomy = recipe, taxonomy
         self.total_updates = recipe.epochs * steps_per_epoch
@@ -82,9 +82,9 @@ class SupervisedTrainer(Trainer):
         self.mixing = BatchAugmentation(recipe, self.preprocessing, len(taxonomy.leaves), device)
 
     def step(self, batch: TrainingBatch, *, epoch: int, step: int) -> Tensor:
-        """One update on this process's share of a batch; returns the sum of the losses of its images, detached.
+        """Make one update on this process's share of a batch; return the detached sum of the losses of its images.
 
-        An image that could not be read counts with loss 0, so that every other one counts alike on all processes.
+        Unreadable images count with loss 0, so that the others count alike on all processes.
         """
         if len(batch) < self.recipe.accumulate:
             raise InputError(f"no image of a whole batch could be read: {batch.errors[0]}")
@@ -109,7 +109,7 @@ class SupervisedTrainer(Trainer):
     def _gradients(
         self, pixels: Tensor, target: Tensor, batch: TrainingBatch, *, seed: tuple[int, ...]
     ) -> Tensor:
-        """Add the gradients of one update, in as many parts as are accumulated; returns the sum of the losses."""
+        """Add the gradients of one update, part by part; return the sum of the losses."""
         parts, size = self.recipe.accumulate, batch.share.batch
         positions = batch.positions.to(self.accelerator.device, non_blocking=True)
         split = zip(*(values.tensor_split(parts) for values in (pixels, target, positions)), strict=True)
@@ -127,7 +127,7 @@ class SupervisedTrainer(Trainer):
         return total
 
     def _loss_of(self, pixels: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of images, in float32 whatever the network computes in."""
+        """Mean loss of images, in float32."""
         model = self.model if self.compiled is None else self._compiled_for(pixels.shape)
         with self.accelerator.autocast():
             levels, finest = model(pixels)
@@ -137,7 +137,7 @@ class SupervisedTrainer(Trainer):
 
     @torch.no_grad()
     def _teachers(self, pixels: Tensor) -> list[Tensor] | None:
-        """The moving average's logits to distil from, of all levels or the last alone; None: the live ones."""
+        """Logits of the moving average to distil from, of all levels or the last alone; None for live teachers."""
         if not self.recipe.distil or self.recipe.distil_teacher == "live":
             return None
         if self.recipe.distil_from == "last":
@@ -145,9 +145,9 @@ class SupervisedTrainer(Trainer):
         return self.smoothed.forward_all(pixels)
 
     def _compiled_for(self, shape: torch.Size) -> Any:
-        """The network compiled for batches of one size of image; for smaller batches the plain one.
+        """The network compiled for one batch shape; the plain one for smaller batches.
 
-        torch keeps few compilations and then stops compiling: those of former sizes are dropped.
+        torch keeps few compilations and then stops compiling, so former sizes are dropped.
         """
         if shape[2:] != self._compiled_shape[2:] or shape[0] > self._compiled_shape[0]:
             torch.compiler.reset()
@@ -155,14 +155,14 @@ class SupervisedTrainer(Trainer):
         return self.compiled if shape == self._compiled_shape else self.model
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Continue from what `save` wrote; returns its progress."""
+        """Load what `save` wrote; return its progress."""
         progress = super().load(path)
         self.scheduler.step_update(self.updates)
         return progress
 
 
 def untrained_weights(trainee: TrainingModel, loss: NestedLoss, size: int) -> list[str]:
-    """Names of the weights that the loss does not reach; processes that share gradients have to know."""
+    """Names of the weights without a gradient; processes that share gradients must know them."""
     weight = next(trainee.parameters())
     with evaluating(trainee):
         levels, finest = trainee(torch.zeros(2, 3, size, size).to(weight))
@@ -173,7 +173,7 @@ def untrained_weights(trainee: TrainingModel, loss: NestedLoss, size: int) -> li
 
 
 def _as_float32(values: Any) -> Any:
-    """Tensors, in lists and tuples or alone, as float32; None stays."""
+    """Convert tensors, alone or in lists and tuples, to float32; None stays."""
     if isinstance(values, Tensor):
         return values.float()
     return values if values is None else type(values)(_as_float32(value) for value in values)

@@ -1,4 +1,4 @@
-"""A stretch of updates, such as an epoch: trained, shown, and told as a line of the history."""
+"""A sequence of updates, such as an epoch: train, report and measure."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from training.trainer.trainer import Trainer
 
 
 class BatchLike(Protocol):
-    """What one process trains on in one update: as many images as its length, ``errors`` of those left out."""
+    """One process's images of one update; its length is the number of readable ones."""
 
     @property
     def share(self) -> BatchShare:
-        """Which images these are of the whole batch."""
+        """Which images of the whole batch these are."""
 
     @property
     def errors(self) -> list[str]:
-        """A message per image that could not be read."""
+        """One message per unreadable image."""
 
     def __len__(self) -> int: ...
 
@@ -39,11 +39,10 @@ def train_updates(
     where: Callable[[int], str],
     work: float,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Train what is left of so many updates; returns their part of a row of the history, and unreadable images.
+    """Train up to update ``steps`` of a sequence; return its row of the history and messages of unreadable images.
 
-    ``where`` says which update it is, by its number in the stretch; ``work`` is what an update counts in the
-    reporter's total. In the row, the loss is the mean over the images, the images per second are those of all
-    processes, and the share of the time that went into waiting for images is that of the process that waited longest.
+    ``where`` names an update by its number; ``work`` is the work of one for the reporter. The row has the mean loss,
+    images per second over all processes, and the share of the time that the slowest process waited for images.
     """
     progress = autosave.progress
     meter, errors, mean = ThroughputMeter(trainer.accelerator.device), list[str](), progress.mean
@@ -75,6 +74,6 @@ def train_updates(
 
 
 def _longest(trainer: Trainer, waiting: float) -> float:
-    """The largest of the processes' shares of waiting."""
+    """The largest share of waiting of all processes."""
     share = torch.tensor([waiting], device=trainer.accelerator.device)
     return float(trainer.accelerator.gather(share).max())
