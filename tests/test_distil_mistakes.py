@@ -17,7 +17,6 @@ from distil_data import BACKBONE, write_photographs, write_teacher
 from hierclass.files import CONFIG_FILE
 from taxonomy import Taxonomy
 from training.cli import main
-from training.distillation.crop_store import CropStore
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +154,14 @@ def test_a_disk_without_room_is_said_before_anything_is_made(
 def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_with_room(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: CropStore, name: str, *_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / name))
+    fsync = os.fsync
 
-    monkeypatch.setattr(CropStore, "write", full)
+    def full(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix in (".u8", ".f16", ".u16"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)  # the disk fills up with crops
     code, line = said(folder, tmp_path / "out", capsys)
     assert code == 1
     assert "No space left on device; make room and continue with: hierclass-train distil --out" in line

@@ -20,6 +20,7 @@ from training_data import write_parquet
 from hierclass.errors import CheckpointError, HierclassError, InputError
 from taxonomy import Taxonomy
 from training.cli import main
+from training.cli.exits import one_line_errors, resume_command
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 
@@ -274,48 +275,34 @@ def test_a_recipe_that_was_deleted_is_given_again(recipe: Recipe, out: Path) -> 
 
 @pytest.mark.parametrize("error", [AssertionError("two\nlines"), RuntimeError("two\nlines")])
 def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
-    error: Exception,
-    recipe: Recipe,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors():
         raise error
-
-    monkeypatch.setattr("training.trainer.loop.fit", fail)
-    given = ["fit", "--out", tmp_path, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy]
-    assert command(*given) == 1
-    line = one_error(capfd)
-    assert f"{type(error).__name__}: two lines (unexpected; " in line
+    assert ended.value.code == 1
+    assert f"{type(error).__name__}: two lines (unexpected; " in one_error(capfd)
     monkeypatch.setenv("HIERCLASS_DEBUG", "1")
-    assert command(*given) == 1
+    with pytest.raises(SystemExit), one_line_errors():
+        raise error
     assert "Traceback" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
-    [([], "'{out}' --resume\n"), (["--threads", "2"], "'{out}' --resume --threads 2\n")],
+    ("threads", "expected"), [(None, "'{out}' --resume\n"), (2, "'{out}' --resume --threads 2\n")]
 )
 def test_who_interrupts_hears_what_ends_with_the_same_weights(
-    options: list[str],
-    expected: str,
-    recipe: Recipe,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    threads: int | None, expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fit(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("training.trainer.loop.fit", fit)
     out = tmp_path / "a run"
-    given = ["fit", "--out", out, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy, *options]
-    assert command(*given) == 130
-    assert one_error(capfd) == "hierclass-train: interrupted\n"  # there is nothing to continue
+
+    def interrupted() -> str:
+        with pytest.raises(SystemExit) as ended, one_line_errors(lambda: resume_command("fit", out, threads)):
+            raise KeyboardInterrupt
+        assert ended.value.code == 130
+        return one_error(capfd)
+
+    assert interrupted() == "hierclass-train: interrupted\n"  # there is nothing to continue
     out.mkdir()
     Recipe(data=("x",), taxonomy="tiny-imagenet").save(out / "recipe.json")
-    assert command(*given) == 130
-    assert one_error(capfd) == (
-        f"hierclass-train: interrupted; continue with: hierclass-train fit --out {expected.format(out=out)}"
-    )
+    line = "hierclass-train: interrupted; continue with: hierclass-train fit --out "
+    assert interrupted() == line + expected.format(out=out)

@@ -14,15 +14,13 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from training_data import write_parquet
+from training_data import Killed, kill, watched_accelerator, write_parquet
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training.data.batches import TrainingBatch
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.interrupts import Interrupts
-from training.trainer.supervised import SupervisedTrainer
 
 STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
@@ -52,12 +50,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) ->
     )
 
 
-def fit(
-    recipe: Recipe, out: Path, *, resume: bool = False, save_every: float = 0.0
-) -> tuple[dict[str, Any], str]:
+def fit(recipe: Recipe, out: Path, *, save_every: float = 0.0, **options: Any) -> tuple[dict[str, Any], str]:
     text = io.StringIO()
     console = Console(file=text, width=100)
-    results = loop.fit(recipe, out, resume=resume, workers=0, console=console, save_every=save_every)
+    results = loop.fit(recipe, out, workers=0, console=console, save_every=save_every, **options)
     return results, text.getvalue()
 
 
@@ -74,22 +70,10 @@ def unbroken(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
-    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    original = SupervisedTrainer.step
-
-    def step(self: SupervisedTrainer, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
-        if epoch == 1 and step == 2:
-            raise Killed
-        return original(self, batch, epoch=epoch, step=step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SupervisedTrainer, "step", step)
-        with pytest.raises(Killed):
-            fit(recipe, tmp_path)
+    with pytest.raises(Killed):
+        fit(recipe, tmp_path, accelerator=watched_accelerator([], 7, kill))
     _, text = fit(recipe, tmp_path, resume=True)
     assert "resumed after epoch 1 of 2" in text
     ours, theirs = load_file(tmp_path / STATE), load_file(unbroken[0] / STATE)
@@ -101,45 +85,44 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     ).read_bytes()
 
 
-@pytest.mark.parametrize("save_every", [0.0, 1e-9])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "save_every"),
+    [
+        (signal.SIGINT, 0.0),
+        pytest.param(signal.SIGINT, 1e-9, marks=pytest.mark.full),
+        pytest.param(signal.SIGTERM, 0.0, marks=pytest.mark.full),
+        pytest.param(signal.SIGTERM, 1e-9, marks=pytest.mark.full),
+    ],
+)
 def test_a_run_that_is_told_to_stop_keeps_every_update(
-    number: signal.Signals,
-    save_every: float,
-    recipe: Recipe,
-    unbroken: tuple[Path, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals, save_every: float, recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
 ) -> None:
-    original, seen = SupervisedTrainer.step, list[tuple[int, int]]()
-
-    def step(self: SupervisedTrainer, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
-        seen.append((epoch, step))
-        if (epoch, step) == (1, 2):
-            os.kill(os.getpid(), number)
-        return original(self, batch, epoch=epoch, step=step)
-
-    monkeypatch.setattr(SupervisedTrainer, "step", step)
+    updates: list[int] = []
+    stop = watched_accelerator(updates, 7, lambda: os.kill(os.getpid(), number))
     with pytest.raises(KeyboardInterrupt):
-        fit(recipe, tmp_path, save_every=save_every)
-    _, text = fit(recipe, tmp_path, resume=True)
+        fit(recipe, tmp_path, save_every=save_every, accelerator=stop)
+    _, text = fit(recipe, tmp_path, resume=True, accelerator=watched_accelerator(updates))
     assert "resumed after epoch 1 of 2 and 3 of 5 updates" in text
-    assert seen == [(epoch, step) for epoch in range(2) for step in range(5)]
+    assert len(updates) == 10
     ours, theirs = load_file(tmp_path / STATE), load_file(unbroken[0] / STATE)
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
     assert without_seconds(tmp_path) == without_seconds(unbroken[0])
 
 
 def test_a_run_that_is_stopped_while_it_is_measured_only_measures_again(
-    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
 ) -> None:
-    def stop(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+    updates: list[int] = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "summarise", stop)
-        with pytest.raises(KeyboardInterrupt):
-            fit(recipe, tmp_path)
+    def stop_once(module: torch.nn.Module, _: object) -> None:
+        if len(updates) == 5 and not module.training:
+            updates.append(-1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path, accelerator=watched_accelerator(updates))
+    hook.remove()
     _, text = fit(recipe, tmp_path, resume=True)
     assert "resumed after epoch 0 of 2 and 5 of 5 updates" in text
     assert without_seconds(tmp_path) == without_seconds(unbroken[0])

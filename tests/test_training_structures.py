@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,22 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from training_data import write_parquet
+from training_data import Killed, kill, read_fit_options, watched_accelerator, write_parquet
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError
-from hierclass.nested import STRUCTURES, NestedNetwork, Structure
+from hierclass.nested import STRUCTURES, Structure
 from taxonomy import Taxonomy
 from training.data.batches import TrainingBatch
+from training.data.sampler import BatchShare
 from training.evaluation.evaluate import measures, run_checkpoint
 from training.evaluation.model_card import model_card
 from training.recipe.presets import read_recipe_file
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.network import make_architecture, make_network
+from training.trainer.processes import make_accelerator
 from training.trainer.supervised import SupervisedTrainer
 
 
@@ -53,17 +54,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) ->
 def fit(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
     console = Console(file=io.StringIO(), width=100)
     return loop.fit(recipe, out, workers=0, console=console, **options)
-
-
-def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..., torch.Tensor]:
-    """`Run.step`, interrupted at one update."""
-
-    def step(self: SupervisedTrainer, batch: TrainingBatch, **at: int) -> torch.Tensor:
-        if at == where:
-            raise KeyboardInterrupt
-        return original(self, batch, **at)
-
-    return step
 
 
 @pytest.mark.parametrize(
@@ -190,19 +180,18 @@ def test_the_model_card_of_a_run_before_structures_is_written(
     assert "timm's `test_resnet` cut by structure `slices` at widths 0.25, 0.5, 1.0, input 32 x 32" in card
 
 
-def test_the_network_hears_before_every_update_how_far_training_is(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[float] = []
-    monkeypatch.setattr(NestedNetwork, "train_progress", lambda _, progress: heard.append(progress))
-    with monkeypatch.context() as patch:
-        patch.setattr(SupervisedTrainer, "step", stopping(SupervisedTrainer.step, epoch=1, step=2))
-        with pytest.raises(KeyboardInterrupt):
-            fit(recipe, tmp_path)
-    assert heard == [update / 10 for update in range(7)]
-    heard.clear()
-    fit(recipe, tmp_path, resume=True)
-    assert heard == [update / 10 for update in range(5, 11)]  # the end, before the last evaluation
+def test_a_network_of_masks_is_pruned_from_update_to_update(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:
+    changed = dataclasses.replace(recipe, structure="masks", densities=(0.1, 0.3, 0.6))
+    accelerator = make_accelerator("no")
+    trainer = SupervisedTrainer(changed, tiny_taxonomy, steps_per_epoch=2, accelerator=accelerator)
+    images, places = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8), torch.arange(24)
+    kept = []
+    for step in range(4):
+        share = BatchShare(places.tolist(), places.tolist(), 24, step // 2, 32)
+        trainer.step(TrainingBatch(images, places % 12, places, share, []), epoch=step // 2, step=step % 2)
+        kept.append(trainer.network.cost(0).parameters)
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] > 2 * kept[-1]
 
 
 DEEP = {"layers": (2, 2, 2, 2)}
@@ -215,16 +204,12 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("structure", sorted(CHANGES))
-def test_every_structure_is_trained_resumed_and_kept(
-    structure: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_structure_is_trained_resumed_and_kept(structure: str, recipe: Recipe, tmp_path: Path) -> None:
     taught = {"distil": 0.5, "distil_from": "next", "distil_teacher": "ema", "consensus": 0.5}
     changed = dataclasses.replace(recipe, structure=structure, **CHANGES[structure], **taught)
     results = fit(changed, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(SupervisedTrainer, "step", stopping(SupervisedTrainer.step, epoch=1, step=2))
-        with pytest.raises(KeyboardInterrupt):
-            fit(changed, tmp_path / "broken", save_every=1e-9)  # after every update
+    with pytest.raises(Killed):  # in the second epoch; the state is saved after every update
+        fit(changed, tmp_path / "broken", save_every=1e-9, accelerator=watched_accelerator([], 7, kill))
     fit(changed, tmp_path / "broken", resume=True)
     state = Path("last") / "state.safetensors"
     ours, theirs = (load_file(tmp_path / name / state) for name in ("broken", "whole"))
@@ -258,31 +243,14 @@ def test_a_network_of_masks_is_not_compiled(recipe: Recipe) -> None:
     assert str(caught.value) == "`compile` does not speed up `structure` masks; leave it out"
 
 
-def test_options_of_the_command_line_become_the_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from training.cli import app
-
-    started: list[Recipe] = []
-    monkeypatch.setattr(
-        "training.cli.prepare.prepare", lambda recipe, *_, **__: recipe
-    )  # there is no data to choose by
-    monkeypatch.setattr("training.trainer.loop.fit", lambda recipe, out, **_: started.append(recipe))
-    given = ["fit", "--out", str(tmp_path), "--data", "x"]
-    app(given, standalone_mode=False)
-    app([*given, "--structure", "masks", "--densities", "0.1,0.3,1"], standalone_mode=False)
-    app([*given, "--widths", "0.5,1", "--depths", "0.5,1", "--order", "importance"], standalone_mode=False)
-    app(
-        [*given, "--structure", "prefix", "--sizes", "32,48,64", "--own", "norms+rank2"],
-        standalone_mode=False,
-    )
-    plain, masks, slices, prefix = started
-    assert (prefix.sizes, prefix.own, plain.sizes, plain.own) == (
-        (32, 48, 64),
-        ("norms+rank2",),
-        None,
-        ("norms",),
-    )
+def test_options_of_the_command_line_become_the_recipe(tmp_path: Path) -> None:
+    given = ["--out", tmp_path, "--data", "x"]
+    plain = read_fit_options(*given)
+    masks = read_fit_options(*given, "--structure", "masks", "--densities", "0.1,0.3,1")
+    slices = read_fit_options(*given, "--widths", "0.5,1", "--depths", "0.5,1", "--order", "importance")
+    prefix = read_fit_options(*given, "--structure", "prefix", "--sizes", "32,48,64", "--own", "norms+rank2")
+    assert (prefix.sizes, prefix.own) == ((32, 48, 64), ("norms+rank2",))
+    assert (plain.sizes, plain.own) == (None, ("norms",))
     assert (plain.structure, plain.widths, plain.depths, plain.densities) == ("slices", None, None, None)
     assert (masks.structure, masks.densities) == ("masks", (0.1, 0.3, 1.0))
     assert (slices.widths, slices.depths, slices.order) == ((0.5, 1.0), (0.5, 1.0), "importance")

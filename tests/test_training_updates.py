@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -368,7 +369,7 @@ def test_the_history_says_how_long_images_were_waited_for(recipe: Recipe, tmp_pa
 
 
 def test_who_waits_for_images_is_told_what_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.trainer.throughput.num_cores", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert waiting_hint(0.1, 1, 1) is None
     assert waiting_hint(0.5, 1, 2) == "50% of the time went into waiting for images; raise `workers` (now 1)"
     assert waiting_hint(0.5, 3, 2) == (
@@ -379,7 +380,7 @@ def test_who_waits_for_images_is_told_what_may_help(monkeypatch: pytest.MonkeyPa
 def test_without_a_number_a_gpu_gets_workers_on_all_cores_but_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("training.trainer.throughput.num_cores", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     assert automatic_workers(torch.device("cpu"), 1) == 1
     assert automatic_workers(torch.device("cuda"), 1) == 15
     assert automatic_workers(torch.device("cuda"), 8) == 1
