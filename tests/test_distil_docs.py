@@ -31,7 +31,8 @@ def commands(heading: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "name"), [("A ResNet-50", "test_resnet"), ("A ConvNeXt", "test_convnext")]
+    ("heading", "name"),
+    [("A ResNet-50", "test_resnet"), pytest.param("A ConvNeXt", "test_convnext", marks=pytest.mark.full)],
 )
 def test_the_commands_of_the_page_work(
     heading: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -69,6 +69,7 @@ def assert_equal(out: Path, unbroken: Path) -> None:
     assert [key for key in weights[0] if not torch.equal(weights[0][key], weights[1][key])] == []
 
 
+@pytest.mark.full
 def test_a_run_that_is_killed_in_the_middle_equals_an_unbroken_one_bit_for_bit(
     recipe: DistilRecipe, unbroken: Path, tmp_path: Path
 ) -> None:

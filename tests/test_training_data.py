@@ -243,6 +243,7 @@ def test_evaluation_sees_what_inference_sees(crop: float) -> None:
     assert np.array_equal(batch[0].numpy(), read_input(file.getvalue(), preprocessing))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="a process can't be killed so on Windows")
 def test_workers_end_with_a_process_that_was_killed() -> None:
     code = """

@@ -154,6 +154,7 @@ def test_an_option_that_cannot_work_is_named(
         fit(dataclasses.replace(recipe, **change), tmp_path)
 
 
+@pytest.mark.full
 def test_a_compiled_run_learns_what_an_uncompiled_one_learns(
     recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

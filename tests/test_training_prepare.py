@@ -344,6 +344,7 @@ def test_who_does_not_say_yes_trains_nothing_and_reads_one_line(
     assert not (tmp_path / "run" / "last").exists()
 
 
+@pytest.mark.full
 def test_training_with_a_given_tree_needs_no_wordnet(photos: Path, tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -29,7 +29,10 @@ sys.exit(main())
 """
 """``hierclass-train`` where compiled code is traced, split for the processes and run by torch as it is."""
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's processes on Windows have no signals")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(os.name == "nt", reason="torchrun's processes on Windows have no signals"),
+]
 
 
 @pytest.fixture(scope="module")
