@@ -111,11 +111,9 @@ def test_crops_that_a_stop_left_half_made_are_made_to_the_end_and_no_others(
 
     data.store.open()
     reporter = Reporter(Console(file=io.StringIO()))
+    crops = (data.store, photographs.photographs, photographs.cutter, missing_blocks(data.store))
     with pytest.raises(Killed):
-        blocks = missing_blocks(data.store)
-        make_crops(
-            data.store, photographs.photographs, photographs.cutter, blocks, stopping, reporter, workers=0
-        )
+        make_crops(*crops, stopping, reporter, workers=0)
     assert sum(data.store.done("answers.f16")) == 2
     answered.clear()
     data.make(teacher, make_accelerator("no"), reporter, workers=0, threads=None)
