@@ -16,7 +16,6 @@ from rich.console import Console
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 from sklearn.metrics import log_loss
-from training_data import write_parquet
 
 from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from hierclass.decisions.calibration import Decision
@@ -246,9 +245,9 @@ def test_a_stored_decision_is_measured_as_it_is(tiny_taxonomy: Taxonomy) -> None
             assert row["measured"]["precision"] > row["precision"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Path:
-    return write_parquet(tmp_path_factory.mktemp("data") / "shapes.parquet", tiny_taxonomy, 15)
+@pytest.fixture
+def data(shapes: Path) -> Path:
+    return shapes / "shapes.parquet"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

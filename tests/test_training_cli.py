@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from training_data import read_fit_options, write_folder, write_parquet
+from training_data import read_fit_options, write_folder
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
@@ -49,12 +49,9 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Path:
-    folder = tmp_path_factory.mktemp("cli")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return folder
+@pytest.fixture
+def data(shapes: Path) -> Path:
+    return shapes
 
 
 def fit_options(data: Path) -> list[object]:

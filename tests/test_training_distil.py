@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from training_data import read_fit_options, write_parquet
+from training_data import read_fit_options
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import InputError
@@ -31,24 +31,10 @@ from training.trainer.supervised import SupervisedTrainer
 HALVES = torch.tensor([[0.0, 0.0]])
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
-    """One epoch of 5 steps on 120 images, 60 held out, in which levels teach each other."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
-        backbone="test_resnet",
-        size=32,
-        dev_from=10,
-        epochs=1,
-        batch_size=24,
-        warmup_epochs=0,
-        distil=1.0,
-        ema_decay=0.9,
-    )
+@pytest.fixture
+def recipe(shapes_recipe: Recipe) -> Recipe:
+    """One epoch in which levels teach each other."""
+    return dataclasses.replace(shapes_recipe, epochs=1, lr=0.1, distil=1.0)
 
 
 def fit(recipe: Recipe, out: Path) -> tuple[dict[str, Any], str]:

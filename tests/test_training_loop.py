@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from training_data import write_parquet
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import CheckpointError, InputError
@@ -35,28 +35,9 @@ STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
-    """Two epochs of 5 steps on 120 images, 60 held out."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
-        backbone="test_resnet",
-        size=32,
-        start_size=24,
-        grow=0.5,
-        dev_from=10,
-        epochs=2,
-        batch_size=24,
-        warmup_epochs=0,
-        lr=0.05,
-        cutmix=1.0,
-        mix_prob=0.5,
-        ema_decay=0.9,
-    )
+@pytest.fixture
+def recipe(growing_recipe: Recipe) -> Recipe:
+    return growing_recipe
 
 
 def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict[str, Any], str]:
@@ -68,13 +49,6 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict[str, A
 def without_seconds(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-@pytest.fixture(scope="module")
-def unbroken(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a run that nobody stopped, and what it printed."""
-    out = tmp_path_factory.mktemp("runs") / "unbroken"
-    return out, fit(recipe, out)[1]
 
 
 def test_a_run_leaves_a_model_its_recipe_and_a_table(unbroken: tuple[Path, str], recipe: Recipe) -> None:
@@ -108,8 +82,8 @@ def test_a_run_is_not_overwritten_by_accident(recipe: Recipe, unbroken: tuple[Pa
 
 def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from training.trainer.run_dir import RunFolder\n"
-        "with RunFolder(pathlib.Path(sys.argv[1])).claim(resume=False): print('in', flush=True); input()"
+        "import sys, pathlib; from training.trainer.run_dir import RunDir\n"
+        "with RunDir(pathlib.Path(sys.argv[1])).claim(resume=False): print('in', flush=True); input()"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     root = Path(__file__).resolve().parents[1]
@@ -231,10 +205,13 @@ def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
     assert second == "epoch 1/1 step 2/10 loss 1.000 4 img/s left 4:08"
 
 
-def test_a_state_of_another_network_is_refused(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
+def test_a_state_of_another_network_is_refused(
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
+) -> None:
     other = dataclasses.replace(recipe, widths=(0.5, 0.75, 1.0))
+    shutil.copytree(unbroken[0], tmp_path / "run")
     with pytest.raises(CheckpointError, match="another network"):
-        fit(other, unbroken[0], resume=True)
+        fit(other, tmp_path / "run", resume=True)
 
 
 def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) -> None:

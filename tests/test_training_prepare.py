@@ -53,13 +53,13 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return type_
 
 
-def run(photos: Path, out: Path, given: dict[str, Any] | None = None, **options: Any) -> tuple[Recipe, str]:
+def run(photos: Path, out: Path, given: dict[str, Any] | None = None, **how: Any) -> tuple[Recipe, str]:
     """The prepared recipe, and what was printed."""
     text = io.StringIO()
     console = Console(file=text, width=200, force_terminal=True, no_color=True, force_interactive=False)
     options = {"pretrained": False, "backbone": "test_resnet", **(given or {})}
     recipe = Recipe(data=(str(photos),), **{"taxonomy": "tiny-imagenet", **options})
-    found = prepare(recipe, options.keys(), out, PrepareOptions(**options), console)
+    found = prepare(recipe, options.keys(), out, PrepareOptions(**how), console)
     return found, re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
 
 
@@ -340,7 +340,7 @@ def test_who_does_not_say_yes_trains_nothing_and_reads_one_line(
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
     found, text, error = command(capfd, "fit", "--data", photos, "--out", tmp_path / "run", *TINY)
     assert found == code
-    assert (text + error).splitlines()[-1].startswith(line)
+    assert line in (text + error).splitlines()[-1]
     assert not (tmp_path / "run" / "last").exists()
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,9 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from training_data import Killed, kill, watched_accelerator, write_parquet
+from training_data import Killed, kill, watched_accelerator
 
 from hierclass.errors import InputError
-from taxonomy import Taxonomy
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.interrupts import Interrupts
@@ -26,28 +26,9 @@ STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
-    """Two epochs of 5 steps on 120 images, 60 held out."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
-        backbone="test_resnet",
-        size=32,
-        start_size=24,
-        grow=0.5,
-        dev_from=10,
-        epochs=2,
-        batch_size=24,
-        warmup_epochs=0,
-        lr=0.05,
-        cutmix=1.0,
-        mix_prob=0.5,
-        ema_decay=0.9,
-    )
+@pytest.fixture
+def recipe(growing_recipe: Recipe) -> Recipe:
+    return growing_recipe
 
 
 def fit(recipe: Recipe, out: Path, *, save_every: float = 0.0, **options: Any) -> tuple[dict[str, Any], str]:
@@ -60,13 +41,6 @@ def fit(recipe: Recipe, out: Path, *, save_every: float = 0.0, **options: Any) -
 def without_seconds(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-@pytest.fixture(scope="module")
-def unbroken(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a run that nobody stopped, and what it printed."""
-    out = tmp_path_factory.mktemp("runs") / "unbroken"
-    return out, fit(recipe, out)[1]
 
 
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
@@ -148,12 +122,15 @@ def test_a_loss_that_is_no_number_is_not_saved(recipe: Recipe, tmp_path: Path) -
     assert all(torch.isfinite(value).all() for value in load_file(tmp_path / STATE).values())
 
 
-def test_resuming_a_finished_run_only_shows_its_table(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
+def test_resuming_a_finished_run_only_shows_its_table(
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
+) -> None:
     before = (unbroken[0] / STATE).read_bytes()
-    results, text = fit(recipe, unbroken[0], resume=True)
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    results, text = fit(recipe, tmp_path / "run", resume=True)
     assert "accuracy" in text
     assert results["images"] == 60
-    assert (unbroken[0] / STATE).read_bytes() == before
+    assert (tmp_path / "run" / STATE).read_bytes() == before
 
 
 def test_what_a_kill_left_half_written_goes_with_the_next_run(recipe: Recipe, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from training_data import Killed, kill, read_fit_options, watched_accelerator, write_parquet
+from training_data import Killed, kill, read_fit_options, watched_accelerator
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
@@ -31,24 +31,9 @@ from training.trainer.processes import make_accelerator
 from training.trainer.supervised import SupervisedTrainer
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
-    """Two epochs of 5 steps on 120 images, 60 held out."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
-        backbone="test_resnet",
-        size=32,
-        dev_from=10,
-        epochs=2,
-        batch_size=24,
-        warmup_epochs=0,
-        lr=0.05,
-        ema_decay=0.9,
-    )
+@pytest.fixture
+def recipe(shapes_recipe: Recipe) -> Recipe:
+    return shapes_recipe
 
 
 def fit(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:

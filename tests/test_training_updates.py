@@ -18,7 +18,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
-from training_data import write_parquet
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import InputError
@@ -38,28 +37,18 @@ from training.trainer.throughput import automatic_workers, waiting_hint
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
+def recipe(shapes_recipe: Recipe) -> Recipe:
     """Two epochs of 5 updates on 120 images, without batch norm, with stochastic depth."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
+    return dataclasses.replace(
+        shapes_recipe,
         backbone="test_convnext",
         backbone_args={"drop_path_rate": 0.3},
-        size=32,
-        dev_from=10,
-        epochs=2,
-        batch_size=24,
-        warmup_epochs=0,
         lr=0.01,
         mixup=0.2,
         cutmix=1.0,
         erase=0.5,
         distil=0.5,
         clip_grad=1.0,
-        ema_decay=0.9,
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from training_data import draw, jpeg, write_parquet
+from training_data import draw, jpeg
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.checkpoints.compress import compress
@@ -214,9 +214,9 @@ def test_tables_have_the_weighted_accuracy_in_brackets_and_coverage_by_rate() ->
     )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Path:
-    return write_parquet(tmp_path_factory.mktemp("data") / "shapes.parquet", tiny_taxonomy, 15)
+@pytest.fixture
+def data(shapes: Path) -> Path:
+    return shapes / "shapes.parquet"
 
 
 def train(*arguments: object) -> None:

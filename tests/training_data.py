@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
+from hierclass.files import locked
 from taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -59,6 +62,18 @@ def write_folder(path: Path, taxonomy: Taxonomy, per_leaf: int) -> Path:
         for number in range(per_leaf):
             (path / leaf / f"{leaf}_{number}.jpg").write_bytes(jpeg(draw(index, number)))
     return path
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of pytest's processes makes and all of them read."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with locked(root / f"{name}.lock", wait=True):
+        if not (root / f"{name}.made").exists():
+            (root / name).mkdir()
+            make(root / name)
+            (root / f"{name}.made").touch()
+    return root / name
 
 
 def write_cached_weights(cache: Path, repository: str, weights: bytes = b"") -> None:
