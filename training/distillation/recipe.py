@@ -35,135 +35,119 @@ class DistilRecipe(StoredOptions):
 
     images: tuple[str, ...] = dataclasses.field(
         metadata=spec(
-            help="Photographs without labels: folders, or Parquet files with a column image. Repeatable.",
-            group="photographs",
+            "photographs",
+            "Photographs without labels: folders, or Parquet files with a column image. Repeatable.",
             metavar="PATH",
             repeat=True,
             path=True,
         )
     )
-    timm: str | None = option(
-        None, help="A timm classifier that is made nested.", group="teacher", metavar="NAME"
-    )
+    timm: str | None = option(None, "teacher", "A timm classifier that is made nested.", metavar="NAME")
     weights: str | None = option(
         None,
-        help="Its weights: .safetensors, or .pth that holds tensors alone. Default: timm's, in the local cache.",
-        group="teacher",
+        "teacher",
+        "Its weights: .safetensors, or .pth that holds tensors alone. Default: timm's, in the local cache.",
         metavar="FILE",
         path=True,
     )
     classes: str | None = option(
         None,
-        help="What its outputs mean, a line for each. Default: the classes of ImageNet, by their number.",
-        group="teacher",
+        "teacher",
+        "What its outputs mean, a line for each. Default: the classes of ImageNet, by their number.",
         metavar="FILE",
         path=True,
     )
     teacher: str | None = option(
         None,
-        help="In place of --timm: a model folder, whose last level is made nested.",
-        group="teacher",
+        "teacher",
+        "In place of --timm: a model folder, whose last level is made nested.",
         metavar="MODEL",
         path=True,
     )
     start: str | None = option(
         None,
-        help="Begin with the levels of a model that was made this way before.",
-        group="teacher",
+        "teacher",
+        "Begin with the levels of a model that was made this way before.",
         metavar="MODEL",
         path=True,
     )
     taxonomy: str | None = option(
         None,
-        help="A bundled name, or a .json or .csv file, over the teacher's classes. Default: imagenet-1k; of a model, "
-        "its own.",
-        group="teacher",
+        "teacher",
+        "A bundled name, or a .json or .csv file, over the teacher's classes. Default: imagenet-1k; of a "
+        "model, its own.",
     )
-    structure: str = option("prefix", help="How levels are nested: prefix.", group="network")
+    structure: str = option("prefix", "network", "How levels are nested: prefix.")
     widths: tuple[float, ...] | None = option(
         None,
-        help="Share of the channels of each level, such as 0.5,0.75,1; with --sizes they may stay equal.",
-        group="network",
+        "network",
+        "Share of the channels of each level, such as 0.5,0.75,1; with --sizes they may stay equal.",
     )
     sizes: tuple[int, ...] | None = like(Recipe, "sizes", None)
     own: tuple[str, ...] = like(Recipe, "own", ("norms+depthwise",))
     frozen: bool = option(
-        True,
-        help="Keep the last level as the teacher is, number for number, or train it too.",
-        group="network",
+        True, "network", "Keep the last level as the teacher is, number for number, or train it too."
     )
     cache: str | None = option(
-        None,
-        help="Folder for crops and the teacher's answers. Default: OUT/crops.",
-        group="photographs",
-        path=True,
+        None, "photographs", "Folder for crops and the teacher's answers. Default: OUT/crops.", path=True
     )
     crops_per_photo: int = option(
-        4, help="Crops that are kept of each photograph; may grow later.", group="photographs", at_least=1
+        4, "photographs", "Crops that are kept of each photograph; may grow later.", at_least=1
     )
     crop_scale: tuple[float, ...] = option(
         (0.25, 1.0),
-        help="Area of a crop, lowest and highest share of the photograph's.",
-        group="photographs",
+        "photographs",
+        "Area of a crop, lowest and highest share of the photograph's.",
         example="0.25,1",
     )
     val_share: float = option(
         0.0025,
-        help="Share of the photographs that is held out: 64 at least, at most a tenth.",
-        group="photographs",
+        "photographs",
+        "Share of the photographs that is held out: 64 at least, at most a tenth.",
         more_than=0,
         at_most=0.5,
     )
     crops: int | None = option(
-        None,
-        help="Crops to train on, for each level. Default: 16 times all there are.",
-        group="schedule",
-        at_least=1,
+        None, "schedule", "Crops to train on, for each level. Default: 16 times all there are.", at_least=1
     )
-    batch_size: int = option(64, help="Crops per update, over all processes.", group="schedule", at_least=2)
+    batch_size: int = option(64, "schedule", "Crops per update, over all processes.", at_least=2)
     opt: str = like(Recipe, "opt", "adamw")
     lr: float = like(Recipe, "lr", 2e-3, chosen="")
     weight_decay: float = like(Recipe, "weight_decay", 1e-4)
     clip_grad: float | None = like(Recipe, "clip_grad", None)
-    warmup: int = option(
-        100, help="Updates over which the learning rate rises.", group="schedule", at_least=0
-    )
+    warmup: int = option(100, "schedule", "Updates over which the learning rate rises.", at_least=0)
     decay: float = option(
         0.5,
-        help="Share of the updates, the last ones, over which the learning rate falls.",
-        group="schedule",
+        "schedule",
+        "Share of the updates, the last ones, over which the learning rate falls.",
         at_least=0,
         at_most=1,
     )
     ema_decay: float = like(Recipe, "ema_decay", 0.999)
     leaf_weight: float = option(
-        1.0,
-        help="Weight of the divergence from the teacher's answer on leaves.",
-        group="rare",
-        at_least=0,
+        1.0, "rare", "Weight of the divergence from the teacher's answer on leaves.", at_least=0
     )
     tier_weight: float = option(
-        1.0,
-        help="Weight of the divergence from its answer on the level's own tier.",
-        group="rare",
-        at_least=0,
+        1.0, "rare", "Weight of the divergence from its answer on the level's own tier.", at_least=0
     )
     statistics: str = option(
         "auto",
-        help="Statistics that norms normalise by: batch, pretrained (those that they begin with), or auto: those "
-        "nearer to the teacher before training; with --start those that model was trained with.",
-        group="rare",
+        "rare",
+        "Statistics that norms normalise by: batch, pretrained (those that they begin with), or auto: "
+        "those nearer to the teacher before training; with --start those that model was trained with.",
         choices=("auto", "batch", "pretrained"),
     )
     train_heads: bool = option(
         True,
-        help="Train the classifiers of the levels, or leave them as they begin: as the teacher's own, or --start's.",
-        group="rare",
+        "rare",
+        "Train the classifiers of the levels, or leave them as they begin: as the teacher's own, or "
+        "--start's.",
     )
     interpolate: float = option(
         1.0,
-        help="Keep weights that lie at this share of the way from those that a level begins with to the trained ones.",
-        group="rare",
+        "rare",
+        "Keep weights that lie at this share of the way from those that a level begins with to the "
+        "trained ones.",
         more_than=0,
         at_most=1,
     )
@@ -175,12 +159,9 @@ class DistilRecipe(StoredOptions):
         help="Share of updates that are mixed, where mixing is on.",
         needs=("mixup",),
     )
-    flip: bool = option(True, help="Mirror half of the crops in every update.", group="rare")
+    flip: bool = option(True, "rare", "Mirror half of the crops in every update.")
     eval_every: int = option(
-        25_600,
-        help="Look at the held-out crops, and keep the model, every N crops.",
-        group="schedule",
-        at_least=1,
+        25600, "schedule", "Look at the held-out crops, and keep the model, every N crops.", at_least=1
     )
     seed: int = like(Recipe, "seed", 0)
     mixed_precision: str = like(Recipe, "mixed_precision", "no")

@@ -79,9 +79,9 @@ class OptionSpec:
         return f"{self.noun} from 0 to 1" if (low, high) == (0, 1) else f"{low:g} to {high:g}"
 
 
-def option(default: Any, *, help: str, group: str, **more: Any) -> Any:
+def option(default: Any, group: str, help: str, **more: Any) -> Any:
     """A recipe's field with a default; ``more`` are fields of `OptionSpec`."""
-    return dataclasses.field(default=default, metadata=spec(help=help, group=group, **more))
+    return dataclasses.field(default=default, metadata=spec(group, help, **more))
 
 
 def like(recipe: Any, name: str, default: Any, **changes: Any) -> Any:
@@ -90,9 +90,9 @@ def like(recipe: Any, name: str, default: Any, **changes: Any) -> Any:
     return dataclasses.field(default=default, metadata={"option": declared})
 
 
-def spec(**fields: Any) -> dict[str, OptionSpec]:
+def spec(group: str, help: str, **more: Any) -> dict[str, OptionSpec]:
     """Metadata of a recipe's field: an `OptionSpec`."""
-    return {"option": OptionSpec(**fields)}
+    return {"option": OptionSpec(group=group, help=help, **more)}
 
 
 def specs_of(recipe: Any) -> dict[str, OptionSpec]:

@@ -28,168 +28,132 @@ class Recipe(StoredOptions):
 
     data: tuple[str, ...] = dataclasses.field(
         metadata=spec(
-            help="A folder of class folders (with train/ and val/ inside, val/ is held out), Parquet files (columns "
-            "image, wnid, name), or cifar100:DIR, imagenet:DIR, imagefolder:DIR. Repeatable.",
-            group="data",
+            "data",
+            "A folder of class folders (with train/ and val/ inside, val/ is held out), Parquet files "
+            "(columns image, wnid, name), or cifar100:DIR, imagenet:DIR, imagefolder:DIR. Repeatable.",
             metavar="PATH|NAME:PATH",
             repeat=True,
         )
     )
     taxonomy: str = dataclasses.field(
         metadata=spec(
-            help="A bundled name, a .json or .csv file, or a folder tree.",
-            group="tree",
+            "tree",
+            "A bundled name, a .json or .csv file, or a folder tree.",
             chosen="proposed from the class folders",
         )
     )
     backbone: str = option(
-        "resnet18",
-        help="timm model that is cut into levels.",
-        group="network",
-        chosen="by the size of the images",
+        "resnet18", "network", "timm model that is cut into levels.", chosen="by the size of the images"
     )
     backbone_args: dict[str, Any] = dataclasses.field(
         default_factory=dict,
         metadata=spec(
-            help="KEY=VALUE for the timm model. Repeatable.",
-            group="network",
-            flag="--backbone-arg",
-            repeat=True,
+            "network", "KEY=VALUE for the timm model. Repeatable.", flag="--backbone-arg", repeat=True
         ),
     )
-    stem_stride: int | None = option(None, help="Total stride of the stem: 1, 2 or 4.", group="network")
+    stem_stride: int | None = option(None, "network", "Total stride of the stem: 1, 2 or 4.")
     pretrained: bool = option(
         False,
-        help="Start from timm's pretrained weights.",
-        group="network",
+        "network",
+        "Start from timm's pretrained weights.",
         chosen="if they are in the local cache or can be fetched",
     )
     structure: str = option(
-        "slices",
-        help="How levels are nested: slices, prefix, masks or depths (docs/nested.md).",
-        group="network",
+        "slices", "network", "How levels are nested: slices, prefix, masks or depths (docs/nested.md)."
     )
     widths: tuple[float, ...] | None = option(
         None,
-        help="slices, prefix: share of the channels up to each level.",
-        group="network",
+        "network",
+        "slices, prefix: share of the channels up to each level.",
         chosen="halves, as 0.25,0.5,1",
     )
     depths: tuple[float, ...] | None = option(
-        None,
-        help="Share of the blocks of each stage that a level runs; also with other structures.",
-        group="network",
+        None, "network", "Share of the blocks of each stage that a level runs; also with other structures."
     )
     densities: tuple[float, ...] | None = option(
-        None,
-        help="masks: share of the weights that each level uses.",
-        group="network",
-        chosen="halves, as 0.25,0.5,1",
+        None, "network", "masks: share of the weights that each level uses.", chosen="halves, as 0.25,0.5,1"
     )
     sizes: tuple[int, ...] | None = option(
-        None, help="Side in pixels at which each level sees the image, such as 80,128,224.", group="network"
+        None, "network", "Side in pixels at which each level sees the image, such as 80,128,224."
     )
     own: tuple[str, ...] = option(
         ("norms",),
-        help="What a lower level has for itself: norms, norms+depthwise, either with +rank16, or everything; one for "
-        "all, or one per lower level.",
-        group="network",
+        "network",
+        "What a lower level has for itself: norms, norms+depthwise, either with +rank16, or everything; "
+        "one for all, or one per lower level.",
     )
     order: str = option(
         "given",
-        help="slices, prefix: given, or importance: the channels that matter most over some training images to the "
-        "lowest levels.",
-        group="network",
+        "network",
+        "slices, prefix: given, or importance: the channels that matter most over some training images to"
+        " the lowest levels.",
         choices=("given", "importance"),
         chosen="importance for pretrained weights and slices",
     )
     heads: str = option(
         "leaves",
-        help="Classes that the heads of lower levels score: leaves, summed up to their tier, or tiers' classes.",
-        group="network",
+        "network",
+        "Classes that the heads of lower levels score: leaves, summed up to their tier, or tiers' classes.",
         choices=("leaves", "tiers"),
     )
     size: int = option(
-        64,
-        help="Pixels per side.",
-        group="network",
-        at_least=8,
-        at_most=4096,
-        chosen="by the size of the images",
+        64, "network", "Pixels per side.", at_least=8, at_most=4096, chosen="by the size of the images"
     )
     crop: float = option(
         1.0,
-        help="Share of the shorter side that is seen in evaluation and use.",
-        group="network",
+        "network",
+        "Share of the shorter side that is seen in evaluation and use.",
         at_least=0.05,
         at_most=1,
     )
     start_size: int | None = option(
         None,
-        help="Pixels per side at first, growing by 8 to --size.",
-        group="schedule",
+        "schedule",
+        "Pixels per side at first, growing by 8 to --size.",
         expected="8 up to `size`",
         example="48",
     )
     grow: float = option(
         0.65,
-        help="Share of the epochs over which the size grows.",
-        group="schedule",
+        "schedule",
+        "Share of the epochs over which the size grows.",
         at_least=0,
         at_most=1,
         needs=("start_size",),
     )
-    dev_from: int | None = option(
-        None, help="Hold out images numbered from here up by file name.", group="data"
-    )
+    dev_from: int | None = option(None, "data", "Hold out images numbered from here up by file name.")
     dev_share: float = option(
-        0.1,
-        help="Share of every class to hold out, without --dev-from.",
-        group="data",
-        more_than=0,
-        less_than=1,
+        0.1, "data", "Share of every class to hold out, without --dev-from.", more_than=0, less_than=1
     )
-    limit: int | None = option(None, help="Use the first N training images only.", group="data", at_least=1)
+    limit: int | None = option(None, "data", "Use the first N training images only.", at_least=1)
     epochs: int = option(
-        30, help="Passes over the images.", group="schedule", at_least=1, chosen="by how many there are"
+        30, "schedule", "Passes over the images.", at_least=1, chosen="by how many there are"
     )
     batch_size: int = option(
-        128,
-        help="Images per update, over all processes.",
-        group="schedule",
-        at_least=1,
-        chosen="by how many there are",
+        128, "schedule", "Images per update, over all processes.", at_least=1, chosen="by how many there are"
     )
     accumulate: int = option(
         1,
-        help="Parts in which an update is computed, to save memory; alters batch norm alone.",
-        group="rare",
+        "rare",
+        "Parts in which an update is computed, to save memory; alters batch norm alone.",
         at_least=1,
         expected="1 to half of `batch_size`",
     )
-    opt: str = option("sgd", help="Optimiser, as timm names it.", group="schedule")
-    lr: float = option(
-        0.1, help="Highest learning rate.", group="schedule", more_than=0, chosen="by the batch size"
-    )
+    opt: str = option("sgd", "schedule", "Optimiser, as timm names it.")
+    lr: float = option(0.1, "schedule", "Highest learning rate.", more_than=0, chosen="by the batch size")
     weight_decay: float = option(
-        5e-4, help="Weight decay of the optimiser; biases and norms have none.", group="schedule", at_least=0
+        0.0005, "schedule", "Weight decay of the optimiser; biases and norms have none.", at_least=0
     )
-    momentum: float = option(
-        0.9, help="Momentum of the optimiser.", group="schedule", at_least=0, less_than=1
-    )
-    schedule: str = option(
-        "cosine", help="Schedule, as timm names it; stepped every update.", group="schedule"
-    )
+    momentum: float = option(0.9, "schedule", "Momentum of the optimiser.", at_least=0, less_than=1)
+    schedule: str = option("cosine", "schedule", "Schedule, as timm names it; stepped every update.")
     warmup_epochs: int = option(
-        1, help="Epochs over which the learning rate rises from a twentieth.", group="schedule", at_least=0
+        1, "schedule", "Epochs over which the learning rate rises from a twentieth.", at_least=0
     )
-    clip_grad: float | None = option(
-        None, help="Highest norm of the gradient.", group="schedule", more_than=0
-    )
+    clip_grad: float | None = option(None, "schedule", "Highest norm of the gradient.", more_than=0)
     smoothing: float = option(
         0.0,
-        help="Label smoothing, on every tier.",
-        group="rare",
+        "rare",
+        "Label smoothing, on every tier.",
         at_least=0,
         less_than=1,
         expected="0 up to less than 1",
@@ -197,109 +161,90 @@ class Recipe(StoredOptions):
     )
     smoothing_along: str = option(
         "tier",
-        help="Where smoothing goes: over the classes of the tier, or along the tree.",
-        group="rare",
+        "rare",
+        "Where smoothing goes: over the classes of the tier, or along the tree.",
         choices=("tier", "tree"),
         needs=("smoothing",),
     )
     balance: str = option(
         "none",
-        help="Make up for large and small classes: none, loss (logit adjustment) or sampling.",
-        group="rare",
+        "rare",
+        "Make up for large and small classes: none, loss (logit adjustment) or sampling.",
         choices=("none", "loss", "sampling"),
     )
     level_weights: tuple[float, ...] = option(
-        (), help="Weight of each level's loss, such as 1,1,1 (the default).", group="rare"
+        (), "rare", "Weight of each level's loss, such as 1,1,1 (the default)."
     )
     finest_weight: float = option(
-        1.0, help="Weight of teaching lower levels the finest labels.", group="rare", at_least=0
+        1.0, "rare", "Weight of teaching lower levels the finest labels.", at_least=0
     )
     distil: float = option(
-        0.0,
-        help="Weight of teaching lower levels a higher level's answer.",
-        group="rare",
-        at_least=0,
-        example="0.5",
+        0.0, "rare", "Weight of teaching lower levels a higher level's answer.", at_least=0, example="0.5"
     )
     distil_from: str = option(
         "last",
-        help="Which level teaches the lower ones: last, or the next higher.",
-        group="rare",
+        "rare",
+        "Which level teaches the lower ones: last, or the next higher.",
         choices=("last", "next"),
         needs=("distil",),
     )
     distil_to: str = option(
         "tier",
-        help="Where it teaches: its answer on the lower level's tier, or on the leaves.",
-        group="rare",
+        "rare",
+        "Where it teaches: its answer on the lower level's tier, or on the leaves.",
         choices=("tier", "leaves"),
         needs=("distil",),
     )
     distil_teacher: str = option(
         "live",
-        help="live, or ema: the moving average teaches, at the price of one more forward pass.",
-        group="rare",
+        "rare",
+        "live, or ema: the moving average teaches, at the price of one more forward pass.",
         choices=("live", "ema"),
         needs=("distil",),
     )
     consensus: float | str = option(
         "auto",
-        help="How much lower levels count in an answer: 0 not at all; auto: the best of a few on the dev split.",
-        group="rare",
+        "rare",
+        "How much lower levels count in an answer: 0 not at all; auto: the best of a few on the dev split.",
         choices=("auto",),
         at_least=0,
         expected="auto, or a number from 0",
     )
     crop_scale: tuple[float, float] = option(
-        (0.35, 1.0), help="Area of random crops, lowest and highest share.", group="rare", example="0.35,1"
+        (0.35, 1.0), "rare", "Area of random crops, lowest and highest share.", example="0.35,1"
     )
-    color_jitter: float = option(
-        0.0, help="Strength of random changes of colour; 0: off.", group="rare", at_least=0
-    )
-    auto_augment: str | None = option(
-        None, help="timm's augmentation policy, such as rand-m7-n2-mstd0.5.", group="rare"
-    )
+    color_jitter: float = option(0.0, "rare", "Strength of random changes of colour; 0: off.", at_least=0)
+    auto_augment: str | None = option(None, "rare", "timm's augmentation policy, such as rand-m7-n2-mstd0.5.")
     erase: float = option(
-        0.0,
-        help="Probability of erasing a random rectangle.",
-        group="rare",
-        at_least=0,
-        at_most=1,
-        noun="a probability",
+        0.0, "rare", "Probability of erasing a random rectangle.", at_least=0, at_most=1, noun="a probability"
     )
-    mixup: float = option(0.0, help="Alpha of mixup; 0: off.", group="rare", at_least=0, example="0.2")
-    cutmix: float = option(0.0, help="Alpha of cutmix; 0: off.", group="rare", at_least=0, example="0.2")
+    mixup: float = option(0.0, "rare", "Alpha of mixup; 0: off.", at_least=0, example="0.2")
+    cutmix: float = option(0.0, "rare", "Alpha of cutmix; 0: off.", at_least=0, example="0.2")
     mix_prob: float = option(
         1.0,
-        help="Share of batches that are mixed, where mixing is on.",
-        group="rare",
+        "rare",
+        "Share of batches that are mixed, where mixing is on.",
         at_least=0,
         at_most=1,
         needs=("mixup", "cutmix"),
     )
     ema_decay: float = option(
         0.999,
-        help="Decay of the moving average that is evaluated and shipped.",
-        group="rare",
+        "rare",
+        "Decay of the moving average that is evaluated and shipped.",
         at_least=0,
         less_than=1,
         expected="0 up to less than 1",
     )
-    eval_every: int = option(
-        1, help="Evaluate on the dev split every N epochs.", group="schedule", at_least=1
-    )
-    seed: int = option(
-        0, help="Seed of weights, order, augmentation and the split.", group="rare", at_least=0
-    )
-    mixed_precision: str = option(
-        "no", help="no, bf16 or fp16.", group="rare", choices=("no", "bf16", "fp16")
-    )
-    channels_last: bool = option(True, help="Memory format of images and weights.", group="rare")
+    eval_every: int = option(1, "schedule", "Evaluate on the dev split every N epochs.", at_least=1)
+    seed: int = option(0, "rare", "Seed of weights, order, augmentation and the split.", at_least=0)
+    mixed_precision: str = option("no", "rare", "no, bf16 or fp16.", choices=("no", "bf16", "fp16"))
+    channels_last: bool = option(True, "rare", "Memory format of images and weights.")
     sync_batch_norm: bool = option(
-        True, help="Batch norm over the images of all processes, or of each process by itself.", group="rare"
+        True, "rare", "Batch norm over the images of all processes, or of each process by itself."
     )
     compile: bool = option(
-        False, help="Compile the network (torch.compile): a slow start, faster updates.", group="rare"
+        False, "rare", "Compile the network (torch.compile): a slow start, faster updates."
     )
 
     def without_paths(self) -> Recipe:
