@@ -30,6 +30,7 @@ def commands(heading: str) -> list[str]:
     return [" ".join(line.split()) for line in block[1].replace("\\\n", " ").splitlines()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("heading", "name"),
     [("A ResNet-50", "test_resnet"), pytest.param("A ConvNeXt", "test_convnext", marks=pytest.mark.full)],

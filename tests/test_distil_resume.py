@@ -97,7 +97,8 @@ def test_a_run_that_is_told_to_stop_keeps_every_update(
 def test_crops_that_a_stop_left_half_made_are_made_to_the_end_and_no_others(
     recipe: DistilRecipe, unbroken: Path, tmp_path: Path
 ) -> None:
-    teacher = load_teacher(recipe)
+    assert recipe.sizes is not None
+    teacher = load_teacher(recipe).at_side(recipe.sizes[-1])
     photographs = PhotographSplit.find(recipe, teacher)
     data = DistilData.of(photographs, recipe, teacher, tmp_path, (16,))
     answer, _ = make_teacher_function(teacher, torch.device("cpu"), 0)
@@ -126,6 +127,7 @@ def store(folder: Path, recipe: DistilRecipe) -> CropStore:
     return CropStore(folder, {}, {}, num_photographs=70, passes=recipe.crops_per_photo)
 
 
+@pytest.mark.full
 def test_more_crops_of_each_photograph_are_added_to_those_there(
     recipe: DistilRecipe, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +204,7 @@ def test_crops_per_photo_do_not_change_which_photographs_are_held_out(
     assert len(held_out[0]) == 64
 
 
+@pytest.mark.full
 def test_a_model_that_was_deleted_is_put_back_and_levels_not_trained_are_named(
     recipe: DistilRecipe, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +218,7 @@ def test_a_model_that_was_deleted_is_put_back_and_levels_not_trained_are_named(
     assert_equal(tmp_path / "out", unbroken)
 
 
+@pytest.mark.full
 def test_resuming_a_finished_run_changes_nothing(recipe: DistilRecipe, unbroken: Path) -> None:
     before = (unbroken / "level-0" / STATE).read_bytes()
     ended, text = run(recipe, unbroken, level=0, resume=True)

@@ -111,6 +111,7 @@ def test_the_moving_average_teaches_what_it_answers(
     torch.testing.assert_close(logits[-1], expected)
 
 
+@pytest.mark.full
 def test_who_teaches_changes_what_is_learnt(recipe: Recipe, tmp_path: Path) -> None:
     losses = set()
     for distil_from in ("last", "next"):

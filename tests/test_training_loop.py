@@ -150,6 +150,7 @@ def test_a_compiled_run_learns_what_an_uncompiled_one_learns(
     assert compiled == pytest.approx(plain, rel=1e-3)
 
 
+@pytest.mark.full
 def test_a_network_that_cannot_be_compiled_is_one_clear_error(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

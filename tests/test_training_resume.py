@@ -59,15 +59,9 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     ).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("number", "save_every"),
-    [
-        (signal.SIGINT, 0.0),
-        pytest.param(signal.SIGINT, 1e-9, marks=pytest.mark.full),
-        pytest.param(signal.SIGTERM, 0.0, marks=pytest.mark.full),
-        pytest.param(signal.SIGTERM, 1e-9, marks=pytest.mark.full),
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("save_every", [0.0, 1e-9])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_told_to_stop_keeps_every_update(
     number: signal.Signals, save_every: float, recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_updates_in_parts_learn_what_whole_ones_do(
     assert curve(dataclasses.replace(recipe, accumulate=5), tmp_path) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.full
 def test_an_update_in_parts_counts_once_in_the_schedule(recipe: Recipe, tmp_path: Path) -> None:
     rows = fit(dataclasses.replace(recipe, accumulate=2, epochs=1), tmp_path / "parts")
     assert rows[0]["lr"] == fit(dataclasses.replace(recipe, epochs=1), tmp_path / "whole")[0]["lr"]
@@ -86,6 +87,7 @@ def test_no_part_is_smaller_than_two_images(recipe: Recipe, tmp_path: Path) -> N
         fit(dataclasses.replace(recipe, accumulate=12, limit=20), tmp_path)
 
 
+@pytest.mark.full
 def test_bfloat16_learns_nearly_what_float32_does_and_keeps_its_weights_in_float32(
     recipe: Recipe, whole: list[float], tmp_path: Path
 ) -> None:
@@ -159,7 +161,7 @@ def test_the_scale_of_half_precision_gradients_is_saved_and_resumed(
     assert other.accelerator.scaler.state_dict()["scale"] == 128.0
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext"])
+@pytest.mark.parametrize("backbone", ["test_resnet", pytest.param("test_convnext", marks=pytest.mark.full)])
 def test_channels_come_last_in_every_convolution_of_every_level_after_resuming_too(
     backbone: str, recipe: Recipe, tiny_taxonomy: Taxonomy, tmp_path: Path
 ) -> None:
@@ -282,7 +284,10 @@ def trained(
     return list(network.state_dict()), torch.cat(gradients), answers
 
 
-@pytest.mark.parametrize("structure", ["slices", "prefix", "masks", "depths"])
+@pytest.mark.parametrize(
+    "structure",
+    ["slices", *(pytest.param(each, marks=pytest.mark.full) for each in ("prefix", "masks", "depths"))],
+)
 def test_networks_keep_names_answers_and_gradients_when_their_norms_look_at_all_processes(
     structure: str, recipe: Recipe, tiny_taxonomy: Taxonomy, request: pytest.FixtureRequest
 ) -> None:
