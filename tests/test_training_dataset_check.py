@@ -18,7 +18,7 @@ from training_data import draw, jpeg, write_folder
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_header
 from taxonomy import Taxonomy
-from training.data import dataset_check as checking
+from training.data import dataset_check
 from training.data.dataset_check import (
     CheckResult,
     check_image,
@@ -70,7 +70,7 @@ def test_what_follows_the_end_of_a_jpeg_does_not_make_it_broken() -> None:
 
 def test_a_look_at_all_shows_its_rate_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(0, 10_000, 20))
-    monkeypatch.setattr(checking.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(dataset_check.time, "monotonic", lambda: float(next(ticks)))
     text = io.StringIO()
     images = ImageSet([encoded("JPEG"), b"", encoded("PNG")], ["a", "b", "c"], np.zeros(3, dtype=np.int64))
     found = list(
@@ -83,7 +83,7 @@ def test_a_look_at_all_shows_its_rate_where_there_is_no_terminal(monkeypatch: py
 def test_few_bytes_are_decoded_and_many_looked_at_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     images = ImageSet([encoded("JPEG")], ["a"], np.zeros(1, dtype=np.int64))
     assert resolve_check_mode("auto", images) == "full"
-    monkeypatch.setattr(checking, "FULL_UP_TO", 100)
+    monkeypatch.setattr(dataset_check, "FULL_UP_TO", 100)
     assert resolve_check_mode("auto", images) == "quick"
     assert resolve_check_mode("full", images) == "full"
     with pytest.raises(InputError, match="`check` fast: give auto, none, quick or full"):

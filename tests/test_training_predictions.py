@@ -18,7 +18,7 @@ from hierclass.errors import InputError
 from hierclass.images.decoding import preprocess
 from taxonomy import Taxonomy
 from training.data.samples import ImageSet
-from training.evaluation import predictions as answers
+from training.evaluation import predictions
 from training.evaluation.predictions import Predictions, collect_predictions, images_to_keep
 
 CPU = torch.device("cpu")
@@ -104,14 +104,14 @@ def test_logits_are_kept_in_half_precision_where_it_matters_least(
     assert {level.dtype for level in found.logits} == {np.dtype(np.float16)}
     for ours, theirs in zip(kept, exact, strict=True):
         assert np.abs(ours - theirs).max() < 1e-3
-    wide = answers.shrink_logits(torch.tensor([[1e6, 0.0, -1e9], [float("nan"), 1.0, 0.0]]))
+    wide = predictions.shrink_logits(torch.tensor([[1e6, 0.0, -1e9], [float("nan"), 1.0, 0.0]]))
     assert wide.tolist() == [[0.0, -65504.0, -65504.0], [-65504.0] * 3]
 
 
 def test_many_images_keep_the_logits_of_some_drawn_alike_in_every_process(
     collect: Callable[..., Predictions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "KEPT_NUMBERS", 10 * 19)  # of 2 + 5 + 12 logits per image
+    monkeypatch.setattr(predictions, "KEPT_NUMBERS", 10 * 19)  # of 2 + 5 + 12 logits per image
     found = collect()
     chosen = [index for index in images_to_keep(25, 19).tolist() if index != 3]
     assert found.kept.tolist() == chosen
