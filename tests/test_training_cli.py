@@ -226,6 +226,7 @@ def test_help_needs_no_torch() -> None:
     assert "--resume" in done.stdout
 
 
+@pytest.mark.full
 def test_training_needs_neither_nltk_nor_gradio() -> None:
     program = (
         "import sys, training.trainer.loop, training.evaluation.html_report; from taxonomy import Taxonomy; "

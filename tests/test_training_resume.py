@@ -59,9 +59,8 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     ).read_bytes()
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("save_every", [0.0, 1e-9])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("save_every", [0.0, pytest.param(1e-9, marks=pytest.mark.full)])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_a_run_that_is_told_to_stop_keeps_every_update(
     number: signal.Signals, save_every: float, recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
 ) -> None:
