@@ -37,7 +37,7 @@ from training.data.samples import ImageSet, read_images, split
 from training.evaluation.metrics import wilson_interval
 from training.recipe.recipe import Recipe
 from training.trainer.loop import fit
-from training.trainer.run import make_network
+from training.trainer.network import make_network
 
 OUT = Path(__file__).parent / "results" / "ingredients.json"
 WORK = Path("runs") / "ingredients"

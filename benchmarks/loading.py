@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hierclass.errors import InputError
+from hierclass.labelling.read_ahead import num_cores
 from taxonomy.folders import IMAGE_ENDINGS
 from training.data.batches import read_training_batches, training_loader
-from training.data.sampler import Order
+from training.data.sampler import BatchSampler
 from training.data.samples import ImageSet, decode_small
-from training.trainer.throughput import cores
 
 POLICY = "rand-m7-n2-mstd0.5"
 
@@ -55,7 +55,7 @@ def measure(
     images: ImageSet, *, size: int, policy: str | None, workers: int, batch_size: int, seconds: float
 ) -> float:
     """Images per second, over at least so many seconds from the first batch on."""
-    order = Order(len(images), batch_size, seed=0)
+    order = BatchSampler(len(images), batch_size, seed=0)
     shares = (share for epoch in range(1_000_000) for share in order.shares(epoch, side=size))
     loader = training_loader(
         images,
@@ -129,7 +129,7 @@ def main(
         for rates, (name, side, images, policy, count) in zip(found, contenders, strict=True)
     ]
     report = {
-        "cores": cores(),
+        "cores": num_cores(),
         "load_before": round(load, 2),
         "rounds": rounds,
         "seconds": seconds,

@@ -27,13 +27,14 @@ from hierclass.nested import DEFAULT_SHARES
 from taxonomy import Taxonomy, load_taxonomy
 from training.data.batches import evaluation_loader, read_batches, read_training_batches, training_loader
 from training.data.load import load_data
-from training.data.sampler import Order
+from training.data.sampler import BatchSampler
 from training.data.samples import read_images, split
 from training.evaluation.console import Reporter
 from training.evaluation.metrics import wilson_interval
 from training.recipe.recipe import Recipe
 from training.trainer.loop import evaluate_run, fit
-from training.trainer.run import Run, make_architecture
+from training.trainer.network import make_architecture
+from training.trainer.supervised import SupervisedTrainer
 
 DEPTHS = (0.34, 0.67, 1.0)
 DENSITIES = (0.1, 0.3, 1.0)
@@ -123,10 +124,10 @@ def train_heads(bench: Bench, name: str, seed: int, order: str) -> Result:
     """Nest the trained dense network as slices; learn heads and norm statistics alone, in one epoch."""
     recipe = pretrained(bench, seed, order, lr=HEADS_LR)
     taxonomy, accelerator = bench.taxonomy, Accelerator(cpu=True)
-    reporter = Reporter(bench.console, total_work=1.0, quiet=True)
+    reporter = Reporter(bench.console, quiet=True)
     train, dev = load_data(recipe, taxonomy, reporter)
-    batches = Order(len(train), recipe.batch_size, seed=seed)
-    run = Run(recipe, taxonomy, steps_per_epoch=len(batches), accelerator=accelerator)
+    batches = BatchSampler(len(train), recipe.batch_size, seed=seed)
+    run = SupervisedTrainer(recipe, taxonomy, steps_per_epoch=len(batches), accelerator=accelerator)
     for weight_name, weight in run.network.named_parameters():
         weight.requires_grad_(weight_name.startswith("heads."))
     loader = training_loader(

@@ -17,7 +17,7 @@ from structures_rows import ROWS
 from torch import Tensor
 
 from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, nest
-from training.trainer.losses import Trainee
+from training.trainer.losses import TrainingModel
 
 BATCHES = (1, 32)
 REFERENCE, UPDATE = "dense: level 2", "dense: update"
@@ -56,13 +56,14 @@ def _time_updates(
     calls: dict[str, Call] = {}
     for name, made in networks.items():
         trainees = [
-            Trainee(network, classes[-1]).train().to(memory_format=torch.channels_last) for network in made
+            TrainingModel(network, classes[-1]).train().to(memory_format=torch.channels_last)
+            for network in made
         ]
         calls[f"{name}: update"] = functools.partial(_update, trainees, images, leaves)
     return _rows(measure_rounds(calls, rounds, lambda: None), len(images), UPDATE)
 
 
-def _update(trainees: Sequence[Trainee], images: Tensor, leaves: Tensor) -> None:
+def _update(trainees: Sequence[TrainingModel], images: Tensor, leaves: Tensor) -> None:
     for trainee in trainees:
         levels, finest = trainee(images)
         losses = [F.cross_entropy(logits, leaves % logits.shape[1]) for logits in (*levels, *finest)]

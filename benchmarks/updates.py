@@ -1,6 +1,6 @@
 """How long training a nested network takes beside training its dense backbone once: `python benchmarks/updates.py`.
 
-Timed is one whole update as `hierclass-train fit` does it (`training.trainer.run.Run.step`: forward, loss, backward,
+Timed is one whole update as `hierclass-train fit` does it (`SupervisedTrainer.step`: forward, loss, backward,
 optimiser, moving average) on images that are in memory already. The dense network is the same backbone, uncut,
 learning the leaves alone with the same recipe. Both run in one process and in rounds, in an order shuffled
 anew each round.
@@ -27,10 +27,10 @@ from hierclass.errors import HierclassError
 from hierclass.files import replacing
 from taxonomy import Taxonomy, load_taxonomy
 from training.data.batches import TrainingBatch
-from training.data.sampler import Share
-from training.recipe.presets import read_preset
+from training.data.sampler import BatchShare
+from training.recipe.presets import read_recipe_file
 from training.recipe.recipe import Recipe
-from training.trainer.run import Run
+from training.trainer.supervised import SupervisedTrainer
 
 STEPS = 1_000_000
 """Of an epoch that never ends: a schedule of its length hardly moves."""
@@ -51,10 +51,10 @@ def read_recipe(name: str) -> Recipe:
     """The recipe of a run, or a preset's for the classes of Tiny ImageNet."""
     if Path(name).suffix == ".json":
         return Recipe.load(Path(name))
-    return Recipe(**{"data": (), "taxonomy": "tiny-imagenet", **read_preset(name)})
+    return Recipe(**{"data": (), "taxonomy": "tiny-imagenet", **read_recipe_file(name)})
 
 
-def make_runs(recipe: Recipe) -> dict[str, Run]:
+def make_runs(recipe: Recipe) -> dict[str, SupervisedTrainer]:
     """A run of the recipe, and one of its dense backbone."""
     taxonomy = load_taxonomy(recipe.taxonomy)
     recipe = dataclasses.replace(recipe, warmup_epochs=0)
@@ -70,18 +70,22 @@ def make_runs(recipe: Recipe) -> dict[str, Run]:
     )
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=not torch.cuda.is_available())
     return {
-        "nested": Run(recipe, taxonomy, steps_per_epoch=STEPS, accelerator=accelerator),
-        "dense": Run(dense, leaves_alone(taxonomy), steps_per_epoch=STEPS, accelerator=accelerator),
+        "nested": SupervisedTrainer(recipe, taxonomy, steps_per_epoch=STEPS, accelerator=accelerator),
+        "dense": SupervisedTrainer(
+            dense, leaves_alone(taxonomy), steps_per_epoch=STEPS, accelerator=accelerator
+        ),
     }
 
 
-def measure_size(runs: dict[str, Run], size: int, batch: int, rounds: int) -> list[dict[str, Any]]:
+def measure_size(
+    runs: dict[str, SupervisedTrainer], size: int, batch: int, rounds: int
+) -> list[dict[str, Any]]:
     """Time an update of every run on images of one size."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
     leaves = torch.randint(len(runs["nested"].taxonomy.leaves), (batch,), generator=generator)
     places = list(range(batch))
-    share = Share(indices=places, positions=places, batch=batch, epoch=0, side=size)
+    share = BatchShare(indices=places, positions=places, batch=batch, epoch=0, side=size)
     whole = TrainingBatch(images, leaves, torch.arange(batch), share, errors=[])
     calls: dict[str, Call] = {
         name: functools.partial(run.step, whole, epoch=0, step=0) for name, run in runs.items()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import io
 import os
 import random
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from taxonomy import Node, Taxonomy
+
+if TYPE_CHECKING:
+    from training.recipe.recipe import Recipe
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared with other files of tests
@@ -116,3 +122,57 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dtype="float32",
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 15 images of each leaf, shapes.parquet, and their tree, tiny.json."""
+    from training_data import make_once, write_parquet
+
+    def make(folder: Path) -> None:
+        make_tiny_taxonomy().save(folder / "tiny.json")
+        write_parquet(folder / "shapes.parquet", make_tiny_taxonomy(), 15)
+
+    return make_once(tmp_path_factory, "shapes", make)
+
+
+@pytest.fixture(scope="session")
+def shapes_recipe(shapes: Path) -> Recipe:
+    """Two epochs of 5 steps on 120 of the shapes, 60 held out."""
+    from training.recipe.recipe import Recipe
+
+    return Recipe(
+        data=(str(shapes / "shapes.parquet"),),
+        taxonomy=str(shapes / "tiny.json"),
+        backbone="test_resnet",
+        size=32,
+        dev_from=10,
+        epochs=2,
+        batch_size=24,
+        warmup_epochs=0,
+        lr=0.05,
+        ema_decay=0.9,
+    )
+
+
+@pytest.fixture(scope="session")
+def growing_recipe(shapes_recipe: Recipe) -> Recipe:
+    """The same with images that grow and are mixed."""
+    return dataclasses.replace(shapes_recipe, start_size=24, grow=0.5, cutmix=1.0, mix_prob=0.5)
+
+
+@pytest.fixture(scope="session")
+def unbroken(growing_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run of `growing_recipe` that nobody stopped, to be read only, and what it printed."""
+    from rich.console import Console
+    from training_data import make_once
+
+    from training.trainer import loop
+
+    def make(folder: Path) -> None:
+        text = io.StringIO()
+        loop.fit(growing_recipe, folder / "run", workers=0, console=Console(file=text, width=100))
+        (folder / "printed.txt").write_text(text.getvalue())
+
+    folder = make_once(tmp_path_factory, "unbroken", make)
+    return folder / "run", (folder / "printed.txt").read_text()

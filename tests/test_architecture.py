@@ -187,7 +187,7 @@ def test_cutting_networks_touches_no_files() -> None:
         ("hierclass/cli.py", "if True:\n    import training.cli"),
         ("hierclass/cli.py", "import importlib\nimportlib.import_module('gradio')"),
         ("hierclass/nested/graph.py", "from taxonomy import Taxonomy"),
-        ("training/trainer/run.py", "import app"),
+        ("training/trainer/network.py", "import app"),
         ("app.py", "import numpy as np"),
     ],
 )
@@ -199,7 +199,7 @@ def test_the_reader_of_imports_sees_an_upward_one(file: str, source: str) -> Non
     ("file", "source"),
     [
         ("hierclass/nested/build.py", "from . import graph"),
-        ("training/trainer/run.py", "from hierclass.nested import nest"),
+        ("training/trainer/network.py", "from hierclass.nested import nest"),
     ],
 )
 def test_the_reader_of_imports_lets_a_downhill_one_pass(file: str, source: str) -> None:

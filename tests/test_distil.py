@@ -164,6 +164,7 @@ def test_crops_are_kept_at_a_levels_own_side_as_its_graph_shrinks_them(folder: P
         assert torch.allclose(network(whole, 0), network(own, 0), atol=0.02)
 
 
+@pytest.mark.full
 def test_levels_that_share_what_is_trained_are_trained_together(folder: Path, tmp_path: Path) -> None:
     cache = str(folder / "out" / "crops")
     recipe = make_recipe(folder, own=("everything",), crops=32, mixup=0.4, eval_every=32, cache=cache)
@@ -171,10 +172,11 @@ def test_levels_that_share_what_is_trained_are_trained_together(folder: Path, tm
     assert ended
     rows = [json.loads(line) for line in (tmp_path / "level-0-1" / "history.jsonl").read_text().splitlines()]
     assert [row["level"] for row in rows[0]["levels"]] == [0, 1]
-    with pytest.raises(hierclass.InputError, match="--level 0: these levels share weights that are trained"):
+    with pytest.raises(hierclass.InputError, match="`level` 0: these levels share weights that are trained"):
         run(recipe, tmp_path, level=0, resume=True)
 
 
+@pytest.mark.full
 def test_a_model_is_nested_again_and_goes_on_from_what_was_reached(
     folder: Path, made: Made, tmp_path: Path
 ) -> None:
@@ -193,6 +195,7 @@ def test_a_model_is_nested_again_and_goes_on_from_what_was_reached(
     assert first.keys() == second.keys()
 
 
+@pytest.mark.full
 def test_a_last_level_that_is_not_frozen_learns_too(folder: Path, tmp_path: Path) -> None:
     recipe = make_recipe(folder, frozen=False, crops=32, eval_every=32)
     ended, text = run(recipe, tmp_path)
@@ -200,11 +203,12 @@ def test_a_last_level_that_is_not_frozen_learns_too(folder: Path, tmp_path: Path
     assert "level 0 and 1 and 2" in text
 
 
+@pytest.mark.full
 def test_the_clock_ends_a_run_that_goes_on_later(folder: Path, made: Made, tmp_path: Path) -> None:
     recipe = make_recipe(folder, crops=160, cache=str(made[0] / "crops"))
     ended, text = run(recipe, tmp_path, level=0, minutes=0.0)
     assert not ended
-    assert "time is up after 16 of 160 crops; --resume continues" in text
+    assert "time is up after 16 of 160 crops; `resume` continues" in text
     assert hierclass.load(tmp_path / "model", device="cpu").levels
     ended, text = run(recipe, tmp_path, level=0, resume=True)
     assert ended
@@ -217,6 +221,7 @@ def test_the_rate_rises_stays_and_falls_and_a_longer_run_goes_on_at_the_top() ->
     assert dataclasses.replace(recipe, crops=12800).rate(99) == 1.0
 
 
+@pytest.mark.full
 def test_weights_of_imagenet_are_nested_in_the_bundled_tree(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = timm.create_model(BACKBONE).state_dict()
@@ -246,6 +251,7 @@ def test_a_start_of_another_classifier_is_refused(folder: Path, made: Made, tmp_
         run(recipe, tmp_path / "out")
 
 
+@pytest.mark.full
 def test_a_teacher_that_has_changed_since_is_refused(folder: Path, made: Made, tmp_path: Path) -> None:
     for name in ("weights.safetensors", "classes.txt", "tree.json"):
         shutil.copy(folder / name, tmp_path)
@@ -260,7 +266,7 @@ def test_a_teacher_that_has_changed_since_is_refused(folder: Path, made: Made, t
         run(recipe, tmp_path / "out", level=1)
 
 
-@pytest.mark.parametrize("statistics", ["batch", "pretrained"])
+@pytest.mark.parametrize("statistics", [pytest.param("batch", marks=pytest.mark.full), "pretrained"])
 def test_norms_normalise_by_batches_or_by_the_statistics_that_they_had(
     statistics: str, folder: Path, made: Made, tmp_path: Path
 ) -> None:
@@ -289,6 +295,7 @@ def test_what_is_nearer_to_the_teacher_before_training_decides_on_the_statistics
     assert stored == ("pretrained" if better else "batch")
 
 
+@pytest.mark.full
 def test_heads_may_stay_as_they_begin(folder: Path, made: Made, tmp_path: Path) -> None:
     recipe = make_recipe(folder, crops=32, train_heads=False, cache=str(made[0] / "crops"))
     run(recipe, tmp_path, level=1)
@@ -304,6 +311,7 @@ def test_heads_may_stay_as_they_begin(folder: Path, made: Made, tmp_path: Path) 
     assert not any(name.startswith("heads.") for name in changed)
 
 
+@pytest.mark.full
 def test_a_level_is_kept_between_its_beginning_and_what_training_made_of_it(
     folder: Path, made: Made, tmp_path: Path
 ) -> None:
@@ -321,6 +329,7 @@ def test_a_level_is_kept_between_its_beginning_and_what_training_made_of_it(
         assert torch.allclose(between[name], expected, rtol=2e-3, atol=2e-4), name
 
 
+@pytest.mark.full
 def test_a_finished_level_is_kept_anew_where_it_is_to_be_drawn_back_otherwise(
     folder: Path, made: Made, tmp_path: Path
 ) -> None:
@@ -333,6 +342,7 @@ def test_a_finished_level_is_kept_anew_where_it_is_to_be_drawn_back_otherwise(
     assert config(tmp_path)["results"]["distillation"]["levels"][0]["interpolate"] == 0.5
 
 
+@pytest.mark.full
 def test_what_norms_normalise_by_stays_when_a_run_goes_on(folder: Path, made: Made, tmp_path: Path) -> None:
     recipe = make_recipe(folder, crops=16, statistics="batch", cache=str(made[0] / "crops"))
     run(recipe, tmp_path, level=1)
@@ -340,10 +350,11 @@ def test_what_norms_normalise_by_stays_when_a_run_goes_on(folder: Path, made: Ma
     stored.write_text(stored.read_text().replace('"batch"', '"auto"'))  # as before there was a choice
     run(dataclasses.replace(recipe, crops=32, statistics="auto"), tmp_path, level=1, resume=True)
     assert json.loads(stored.read_text())["statistics"] == "batch"
-    with pytest.raises(hierclass.InputError, match="--statistics differs from that of the run"):
+    with pytest.raises(hierclass.InputError, match="`statistics` differs from that of the run"):
         run(dataclasses.replace(recipe, crops=48, statistics="pretrained"), tmp_path, level=1, resume=True)
 
 
+@pytest.mark.full
 def test_a_run_goes_on_without_the_model_that_it_began_with(folder: Path, made: Made, tmp_path: Path) -> None:
     shutil.copytree(made[0] / "model", tmp_path / "first")
     recipe = make_recipe(folder, crops=16, start=str(tmp_path / "first"), cache=str(made[0] / "crops"))

@@ -30,8 +30,10 @@ def commands(heading: str) -> list[str]:
     return [" ".join(line.split()) for line in block[1].replace("\\\n", " ").splitlines()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
-    ("heading", "name"), [("A ResNet-50", "test_resnet"), ("A ConvNeXt", "test_convnext")]
+    ("heading", "name"),
+    [("A ResNet-50", "test_resnet"), pytest.param("A ConvNeXt", "test_convnext", marks=pytest.mark.full)],
 )
 def test_the_commands_of_the_page_work(
     heading: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,6 @@ from distil_data import BACKBONE, write_photographs, write_teacher
 from hierclass.files import CONFIG_FILE
 from taxonomy import Taxonomy
 from training.cli import main
-from training.distillation.store import CropStore
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +103,10 @@ def said(folder: Path, out: Path, capsys: pytest.CaptureFixture[str], **changes:
         ({"level": 3}, "--level 3: give 0 to 1$"),
         ({"crops": 10, "updates": 2}, "--updates has no effect beside --crops"),
         ({"mix_prob": 0.5}, "--mix-prob 0.5 has no effect without --mixup"),
-        ({"crops_per_photo": 0}, "--crops-per-photo 0: give at least 1"),
+        ({"crops_per_photo": 0}, "Invalid value for '--crops-per-photo'"),
         ({"crop_scale": "0.5"}, "--crop-scale: give two shares, such as 0.25,1"),
         ({"lr": 0}, "--lr 0.0: give more than 0"),
-        ({"batch_size": 1}, "--batch-size 1: give at least 2"),
+        ({"batch_size": 1}, "Invalid value for '--batch-size'"),
         ({"opt": "adamx", "crops": 24}, "--opt adamx is no optimiser of timm; give"),
         ({"known_top1": 75}, "--known-top1 75: give more than 0, less than 1"),
         ({"known_top1": 0.75}, "--known-top1 has no effect without --eval-data; give that, or leave it out"),
@@ -145,7 +144,7 @@ def test_a_disk_without_room_is_said_before_anything_is_made(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("training.distillation.store.shutil.disk_usage", lambda _: usage(0, 0, 1000))
+    monkeypatch.setattr("training.distillation.crop_store.shutil.disk_usage", lambda _: usage(0, 0, 1000))
     code, line = said(folder, tmp_path / "out", capsys)
     assert code == 2
     assert "the crops need 0.0 GB in" in line
@@ -155,10 +154,14 @@ def test_a_disk_without_room_is_said_before_anything_is_made(
 def test_a_disk_that_fills_up_is_one_line_and_the_run_goes_on_with_room(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: CropStore, name: str, *_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / name))
+    fsync = os.fsync
 
-    monkeypatch.setattr(CropStore, "write", full)
+    def full(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix in (".u8", ".f16", ".u16"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)  # the disk fills up with crops
     code, line = said(folder, tmp_path / "out", capsys)
     assert code == 1
     assert "No space left on device; make room and continue with: hierclass-train distil --out" in line

@@ -19,12 +19,12 @@ from hierclass.errors import BackboneError, InputError
 from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 from training.data.mixup import blend
-from training.distillation.answering import OnBytes, _by_onnxruntime, by_torch
-from training.distillation.crops import Cutter, shrink_pixels
-from training.distillation.objective import TeacherLoss
+from training.distillation.crop_store import ANSWERS, SIDES, CropStore, StoreColumn
+from training.distillation.crops import CropSampler, shrink_pixels
+from training.distillation.losses import TeacherLoss
 from training.distillation.photographs import list_photographs
-from training.distillation.store import ANSWERS, SIDES, Column, CropStore
 from training.distillation.teacher import model_teacher, timm_teacher
+from training.distillation.teacher_runtime import PixelClassifier, _by_onnxruntime, run_by_torch
 from training.trainer.sync_batchnorm import measure_statistics
 
 
@@ -45,11 +45,11 @@ def test_onnx_runtime_answers_as_torch_does(folder: Path) -> None:
         taxonomy=str(folder / "tree.json"),
         classes=folder / "classes.txt",
     ).at_side(32)
-    network = OnBytes(teacher.classifier, teacher.preprocessing).eval()
+    network = PixelClassifier(teacher.classifier, teacher.preprocessing).eval()
     answer = _by_onnxruntime(network, 32, threads=1)
     assert answer is not None
     images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    expected = by_torch(network, torch.device("cpu"))(images)
+    expected = run_by_torch(network, torch.device("cpu"))(images)
     assert np.allclose(answer(images), expected, atol=1e-3)
     normal = (images / 255 - np.array(teacher.preprocessing.mean)) / np.array(teacher.preprocessing.std)
     model = make_classifier(12)
@@ -125,11 +125,11 @@ def test_a_table_without_images_does_not_hide_the_photographs_beside_it(
 
 
 def test_a_crop_depends_on_seed_pass_and_photograph_alone() -> None:
-    cutter = Cutter(Preprocessing(16), (0.25, 1.0), 3, 5)
+    cutter = CropSampler(Preprocessing(16), (0.25, 1.0), 3, 5)
     image = draw(1, 1, size=64)
     first = cutter.cut(image, 1, 4)
     cutter.cut(image, 0, 2)
-    again = Cutter(Preprocessing(16), (0.25, 1.0), 3, 5).cut(image, 1, 4)
+    again = CropSampler(Preprocessing(16), (0.25, 1.0), 3, 5).cut(image, 1, 4)
     assert (first.pixels == again.pixels).all()
     assert first.photograph == 64
     assert 64 * 0.25**0.5 * 0.75**0.5 - 1 <= first.shown <= 64
@@ -143,7 +143,7 @@ def test_shrinking_a_crop_keeps_what_is_even_and_what_fits() -> None:
 
 
 def make_store(folder: Path, passes: int = 2, **made_from: object) -> CropStore:
-    columns = {ANSWERS: Column((3,), np.float16), SIDES: Column((2,), np.uint16)}
+    columns = {ANSWERS: StoreColumn((3,), np.float16), SIDES: StoreColumn((2,), np.uint16)}
     return CropStore(folder, {"seed": 0, **made_from}, columns, num_photographs=70, passes=passes)
 
 

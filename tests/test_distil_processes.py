@@ -18,7 +18,10 @@ from taxonomy import Taxonomy
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's processes on Windows have no signals")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(os.name == "nt", reason="torchrun's processes on Windows have no signals"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from distil_data import STATE, make_recipe, run, write_photographs, write_teacher
+from rich.console import Console
 from safetensors.torch import load_file
+from training_data import Killed, kill, watched_accelerator
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training.distillation import material
+from training.distillation.crop_store import CropStore
+from training.distillation.crops import make_crops, missing_blocks
+from training.distillation.dataset import DistilData, PhotographSplit
+from training.distillation.loop import load_teacher
 from training.distillation.recipe import DistilRecipe
-from training.distillation.run import CropBatch, DistilRun
-from training.distillation.session import load_teacher
-from training.distillation.store import CropStore
+from training.distillation.teacher_runtime import make_teacher_function
+from training.evaluation.console import Reporter
+from training.trainer.processes import make_accelerator
 
 TIMES = ("seconds", "images_per_second", "data_wait")
 
@@ -64,87 +69,65 @@ def assert_equal(out: Path, unbroken: Path) -> None:
     assert [key for key in weights[0] if not torch.equal(weights[0][key], weights[1][key])] == []
 
 
+@pytest.mark.full
 def test_a_run_that_is_killed_in_the_middle_equals_an_unbroken_one_bit_for_bit(
-    recipe: DistilRecipe, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: DistilRecipe, unbroken: Path, tmp_path: Path
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    original = DistilRun.step
-
-    def step(self: DistilRun, batch: CropBatch, **where: int) -> torch.Tensor:
-        if self.updates == 5:
-            raise Killed
-        return original(self, batch, **where)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DistilRun, "step", step)
-        with pytest.raises(Killed):
-            run(recipe, tmp_path / "out", level=0, save_every=1e-9)
+    with pytest.raises(Killed):
+        run(recipe, tmp_path / "out", level=0, save_every=1e-9, accelerator=watched_accelerator([], 5, kill))
     _, text = run(recipe, tmp_path / "out", level=0, resume=True)
     assert "resumed after 5 of 6 updates" in text
     assert_equal(tmp_path / "out", unbroken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_a_run_that_is_told_to_stop_keeps_every_update(
-    number: signal.Signals,
-    recipe: DistilRecipe,
-    unbroken: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals, recipe: DistilRecipe, unbroken: Path, tmp_path: Path
 ) -> None:
-    original, seen = DistilRun.step, list[int]()
-
-    def step(self: DistilRun, batch: CropBatch, **where: int) -> torch.Tensor:
-        seen.append(self.updates)
-        if self.updates == 1:
-            os.kill(os.getpid(), number)
-        return original(self, batch, **where)
-
-    monkeypatch.setattr(DistilRun, "step", step)
+    updates: list[int] = []
+    stop = watched_accelerator(updates, 1, lambda: os.kill(os.getpid(), number))
     recipe = dataclasses.replace(recipe, cache=str(unbroken / "crops"))
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "out", level=0, save_every=0)
-    run(recipe, tmp_path / "out", level=0, resume=True)
-    assert seen == list(range(6))
+        run(recipe, tmp_path / "out", level=0, save_every=0, accelerator=stop)
+    run(recipe, tmp_path / "out", level=0, resume=True, accelerator=watched_accelerator(updates))
+    assert len(updates) == 6
     assert_equal(tmp_path / "out", unbroken)
 
 
 def test_crops_that_a_stop_left_half_made_are_made_to_the_end_and_no_others(
-    recipe: DistilRecipe, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: DistilRecipe, unbroken: Path, tmp_path: Path
 ) -> None:
-    answered, stopped = list[int](), list[bool]()
-    original = material.make_answerer
+    assert recipe.sizes is not None
+    teacher = load_teacher(recipe).at_side(recipe.sizes[-1])
+    photographs = PhotographSplit.find(recipe, teacher)
+    data = DistilData.of(photographs, recipe, teacher, tmp_path, (16,))
+    answer, _ = make_teacher_function(teacher, torch.device("cpu"), 0)
+    answered: list[int] = []
 
-    def counting(*arguments: Any, **options: Any) -> Any:
-        answer, runtime = original(*arguments, **options)
+    def stopping(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        if len(answered) == 2:
+            raise Killed
+        answered.append(len(images))
+        return answer(images)
 
-        def count(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-            if len(answered) == 2 and not stopped:
-                stopped.append(True)
-                os.kill(os.getpid(), signal.SIGINT)
-            answered.append(len(images))
-            return answer(images)
-
-        return count, runtime
-
-    monkeypatch.setattr(material, "make_answerer", counting)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "out", level=0)
-    made = sum(CropStore.done(store(tmp_path / "out" / "crops", recipe), "answers.f16"))
-    assert made == 2
-    run(recipe, tmp_path / "out", level=0)  # nothing was trained: no --resume is needed
-    assert answered == [64, 6, 64, 6]
+    data.store.open()
+    reporter = Reporter(Console(file=io.StringIO()))
+    crops = (data.store, photographs.photographs, photographs.cutter, missing_blocks(data.store))
+    with pytest.raises(Killed):
+        make_crops(*crops, stopping, reporter, workers=0)
+    assert sum(data.store.done("answers.f16")) == 2
+    answered.clear()
+    data.make(teacher, make_accelerator("no"), reporter, workers=0, threads=None)
+    assert not missing_blocks(data.store)
     for name in ("answers.f16", "pixels-16.u8", "sides.u16"):
-        ours, theirs = ((out / "crops" / name).read_bytes() for out in (tmp_path / "out", unbroken))
-        assert ours == theirs, name
+        assert (tmp_path / name).read_bytes() == (unbroken / "crops" / name).read_bytes(), name
 
 
 def store(folder: Path, recipe: DistilRecipe) -> CropStore:
     return CropStore(folder, {}, {}, num_photographs=70, passes=recipe.crops_per_photo)
 
 
+@pytest.mark.full
 def test_more_crops_of_each_photograph_are_added_to_those_there(
     recipe: DistilRecipe, unbroken: Path, tmp_path: Path
 ) -> None:
@@ -183,13 +166,13 @@ def test_crops_of_something_else_are_refused(
 
 
 def test_a_run_is_not_replaced_in_silence(recipe: DistilRecipe, unbroken: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="level-0 holds a run; add --resume to continue it"):
+    with pytest.raises(InputError, match="level-0 holds a run; add `resume` to continue it"):
         run(recipe, unbroken, level=0)
-    with pytest.raises(InputError, match=r"--own norms differs from the run in .* \(norms\+depthwise\)"):
+    with pytest.raises(InputError, match=r"`own` norms differs from the run in .* \(norms\+depthwise\)"):
         run(dataclasses.replace(recipe, own=("norms",)), unbroken, level=1)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="holds a model that is not of this run; choose another --out"):
+    with pytest.raises(InputError, match="holds a model that is not of this run; choose another `out`"):
         run(recipe, tmp_path, level=0)
 
 
@@ -202,7 +185,7 @@ def test_a_refused_call_and_one_level_s_leave_the_common_recipe_as_it_is(
         with pytest.raises(InputError):
             run(other, unbroken, level=level)
         assert (unbroken / "recipe.json").read_bytes() == before
-    with pytest.raises(InputError, match="--level 2"):
+    with pytest.raises(InputError, match="`level` 2"):
         run(other, tmp_path / "new", level=2)
     assert not (tmp_path / "new" / "recipe.json").exists()
 
@@ -214,19 +197,20 @@ def test_crops_per_photo_do_not_change_which_photographs_are_held_out(
     recipe = dataclasses.replace(recipe, images=(str(tmp_path / "photos"),))
     teacher = load_teacher(recipe)
     held_out = [
-        material.Gallery.find(dataclasses.replace(recipe, crops_per_photo=count), teacher).held_out.tolist()
+        PhotographSplit.find(dataclasses.replace(recipe, crops_per_photo=count), teacher).held_out.tolist()
         for count in (1, 4, 16)
     ]
     assert held_out[0] == held_out[1] == held_out[2]
     assert len(held_out[0]) == 64
 
 
+@pytest.mark.full
 def test_a_model_that_was_deleted_is_put_back_and_levels_not_trained_are_named(
     recipe: DistilRecipe, unbroken: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(unbroken, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "model")
-    with pytest.raises(InputError, match="lacks level-0, which was trained; continue with --resume"):
+    with pytest.raises(InputError, match="lacks level-0, which was trained; continue with `resume`"):
         run(recipe, tmp_path / "out", level=1)
     _, text = run(recipe, tmp_path / "out", level=0, resume=True)
     assert "level 1 has not been trained" in text
@@ -234,6 +218,7 @@ def test_a_model_that_was_deleted_is_put_back_and_levels_not_trained_are_named(
     assert_equal(tmp_path / "out", unbroken)
 
 
+@pytest.mark.full
 def test_resuming_a_finished_run_changes_nothing(recipe: DistilRecipe, unbroken: Path) -> None:
     before = (unbroken / "level-0" / STATE).read_bytes()
     ended, text = run(recipe, unbroken, level=0, resume=True)

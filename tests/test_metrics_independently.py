@@ -11,7 +11,7 @@ from sklearn.calibration import calibration_curve
 from taxonomy import Taxonomy, load_taxonomy
 from training.evaluation import metrics
 from training.evaluation import report_data as findings
-from training.evaluation.predictions import Answers
+from training.evaluation.predictions import Predictions
 
 RANDOM = np.random.default_rng(7)
 COUNT = 400
@@ -91,7 +91,7 @@ def test_confusions_are_scikit_learns(
     best = np.stack([tree.projection(each)[answered] for each in range(3)])[None].astype(np.int32)
     empty = np.zeros(0, dtype=np.int64)
     ranked = np.zeros((COUNT, 5), dtype=np.int32)
-    answers = Answers(np.arange(COUNT), truth, (0.0,), best, ranked, empty, (), ())
+    answers = Predictions(np.arange(COUNT), truth, (0.0,), best, ranked, empty, (), ())
     expected = sklearn_metrics.confusion_matrix(
         tree.projection(tier)[truth], best[0, tier], labels=range(tree.num_classes[tier])
     )

@@ -16,7 +16,6 @@ from rich.console import Console
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 from sklearn.metrics import log_loss
-from training_data import write_parquet
 
 from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from hierclass.decisions.calibration import Decision
@@ -32,16 +31,16 @@ from training.evaluation.calibration import (
     score_answers,
 )
 from training.evaluation.console import calibration_table, stored_table, threshold_table
-from training.evaluation.evaluate import calibrate_checkpoint, evaluate_checkpoint
+from training.evaluation.evaluate import calibrate_checkpoint, measures, run_checkpoint
 from training.evaluation.model_card import replace_calibration
-from training.evaluation.predictions import Answers, best_classes
+from training.evaluation.predictions import Predictions, best_classes
 
 SIZES = (2, 5, 12)
 
 
 def make_answers(
     tree: Taxonomy, images: int, *, sharpness: tuple[float, float, float], seed: int = 0
-) -> Answers:
+) -> Predictions:
     """Answers whose truth is drawn from their scores, which are then made surer by `sharpness` per level.
 
     So the temperature that calibrates level k, the others not asked, is `sharpness[k]`.
@@ -56,7 +55,7 @@ def make_answers(
         np.add.at(summed.T, tree.projection(tier), probabilities.T)
         logits.append((np.log(summed) * factor).astype(np.float32))
     kept = [level - level.max(axis=1, keepdims=True) for level in logits]
-    return Answers(
+    return Predictions(
         positions=np.arange(images),
         leaves=leaves,
         lower_weights=(0.0, 0.5),
@@ -142,7 +141,7 @@ def test_what_is_said_of_a_calibration_was_measured_on_the_other_half(tiny_taxon
     assert fitted_on_first == pytest.approx(found.halves[0], rel=0.02)
 
 
-def answers_truth(tree: Taxonomy, answers: Answers) -> np.ndarray:
+def answers_truth(tree: Taxonomy, answers: Predictions) -> np.ndarray:
     return tree.projection(0)[answers.leaves]
 
 
@@ -220,14 +219,16 @@ def test_the_proof_is_the_wilson_interval_of_scipy() -> None:
 
 
 def test_too_few_images_are_refused_and_say_nothing_in_results(tiny_taxonomy: Taxonomy) -> None:
-    from training.evaluation.evaluate import calibrated
+    from training.evaluation.evaluate import calibrate_if_enough
 
     few = make_answers(tiny_taxonomy, MIN_IMAGES - 1, sharpness=(1, 1, 1))
     with pytest.raises(InputError, match="49 labelled images are too few to calibrate on; give at least 50"):
         calibrate(few, tiny_taxonomy, 0.0)
-    assert calibrated(few, tiny_taxonomy, 0.0) is None
+    assert calibrate_if_enough(few, tiny_taxonomy, 0.0) is None
     assert calibration.decision_of({"lower_weight": 0.5, "calibration": None}) == {"lower_weight": 0.5}
-    assert calibrated(make_answers(tiny_taxonomy, MIN_IMAGES, sharpness=(1, 1, 1)), tiny_taxonomy, 0.0)
+    assert calibrate_if_enough(
+        make_answers(tiny_taxonomy, MIN_IMAGES, sharpness=(1, 1, 1)), tiny_taxonomy, 0.0
+    )
 
 
 def test_a_stored_decision_is_measured_as_it_is(tiny_taxonomy: Taxonomy) -> None:
@@ -244,9 +245,9 @@ def test_a_stored_decision_is_measured_as_it_is(tiny_taxonomy: Taxonomy) -> None
             assert row["measured"]["precision"] > row["precision"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Path:
-    return write_parquet(tmp_path_factory.mktemp("data") / "shapes.parquet", tiny_taxonomy, 15)
+@pytest.fixture
+def data(shapes: Path) -> Path:
+    return shapes / "shapes.parquet"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -275,14 +276,14 @@ def test_calibrating_twice_is_the_same_and_evaluating_tells_it(
 ) -> None:
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     (folder / "MODEL_CARD.md").write_text("# Card\n\n## How it was made\n\nby hand\n")
-    assert evaluate_checkpoint(folder, [str(data)], workers=0)["stored"] is None
+    assert measures(run_checkpoint(folder, [str(data)], workers=0))["stored"] is None
     calibrate_checkpoint(folder, [str(data)], workers=0)
     once = {file.name: file.read_bytes() for file in folder.iterdir()}
     calibrate_checkpoint(folder, [str(data)], workers=0)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == once
     card = once["MODEL_CARD.md"].decode()
     assert card.index("## Calibration") < card.index("## How it was made")
-    results = evaluate_checkpoint(folder, [str(data)], workers=0)
+    results = measures(run_checkpoint(folder, [str(data)], workers=0))
     fitted = load_checkpoint(folder).results["dev"]["calibration"]
     assert results["calibration"] == fitted
     assert [row["temperature"] for row in results["stored"]["levels"]] == [

@@ -10,18 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from training_data import write_folder, write_parquet
+from training_data import read_fit_options, write_folder
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.cli import main, options
 from training.cli.exits import one_line_errors
+from training.recipe.recipe import Recipe
 from training.trainer.resume_state import save_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,12 +49,9 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Path:
-    folder = tmp_path_factory.mktemp("cli")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return folder
+@pytest.fixture
+def data(shapes: Path) -> Path:
+    return shapes
 
 
 def fit_options(data: Path) -> list[object]:
@@ -73,6 +70,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.full
 def test_a_run_killed_without_warning_continues_to_the_same_weights(data: Path, tmp_path: Path) -> None:
     from training.cli import app
 
@@ -169,7 +167,6 @@ def test_an_option_that_contradicts_the_resumed_run_is_refused(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from training.cli import app
-    from training.recipe.recipe import Recipe
 
     Recipe(data=("x",), taxonomy="tiny-imagenet", lr=0.1).save(tmp_path / "recipe.json")
     (tmp_path / "last").mkdir()
@@ -182,47 +179,30 @@ def test_an_option_that_contradicts_the_resumed_run_is_refused(
     assert f"--tiers has no effect on the run in {tmp_path}, which has its tree" in capfd.readouterr().err
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The recipes of the runs that a command would start."""
-    recipes: list[Any] = []
-    monkeypatch.setattr("training.trainer.loop.fit", lambda recipe, out, **_: recipes.append(recipe))
-    return recipes
-
-
 def test_a_run_remembers_its_data_by_absolute_paths(
-    tmp_path: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch, tiny_taxonomy: Taxonomy
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_taxonomy: Taxonomy
 ) -> None:
-    from training.cli import app
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "linked").symlink_to(write_folder(tmp_path / "elsewhere", tiny_taxonomy, 1))
     tiny_taxonomy.save("mine.json")
-    app(["fit", "--out", "run", "--data", "linked", "--taxonomy", "mine.json"], standalone_mode=False)
-    app(["fit", "--out", "run", "--data", "linked", "--taxonomy", "tiny-imagenet"], standalone_mode=False)
-    assert [recipe.data for recipe in started] == [(str(tmp_path / "linked"),)] * 2
-    assert [recipe.taxonomy for recipe in started] == [str(tmp_path / "mine.json"), "tiny-imagenet"]
+    trees = {"mine.json": str(tmp_path / "mine.json"), "tiny-imagenet": "tiny-imagenet"}
+    for given, stored in trees.items():
+        recipe = read_fit_options("--out", "run", "--data", "linked", "--taxonomy", given)
+        assert (recipe.data, recipe.taxonomy) == ((str(tmp_path / "linked"),), stored)
 
 
-def test_what_stopped_the_first_epoch_can_be_changed_on_resuming(tmp_path: Path, started: list[Any]) -> None:
-    from training.cli import app
-    from training.recipe.recipe import Recipe
-
+def test_what_stopped_the_first_epoch_can_be_changed_on_resuming(tmp_path: Path) -> None:
     Recipe(data=("x",), taxonomy="tiny-imagenet", lr=9.0, epochs=3).save(tmp_path / "recipe.json")
-    app(["fit", "--out", str(tmp_path), "--resume", "--lr", "0.2"], standalone_mode=False)
-    assert (started[0].lr, started[0].epochs, started[0].data) == (0.2, 3, ("x",))
+    recipe = read_fit_options("--out", tmp_path, "--resume", "--lr", "0.2")
+    assert (recipe.lr, recipe.epochs, recipe.data) == (0.2, 3, ("x",))
 
 
-def test_compiling_can_be_given_up_on_resuming(tmp_path: Path, started: list[Any]) -> None:
-    from training.cli import app
-    from training.recipe.recipe import Recipe
-
+def test_compiling_can_be_given_up_on_resuming(tmp_path: Path) -> None:
     Recipe(data=("x",), taxonomy="tiny-imagenet", compile=True).save(tmp_path / "recipe.json")
     (tmp_path / "last").mkdir()
     (tmp_path / "last" / "state.safetensors").touch()
-    app(["fit", "--out", str(tmp_path), "--resume"], standalone_mode=False)
-    app(["fit", "--out", str(tmp_path), "--resume", "--no-compile"], standalone_mode=False)
-    assert [recipe.compile for recipe in started] == [True, False]
+    assert read_fit_options("--out", tmp_path, "--resume").compile
+    assert not read_fit_options("--out", tmp_path, "--resume", "--no-compile").compile
 
 
 def test_backbone_arguments_are_read_as_python_values() -> None:
@@ -246,6 +226,7 @@ def test_help_needs_no_torch() -> None:
     assert "--resume" in done.stdout
 
 
+@pytest.mark.full
 def test_training_needs_neither_nltk_nor_gradio() -> None:
     program = (
         "import sys, training.trainer.loop, training.evaluation.html_report; from taxonomy import Taxonomy; "

@@ -26,7 +26,7 @@ from training.data.batches import (
     read_training_batches,
     training_loader,
 )
-from training.data.sampler import Order, Share
+from training.data.sampler import BatchSampler, BatchShare
 from training.data.samples import ImageSet, decode_small, read_images, split
 
 
@@ -105,16 +105,16 @@ def test_a_share_is_held_out_of_every_leaf_and_always_the_same(tiny_taxonomy: Ta
 
 def test_a_split_that_cannot_be_made_is_refused() -> None:
     images = ImageSet([b""] * 3, ["a_1", "b_2", "c"], np.arange(3))
-    with pytest.raises(InputError, match="--dev-share"):
+    with pytest.raises(InputError, match="`dev_share`"):
         split(images, dev_from=2, dev_share=0.0, seed=0)
     with pytest.raises(InputError, match="cannot be held out"):
         split(images, dev_from=None, dev_share=0.5, seed=0)
     for share in (0.0, 1.5):
-        with pytest.raises(InputError, match=f"^--dev-share {share}: give more than 0, less than 1$"):
+        with pytest.raises(InputError, match=f"^`dev_share` {share}: give more than 0, less than 1$"):
             split(images, dev_from=None, dev_share=share, seed=0)
     numbered = ImageSet([b""] * 2, ["a_1", "b_2"], np.arange(2))
     with pytest.raises(
-        InputError, match="--dev-from 3 leaves 2 images to train on and 0 held out; give a number"
+        InputError, match="`dev_from` 3 leaves 2 images to train on and 0 held out; give a number"
     ):
         split(numbered, dev_from=3, dev_share=0.1, seed=0)
 
@@ -138,7 +138,7 @@ def test_large_images_stay_encoded() -> None:
 
 def test_an_epoch_holds_every_image_once_and_depends_on_seed_and_epoch_alone() -> None:
     def order(epoch: int) -> list[int]:
-        return [i for share in Order(40, 10, seed=3).shares(epoch) for i in share.indices]
+        return [i for share in BatchSampler(40, 10, seed=3).shares(epoch) for i in share.indices]
 
     assert sorted(order(0)) == list(range(40))
     assert order(0) == order(0) != order(1)
@@ -146,10 +146,10 @@ def test_an_epoch_holds_every_image_once_and_depends_on_seed_and_epoch_alone() -
 
 @pytest.mark.parametrize(("size", "processes"), [(10, 2), (12, 3), (7, 2)])
 def test_processes_deal_every_batch_out_and_pairs_stay_together(size: int, processes: int) -> None:
-    (whole,) = Order(size, size, seed=3).shares(0)
+    (whole,) = BatchSampler(size, size, seed=3).shares(0)
     assert whole.positions == list(range(size))
     parts = [
-        next(iter(Order(size, size, seed=3, process=process, num_processes=processes).shares(0)))
+        next(iter(BatchSampler(size, size, seed=3, process=process, num_processes=processes).shares(0)))
         for process in range(processes)
     ]
     assert sorted(place for part in parts for place in part.positions) == whole.positions
@@ -160,11 +160,11 @@ def test_processes_deal_every_batch_out_and_pairs_stay_together(size: int, proce
 
 
 def test_an_epoch_begins_where_it_was_left() -> None:
-    order = Order(40, 10, seed=3)
+    order = BatchSampler(40, 10, seed=3)
     assert list(order.shares(2, start=3)) == list(order.shares(2))[3:]
 
 
-def augmented(images: ImageSet, shares: Iterable[Share], workers: int = 0) -> list[TrainingBatch]:
+def augmented(images: ImageSet, shares: Iterable[BatchShare], workers: int = 0) -> list[TrainingBatch]:
     loader = training_loader(
         images,
         shares,
@@ -186,10 +186,10 @@ def shapes(count: int) -> ImageSet:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: int) -> None:
-    images, order = shapes(12), Order(12, 4, seed=0)
+    images, order = shapes(12), BatchSampler(12, 4, seed=0)
     first = augmented(images, order.shares(0, side=16), workers)
     again = augmented(images, order.shares(0, side=16))
-    (share,) = Order(12, 12, seed=0).shares(0, side=16)
+    (share,) = BatchSampler(12, 12, seed=0).shares(0, side=16)
     (other,) = augmented(images, [dataclasses.replace(share, epoch=1)])
     assert first[0].images.shape == (4, 3, 16, 16)
     assert first[0].images.dtype == torch.uint8
@@ -199,24 +199,24 @@ def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(workers: i
 
 def test_how_an_image_is_augmented_does_not_depend_on_who_prepares_it_beside_which_others() -> None:
     images = shapes(12)
-    (whole,) = augmented(images, Order(12, 12, seed=0).shares(0, side=16))
+    (whole,) = augmented(images, BatchSampler(12, 12, seed=0).shares(0, side=16))
     for process in range(2):
         (part,) = augmented(
-            images, Order(12, 12, seed=0, process=process, num_processes=2).shares(0, side=16)
+            images, BatchSampler(12, 12, seed=0, process=process, num_processes=2).shares(0, side=16)
         )
         assert torch.equal(part.images, whole.images[part.positions])
         assert torch.equal(part.leaves, whole.leaves[part.positions])
 
 
 def test_an_image_that_is_drawn_twice_is_augmented_in_two_ways() -> None:
-    share = Share(indices=[3, 3, 3], positions=[0, 1, 2], batch=3, epoch=0, side=16)
+    share = BatchShare(indices=[3, 3, 3], positions=[0, 1, 2], batch=3, epoch=0, side=16)
     (batch,) = augmented(shapes(4), [share])
     assert not torch.equal(batch.images[0], batch.images[1])
     assert not torch.equal(batch.images[1], batch.images[2])
 
 
 def test_the_same_workers_go_on_when_the_images_grow() -> None:
-    order = Order(12, 4, seed=0)
+    order = BatchSampler(12, 4, seed=0)
     shares = [*order.shares(0, side=16), *order.shares(1, side=24)]
     batches = augmented(shapes(12), shares, workers=1)
     assert [batch.images.shape[-1] for batch in batches] == [16] * 3 + [24] * 3
@@ -226,7 +226,7 @@ def test_the_same_workers_go_on_when_the_images_grow() -> None:
 def test_a_batch_says_which_of_its_images_could_be_read(tiny_taxonomy: Taxonomy) -> None:
     images = shapes(4)
     broken = ImageSet([*images.sources[:2], b"broken", images.sources[3]], images.names, images.leaves)
-    share = Share([3, 2, 1], [0, 4, 5], 6, 0, 16)
+    share = BatchShare([3, 2, 1], [0, 4, 5], 6, 0, 16)
     (batch,) = augmented(broken, [share])
     assert batch.positions.tolist() == [0, 5]
     assert batch.leaves.tolist() == [3, 1]
@@ -244,6 +244,7 @@ def test_evaluation_sees_what_inference_sees(crop: float) -> None:
     assert np.array_equal(batch[0].numpy(), preprocess(image, preprocessing))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="a process can't be killed so on Windows")
 def test_workers_end_with_a_process_that_was_killed() -> None:
     code = """

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
+from training_data import write_cached_weights
 
 from hierclass.nested import create_backbone, default_shares, nest
 from taxonomy import Taxonomy
-from training.recipe.defaults import Facts, choose_network, choose_schedule
+from training.recipe.defaults import DatasetFacts, choose_network, choose_schedule
 from training.recipe.recipe import Recipe
 from training.trainer import pretrained
+from training.trainer.network import make_network
 from training.trainer.pretrained import find_pretrained
-from training.trainer.run import make_network
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ from training.trainer.run import make_network
 def test_the_network_follows_the_images_and_the_machine(
     side: int, accelerator: bool, expected: tuple[str, int | None, int]
 ) -> None:
-    choice = choose_network(Facts(1000, side, accelerator))
+    choice = choose_network(DatasetFacts(1000, side, accelerator))
     assert tuple(choice.values[name] for name in ("backbone", "stem_stride", "size")) == expected
     assert f"about {side} px" in choice.why
 
@@ -91,15 +92,15 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = timm.create_model("test_resnet")
     tensors = {name: torch.full_like(value, 0.5) if value.is_floating_point() else value
                for name, value in model.state_dict().items()}  # fmt: skip
-    save_file(tensors, tmp_path / "model.safetensors")
-    monkeypatch.setattr(pretrained, "find_cached", lambda _: tmp_path / "model.safetensors")
+    write_cached_weights(tmp_path, "timm/test_resnet.r160_in1k", save(tensors))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
 def test_weights_in_the_local_cache_are_taken_and_nobody_is_asked(
     cached: Path, tiny_taxonomy: Taxonomy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrained, "_reachable", None)
+    monkeypatch.setattr(pretrained.huggingface_hub, "get_hf_file_metadata", None)
     assert find_pretrained("test_resnet") == (True, "timm's weights, from the local cache")
     recipe = Recipe(
         data=(), taxonomy="x", backbone="test_resnet", size=32, pretrained=True, order="importance"
@@ -110,12 +111,10 @@ def test_weights_in_the_local_cache_are_taken_and_nobody_is_asked(
     assert all(bool((value == 0.5).all()) for value in weights if value.requires_grad)
 
 
-def test_a_run_that_goes_on_looks_for_no_weights(
-    tiny_taxonomy: Taxonomy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("training.trainer.run.cached_weights", None)
+def test_a_run_that_goes_on_takes_no_pretrained_weights(cached: Path, tiny_taxonomy: Taxonomy) -> None:
     recipe = Recipe(data=(), taxonomy="x", backbone="test_resnet", size=32, pretrained=True)
-    make_network(recipe, tiny_taxonomy, fresh=False)
+    network = make_network(recipe, tiny_taxonomy, fresh=False)
+    assert not any(bool((value == 0.5).all()) for value in network.parameters())
 
 
 def test_a_machine_without_a_connection_begins_from_scratch_and_says_so() -> None:

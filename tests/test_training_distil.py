@@ -12,40 +12,29 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from training_data import write_parquet
+from training_data import read_fit_options
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
+from training.data.batches import TrainingBatch
+from training.data.sampler import BatchShare
 from training.evaluation.console import consensus_table
-from training.evaluation.evaluate import evaluate_checkpoint
+from training.evaluation.evaluate import measures, run_checkpoint
 from training.evaluation.predictions import weights_to_try
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.losses import NestedLoss
-from training.trainer.run import Run
+from training.trainer.processes import make_accelerator
+from training.trainer.supervised import SupervisedTrainer
 
 HALVES = torch.tensor([[0.0, 0.0]])
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
-    """One epoch of 5 steps on 120 images, 60 held out, in which levels teach each other."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
-        backbone="test_resnet",
-        size=32,
-        dev_from=10,
-        epochs=1,
-        batch_size=24,
-        warmup_epochs=0,
-        distil=1.0,
-        ema_decay=0.9,
-    )
+@pytest.fixture
+def recipe(shapes_recipe: Recipe) -> Recipe:
+    """One epoch in which levels teach each other."""
+    return dataclasses.replace(shapes_recipe, epochs=1, lr=0.1, distil=1.0)
 
 
 def fit(recipe: Recipe, out: Path) -> tuple[dict[str, Any], str]:
@@ -103,27 +92,26 @@ def test_a_level_that_agrees_with_its_teacher_costs_nothing(tiny_taxonomy: Taxon
         assert cost.item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("distil_from", "classes"), [("last", [12]), ("next", [2, 5, 12])])
 def test_the_moving_average_teaches_what_it_answers(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distil_from: str, classes: list[int], recipe: Recipe, tiny_taxonomy: Taxonomy
 ) -> None:
-    seen: list[list[torch.Size]] = []
-    original = Run._teachers
-
-    def teachers(self: Run, pixels: torch.Tensor) -> list[torch.Tensor] | None:
-        logits = original(self, pixels)
-        assert logits is not None
-        assert not any(level.requires_grad for level in logits)
-        assert torch.equal(logits[-1], self.smoothed(pixels))
-        seen.append([level.shape for level in logits])
-        return logits
-
-    monkeypatch.setattr(Run, "_teachers", teachers)
-    for distil_from in ("last", "next"):
-        changed = dataclasses.replace(recipe, distil_from=distil_from, distil_teacher="ema")
-        fit(changed, tmp_path / distil_from)
-    assert seen == [[(24, 12)]] * 5 + [[(24, 2), (24, 5), (24, 12)]] * 5
+    changed = dataclasses.replace(recipe, distil_from=distil_from, distil_teacher="ema")
+    trainer = SupervisedTrainer(changed, tiny_taxonomy, steps_per_epoch=1, accelerator=make_accelerator("no"))
+    seen: list[list[torch.Tensor]] = []
+    trainer.loss.register_forward_pre_hook(lambda _, given: seen.append(list(given[3])))
+    images = torch.zeros(24, 3, 32, 32, dtype=torch.uint8)
+    places = torch.arange(24)
+    share = BatchShare(places.tolist(), places.tolist(), 24, 0, 32)
+    expected = trainer.smoothed(trainer.mixing.normalise(images))
+    trainer.step(TrainingBatch(images, places % 12, places, share, []), epoch=0, step=0)
+    (logits,) = seen
+    assert [level.shape for level in logits] == [(24, count) for count in classes]
+    assert not any(level.requires_grad for level in logits)
+    torch.testing.assert_close(logits[-1], expected)
 
 
+@pytest.mark.full
 def test_who_teaches_changes_what_is_learnt(recipe: Recipe, tmp_path: Path) -> None:
     losses = set()
     for distil_from in ("last", "next"):
@@ -137,12 +125,12 @@ def test_who_teaches_changes_what_is_learnt(recipe: Recipe, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"distil": -1.0}, "--distil -1.0: give 0 or more"),
-        ({"distil_from": "first"}, "--distil-from first: give last or next"),
-        ({"distil_teacher": "dead"}, "--distil-teacher dead: give live or ema"),
-        ({"consensus": "much"}, "--consensus much: give auto, or a number from 0"),
-        ({"consensus": -0.5}, "--consensus -0.5: give auto, or a number from 0"),
-        ({"consensus": float("nan")}, "--consensus nan: give auto, or a number from 0"),
+        ({"distil": -1.0}, "`distil` -1.0: give 0 or more"),
+        ({"distil_from": "first"}, "`distil_from` first: give last or next"),
+        ({"distil_teacher": "dead"}, "`distil_teacher` dead: give live or ema"),
+        ({"consensus": "much"}, "`consensus` much: give auto, or a number from 0"),
+        ({"consensus": -0.5}, "`consensus` -0.5: give auto, or a number from 0"),
+        ({"consensus": float("nan")}, "`consensus` nan: give auto, or a number from 0"),
     ],
 )
 def test_an_option_that_cannot_work_is_named(change: dict[str, Any], message: str, recipe: Recipe) -> None:
@@ -151,19 +139,23 @@ def test_an_option_that_cannot_work_is_named(change: dict[str, Any], message: st
     assert str(caught.value) == message
 
 
-def test_the_command_line_takes_auto_or_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.cli import app
-
-    started: list[Recipe] = []
-    monkeypatch.setattr(
-        "training.cli.prepare.prepare", lambda recipe, *_, **__: recipe
-    )  # there is no data to choose by
-    monkeypatch.setattr("training.trainer.loop.fit", lambda recipe, out, **_: started.append(recipe))
-    for text in ("auto", "0", "0.25", "much"):
-        given = ["--consensus", text, "--distil", "1", "--distil-from", "next", "--distil-teacher", "ema"]
-        app(["fit", "--out", str(tmp_path), "--data", "x", *given], standalone_mode=False)
-    assert [run.consensus for run in started] == ["auto", 0, 0.25, "much"]
-    assert (started[0].distil_from, started[0].distil_teacher) == ("next", "ema")
+def test_the_command_line_takes_auto_or_a_number(tmp_path: Path) -> None:
+    given = [
+        "--out",
+        tmp_path,
+        "--data",
+        "x",
+        "--distil",
+        1,
+        "--distil-from",
+        "next",
+        "--distil-teacher",
+        "ema",
+    ]
+    texts = ("auto", "0", "0.25", "much")
+    recipes = [read_fit_options(*given, "--consensus", text) for text in texts]
+    assert [recipe.consensus for recipe in recipes] == ["auto", 0, 0.25, "much"]
+    assert (recipes[0].distil_from, recipes[0].distil_teacher) == ("next", "ema")
 
 
 def test_the_chosen_weight_is_measured_beside_those_that_are_always_tried() -> None:
@@ -207,7 +199,7 @@ def test_evaluating_a_model_shows_its_consensus_beside_others(
     checkpoint = load_checkpoint(tiny_checkpoint)
     checkpoint.decision = {"lower_weight": 0.3}
     save_checkpoint(tmp_path, checkpoint)
-    results = evaluate_checkpoint(tmp_path, recipe.data, dev_from=10, workers=0)
+    results = measures(run_checkpoint(tmp_path, recipe.data, dev_from=10, workers=0))
     assert [row["lower_weight"] for row in results["consensus"]] == [0.0, 0.25, 0.3, 0.5, 1.0]
     assert results["consensus"][2]["top1"] == [row["top1"] for row in results["levels"]]
     text = io.StringIO()
@@ -243,7 +235,7 @@ def test_the_last_level_teaches_leaves_where_it_is_asked_to(tiny_taxonomy: Taxon
 
 @pytest.mark.parametrize("changes", [{"distil_from": "next"}, {"finest_weight": 0.0}, {"distil_to": "roots"}])
 def test_what_can_not_teach_leaves_is_refused(changes: dict[str, Any], recipe: Recipe) -> None:
-    with pytest.raises(InputError, match="--distil-to"):
+    with pytest.raises(InputError, match="`distil_to`"):
         dataclasses.replace(recipe, **{"distil_to": "leaves", **changes}).check()
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,48 +16,28 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from training_data import write_parquet
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
 from training.data.batches import INTERPOLATION
 from training.data.load import load_data
-from training.data.sampler import Order
+from training.data.sampler import BatchSampler
 from training.evaluation.console import Reporter
-from training.evaluation.evaluate import evaluate_checkpoint
+from training.evaluation.evaluate import measures, run_checkpoint
 from training.recipe.recipe import Recipe
 from training.trainer import loop
-from training.trainer.losses import NestedLoss, Trainee
-from training.trainer.run import make_network
-from training.trainer.run_dir import RunFolder
+from training.trainer.losses import NestedLoss, TrainingModel
+from training.trainer.network import make_network
+from training.trainer.run_dir import RunDir
 
 STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
-    """Two epochs of 5 steps on 120 images, 60 held out."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
-        backbone="test_resnet",
-        size=32,
-        start_size=24,
-        grow=0.5,
-        dev_from=10,
-        epochs=2,
-        batch_size=24,
-        warmup_epochs=0,
-        lr=0.05,
-        cutmix=1.0,
-        mix_prob=0.5,
-        ema_decay=0.9,
-    )
+@pytest.fixture
+def recipe(growing_recipe: Recipe) -> Recipe:
+    return growing_recipe
 
 
 def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict[str, Any], str]:
@@ -68,13 +49,6 @@ def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict[str, A
 def without_seconds(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-@pytest.fixture(scope="module")
-def unbroken(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a run that nobody stopped, and what it printed."""
-    out = tmp_path_factory.mktemp("runs") / "unbroken"
-    return out, fit(recipe, out)[1]
 
 
 def test_a_run_leaves_a_model_its_recipe_and_a_table(unbroken: tuple[Path, str], recipe: Recipe) -> None:
@@ -102,14 +76,14 @@ def test_the_size_of_the_images_grows(recipe: Recipe) -> None:
 
 
 def test_a_run_is_not_overwritten_by_accident(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
-    with pytest.raises(InputError, match="add --resume"):
+    with pytest.raises(InputError, match="add `resume`"):
         fit(recipe, unbroken[0])
 
 
 def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from training.trainer.run_dir import RunFolder\n"
-        "with RunFolder(pathlib.Path(sys.argv[1])).claim(resume=False): print('in', flush=True); input()"
+        "import sys, pathlib; from training.trainer.run_dir import RunDir\n"
+        "with RunDir(pathlib.Path(sys.argv[1])).claim(resume=False): print('in', flush=True); input()"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     root = Path(__file__).resolve().parents[1]
@@ -119,32 +93,32 @@ def test_two_runs_do_not_write_to_one_folder(recipe: Recipe, tmp_path: Path) -> 
         with pytest.raises(InputError, match="another run writes to"):
             fit(recipe, tmp_path)
         other.kill()
-    with RunFolder(tmp_path).claim(resume=False):
+    with RunDir(tmp_path).claim(resume=False):
         pass
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"start_size": 65, "size": 64}, "--start-size 65"),
-        ({"mixed_precision": "int8"}, "--mixed-precision int8"),
-        ({"crop_scale": (0.5,)}, "--crop-scale"),
-        ({"grow": 1.5}, "--grow 1.5"),
-        ({"crop": 0.01}, "--crop 0.01"),
-        ({"start_size": 0}, "--start-size 0"),
-        ({"clip_grad": -1.0}, "--clip-grad -1.0"),
-        ({"seed": -1}, "--seed -1"),
-        ({"eval_every": 0}, "--eval-every 0"),
+        ({"start_size": 65, "size": 64}, "`start_size` 65"),
+        ({"mixed_precision": "int8"}, "`mixed_precision` int8"),
+        ({"crop_scale": (0.5,)}, "`crop_scale`"),
+        ({"grow": 1.5}, "`grow` 1.5"),
+        ({"crop": 0.01}, "`crop` 0.01"),
+        ({"start_size": 0}, "`start_size` 0"),
+        ({"clip_grad": -1.0}, "`clip_grad` -1.0"),
+        ({"seed": -1}, "`seed` -1"),
+        ({"eval_every": 0}, "`eval_every` 0"),
         ({"limit": 1}, "1 images are too few to train on; give at least 2"),
-        ({"smoothing": 1.0}, "--smoothing 1.0"),
-        ({"erase": -0.1}, "--erase -0.1"),
-        ({"mix_prob": 2.0}, "--mix-prob 2.0"),
-        ({"color_jitter": -1.0}, "--color-jitter -1.0"),
-        ({"cutmix": -1.0}, "--cutmix -1.0: give 0 or more"),
-        ({"opt": "nosuch"}, "--opt nosuch"),
-        ({"schedule": "nosuch"}, "--schedule nosuch"),
-        ({"auto_augment": "nosuch"}, "--auto-augment nosuch"),
-        ({"warmup_epochs": 2}, "--warmup-epochs 2 leaves no epoch"),
+        ({"smoothing": 1.0}, "`smoothing` 1.0"),
+        ({"erase": -0.1}, "`erase` -0.1"),
+        ({"mix_prob": 2.0}, "`mix_prob` 2.0"),
+        ({"color_jitter": -1.0}, "`color_jitter` -1.0"),
+        ({"cutmix": -1.0}, "`cutmix` -1.0: give 0 or more"),
+        ({"opt": "nosuch"}, "`opt` nosuch"),
+        ({"schedule": "nosuch"}, "`schedule` nosuch"),
+        ({"auto_augment": "nosuch"}, "`auto_augment` nosuch"),
+        ({"warmup_epochs": 2}, "`warmup_epochs` 2 leaves no epoch"),
     ],
 )
 def test_an_option_that_cannot_work_is_named(
@@ -154,6 +128,7 @@ def test_an_option_that_cannot_work_is_named(
         fit(dataclasses.replace(recipe, **change), tmp_path)
 
 
+@pytest.mark.full
 def test_a_compiled_run_learns_what_an_uncompiled_one_learns(
     recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +150,7 @@ def test_a_compiled_run_learns_what_an_uncompiled_one_learns(
     assert compiled == pytest.approx(plain, rel=1e-3)
 
 
+@pytest.mark.full
 def test_a_network_that_cannot_be_compiled_is_one_clear_error(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,13 +158,13 @@ def test_a_network_that_cannot_be_compiled_is_one_clear_error(
         raise RuntimeError("no working compiler")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=no_compiler))
-    with pytest.raises(InputError, match=r"--compile: .*no working compiler.*leave it out"):
+    with pytest.raises(InputError, match=r"`compile`: .*no working compiler.*leave it out"):
         fit(dataclasses.replace(recipe, compile=True), tmp_path)
 
 
 def test_fewer_images_than_a_batch_are_one_batch(recipe: Recipe, tmp_path: Path) -> None:
     _, text = fit(dataclasses.replace(recipe, batch_size=1000, epochs=1, crop=0.9), tmp_path)
-    assert "--batch-size 1000 is more than there are images: one batch an epoch" in text
+    assert "`batch_size` 1000 is more than there are images: one batch an epoch" in text
     checkpoint = load_checkpoint(tmp_path / "model")
     assert checkpoint.results["dev"]["images"] == 60
     assert checkpoint.preprocessing.crop == 0.9
@@ -202,7 +178,7 @@ def test_few_images_are_one_batch_and_every_process_takes_whole_pairs(
     images: int, processes: int, sizes: list[int]
 ) -> None:
     parts = [
-        list(Order(images, 128, seed=0, process=process, num_processes=processes).shares(0))
+        list(BatchSampler(images, 128, seed=0, process=process, num_processes=processes).shares(0))
         for process in range(processes)
     ]
     assert [[len(share.indices) for share in part] for part in parts] == [[size] for size in sizes]
@@ -220,8 +196,8 @@ def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
     now = [0.0]
     monkeypatch.setattr("training.evaluation.console.time.monotonic", lambda: now[0])
     text = io.StringIO()
-    reporter = Reporter(Console(file=text, width=100), total_work=10)
-    reporter.start(0)
+    reporter = Reporter(Console(file=text, width=100))
+    reporter.start(10)
     for step, (seconds, rate) in enumerate([(200.0, 0.0), (231.0, 4.0)]):
         now[0] = seconds
         reporter.step(f"epoch 1/1 step {step + 1}/10", loss=1.0, rate=rate, work=1)
@@ -230,10 +206,13 @@ def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
     assert second == "epoch 1/1 step 2/10 loss 1.000 4 img/s left 4:08"
 
 
-def test_a_state_of_another_network_is_refused(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
+def test_a_state_of_another_network_is_refused(
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
+) -> None:
     other = dataclasses.replace(recipe, widths=(0.5, 0.75, 1.0))
+    shutil.copytree(unbroken[0], tmp_path / "run")
     with pytest.raises(CheckpointError, match="another network"):
-        fit(other, unbroken[0], resume=True)
+        fit(other, tmp_path / "run", resume=True)
 
 
 def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) -> None:
@@ -248,7 +227,7 @@ def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) ->
 def test_held_out_images_are_never_trained_on(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:
     from training.evaluation.console import Reporter
 
-    reporter = Reporter(Console(file=io.StringIO()), total_work=1.0)
+    reporter = Reporter(Console(file=io.StringIO()))
     train, dev = load_data(recipe, tiny_taxonomy, reporter)
     assert {int(name.split("_")[1].split(".")[0]) for name in train.names} == set(range(10))
     assert {int(name.split("_")[1].split(".")[0]) for name in dev.names} == set(range(10, 15))
@@ -260,7 +239,7 @@ def test_evaluating_the_stored_model_gives_the_results_it_carries(
     recipe: Recipe, unbroken: tuple[Path, str]
 ) -> None:
     stored = load_checkpoint(unbroken[0] / "model").results["dev"]
-    again = evaluate_checkpoint(unbroken[0] / "model", recipe.data, dev_from=10, workers=0)
+    again = measures(run_checkpoint(unbroken[0] / "model", recipe.data, dev_from=10, workers=0))
     assert again["images"] == 60
     assert again["levels"] == stored["levels"]  # measured with the weights that are stored, in half precision
     for ours, theirs in zip(again["calibration"]["levels"], stored["calibration"]["levels"], strict=True):
@@ -268,11 +247,11 @@ def test_evaluating_the_stored_model_gives_the_results_it_carries(
         assert ours["after"]["nll"] == pytest.approx(theirs["after"]["nll"], abs=1e-4)
     thresholds = zip(again["stored"]["thresholds"], stored["calibration"]["thresholds"], strict=True)
     assert all(ours["measured"]["coverage"] == theirs["coverage"] for ours, theirs in thresholds)
-    assert evaluate_checkpoint(unbroken[0] / "model", recipe.data, workers=0)["images"] == 180
+    assert measures(run_checkpoint(unbroken[0] / "model", recipe.data, workers=0))["images"] == 180
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="lower --lr"):
+    with pytest.raises(InputError, match="lower `lr`"):
         fit(dataclasses.replace(recipe, lr=1e18), tmp_path)
 
 
@@ -309,7 +288,7 @@ def test_lower_levels_learn_the_leaves_and_the_helpers_are_dropped(
     recipe: Recipe, tiny_taxonomy: Taxonomy
 ) -> None:
     network = make_network(recipe, tiny_taxonomy)
-    trainee = Trainee(network, 12)
+    trainee = TrainingModel(network, 12)
     levels, finest = trainee(torch.zeros(2, 3, 32, 32))
     assert [tuple(logits.shape) for logits in levels] == [(2, 2), (2, 5), (2, 12)]
     assert [tuple(logits.shape) for logits in finest] == [(2, 12), (2, 12)]

@@ -20,6 +20,7 @@ from training_data import write_parquet
 from hierclass.errors import CheckpointError, HierclassError, InputError
 from taxonomy import Taxonomy
 from training.cli import main
+from training.cli.exits import one_line_errors, resume_command
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 
@@ -103,7 +104,7 @@ def test_a_damaged_state_is_refused_with_advice_that_helps(
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(f"{out / STATE} {message}")
-    assert line.endswith("; delete it to begin anew, or choose another --out")
+    assert line.endswith("; delete it to begin anew, or choose another `out`")
     (out / STATE).unlink()
     assert fit(recipe, out, resume=resume)["images"] == 36
 
@@ -115,7 +116,7 @@ def test_the_state_of_another_network_names_what_differs(recipe: Recipe, out: Pa
     assert "\n" not in line
     assert line.startswith(f"{out / STATE} belongs to another network: ")
     assert "tensors differ, the first is network.heads.0.weight;" in line
-    assert line.endswith("the recipe and the taxonomy that the run began with, or choose another --out")
+    assert line.endswith("the recipe and the taxonomy that the run began with, or choose another `out`")
 
 
 def test_the_state_of_another_optimiser_is_refused(recipe: Recipe, out: Path) -> None:
@@ -139,40 +140,40 @@ def test_a_size_that_the_backbone_refuses_is_named_before_images_are_read(
         fit(changed, tmp_path / "run")
     line = str(caught.value)
     assert "\n" not in line
-    assert line.startswith("--start-size 16 does not fit test_vit: images of ")
+    assert line.startswith("`start_size` 16 does not fit test_vit: images of ")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"widths": (0.5, 0.25, 1.0)}, "--widths 0.5,0.25,1: give one share per level, rising to 1"),
-        ({"widths": (0.25, 0.5, 0.9)}, "--widths 0.25,0.5,0.9: give one share per level"),
-        ({"widths": (math.nan, 0.5, 1.0)}, "--widths nan,0.5,1: give shares up to 1"),
-        ({"depths": (0.5, 0.2, 1.0)}, "--depths 0.5,0.2,1: give one share of the blocks per level"),
-        ({"depths": (math.nan, 0.2, 1.0)}, "--depths nan,0.2,1: give shares up to 1"),
+        ({"widths": (0.5, 0.25, 1.0)}, "`widths` 0.5,0.25,1: give one share per level, rising to 1"),
+        ({"widths": (0.25, 0.5, 0.9)}, "`widths` 0.25,0.5,0.9: give one share per level"),
+        ({"widths": (math.nan, 0.5, 1.0)}, "`widths` nan,0.5,1: give shares up to 1"),
+        ({"depths": (0.5, 0.2, 1.0)}, "`depths` 0.5,0.2,1: give one share of the blocks per level"),
+        ({"depths": (math.nan, 0.2, 1.0)}, "`depths` nan,0.2,1: give shares up to 1"),
         (
             {"structure": "masks", "densities": (0.5, 0.2, 1.0)},
-            "--densities 0.5,0.2,1: give one share per level, rising",
+            "`densities` 0.5,0.2,1: give one share per level, rising",
         ),
-        ({"level_weights": (-1.0, 1.0, 1.0)}, "--level-weights -1,1,1: give 0 or more per level"),
-        ({"level_weights": (0.0, 0.0, 0.0)}, "--level-weights 0,0,0: give 0 or more per level, and not 0"),
-        ({"level_weights": (math.nan, 1.0, 1.0)}, "--level-weights nan,1,1: give 0 or more"),
-        ({"level_weights": (math.inf, 1.0, 1.0)}, "--level-weights inf,1,1: give 0 or more"),
-        ({"finest_weight": -1.0}, "--finest-weight -1.0: give 0 or more"),
-        ({"finest_weight": math.nan}, "--finest-weight nan: give 0 or more"),
-        ({"momentum": 5.0}, "--momentum 5.0: give 0 or more, less than 1"),
-        ({"weight_decay": -1.0}, "--weight-decay -1.0: give 0 or more"),
-        ({"warmup_epochs": -3}, "--warmup-epochs -3: give 0 or more"),
-        ({"color_jitter": math.inf}, "--color-jitter inf: give 0 or more"),
-        ({"mixup": math.inf}, "--mixup inf: give 0 or more"),
-        ({"opt": "adamv"}, "--opt adamv is no optimiser of timm; give adam"),
-        ({"schedule": "plateaux"}, "--schedule plateaux: timm has no such schedule by updates; give"),
-        ({"schedule": "plateau"}, "--schedule plateau: timm has no such schedule by updates; give"),
-        ({"auto_augment": "nothing"}, "--auto-augment nothing is no policy of timm; try rand-m7"),
+        ({"level_weights": (-1.0, 1.0, 1.0)}, "`level_weights` -1,1,1: give 0 or more per level"),
+        ({"level_weights": (0.0, 0.0, 0.0)}, "`level_weights` 0,0,0: give 0 or more per level, and not 0"),
+        ({"level_weights": (math.nan, 1.0, 1.0)}, "`level_weights` nan,1,1: give 0 or more"),
+        ({"level_weights": (math.inf, 1.0, 1.0)}, "`level_weights` inf,1,1: give 0 or more"),
+        ({"finest_weight": -1.0}, "`finest_weight` -1.0: give 0 or more"),
+        ({"finest_weight": math.nan}, "`finest_weight` nan: give 0 or more"),
+        ({"momentum": 5.0}, "`momentum` 5.0: give 0 or more, less than 1"),
+        ({"weight_decay": -1.0}, "`weight_decay` -1.0: give 0 or more"),
+        ({"warmup_epochs": -3}, "`warmup_epochs` -3: give 0 or more"),
+        ({"color_jitter": math.inf}, "`color_jitter` inf: give 0 or more"),
+        ({"mixup": math.inf}, "`mixup` inf: give 0 or more"),
+        ({"opt": "adamv"}, "`opt` adamv is no optimiser of timm; give adam"),
+        ({"schedule": "plateaux"}, "`schedule` plateaux: timm has no such schedule by updates; give"),
+        ({"schedule": "plateau"}, "`schedule` plateau: timm has no such schedule by updates; give"),
+        ({"auto_augment": "nothing"}, "`auto_augment` nothing is no policy of timm; try rand-m7"),
         ({"backbone_args": {"wings": 2}}, "timm can't make test_resnet: TypeError: ResNet"),
-        ({"epochs": 0}, "--epochs 0: give at least 1"),
-        ({"batch_size": 0}, "--batch-size 0: give at least 1"),
+        ({"epochs": 0}, "`epochs` 0: give at least 1"),
+        ({"batch_size": 0}, "`batch_size` 0: give at least 1"),
     ],
 )
 def test_values_are_refused_before_anything_is_read_or_made(
@@ -274,48 +275,34 @@ def test_a_recipe_that_was_deleted_is_given_again(recipe: Recipe, out: Path) -> 
 
 @pytest.mark.parametrize("error", [AssertionError("two\nlines"), RuntimeError("two\nlines")])
 def test_a_mistake_of_ours_is_one_line_that_asks_to_report_it(
-    error: Exception,
-    recipe: Recipe,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    with pytest.raises(SystemExit) as ended, one_line_errors():
         raise error
-
-    monkeypatch.setattr("training.trainer.loop.fit", fail)
-    given = ["fit", "--out", tmp_path, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy]
-    assert command(*given) == 1
-    line = one_error(capfd)
-    assert f"{type(error).__name__}: two lines (unexpected; " in line
+    assert ended.value.code == 1
+    assert f"{type(error).__name__}: two lines (unexpected; " in one_error(capfd)
     monkeypatch.setenv("HIERCLASS_DEBUG", "1")
-    assert command(*given) == 1
+    with pytest.raises(SystemExit), one_line_errors():
+        raise error
     assert "Traceback" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
-    [([], "'{out}' --resume\n"), (["--threads", "2"], "'{out}' --resume --threads 2\n")],
+    ("threads", "expected"), [(None, "'{out}' --resume\n"), (2, "'{out}' --resume --threads 2\n")]
 )
 def test_who_interrupts_hears_what_ends_with_the_same_weights(
-    options: list[str],
-    expected: str,
-    recipe: Recipe,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    threads: int | None, expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def fit(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("training.trainer.loop.fit", fit)
     out = tmp_path / "a run"
-    given = ["fit", "--out", out, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy, *options]
-    assert command(*given) == 130
-    assert one_error(capfd) == "hierclass-train: interrupted\n"  # there is nothing to continue
+
+    def interrupted() -> str:
+        with pytest.raises(SystemExit) as ended, one_line_errors(lambda: resume_command("fit", out, threads)):
+            raise KeyboardInterrupt
+        assert ended.value.code == 130
+        return one_error(capfd)
+
+    assert interrupted() == "hierclass-train: interrupted\n"  # there is nothing to continue
     out.mkdir()
     Recipe(data=("x",), taxonomy="tiny-imagenet").save(out / "recipe.json")
-    assert command(*given) == 130
-    assert one_error(capfd) == (
-        f"hierclass-train: interrupted; continue with: hierclass-train fit --out {expected.format(out=out)}"
-    )
+    line = "hierclass-train: interrupted; continue with: hierclass-train fit --out "
+    assert interrupted() == line + expected.format(out=out)

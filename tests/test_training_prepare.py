@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from training_data import draw, jpeg
+from training_data import draw, jpeg, write_cached_weights
 
 from hierclass.errors import InputError
 from taxonomy import load_taxonomy
 from training.cli import main
-from training.cli import prepare as preparing
-from training.cli.prepare import Declined, Wishes, prepare
+from training.cli.prepare import Declined, PrepareOptions, prepare
 from training.recipe.recipe import Recipe
 
 NAMES = ("golden_retriever", "Tabby-Cat", "Chihuahua", "school bus", "taxi", "fire_engine")
@@ -54,13 +53,13 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return type_
 
 
-def run(photos: Path, out: Path, given: dict[str, Any] | None = None, **wishes: Any) -> tuple[Recipe, str]:
+def run(photos: Path, out: Path, given: dict[str, Any] | None = None, **how: Any) -> tuple[Recipe, str]:
     """The prepared recipe, and what was printed."""
     text = io.StringIO()
     console = Console(file=text, width=200, force_terminal=True, no_color=True, force_interactive=False)
     options = {"pretrained": False, "backbone": "test_resnet", **(given or {})}
     recipe = Recipe(data=(str(photos),), **{"taxonomy": "tiny-imagenet", **options})
-    found = prepare(recipe, options.keys(), out, Wishes(**wishes), console)
+    found = prepare(recipe, options.keys(), out, PrepareOptions(**how), console)
     return found, re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
 
 
@@ -89,18 +88,16 @@ def test_what_is_chosen_is_said_with_its_reason_and_stands_in_the_recipe(
 def test_weights_that_are_found_are_used_and_said(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.trainer.pretrained import Found
-
-    answers = [Found(True, "timm's weights, from the local cache"), Found(False, "nowhere")]
-    monkeypatch.setattr("training.trainer.pretrained.find_pretrained", lambda *_, **__: answers.pop(0))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     console, recipe = Console(file=io.StringIO()), Recipe(data=(str(photos),), taxonomy="x")
-    first = prepare(recipe, set(), tmp_path / "a", Wishes(), console)
-    assert (first.pretrained, first.order, first.backbone) == (True, "importance", "resnet18")
-    second = prepare(recipe, set(), tmp_path / "b", Wishes(), console)
-    assert (second.pretrained, second.order) == (False, "given")
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "start: timm's weights, from the local cache" in text.replace("\n", " ")
-    assert "start: from scratch, which needs more images and epochs: nowhere" in text.replace("\n", " ")
+    without = prepare(recipe, set(), tmp_path / "a", PrepareOptions(), console)
+    assert (without.pretrained, without.order) == (False, "given")
+    write_cached_weights(tmp_path / "cache", "timm/resnet18.a1_in1k")
+    found = prepare(recipe, set(), tmp_path / "b", PrepareOptions(), console)
+    assert (found.pretrained, found.order, found.backbone) == (True, "importance", "resnet18")
+    text = console.file.getvalue().replace("\n", " ")  # type: ignore[attr-defined]
+    assert "start: from scratch, which needs more images and epochs: timm's weights are not" in text
+    assert "start: timm's weights, from the local cache" in text
 
 
 def test_a_tree_of_ones_own_is_taken_without_a_question(photos: Path, tmp_path: Path) -> None:
@@ -325,29 +322,29 @@ def test_wrong_options_are_one_line_and_leave_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_interrupting_the_question_is_one_line(
-    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("answer", "code", "line"),
+    [(KeyboardInterrupt, 130, "hierclass-train: interrupted"), ("n", 1, "nothing was trained; edit ")],
+)
+def test_who_does_not_say_yes_trains_nothing_and_reads_one_line(
+    answer: Any,
+    code: int,
+    line: str,
+    photos: Path,
+    tmp_path: Path,
+    typed: Callable[..., None],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(*_: object, **__: object) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(preparing, "_approved", interrupt)
-    code, _, error = command(capfd, "fit", "--data", photos, "--out", tmp_path / "run", *TINY)
-    assert (code, error) == (130, "hierclass-train: interrupted\n")
-
-
-def test_saying_no_is_exit_code_1(
-    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def decline(*_: object, **__: object) -> Any:
-        raise Declined("nothing was trained")
-
-    monkeypatch.setattr(preparing, "_approved", decline)
-    code, text, error = command(capfd, "fit", "--data", photos, "--out", tmp_path / "run", *TINY)
-    assert (code, error) == (1, "")
-    assert text.endswith("nothing was trained\n")
+    typed(answer)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    found, text, error = command(capfd, "fit", "--data", photos, "--out", tmp_path / "run", *TINY)
+    assert found == code
+    assert line in (text + error).splitlines()[-1]
+    assert not (tmp_path / "run" / "last").exists()
 
 
+@pytest.mark.full
 def test_training_with_a_given_tree_needs_no_wordnet(photos: Path, tmp_path: Path) -> None:
     import subprocess
     import sys

@@ -12,7 +12,7 @@ from training_data import write_parquet
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.cli import main
-from training.recipe.presets import FOLDER, bundled_recipes, read_preset
+from training.recipe.presets import FOLDER, bundled_recipes, read_recipe_file
 from training.recipe.recipe import Recipe
 
 
@@ -24,13 +24,13 @@ def preset(folder: Path, text: str) -> str:
 
 @pytest.mark.parametrize("name", bundled_recipes())
 def test_a_bundled_recipe_can_be_trained_and_says_why(name: str) -> None:
-    Recipe(data=("x",), taxonomy="tiny-imagenet", **read_preset(name)).check()
+    Recipe(data=("x",), taxonomy="tiny-imagenet", **read_recipe_file(name)).check()
     text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
     assert text.count("#") >= 8
 
 
 def test_only_what_the_file_sets_is_set(tmp_path: Path) -> None:
-    assert read_preset(preset(tmp_path, "lr = 0.3\nlevel_weights = [1, 2]\n")) == {
+    assert read_recipe_file(preset(tmp_path, "lr = 0.3\nlevel_weights = [1, 2]\n")) == {
         "lr": 0.3,
         "level_weights": (1, 2),
     }
@@ -44,7 +44,7 @@ def test_only_what_the_file_sets_is_set(tmp_path: Path) -> None:
         ("epochs = 2.5", "epochs can not be 2.5; give a whole number"),
         ("opt = 2026-11-22", 'opt can not be "2026-11-22"; give a text'),
         ("widths = 1", "widths can not be 1; give a list of numbers"),
-        ("data = ['x']", "data belongs to a run; give it with --data"),
+        ("data = ['x']", "data belongs to a run; give it with `data`"),
         ("taxonomy = 'x'", "taxonomy belongs to a run"),
         ("lr = ", "cannot be read"),
         ("\x00", "cannot be read"),
@@ -52,17 +52,17 @@ def test_only_what_the_file_sets_is_set(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_recipe_is_one_line(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        read_preset(preset(tmp_path, text))
+        read_recipe_file(preset(tmp_path, text))
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    assert read_preset(preset(tmp_path, "\ufefflr = 0.3\n")) == {"lr": 0.3}
+    assert read_recipe_file(preset(tmp_path, "\ufefflr = 0.3\n")) == {"lr": 0.3}
 
 
 @pytest.mark.parametrize("name", ["nothing", "/", "no/such.toml"])
 def test_a_recipe_that_is_not_there_names_those_that_are(name: str) -> None:
     with pytest.raises(InputError, match=r"bundled recipes are small-images|cannot be read"):
-        read_preset(name)
+        read_recipe_file(name)
 
 
 OF_ONE_BACKBONE = "size = 32\nepochs = 2\nlr = 0.07\nbatch_size = 40\nstem_stride = 1\n"

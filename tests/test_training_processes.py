@@ -16,7 +16,7 @@ import torch
 from training_data import write_parquet
 
 from taxonomy import Taxonomy
-from training.trainer.run_dir import RunFolder
+from training.trainer.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = Path("last") / "state.safetensors"
@@ -29,7 +29,10 @@ sys.exit(main())
 """
 """``hierclass-train`` where compiled code is traced, split for the processes and run by torch as it is."""
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's processes on Windows have no signals")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(os.name == "nt", reason="torchrun's processes on Windows have no signals"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +176,7 @@ def test_a_process_that_is_killed_takes_the_others_with_it_and_the_folder_is_fre
     _, text = process.communicate(timeout=100)
     assert process.returncode != 0
     assert len(said(text)) <= 1
-    with RunFolder(tmp_path).claim(resume=True):
+    with RunDir(tmp_path).claim(resume=True):
         pass
 
 
@@ -184,7 +187,7 @@ def test_what_is_wrong_for_all_is_said_once(data: Path, tmp_path: Path) -> None:
 
 
 def test_what_stops_the_first_process_ends_all_and_is_said_once(data: Path, tmp_path: Path) -> None:
-    with RunFolder(tmp_path).claim(resume=False):
+    with RunDir(tmp_path).claim(resume=False):
         code, _, error = run(*fit_options(data), "--out", tmp_path)
     assert code != 0
     assert error == [f"hierclass-train: another run writes to {tmp_path}; choose another --out"]

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,50 +15,26 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from training_data import write_parquet
+from training_data import Killed, kill, watched_accelerator
 
 from hierclass.errors import InputError
-from taxonomy import Taxonomy
-from training.data.batches import TrainingBatch
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.interrupts import Interrupts
-from training.trainer.run import Run
 
 STATE = Path("last") / "state.safetensors"
 TIMES = ("seconds", "images_per_second", "data_wait")
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
-    """Two epochs of 5 steps on 120 images, 60 held out."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
-        backbone="test_resnet",
-        size=32,
-        start_size=24,
-        grow=0.5,
-        dev_from=10,
-        epochs=2,
-        batch_size=24,
-        warmup_epochs=0,
-        lr=0.05,
-        cutmix=1.0,
-        mix_prob=0.5,
-        ema_decay=0.9,
-    )
+@pytest.fixture
+def recipe(growing_recipe: Recipe) -> Recipe:
+    return growing_recipe
 
 
-def fit(
-    recipe: Recipe, out: Path, *, resume: bool = False, save_every: float = 0.0
-) -> tuple[dict[str, Any], str]:
+def fit(recipe: Recipe, out: Path, *, save_every: float = 0.0, **options: Any) -> tuple[dict[str, Any], str]:
     text = io.StringIO()
     console = Console(file=text, width=100)
-    results = loop.fit(recipe, out, resume=resume, workers=0, console=console, save_every=save_every)
+    results = loop.fit(recipe, out, workers=0, console=console, save_every=save_every, **options)
     return results, text.getvalue()
 
 
@@ -66,30 +43,11 @@ def without_seconds(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
-@pytest.fixture(scope="module")
-def unbroken(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a run that nobody stopped, and what it printed."""
-    out = tmp_path_factory.mktemp("runs") / "unbroken"
-    return out, fit(recipe, out)[1]
-
-
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
-    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    original = Run.step
-
-    def step(self: Run, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
-        if epoch == 1 and step == 2:
-            raise Killed
-        return original(self, batch, epoch=epoch, step=step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", step)
-        with pytest.raises(Killed):
-            fit(recipe, tmp_path)
+    with pytest.raises(Killed):
+        fit(recipe, tmp_path, accelerator=watched_accelerator([], 7, kill))
     _, text = fit(recipe, tmp_path, resume=True)
     assert "resumed after epoch 1 of 2" in text
     ours, theirs = load_file(tmp_path / STATE), load_file(unbroken[0] / STATE)
@@ -101,45 +59,37 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     ).read_bytes()
 
 
-@pytest.mark.parametrize("save_every", [0.0, 1e-9])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("save_every", [0.0, pytest.param(1e-9, marks=pytest.mark.full)])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_a_run_that_is_told_to_stop_keeps_every_update(
-    number: signal.Signals,
-    save_every: float,
-    recipe: Recipe,
-    unbroken: tuple[Path, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals, save_every: float, recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
 ) -> None:
-    original, seen = Run.step, list[tuple[int, int]]()
-
-    def step(self: Run, batch: TrainingBatch, *, epoch: int, step: int) -> torch.Tensor:
-        seen.append((epoch, step))
-        if (epoch, step) == (1, 2):
-            os.kill(os.getpid(), number)
-        return original(self, batch, epoch=epoch, step=step)
-
-    monkeypatch.setattr(Run, "step", step)
+    updates: list[int] = []
+    stop = watched_accelerator(updates, 7, lambda: os.kill(os.getpid(), number))
     with pytest.raises(KeyboardInterrupt):
-        fit(recipe, tmp_path, save_every=save_every)
-    _, text = fit(recipe, tmp_path, resume=True)
+        fit(recipe, tmp_path, save_every=save_every, accelerator=stop)
+    _, text = fit(recipe, tmp_path, resume=True, accelerator=watched_accelerator(updates))
     assert "resumed after epoch 1 of 2 and 3 of 5 updates" in text
-    assert seen == [(epoch, step) for epoch in range(2) for step in range(5)]
+    assert len(updates) == 10
     ours, theirs = load_file(tmp_path / STATE), load_file(unbroken[0] / STATE)
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
     assert without_seconds(tmp_path) == without_seconds(unbroken[0])
 
 
 def test_a_run_that_is_stopped_while_it_is_measured_only_measures_again(
-    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
 ) -> None:
-    def stop(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+    updates: list[int] = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "summarise", stop)
-        with pytest.raises(KeyboardInterrupt):
-            fit(recipe, tmp_path)
+    def stop_once(module: torch.nn.Module, _: object) -> None:
+        if len(updates) == 5 and not module.training:
+            updates.append(-1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path, accelerator=watched_accelerator(updates))
+    hook.remove()
     _, text = fit(recipe, tmp_path, resume=True)
     assert "resumed after epoch 0 of 2 and 5 of 5 updates" in text
     assert without_seconds(tmp_path) == without_seconds(unbroken[0])
@@ -160,17 +110,20 @@ def test_a_second_wish_to_stop_is_obeyed_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_loss_that_is_no_number_is_not_saved(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the loss is not a number in epoch 1; lower --lr"):
+    with pytest.raises(InputError, match="the loss is not a number in epoch 1; lower `lr`"):
         fit(dataclasses.replace(recipe, lr=1e30, start_size=None), tmp_path, save_every=1e-9)
     assert all(torch.isfinite(value).all() for value in load_file(tmp_path / STATE).values())
 
 
-def test_resuming_a_finished_run_only_shows_its_table(recipe: Recipe, unbroken: tuple[Path, str]) -> None:
+def test_resuming_a_finished_run_only_shows_its_table(
+    recipe: Recipe, unbroken: tuple[Path, str], tmp_path: Path
+) -> None:
     before = (unbroken[0] / STATE).read_bytes()
-    results, text = fit(recipe, unbroken[0], resume=True)
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    results, text = fit(recipe, tmp_path / "run", resume=True)
     assert "accuracy" in text
     assert results["images"] == 60
-    assert (unbroken[0] / STATE).read_bytes() == before
+    assert (tmp_path / "run" / STATE).read_bytes() == before
 
 
 def test_what_a_kill_left_half_written_goes_with_the_next_run(recipe: Recipe, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +12,28 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from training_data import write_parquet
+from training_data import Killed, kill, read_fit_options, watched_accelerator
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.errors import InputError
-from hierclass.nested import STRUCTURES, NestedNetwork, Structure
+from hierclass.nested import STRUCTURES, Structure
 from taxonomy import Taxonomy, load_taxonomy
 from training.data.batches import TrainingBatch
-from training.evaluation.evaluate import evaluate_checkpoint
+from training.data.sampler import BatchShare
+from training.evaluation.evaluate import measures, run_checkpoint
 from training.evaluation.model_card import model_card
-from training.recipe.presets import read_preset
+from training.recipe.presets import read_recipe_file
 from training.recipe.recipe import Recipe
 from training.trainer import loop
-from training.trainer.run import Run, make_architecture, make_network
+from training.trainer.network import make_architecture, make_network
+from training.trainer.processes import make_accelerator
+from training.trainer.supervised import SupervisedTrainer
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
-    """Two epochs of 5 steps on 120 images, 60 held out."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
-        backbone="test_resnet",
-        size=32,
-        dev_from=10,
-        epochs=2,
-        batch_size=24,
-        warmup_epochs=0,
-        lr=0.05,
-        ema_decay=0.9,
-    )
+@pytest.fixture
+def recipe(shapes_recipe: Recipe) -> Recipe:
+    return shapes_recipe
 
 
 def fit(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
@@ -54,53 +41,42 @@ def fit(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
     return loop.fit(recipe, out, workers=0, console=console, **options)
 
 
-def stopping(original: Callable[..., torch.Tensor], **where: int) -> Callable[..., torch.Tensor]:
-    """`Run.step`, interrupted at one update."""
-
-    def step(self: Run, batch: TrainingBatch, **at: int) -> torch.Tensor:
-        if at == where:
-            raise KeyboardInterrupt
-        return original(self, batch, **at)
-
-    return step
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"structure": "rings"}, "--structure rings: give slices, prefix, depths or masks"),
-        ({"order": "size"}, "--order size: give given or importance"),
-        ({"densities": (0.1, 0.5, 1.0)}, "--densities does not fit --structure slices; give --widths"),
+        ({"structure": "rings"}, "`structure` rings: give slices, prefix, depths or masks"),
+        ({"order": "size"}, "`order` size: give given or importance"),
+        ({"densities": (0.1, 0.5, 1.0)}, "`densities` does not fit `structure` slices; give `widths`"),
         (
             {"structure": "masks", "widths": (0.1, 0.5, 1.0)},
-            "--widths does not fit --structure masks; give --densities",
+            "`widths` does not fit `structure` masks; give `densities`",
         ),
         (
             {"structure": "depths", "widths": (0.1, 0.5, 1.0)},
-            "--widths does not fit --structure depths; give --depths",
+            "`widths` does not fit `structure` depths; give `depths`",
         ),
         (
             {"structure": "depths", "order": "importance"},
-            "--order importance does not fit --structure depths; leave it out",
+            "`order` importance does not fit `structure` depths; leave it out",
         ),
-        ({"sizes": (16, 32, 32)}, "--sizes does not fit --structure slices; prefix and depths take it"),
-        ({"own": ("everything",)}, "--own does not fit --structure slices; prefix and depths take it"),
+        ({"sizes": (16, 32, 32)}, "`sizes` does not fit `structure` slices; prefix and depths take it"),
+        ({"own": ("everything",)}, "`own` does not fit `structure` slices; prefix and depths take it"),
         (
             {"structure": "prefix", "own": ("nothing",)},
-            "--own nothing: give norms, norms+depthwise, one of these with +rank16 (or another rank), or everything",
+            "`own` nothing: give norms, norms+depthwise, one of these with +rank16 (or another rank), or everything",
         ),
         (
             {"structure": "prefix", "sizes": (16, 24, 64)},
-            "--sizes 16,24,64: give a side per level from 8 pixels, never falling, the last that of --size, 32",
+            "`sizes` 16,24,64: give a side per level from 8 pixels, never falling, the last that of `size`, 32",
         ),
-        ({"structure": "prefix", "sizes": (16, 32)}, "--sizes: give one per level, 3 for 3 tiers, not 2"),
-        ({"widths": (0.5, 1.0)}, "--widths: give one per level, 3 for 3 tiers, not 2"),
-        ({"depths": (0.5, 1.0)}, "--depths: give one per level, 3 for 3 tiers, not 2"),
+        ({"structure": "prefix", "sizes": (16, 32)}, "`sizes`: give one per level, 3 for 3 tiers, not 2"),
+        ({"widths": (0.5, 1.0)}, "`widths`: give one per level, 3 for 3 tiers, not 2"),
+        ({"depths": (0.5, 1.0)}, "`depths`: give one per level, 3 for 3 tiers, not 2"),
         (
             {"structure": "masks", "densities": (0.5,)},
-            "--densities: give one per level, 3 for 3 tiers, not 1",
+            "`densities`: give one per level, 3 for 3 tiers, not 1",
         ),
-        ({"level_weights": (1.0, 2.0)}, "--level-weights: give one per level, 3 for 3 tiers, not 2"),
+        ({"level_weights": (1.0, 2.0)}, "`level_weights`: give one per level, 3 for 3 tiers, not 2"),
     ],
 )
 def test_numbers_that_do_not_fit_the_structure_are_refused_before_images_are_read(
@@ -118,7 +94,7 @@ def test_a_structure_that_is_added_to_the_table_can_be_trained(monkeypatch: pyte
     recipe.check()
     recipe.check_levels(2)
     assert make_architecture(recipe).num_levels == 2
-    with pytest.raises(InputError, match="--widths does not fit --structure rings; give --densities"):
+    with pytest.raises(InputError, match="`widths` does not fit `structure` rings; give `densities`"):
         dataclasses.replace(recipe, widths=(0.5, 1.0)).check()
 
 
@@ -137,7 +113,7 @@ def test_without_numbers_each_level_has_half_of_the_next_for_any_number_of_tiers
 
 def test_numbers_that_are_given_are_one_per_tier() -> None:
     Recipe(data=(), taxonomy="x", widths=(0.5, 1.0)).check_levels(2)
-    with pytest.raises(InputError, match="--widths: give one per level, 3 for 3 tiers, not 2"):
+    with pytest.raises(InputError, match="`widths`: give one per level, 3 for 3 tiers, not 2"):
         Recipe(data=(), taxonomy="x", widths=(0.5, 1.0)).check_levels(3)
 
 
@@ -172,7 +148,7 @@ def as_first_written(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_recipe_written_before_there_were_structures_is_read(tmp_path: Path) -> None:
-    preset = {"data": ["x"], "taxonomy": "tiny-imagenet", **read_preset("small-images")}
+    preset = {"data": ["x"], "taxonomy": "tiny-imagenet", **read_recipe_file("small-images")}
     stored = {**as_first_written(preset), "widths": [0.25, 0.5, 1.0]}
     (tmp_path / "recipe.json").write_text(json.dumps(stored))
     recipe = Recipe.load(tmp_path / "recipe.json")
@@ -189,19 +165,18 @@ def test_the_model_card_of_a_run_before_structures_is_written(
     assert "timm's `test_resnet` cut by structure `slices` at widths 0.25, 0.5, 1.0, input 32 x 32" in card
 
 
-def test_the_network_hears_before_every_update_how_far_training_is(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[float] = []
-    monkeypatch.setattr(NestedNetwork, "train_progress", lambda _, progress: heard.append(progress))
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", stopping(Run.step, epoch=1, step=2))
-        with pytest.raises(KeyboardInterrupt):
-            fit(recipe, tmp_path)
-    assert heard == [update / 10 for update in range(7)]
-    heard.clear()
-    fit(recipe, tmp_path, resume=True)
-    assert heard == [update / 10 for update in range(5, 11)]  # the end, before the last evaluation
+def test_a_network_of_masks_is_pruned_from_update_to_update(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:
+    changed = dataclasses.replace(recipe, structure="masks", densities=(0.1, 0.3, 0.6))
+    accelerator = make_accelerator("no")
+    trainer = SupervisedTrainer(changed, tiny_taxonomy, steps_per_epoch=2, accelerator=accelerator)
+    images, places = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8), torch.arange(24)
+    kept = []
+    for step in range(4):
+        share = BatchShare(places.tolist(), places.tolist(), 24, step // 2, 32)
+        trainer.step(TrainingBatch(images, places % 12, places, share, []), epoch=step // 2, step=step % 2)
+        kept.append(trainer.network.cost(0).parameters)
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] > 2 * kept[-1]
 
 
 DEEP = {"layers": (2, 2, 2, 2)}
@@ -213,17 +188,16 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("structure", sorted(CHANGES))
-def test_every_structure_is_trained_resumed_and_kept(
-    structure: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    "structure",
+    ["prefix", *(pytest.param(each, marks=pytest.mark.full) for each in ("depths", "masks", "slices"))],
+)
+def test_every_structure_is_trained_resumed_and_kept(structure: str, recipe: Recipe, tmp_path: Path) -> None:
     taught = {"distil": 0.5, "distil_from": "next", "distil_teacher": "ema", "consensus": 0.5}
     changed = dataclasses.replace(recipe, structure=structure, **CHANGES[structure], **taught)
     results = fit(changed, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", stopping(Run.step, epoch=1, step=2))
-        with pytest.raises(KeyboardInterrupt):
-            fit(changed, tmp_path / "broken", save_every=1e-9)  # after every update
+    with pytest.raises(Killed):  # in the second epoch; the state is saved after every update
+        fit(changed, tmp_path / "broken", save_every=1e-9, accelerator=watched_accelerator([], 7, kill))
     fit(changed, tmp_path / "broken", resume=True)
     state = Path("last") / "state.safetensors"
     ours, theirs = (load_file(tmp_path / name / state) for name in ("broken", "whole"))
@@ -236,7 +210,7 @@ def test_every_structure_is_trained_resumed_and_kept(
     assert [checkpoint.network.cost(level).parameters for level in range(3)] == [
         row["parameters"] for row in results["levels"]
     ]
-    again = evaluate_checkpoint(tmp_path / "whole" / "model", recipe.data, dev_from=10, workers=0)
+    again = measures(run_checkpoint(tmp_path / "whole" / "model", recipe.data, dev_from=10, workers=0))
     for ours_row, theirs_row in zip(again["levels"], results["levels"], strict=True):
         assert abs(ours_row["top1"] - theirs_row["top1"]) <= 1 / 60  # stored as half precision
 
@@ -254,34 +228,17 @@ def test_a_network_of_masks_is_kept_at_the_densities_asked_for(recipe: Recipe, t
 def test_a_network_of_masks_is_not_compiled(recipe: Recipe) -> None:
     with pytest.raises(InputError) as caught:
         dataclasses.replace(recipe, structure="masks", compile=True).check()
-    assert str(caught.value) == "--compile does not speed up --structure masks; leave it out"
+    assert str(caught.value) == "`compile` does not speed up `structure` masks; leave it out"
 
 
-def test_options_of_the_command_line_become_the_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from training.cli import app
-
-    started: list[Recipe] = []
-    monkeypatch.setattr(
-        "training.cli.prepare.prepare", lambda recipe, *_, **__: recipe
-    )  # there is no data to choose by
-    monkeypatch.setattr("training.trainer.loop.fit", lambda recipe, out, **_: started.append(recipe))
-    given = ["fit", "--out", str(tmp_path), "--data", "x"]
-    app(given, standalone_mode=False)
-    app([*given, "--structure", "masks", "--densities", "0.1,0.3,1"], standalone_mode=False)
-    app([*given, "--widths", "0.5,1", "--depths", "0.5,1", "--order", "importance"], standalone_mode=False)
-    app(
-        [*given, "--structure", "prefix", "--sizes", "32,48,64", "--own", "norms+rank2"],
-        standalone_mode=False,
-    )
-    plain, masks, slices, prefix = started
-    assert (prefix.sizes, prefix.own, plain.sizes, plain.own) == (
-        (32, 48, 64),
-        ("norms+rank2",),
-        None,
-        ("norms",),
-    )
+def test_options_of_the_command_line_become_the_recipe(tmp_path: Path) -> None:
+    given = ["--out", tmp_path, "--data", "x"]
+    plain = read_fit_options(*given)
+    masks = read_fit_options(*given, "--structure", "masks", "--densities", "0.1,0.3,1")
+    slices = read_fit_options(*given, "--widths", "0.5,1", "--depths", "0.5,1", "--order", "importance")
+    prefix = read_fit_options(*given, "--structure", "prefix", "--sizes", "32,48,64", "--own", "norms+rank2")
+    assert (prefix.sizes, prefix.own) == ((32, 48, 64), ("norms+rank2",))
+    assert (plain.sizes, plain.own) == (None, ("norms",))
     assert (plain.structure, plain.widths, plain.depths, plain.densities) == ("slices", None, None, None)
     assert (masks.structure, masks.densities) == ("masks", (0.1, 0.3, 1.0))
     assert (slices.widths, slices.depths, slices.order) == ((0.5, 1.0), (0.5, 1.0), "importance")

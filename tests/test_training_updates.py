@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -17,47 +18,37 @@ from rich.console import Console
 from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
-from training_data import write_parquet
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.data.batches import TrainingBatch
-from training.data.mixup import Mixing, partners_of
-from training.data.sampler import Share
+from training.data.mixup import BatchAugmentation, partner_positions
+from training.data.sampler import BatchShare
 from training.recipe.recipe import Recipe
 from training.trainer import loop
-from training.trainer.batch_dropout import deal_drops
+from training.trainer.batch_dropout import share_dropout
+from training.trainer.network import make_network, make_preprocessing
 from training.trainer.processes import make_accelerator
 from training.trainer.resume_state import save_state
-from training.trainer.run import Run, make_network, make_preprocessing, untrained_weights
-from training.trainer.sync_batchnorm import _Normalise, synchronise_norms
+from training.trainer.supervised import SupervisedTrainer, untrained_weights
+from training.trainer.sync_batchnorm import _SyncedNormFunction, synchronise_batch_norms
 from training.trainer.throughput import automatic_workers, waiting_hint
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Recipe:
+def recipe(shapes_recipe: Recipe) -> Recipe:
     """Two epochs of 5 updates on 120 images, without batch norm, with stochastic depth."""
-    folder = tmp_path_factory.mktemp("data")
-    tiny_taxonomy.save(folder / "tiny.json")
-    write_parquet(folder / "shapes.parquet", tiny_taxonomy, 15)
-    return Recipe(
-        data=(str(folder / "shapes.parquet"),),
-        taxonomy=str(folder / "tiny.json"),
+    return dataclasses.replace(
+        shapes_recipe,
         backbone="test_convnext",
         backbone_args={"drop_path_rate": 0.3},
-        size=32,
-        dev_from=10,
-        epochs=2,
-        batch_size=24,
-        warmup_epochs=0,
         lr=0.01,
         mixup=0.2,
         cutmix=1.0,
         erase=0.5,
         distil=0.5,
         clip_grad=1.0,
-        ema_decay=0.9,
     )
 
 
@@ -83,18 +74,20 @@ def test_updates_in_parts_learn_what_whole_ones_do(
     assert curve(dataclasses.replace(recipe, accumulate=5), tmp_path) == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.full
 def test_an_update_in_parts_counts_once_in_the_schedule(recipe: Recipe, tmp_path: Path) -> None:
     rows = fit(dataclasses.replace(recipe, accumulate=2, epochs=1), tmp_path / "parts")
     assert rows[0]["lr"] == fit(dataclasses.replace(recipe, epochs=1), tmp_path / "whole")[0]["lr"]
 
 
 def test_no_part_is_smaller_than_two_images(recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--accumulate 13: give 1 to half of --batch-size"):
+    with pytest.raises(InputError, match="`accumulate` 13: give 1 to half of `batch_size`"):
         fit(dataclasses.replace(recipe, accumulate=13), tmp_path)
-    with pytest.raises(InputError, match="--accumulate 12: 20 images for 1 processes make no more than 10"):
+    with pytest.raises(InputError, match="`accumulate` 12: 20 images for 1 processes make no more than 10"):
         fit(dataclasses.replace(recipe, accumulate=12, limit=20), tmp_path)
 
 
+@pytest.mark.full
 def test_bfloat16_learns_nearly_what_float32_does_and_keeps_its_weights_in_float32(
     recipe: Recipe, whole: list[float], tmp_path: Path
 ) -> None:
@@ -108,13 +101,15 @@ def test_bfloat16_learns_nearly_what_float32_does_and_keeps_its_weights_in_float
 def test_half_precision_needs_a_gpu(recipe: Recipe, tmp_path: Path) -> None:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("there is one")
-    with pytest.raises(InputError, match="--mixed-precision fp16 needs a GPU; give bf16 or no"):
+    with pytest.raises(InputError, match="`mixed_precision` fp16 needs a GPU; give bf16 or no"):
         fit(dataclasses.replace(recipe, mixed_precision="fp16"), tmp_path)
 
 
 @pytest.fixture
-def run(recipe: Recipe, tiny_taxonomy: Taxonomy) -> Run:
-    return Run(recipe, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(recipe.mixed_precision))
+def run(recipe: Recipe, tiny_taxonomy: Taxonomy) -> SupervisedTrainer:
+    return SupervisedTrainer(
+        recipe, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(recipe.mixed_precision)
+    )
 
 
 def batch(count: int, places: list[int] | None = None, size: int = 32) -> TrainingBatch:
@@ -125,14 +120,16 @@ def batch(count: int, places: list[int] | None = None, size: int = 32) -> Traini
     )
     leaves = torch.arange(count) % 12
     positions = torch.tensor(places)
-    return TrainingBatch(images[positions], leaves[positions], positions, Share([], [], count, 0, size), [])
+    return TrainingBatch(
+        images[positions], leaves[positions], positions, BatchShare([], [], count, 0, size), []
+    )
 
 
 def test_the_loss_and_the_teacher_are_float32_where_the_network_is_not(
     recipe: Recipe, tiny_taxonomy: Taxonomy
 ) -> None:
     changed = dataclasses.replace(recipe, distil_teacher="ema", mixed_precision="bf16")
-    run = Run(
+    run = SupervisedTrainer(
         changed, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(changed.mixed_precision)
     )
     inside: set[torch.dtype] = set()
@@ -150,12 +147,12 @@ def test_the_loss_and_the_teacher_are_float32_where_the_network_is_not(
 
 
 def test_the_scale_of_half_precision_gradients_is_saved_and_resumed(
-    run: Run, recipe: Recipe, tiny_taxonomy: Taxonomy, tmp_path: Path
+    run: SupervisedTrainer, recipe: Recipe, tiny_taxonomy: Taxonomy, tmp_path: Path
 ) -> None:
     run.step(batch(8), epoch=0, step=0)
     run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
     run.save(tmp_path / "state.safetensors", {"epoch": 0})
-    other = Run(
+    other = SupervisedTrainer(
         recipe, tiny_taxonomy, steps_per_epoch=5, accelerator=make_accelerator(recipe.mixed_precision)
     )
     other.accelerator.scaler = torch.amp.GradScaler("cpu")
@@ -164,16 +161,16 @@ def test_the_scale_of_half_precision_gradients_is_saved_and_resumed(
     assert other.accelerator.scaler.state_dict()["scale"] == 128.0
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext"])
+@pytest.mark.parametrize("backbone", ["test_resnet", pytest.param("test_convnext", marks=pytest.mark.full)])
 def test_channels_come_last_in_every_convolution_of_every_level_after_resuming_too(
     backbone: str, recipe: Recipe, tiny_taxonomy: Taxonomy, tmp_path: Path
 ) -> None:
     changed = dataclasses.replace(recipe, backbone=backbone)
     accelerator = make_accelerator(changed.mixed_precision)
-    first = Run(changed, tiny_taxonomy, steps_per_epoch=5, accelerator=accelerator)
+    first = SupervisedTrainer(changed, tiny_taxonomy, steps_per_epoch=5, accelerator=accelerator)
     first.step(batch(8), epoch=0, step=0)
     first.save(tmp_path / "state.safetensors", {"epoch": 0})
-    resumed = Run(changed, tiny_taxonomy, steps_per_epoch=5, accelerator=accelerator)
+    resumed = SupervisedTrainer(changed, tiny_taxonomy, steps_per_epoch=5, accelerator=accelerator)
     resumed.load(tmp_path / "state.safetensors")
     last = {"memory_format": torch.channels_last}
     for run in (first, resumed):
@@ -196,7 +193,7 @@ def test_images_are_mixed_with_the_same_others_however_the_batch_is_dealt_out(
     recipe: Recipe, tiny_taxonomy: Taxonomy
 ) -> None:
     mixed_by_parts = dataclasses.replace(recipe, mixup=0.0)
-    mixing = Mixing(mixed_by_parts, make_preprocessing(recipe), 12, torch.device("cpu"))
+    mixing = BatchAugmentation(mixed_by_parts, make_preprocessing(recipe), 12, torch.device("cpu"))
 
     def mixed(places: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         np.random.seed(seed)
@@ -214,10 +211,10 @@ def test_images_are_mixed_with_the_same_others_however_the_batch_is_dealt_out(
 
 
 def test_an_image_whose_partner_is_missing_is_mixed_with_itself() -> None:
-    assert partners_of(torch.tensor([0, 1, 2, 4, 5]), 6).tolist() == [4, 3, 2, 1, 0]
+    assert partner_positions(torch.tensor([0, 1, 2, 4, 5]), 6).tolist() == [4, 3, 2, 1, 0]
 
 
-def test_an_image_that_could_not_be_read_counts_with_loss_zero(run: Run) -> None:
+def test_an_image_that_could_not_be_read_counts_with_loss_zero(run: SupervisedTrainer) -> None:
     total = run.step(batch(8, [0, 1, 2, 3, 4, 5, 7]), epoch=0, step=0)
     assert total.shape == ()
     assert torch.isfinite(total)
@@ -228,7 +225,7 @@ def test_an_image_that_could_not_be_read_counts_with_loss_zero(run: Run) -> None
 )
 def test_what_is_dropped_of_an_image_does_not_depend_on_who_computes_it(layer: nn.Module) -> None:
     network = nn.Sequential(layer).train()
-    dealt = deal_drops(network, torch.device("cpu"))
+    dealt = share_dropout(network, torch.device("cpu"))
     images = torch.ones(8, 4, 3, 3)
 
     def dropped(places: list[int]) -> torch.Tensor:
@@ -260,7 +257,7 @@ def test_batch_norm_summed_over_processes_is_batch_norm() -> None:
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64) * 3 + 2
     x.requires_grad_()
     weight, bias = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    got, mean, variance, count = _Normalise.apply(x.float(), weight.float(), bias.float(), 1e-5)
+    got, mean, variance, count = _SyncedNormFunction.apply(x.float(), weight.float(), bias.float(), 1e-5)
     wanted = nn.functional.batch_norm(x, None, None, weight, bias, True, 0.0, 1e-5)
     torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mean.double(), x.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
@@ -287,7 +284,10 @@ def trained(
     return list(network.state_dict()), torch.cat(gradients), answers
 
 
-@pytest.mark.parametrize("structure", ["slices", "prefix", "masks", "depths"])
+@pytest.mark.parametrize(
+    "structure",
+    ["slices", *(pytest.param(each, marks=pytest.mark.full) for each in ("prefix", "masks", "depths"))],
+)
 def test_networks_keep_names_answers_and_gradients_when_their_norms_look_at_all_processes(
     structure: str, recipe: Recipe, tiny_taxonomy: Taxonomy, request: pytest.FixtureRequest
 ) -> None:
@@ -300,7 +300,9 @@ def test_networks_keep_names_answers_and_gradients_when_their_norms_look_at_all_
         trained(changed, tiny_taxonomy, convert_sync_batchnorm)
     ]  # what a GPU takes: alone, it runs here
     request.getfixturevalue("group")
-    others.append(trained(changed, tiny_taxonomy, lambda net: synchronise_norms(net, torch.device("cpu"))))
+    others.append(
+        trained(changed, tiny_taxonomy, lambda net: synchronise_batch_norms(net, torch.device("cpu")))
+    )
     for other in others:
         assert other[0] == names
         torch.testing.assert_close(other[1], gradients, atol=1e-4, rtol=1e-3)
@@ -313,13 +315,13 @@ def test_a_norm_with_an_activation_keeps_it() -> None:
     x = torch.randn(8, 3, 4, 4)
     norm, other = BatchNormAct2d(3).train(), BatchNormAct2d(3).train()
     network = nn.Sequential(other)
-    synchronise_norms(network, torch.device("cpu"))
+    synchronise_batch_norms(network, torch.device("cpu"))
     torch.testing.assert_close(network(x), norm(x))
     torch.testing.assert_close(other.running_var, norm.running_var)
     assert isinstance(other, BatchNormAct2d)
 
 
-def test_the_moving_average_that_is_kept_holds_plain_layers(run: Run, tmp_path: Path) -> None:
+def test_the_moving_average_that_is_kept_holds_plain_layers(run: SupervisedTrainer, tmp_path: Path) -> None:
     assert not [part for part in run.smoothed.modules() if type(part).__module__.startswith("training")]
     assert [
         part
@@ -328,7 +330,9 @@ def test_the_moving_average_that_is_kept_holds_plain_layers(run: Run, tmp_path: 
     ]
 
 
-def test_weights_that_the_loss_does_not_reach_are_found(run: Run, tiny_taxonomy: Taxonomy) -> None:
+def test_weights_that_the_loss_does_not_reach_are_found(
+    run: SupervisedTrainer, tiny_taxonomy: Taxonomy
+) -> None:
     assert untrained_weights(run.trainee, run.loss, 32) == []
     run.loss.level_weights, run.loss.distil, run.loss.finest_weight = (1.0, 0.0, 1.0), 0.0, 0.0
     assert untrained_weights(run.trainee, run.loss, 32) == ["network.heads.1.weight", "network.heads.1.bias"]
@@ -359,9 +363,9 @@ def test_the_history_says_how_long_images_were_waited_for(recipe: Recipe, tmp_pa
 
 
 def test_who_waits_for_images_is_told_what_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.trainer.throughput.cores", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert waiting_hint(0.1, 1, 1) is None
-    assert waiting_hint(0.5, 1, 2) == "50% of the time went into waiting for images; raise --workers (now 1)"
+    assert waiting_hint(0.5, 1, 2) == "50% of the time went into waiting for images; raise `workers` (now 1)"
     assert waiting_hint(0.5, 3, 2) == (
         "50% of the time went into waiting for images; all 8 cores are in use: store smaller images, or augment less"
     )
@@ -370,7 +374,7 @@ def test_who_waits_for_images_is_told_what_may_help(monkeypatch: pytest.MonkeyPa
 def test_without_a_number_a_gpu_gets_workers_on_all_cores_but_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("training.trainer.throughput.cores", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     assert automatic_workers(torch.device("cpu"), 1) == 1
     assert automatic_workers(torch.device("cuda"), 1) == 15
     assert automatic_workers(torch.device("cuda"), 8) == 1

@@ -1,14 +1,24 @@
-"""Coloured shapes as labelled images: a task that a tiny network learns in seconds."""
+"""Coloured shapes as labelled images, a task that a tiny network learns in seconds, and runs that are stopped."""
 
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
+from hierclass.files import locked
 from taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from training.recipe.recipe import Recipe
 
 
 def draw(leaf: int, number: int, size: int = 32) -> Image.Image:
@@ -52,3 +62,62 @@ def write_folder(path: Path, taxonomy: Taxonomy, per_leaf: int) -> Path:
         for number in range(per_leaf):
             (path / leaf / f"{leaf}_{number}.jpg").write_bytes(jpeg(draw(index, number)))
     return path
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of pytest's processes makes and all of them read."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with locked(root / f"{name}.lock", wait=True):
+        if not (root / f"{name}.made").exists():
+            (root / name).mkdir()
+            make(root / name)
+            (root / f"{name}.made").touch()
+    return root / name
+
+
+def write_cached_weights(cache: Path, repository: str, weights: bytes = b"") -> None:
+    """Put a file of weights where the Hugging Face cache would have it."""
+    folder = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / "main"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(weights)
+
+
+def read_fit_options(*words: object) -> Recipe:
+    """The recipe that ``hierclass-train fit`` makes of its options, before it looks at any image."""
+    from typer.main import get_command
+
+    from training.cli import app
+    from training.cli.cli_recipe import wanted_recipe
+
+    command = get_command(app).commands["fit"]  # type: ignore[attr-defined]
+    with command.make_context("fit", [str(word) for word in words]) as ctx:
+        return wanted_recipe(ctx, Path(ctx.params["out"]))[0]
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nobody catches it."""
+
+
+def watched_accelerator(
+    updates: list[int], at: int | None = None, do: Callable[[], Any] = int
+) -> Accelerator:
+    """An accelerator that adds the number of each update to a list, and does something before one is computed."""
+    from training.trainer.processes import make_accelerator
+
+    accelerator = make_accelerator("no")
+    backward = accelerator.backward
+
+    def watch(loss: Any, **how: Any) -> None:
+        if len(updates) == at:
+            do()
+        updates.append(len(updates))
+        backward(loss, **how)
+
+    accelerator.backward = watch  # type: ignore[method-assign]
+    return accelerator
+
+
+def kill() -> None:
+    """Raise `Killed`."""
+    raise Killed

@@ -1,4 +1,8 @@
-"""``hierclass-train``: fit a nested classifier, and measure one."""
+"""``hierclass-train``: the commands ``fit``, ``distil``, ``evaluate`` and ``calibrate``.
+
+`options` declares options, `cli_recipe` makes a recipe of them, `prepare` and `prompts` propose a taxonomy and complete
+the recipe, `exits` turns errors into one line and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,17 @@ import typer
 from hierclass.errors import InputError
 from hierclass.files import check_writable
 from training.cli import options
-from training.cli.cli_recipe import DEFAULTS as D
-from training.cli.cli_recipe import given_fields, is_given, refuse_two_splits, typed_fields, wanted_recipe
-from training.cli.exits import failure, one_line_errors, resume_command
+from training.cli.cli_recipe import given_fields, refuse_two_splits, wanted_recipe
+from training.cli.exits import FlagConsole, failure, one_line_errors, resume_command
 from training.distillation.cli import distil
+from training.recipe.option import CHECKS, list_words
 from training.recipe.recipe import Recipe
 from training.recipe.stored_options import write_json
 from training.trainer.processes import is_main
 
 if TYPE_CHECKING:
-    from training.evaluation.evaluate import Options
+    from training.evaluation.evaluate import EvaluationOptions
 
-OWN = ",".join(D.own)
 app = typer.Typer(
     help="Train and measure nested coarse-to-fine image classifiers.",
     no_args_is_help=True,
@@ -34,84 +37,30 @@ app = typer.Typer(
 
 
 @app.command()
+@options.with_options(Recipe)
 def fit(
     ctx: typer.Context,
-    data: options.Data = None,
-    taxonomy: options.TaxonomyName = None,
-    tiers: options.Tiers = None,
-    pin: options.Pin = None,
-    yes: options.Yes = False,
     out: options.Out = None,
     recipe: options.RecipeFile = None,
     resume: options.Resume = False,
-    workers: options.AutomaticWorkers = None,
-    threads: options.Threads = None,
-    save_every: options.SaveEvery = 10.0,
-    eval_every: options.EvalEvery = D.eval_every,
-    dev_from: options.DevFrom = D.dev_from,
-    dev_share: options.DevShare = D.dev_share,
-    limit: options.Limit = D.limit,
+    tiers: options.Tiers = None,
+    pin: options.Pin = None,
+    yes: options.Yes = False,
     check: options.Check = "auto",
-    backbone: options.Backbone = None,
-    backbone_arg: options.BackboneArg = None,
-    stem_stride: options.StemStride = D.stem_stride,
-    pretrained: options.Pretrained = None,
-    structure: options.Structure = D.structure,
-    widths: options.Widths = "",
-    depths: options.Depths = "",
-    densities: options.Densities = "",
-    sizes: options.Sizes = "",
-    own: options.Own = OWN,
-    order: options.Order = None,
-    heads: options.Heads = D.heads,
-    size: options.Size = None,
-    crop: options.Crop = D.crop,
-    start_size: options.StartSize = D.start_size,
-    grow: options.Grow = D.grow,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    accumulate: options.Accumulate = D.accumulate,
-    opt: options.Opt = D.opt,
-    lr: options.Lr = None,
-    weight_decay: options.WeightDecay = D.weight_decay,
-    momentum: options.Momentum = D.momentum,
-    schedule: options.Schedule = D.schedule,
-    warmup_epochs: options.WarmupEpochs = D.warmup_epochs,
-    clip_grad: options.ClipGrad = D.clip_grad,
-    smoothing: options.Smoothing = D.smoothing,
-    smoothing_along: options.SmoothingAlong = D.smoothing_along,
-    balance: options.Balance = D.balance,
-    level_weights: options.LevelWeights = "",
-    finest_weight: options.FinestWeight = D.finest_weight,
-    distil: options.Distil = D.distil,
-    distil_from: options.DistilFrom = D.distil_from,
-    distil_to: options.DistilTo = D.distil_to,
-    distil_teacher: options.DistilTeacher = D.distil_teacher,
-    consensus: options.Consensus = "auto",
-    crop_scale: options.CropScale = "0.35,1",
-    color_jitter: options.ColorJitter = D.color_jitter,
-    auto_augment: options.AutoAugment = D.auto_augment,
-    erase: options.Erase = D.erase,
-    mixup: options.MixupAlpha = D.mixup,
-    cutmix: options.CutmixAlpha = D.cutmix,
-    mix_prob: options.MixProb = D.mix_prob,
-    ema_decay: options.EmaDecay = D.ema_decay,
-    seed: options.Seed = D.seed,
-    mixed_precision: options.MixedPrecision = D.mixed_precision,
-    compile: options.Compile = D.compile,
-    channels_last: options.ChannelsLast = D.channels_last,
-    sync_batch_norm: options.SyncBatchNorm = D.sync_batch_norm,
+    save_every: options.SaveEvery = 10.0,
+    workers: options.AutomaticWorkers = None,
+    threads: options.RunThreads = None,
 ) -> None:
     """Train a nested classifier on your images; the best checkpoint on held-out ones is left in OUT/model.
 
     A folder of class folders is enough: a tree of classes is proposed from their names, network and schedule are
     chosen by the images.
     """
-    folder = out or _default_out(data)
+    folder = out or _default_out(ctx.params["data"])
     with one_line_errors(lambda: resume_command("fit", folder, threads)):
         wanted, stored = wanted_recipe(ctx, folder)
-        if check not in ("auto", "none", "quick", "full"):
-            raise InputError(f"--check {check}: give auto, none, quick or full")
+        if check not in CHECKS:
+            raise InputError(f"`check` {check}: give {list_words(CHECKS)}")
         if not stored:
             wanted = _prepared(ctx, wanted, folder)
         from training.trainer.loop import fit as run
@@ -124,11 +73,12 @@ def fit(
             threads=threads,
             check=check,
             save_every=save_every,
+            console=FlagConsole(),
         )
 
 
 def _default_out(data: list[str] | None) -> Path:
-    """Where a run goes that does not say; without data, whatever is wrong with that is said first."""
+    """Output folder where --out is not given."""
     if not data:
         return Path("runs")
     from training.data.dataset_summary import default_out
@@ -137,30 +87,30 @@ def _default_out(data: list[str] | None) -> Path:
 
 
 def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
-    """The recipe of a new run, completed from its images; the user may say no to the tree."""
-    from rich.console import Console
+    """Complete the recipe of a new run from its images, or exit if the user rejects the taxonomy."""
+    from training.cli.prepare import Declined, PrepareOptions, prepare
+    from training.trainer.run_dir import RunDir
 
-    from training.cli.prepare import Declined, Wishes, prepare
-    from training.trainer.run_dir import RunFolder
-
-    folder = RunFolder(out)
+    folder = RunDir(out)
     folder.refuse_to_replace(resume=ctx.params["resume"])
     given = given_fields(ctx)
-    if (
-        folder.state.exists() and folder.begun_with.exists() and "taxonomy" not in given
-    ):  # its recipe was deleted
+    recipe_was_deleted = folder.state.exists() and folder.begun_with.exists()
+    if recipe_was_deleted and "taxonomy" not in given:
         given.add("taxonomy")
         recipe = dataclasses.replace(recipe, taxonomy=str(folder.begun_with.absolute()))
-    sizes, senses = options.tier_sizes(ctx.params["tiers"]), options.pins(ctx.params["pin"] or [])
-    wishes = Wishes(tiers=sizes, pins=senses, yes=ctx.params["yes"])
-    from_file = given - typed_fields(ctx) - {"taxonomy"}
-    console = Console(quiet=not is_main())
-    if not is_given(ctx, "out"):
+    how = PrepareOptions(
+        tiers=options.tier_sizes(ctx.params["tiers"]),
+        pins=options.pins(ctx.params["pin"] or []),
+        yes=ctx.params["yes"],
+    )
+    from_file = given - options.read_fields(ctx, Recipe).keys() - {"taxonomy"}
+    console = FlagConsole(quiet=not is_main())
+    if not options.is_given(ctx, "out"):
         console.print(f"the run goes to {out} (--out)", markup=False, highlight=False, soft_wrap=True)
     try:
-        return prepare(recipe, given, out, wishes, console, from_file=from_file)
+        return prepare(recipe, given, out, how, console, from_file=from_file)
     except Declined as answer:
-        print(answer)
+        print(options.as_flags(str(answer)))
         raise SystemExit(1) from None
 
 
@@ -176,7 +126,7 @@ def evaluate(
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
     known_top1: options.KnownTop1 = None,
-    seed: options.Seed = D.seed,
+    seed: options.Seed = 0,
     batch_size: options.EvaluationBatch = None,
     workers: options.Workers = 1,
     threads: options.Threads = None,
@@ -214,22 +164,22 @@ def evaluate(
 
 
 def _labelled(ctx: typer.Context) -> tuple[str, ...]:
-    """The images to measure on; none, or two parts of them, are refused."""
+    """The images of --data; raises `InputError` without any, or when two splits are given."""
     if not ctx.params["data"]:
-        raise InputError("give the labelled images with --data")
+        raise InputError("give the labelled images with `data`")
     refuse_two_splits(ctx)
     return tuple(ctx.params["data"])
 
 
-def _evaluation_options(ctx: typer.Context) -> Options:
-    """How a stored model is to be run on labelled images."""
-    from training.evaluation.evaluate import Options
+def _evaluation_options(ctx: typer.Context) -> EvaluationOptions:
+    """The options of a command as `EvaluationOptions`."""
+    from training.evaluation.evaluate import EvaluationOptions
 
-    return cast(Options, {name: ctx.params[name] for name in Options.__annotations__})
+    return cast(EvaluationOptions, {name: ctx.params[name] for name in EvaluationOptions.__annotations__})
 
 
 def _evaluate_command(model: Path, data: Sequence[str], given: Mapping[str, object]) -> str:
-    """What measures the same again, options that change nothing of it left out."""
+    """Command line that repeats an evaluation; options at their defaults are left out."""
     words = ["hierclass-train", "evaluate", str(model)]
     for path in data:
         words += ["--data", path]
@@ -246,7 +196,7 @@ def calibrate(
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
     known_top1: options.KnownTop1 = None,
-    seed: options.Seed = D.seed,
+    seed: options.Seed = 0,
     batch_size: options.EvaluationBatch = None,
     workers: options.Workers = 1,
     threads: options.Threads = None,
@@ -268,7 +218,7 @@ app.command()(distil)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line (`sys.argv` if `args` is None) and return its exit code, or raise SystemExit with it."""
+    """Run the command line (`sys.argv` if ``args`` is None); return its exit code, or raise SystemExit with it."""
     try:
         return app(args, prog_name="hierclass-train", standalone_mode=False) or 0
     except Exception as error:

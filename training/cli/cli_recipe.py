@@ -1,8 +1,9 @@
-"""From the options of ``hierclass-train fit``, and a recipe in a file, to the recipe that is wanted."""
+"""Make the recipe of ``hierclass-train fit`` from options, a recipe file and a stored run."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -10,104 +11,97 @@ import typer
 
 from hierclass.errors import InputError
 from taxonomy.files import bundled
-from training.cli import options
-from training.recipe.presets import read_preset
-from training.recipe.recipe import PARAMETERS, PER_LEVEL, SHARES, Recipe, option_of
+from training.cli.options import is_given, read_fields
+from training.recipe.option import list_words, specs_of
+from training.recipe.presets import read_recipe_file
+from training.recipe.recipe import SHARES, Recipe
+from training.recipe.stored_options import StoredOptions
 
 DEFAULTS = Recipe(data=(), taxonomy="tiny-imagenet")
-NUMBERS = (*PER_LEVEL, "crop_scale")
-"""Fields of a recipe that are written as numbers with commas; empty text is the default."""
-OF_THE_MACHINE = ("compile", "accumulate")
-"""Fields of a recipe that may change on resuming: they change the result by rounding alone."""
+MAY_CHANGE = ("compile", "accumulate")
+"""Fields that may change on resuming: they change results by rounding alone."""
 OF_THE_TREE = ("tiers", "pin", "yes")
-"""Options that say how a tree is proposed; a run that has begun has its tree."""
-NEEDS = {
-    **dict.fromkeys(("distil_from", "distil_to", "distil_teacher"), (("distil",), "0.5")),
-    "smoothing_along": (("smoothing",), "0.1"),
-    "mix_prob": (("mixup", "cutmix"), "0.2"),
-    "grow": (("start_size",), "48"),
-}
-"""Fields of a recipe that say something of another one → which, and a value of it; without that they do nothing."""
+"""Options for proposing a taxonomy; a run that has begun keeps its taxonomy."""
 OF_THE_BACKBONE = ("backbone_args", "stem_stride")
-"""Fields of a recipe that mean one backbone and nothing to another."""
+"""Fields that are dropped from a recipe file when another backbone is given."""
 
 
 def wanted_recipe(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
-    """The recipe to train, and whether it was stored by an earlier start; an option without effect is refused."""
+    """Return the recipe to train, and whether it was stored by an earlier start; refuse an option without effect.
+
+    With ``--resume`` it is the recipe in ``out``, which options must not contradict. Before the first state is saved,
+    and for `MAY_CHANGE` always, an option that is given wins.
+    """
     recipe, stored = _wanted(ctx, out)
-    given, typed = given_fields(ctx), typed_fields(ctx)
-    for name, (others, example) in NEEDS.items():
-        idle = not any(getattr(recipe, other) for other in others)
-        switched_off = not typed.isdisjoint(others)  # what the file says of it is no mistake then
-        if idle and (name in typed or (name in given and not switched_off)):
-            needed = " or ".join(map(option_of, others))
-            value = getattr(recipe, name)
-            raise InputError(
-                f"{option_of(name)} {value} has no effect without {needed}; give that, such as {example}"
-            )
+    refuse_idle(recipe, given_fields(ctx), read_fields(ctx, Recipe).keys())
     refuse_two_splits(ctx)
     return recipe, stored
+
+
+def refuse_idle(recipe: StoredOptions, given: Set[str], typed: Set[str]) -> None:
+    """Raise `InputError` for a field that is given and has no effect, because the field that it needs is not set.
+
+    A field that a file gives (``given``, not ``typed``) may be idle where the command line switched the other off.
+    """
+    specs = specs_of(recipe)
+    for name in (name for name in specs if specs[name].needs):
+        needs = specs[name].needs
+        idle = not any(getattr(recipe, other) for other in needs)
+        if idle and (name in typed or (name in given and typed.isdisjoint(needs))):
+            raise InputError(
+                f"`{name}` {getattr(recipe, name)} has no effect without "
+                f"{list_words(f'`{other}`' for other in needs)}; give that, such as {specs[needs[0]].example}"
+            )
 
 
 def refuse_two_splits(ctx: typer.Context) -> None:
     """Raise `InputError` when images are to be held out both by number and by share."""
     if is_given(ctx, "dev_from") and is_given(ctx, "dev_share"):
-        raise InputError("--dev-share has no effect beside --dev-from; leave one of them out")
+        raise InputError("`dev_share` has no effect beside `dev_from`; leave one of them out")
 
 
 def _wanted(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
-    """The recipe of the options; with ``--resume`` the one in ``out``, which they must not contradict.
-
-    Before the first state is saved, and for those of the machine always, an option that is given wins.
-    """
     recipe = _given(ctx)
     if ctx.params["resume"] and (out / "recipe.json").exists():
         stored = Recipe.load(out / "recipe.json")
         given = {name: getattr(recipe, name) for name in given_fields(ctx)}
-        from training.trainer.run_dir import RunFolder
+        from training.trainer.run_dir import RunDir
 
-        begun = RunFolder(out).state.exists()
-        idle = [option_of(name) for name in OF_THE_TREE if begun and is_given(ctx, name)]
+        begun = RunDir(out).state.exists()
+        idle = [name for name in OF_THE_TREE if begun and is_given(ctx, name)]
         if idle:
             raise InputError(
-                f"{idle[0]} has no effect on the run in {out}, which has its tree; leave it out, or change --out"
+                f"`{idle[0]}` has no effect on the run in {out}, which has its tree; leave it out, or change `out`"
             )
         for name, ours in given.items():
             theirs = getattr(stored, name)
-            if begun and ours != theirs and name not in OF_THE_MACHINE:
+            if begun and ours != theirs and name not in MAY_CHANGE:
                 raise InputError(
-                    f"{option_of(name)} {ours} differs from the run in {out} ({theirs}); leave it out, or change --out"
+                    f"`{name}` {ours} differs from the run in {out} ({theirs}); leave it out, or change `out`"
                 )
         return dataclasses.replace(stored, **given), True
     if not recipe.data:
         raise InputError(
-            f"{out} holds no run to resume" if ctx.params["resume"] else "give the images with --data"
+            f"{out} holds no run to resume" if ctx.params["resume"] else "give the images with `data`"
         )
     return recipe, False
 
 
 def _given(ctx: typer.Context) -> Recipe:
-    """The recipe of the options; paths absolute, so that a run resumes from another working directory."""
-    fields = [field.name for field in dataclasses.fields(Recipe)]
-    values = {name: ctx.params[name] for name in fields if ctx.params.get(name) is not None}
-    values["data"] = tuple(map(_absolute, ctx.params["data"] or ()))
-    values.setdefault("taxonomy", DEFAULTS.taxonomy)  # until one is proposed
-    if values["taxonomy"] not in bundled():
-        values["taxonomy"] = str(Path(values["taxonomy"]).absolute())
-    values["backbone_args"] = options.arguments(ctx.params["backbone_arg"] or [])
-    values["consensus"] = options.number_or_auto(values["consensus"])
-    for name in NUMBERS:
-        values[name] = options.numbers(values[name], option_of(name)) or getattr(DEFAULTS, name)
-    values["sizes"] = None if values["sizes"] is None else tuple(map(int, values["sizes"]))
-    values["own"] = tuple(ctx.params["own"].split(","))
-    preset = _preset(ctx)
-    values.update({name: value for name, value in preset.items() if not is_given(ctx, name)})
-    return Recipe(**values)
+    """The recipe of the options, with absolute paths, so that a run resumes from another working directory."""
+    typed = read_fields(ctx, Recipe)
+    if "data" in typed:
+        from training.data.datasets import absolute
+
+        typed["data"] = tuple(map(absolute, typed["data"]))
+    if typed.get("taxonomy", DEFAULTS.taxonomy) not in bundled():
+        typed["taxonomy"] = str(Path(typed["taxonomy"]).absolute())
+    return dataclasses.replace(DEFAULTS, **{**_preset(ctx), **typed})
 
 
 def _preset(ctx: typer.Context) -> dict[str, Any]:
-    """What the file of --recipe sets; another --backbone or --structure leaves out what it says of its own."""
-    values = read_preset(ctx.params["recipe"]) if ctx.params["recipe"] is not None else {}
+    """Fields set by the file of --recipe, without those that do not fit a given --backbone or --structure."""
+    values = read_recipe_file(ctx.params["recipe"]) if ctx.params["recipe"] is not None else {}
     foreign: set[str] = set()
     backbone, structure = ctx.params["backbone"], ctx.params["structure"]
     if is_given(ctx, "backbone") and values.get("backbone", backbone) != backbone:
@@ -121,23 +115,6 @@ def _preset(ctx: typer.Context) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in foreign}
 
 
-def _absolute(data: str) -> str:
-    from training.data.datasets import absolute
-
-    return absolute(data)
-
-
 def given_fields(ctx: typer.Context) -> set[str]:
-    """The fields of a recipe that are given on the command line, or by the file of --recipe."""
-    return typed_fields(ctx) | _preset(ctx).keys()
-
-
-def typed_fields(ctx: typer.Context) -> set[str]:
-    """The fields of a recipe that are given on the command line."""
-    return {field.name for field in dataclasses.fields(Recipe) if is_given(ctx, field.name)}
-
-
-def is_given(ctx: typer.Context, field: str) -> bool:
-    """Whether an option is on the command line, by its parameter or the field of the recipe that it sets."""
-    source = ctx.get_parameter_source(PARAMETERS.get(field, field))
-    return source is not None and source.name == "COMMANDLINE"
+    """Fields of a recipe that are given on the command line or in the file of --recipe."""
+    return read_fields(ctx, Recipe).keys() | _preset(ctx).keys()

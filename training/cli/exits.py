@@ -1,4 +1,4 @@
-"""How a command of ``hierclass-train`` ends: errors and interrupts become one line and an exit code."""
+"""Turn errors and interrupts of a command into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from hierclass.cli import DEBUG_VARIABLE
 from hierclass.errors import HierclassError
-from training.trainer.processes import is_main, launch_command, lost_another, wait_for_the_end
+from training.cli.options import as_flags
+from training.trainer.processes import is_main, is_peer_failure, launch_command, wait_to_be_ended
+
+
+class FlagConsole(Console):
+    """A console that shows options in place of the fields that the library's lines name (`as_flags`)."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as rich does."""
+        super().print(*(as_flags(each) if isinstance(each, str) else each for each in objects), **how)
 
 
 @contextlib.contextmanager
 def one_line_errors(how_to_resume: Callable[[], str] = str) -> Iterator[None]:
-    """Errors become one line and exit code 2, or 1 if they are not the user's; Ctrl-C and SIGTERM one and 130.
+    """Context that turns errors into one line and exit code 2 (1 if not the user's mistake, 130 for Ctrl-C or SIGTERM).
 
-    `how_to_resume` is asked when it is over: it names a command, or nothing while there is no run to continue.
+    ``how_to_resume`` is called on exit; it returns the command that continues the run, or "" if there is none.
     """
 
     def interrupt(*_: Any) -> None:
@@ -51,33 +62,33 @@ def one_line_errors(how_to_resume: Callable[[], str] = str) -> Iterator[None]:
 
 
 def _unexpected(error: Exception, resume: str) -> SystemExit:
-    """What an error that is not the user's says; `resume` is how to go on."""
+    """The exit for an error that is not the user's; ``resume`` is the hint on how to continue."""
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # one was killed
         return failure(f"a process that prepares images died; use fewer --workers{resume}", 2)
-    if lost_another(error):
-        wait_for_the_end(10)
+    if is_peer_failure(error):
+        wait_to_be_ended(10)
         return failure(f"another process of this run ended{resume and ';' + resume.removeprefix(' and')}", 1)
     how = f"please report it with what {DEBUG_VARIABLE}=1 prints"
     return failure(f"{type(error).__name__}: {error} (unexpected; {how})", 1)
 
 
 def failure(message: str, code: int) -> SystemExit:
-    """Say what went wrong in one line, after the traceback where that is asked for; raise what is returned.
+    """Print a message as one line, after the traceback if debugging, and return the SystemExit to raise.
 
-    Of several processes the main one speaks; another one only if that does not end as well.
+    Of several processes the main one prints; another prints only if it has not been ended after a while.
     """
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
         traceback.print_exc()
     if not is_main():
-        wait_for_the_end(20)
+        wait_to_be_ended(20)
         if code == 130:
             return SystemExit(code)
-    print(f"hierclass-train: {' '.join(message.split())}", file=sys.stderr)
+    print(f"hierclass-train: {' '.join(as_flags(message).split())}", file=sys.stderr)
     return SystemExit(code)
 
 
 def resume_command(command: str, out: Path, threads: int | None, *more: str) -> str:
-    """What continues the run in `out` to the same weights, if there is one: sums depend on the threads."""
+    """Command that continues the run in ``out``, or "" if there is none; ``threads`` changes rounding."""
     if not (out / "recipe.json").exists():
         return ""
     given = [] if threads is None else ["--threads", str(threads)]

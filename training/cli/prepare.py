@@ -1,6 +1,6 @@
-"""What the command does before it trains: look at the data, propose a tree, ask, and choose what was not given.
+"""Prepare a new run on the terminal: summarise the data, propose a taxonomy and ask, choose options that are not given.
 
-For the command line alone: it prints and asks. A run that is resumed never comes here.
+Resumed runs skip this.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from taxonomy.files import bundled
 from taxonomy.labels import LeafNames
 from taxonomy.proposal import Proposal, propose
 from taxonomy.tables import dumps_table, with_ids_of
-from training.cli import prompts as asking
-from training.data.dataset_summary import Survey, default_out, survey
-from training.recipe.defaults import Choice, Facts, choose_network, choose_schedule
+from training.cli import prompts
+from training.data.dataset_summary import DatasetSummary, default_out, summarise_dataset
+from training.recipe.defaults import DatasetFacts, DefaultChoice, choose_network, choose_schedule
 from training.recipe.recipe import PER_LEVEL, Recipe
 from training.trainer.processes import num_processes
 
 TREE, TABLE = "taxonomy.json", "taxonomy.csv"
-"""The files of a proposed tree in the folder of a run: what is trained with, and the same to be edited."""
+"""Files of a proposed taxonomy in the run's folder: the one that is trained with, and a table for editing."""
 FOUND = {
     "bundled": "the classes of the bundled taxonomy {name}",
     "ids": "WordNet synset ids",
@@ -39,12 +39,12 @@ FOUND = {
 
 
 class Declined(Exception):  # noqa: N818 - an answer, no error
-    """The user said no to the tree."""
+    """The user rejected the taxonomy."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the command line says of the tree: sizes of tiers, pinned senses, and not to ask."""
+class PrepareOptions:
+    """Options for proposing a taxonomy: sizes of tiers, pinned senses, and whether to skip the question."""
 
     tiers: Sequence[int] | None = None
     pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -55,25 +55,22 @@ def prepare(
     recipe: Recipe,
     given: Set[str],
     out: Path,
-    wishes: Wishes,
+    options: PrepareOptions,
     console: Console,
     *,
     from_file: Set[str] = frozenset(),
 ) -> Recipe:
-    """Complete a recipe: the fields that are not ``given`` are chosen by what the images are.
+    """Complete a recipe: propose a taxonomy and choose all fields that are not ``given``, by the data.
 
-    Those of the given that come ``from_file``, a recipe for any data, yield where they fit neither the tree nor the
-    epochs.
-
-    The tree is proposed where ``taxonomy`` is not given, and asked about on a terminal. Says in a few lines what was
-    chosen and why. Raises `InputError` or `TaxonomyError` for data that can't be used, `Declined` when the answer is
-    no.
+    Fields ``from_file`` (a recipe for any data) are dropped where they do not fit the number of tiers or epochs. On a
+    terminal the user is asked to accept the proposed taxonomy. Prints each choice with its reason. Raises `InputError`
+    or `TaxonomyError` for unusable data, and `Declined` when the user rejects the taxonomy.
     """
     recipe.check()
-    found = survey(recipe.data)
+    found = summarise_dataset(recipe.data)
     if "taxonomy" not in given:
-        recipe = dataclasses.replace(recipe, taxonomy=_tree(found, recipe.data, out, wishes, console))
-    elif wishes.tiers or wishes.pins:
+        recipe = dataclasses.replace(recipe, taxonomy=_tree(found, recipe.data, out, options, console))
+    elif options.tiers or options.pins:
         raise InputError(
             "--taxonomy is a whole tree; --tiers and --pin belong to a proposed one: leave them out"
         )
@@ -83,36 +80,38 @@ def prepare(
 # ---------------------------------------------------------------- the tree
 
 
-def _tree(found: Survey, data: Sequence[str], out: Path, wishes: Wishes, console: Console) -> str:
-    """Propose a tree, show it and ask; returns the name or the path of the one to train with."""
+def _tree(
+    found: DatasetSummary, data: Sequence[str], out: Path, options: PrepareOptions, console: Console
+) -> str:
+    """Propose a taxonomy, show it and ask; return the bundled name or the path of the one to train with."""
     name = default_out(data).name
-    proposal = propose(list(found.ways), name=name, tiers=wishes.tiers, pins=wishes.pins)
+    proposal = propose(list(found.ways), name=name, tiers=options.tiers, pins=options.pins)
     _say_found(console, proposal, found, data)
-    files = _Files(out, proposal.taxonomy)
+    files = _TreeFiles(out, proposal.taxonomy)
     taxonomy = files.edited()
     if taxonomy is not None:
-        if wishes.tiers or wishes.pins:
-            given = "--pin" if wishes.pins else "--tiers"
+        if options.tiers or options.pins:
+            given = "--pin" if options.pins else "--tiers"
             raise InputError(
                 f"{files.source} was edited, which {given} would undo; leave it out, or delete the file"
             )
         _say(
             console, f"with the tree as it was edited in {files.source}; delete that file for a new proposal"
         )
-        asking_about = Proposal(taxonomy, proposal.kind)
+        shown = Proposal(taxonomy, proposal.kind)
     else:
-        taxonomy, asking_about = proposal.taxonomy, proposal
+        taxonomy, shown = proposal.taxonomy, proposal
     _check_fit(taxonomy, found)
     files.write(taxonomy)
-    asking.show(console, asking_about)
+    prompts.show(console, shown)
     _say(console, f"saved as {files.tree} and, easier to edit, {files.table}")
-    taxonomy = _approved(taxonomy, files, found, wishes, console)
+    taxonomy = _approved(taxonomy, files, found, options, console)
     files.write(taxonomy)
     unchanged = proposal.kind == "bundled" and taxonomy == proposal.taxonomy
     return taxonomy.name if unchanged and taxonomy.name in bundled() else str(files.tree.absolute())
 
 
-def _say_found(console: Console, proposal: Proposal, found: Survey, data: Sequence[str]) -> None:
+def _say_found(console: Console, proposal: Proposal, found: DatasetSummary, data: Sequence[str]) -> None:
     counts = sorted(found.ways.values())
     what = FOUND[proposal.kind].format(name=proposal.taxonomy.name)
     if proposal.unknown and not proposal.choices:
@@ -123,16 +122,18 @@ def _say_found(console: Console, proposal: Proposal, found: Survey, data: Sequen
 
 
 def _near(data: str) -> str:
-    """A path as seen from the working directory, where it lies below."""
+    """A path relative to the working directory, if it lies below it."""
     path = Path(data)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else data
 
 
-def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, console: Console) -> Taxonomy:
-    """The tree that the user says yes to, maybe after editing it."""
+def _approved(
+    taxonomy: Taxonomy, files: _TreeFiles, found: DatasetSummary, options: PrepareOptions, console: Console
+) -> Taxonomy:
+    """The taxonomy that the user accepts, possibly after editing."""
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
-    if wishes.yes or num_processes() > 1 or not on_terminal:
-        why = "--yes" if wishes.yes else "no terminal to ask on" if not on_terminal else "several processes"
+    if options.yes or num_processes() > 1 or not on_terminal:
+        why = "--yes" if options.yes else "no terminal to ask on" if not on_terminal else "several processes"
         _say(
             console,
             f"{why}: going on with this tree; to change it edit that table, and begin again with "
@@ -140,7 +141,7 @@ def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, 
         )
         return taxonomy
     while True:
-        answer = asking.ask(console, "train with this tree? [y]es, [e]dit it, [n]o:", "yen")
+        answer = prompts.ask(console, "train with this tree? [y]es, [e]dit it, [n]o:", "yen")
         if answer == "y":
             return taxonomy
         if answer == "n":
@@ -149,7 +150,7 @@ def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, 
                 "with --taxonomy"
             )
         try:
-            asking.edit(console, files.table)
+            prompts.edit(console, files.table)
             edited = with_ids_of(load_taxonomy(files.table), taxonomy)
             _check_fit(edited, found)
         except (TaxonomyError, InputError) as error:
@@ -158,11 +159,11 @@ def _approved(taxonomy: Taxonomy, files: _Files, found: Survey, wishes: Wishes, 
             )
             continue
         taxonomy = edited
-        console.print(asking.draw(taxonomy), soft_wrap=True, highlight=False)
+        console.print(prompts.draw(taxonomy), soft_wrap=True, highlight=False)
 
 
-def _check_fit(taxonomy: Taxonomy, found: Survey) -> None:
-    """Raise `InputError` if a folder is no leaf of a tree."""
+def _check_fit(taxonomy: Taxonomy, found: DatasetSummary) -> None:
+    """Raise `InputError` if a class folder is no leaf of the taxonomy."""
     leaves = LeafNames(taxonomy)
     missing = [way for way in found.ways if leaves.find_folder(way) is None]
     if missing:
@@ -173,10 +174,10 @@ def _check_fit(taxonomy: Taxonomy, found: Survey) -> None:
         )
 
 
-class _Files:
-    """The tree in the folder of a run, twice: to train with, and as a table to edit.
+class _TreeFiles:
+    """The taxonomy in a run's folder, as JSON for training and as a CSV table for editing.
 
-    A third, hidden file holds the sums of both as they were proposed, so that an edited one is known and kept.
+    A hidden file stores the checksums of both as proposed, to detect edits.
     """
 
     def __init__(self, out: Path, proposed: Taxonomy) -> None:
@@ -184,7 +185,7 @@ class _Files:
         self.proposed, self.source = proposed, out / TABLE
 
     def edited(self) -> Taxonomy | None:
-        """What a user made of the tree of an earlier start that did not come to train, if anything."""
+        """The taxonomy as the user edited it after an earlier start, or None."""
         known = self.sums.read_text("utf-8").split() if self.sums.exists() else []
         changed = [file for file in (self.table, self.tree) if file.exists() and _sum(file) not in known]
         if not changed:
@@ -195,7 +196,7 @@ class _Files:
         return with_ids_of(edited, self.proposed) if self.source == self.table else edited
 
     def write(self, taxonomy: Taxonomy) -> None:
-        """Write the files, each whole or not at all; raises `InputError` where that fails."""
+        """Write the files atomically; raises `InputError` on failure."""
         try:
             self.tree.parent.mkdir(parents=True, exist_ok=True)
             taxonomy.save(self.tree)
@@ -221,17 +222,21 @@ def _table_of(tree: Path) -> str:
 # ---------------------------------------------------------------- what was not given
 
 
-def _chosen(recipe: Recipe, given: Set[str], from_file: Set[str], found: Survey, console: Console) -> Recipe:
-    """The recipe with a network, a start and a schedule for these images; says what was chosen and why."""
+def _chosen(
+    recipe: Recipe, given: Set[str], from_file: Set[str], found: DatasetSummary, console: Console
+) -> Recipe:
+    """Choose network, pretrained weights and schedule for the data; prints each choice with its reason."""
     import torch
 
     from training.trainer.pretrained import find_pretrained
 
     accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
-    facts = Facts(min(found.num_images, recipe.limit or found.num_images), found.side or 64, accelerator)
+    facts = DatasetFacts(
+        min(found.num_images, recipe.limit or found.num_images), found.side or 64, accelerator
+    )
     network = choose_network(facts)
     if "backbone" in given:
-        network = Choice({"size": _fixed_size(recipe.backbone) or network.values["size"]}, network.why)
+        network = DefaultChoice({"size": _fixed_size(recipe.backbone) or network.values["size"]}, network.why)
     recipe = _take(recipe, given, network, console)
     num_tiers = load_taxonomy(recipe.taxonomy).num_tiers
     recipe = _fitting(recipe, from_file, num_tiers, console)
@@ -243,11 +248,11 @@ def _chosen(recipe: Recipe, given: Set[str], from_file: Set[str], found: Survey,
         _say(console, f"start: {scratch}{start.why}")
     if recipe.pretrained and recipe.structure == "slices" and "order" not in given:
         why = "the channels with the largest pretrained weights serve the lowest level"
-        recipe = _take(recipe, given, Choice({"order": "importance"}, why), console)
+        recipe = _take(recipe, given, DefaultChoice({"order": "importance"}, why), console)
     batch_size = recipe.batch_size if "batch_size" in given else None
     schedule = choose_schedule(facts.num_images, pretrained=recipe.pretrained, batch_size=batch_size)
     if "opt" in given:
-        schedule = Choice(
+        schedule = DefaultChoice(
             {name: value for name, value in schedule.values.items() if name != "lr"}, schedule.why
         )
     recipe = _take(recipe, given, schedule, console)
@@ -257,7 +262,7 @@ def _chosen(recipe: Recipe, given: Set[str], from_file: Set[str], found: Survey,
 
 
 def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: Console) -> Recipe:
-    """The recipe without what its file says of another number of levels than there are tiers."""
+    """Drop per-level fields of a recipe file whose length is not the number of tiers."""
     for name in sorted(from_file & set(PER_LEVEL)):
         values = getattr(recipe, name)
         if values and len(values) != num_tiers:
@@ -268,8 +273,8 @@ def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: Conso
     return recipe
 
 
-def _levels(recipe: Recipe, num_tiers: int) -> Choice:
-    """What share of the network each level has, for so many tiers; nothing where that is given."""
+def _levels(recipe: Recipe, num_tiers: int) -> DefaultChoice:
+    """Default share of the network per level; empty if the recipe gives shares."""
     from hierclass.nested import STRUCTURES, default_shares
 
     option = STRUCTURES[recipe.structure].shares
@@ -279,11 +284,11 @@ def _levels(recipe: Recipe, num_tiers: int) -> Choice:
         else "one tier, one level"
     )
     values = {} if getattr(recipe, option) else {option: default_shares(num_tiers)}
-    return Choice(values, why)
+    return DefaultChoice(values, why)
 
 
-def _take(recipe: Recipe, given: Set[str], choice: Choice, console: Console) -> Recipe:
-    """Take the values of a choice that are not given, and say so."""
+def _take(recipe: Recipe, given: Set[str], choice: DefaultChoice, console: Console) -> Recipe:
+    """Apply the values of a choice that are not given, and print them."""
     values: dict[str, Any] = {name: value for name, value in choice.values.items() if name not in given}
     told = [
         f"--{name.replace('_', '-')} {_text(value)}" for name, value in values.items() if value is not None
@@ -298,7 +303,7 @@ def _text(value: Any) -> str:
 
 
 def _fixed_size(backbone: str) -> int | None:
-    """Pixels per side of a backbone that takes no other; None for the others."""
+    """Image side of a backbone that accepts no other, or None."""
     import timm
 
     try:

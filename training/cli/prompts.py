@@ -1,4 +1,4 @@
-"""The proposed tree of classes on a terminal: shown, asked about, edited."""
+"""Show a proposed taxonomy on a terminal, ask about it and open it in an editor."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from taxonomy.proposal import Proposal
 from taxonomy.senses import SenseChoice
 
 SHOWN_LEAVES = 60
-"""Leaves that are drawn; a larger tree is drawn without them."""
+"""Taxonomies with more leaves are drawn without them."""
 SHOWN_DOUBTS = 12
-"""Doubtful senses that are told in full."""
+"""Number of doubtful senses that are shown in full."""
 EDITORS = ("sensible-editor", "nano", "vi", "notepad")
 
 
 def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = ()) -> Tree:
-    """The classes of all tiers, leaves with what they mean and a mark at doubtful ones; large trees without leaves."""
+    """Draw the tiers, with definitions of leaves and a mark at doubtful ones; large taxonomies without leaves."""
     marked = {choice.synset.id for choice in doubtful}
     sizes = " / ".join(map(str, taxonomy.num_classes))
     tiers = "1 tier" if taxonomy.num_tiers == 1 else f"{taxonomy.num_tiers} tiers"
@@ -58,7 +58,7 @@ def _short(text: str, most: int = 60) -> str:
 
 
 def show(console: Console, proposal: Proposal) -> None:
-    """Print a proposed tree, and what a person should look at before saying yes."""
+    """Print a proposed taxonomy with its doubtful, unknown and synonymous names."""
     console.print(draw(proposal.taxonomy, proposal.doubtful), soft_wrap=True, highlight=False)
     _tell_doubts(console, proposal)
     if proposal.unknown:
@@ -68,7 +68,7 @@ def show(console: Console, proposal: Proposal) -> None:
 
 
 def _tell_doubts(console: Console, proposal: Proposal) -> None:
-    """The names that may mean something else, with what."""
+    """Print the names that may mean something else, with alternatives."""
     told, more = proposal.doubtful[:SHOWN_DOUBTS], proposal.doubtful[SHOWN_DOUBTS:]
     if not told:
         return
@@ -96,7 +96,7 @@ def _sense(node: Node) -> str:
 
 
 def _unknown(proposal: Proposal) -> str:
-    """A line on the names that WordNet lacks."""
+    """One line about the names that WordNet lacks."""
     names = proposal.unknown
     some = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     lacks = f"WordNet has no noun for {some}"
@@ -112,7 +112,7 @@ def _plain(console: Console, text: str) -> None:
 
 
 def ask(console: Console, question: str, answers: str) -> str:
-    """Ask until the answer begins with one of some letters; the end of input is "n". Ctrl-C raises."""
+    """Ask until the answer starts with one of the letters ``answers``; end of input counts as "n"."""
     while True:
         console.print(question, end=" ", markup=False, highlight=False)
         try:
@@ -125,9 +125,9 @@ def ask(console: Console, question: str, answers: str) -> str:
 
 
 def edit(console: Console, path: Path) -> None:
-    """Open a file in the user's editor and wait; where there is none, wait for Enter.
+    """Open a file in the user's editor and wait; without an editor, wait for Enter.
 
-    Raises `InputError` when the editor that $VISUAL or $EDITOR names does not start.
+    Raises `InputError` if the editor of $VISUAL or $EDITOR does not start.
     """
     chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     command = shlex.split(chosen) if chosen else [found for found in map(shutil.which, EDITORS) if found][:1]
@@ -142,7 +142,7 @@ def edit(console: Console, path: Path) -> None:
 
 
 def ask_enter() -> None:
-    """Wait for Enter, or the end of input."""
+    """Wait for Enter or the end of input."""
     try:
         input()
     except EOFError:

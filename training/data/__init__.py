@@ -1,1 +1,7 @@
-"""Labelled images: found, checked, split, ordered and made into batches."""
+"""Labelled images, from files to batches.
+
+In the order of use: `datasets` lists images and labels, `cifar` reads CIFAR-100, `samples` matches labels with leaves
+and splits, `dataset_summary` and `dataset_check` look at the files, `load` does all of it for a recipe. `sampler` and
+`class_balance` choose the images of each update, `batches` decodes and augments them, `mixup` mixes them on the device.
+`sample_weights` weighs images for evaluation.
+"""

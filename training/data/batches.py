@@ -1,7 +1,6 @@
-"""Batches for training and for evaluation, prepared by worker processes that last as long as the run.
+"""Batches for training and evaluation, decoded and augmented by worker processes that last as long as the run.
 
-How an image is augmented depends on (seed, epoch, image) alone: not on which process or worker prepares it, nor on
-what was prepared before.
+Augmentation depends on (seed, epoch, image) alone, not on the process or worker, nor on other images.
 """
 
 from __future__ import annotations
@@ -25,41 +24,41 @@ from torch.utils.data import DataLoader, Dataset
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images.preprocessing import Preprocessing, preprocess, resize_side
-from training.data.sampler import Share, image_seeds, seed_with
+from training.data.sampler import BatchShare, image_seeds, seed_with
 from training.data.samples import ImageSet, LeafArray
 from training.trainer.interrupts import STOPPING
 
 INTERPOLATION = "bilinear"
-"""How images are resized, in training and in the answers alike: a network that learnt from one errs on another."""
+"""Interpolation of resizing in training and inference; both must be the same."""
 ODD = 0x9E3779B97F4A7C15
 """Spreads small numbers over 64 bits (Knuth's multiplicative hashing)."""
-Batch = tuple[Tensor, Tensor, list[str]]
+EvaluationBatch = tuple[Tensor, Tensor, list[str]]
 """Images (uint8 or float32, (B, 3, S, S)), leaves (B,), and one message per image that could not be read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """One process's images for one update, as a worker sends them; ``share`` says which they are.
+    """One process's images of one update; ``share`` says which images of the batch they are.
 
-    ``images`` uint8 (n, 3, S, S), ``leaves`` (n,) and ``positions`` (n,), the places in the whole batch, are of the
-    images that could be read; ``errors`` has one message for each of the others.
+    ``images`` uint8 (n, 3, S, S), ``leaves`` (n,) and ``positions`` (n,) in the whole batch hold the readable images;
+    ``errors`` has one message for each of the others.
     """
 
     images: Tensor
     leaves: Tensor
     positions: Tensor
-    share: Share
+    share: BatchShare
     errors: list[str]
 
     def __len__(self) -> int:
-        """Images that could be read."""
+        """Number of readable images."""
         return len(self.images)
 
 
-class _Prepared:
-    """A `TrainingBatch` before it is made of tensors, whose memory would be shared with the worker."""
+class _PreparedBatch:
+    """A `TrainingBatch` of NumPy arrays, as workers send it: tensors would use shared memory."""
 
-    def __init__(self, share: Share, read: _Read) -> None:
+    def __init__(self, share: BatchShare, read: _ReadImages) -> None:
         self.share, self.read = share, read
 
     def tensors(self) -> TrainingBatch:
@@ -75,8 +74,8 @@ class _Prepared:
 
 
 @dataclasses.dataclass(slots=True)
-class _Read:
-    """Images that could be read, (n, 3, S, S), their leaves (n,) and places in the list; errors of the others."""
+class _ReadImages:
+    """Readable images (n, 3, S, S), their leaves (n,), their places among those requested, and errors."""
 
     images: npt.NDArray[Any]
     leaves: LeafArray
@@ -86,7 +85,7 @@ class _Read:
 
 def _read(
     images: ImageSet, indices: Sequence[int], prepare: Callable[[Image.Image, int], Any], *, min_side: int
-) -> _Read:
+) -> _ReadImages:
     """Read images; `prepare` makes an array (3, S, S) of an image and its place among the indices."""
     arrays: list[npt.NDArray[Any]] = []
     kept: list[int] = []
@@ -100,11 +99,11 @@ def _read(
         arrays.append(np.asarray(prepare(image, place)))
         kept.append(place)
     stacked = np.stack(arrays) if arrays else np.empty((0, 3, 1, 1), dtype=np.uint8)
-    return _Read(stacked, images.leaves[[indices[place] for place in kept]], kept, errors)
+    return _ReadImages(stacked, images.leaves[[indices[place] for place in kept]], kept, errors)
 
 
 class _TrainingImages(Dataset[Any]):
-    """Augmented images; what is asked for is a `Share`."""
+    """Augmented images, indexed by a `BatchShare`."""
 
     def __init__(self, images: ImageSet, transforms: dict[int, Any], crop_scale: float, seed: int) -> None:
         self.images, self.transforms, self.crop_scale, self.seed = images, transforms, crop_scale, seed
@@ -112,7 +111,7 @@ class _TrainingImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, share: Share) -> _Prepared:
+    def __getitems__(self, share: BatchShare) -> _PreparedBatch:
         transform = self.transforms[share.side]
         seeds = image_seeds(self.seed, share.epoch, len(self.images))
 
@@ -122,11 +121,11 @@ class _TrainingImages(Dataset[Any]):
             return transform(image)
 
         smallest = max(share.side, round(share.side / self.crop_scale**0.5))
-        return _Prepared(share, _read(self.images, share.indices, augment, min_side=smallest))
+        return _PreparedBatch(share, _read(self.images, share.indices, augment, min_side=smallest))
 
 
 class _EvaluationImages(Dataset[Any]):
-    """Images as inference sees them; what is asked for is a list of indices."""
+    """Images preprocessed as for inference, indexed by a list of indices."""
 
     def __init__(self, images: ImageSet, preprocessing: Preprocessing) -> None:
         self.images, self.preprocessing = images, preprocessing
@@ -155,32 +154,32 @@ def _start_worker(_: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose batch nobody takes any more would wait for ever."""
+    """End a worker when its parent process is gone; it would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def read_batches(loader: DataLoader[Any]) -> Generator[Batch]:
-    """The batches of an evaluation loader; close the generator when no more of them are wanted.
+def read_batches(loader: DataLoader[Any]) -> Generator[EvaluationBatch]:
+    """Yield the batches of an evaluation loader; close the generator to end its workers.
 
-    Workers send arrays through a pipe: shared memory, which tensors would take, is small in many containers.
+    Workers send arrays through a pipe, since shared memory is small in many containers.
     """
-    for images, leaves, errors in read_all(loader):
+    for images, leaves, errors in iterate_loader(loader):
         yield torch.from_numpy(images), torch.from_numpy(leaves), errors
 
 
 def read_training_batches(loader: DataLoader[Any]) -> Generator[TrainingBatch]:
-    """The batches of a training loader; close the generator to end its workers."""
-    for prepared in read_all(loader):
+    """Yield the batches of a training loader; close the generator to end its workers."""
+    for prepared in iterate_loader(loader):
         yield prepared if isinstance(prepared, TrainingBatch) else prepared.tensors()
 
 
-def read_all(loader: DataLoader[Any]) -> Generator[Any]:
-    """What a loader gives.
+def iterate_loader(loader: DataLoader[Any]) -> Generator[Any]:
+    """Yield what a loader gives.
 
-    While its workers start, Ctrl-C and SIGTERM wait: raised inside a fork, the exception would be lost.
+    Ctrl-C and SIGTERM are held back while workers start: an exception inside a fork would be lost.
     """
     with _held_signals():
         iterator = iter(loader)
@@ -207,7 +206,7 @@ def _held_signals() -> Iterator[None]:
 
 
 def make_loader(dataset: Dataset[Any], workers: int, **batches: Any) -> DataLoader[Any]:
-    """A loader of what a data set prepares of whole batches, by processes that leave signals to this one."""
+    """A loader over a data set that is indexed by whole batches; its worker processes ignore signals to stop."""
     return DataLoader(
         dataset,
         collate_fn=_identity,
@@ -221,9 +220,9 @@ def make_loader(dataset: Dataset[Any], workers: int, **batches: Any) -> DataLoad
 def training_transform(
     side: int, *, crop_scale: tuple[float, float], color_jitter: float = 0.0, auto_augment: str | None = None
 ) -> Any:
-    """timm's random resized crop, flip and what else is on: image → (3, side, side) uint8.
+    """timm's random resized crop, flip, colour jitter and augmentation policy: image → uint8 (3, side, side).
 
-    Raises `InputError` for an unknown policy of augmentation.
+    Raises `InputError` for an unknown policy.
     """
     try:
         return create_transform(
@@ -237,13 +236,13 @@ def training_transform(
         )
     except (AssertionError, IndexError, KeyError, ValueError) as error:
         raise InputError(
-            f"--auto-augment {auto_augment} is no policy of timm; try rand-m7-n2-mstd0.5"
+            f"`auto_augment` {auto_augment} is no policy of timm; try rand-m7-n2-mstd0.5"
         ) from error
 
 
 def training_loader(
     images: ImageSet,
-    shares: Iterable[Share],
+    shares: Iterable[BatchShare],
     *,
     sides: Iterable[int],
     crop_scale: tuple[float, float],
@@ -253,10 +252,10 @@ def training_loader(
     workers: int,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """Augmented uint8 batches of the shares (`training_transform`).
+    """Augmented uint8 batches for the shares (`training_transform`).
 
-    The shares may go over many epochs and change the side of the images among ``sides``: the workers stay, and
-    prepare the first batches of an epoch before it begins. Raises `InputError` for an unknown policy of augmentation.
+    Shares may span many epochs with images of any of the ``sides``, so that workers prepare the next epoch early.
+    Raises `InputError` for an unknown augmentation policy.
     """
     transforms = {
         side: training_transform(
@@ -271,6 +270,6 @@ def training_loader(
 def evaluation_loader(
     images: ImageSet, preprocessing: Preprocessing, *, batch_size: int, workers: int
 ) -> DataLoader[Any]:
-    """Float32 batches in order, preprocessed exactly as inference does; its workers end with the loader."""
+    """Float32 batches in order, preprocessed exactly as for inference."""
     dataset = _EvaluationImages(images, preprocessing)
     return make_loader(dataset, workers, batch_size=batch_size, shuffle=False, persistent_workers=workers > 0)

@@ -1,8 +1,7 @@
-"""CIFAR-100, read by torchvision from files that are present; nothing is downloaded.
+"""CIFAR-100, read by torchvision from local files; nothing is downloaded.
 
-The files are pickles, and to read a pickle can run code. torchvision compares the MD5 sums of all three files with
-those that it has written down, and unpickles them only if they agree: a file that is not the published one is refused
-unread.
+The files are pickles, which can run code when read. torchvision compares their MD5 sums with the published ones and
+refuses other files unread.
 """
 
 from __future__ import annotations
@@ -12,16 +11,15 @@ from pathlib import Path
 from torchvision.datasets import CIFAR100
 
 from hierclass.errors import InputError
-from training.data.datasets import Listing
+from training.data.datasets import ImageListing
 
 LOADER: type[CIFAR100] = CIFAR100
 
 
-def read_cifar100(path: Path, *, train: bool) -> Listing:
-    """The 50,000 training or the 10,000 test images, 32 x 32, labelled by the names of their classes.
+def read_cifar100(path: Path, *, train: bool) -> ImageListing:
+    """List the 50,000 training or 10,000 test images (32 x 32), labelled by class names.
 
-    ``path`` is the folder ``cifar-100-python`` or the one that holds it. Raises `InputError` where a file is missing
-    or is not the published one.
+    ``path`` is the folder ``cifar-100-python`` or its parent. Raises `InputError` for a missing or altered file.
     """
     loader = LOADER
     root = path.parent if path.name == loader.base_folder else path
@@ -41,7 +39,7 @@ def read_cifar100(path: Path, *, train: bool) -> Listing:
             "unpack cifar-100-python.tar.gz again"
         ) from error
     part = "train" if train else "test"
-    return Listing(
+    return ImageListing(
         f"cifar100 {part}",
         list(images.data),
         [f"{part}_{index}.png" for index in range(len(images.data))],

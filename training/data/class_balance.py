@@ -1,7 +1,6 @@
-"""Making up for classes of many and of few images: in the loss, or by how often images are drawn.
+"""Balance classes of different sizes, in the loss (`log_priors`) or by sampling (`balanced_order`).
 
-Both start from the leaves. The loss knows every tier by its own frequencies, which are sums over the leaves below each
-class; sampling gives every leaf the same share of an epoch, and so a coarser class that of its leaves.
+The loss uses the frequencies of each tier, sums over the leaves below a class. Sampling draws all leaves equally often.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ from taxonomy import Taxonomy
 from training.data.samples import LeafArray
 
 HINT_AT = 10
-"""How many times as many images the largest class has as the smallest, from where the option is recommended."""
+"""Ratio of the largest to the smallest class from which a balance is recommended."""
 
 
 def log_priors(taxonomy: Taxonomy, leaf_counts: Sequence[int]) -> list[Tensor]:
-    """Per tier the natural logarithm of each class's share of the training images, (num_classes[k],) float32.
+    """Logarithm of each class's share of the training images, per tier: float32 (num_classes[k],).
 
-    Added to the logits while training only, they make the network learn what tells classes apart apart from how
-    frequent they are: logit adjustment with τ = 1, the loss of Menon et al. 2021, *Long-tail learning via logit
-    adjustment* (arXiv 2007.07314), equation 10. A leaf without images counts as one image.
+    Added to the logits during training (logit adjustment with τ = 1: Menon et al. 2021, *Long-tail learning via logit
+    adjustment*, arXiv 2007.07314, equation 10). A leaf without images counts as one image.
     """
     counts = np.maximum(np.asarray(leaf_counts, dtype=np.float64), 1)
     priors = []
@@ -35,9 +33,9 @@ def log_priors(taxonomy: Taxonomy, leaf_counts: Sequence[int]) -> list[Tensor]:
 
 
 def balanced_order(leaves: LeafArray, random: np.random.Generator) -> LeafArray:
-    """The samples of one epoch, (N,) indices into ``leaves`` (N,): every leaf equally often, to within one.
+    """Indices (N,) into ``leaves`` (N,) for one epoch that draw every leaf equally often, to within one.
 
-    A leaf of few images has them repeated, each equally often to within one; of a leaf of many, a part is drawn.
+    Images of small leaves are repeated, each equally often to within one; of large leaves a part is drawn.
     """
     present = random.permutation(np.unique(leaves))
     share, rest = divmod(len(leaves), len(present))

@@ -1,14 +1,15 @@
-"""Every image is looked at before training begins, so that a broken one is known then and not in the seventh epoch.
+"""Check all images before training, so that broken ones are found at once.
 
-quick  the header, the size and the end of the file; what that leaves open is decoded
-full   every image is decoded, as training will
-auto   full up to `FULL_UP_TO` bytes of files, quick above
+quick  reads header, size and end of each file, and decodes where these do not suffice
+full   decodes every image as training does
+auto   full up to `FULL_UP_TO` bytes of files, else quick
 
-What was found is kept in the folder of the run: images that have not changed since are not looked at again.
+The result is stored in the run's folder; unchanged images are not checked again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -19,33 +20,32 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hierclass.errors import ImageError, InputError
 from hierclass.files import replacing
 from hierclass.images.decoding import read_header, read_image
 from training.data.datasets import Source
 from training.data.samples import ImageSet, Unreadable
+from training.evaluation.console import Reporter
+from training.recipe.option import CHECKS, list_words
 
-MODES = ("auto", "none", "quick", "full")
 FULL_UP_TO = 4 << 30
-"""Bytes of files that "auto" decodes; two cores need a minute or two for it."""
+"""Bytes of files up to which "auto" decodes everything: a minute or two on two cores."""
 CHUNK = 4096
-"""Images that are handed to the threads at once, so that a million of them take no memory while they wait."""
+"""Images handed to the threads at once; bounds memory."""
 
 
-def check_mode(mode: str, images: ImageSet) -> str:
-    """The mode that is meant for images: "auto" decides by their bytes. Raises `InputError` for an unknown one."""
-    if mode not in MODES:
-        raise InputError(f"--check {mode}: give auto, none, quick or full")
+def resolve_check_mode(mode: str, images: ImageSet) -> str:
+    """Resolve "auto" by the number of bytes of the images; raises `InputError` for an unknown mode."""
+    if mode not in CHECKS:
+        raise InputError(f"`check` {mode}: give {list_words(CHECKS)}")
     if mode != "auto":
         return mode
     return "full" if sum(map(_num_bytes, images.sources)) <= FULL_UP_TO else "quick"
 
 
-def look(source: Source, *, full: bool, min_side: int) -> str | None:
-    """Why an image can't be read, in a few words; None if it can (as far as a quick look tells)."""
+def check_image(source: Source, *, full: bool, min_side: int) -> str | None:
+    """Return why an image can't be read, or None if it can (as far as a quick check tells)."""
     if isinstance(source, np.ndarray):
         return None
     try:
@@ -57,42 +57,21 @@ def look(source: Source, *, full: bool, min_side: int) -> str | None:
     return None
 
 
-def look_at_all(
-    images: ImageSet, *, full: bool, min_side: int, console: Console | None = None
+def check_images(
+    images: ImageSet, *, full: bool, min_side: int, reporter: Reporter
 ) -> Iterator[tuple[int, Unreadable]]:
-    """Look at all images in threads; yields index and finding of those that can't be read.
-
-    On a console that is a terminal a bar shows the rate and the time left, on another a line does every 30 seconds.
-    """
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} img/s"),
-        TextColumn("left"),
-    )
-    on_terminal = console is not None and console.is_terminal
-    bar = Progress(
-        TextColumn("checking images"), *columns, TimeRemainingColumn(),
-        console=console, transient=True, disable=not on_terminal,
-    )  # fmt: skip
-    started = last = time.monotonic()
-    with ThreadPoolExecutor() as pool, bar:
-        task = bar.add_task("", total=len(images), rate=0.0)
+    """Check all images in threads, shown by a reporter; yield index and reason of those that can't be read."""
+    started = time.monotonic()
+    reporter.start(len(images))
+    with contextlib.closing(reporter), ThreadPoolExecutor() as pool:
         for first in range(0, len(images), CHUNK):
             part = images.sources[first : first + CHUNK]
-            found = pool.map(lambda source: look(source, full=full, min_side=min_side), part)
+            found = pool.map(lambda source: check_image(source, full=full, min_side=min_side), part)
             for index, reason in enumerate(found, start=first):
                 if reason is not None:
                     yield index, Unreadable(images.names[index], reason)
-                now = time.monotonic()
-                rate = (index + 1) / max(now - started, 1e-9)
-                if on_terminal and index % 16 == 0:
-                    bar.update(task, completed=index + 1, rate=rate)
-                elif console is not None and not on_terminal and now - last >= 30:
-                    last, left = now, (len(images) - index) / rate
-                    console.print(
-                        f"checked {index + 1} of {len(images)} images, {rate:.0f} img/s, {left:.0f} s left"
-                    )
+                rate = (index + 1) / max(time.monotonic() - started, 1e-9)
+                reporter.advance(f"checked {index + 1} of {len(images)} images", rate=rate, work=1)
 
 
 def _num_bytes(source: Source) -> int:
@@ -108,11 +87,11 @@ def _num_bytes(source: Source) -> int:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Findings:
-    """The file checked.json of a run: what a check found, and of which images.
+class CheckResult:
+    """The file checked.json of a run: the unreadable images and which images were checked how.
 
-    ``digest`` stands for names, sizes and times of the files, ``mode`` for how they were looked at. ``found`` has the
-    unreadable ones by their place among all, rising: images of several folders may have the same name.
+    ``digest`` identifies names, sizes and times of the files. ``found`` maps the index of an image to the reason; names
+    may repeat in several folders.
     """
 
     mode: str
@@ -121,12 +100,12 @@ class Findings:
 
     @property
     def unreadable(self) -> tuple[Unreadable, ...]:
-        """What can't be read, in the order of the images."""
+        """The unreadable images in order."""
         return tuple(self.found.values())
 
     @classmethod
-    def load(cls, path: Path, *, mode: str, digest: str) -> Findings | None:
-        """Read what `save` wrote, if it is of the same images and at least as thorough; else None."""
+    def load(cls, path: Path, *, mode: str, digest: str) -> CheckResult | None:
+        """Read what `save` wrote if it covers the same images at least as thoroughly, else return None."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             found = cls(
@@ -146,8 +125,8 @@ class Findings:
             file.write_text(text + "\n", encoding="utf-8")
 
 
-def digest_of(images: ImageSet) -> str:
-    """A sum over the names, sizes and times of change of images that stand for their content."""
+def digest_images(images: ImageSet) -> str:
+    """Checksum of the names, sizes and modification times of images."""
     total = hashlib.sha256()
     for source, name in zip(images.sources, images.names, strict=True):
         state = f"{name}\0{_num_bytes(source)}"
@@ -161,7 +140,7 @@ def digest_of(images: ImageSet) -> str:
 
 
 def write_table(path: Path, unreadable: Sequence[Unreadable]) -> None:
-    """Write a CSV table of what can't be read, with the columns image and error; with none, remove an older one."""
+    """Write unreadable images as a CSV table (columns image, error); without any, remove an older table."""
     if not unreadable:
         path.unlink(missing_ok=True)
         return

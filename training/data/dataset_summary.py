@@ -1,4 +1,4 @@
-"""A first look at the data of a run: which folders label images, how many images they hold, and of what size."""
+"""Summarise the data of a run before training: classes, number and size of images."""
 
 from __future__ import annotations
 
@@ -12,34 +12,31 @@ import numpy as np
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_header
 from hierclass.images.discovery import display_name
-from training.data.datasets import Source, Way, list_images, split_name
+from training.data.datasets import LabelPath, Source, list_images, split_name
 
 SAMPLE = 200
-"""Images whose header is read to know the typical size."""
+"""Number of images whose header is read for the typical size."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Survey:
-    """What labels images, with the number of images; and the median of a sample of shorter sides in pixels.
+class DatasetSummary:
+    """Number of images per label, and the median shorter side in pixels of a sample (None if unreadable)."""
 
-    The side is None where no image of the sample can be read.
-    """
-
-    ways: Mapping[Way, int]
+    ways: Mapping[LabelPath, int]
     side: int | None
 
     @property
     def num_images(self) -> int:
-        """Number of images, those that are held out among them."""
+        """Number of images, held-out ones included."""
         return sum(self.ways.values())
 
 
-def survey(data: Iterable[str]) -> Survey:
-    """Look at the data of a run (`training.data.datasets` says what it may be).
+def summarise_dataset(data: Iterable[str]) -> DatasetSummary:
+    """Summarise data (`training.data.datasets` lists the kinds).
 
     Raises `InputError` where something is missing, can't be read, or holds no image.
     """
-    ways: Counter[Way] = Counter()
+    ways: Counter[LabelPath] = Counter()
     sample: list[Source] = []
     paths = list(data)
     for path in paths:
@@ -53,11 +50,11 @@ def survey(data: Iterable[str]) -> Survey:
             "photos/dog/1.jpg, or Parquet files"
         )
     sides = [side for side in map(_side, _spread(sample)) if side]
-    return Survey(dict(sorted(ways.items())), round(float(np.median(sides))) if sides else None)
+    return DatasetSummary(dict(sorted(ways.items())), round(float(np.median(sides))) if sides else None)
 
 
 def _spread(sources: Sequence[Source]) -> list[Source]:
-    """About `SAMPLE` of the sources, spread over all of them."""
+    """About `SAMPLE` of the sources, evenly spaced."""
     return list(sources[:: max(1, len(sources) // SAMPLE)])
 
 
@@ -71,7 +68,7 @@ def _side(source: Source) -> int:
 
 
 def default_out(data: Sequence[str]) -> Path:
-    """The folder of a run where none is given: runs/ and the name of the data."""
+    """Default output folder of a run: runs/ and the name of the data."""
     name, path = split_name(data[0])
     path = path.absolute()
     return Path("runs") / (name or (path.stem if path.is_file() else path.name) or "run")

@@ -1,7 +1,7 @@
-"""Where labelled images lie: Parquet files, class folders, data sets by name. Labels stay as they were found.
+"""List labelled images of Parquet files, class folders and named data sets, with labels as found.
 
 photos/            class folders, at any depth; with train/ and val/ inside, val/ is held out
-images.parquet     columns image, wnid and, if wanted, name
+images.parquet     columns image, wnid and, optionally, name
 imagefolder:DIR    class folders of one level, as torchvision's ImageFolder reads them; train/ and val/ likewise
 imagenet:DIR       train/ and val/, each with a folder per synset id
 cifar100:DIR       the files of CIFAR-100 for Python, read by torchvision
@@ -21,47 +21,46 @@ from hierclass.errors import InputError
 from hierclass.images.discovery import display_name, find_inputs
 from taxonomy.folders import IMAGE_ENDINGS
 
-Way = tuple[str, ...]
-"""The names of the folders on the way to an image, outermost first; for images of a table their label alone."""
+LabelPath = tuple[str, ...]
+"""Folder names on the path to an image, outermost first; for table rows the label alone."""
 Source = Path | bytes | npt.NDArray[np.uint8]
 NAMES = ("cifar100", "imagefolder", "imagenet")
 TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
-"""Names of the folders of a data set that comes divided."""
+"""Folder names of a data set that comes split."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Listing:
-    """Images from one place with what labels them.
+class ImageListing:
+    """Labelled images from one place.
 
-    ``sources`` hold a path or the bytes of a file, or a decoded (H, W, 3) uint8 array; ``names`` are for people and
-    for splits; ``ways`` label the images; ``held_out`` says that the data itself keeps them from training.
+    ``sources`` hold a path, the bytes of a file, or a decoded (H, W, 3) uint8 array; ``names`` are for messages and
+    splits; ``ways`` are the labels; ``held_out`` images must not be trained on.
     """
 
     where: str
     sources: Sequence[Source]
     names: Sequence[str]
-    ways: Sequence[Way]
+    ways: Sequence[LabelPath]
     held_out: bool = False
 
 
 def split_name(data: str) -> tuple[str, Path]:
-    """``"cifar100:/data"`` as name and path; a plain path has an empty name."""
+    """Split ``"cifar100:/data"`` into name and path; a plain path has an empty name."""
     name, colon, path = data.partition(":")
     return (name, Path(path)) if colon and name in NAMES else ("", Path(data))
 
 
 def absolute(data: str) -> str:
-    """The same data as seen from any working directory."""
+    """The data with an absolute path."""
     name, path = split_name(data)
     return f"{name}:{path.absolute()}" if name else str(path.absolute())
 
 
-def list_images(data: str, *, held_out_only: bool = False) -> Iterator[Listing]:
-    """List the labelled images of a path or a data set by name, in the order of their names.
+def list_images(data: str, *, held_out_only: bool = False) -> Iterator[ImageListing]:
+    """List the labelled images of a path or a named data set, sorted by name.
 
-    ``held_out_only`` leaves out what a data set that comes divided has for training: val/ alone, or the test images
-    of CIFAR-100, which else are not read at all. Parquet files are read into memory. Raises `InputError` for what is
-    missing or can't be read.
+    ``held_out_only`` skips the training part of a data set that comes split (val/ alone, or CIFAR-100's test images).
+    Parquet files are read into memory. Raises `InputError` for what is missing or can't be read.
     """
     name, path = split_name(data)
     if not path.exists():
@@ -90,7 +89,7 @@ def list_images(data: str, *, held_out_only: bool = False) -> Iterator[Listing]:
 
 
 def divided(path: Path) -> tuple[Path, Path] | None:
-    """The folders train and val of a folder that holds these, and beside them at most a folder test."""
+    """The folders train and val of a folder that holds these and at most a folder test beside them, else None."""
     if not path.is_dir():
         return None
     folders = {
@@ -103,7 +102,7 @@ def divided(path: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> Listing:
+def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> ImageListing:
     try:
         files = sorted(Path(file) for file in find_inputs([path]) if _is_image(file))
     except InputError as error:  # nothing there, which the reader of all parts says better; or not readable
@@ -124,11 +123,11 @@ def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> List
     elif loose:
         ways = [(path.resolve().name,)] * len(files)
     names = [display_name(file.relative_to(path)) for file in files]
-    return Listing(display_name(path), files, names, ways, held_out)
+    return ImageListing(display_name(path), files, names, ways, held_out)
 
 
 def _is_image(file: str) -> bool:
-    """Whether a path that was found is an image by its name; a folder that can't be listed is an error."""
+    """Whether a path is an image by its name; raises `InputError` for a folder that can't be listed."""
     if Path(file).suffix.lower() in IMAGE_ENDINGS and not os.path.isdir(file):  # noqa: PTH112
         return True
     if os.path.isdir(file) and not os.access(file, os.R_OK | os.X_OK):  # noqa: PTH112
@@ -136,7 +135,7 @@ def _is_image(file: str) -> bool:
     return False
 
 
-def _read_parquet(path: Path) -> Listing:
+def _read_parquet(path: Path) -> ImageListing:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -158,4 +157,4 @@ def _read_parquet(path: Path) -> Listing:
         if "name" in columns
         else [f"{path.name} row {row}" for row in range(len(sources))]
     )
-    return Listing(path.name, sources, names, ways)
+    return ImageListing(path.name, sources, names, ways)

@@ -1,4 +1,4 @@
-"""From a recipe to the images of a run: read, split, checked, and what a person should know of them, said."""
+"""Load the images of a recipe: list, split, check, and print what the user should know."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from accelerate.utils import gather_object
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.data.class_balance import HINT_AT
-from training.data.dataset_check import Findings, check_mode, digest_of, look_at_all, write_table
+from training.data.dataset_check import (
+    CheckResult,
+    check_images,
+    digest_images,
+    resolve_check_mode,
+    write_table,
+)
 from training.data.samples import ImageSet, Unreadable, decode_small, read_images, split
 from training.evaluation.console import Reporter
 from training.recipe.recipe import Recipe
 from training.trainer.processes import local_processes
 
 DECODED_BYTES = 8 << 30
-"""Memory of a machine that small images may take once they are decoded; its processes share it."""
+"""Memory per machine for decoded small images; its processes share it."""
 
 
 def load_data(
@@ -31,12 +37,11 @@ def load_data(
     check: str = "none",
     accelerator: Accelerator | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The training images and the held-out ones of a recipe; unreadable ones are reported and left out.
+    """Return the training and the held-out images of a recipe; unreadable ones are reported and left out.
 
-    Small images are decoded once and kept; the others are looked at as ``check`` says (`dataset_check`), each
-    process taking its share. What can't be read is listed in unreadable.csv in the folder ``out`` of the run. The
-    split is made before anything is left out, so that `evaluate` makes the same one. Raises `InputError` where too
-    little is left to train on.
+    Small images are decoded and kept; the others are checked as ``check`` says (`dataset_check`), divided among
+    processes. Unreadable images are listed in ``out``/unreadable.csv. The split is made before anything is left out, so
+    that `evaluate` reproduces it. Raises `InputError` where too little is left to train on.
     """
     images = read_images(recipe.data, taxonomy)
     train, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
@@ -74,21 +79,21 @@ def _check(
     check: str,
     accelerator: Accelerator | None,
 ) -> tuple[list[ImageSet], list[Unreadable]]:
-    """Look at the images that were not decoded, or take what an earlier look at the same ones found."""
+    """Check the images that were not decoded, or reuse the stored result of an earlier check."""
     encoded = [_encoded(part) for part in parts]
     waiting = ImageSet(
         [part.sources[i] for part, own in zip(parts, encoded, strict=True) for i in own],
         [part.names[i] for part, own in zip(parts, encoded, strict=True) for i in own],
         np.concatenate([part.leaves[own] for part, own in zip(parts, encoded, strict=True)]),
     )
-    mode = check_mode(check, waiting)
+    mode = resolve_check_mode(check, waiting)
     if mode == "none" or not len(waiting):
         return list(parts), []
-    digest = digest_of(waiting)
+    digest = digest_images(waiting)
     cache = out / "checked.json" if out is not None else None
-    known = Findings.load(cache, mode=mode, digest=digest) if cache is not None else None
+    known = CheckResult.load(cache, mode=mode, digest=digest) if cache is not None else None
     if known is None:
-        known = Findings(mode, digest, _look(waiting, recipe, reporter, mode, accelerator))
+        known = CheckResult(mode, digest, _look(waiting, recipe, reporter, mode, accelerator))
         how = "each decoded" if mode == "full" else "header, size and end of the file"
         result = f"{len(known.unreadable)} cannot be read" if known.unreadable else "all can be read"
         reporter.line(f"checked {len(waiting)} images ({how}): {result}")
@@ -111,15 +116,14 @@ def _encoded(part: ImageSet) -> list[int]:
 def _look(
     images: ImageSet, recipe: Recipe, reporter: Reporter, mode: str, accelerator: Accelerator | None
 ) -> dict[int, Unreadable]:
-    """Look at the images, each process at its share; every process gets all findings, by place and in order."""
+    """Check the images, divided among processes; every process gets all results by index."""
     process, processes = (
         (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     )
     share = images.subset(np.arange(process, len(images), processes))
-    console = None if reporter.quiet else reporter.console
     found = [
         (process + index * processes, one.name, one.error)
-        for index, one in look_at_all(share, full=mode == "full", min_side=recipe.size, console=console)
+        for index, one in check_images(share, full=mode == "full", min_side=recipe.size, reporter=reporter)
     ]
     if processes > 1:
         found = gather_object(found)
@@ -127,7 +131,7 @@ def _look(
 
 
 def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> None:
-    """Say how many images the classes have, and which have none to train on or none held out."""
+    """Print class sizes, and classes without training or held-out images."""
     counts, held_out = (np.bincount(part.leaves, minlength=len(taxonomy.leaves)) for part in (train, dev))
     present = counts[counts > 0]
     if len(present) < 2 <= len(train):
@@ -147,7 +151,7 @@ def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, re
     if present.max() > HINT_AT * present.min() and recipe.balance == "none":
         ratio = present.max() / present.min()
         reporter.line(
-            f"the largest class has {ratio:.0f} times as many images as the smallest: consider --balance loss"
+            f"the largest class has {ratio:.0f} times as many images as the smallest: consider `balance` loss"
         )
 
 

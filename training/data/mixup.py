@@ -1,7 +1,6 @@
-"""What happens to the pixels of an update on the device: normalised, mixed with others, erased in part.
+"""Pixels of a batch on the device: normalise, mix, erase.
 
-Which images are mixed and what is erased depends on (seed, epoch, update, place in the batch) alone, however the
-batch is dealt out to processes.
+What is drawn depends on (seed, epoch, update, position in the batch) alone, however a batch is divided.
 """
 
 from __future__ import annotations
@@ -19,42 +18,42 @@ from training.data.batches import TrainingBatch
 from training.recipe.recipe import Recipe
 
 
-class Normalise:
-    """Makes of uint8 images what the network takes."""
+class PixelNormaliser:
+    """Normalise uint8 images for the network."""
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
-        """Normalise on a device, by the mean and deviation of a preprocessing."""
+        """Use the mean and deviation of a preprocessing, on a device."""
         mean = torch.tensor(preprocessing.mean, device=device)
         std = torch.tensor(preprocessing.std, device=device)
         self.device = device
         self._shift, self._scale = (mean * 255).view(1, 3, 1, 1), (1 / (std * 255)).view(1, 3, 1, 1)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images uint8 (B, 3, S, S) → normalised float32, on the device."""
+        """Images uint8 (B, 3, S, S) → normalised float32 on the device."""
         return (images.to(self.device, non_blocking=True).float() - self._shift) * self._scale
 
 
-class Mixing:
-    """Makes of a batch of uint8 images what the network and the loss take."""
+class BatchAugmentation:
+    """Normalise, mix and erase a batch of uint8 images."""
 
     def __init__(
         self, recipe: Recipe, preprocessing: Preprocessing, num_leaves: int, device: torch.device
     ) -> None:
-        """Take from the recipe what is on; ``num_leaves`` classes make the targets of mixed images."""
+        """Take mixup, cutmix and erasing from the recipe; mixed targets have ``num_leaves`` classes."""
         self.device, self.seed, self.channels_last = device, recipe.seed, recipe.channels_last
-        self.normalise = Normalise(preprocessing, device)
+        self.normalise = PixelNormaliser(preprocessing, device)
         self.mixup = make_mixup(recipe, num_leaves)
         self.erase = RandomErasing(recipe.erase, mode="const", device=device) if recipe.erase else None
 
     def __call__(self, batch: TrainingBatch, *, step: int) -> tuple[Tensor, Tensor]:
-        """A batch → normalised float32 images (n, 3, S, S) on the device, and leaves (n,) or, mixed, (n, num_leaves).
+        """Return normalised float32 images (n, 3, S, S) and leaves (n,) or, if mixed, shares (n, num_leaves).
 
-        NumPy's generator must stand alike on all processes: it says how the batch is mixed.
+        NumPy's generator decides how the batch is mixed, so it must be in the same state in all processes.
         """
         target = batch.leaves.to(self.device, non_blocking=True)
         pixels = self.normalise(batch.images)
         if self.mixup is not None:
-            partners = partners_of(batch.positions, batch.share.batch).to(self.device)
+            partners = partner_positions(batch.positions, batch.share.batch).to(self.device)
             # timm mixes the first with the last, the second with the last but one …
             others, theirs = pixels[partners].flip(0), target[partners].flip(0)
             pixels, target = self.mixup(torch.cat([pixels, others]), torch.cat([target, theirs]))
@@ -69,11 +68,10 @@ class Mixing:
         return pixels.contiguous(memory_format=layout), target
 
 
-def partners_of(positions: Tensor, size: int) -> Tensor:
-    """Which of the images at ``positions`` (n,) of a batch each is mixed with, (n,).
+def partner_positions(positions: Tensor, size: int) -> Tensor:
+    """Index (n,) of the image that each image at ``positions`` (n,) is mixed with.
 
-    The first of the batch is paired with the last, the second with the last but one, and so on; whose other is missing,
-    because it could not be read or there is none, with itself.
+    First and last of the batch are partners, second and last but one, and so on; an image without a partner is its own.
     """
     own = torch.arange(len(positions))
     where = torch.full((size,), -1)
@@ -83,13 +81,13 @@ def partners_of(positions: Tensor, size: int) -> Tensor:
 
 
 def blend(values: Tensor, positions: Tensor, size: int, share: float) -> Tensor:
-    """Mix each of a batch's values (n, …) with its partner's (`partners_of`), of which it keeps a share (0 to 1)."""
-    partners = partners_of(positions, size).to(values.device)
+    """Mix values (n, …) with those of their partners (`partner_positions`); ``share`` (0 to 1) of each is kept."""
+    partners = partner_positions(positions, size).to(values.device)
     return share * values + (1 - share) * values[partners]
 
 
 def make_mixup(recipe: Recipe, num_leaves: int) -> Mixup | None:
-    """timm's mixup and cutmix of a recipe on leaf targets, or None when both are off."""
+    """timm's mixup and cutmix of a recipe on leaf targets, or None if both are off."""
     if not (recipe.mixup or recipe.cutmix):
         return None
     return Mixup(

@@ -1,8 +1,7 @@
-"""Which images make an update, in which order, and which process takes which of them.
+"""Choose the images of each update and divide them among processes.
 
-All of it depends on (seed, epoch) alone, never on what happened before or on how many processes there are: a
-resumed run continues with the images that an unbroken one would have seen, and two processes together see what one
-would.
+Everything depends on (seed, epoch) alone: a resumed run sees the images of an unbroken one, and several processes
+together see those of one.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from training.data.samples import LeafArray
 def seed_everything(*parts: int) -> None:
     """Seed Python, NumPy and torch, on the devices in use, from a tuple of integers.
 
-    `torch.manual_seed` would do, but where a GPU could be used and is not it takes most of a millisecond.
+    Faster than `torch.manual_seed`, which takes most of a millisecond where a GPU exists but is not used.
     """
     words = np.random.SeedSequence(parts).generate_state(2, dtype=np.uint32)
     seed_with(int(words[0]) << 32 | int(words[1]))
 
 
 def seed_with(number: int) -> None:
-    """Seed as `seed_everything` does, from one number of 64 bits; quick, for every image anew."""
+    """Seed as `seed_everything` does, from one 64-bit number; fast enough for every image."""
     random.seed(number >> 32)
     np.random.seed(number >> 32)
     torch.default_generator.manual_seed(number)
@@ -42,7 +41,7 @@ def seed_with(number: int) -> None:
 
 @functools.lru_cache(maxsize=2)
 def image_seeds(seed: int, epoch: int, num_samples: int) -> list[int]:
-    """A number of 64 bits for every image of an epoch."""
+    """A 64-bit seed for every image of an epoch."""
     numbers: list[int] = (
         np.random.SeedSequence((seed, epoch, 4)).generate_state(num_samples, np.uint64).tolist()
     )
@@ -50,23 +49,23 @@ def image_seeds(seed: int, epoch: int, num_samples: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Share:
-    """What one process prepares for one update: images by index, and where they stand in the whole batch."""
+class BatchShare:
+    """One process's share of an update: image indices, and their positions in the whole batch."""
 
     indices: list[int]
     positions: list[int]
     batch: int
-    """Number of images of the update, of all processes together."""
+    """Images of the update over all processes."""
     epoch: int
     side: int
     """Pixels per side."""
 
 
-class Order:
-    """Shuffled batches of an image set, dealt out to processes; an epoch's last incomplete batch is dropped.
+class BatchSampler:
+    """Shuffled batches, divided among processes; an epoch's last incomplete batch is dropped.
 
-    ``batch_size`` counts the images of all processes together; a smaller set is one batch. The images at positions
-    i and B - 1 - i of a batch, which mixing pairs, go to one process.
+    ``batch_size`` counts the images of all processes; a smaller data set is one batch. Positions i and B - 1 - i, which
+    are mixed with each other, go to the same process.
     """
 
     def __init__(
@@ -79,15 +78,15 @@ class Order:
         num_processes: int = 1,
         balance: LeafArray | None = None,
     ) -> None:
-        """Raises `InputError` when there is no pair of images for every process.
+        """``balance``, the leaves (N,) of the samples, draws every leaf equally often (`balanced_order`).
 
-        With ``balance``, the leaves (N,) of the samples, every leaf is drawn equally often (`balanced_order`).
+        Raises `InputError` if there is no pair of images for every process.
         """
         self.num_samples, self.seed, self.balance = num_samples, seed, balance
         self.batch_size = min(num_samples, batch_size)
         if self.batch_size < 2 * num_processes:
             what = (
-                f"--batch-size {batch_size} is" if batch_size < num_samples else f"{num_samples} images are"
+                f"`batch_size` {batch_size} is" if batch_size < num_samples else f"{num_samples} images are"
             )
             raise InputError(f"{what} too few to train on; give at least {2 * num_processes}")
         places = np.arange(self.batch_size)
@@ -98,12 +97,12 @@ class Order:
         """Updates per epoch."""
         return self.num_samples // self.batch_size
 
-    def shares(self, epoch: int, *, side: int = 0, start: int = 0) -> Iterator[Share]:
-        """This process's share of every update of an epoch, from update ``start`` on."""
+    def shares(self, epoch: int, *, side: int = 0, start: int = 0) -> Iterator[BatchShare]:
+        """Yield this process's share of every update of an epoch, from update ``start`` on."""
         random_ = np.random.default_rng((self.seed, epoch))
         even = self.balance
         order = random_.permutation(self.num_samples) if even is None else balanced_order(even, random_)
         whole = order[: len(self) * self.batch_size].reshape(-1, self.batch_size)
         positions = self.positions.tolist()
         for indices in whole[start:, self.positions].tolist():
-            yield Share(indices, positions, self.batch_size, epoch, side)
+            yield BatchShare(indices, positions, self.batch_size, epoch, side)

@@ -1,6 +1,6 @@
-"""Labelled images from folders and Parquet files, and the split that is held out.
+"""Labelled images with their leaves, and the split into training and held-out images.
 
-A sample is an image and its leaf; the classes of coarser tiers are projected from the leaf, never stored.
+A sample is an image and its leaf; classes of coarser tiers are projected from the leaf.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hierclass.images.decoding import read_image
 from hierclass.images.discovery import display_name
 from taxonomy import Taxonomy
 from taxonomy.labels import LeafNames
-from training.data.datasets import Listing, Source, Way, list_images
+from training.data.datasets import ImageListing, LabelPath, Source, list_images
 
 LeafArray = npt.NDArray[np.int64]
 
@@ -30,9 +30,9 @@ LeafArray = npt.NDArray[np.int64]
 class ImageSet:
     """Images with their leaves.
 
-    ``sources`` hold a path or the bytes of a file, or an already decoded (H, W, 3) uint8 array; ``names`` are
-    file names for people and for splits; ``leaves`` (N,) are leaf indices of the taxonomy; ``held_out`` (N,) says
-    which images the data itself keeps from training, None: it does not say.
+    ``sources`` hold a path, the bytes of a file, or a decoded (H, W, 3) uint8 array; ``names`` are for messages and
+    splits; ``leaves`` (N,) index the taxonomy's leaves; ``held_out`` (N,) marks images that a split data set holds out,
+    None if the data is not split.
     """
 
     sources: Sequence[Source]
@@ -44,7 +44,7 @@ class ImageSet:
         return len(self.leaves)
 
     def image(self, index: int, min_side: int | None = None) -> Image.Image:
-        """The RGB image at an index; an unreadable one raises `ImageError` with its name."""
+        """The RGB image at an index; raises `ImageError` with its name."""
         source = self.sources[index]
         if isinstance(source, np.ndarray):
             return Image.fromarray(source)
@@ -63,17 +63,16 @@ class ImageSet:
 
 
 def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy, *, held_out_only: bool = False) -> ImageSet:
-    """List the labelled images of Parquet files, class folders and data sets by name (`training.data.datasets`).
+    """List the labelled images of paths and named data sets (`training.data.datasets`).
 
-    A label is a leaf's id or name, however it is written (`taxonomy.labels`); in class folders the deepest folder on
-    an image's path that names a leaf is its label. ``held_out_only`` leaves out what a data set that comes divided
-    has for training. Raises `InputError` for a missing path, a missing column, a label that the taxonomy lacks, or
-    no image at all.
+    A label is a leaf's id or name in any spelling (`taxonomy.labels`); in class folders it is the deepest folder that
+    names a leaf. ``held_out_only`` skips the training part of split data. Raises `InputError` for a missing path or
+    column, a label that the taxonomy lacks, or no image at all.
     """
     labels = LeafNames(taxonomy)
     listings = [part for path in paths for part in list_images(str(path), held_out_only=held_out_only)]
     if not any(part.ways for part in listings):
-        raise InputError("no images found; --data takes Parquet files, or folders of class folders")
+        raise InputError("no images found; `data` takes Parquet files, or folders of class folders")
     held_out = [np.full(len(part.ways), part.held_out) for part in listings]
     return ImageSet(
         [source for part in listings for source in part.sources],
@@ -83,8 +82,8 @@ def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy, *, held_out_onl
     )
 
 
-def _leaves(listing: Listing, labels: LeafNames) -> LeafArray:
-    found: dict[Way, int] = {}
+def _leaves(listing: ImageListing, labels: LeafNames) -> LeafArray:
+    found: dict[LabelPath, int] = {}
     for way in sorted(set(listing.ways)):
         leaf = labels.find_folder(way)
         if leaf is None:
@@ -95,7 +94,7 @@ def _leaves(listing: Listing, labels: LeafNames) -> LeafArray:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An image that cannot be read: its name, and why in a few words."""
+    """An image that can't be read: its name and the reason."""
 
     name: str
     error: str
@@ -108,10 +107,10 @@ class Unreadable:
 def decode_small(
     images: ImageSet, *, max_side: int, max_bytes: int = 8 << 30
 ) -> tuple[ImageSet, list[Unreadable]]:
-    """Decode the small images once, so that no epoch pays for it; drop what cannot be read.
+    """Decode small images once and drop what can't be read.
 
-    Images with both sides up to ``max_side`` pixels become arrays, until they fill ``max_bytes``; larger ones
-    stay as they are and are decoded whenever they are used. Returns the readable images and the unreadable ones.
+    Images with both sides up to ``max_side`` pixels become arrays, up to ``max_bytes`` in total; others stay encoded.
+    Returns the readable images and the unreadable ones.
     """
 
     def decode(index: int) -> Source | Unreadable:
@@ -146,33 +145,33 @@ def decode_small(
 
 
 def split_by_number(names: Sequence[str], dev_from: int) -> tuple[LeafArray, LeafArray]:
-    """Indices of the training and of the dev samples; dev is numbered ``dev_from`` and up by file name.
+    """Indices of training and dev samples: dev are those numbered ``dev_from`` and up by file name.
 
-    ``n01443537_450.JPEG`` has number 450, the last run of digits before the ending. A name without a number
-    raises `InputError`.
+    The number is the last run of digits before the ending: ``n01443537_450.JPEG`` has 450. Raises `InputError` for a
+    name without one.
     """
     numbers = np.empty(len(names), dtype=np.int64)
     for index, name in enumerate(names):
         found = re.search(r"(\d+)(?:\.\w+)?$", name)
         if found is None:
             raise InputError(
-                f"image {name!r} has no number in its name; use --dev-share instead of --dev-from"
+                f"image {name!r} has no number in its name; use `dev_share` instead of `dev_from`"
             )
         numbers[index] = int(found.group(1))
     return np.flatnonzero(numbers < dev_from), np.flatnonzero(numbers >= dev_from)
 
 
 def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArray, LeafArray]:
-    """Indices of the training and of the dev samples: a share of each leaf, drawn deterministically.
+    """Indices of training and dev samples: a share of each leaf, drawn deterministically.
 
-    Where a stratified split would leave out a leaf, the share of each is rounded, at least one image of those that
-    have two; the only image of a leaf is trained on. Raises `InputError` when none can be held out, or for a share
-    that is none.
+    Where a stratified split would leave out a leaf, the share of each leaf is rounded, with at least one image of
+    leaves that have two; a single image is trained on. Raises `InputError` where none can be held out, or unless 0 <
+    share < 1.
     """
     from sklearn.model_selection import train_test_split
 
     if not 0 < share < 1:
-        raise InputError(f"--dev-share {share}: give more than 0, less than 1")
+        raise InputError(f"`dev_share` {share}: give more than 0, less than 1")
     places, known = np.arange(len(leaves)), np.unique(leaves)
     dev = places[:0]
     with contextlib.suppress(ValueError):  # a leaf with one image, or fewer held-out images than leaves
@@ -181,7 +180,7 @@ def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArra
         dev = np.concatenate([_draw(np.flatnonzero(leaves == leaf), share, (seed, leaf)) for leaf in known])
     if not len(dev):
         raise InputError(
-            f"--dev-share {share} cannot be held out: every class has a single image; add images"
+            f"`dev_share` {share} cannot be held out: every class has a single image; add images"
         )
     return np.setdiff1d(places, dev), np.sort(dev)
 
@@ -194,14 +193,14 @@ def _draw(own: LeafArray, share: float, seed: tuple[int, int]) -> LeafArray:
 def split(
     images: ImageSet, *, dev_from: int | None, dev_share: float, seed: int
 ) -> tuple[LeafArray, LeafArray]:
-    """Training and dev indices; neither may be empty.
+    """Indices of training and dev samples; neither is empty.
 
-    What the data itself holds out is the dev split; else it is made by number where ``dev_from`` is given, else by
-    share. Raises `InputError` where that leaves nothing on a side, or ``dev_from`` is given for divided data.
+    The data's own split is used if there is one; else ``dev_from`` if given, else ``dev_share``. Raises `InputError`
+    where a side would be empty, or for ``dev_from`` with data that comes split.
     """
     if images.held_out is not None:
         if dev_from is not None:
-            raise InputError("the data has a folder of held-out images (val); leave --dev-from out")
+            raise InputError("the data has a folder of held-out images (val); leave `dev_from` out")
         train, dev = np.flatnonzero(~images.held_out), np.flatnonzero(images.held_out)
     elif dev_from is not None:
         train, dev = split_by_number(images.names, dev_from)
@@ -210,7 +209,7 @@ def split(
     if not len(train) or not len(dev):
         what, advice = "the split", "add images"
         if dev_from is not None:
-            what, advice = f"--dev-from {dev_from}", "give a number between those of the file names"
+            what, advice = f"`dev_from` {dev_from}", "give a number between those of the file names"
         elif images.held_out is not None:
             what = "the data's own split"
         raise InputError(f"{what} leaves {len(train)} images to train on and {len(dev)} held out; {advice}")

@@ -1,7 +1,7 @@
-"""Make a pretrained classifier nested: its lower levels learn from its own answers on unlabelled photographs.
+"""Nest a pretrained classifier: its lower levels learn from its own answers on unlabelled photographs.
 
-Read it in this order: `recipe` (every choice), `teacher` (the pretrained classifier), `photographs`, `crops` and
-`store` (what is learnt from; `making` makes it once, `answering` has the teacher's answers, `material` puts it
-together), `student` (the nested network that training starts from), `objective` and `run` (an update), `stretch` (a
-level is trained), `folder` (what is left where), `loop` (all of it).
+In reading order: `recipe` (options), `loop` (`distil`: the whole run), `teacher` (the pretrained classifier), `student`
+(the nested network before training), `photographs`, `crops` and `crop_store` (training data on disk), `teacher_runtime`
+(the teacher's answers), `dataset` (crops with answers), `losses` and `trainer` (one update), `level_loop` (training one
+level), `distil_dir` (the output folder), `model_card`, `cli`.
 """

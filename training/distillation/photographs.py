@@ -1,4 +1,4 @@
-"""Unlabelled photographs: listed from folders, archives and Parquet files, read one by one."""
+"""List unlabelled photographs in folders, archives and Parquet files, and read them one by one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hierclass.labelling.inputs import Input, ParquetRows, find_column, list_inp
 
 
 class Photographs(Sequence[Input]):
-    """Photographs in the order in which they were listed; the files are read when an image is asked for."""
+    """Photographs in the order listed; files are read on demand."""
 
     def __init__(self, inputs: Sequence[Input], passed_over: Sequence[Path] = ()) -> None:
-        """Take what `list_photographs` found; ``passed_over`` are Parquet files that hold no images."""
+        """Take what `list_photographs` found; ``passed_over`` are Parquet files without images."""
         self._inputs = tuple(inputs)
         self.passed_over = tuple(passed_over)
         self._rows = ParquetRows()
@@ -30,18 +30,18 @@ class Photographs(Sequence[Input]):
         return self._inputs[index]
 
     def name(self, index: int) -> str:
-        """What people know a photograph by."""
+        """Name of a photograph for messages."""
         return self._inputs[index].name
 
     def image(self, index: int, min_side: int | None = None) -> Image.Image:
-        """The RGB image at an index; raises `ImageError` where it can't be read."""
+        """The RGB image at an index; raises `ImageError` if it can't be read."""
         item = self._inputs[index]
         data = self._rows.data(item)
         return read_image(source(item) if data is None else data, min_side=min_side)
 
     @property
     def digest(self) -> str:
-        """A sum over names, sizes and times of change that stands for all photographs."""
+        """Checksum of the names, sizes and modification times of all photographs."""
         total = hashlib.sha256()
         for item in self._inputs:
             now = (item.size, item.modified) if item.modified >= 0 else stamp(item.path)
@@ -49,7 +49,7 @@ class Photographs(Sequence[Input]):
         return total.hexdigest()
 
     def reasons(self, indices: Sequence[int]) -> Iterator[tuple[str, str]]:
-        """Name of each of some photographs, and why it can't be read."""
+        """Yield name and reason for each of the unreadable photographs at ``indices``."""
         for index in indices:
             try:
                 self.image(index, min_side=8)
@@ -60,15 +60,15 @@ class Photographs(Sequence[Input]):
 
 
 def list_photographs(paths: Sequence[str | Path]) -> Photographs:
-    """List all images of folders (with their tar files and the Parquet files that hold images), and of files.
+    """List the images of files and folders, with the tar files and Parquet files in them.
 
-    Raises `InputError` for a path that does not exist, and where there is none.
+    Raises `InputError` for a missing path, and if there is no image.
     """
     names: list[Path] = []
     passed_over: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise InputError(f"--images {display_name(path)} does not exist")
+            raise InputError(f"`images` {display_name(path)} does not exist")
         found = sorted(path.glob("**/*.parquet")) if path.is_dir() else []
         tables = [table for table in found if _has_images(table)]
         passed_over += [table for table in found if table not in tables]
@@ -78,12 +78,12 @@ def list_photographs(paths: Sequence[str | Path]) -> Photographs:
     except InputError as error:
         reason = str(error).removeprefix("nothing to do: ").partition(";")[0]
         raise InputError(
-            f"--images: {reason}; give folders of photographs, or Parquet files with a column image"
+            f"`images`: {reason}; give folders of photographs, or Parquet files with a column image"
         ) from error
 
 
 def _has_images(table: Path) -> bool:
-    """Whether a Parquet file has a column of images; one that can't be read is said to, and told of later."""
+    """Whether a Parquet file has a column of images; True if it can't be read, which is reported later."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""The nested network that training starts from, and which of its tensors belong to which level."""
+"""The student: the nested network before training, and which of its tensors belong to which level."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def make_architecture(recipe: DistilRecipe, teacher: Teacher) -> Architecture:
 
 
 def nest_teacher(recipe: DistilRecipe, teacher: Teacher, images: Tensor) -> Checkpoint:
-    """Nest a teacher's backbone with its weights; its classifier is the last level's head, and begins the lower ones.
+    """Nest a teacher's backbone; its classifier is the last level's head and the initial head of lower levels.
 
-    Channels are ordered by what they add over ``images``, normalised photographs (N, 3, S, S).
+    Channels are ordered by their importance over ``images``, normalised photographs (N, 3, S, S).
     """
     architecture, tree = make_architecture(recipe, teacher), teacher.taxonomy
     side = teacher.preprocessing.size
@@ -60,55 +60,55 @@ def nest_teacher(recipe: DistilRecipe, teacher: Teacher, images: Tensor) -> Chec
     return Checkpoint(network.eval(), tree, architecture, teacher.preprocessing)
 
 
-def begin_from(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Checkpoint:
-    """Take a model that was made this way before as the start.
+def start_from_model(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Checkpoint:
+    """Load a model that was distilled before, to start from.
 
-    Raises `InputError` where it is another architecture, or another teacher's.
+    Raises `InputError` for another architecture or another teacher.
     """
     found = load_checkpoint(path)
     wanted = make_architecture(recipe, teacher)
     if found.architecture != wanted or list(found.taxonomy.leaves) != list(teacher.taxonomy.leaves):
         raise InputError(
-            f"--start {path} is of another teacher, tree, structure, widths, sizes or own; give those of that model"
+            f"`start` {path} is of another teacher, tree, structure, widths, sizes or own; give those of that model"
         )
     side, last = teacher.preprocessing.size, found.network.num_levels - 1
     images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours, theirs = found.network(images, last), teacher.classifier(images)
     if recipe.frozen and float((ours - theirs).abs().max()) > 0.05 * float(theirs.abs().max()):
-        raise InputError(f"--start {path}: its last level is another classifier than the teacher")
+        raise InputError(f"`start` {path}: its last level is another classifier than the teacher")
     return Checkpoint(found.network, found.taxonomy, found.architecture, found.preprocessing)
 
 
 def statistics_of(path: Path, levels: Sequence[int]) -> str:
-    """What norms of levels of a model normalised by while it was trained this way: "batch" or "pretrained"."""
+    """Statistics that norms of a model's levels were trained with: "batch" or "pretrained"."""
     known = read_config(path).get("results", {}).get("distillation", {}).get("levels", [])
     found = {row.get("statistics") for row in known if row.get("level") in levels}
     return "pretrained" if found == {"pretrained"} else "batch"
 
 
 def groups_to_train(network: PrefixNetwork, level: int | None) -> list[tuple[int, ...]]:
-    """Levels that are trained together, one group after the other; ``level`` asks for one alone.
+    """Groups of levels that are trained together, in order; ``level`` selects one level.
 
-    A last level that is frozen is not trained. Raises `InputError` where the one asked for can't be trained alone.
+    A frozen last level is not trained. Raises `InputError` if the selected level can't be trained alone.
     """
     last = network.num_levels - 1
     trained = tuple(range(last if network.frozen else last + 1))
     if level is not None and level not in trained:
         is_teacher = f"; level {last} is the teacher itself" if level == last else ""
-        raise InputError(f"--level {level}: give 0 to {trained[-1]}{is_teacher}")
+        raise InputError(f"`level` {level}: give 0 to {trained[-1]}{is_teacher}")
     if network.levels_alone:
         return [(each,) for each in trained if level in (None, each)]
     if level is not None and len(trained) > 1:
         raise InputError(
-            f"--level {level}: these levels share weights that are trained, so they are trained together; leave it "
-            "out, or give another --own"
+            f"`level` {level}: these levels share weights that are trained, so they are trained together; leave it "
+            "out, or give another `own`"
         )
     return [trained]
 
 
 def trained_names(network: PrefixNetwork, levels: Sequence[int], *, heads: bool) -> set[str]:
-    """Names of the parameters that are trained with levels, as the network is made, with their ``heads`` or without."""
+    """Names of the parameters that are trained with the levels, with or without their ``heads``."""
     if network.levels_alone:
         names = {name for level in levels for name, _ in network.own_parameters(level)}
     else:
@@ -117,7 +117,7 @@ def trained_names(network: PrefixNetwork, levels: Sequence[int], *, heads: bool)
 
 
 def level_names(network: PrefixNetwork, levels: Iterable[int], trained: Iterable[str]) -> set[str]:
-    """Names of all tensors that training levels changes: the parameters ``trained``, and their norms' statistics."""
+    """Names of all tensors that training changes: the parameters ``trained``, and statistics of norms."""
     buffers = {
         id(value) for level in levels for _, value, is_weight in network.level_tensors(level) if not is_weight
     }

@@ -1,4 +1,4 @@
-"""The pretrained classifier that is made nested: a timm model with a file of weights, or the last level of a model."""
+"""The teacher: a timm classifier with a file of weights, or the last level of a model folder."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ from taxonomy import Taxonomy, load_taxonomy
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A classifier as a backbone, (B, 3, S, S) → (B, F), and one linear layer whose outputs are the leaves of a tree.
+    """A backbone, (B, 3, S, S) → (B, F), and one linear layer whose outputs are the leaves of a taxonomy.
 
-    ``name``, ``backbone_args`` and ``stem_stride`` say how timm makes the backbone. ``digest`` stands for all that an
-    answer depends on.
+    ``name``, ``backbone_args`` and ``stem_stride`` are the arguments with which timm makes the backbone.
     """
 
     name: str
@@ -51,7 +50,7 @@ class Teacher:
 
     @property
     def digest(self) -> str:
-        """A SHA-256 sum of weights, classes and preprocessing."""
+        """SHA-256 sum of weights, classes and preprocessing."""
         texts = [self.name, stored_fields(self.preprocessing), self.taxonomy.to_dict()]
         found = hashlib.sha256(json.dumps(texts).encode())
         for name, value in self.classifier.state_dict().items():
@@ -60,18 +59,17 @@ class Teacher:
         return found.hexdigest()
 
     def at_side(self, side: int) -> Teacher:
-        """The same teacher for images of another side in pixels."""
+        """The same teacher for another image side in pixels."""
         return dataclasses.replace(self, preprocessing=dataclasses.replace(self.preprocessing, size=side))
 
 
 def timm_teacher(
     name: str, *, weights: Path | None, taxonomy: Taxonomy | str | None, classes: Path | None = None
 ) -> Teacher:
-    """Load a timm classifier; None takes timm's own weights from the local cache, and the tree of ImageNet-1k.
+    """Load a timm classifier; None takes timm's weights from the local cache and the taxonomy of ImageNet-1k.
 
-    ``classes`` is a text file with a line per output that says what it means; without one the outputs are the
-    classes of an ImageNet. Raises as `hierclass.from_timm`, and `BackboneError` for a classifier that is not a backbone
-    and one linear layer.
+    ``classes`` is a text file that names each output, one per line; without it the outputs are ImageNet's classes.
+    Raises as `hierclass.from_timm`, and `BackboneError` for a classifier that is not a backbone and one linear layer.
     """
     published = find_published(name)
     labels = None if classes is None else _read_classes(classes)
@@ -93,9 +91,9 @@ def timm_teacher(
 
 
 def model_teacher(path: Path, taxonomy: Taxonomy | str | None) -> Teacher:
-    """Load the last level of a model folder; None takes the model's own tree.
+    """Load the last level of a model folder; ``taxonomy`` None takes the model's own.
 
-    Raises `CheckpointError` for the model, and `BackboneError` where its last level is no plain timm network.
+    Raises `CheckpointError` for the model, and `BackboneError` if its last level is no plain timm network.
     """
     checkpoint = load_checkpoint(path)
     network, own = checkpoint.network, checkpoint.taxonomy
@@ -132,7 +130,7 @@ def _plain(checkpoint: Checkpoint, path: Path) -> nn.Module:
     if isinstance(extracted, type(network)):
         raise BackboneError(
             f"{path} is of structure {network.structure}, whose last level is no plain timm network; give a model of "
-            "structure prefix, depths or masks, or --timm"
+            "structure prefix, depths or masks, or `timm`"
         )
     first = extracted[0] if isinstance(extracted, nn.Sequential) else extracted
     assert isinstance(first, nn.Module)
@@ -144,15 +142,15 @@ def _read_classes(file: Path) -> list[str]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise InputError(f"--classes {file} can't be read: {what}") from error
+        raise InputError(f"`classes` {file} can't be read: {what}") from error
     labels = [line.strip() for line in lines if line.strip()]
     if len(set(labels)) < max(len(labels), 2):
-        raise InputError(f"--classes {file}: give a line per output of the classifier, each another name")
+        raise InputError(f"`classes` {file}: give a line per output of the classifier, each another name")
     return labels
 
 
 def _fill(backbone: nn.Module, model: nn.Module, what: str) -> nn.Module:
-    """Give a backbone the weights of a whole classifier, all but those of its last layer."""
+    """Load the weights of a whole classifier into a backbone, without those of the last layer."""
     found, own = model.state_dict(), backbone.state_dict()
     try:
         backbone.load_state_dict({key: value for key, value in found.items() if key in own})
@@ -162,7 +160,7 @@ def _fill(backbone: nn.Module, model: nn.Module, what: str) -> nn.Module:
 
 
 def _rows(layer: nn.Linear, outputs: list[int]) -> nn.Linear:
-    """A linear layer of some outputs of another one, in the order given."""
+    """A linear layer of the given outputs of another layer, in that order."""
     head = nn.Linear(layer.in_features, len(outputs))
     with torch.no_grad():
         head.weight.copy_(layer.weight[outputs])
@@ -172,7 +170,7 @@ def _rows(layer: nn.Linear, outputs: list[int]) -> nn.Linear:
 
 @torch.no_grad()
 def _check_same(teacher: Teacher, model: nn.Module, outputs: list[int]) -> None:
-    """Refuse a timm model that does more than its backbone and its last layer do one after the other."""
+    """Raise `BackboneError` if a timm model is not its backbone followed by its last layer."""
     side = teacher.preprocessing.size
     image = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     try:

@@ -1,9 +1,8 @@
-"""Temperatures and thresholds: fitted on held-out answers, measured on answers that they were not fitted on.
+"""Fit temperatures and thresholds to held-out predictions, and measure them by cross-fitting.
 
-What ships is fitted on all the answers given. What is said of it is cross-fitted: temperature and thresholds are
-fitted on a random half and measured on the other, both ways, so that every answer is measured by numbers that it had
-no part in. Few images are split again and again, since what a threshold keeps depends on the split.
-Images may have weights (`training.data.sample_weights`), which count wherever images are counted.
+What ships is fitted to all predictions. What is reported is cross-fitted: fitted to a random half and measured on the
+other, both ways. Few images are split repeatedly, since what a threshold keeps depends on the split. Images may have
+weights (`training.data.sample_weights`).
 """
 
 from __future__ import annotations
@@ -33,31 +32,31 @@ from training.evaluation.metrics import (
     wilson_interval,
     wilson_lower_bounds,
 )
-from training.evaluation.predictions import Answers
+from training.evaluation.predictions import Predictions
 
 PRECISIONS = (0.8, 0.9, 0.95, 0.99)
-"""Rates of right answers that thresholds are sought for."""
+"""Accuracies for which thresholds are sought."""
 MIN_IMAGES = 50
-"""Fewer images say too little: halves of 25, of which a good level may have every answer right."""
+"""Least number of images: with halves of 25, a good level may already have every answer right."""
 TEMPERATURES = (0.1, 10.0)
-"""Lowest and highest that are tried; without mistakes the best would be 0."""
+"""Lowest and highest temperature tried; without mistakes the best would be 0."""
 MARGIN = 1e-5
-"""What a threshold lies below the score it is found at, at most."""
+"""Largest distance of a threshold below the score it is found at."""
 MOST_SPLITS, SPLIT_IMAGES = 10, 10_000
-"""How often images are split into halves at most, and how many images may be split in all, so that it stays quick."""
+"""Most splits into halves, and most images split in all; bounds the time."""
 _ROWS = 4096
-"""Images whose scores are computed at once, so that memory stays bounded."""
+"""Images scored at once; bounds memory."""
 
 LogScores = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Scored:
-    """A level's answers to N images, with what their scores are worth.
+class LevelScores:
+    """A level's scores for N images, and their quality.
 
-    ``scores`` and ``right`` (N, k + 1) are of the answers to tiers 0 … k; ``nll`` (N,) and ``brier`` (N,) are the
-    negative log-likelihood (nats) and the Brier score (0 to 2, Brier 1950) of the truth on tier k. ``weights`` (N,)
-    say how much each image counts.
+    ``scores`` and ``right`` (N, k + 1) are for the answers to tiers 0 … k; ``nll`` (N,) and ``brier`` (N,) are the
+    negative log-likelihood (nats) and the Brier score (0 to 2, Brier 1950) of the truth on tier k; ``weights`` (N,)
+    weight the images.
     """
 
     scores: Shares
@@ -68,13 +67,13 @@ class Scored:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Parts of the images as one."""
+        """Concatenate parts of the images."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
-    def rows(self, wanted: npt.NDArray[Any]) -> Scored:
-        """Some of the images."""
-        return Scored(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
+    def rows(self, wanted: npt.NDArray[Any]) -> LevelScores:
+        """The selected images."""
+        return LevelScores(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
 
     def measures(self) -> dict[str, Any]:
         """Means as JSON values: ``nll``, ``brier`` and ``ece``, the calibration error (0 to 1) per tier 0 … k."""
@@ -87,11 +86,11 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Kept:
-    """Of those images whose answers reach a threshold: how many, how many are right, and what these weigh.
+class ThresholdOutcome:
+    """Answers that reach a threshold: their number, how many are right, and the weights of both.
 
-    ``total`` is the weight of all images, ``heaviest`` that of the one that counts most; ``times`` says how often the
-    images were measured, each time counted here.
+    ``total`` is the weight of all images, ``heaviest`` the largest weight of one; each image was counted ``times``
+    times.
     """
 
     given: int
@@ -103,7 +102,7 @@ class Kept:
     times: int = 1
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: precision with its 95% interval, None where no answer is given, and coverage, all 0 to 1."""
+        """JSON values, all 0 to 1: precision with its 95% interval (None if nothing is answered) and coverage."""
         coverage = self.given_weight / self.total
         if not self.given:
             return {"precision": None, "interval": None, "coverage": coverage}
@@ -118,56 +117,53 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LevelCalibration:
-    """What was fitted for one level, and what that is worth.
+    """Temperature and thresholds fitted for one level, and their measured quality.
 
-    ``temperature`` and ``thresholds`` are fitted on all images, ``halves`` on either half. ``before`` are the
-    answers as the network gives them, ``after`` those with the temperature of the half that they are not in;
-    ``kept[i]`` is what thresholds of that half leave, for the level, tier and precision of ``thresholds[i]``, over
-    ``splits`` splits into halves; the others are of the first split.
+    ``temperature`` and ``thresholds`` are fitted to all images, ``halves`` to either half. ``before`` are the scores at
+    temperature 1, ``after`` those at the temperature of the other half; ``kept[i]`` is the outcome of the other half's
+    threshold for the level, tier and precision of ``thresholds[i]``, over ``splits`` splits.
     """
 
     level: int
     temperature: float
     halves: tuple[float, float]
-    before: Scored
-    after: Scored
+    before: LevelScores
+    after: LevelScores
     thresholds: tuple[Threshold, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[ThresholdOutcome, ...]
     splits: int
 
 
 def check_enough(count: int) -> None:
-    """Refuse too few labelled images to calibrate on; raises `InputError`."""
+    """Raise `InputError` if there are too few labelled images to calibrate on."""
     if count < MIN_IMAGES:
         raise InputError(f"{count} labelled images are too few to calibrate on; give at least {MIN_IMAGES}")
 
 
 def calibrate(
-    answers: Answers, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
+    predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration]:
-    """Fit temperature and thresholds of every level to the answers whose logits are kept.
+    """Fit temperature and thresholds of every level to the predictions whose logits are kept.
 
-    Images count by ``weighting``, all the same where it is None. Raises `InputError` when there are fewer than
-    `MIN_IMAGES`.
+    ``weighting`` None: all images count the same. Raises `InputError` for fewer than `MIN_IMAGES`.
     """
-    leaves = answers.kept_leaves
+    leaves = predictions.kept_leaves
     check_enough(len(leaves))
-    weights = _weights(answers, weighting)
+    weights = _weights(predictions, weighting)
     return [
         _calibrate_level(
-            level_scores(answers, taxonomy, lower_weight, level), leaves, weights, taxonomy, level
+            level_scores(predictions, taxonomy, lower_weight, level), leaves, weights, taxonomy, level
         )
-        for level in range(len(answers.logits))
+        for level in range(len(predictions.logits))
     ]
 
 
 def to_results(levels: Sequence[LevelCalibration], weighting: Weighting | None = None) -> dict[str, Any]:
-    """What `calibrate` found as JSON values.
+    """Results of `calibrate` as JSON values.
 
-    ``levels`` has a row per level: the temperature that ships, those of the halves, and `Scored.measures` before
-    and after (cross-fitted); ``thresholds`` a row per level, tier and precision: what ships, and under
-    ``measured`` the cross-fitted precision and coverage, over ``splits`` splits. ``known_top1`` is the weighting of
-    the images (`Weighting.to_dict`), None where all count the same.
+    ``levels`` has a row per level: shipped temperature, those of the halves, and `LevelScores.measures` before and
+    after (cross-fitted). ``thresholds`` has a row per level, tier and precision: what ships, and the cross-fitted
+    precision and coverage (``measured``). ``known_top1`` is `Weighting.to_dict`, or None.
     """
     return {
         "images": len(levels[0].before.nll),
@@ -192,7 +188,7 @@ def to_results(levels: Sequence[LevelCalibration], weighting: Weighting | None =
 
 
 def decision_of(results: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint stores as its `decision`, from the results of `training.evaluation.evaluate.summarise`."""
+    """The `decision` of a checkpoint, from the results of `training.evaluation.evaluate.summarise`."""
     decision: dict[str, Any] = {"lower_weight": results["lower_weight"]}
     if found := results.get("calibration"):
         names = [field.name for field in dataclasses.fields(Threshold)]
@@ -202,30 +198,30 @@ def decision_of(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_decision(
-    answers: Answers, taxonomy: Taxonomy, decision: Decision, weighting: Weighting | None = None
+    predictions: Predictions, taxonomy: Taxonomy, decision: Decision, weighting: Weighting | None = None
 ) -> dict[str, Any]:
-    """What a model's own temperatures and thresholds are worth on the answers, as JSON values like `to_results`."""
-    weights = _weights(answers, weighting)
-    temperatures = decision.temperatures or (1.0,) * len(answers.logits)
+    """Measure a model's stored temperatures and thresholds on the predictions; JSON values like `to_results`."""
+    weights = _weights(predictions, weighting)
+    temperatures = decision.temperatures or (1.0,) * len(predictions.logits)
     levels, thresholds = [], []
     for level, temperature in enumerate(temperatures):
-        log_scores = level_scores(answers, taxonomy, decision.lower_weight, level)
-        scored = score_answers(log_scores, answers.kept_leaves, taxonomy, level, temperature, weights)
+        log_scores = level_scores(predictions, taxonomy, decision.lower_weight, level)
+        scored = score_answers(log_scores, predictions.kept_leaves, taxonomy, level, temperature, weights)
         levels.append({"level": level, "temperature": temperature, **scored.measures()})
         own = [each for each in decision.thresholds if each.level == level]
         kept = [_apply(each, scored) for each in own]
         thresholds += [
             {**row, "measured": k.to_dict()} for row, k in zip(to_rows(tuple(own)), kept, strict=True)
         ]
-    return {"images": len(answers.kept), "levels": levels, "thresholds": thresholds}
+    return {"images": len(predictions.kept), "levels": levels, "thresholds": thresholds}
 
 
-def level_scores(answers: Answers, taxonomy: Taxonomy, lower_weight: float, level: int) -> LogScores:
-    """Log-scores (n, num_classes[level]) of a level's answers in consensus, for the images whose logits are kept."""
+def level_scores(predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, level: int) -> LogScores:
+    """Log-scores (n, num_classes[level]) of a level in consensus, for the images whose logits are kept."""
     return np.concatenate(
         [
-            consensus([each[rows] for each in answers.logits[: level + 1]], taxonomy, lower_weight)
-            for rows in _blocks(len(answers.kept))
+            consensus([each[rows] for each in predictions.logits[: level + 1]], taxonomy, lower_weight)
+            for rows in _blocks(len(predictions.kept))
         ],
         dtype=np.float32,
         casting="same_kind",
@@ -233,9 +229,9 @@ def level_scores(answers: Answers, taxonomy: Taxonomy, lower_weight: float, leve
 
 
 def fit_temperature(log_scores: LogScores, truth: Indices, weights: Shares | None = None) -> float:
-    """The temperature under which the truth (N,) is likeliest by log-scores (N, C), four digits after the point.
+    """The temperature that maximises the likelihood of the truth (N,) by log-scores (N, C), to four digits.
 
-    ``weights`` (N,) None: all images count the same. Bounded by `TEMPERATURES`; Guo et al. 2017, section 4.2.
+    ``weights`` (N,) None: all equal. Bounded by `TEMPERATURES`; Guo et al. 2017, section 4.2.
     """
     low, high = map(math.log, TEMPERATURES)
     found = minimize_scalar(
@@ -249,9 +245,9 @@ def fit_temperature(log_scores: LogScores, truth: Indices, weights: Shares | Non
 def log_likelihood_loss(
     log_scores: LogScores, truth: Indices, temperature: float, weights: Shares | None = None
 ) -> float:
-    """Mean negative log-likelihood (nats) of the truth (N,) by log-scores (N, C) over a temperature.
+    """Mean negative log-likelihood (nats) of the truth (N,) by log-scores (N, C) at a temperature.
 
-    ``weights`` (N,) None: all images count the same.
+    ``weights`` (N,) None: all equal.
     """
     weights = np.ones(len(truth)) if weights is None else weights
     total = 0.0
@@ -270,10 +266,10 @@ def score_answers(
     level: int,
     temperature: float,
     weights: Shares | None = None,
-) -> Scored:
-    """What a level's log-scores (N, num_classes[level]) say at a temperature, against the truth (N,).
+) -> LevelScores:
+    """Score a level's log-scores (N, num_classes[level]) at a temperature against the truth (N,).
 
-    ``weights`` (N,) None: all images count the same.
+    ``weights`` (N,) None: all equal.
     """
     weights = np.ones(len(leaves)) if weights is None else weights
     parts = []
@@ -284,23 +280,22 @@ def score_answers(
         of_truth = tiers[level][np.arange(len(truth)), truth[:, level]]
         nll = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny))
         brier = (tiers[level] ** 2).sum(axis=1) - 2 * of_truth + 1
-        parts.append(Scored(scores, classes == truth, nll, brier, weights[rows]))
-    return Scored.join(parts)
+        parts.append(LevelScores(scores, classes == truth, nll, brier, weights[rows]))
+    return LevelScores.join(parts)
 
 
 def find_threshold(
     scores: Shares, right: Flags, precision: float, weights: Shares | None = None
 ) -> float | None:
-    """The lowest score from which on the answers (N,) are right at a rate, or None if there is none.
+    """The lowest score from which the answers (N,) are right at a rate ``precision``, or None.
 
-    "Right at a rate" is said only where the answers prove it: the lower end of the one-sided 95% Wilson interval of
-    their share of right ones reaches it, so that 3 right answers of 3 prove nothing, and 268 of 268 are the
-    fewest that prove 99%. Answers of equal score are given together or not at all. Among the scores that hold, the
-    lowest leaves the largest coverage; being chosen, it holds a little less often than 95%. What is returned lies a
-    hair below it, by at most `MARGIN`: the same image scores a little differently in a batch of another size.
+    The lower end of the one-sided 95% Wilson interval must reach the rate, so that 3 right answers of 3 prove nothing,
+    and 268 of 268 are the fewest that prove 99%. Equal scores are answered together or not at all. The lowest score
+    that holds gives the largest coverage; being chosen, it holds a little less often than 95%. The result lies below
+    that score by at most `MARGIN`, since scores vary slightly with the batch size.
 
-    With ``weights`` (N,) the bound is that of the answers' numbers, moved as the weights move the share: a wrong answer
-    counts as many times a right one as those given weigh on average, and where none is wrong, as the heaviest weighs.
+    With ``weights`` (N,) the bound for the numbers of answers is moved as the weights move the share: a wrong answer
+    counts as the wrong ones given do on average, and as the heaviest if none is wrong.
     """
     weights = np.ones(len(scores)) if weights is None else weights
     order = np.argsort(-scores, kind="stable")
@@ -318,7 +313,9 @@ def find_threshold(
     return float(lowest - min(MARGIN, (lowest - below) / 2))
 
 
-def find_thresholds(scored: Scored, level: int, precisions: Iterable[float] = PRECISIONS) -> list[Threshold]:
+def find_thresholds(
+    scored: LevelScores, level: int, precisions: Iterable[float] = PRECISIONS
+) -> list[Threshold]:
     """A level's threshold for each tier 0 … level and precision."""
     found = []
     for tier in range(level + 1):
@@ -333,7 +330,7 @@ def find_thresholds(scored: Scored, level: int, precisions: Iterable[float] = PR
 def _calibrate_level(
     log_scores: LogScores, leaves: Indices, weights: Shares, taxonomy: Taxonomy, level: int
 ) -> LevelCalibration:
-    def score(temperature: float) -> Scored:
+    def score(temperature: float) -> LevelScores:
         return score_answers(log_scores, leaves, taxonomy, level, temperature, weights)
 
     truth = taxonomy.projection(level)[leaves]
@@ -348,7 +345,7 @@ def _calibrate_level(
         places.append(measured)
         found = find_thresholds(scored.rows(fitted), level)
         kept.append([_apply(each, parts[-1]) for each in found])
-    after = Scored.join(parts[:2]).rows(np.concatenate(places[:2]).argsort())
+    after = LevelScores.join(parts[:2]).rows(np.concatenate(places[:2]).argsort())
     return LevelCalibration(
         level,
         temperature,
@@ -361,17 +358,17 @@ def _calibrate_level(
     )
 
 
-def _weights(answers: Answers, weighting: Weighting | None) -> Shares:
-    """How much each image counts whose logits are kept."""
-    return np.ones(len(answers.kept)) if weighting is None else weighting.kept
+def _weights(predictions: Predictions, weighting: Weighting | None) -> Shares:
+    """Weights of the images whose logits are kept."""
+    return np.ones(len(predictions.kept)) if weighting is None else weighting.kept
 
 
-def _apply(threshold: Threshold, scored: Scored) -> Kept:
-    """What a threshold leaves of a level's answers."""
+def _apply(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:
+    """Outcome of a threshold on a level's scores."""
     weights = scored.weights
     given = scored.scores[:, threshold.tier] >= (np.inf if threshold.score is None else threshold.score)
     right = given & scored.right[:, threshold.tier]
-    return Kept(
+    return ThresholdOutcome(
         int(given.sum()),
         int(right.sum()),
         float(weights[given].sum()),
@@ -381,9 +378,9 @@ def _apply(threshold: Threshold, scored: Scored) -> Kept:
     )
 
 
-def _add(parts: Sequence[Kept], times: int) -> Kept:
-    """What thresholds leave of all the halves, each image counted so many times."""
-    return Kept(
+def _add(parts: Sequence[ThresholdOutcome], times: int) -> ThresholdOutcome:
+    """Sum outcomes over halves in which each image is counted ``times`` times."""
+    return ThresholdOutcome(
         sum(part.given for part in parts),
         sum(part.right for part in parts),
         sum(part.given_weight for part in parts),

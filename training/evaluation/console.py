@@ -1,4 +1,4 @@
-"""What a person sees while and after training: a progress bar or log lines, and tables per level."""
+"""Output on the console: progress, and tables of results per level."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 Rows = tuple[list[str], list[list[str]]]
-"""Heads and rows of a table, as text."""
+"""Column heads and rows of a table, as text."""
 TEMPERATURE_HEADS = ["level", "temperature", "likelihood loss", "Brier score", "calibration error"]
 
 
 def clock(seconds: float) -> str:
-    """A duration as ``1:02:03`` or ``2:03``."""
+    """Format a duration as ``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Reporter:
-    """Shows a run: a bar on a terminal, else a line at most every 30 seconds and one per epoch.
+    """Shows progress: a bar on a terminal, else a line at most every 30 seconds.
 
-    The time left is the time so far, scaled by the work left; work is counted in pixels, since steps of small
-    images are faster. The first step of the run, in which workers start and networks are compiled, is not counted.
+    The remaining time is extrapolated from the work done, in units of the task (training counts pixels). The first
+    step, in which workers start and networks are compiled, is not counted.
     """
 
-    def __init__(self, console: Console, *, total_work: float, quiet: bool = False) -> None:
-        """Show a run of so much work on a console; ``quiet`` shows nothing."""
-        self.console, self.total_work, self.quiet = console, total_work, quiet
-        self.done_work = 0.0
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        """Show progress on a console; ``quiet`` shows nothing."""
+        self.console, self.quiet = console, quiet
+        self.total_work = self.done_work = 0.0
         self.last_line = time.monotonic()
         self.timed_from: tuple[float, float] | None = None
         self.bar: Progress | None = None
         self.task: TaskID | None = None
 
-    def start(self, done_work: float) -> None:
-        """Begin, or begin with something else; so much of its work was done by an earlier part of the run."""
-        self.done_work = done_work
+    def start(self, total_work: float, done_work: float = 0.0) -> None:
+        """Begin a task of ``total_work``, of which ``done_work`` was done by an earlier start."""
+        self.total_work, self.done_work = total_work, done_work
         self.last_line, self.timed_from = time.monotonic(), None
         if self.console.is_terminal and not self.quiet:
             self.bar = Progress(
@@ -51,14 +51,14 @@ class Reporter:
             self.bar.start()
 
     def step(self, where: str, *, loss: float, rate: float, work: float, waiting: float = 0.0) -> None:
-        """Report one update: which it is, mean loss so far, images per second (0: not known yet), its work.
+        """Report one update: its name, mean loss, images per second (0: unknown), its work.
 
-        ``waiting`` is the share of the time, 0 to 1, that went into waiting for images.
+        ``waiting`` is the share of the time (0 to 1) spent waiting for images.
         """
         self.advance(f"{where} loss {loss:.3f}", rate=rate, work=work, waiting=waiting)
 
     def advance(self, what: str, *, rate: float, work: float, waiting: float = 0.0) -> None:
-        """Report that so much more work is done, and say what in a few words; else as `step`."""
+        """Report that ``work`` more is done; otherwise as `step`."""
         self.done_work += work
         now = time.monotonic()
         if self.timed_from is None:
@@ -84,24 +84,24 @@ class Reporter:
             self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def unreadable(self, errors: Sequence[str], where: str) -> None:
-        """Say how many images could not be read, and which (the first five)."""
+        """Print how many images can't be read, and the first five."""
         if errors:
             self.line(f"{len(errors)} {where} cannot be read and are left out: {'; '.join(errors[:5])}")
 
-    def stop(self) -> None:
-        """Take the bar away."""
+    def close(self) -> None:
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
 
 def level_table(levels: Sequence[Mapping[str, Any]], *, title: str) -> Table:
-    """A table of levels: tier, classes, accuracy with its interval, multiply-accumulates, parameters."""
+    """Table of levels: tier, classes, accuracy with its interval, multiply-accumulates, parameters."""
     return _table(title, *level_rows(levels))
 
 
 def level_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
-    """Heads and rows of `level_table`: accuracies as `with_weighted` writes them."""
+    """Heads and rows of `level_table`."""
     heads = ["level", "tier", "classes", "accuracy", "95% interval", "MACs", "share", "parameters"]
     rows = [
         [
@@ -120,12 +120,12 @@ def level_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def answer_table(results: Mapping[str, Any]) -> Table:
-    """A table of how often each tier of the answer is right, by the level that is asked."""
+    """Table of the accuracy on each tier, per level asked."""
     return _table("right answers to each tier by the level that is asked", *answer_rows(results))
 
 
 def answer_rows(results: Mapping[str, Any]) -> Rows:
-    """Heads and rows of `answer_table`: accuracies as `with_weighted` writes them."""
+    """Heads and rows of `answer_table`."""
     levels = len(results["levels"])
     weighted = results.get("weighted_answers") or [[None] * levels] * levels
     rows = []
@@ -136,12 +136,12 @@ def answer_rows(results: Mapping[str, Any]) -> Rows:
 
 
 def with_weighted(share: float, weighted: float | None) -> str:
-    """An accuracy, and in brackets the one with weighted images, if they have weights."""
+    """Format an accuracy, followed by the weighted one in brackets if there is one."""
     return f"{share:.1%}" if weighted is None else f"{share:.1%} ({weighted:.1%})"
 
 
 def consensus_table(results: Mapping[str, Any]) -> Table:
-    """A table of what a consensus of the levels is worth: accuracy per level by the weight of lower levels."""
+    """Table of the accuracy per level, by the weight of lower levels."""
     table = Table(title="accuracy by how much lower levels count in an answer")
     table.add_column("lower levels count")
     for row in results["levels"]:
@@ -154,7 +154,7 @@ def consensus_table(results: Mapping[str, Any]) -> Table:
 
 
 def measure_table(measures: Mapping[str, Any], *, title: str) -> Table:
-    """A table of the finest level's hierarchical measures."""
+    """Table of the finest level's hierarchical measures."""
     table = Table(title=title)
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -164,14 +164,14 @@ def measure_table(measures: Mapping[str, Any], *, title: str) -> Table:
 
 
 def calibration_table(found: Mapping[str, Any]) -> Table:
-    """A table of temperatures and what they are worth, from what `training.evaluation.calibration.to_results` gives."""
+    """Table of temperatures with the measures before and after, from `training.evaluation.calibration.to_results`."""
     return _table(
         f"calibration, cross-fitted on {found['images']} images", *calibration_rows(found["levels"])
     )
 
 
 def calibration_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
-    """Heads and rows of `calibration_table`: measures before and after temperature."""
+    """Heads and rows of `calibration_table`."""
     rows = [
         [
             str(row["level"]),
@@ -184,7 +184,7 @@ def calibration_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def stored_table(stored: Mapping[str, Any]) -> Table:
-    """A table of what a model's own temperatures are worth, from `training.evaluation.calibration.measure_decision`."""
+    """Table of a model's stored temperatures, from `training.evaluation.calibration.measure_decision`."""
     rows = [[str(row["level"]), f"{row['temperature']:.3f}", *_measures(row)] for row in stored["levels"]]
     title = f"the temperatures stored in the model, on {stored['images']} images"
     return _table(title, TEMPERATURE_HEADS, rows)
@@ -195,16 +195,16 @@ def _measures(row: Mapping[str, Any]) -> list[str]:
 
 
 def coverage_table(thresholds: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of what share of the images gets an answer that is right at each rate."""
+    """Table of the coverage at each wanted rate of right answers."""
     title = "coverage by the wanted rate of right answers: fitted to all images (cross-fitted)"
     return _table(title, *coverage_rows(thresholds))
 
 
 def coverage_rows(thresholds: Sequence[Mapping[str, Any]]) -> Rows:
-    """Heads and rows of coverage per level and tier (rows) and wanted rate (columns).
+    """Heads and rows of `coverage_table`: per level and tier (rows) and wanted rate (columns).
 
-    Cells have the coverage of what ships, or "none" where the rate can't be reached, and in brackets the
-    cross-fitted one.
+    Cells have the coverage of the shipped threshold, or "none" if the rate can't be reached, and the cross-fitted one
+    in brackets.
     """
     rates = sorted({row["precision"] for row in thresholds})
     cells: dict[tuple[int, int], list[str]] = {}
@@ -217,7 +217,7 @@ def coverage_rows(thresholds: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def threshold_table(thresholds: Sequence[Mapping[str, Any]], *, how: str = "cross-fitted") -> Table:
-    """A table of thresholds with the coverage they were found with, and how often answers are right and given.
+    """Table of thresholds with their coverage, and measured precision and coverage.
 
     ``how`` says on what the last three columns were measured.
     """
@@ -270,7 +270,7 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> T
 
 
 def weighting_sentence(known: Mapping[str, Any], images: int) -> str:
-    """What a person has to know of the weights, from `Weighting.to_dict` and the number of images calibrated on."""
+    """Explain the weights of `Weighting.to_dict`, for ``images`` calibration images."""
     than = "easier" if known["factor"] > 1 else "harder"
     return (
         f"These images are {than} than those the model will meet: level {known['level']} has {known['measured']:.1%} "
@@ -282,7 +282,7 @@ def weighting_sentence(known: Mapping[str, Any], images: int) -> str:
 
 
 def show_results(console: Console, results: Mapping[str, Any], title: str) -> None:
-    """Print all tables of measured results, as `training.evaluation.evaluate.measures` gives them."""
+    """Print all tables of `training.evaluation.evaluate.measures`."""
     console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
     console.print(answer_table(results))
     console.print(consensus_table(results))
@@ -293,7 +293,7 @@ def show_results(console: Console, results: Mapping[str, Any], title: str) -> No
 
 
 def show_calibration(console: Console, results: Mapping[str, Any]) -> None:
-    """Print what was fitted to say how sure answers are, what a model has stored of that, and what was unreadable."""
+    """Print fitted and stored temperatures and thresholds, and unreadable images."""
     if found := results["calibration"]:
         if known := found["known_top1"]:
             console.print(weighting_sentence(known, found["images"]), highlight=False)

@@ -1,4 +1,4 @@
-"""What a network's answers on labelled images are worth: every measure as JSON values; and calibrating a checkpoint."""
+"""Measure a checkpoint on labelled images, as JSON values, and calibrate it."""
 
 from __future__ import annotations
 
@@ -22,40 +22,37 @@ from hierclass.checkpoints.checkpoint import (
 from hierclass.decisions.calibration import Decision
 from hierclass.nested import NestedNetwork, answer_costs
 from taxonomy import Taxonomy
-from training.data.sample_weights import Weighting, check_known_top1, weigh
+from training.data.sample_weights import Weighting, check_known_top1, weigh_images
 from training.data.samples import ImageSet, read_images, split
 from training.evaluation import calibration, metrics
 from training.evaluation.calibration import LevelCalibration
-from training.evaluation.predictions import Answers, collect_answers, weights_to_try
-from training.trainer.run_dir import update_card
+from training.evaluation.predictions import Predictions, collect_predictions, weights_to_try
+from training.trainer.export import update_card
 
 
 def summarise(
     network: NestedNetwork,
     taxonomy: Taxonomy,
-    answers: Answers,
+    predictions: Predictions,
     consensus: float | str = "auto",
     found: list[LevelCalibration] | None = None,
     weighting: Weighting | None = None,
 ) -> dict[str, Any]:
-    """All measures of a network's answers as JSON values.
+    """All measures of a network's predictions as JSON values.
 
-    ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson
-    interval, ``balanced`` the mean accuracy per class of the level's own answer, cost;
-    ``answers[k][j]`` the accuracy on tier j when level k is asked; ``lower_weight`` what both
-    were measured with: ``consensus``, or the best of those tried where that is "auto"; ``consensus`` every
-    level's top-1 with each weight tried; ``finest`` the hierarchical measures of the finest level;
-    ``calibration`` what `training.evaluation.calibration` fits and says, None where the images are too few for it;
-    ``found`` is that, if it was fitted already, with the same consensus and ``weighting``. Accuracies count all images
-    the same; beside them, ``weighted_top1`` of a level and ``weighted_answers`` count them by ``weighting``, and are
-    None without one.
+    ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson interval,
+    ``balanced`` the mean accuracy per class of the level's own answer, cost. ``answers[k][j]`` is the accuracy on tier
+    j when level k is asked. ``lower_weight`` is the weight used: the argument ``consensus``, or the best of those tried
+    if that is "auto"; the result ``consensus`` has every level's top-1 for each weight. ``finest`` has the hierarchical
+    measures of the finest level, ``calibration`` what was fitted (``found`` if given), None for too few images.
+    Accuracies are unweighted; ``weighted_top1`` and ``weighted_answers`` are those by ``weighting``, or None.
     """
-    count, best = len(answers.leaves), answers.chosen(consensus, taxonomy)
-    lower_weight = answers.lower_weights[best]
-    found = found or calibrated(answers, taxonomy, lower_weight, weighting)
+    count, best = len(predictions.leaves), predictions.chosen(consensus, taxonomy)
+    lower_weight = predictions.lower_weights[best]
+    found = found or calibrate_if_enough(predictions, taxonomy, lower_weight, weighting)
     costs = answer_costs(network, lower_weight)
-    right = [answers.count_right(best, level, taxonomy) for level in range(len(costs))]
-    weighted = _weighted_answers(answers, best, taxonomy, weighting) if weighting else None
+    right = [predictions.count_right(best, level, taxonomy) for level in range(len(costs))]
+    weighted = _weighted_answers(predictions, best, taxonomy, weighting) if weighting else None
     levels = []
     for level, cost in enumerate(costs):
         top1 = right[level][level] / count
@@ -68,7 +65,7 @@ def summarise(
                 "interval": list(metrics.wilson_interval(top1, count)),
                 "weighted_top1": weighted[level][level] if weighted else None,
                 "balanced": metrics.balanced_accuracy(
-                    answers.own[level], taxonomy.projection(level)[answers.leaves]
+                    predictions.own[level], taxonomy.projection(level)[predictions.leaves]
                 ),
                 "macs": cost.macs,
                 "share": cost.macs / costs[-1].macs,
@@ -77,7 +74,7 @@ def summarise(
         )
     return {
         "images": count,
-        "unreadable": len(answers.errors),
+        "unreadable": len(predictions.errors),
         "levels": levels,
         "answers": [[share / count for share in row] for row in right],
         "weighted_answers": weighted,
@@ -85,52 +82,49 @@ def summarise(
         "consensus": [
             {
                 "lower_weight": weight,
-                "top1": [answers.count_right(w, k, taxonomy)[k] / count for k in range(len(costs))],
+                "top1": [predictions.count_right(w, k, taxonomy)[k] / count for k in range(len(costs))],
             }
-            for w, weight in enumerate(answers.lower_weights)
+            for w, weight in enumerate(predictions.lower_weights)
         ],
-        "finest": finest_measures(answers, taxonomy),
+        "finest": hierarchical_measures(predictions, taxonomy),
         "calibration": calibration.to_results(found, weighting) if found else None,
     }
 
 
 def _weighted_answers(
-    answers: Answers, weight: int, taxonomy: Taxonomy, weighting: Weighting
+    predictions: Predictions, weight: int, taxonomy: Taxonomy, weighting: Weighting
 ) -> list[list[float]]:
-    """Accuracy on tier j when level k is asked, images counted by their weights: [k][j]."""
+    """Accuracy [k][j] on tier j when level k is asked, weighted."""
     return [
         [
             float(np.average(flags, weights=weighting.weights))
-            for flags in answers.right(weight, level, taxonomy)
+            for flags in predictions.right(weight, level, taxonomy)
         ]
         for level in range(taxonomy.num_tiers)
     ]
 
 
-def calibrated(
-    answers: Answers, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
+def calibrate_if_enough(
+    predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration] | None:
-    """What `training.evaluation.calibration.calibrate` fits to the answers; None where they are too few.
-
-    With a weighting too few images are refused, as there: a share of so few says nothing of how they differ.
-    """
-    if len(answers.kept) < calibration.MIN_IMAGES and weighting is None:
+    """Calibrate; None for too few images, which are refused only with a weighting."""
+    if len(predictions.kept) < calibration.MIN_IMAGES and weighting is None:
         return None
-    return calibration.calibrate(answers, taxonomy, lower_weight, weighting)
+    return calibration.calibrate(predictions, taxonomy, lower_weight, weighting)
 
 
-def finest_measures(answers: Answers, taxonomy: Taxonomy) -> dict[str, float | None]:
-    """The hierarchical measures of the finest level's head (`training.evaluation.metrics` defines them)."""
-    finest, leaves = answers.own[-1], answers.leaves
+def hierarchical_measures(predictions: Predictions, taxonomy: Taxonomy) -> dict[str, float | None]:
+    """Hierarchical measures of the finest level's own head (`training.evaluation.metrics`)."""
+    finest, leaves = predictions.own[-1], predictions.leaves
     precision, recall, f1 = metrics.hierarchical_precision_recall(taxonomy, finest, leaves)
     return {
         "top1": metrics.accuracy(finest, leaves),
-        "top5": float(np.mean((answers.ranked == leaves[:, None]).any(axis=1))),
-        "full_path_accuracy": metrics.full_path_accuracy(taxonomy, answers.own, leaves),
-        "inconsistency_rate": metrics.inconsistency_rate(taxonomy, answers.own),
+        "top5": float(np.mean((predictions.ranked == leaves[:, None]).any(axis=1))),
+        "full_path_accuracy": metrics.full_path_accuracy(taxonomy, predictions.own, leaves),
+        "inconsistency_rate": metrics.inconsistency_rate(taxonomy, predictions.own),
         "mistake_severity": metrics.mistake_severity(taxonomy, finest, leaves),
         "mean_lca_height": metrics.mean_lca_height(taxonomy, finest, leaves),
-        "hierarchical_distance_at_5": metrics.hierarchical_distance_at(taxonomy, answers.ranked, leaves),
+        "hierarchical_distance_at_5": metrics.hierarchical_distance_at(taxonomy, predictions.ranked, leaves),
         "hierarchical_precision": precision,
         "hierarchical_recall": recall,
         "hierarchical_f1": f1,
@@ -139,43 +133,42 @@ def finest_measures(answers: Answers, taxonomy: Taxonomy) -> dict[str, float | N
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A stored model, the labelled images it was run on, and what it answered.
+    """A model, the labelled images it was run on, and its predictions.
 
-    ``digest`` names the model's files; models of before there were digests have none. ``calibration`` is what the
-    images say of the scores (`calibrate`), None where they are too few; ``weighting`` how much
-    each counts in that, None: all the same.
+    ``digest`` identifies the model's files (None for old models), ``calibration`` is fitted to the images (None if they
+    are too few), and ``weighting`` weights them (None: all equal).
     """
 
     checkpoint: Checkpoint
     digest: str | None
     decision: Decision
     images: ImageSet
-    answers: Answers
+    predictions: Predictions
     calibration: list[LevelCalibration] | None
     weighting: Weighting | None
 
 
-class Options(TypedDict, total=False):
-    """How a stored checkpoint is run on labelled images; what is left out is the default."""
+class EvaluationOptions(TypedDict, total=False):
+    """How a checkpoint is run on labelled images; missing keys take the default."""
 
     dev_from: int | None
-    """Only the images numbered from here up by file name. Default: all."""
+    """Only images numbered from here up by file name. Default: all."""
     dev_share: float | None
     """Only the share of every class that `training.data.samples.split` holds out. Default: all."""
     seed: int
-    """Of that split; 0."""
+    """Seed of that split. Default: 0."""
     known_top1: float | None
-    """The last level's top-1 on representative images (see `sample_weights`). Default: all images count the same."""
+    """The last level's top-1 on representative images (`training.data.sample_weights`). Default: no weights."""
     batch_size: int | None
     """Images per call of the network. Default: `training.evaluation.predictions.suitable_batch`."""
     workers: int
-    """Processes that prepare images; 1."""
+    """Processes that prepare images. Default: 1."""
     threads: int | None
-    """Of the network, on a processor. Default: torch's."""
+    """CPU threads. Default: torch's."""
 
 
-def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> Evaluation:
-    """Run a stored checkpoint on all the labelled images, or on those that options hold out.
+def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[EvaluationOptions]) -> Evaluation:
+    """Run a stored checkpoint on labelled images, all or those that the options hold out.
 
     Raises `CheckpointError` for the model and `InputError` for the data.
     """
@@ -185,9 +178,13 @@ def run_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Opti
 
 
 def run_model(
-    checkpoint: Checkpoint, data: Sequence[str], *, digest: str | None = None, **options: Unpack[Options]
+    checkpoint: Checkpoint,
+    data: Sequence[str],
+    *,
+    digest: str | None = None,
+    **options: Unpack[EvaluationOptions],
 ) -> Evaluation:
-    """Run a model that is loaded already, `hierclass.from_timm` say, as `run_checkpoint` does.
+    """Run a loaded model, for example of `hierclass.from_timm`, as `run_checkpoint` does.
 
     Raises `InputError` for the data.
     """
@@ -195,7 +192,7 @@ def run_model(
     network, taxonomy = checkpoint.network.to(device), checkpoint.taxonomy
     images = _labelled(data, taxonomy, options)
     decision = Decision.from_dict(checkpoint.decision, network.num_levels)
-    answers = collect_answers(
+    predictions = collect_predictions(
         network,
         images,
         checkpoint.preprocessing,
@@ -206,13 +203,13 @@ def run_model(
         workers=options.get("workers", 1),
     )
     known_top1 = options.get("known_top1")
-    weighting = None if known_top1 is None else weigh(answers, known_top1)
-    found = calibrated(answers, taxonomy, decision.lower_weight, weighting)
-    return Evaluation(checkpoint, digest, decision, images, answers, found, weighting)
+    weighting = None if known_top1 is None else weigh_images(predictions, known_top1)
+    found = calibrate_if_enough(predictions, taxonomy, decision.lower_weight, weighting)
+    return Evaluation(checkpoint, digest, decision, images, predictions, found, weighting)
 
 
-def _prepare(options: Options) -> torch.device:
-    """Refuse what can't be wanted before any work is done, set the threads, and find the device."""
+def _prepare(options: EvaluationOptions) -> torch.device:
+    """Check the options, set the threads and return the device."""
     if (known_top1 := options.get("known_top1")) is not None:
         check_known_top1(known_top1)
     if threads := options.get("threads"):
@@ -221,8 +218,8 @@ def _prepare(options: Options) -> torch.device:
     return device
 
 
-def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: Options) -> ImageSet:
-    """The images that options leave of the data."""
+def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: EvaluationOptions) -> ImageSet:
+    """The images that the options select."""
     dev_from, dev_share = options.get("dev_from"), options.get("dev_share")
     part_given = dev_from is not None or dev_share is not None
     images = read_images(data, taxonomy, held_out_only=not part_given)
@@ -232,66 +229,77 @@ def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: Options) -> Imag
     return images.subset(dev)
 
 
-def evaluate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
-    """Measures of a stored checkpoint as JSON values: what `measures` gives."""
-    return measures(run_checkpoint(path, data, **options))
+def measures(evaluation: Evaluation) -> dict[str, Any]:
+    """Results of `summarise`, the messages of ``unreadable`` images, and ``stored``.
 
-
-def measures(run: Evaluation) -> dict[str, Any]:
-    """Measures of a checkpoint's answers: what `summarise` gives, ``unreadable`` images, and ``stored``.
-
-    The latter is what the checkpoint's own temperatures and thresholds are worth on these images, None where it
-    has none.
+    ``stored`` measures the checkpoint's own temperatures and thresholds on these images; None if it has none.
     """
-    checkpoint, answers = run.checkpoint, run.answers
-    weight = run.decision.lower_weight
+    checkpoint, predictions = evaluation.checkpoint, evaluation.predictions
+    weight = evaluation.decision.lower_weight
     results = summarise(
-        checkpoint.network, checkpoint.taxonomy, answers, weight, run.calibration, run.weighting
+        checkpoint.network,
+        checkpoint.taxonomy,
+        predictions,
+        weight,
+        evaluation.calibration,
+        evaluation.weighting,
     )
-    fitted = run.decision.temperatures is not None or run.decision.thresholds
+    fitted = evaluation.decision.temperatures is not None or evaluation.decision.thresholds
     stored = (
-        calibration.measure_decision(answers, checkpoint.taxonomy, run.decision, run.weighting)
+        calibration.measure_decision(
+            predictions, checkpoint.taxonomy, evaluation.decision, evaluation.weighting
+        )
         if fitted
         else None
     )
-    return {**results, "unreadable": list(answers.errors), "stored": stored}
+    return {**results, "unreadable": list(predictions.errors), "stored": stored}
 
 
-def calibrate_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
-    """Fit temperatures and thresholds to labelled images, and store them in the checkpoint they belong to.
+def calibrate_checkpoint(
+    path: str | Path, data: Sequence[str], **options: Unpack[EvaluationOptions]
+) -> dict[str, Any]:
+    """Fit temperatures and thresholds to labelled images, and store them in the checkpoint.
 
-    Its weights stay as they are, its results (``results["dev"]["calibration"]``) and its model card, if there is
-    one, tell what was found; that is returned too. Raises as `run_checkpoint`, and `InputError` when the images are
-    too few.
+    The weights stay; results (``results["dev"]["calibration"]``) and model card are updated. Returns the results.
+    Raises as `run_checkpoint`, and `InputError` for too few images.
     """
-    run = run_checkpoint(path, data, **options)
-    checkpoint = run.checkpoint
-    weight = run.decision.lower_weight
-    levels = run.calibration or calibration.calibrate(run.answers, checkpoint.taxonomy, weight, run.weighting)
-    found = calibration.to_results(levels, run.weighting)
+    evaluation = run_checkpoint(path, data, **options)
+    checkpoint = evaluation.checkpoint
+    weight = evaluation.decision.lower_weight
+    levels = evaluation.calibration or calibration.calibrate(
+        evaluation.predictions, checkpoint.taxonomy, weight, evaluation.weighting
+    )
+    found = calibration.to_results(levels, evaluation.weighting)
     fitted = calibration.decision_of({"lower_weight": weight, "calibration": found})
     checkpoint.decision = {**checkpoint.decision, **fitted}
     dev = checkpoint.results.get("dev")
     checkpoint.results["dev"] = {**(dev if isinstance(dev, dict) else {}), "calibration": found}
     save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
     update_card(Path(path), found)
-    return {"calibration": found, "unreadable": list(run.answers.errors)}
+    return {"calibration": found, "unreadable": list(evaluation.predictions.errors)}
 
 
-def measure_checkpoint(path: str | Path, data: Sequence[str], **options: Unpack[Options]) -> dict[str, Any]:
-    """Measure a checkpoint on labelled images, calibrate it on them, and store both in it; returns what was measured.
+def measure_checkpoint(
+    path: str | Path, data: Sequence[str], **options: Unpack[EvaluationOptions]
+) -> dict[str, Any]:
+    """Measure a checkpoint on labelled images, calibrate it and store both; return what was measured.
 
-    For models that were made without labels: ``results["dev"]`` becomes what `summarise` gives. Where the images are
-    too few to calibrate on, nothing is fitted. Raises as `run_checkpoint`.
+    For models made without labels: ``results["dev"]`` becomes the result of `summarise`. With too few images nothing is
+    fitted. Raises as `run_checkpoint`.
     """
-    run = run_checkpoint(path, data, **options)
-    checkpoint = run.checkpoint
-    weight = run.decision.lower_weight
+    evaluation = run_checkpoint(path, data, **options)
+    checkpoint = evaluation.checkpoint
+    weight = evaluation.decision.lower_weight
     results = summarise(
-        checkpoint.network, checkpoint.taxonomy, run.answers, weight, run.calibration, run.weighting
+        checkpoint.network,
+        checkpoint.taxonomy,
+        evaluation.predictions,
+        weight,
+        evaluation.calibration,
+        evaluation.weighting,
     )
     checkpoint.decision = {**checkpoint.decision, **calibration.decision_of(results)}
     checkpoint.results["dev"] = results
     save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
     update_card(Path(path), results["calibration"], results)
-    return {**results, "unreadable": list(run.answers.errors)}
+    return {**results, "unreadable": list(evaluation.predictions.errors)}

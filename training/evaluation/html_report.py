@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML page that needs nothing else, and its numbers as JSON beside it."""
+"""Report of an evaluation: one self-contained HTML page, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ import hierclass
 from hierclass.cli.terminal import one_line
 from hierclass.errors import ImageError, InputError
 from hierclass.files import remove_temporaries, replacing_all
-from training.evaluation import plots
-from training.evaluation import report_data as findings
+from training.evaluation import plots, report_data
 from training.evaluation.console import weighting_sentence
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import wilson_interval
@@ -32,7 +31,7 @@ from training.evaluation.metrics import wilson_interval
 PAGE, NUMBERS = "report.html", "report.json"
 """The two files of a report."""
 PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "matplotlib")
-"""Whose versions a report names."""
+"""Packages whose versions a report lists."""
 MEASURES = {
     "top1": ("top-1", "share of images whose leaf is right"),
     "top5": ("top-5", "share of images whose leaf is among the five best"),
@@ -57,61 +56,63 @@ MEASURES = {
     ),
     "hierarchical_f1": ("hierarchical F1", "harmonic mean of the two"),
 }
-"""What the measures of `training.evaluation.evaluate.finest_measures` are called, and what they are."""
+"""Name and explanation of each measure of `training.evaluation.evaluate.hierarchical_measures`."""
 CONFUSIONS, EXAMPLES, THUMBNAIL = 10, 4, 96
-"""Worst confusions shown, images of each, and the most pixels of a side of these."""
+"""Number of worst confusions, images of each, and largest side of a thumbnail in pixels."""
 
 
 def claim_folder(folder: Path) -> None:
-    """Make a folder for a report, before any work is done for it; what it holds stays.
+    """Create the folder of a report before any work is done; its content stays.
 
-    Raises `InputError` when it is a file or nothing can be written there.
+    Raises `InputError` if it is a file or can't be written to.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--report {folder} is no folder; name a new one, or one that may hold {PAGE}")
+        raise InputError(f"`report` {folder} is no folder; name a new one, or one that may hold {PAGE}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"--report {folder} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"`report` {folder} cannot be written: {error.strerror or error}") from error
 
 
-def write_report(folder: Path, run: Evaluation, results: dict[str, Any], *, model: str, command: str) -> None:
-    """Write the page and the numbers of an evaluation into a folder, both or none; former ones are replaced.
+def write_report(
+    folder: Path, evaluation: Evaluation, results: dict[str, Any], *, model: str, command: str
+) -> None:
+    """Write page and numbers of an evaluation into a folder, both or none, replacing former ones.
 
-    ``results`` are `evaluate.measures` of the run, ``model`` what the page calls the model, ``command``
-    what a reader can type to get the same. Raises OSError as writing does.
+    ``results`` are `evaluate.measures`, ``model`` the title of the page, ``command`` the command line that repeats the
+    evaluation. Raises OSError.
     """
-    numbers = {"header": header(run, model, command), **results, **more_numbers(run, results)}
-    page = render(run, numbers)
+    numbers = {"header": header(evaluation, model, command), **results, **more_numbers(evaluation, results)}
+    page = render(evaluation, numbers)
     remove_temporaries(folder, PAGE, NUMBERS)
     with replacing_all(folder / PAGE, folder / NUMBERS) as (html, figures):
         html.write_text(page, encoding="utf-8", errors="backslashreplace")
         figures.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
-def header(run: Evaluation, model: str, command: str) -> dict[str, Any]:
-    """What was measured, on what and with what, as JSON values; no date, so that the same is the same.
+def header(evaluation: Evaluation, model: str, command: str) -> dict[str, Any]:
+    """What was measured on what, as JSON values; without a date, so that equal evaluations give equal files.
 
-    ``images`` has a digest of their names and labels: equal digests, equal lists.
+    ``images`` has a digest of their names and labels.
     """
     listed = hashlib.sha256()
-    for name, leaf in zip(run.images.names, run.images.leaves.tolist(), strict=True):
-        label = f"{name}\t{run.checkpoint.taxonomy.leaves[leaf]}\n"
+    for name, leaf in zip(evaluation.images.names, evaluation.images.leaves.tolist(), strict=True):
+        label = f"{name}\t{evaluation.checkpoint.taxonomy.leaves[leaf]}\n"
         listed.update(label.encode("utf-8", "backslashreplace"))
-    architecture = run.checkpoint.architecture
+    architecture = evaluation.checkpoint.architecture
     return {
         "model": model,
-        "digest": run.digest,
-        "taxonomy": run.checkpoint.taxonomy.name,
+        "digest": evaluation.digest,
+        "taxonomy": evaluation.checkpoint.taxonomy.name,
         "architecture": dataclasses.asdict(architecture),
-        "size": run.checkpoint.preprocessing.size,
-        "crop": run.checkpoint.preprocessing.crop,
+        "size": evaluation.checkpoint.preprocessing.size,
+        "crop": evaluation.checkpoint.preprocessing.crop,
         "images": {
-            "listed": len(run.images),
-            "read": len(run.answers.leaves),
-            "scores_kept": len(run.answers.kept),
+            "listed": len(evaluation.images),
+            "read": len(evaluation.predictions.leaves),
+            "scores_kept": len(evaluation.predictions.kept),
             "digest": listed.hexdigest(),
         },
         "command": command,
@@ -123,17 +124,17 @@ def header(run: Evaluation, model: str, command: str) -> dict[str, Any]:
     }
 
 
-def more_numbers(run: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows beyond the results, as JSON values.
+def more_numbers(evaluation: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
+    """JSON values that the page shows beyond the results.
 
-    ``confusions[k]`` has the classes of tier k, the cells of its confusion matrix that are not 0 as rows of truth,
-    answer and images, and its ``worst``; ``superclasses`` and ``curves`` are those of `report_data`.
+    ``confusions[k]`` has the classes of tier k, the nonzero cells of its confusion matrix (truth, answer, images) and
+    the ``worst``; ``superclasses`` and ``curves`` are those of `report_data`.
     """
-    taxonomy, answers = run.checkpoint.taxonomy, run.answers
-    weight = answers.lower_weights.index(results["lower_weight"])
+    taxonomy, predictions = evaluation.checkpoint.taxonomy, evaluation.predictions
+    weight = predictions.lower_weights.index(results["lower_weight"])
     confusions = []
     for tier in range(taxonomy.num_tiers):
-        counts = findings.confusion(answers, taxonomy, weight, tier)
+        counts = report_data.confusion(predictions, taxonomy, weight, tier)
         truth, answer = np.nonzero(counts)
         cells = np.stack([truth, answer, counts[truth, answer]], axis=1)
         confusions.append(
@@ -141,18 +142,18 @@ def more_numbers(run: Evaluation, results: dict[str, Any]) -> dict[str, Any]:
                 "tier": tier,
                 "classes": [node.id for node in taxonomy.classes(tier)],
                 "cells": cells.tolist(),
-                "worst": findings.worst_confusions(counts, taxonomy, tier, CONFUSIONS),
+                "worst": report_data.worst_confusions(counts, taxonomy, tier, CONFUSIONS),
             }
         )
     return {
-        "superclasses": findings.superclasses(answers, taxonomy, weight),
+        "superclasses": report_data.superclasses(predictions, taxonomy, weight),
         "confusions": confusions,
-        "curves": findings.curves(run.calibration) if run.calibration else None,
+        "curves": report_data.curves(evaluation.calibration) if evaluation.calibration else None,
     }
 
 
-def render(run: Evaluation, numbers: dict[str, Any]) -> str:
-    """The page of a report from its numbers; names in them are text to it, whatever they hold."""
+def render(evaluation: Evaluation, numbers: dict[str, Any]) -> str:
+    """Render the page of a report; names are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("training"),
         autoescape=True,
@@ -165,33 +166,35 @@ def render(run: Evaluation, numbers: dict[str, Any]) -> str:
         interval=lambda pair: f"{100 * pair[0]:.1f}–{100 * pair[1]:.1f}",
         shown=lambda text: one_line(str(text)),
     )
-    weight = run.answers.lower_weights.index(numbers["lower_weight"])
+    weight = evaluation.predictions.lower_weights.index(numbers["lower_weight"])
     return environment.get_template("report.html").render(
         **numbers,
         measures=MEASURES,
         stored_kept=_stored_thresholds(numbers),
         answer_intervals=_answer_intervals(numbers),
-        figures=_figures(numbers, run),
-        weighting=weighting_sentence(run.weighting.to_dict(), len(run.answers.kept)) if run.weighting else "",
-        examples=list(_examples(run, numbers["confusions"][-1]["worst"], weight)),
+        figures=_figures(numbers, evaluation),
+        weighting=weighting_sentence(evaluation.weighting.to_dict(), len(evaluation.predictions.kept))
+        if evaluation.weighting
+        else "",
+        examples=list(_examples(evaluation, numbers["confusions"][-1]["worst"], weight)),
     )
 
 
 def _answer_intervals(numbers: dict[str, Any]) -> list[list[tuple[float, float, float]]]:
-    """Share, low and high of tier j when level k is asked: [k][j]."""
+    """Share, low and high [k][j] of tier j when level k is asked."""
     images = numbers["images"]
     return [[(share, *wilson_interval(share, images)) for share in row] for row in numbers["answers"]]
 
 
 def _stored_thresholds(numbers: dict[str, Any]) -> dict[tuple[int, int, float], dict[str, Any]]:
-    """What the model's own thresholds keep, by level, tier and precision."""
+    """Measured rows of the model's own thresholds, by level, tier and precision."""
     rows = numbers["stored"]["thresholds"] if numbers["stored"] else []
     return {(row["level"], row["tier"], row["precision"]): row for row in rows}
 
 
-def _figures(numbers: dict[str, Any], run: Evaluation) -> dict[str, Any]:
-    """The SVG elements of the page; those that are one per level or tier are lists."""
-    taxonomy, images = run.checkpoint.taxonomy, numbers["images"]
+def _figures(numbers: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+    """SVG elements of the page; a list where there is one per level or tier."""
+    taxonomy, images = evaluation.checkpoint.taxonomy, numbers["images"]
     drawn: dict[str, Any] = {
         "cost": plots.cost_accuracy(
             numbers["levels"], _answer_intervals(numbers), f"Accuracy by cost, {images} images"
@@ -217,43 +220,45 @@ def _figures(numbers: dict[str, Any], run: Evaluation) -> dict[str, Any]:
     }
 
 
-def _counts(row: dict[str, Any]) -> findings.Counts:
+def _counts(row: dict[str, Any]) -> report_data.Counts:
     counts = np.zeros((len(row["classes"]),) * 2, dtype=np.int64)
     truth, answer, images = np.array(row["cells"], dtype=np.int64).reshape(-1, 3).T
     counts[truth, answer] = images
     return counts
 
 
-def _examples(run: Evaluation, worst: Sequence[dict[str, Any]], weight: int) -> Iterator[dict[str, Any]]:
-    """Of each of the finest level's worst confusions, a few images, and one of the class that they were taken for."""
-    answers = run.answers
-    best = answers.best[weight, -1]
+def _examples(
+    evaluation: Evaluation, worst: Sequence[dict[str, Any]], weight: int
+) -> Iterator[dict[str, Any]]:
+    """Images of each worst confusion of the finest level, and one of the class that was answered."""
+    predictions = evaluation.predictions
+    best = predictions.best[weight, -1]
     for pair in worst:
-        wrong = np.flatnonzero((answers.leaves == pair["truth"]) & (best == pair["answer"]))
-        right = np.flatnonzero((answers.leaves == pair["answer"]) & (best == pair["answer"]))
+        wrong = np.flatnonzero((predictions.leaves == pair["truth"]) & (best == pair["answer"]))
+        right = np.flatnonzero((predictions.leaves == pair["answer"]) & (best == pair["answer"]))
         yield {
             **pair,
-            "images": _pictures(run, answers.positions[wrong].tolist(), EXAMPLES),
-            "compared": _pictures(run, answers.positions[right].tolist(), 1),
+            "images": _pictures(evaluation, predictions.positions[wrong].tolist(), EXAMPLES),
+            "compared": _pictures(evaluation, predictions.positions[right].tolist(), 1),
         }
 
 
-def _pictures(run: Evaluation, positions: Sequence[int], limit: int) -> list[dict[str, str]]:
-    """Name and thumbnail, as a data address, of the first images that can be read."""
+def _pictures(evaluation: Evaluation, positions: Sequence[int], limit: int) -> list[dict[str, str]]:
+    """Name and thumbnail (data URL) of the first ``limit`` readable images."""
     found: list[dict[str, str]] = []
     for position in positions:
         if len(found) == limit:
             break
         try:
-            image = run.images.image(position, min_side=THUMBNAIL)
+            image = evaluation.images.image(position, min_side=THUMBNAIL)
         except ImageError:  # the file changed since
             continue
-        found.append({"name": run.images.names[position], "address": thumbnail(image)})
+        found.append({"name": evaluation.images.names[position], "address": thumbnail(image)})
     return found
 
 
 def thumbnail(image: Image.Image) -> str:
-    """A small copy of an image, without what else its file held, as a data address."""
+    """A thumbnail of an image as a data URL, without metadata of its file."""
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

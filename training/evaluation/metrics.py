@@ -1,6 +1,6 @@
-"""Measures of coarse-to-fine answers against the truth, each with its source.
+"""Measures of hierarchical predictions, each with its source.
 
-Leaves are given as indices (N,) of a taxonomy's leaves, answers of a tier as class indices (N,) of that tier.
+Leaves are indices (N,) of a taxonomy's leaves; answers of a tier are class indices (N,) of that tier.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Numbers = npt.NDArray[Any] | float
 
 
 class Reliability(NamedTuple):
-    """Answers grouped by their score, each array (bins,): how many, their mean score, the share of right ones.
+    """Answers grouped by score, arrays (bins,): number, mean score, accuracy, and share of all answers.
 
-    ``shares`` are the groups' parts of all answers, 0 to 1; they and the means count answers by their weights.
+    Means and shares are weighted.
     """
 
     counts: Indices
@@ -57,9 +57,9 @@ def wilson_interval(share: float, count: float, z: float = 1.959963984540054) ->
 
 
 def wilson_lower_bounds(right: Indices, counts: Indices, z: float = 1.6448536269514722) -> Shares:
-    """Lowest shares (N,) that ``right`` (N,) of ``counts`` (N,) trials leave likely, each with 95% (one-sided).
+    """Lower ends (N,) of the one-sided 95% Wilson intervals for ``right`` (N,) of ``counts`` (N,).
 
-    The lower end of `wilson_interval`: 0.53 for 3 of 3, 0.99 for 268 of 268.
+    0.53 for 3 of 3, 0.99 for 268 of 268.
     """
     shares = right / counts
     half = z * np.sqrt(shares * (1 - shares) / counts + z * z / (4 * counts * counts))
@@ -70,10 +70,9 @@ def wilson_lower_bounds(right: Indices, counts: Indices, z: float = 1.6448536269
 def weight_ratio(
     given: Numbers, right: Numbers, given_weight: Numbers, right_weight: Numbers, heaviest: float
 ) -> Shares:
-    """How many times as much as a right answer a wrong one counts on average: of ``given`` (N,) answers each.
+    """Mean weight of a wrong answer divided by that of a right one, for ``right`` (N,) of ``given`` (N,) answers.
 
-    ``right`` (N,) of them are right; the weights (N,) are sums over both. Where none is wrong, or none right, the
-    weight of one that could be is taken to be the ``heaviest``.
+    The weights (N,) are sums. Where no answer is wrong, or none right, its weight is taken to be the ``heaviest``.
     """
     wrong = given - right
     of_wrong = np.where(wrong > 0, (given_weight - right_weight) / np.maximum(wrong, 1), heaviest)
@@ -83,13 +82,13 @@ def weight_ratio(
 
 
 def tilt(share: Shares, ratio: Shares) -> Shares:
-    """Shares of right answers (N,) when a wrong one counts ``ratio`` (N,) times as much as a right one."""
+    """Accuracies (N,) when a wrong answer counts ``ratio`` (N,) times as much as a right one."""
     tilted: Shares = share / (1 + (ratio - 1) * (1 - share))
     return tilted
 
 
 def effective_size(weights: Shares) -> float:
-    """How many samples of equal weight say as much as those of these weights (N,) (Kish 1965)."""
+    """Effective sample size of weights (N,) (Kish 1965)."""
     return float(weights.sum() ** 2 / (weights @ weights))
 
 

@@ -1,4 +1,4 @@
-"""The model card that `fit` leaves beside the weights: what the model is, how it was made, how good it is."""
+"""The model card of ``fit``: what the model is, how it was made, how good it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.evaluation.console import (
     weighting_sentence,
 )
 from training.recipe.recipe import Recipe
-from training.trainer.run import make_architecture
+from training.trainer.network import make_architecture
 
 CALIBRATION = "## Calibration"
 HOW_MADE = "## How it was made"
@@ -25,7 +25,7 @@ RESULTS = "## Results on labelled photographs"
 
 
 def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
-    """Markdown from the facts of a run (training.json): recipe, hardware, duration and dev-split results."""
+    """Markdown of the facts of a run (training.json): recipe, hardware, duration, dev-split results."""
     recipe, best = facts["recipe"], facts["best"]
     results = best["results"]
     classes = " / ".join(map(str, taxonomy.num_classes))
@@ -65,7 +65,7 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
 
 
 def hardware_lines(facts: Mapping[str, Any]) -> list[str]:
-    """What a run ran on, as items of a list."""
+    """Hardware and versions as list items."""
     hardware = facts["hardware"]
     return [
         f"- {hardware['name']} ({hardware['device']}), {hardware['cpus']} processors, "
@@ -75,7 +75,7 @@ def hardware_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def option_table(recipe: Mapping[str, Any]) -> list[str]:
-    """The whole recipe as a table."""
+    """All options of a recipe as a table."""
     return [
         "The whole recipe:",
         "",
@@ -86,12 +86,12 @@ def option_table(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def replace_calibration(card: str, found: Mapping[str, Any]) -> str:
-    """A model card with another section on calibration: in place of its own, or before how the model was made."""
+    """Replace the section on calibration of a model card, or insert it before how the model was made."""
     return replace_section(card, CALIBRATION, _calibration_section(found))
 
 
 def replace_results(card: str, results: Mapping[str, Any]) -> str:
-    """A model card with another section on labelled photographs that the model was measured on after training."""
+    """Replace the section on labelled photographs that the model was measured on after training."""
     section = [
         RESULTS,
         "",
@@ -106,7 +106,7 @@ def replace_results(card: str, results: Mapping[str, Any]) -> str:
 
 
 def replace_section(card: str, head: str, section: Sequence[str]) -> str:
-    """A model card with another section of a heading: in place of its own, or before how the model was made."""
+    """Replace the section with the heading ``head``, or insert it before how the model was made."""
     lines = [*card.rstrip("\n").splitlines(), ""]
     heads = [index for index, line in enumerate(lines) if line.startswith("## ")]
     ours = [index for index in heads if lines[index] == head]
@@ -192,7 +192,7 @@ def _calibration_section(found: Mapping[str, Any] | None) -> list[str]:
 
 
 def _often(found: Mapping[str, Any]) -> str:
-    """That thresholds were measured on more than one split into halves, if they were."""
+    """The number of splits into halves, if more than one."""
     splits = found.get("splits", 1)  # absent from models of older versions
     return f" (thresholds: mean of {splits} such splits)" if splits > 1 else ""
 

@@ -1,7 +1,7 @@
-"""The figures of an evaluation report, as SVG to put into a page: colours are the page's, text is text.
+"""Figures of an evaluation report as SVG elements, in the colours and fonts of the page.
 
-A page declares the colours as `--ink`, `--muted`, `--grid` and `--series0` … `--series3`, so that one figure fits
-light and dark. No text is read as mathematics, and what class names hold is escaped.
+The page declares the colours as `--ink`, `--muted`, `--grid` and `--series0` … `--series3`, for light and dark. Class
+names are escaped and never read as mathematics.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from training.evaluation.report_data import Counts, tree_order
 COLOURS = {"#010203": "ink", "#010204": "muted", "#010205": "grid"} | {
     f"#01020{6 + index}": f"series{index}" for index in range(4)
 }
-"""Stand-ins that no figure would use, and the page's colours that they become."""
+"""Placeholder colours → the page's colours that replace them."""
 INK, MUTED, GRID, *SERIES = COLOURS
 MARKERS = "osD^"
 DRAWN = 10
-"""Fewest images of a bin that is a point of a diagram: the share right of fewer says nothing."""
+"""Least number of images of a bin that is drawn as a point."""
 RIGHT, WRONG = (0x2F, 0x7E, 0xD8), (0xE0, 0x6C, 0x1F)
-"""RGB of the cells of a confusion matrix; how much of it is seen is the share."""
+"""RGB of the cells of a confusion matrix; their opacity is the share."""
 STYLE: Any = {  # matplotlib's own type of it is that of every setting's name
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -57,7 +57,7 @@ STYLE: Any = {  # matplotlib's own type of it is that of every setting's name
 
 
 def cost_accuracy(levels: Sequence[Mapping[str, Any]], intervals: Sequence[Sequence[Any]], about: str) -> str:
-    """Accuracy on every tier by what a level costs; ``intervals[k][j]`` is (share, low, high) of tier j at level k."""
+    """Accuracy on every tier over the cost of a level; ``intervals[k][j]``: (share, low, high) of tier j at level k."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 3.2), layout="constrained")
         axes = figure.add_subplot()
@@ -88,9 +88,9 @@ def cost_accuracy(levels: Sequence[Mapping[str, Any]], intervals: Sequence[Seque
 
 
 def reliability_diagram(row: Mapping[str, Any], about: str) -> str:
-    """Share of right answers by score before and after temperature, over a histogram of the scores.
+    """Accuracy over score before and after temperature, above a histogram of the scores.
 
-    Bins of fewer than `DRAWN` images are in the histogram only.
+    Bins of fewer than `DRAWN` images appear in the histogram only.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.5, 4.0), layout="constrained")
@@ -120,7 +120,7 @@ def reliability_diagram(row: Mapping[str, Any], about: str) -> str:
 def risk_coverage_diagram(
     row: Mapping[str, Any], kept: Sequence[Mapping[str, Any]], num_classes: Sequence[int], about: str
 ) -> str:
-    """Share of right answers by coverage for each tier of a level's answer; marks: what its thresholds keep."""
+    """Accuracy over coverage for each tier of a level's answer; marks show its thresholds."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.5, 3.3), layout="constrained")
         axes = figure.add_subplot()
@@ -150,10 +150,9 @@ def risk_coverage_diagram(
 
 
 def confusion_matrix(counts: Counts, taxonomy: Taxonomy, tier: int, about: str) -> str:
-    """Shares of the images of each class (rows) that were answered with each (columns), classes in tree order.
+    """Share of the images of each class (rows) answered with each class (columns), in tree order.
 
-    Up to 20 classes have their names and shares in per cent, up to 60 their names, more the names of the classes
-    of tier 0 that they belong to.
+    Up to 20 classes are labelled with names and per cent, up to 60 with names, more with the names of tier 0.
     """
     order = tree_order(taxonomy, tier)
     shares = counts[np.ix_(order, order)] / np.maximum(counts[order].sum(axis=1, keepdims=True), 1)
@@ -198,7 +197,7 @@ def _name_axes(
 
 
 def _cells(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """RGBA cells (C, C, 4); opacity is share ** 0.4, so that a few per cent are seen."""
+    """RGBA cells (C, C, 4); opacity is share ** 0.4, so that a few per cent are visible."""
     cells = np.empty((*shares.shape, 4), dtype=np.uint8)
     cells[..., :3] = WRONG
     cells[np.arange(len(cells)), np.arange(len(cells)), :3] = RIGHT
@@ -207,7 +206,7 @@ def _cells(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
 
 
 def _groups(taxonomy: Taxonomy, tier: int) -> npt.NDArray[np.int64]:
-    """The class of tier 0 that each class of a tier belongs to."""
+    """The class of tier 0 of each class of a tier."""
     classes = np.arange(taxonomy.num_classes[tier])
     for above in range(tier, 0, -1):
         classes = taxonomy.parent_classes(above)[classes]
@@ -220,7 +219,7 @@ def _shorten(name: str, length: int = 28) -> str:
 
 
 def _svg(figure: Figure, name: str, about: str) -> str:
-    """The figure as an SVG element that fills its place; ``name`` keeps its ids apart from other figures'."""
+    """The figure as an SVG element; ``name`` makes its ids unique on the page."""
     drawn = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's fonts draw the text

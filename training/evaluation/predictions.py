@@ -1,4 +1,4 @@
-"""What a network answers on labelled images, kept small enough for a million of them."""
+"""Predictions of a network on labelled images, compact enough for a million images."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ from training.data.batches import evaluation_loader, read_batches
 from training.data.samples import ImageSet
 
 LOWER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
-"""How much lower levels count in an answer, in the answers that are measured; 0: each level answers alone."""
+"""Weights of lower levels that are measured; 0: each level answers alone."""
 KEPT_NUMBERS = 2**25
-"""Most logits that are kept, 64 MiB: of 129,000 images for 13 + 47 + 200 classes, 29,000 for 16 + 112 + 1,000."""
+"""Most logits that are kept, 64 MiB: those of 129,000 images for 13 + 47 + 200 classes, 29,000 for 16 + 112 + 1,000."""
 LARGEST_BATCH, BATCH_PIXELS = 256, 2**19
-"""Images that are answered at once, and on a processor the most pixels of theirs: more fall out of its caches, so that
-EfficientNet-Lite0 at 224 pixels answers 27 images a second in batches of 8, 13 in batches of 128."""
+"""Largest batch, and the most pixels of a batch on a processor.
+
+EfficientNet-Lite0 at 224 pixels answers 27 images a second in batches of 8, but 13 in batches of 128, which exceed the
+processor's caches.
+"""
 
 Indices = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Answers:
-    """What a network said of N images of a set, in the order of the set.
+class Predictions:
+    """Predictions for N images of a set, in the order of the set.
 
-    ``positions`` (N,) are the images' places in the set, ``leaves`` (N,) the truth. ``best[w, k]`` (N,) is the
-    class of tier k that level k answers where lower levels count with ``lower_weights[w]``
-    (`hierclass.decisions.prediction`); the first of these weights is 0. ``ranked`` (N, r) are the last level's own best
-    leaves. ``errors`` holds one message per image that could not be read; those are in none of the arrays.
+    ``positions`` (N,) are the images' indices in the set, ``leaves`` (N,) the truth. ``best[w, k]`` (N,) is the class
+    of tier k that level k answers if lower levels count with ``lower_weights[w]`` (`hierclass.decisions.prediction`);
+    the first weight is 0. ``ranked`` (N, r) are the last level's own best leaves. ``errors`` has one message per
+    unreadable image; those are in none of the arrays.
 
-    Logits are kept of some images only, drawn at random where all are more than `KEPT_NUMBERS`: of those at
-    ``kept`` (n,), places in the set too. ``logits[k]`` (n, num_classes[k]) are float16, each row less its highest,
-    so that what is rounded are classes that have no say.
+    Logits are kept of the images at ``kept`` (n,), indices in the set; a random part if all exceed `KEPT_NUMBERS`.
+    ``logits[k]`` (n, num_classes[k]) are float16, each row less its highest, so that rounding affects unlikely classes.
     """
 
     positions: Indices
@@ -55,7 +57,7 @@ class Answers:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """The answers of several processes to parts of one set as one."""
+        """Join the predictions of several processes for parts of one set."""
         positions = np.concatenate([part.positions for part in parts])
         kept = np.concatenate([part.kept for part in parts])
         order, kept_order = positions.argsort(), kept.argsort()
@@ -75,7 +77,7 @@ class Answers:
 
     @property
     def own(self) -> tuple[npt.NDArray[np.int32], ...]:
-        """Per level the best class (N,) of its own head, lower levels not asked."""
+        """Best class (N,) of each level's own head, without lower levels."""
         return tuple(self.best[0])
 
     @property
@@ -84,25 +86,25 @@ class Answers:
         return self.leaves[np.searchsorted(self.positions, self.kept)]
 
     def path(self, weight: int, level: int, taxonomy: Taxonomy) -> list[Indices]:
-        """The class (N,) of each tier 0 … level that is answered when a level is asked, by a weight's index."""
+        """Answered class (N,) of each tier 0 … level when a level is asked; ``weight`` indexes ``lower_weights``."""
         found = [self.best[weight, level].astype(np.int64)]
         for tier in range(level, 0, -1):
             found.insert(0, taxonomy.parent_classes(tier)[found[0]])
         return found
 
     def right(self, weight: int, level: int, taxonomy: Taxonomy) -> list[npt.NDArray[np.bool_]]:
-        """Which images (N,) have each tier 0 … level right when a level is asked, by a weight's index."""
+        """Whether each tier 0 … level is right (N,) when a level is asked; ``weight`` indexes ``lower_weights``."""
         return [
             answer == taxonomy.projection(tier)[self.leaves]
             for tier, answer in enumerate(self.path(weight, level, taxonomy))
         ]
 
     def count_right(self, weight: int, level: int, taxonomy: Taxonomy) -> list[int]:
-        """How many images have each tier 0 … level right when a level is asked, by a weight's index."""
+        """Number of images with each tier 0 … level right when a level is asked, by index of a lower weight."""
         return [int(flags.sum()) for flags in self.right(weight, level, taxonomy)]
 
     def chosen(self, lower_weight: float | str, taxonomy: Taxonomy) -> int:
-        """Index of a lower weight; "auto": that with most right answers, each level on its tier, first of equals."""
+        """Index of a lower weight; "auto": the first with most right answers, summed over levels on their own tiers."""
         if lower_weight != "auto":
             return self.lower_weights.index(float(lower_weight))
         levels = range(self.best.shape[1])
@@ -114,12 +116,12 @@ class Answers:
 
 
 def weights_to_try(lower_weight: float | str) -> tuple[float, ...]:
-    """The lower weights that answers are measured with, rising from 0, the chosen one among them."""
+    """Lower weights to measure with, rising from 0, the given one among them."""
     return tuple(sorted({*LOWER_WEIGHTS, *(() if lower_weight == "auto" else (float(lower_weight),))}))
 
 
 @torch.inference_mode()
-def collect_answers(
+def collect_predictions(
     network: NestedNetwork,
     images: ImageSet,
     preprocessing: Preprocessing,
@@ -131,11 +133,10 @@ def collect_answers(
     top: int = 5,
     batch_size: int | None = None,
     workers: int = 1,
-) -> Answers:
-    """Run a network, put in evaluation mode, over images, or over those of them at the places ``part`` (M,).
+) -> Predictions:
+    """Run a network in evaluation mode over images, or over those at the indices ``part`` (M,).
 
-    ``batch_size`` images are answered at once; None: what suits the device (`suitable_batch`). Raises `InputError`
-    when none can be read.
+    ``batch_size`` None is chosen for the device (`suitable_batch`). Raises `InputError` if no image can be read.
     """
     network.eval()
     batch_size = batch_size or suitable_batch(preprocessing.size, device)
@@ -162,7 +163,7 @@ def collect_answers(
     if not places:
         raise InputError(f"none of the {len(errors)} images can be read: {'; '.join(errors[:3])}")
     found = np.concatenate(places)
-    return Answers(
+    return Predictions(
         found,
         images.leaves[found],
         tuple(lower_weights),
@@ -175,12 +176,12 @@ def collect_answers(
 
 
 def suitable_batch(size: int, device: torch.device) -> int:
-    """How many images of a side in pixels are answered at once in the shortest time."""
+    """Fastest batch size for images of ``size`` pixels per side on a device."""
     return LARGEST_BATCH if device.type != "cpu" else max(min(BATCH_PIXELS // size**2, LARGEST_BATCH), 1)
 
 
 def images_to_keep(num_images: int, num_logits: int) -> Indices:
-    """Places (n,), rising, of the images whose logits are kept: all, or as many as fit, the same in every process."""
+    """Rising indices (n,) of the images whose logits are kept, the same in every process."""
     limit = max(KEPT_NUMBERS // num_logits, 1)
     if num_images <= limit:
         return np.arange(num_images)
@@ -190,7 +191,7 @@ def images_to_keep(num_images: int, num_logits: int) -> Indices:
 def best_classes(
     logits: Sequence[npt.NDArray[np.float32]], taxonomy: Taxonomy, lower_weights: Iterable[float]
 ) -> npt.NDArray[np.int32]:
-    """The class that each level answers on its tier by the weight of lower levels: (weights, levels, B).
+    """The class that each level answers on its tier, per weight of lower levels: (weights, levels, B).
 
     ``logits[k]`` (B, num_classes[k]) come from level k.
     """
@@ -204,7 +205,7 @@ def best_classes(
 
 
 def shrink_logits(logits: torch.Tensor) -> npt.NDArray[np.float16]:
-    """Logits (B, C) as float16, each row less its highest, so that what is rounded are classes that have no say."""
+    """Logits (B, C) as float16, each row less its highest, so that rounding affects unlikely classes."""
     lowest = torch.finfo(torch.float16).min
     shifted = logits - logits.amax(dim=1, keepdim=True)
     small: npt.NDArray[np.float16] = shifted.nan_to_num(lowest).clamp(min=lowest).half().numpy()

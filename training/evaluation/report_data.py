@@ -1,4 +1,4 @@
-"""What an evaluation report shows beyond the tables of results: confusions, superclasses, curves."""
+"""Numbers of an evaluation report beyond the tables: confusions, superclasses, curves."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy.typing as npt
 from taxonomy import Taxonomy
 from training.evaluation.calibration import LevelCalibration
 from training.evaluation.metrics import Flags, Shares, reliability, wilson_interval
-from training.evaluation.predictions import Answers
+from training.evaluation.predictions import Predictions
 
 Counts = npt.NDArray[np.int64]
 CURVE_POINTS = 200
-"""Most points of a curve: more than a screen shows."""
+"""Most points of a curve."""
 
 
-def confusion(answers: Answers, taxonomy: Taxonomy, weight: int, tier: int) -> Counts:
-    """How often each class of a tier (rows) was answered with each (columns) by the level of that tier.
+def confusion(predictions: Predictions, taxonomy: Taxonomy, weight: int, tier: int) -> Counts:
+    """Confusion matrix of a tier (num_classes[tier], num_classes[tier]): truth in rows, answers in columns.
 
-    ``weight`` is the index of a lower weight of the answers. (num_classes[tier], num_classes[tier]).
+    ``weight`` indexes the predictions' lower weights.
     """
     size = taxonomy.num_classes[tier]
-    truth = taxonomy.projection(tier)[answers.leaves]
-    cells = np.bincount(truth * size + answers.best[weight, tier], minlength=size * size)
+    truth = taxonomy.projection(tier)[predictions.leaves]
+    cells = np.bincount(truth * size + predictions.best[weight, tier], minlength=size * size)
     return cells.reshape(size, size)
 
 
 def tree_order(taxonomy: Taxonomy, tier: int) -> npt.NDArray[np.int64]:
-    """The classes of a tier (num_classes[tier],) with those of one parent side by side."""
+    """The classes of a tier (num_classes[tier],) ordered so that those of one parent are adjacent."""
     lines = [np.arange(taxonomy.num_classes[tier])]
     for above in range(tier, 0, -1):
         lines.append(taxonomy.parent_classes(above)[lines[-1]])
@@ -38,10 +38,10 @@ def tree_order(taxonomy: Taxonomy, tier: int) -> npt.NDArray[np.int64]:
 
 
 def worst_confusions(counts: Counts, taxonomy: Taxonomy, tier: int, limit: int) -> list[dict[str, Any]]:
-    """The most frequent wrong answers of a tier, most frequent first, as JSON values.
+    """The ``limit`` most frequent wrong answers of a tier, as JSON values.
 
-    Each has the indices and names of ``truth`` and ``answer``, how many images (``count``) of how many (``of``) of
-    the true class, and the name of their lowest common ancestor and its height in edges.
+    Each has index and name of ``truth`` and ``answer``, ``count`` images out of ``of`` of the true class, and name and
+    height in edges of their lowest common ancestor.
     """
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
@@ -67,16 +67,16 @@ def worst_confusions(counts: Counts, taxonomy: Taxonomy, tier: int, limit: int) 
     return found
 
 
-def superclasses(answers: Answers, taxonomy: Taxonomy, weight: int) -> list[dict[str, Any]]:
-    """Accuracy of each class of tier 0, at each level, as JSON values: a row per class with its images.
+def superclasses(predictions: Predictions, taxonomy: Taxonomy, weight: int) -> list[dict[str, Any]]:
+    """Accuracy of each class of tier 0 at each level, as JSON values.
 
-    ``levels[k]`` has the share whose tier 0 is right when level k is asked (``superclass``), and whose answer on
-    tier k is (``own``), each with its 95% interval; None where the class has no image.
+    ``levels[k]`` has the accuracy on tier 0 when level k is asked (``superclass``) and on tier k (``own``), each with
+    its 95% interval; None for a class without images.
     """
-    truth = taxonomy.projection(0)[answers.leaves]
+    truth = taxonomy.projection(0)[predictions.leaves]
     right = []
     for level in range(taxonomy.num_tiers):
-        flags = answers.right(weight, level, taxonomy)
+        flags = predictions.right(weight, level, taxonomy)
         right.append({"superclass": flags[0], "own": flags[level]})
     rows = []
     for index, node in enumerate(taxonomy.classes(0)):
@@ -94,11 +94,11 @@ def _share(right: Flags) -> dict[str, Any] | None:
 
 
 def risk_coverage(scores: Shares, right: Flags, weights: Shares | None = None) -> dict[str, Any]:
-    """Share right among the answers (N,) of the highest scores, by their share of all, as JSON values.
+    """Accuracy among the highest scores (N,) by coverage, as JSON values.
 
-    ``coverage`` and ``precision`` are points of the curve, 0 to 1, answers of equal score at once; ``aurc`` is the
-    area under the share of wrong ones over all N coverages (Geifman & El-Yaniv 2017; Geifman et al. 2019).
-    ``weights`` (N,) None: all answers count the same.
+    ``coverage`` and ``precision`` (0 to 1) are points of the curve, equal scores at once; ``aurc`` is the area under
+    the share of wrong answers over all N coverages (Geifman & El-Yaniv 2017; Geifman et al. 2019). ``weights`` (N,)
+    None: all equal.
     """
     order = np.argsort(-scores, kind="stable")
     weights = np.ones(len(scores)) if weights is None else weights[order]
@@ -114,10 +114,10 @@ def risk_coverage(scores: Shares, right: Flags, weights: Shares | None = None) -
 
 
 def curves(levels: Sequence[LevelCalibration]) -> list[dict[str, Any]]:
-    """Per level the reliability of its answers on its own tier before and after temperature, and a curve per tier.
+    """Reliability on each level's own tier before and after temperature, and a risk-coverage curve per tier.
 
-    JSON values: ``before`` and ``after`` (cross-fitted) hold ``counts``, ``shares``, ``score`` and ``accuracy`` per
-    bin; ``tiers[j]`` what `risk_coverage` says of the answers to tier j, scores after temperature (cross-fitted).
+    JSON values per level: ``before`` and ``after`` (cross-fitted) hold ``counts``, ``shares``, ``score`` and
+    ``accuracy`` per bin; ``tiers[j]`` is `risk_coverage` on tier j (cross-fitted).
     """
     found = []
     for each in levels:

@@ -1,1 +1,5 @@
-"""The recipe of a run: its fields, defaults and presets."""
+"""The options of a run.
+
+In reading order: `option` declares an option, `stored_options` stores and checks a recipe, `recipe` lists the options
+of ``fit``, `presets` reads recipes from files, `defaults` chooses what the user does not give.
+"""

@@ -1,7 +1,4 @@
-"""What a run is made of where the user does not say: chosen from the images, each choice with its reason.
-
-Pure rules on a few facts; `choose` is what the documentation (docs/training.md) tells.
-"""
+"""Default network and schedule of a run, chosen from the data by fixed rules (docs/training.md), each with a reason."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 TINY, SMALL = 48, 96
-"""Shorter sides in pixels up to which images count as tiny and as small; the others are photographs."""
+"""Largest shorter sides in pixels of tiny and of small images; larger ones are photographs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
-    """What the choices depend on: how many images, their typical shorter side in pixels, and the machine."""
+class DatasetFacts:
+    """Number of images, typical shorter side in pixels, and whether there is an accelerator."""
 
     num_images: int
     side: int
@@ -23,14 +20,14 @@ class Facts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Choice:
-    """Values for some options of a run, and why, in a few words."""
+class DefaultChoice:
+    """Values for some options, and the reason in a few words."""
 
     values: Mapping[str, Any]
     why: str
 
 
-def choose_network(facts: Facts) -> Choice:
+def choose_network(facts: DatasetFacts) -> DefaultChoice:
     """Backbone, stem and pixels per side, by the size of the images and the machine.
 
     | shorter side | with an accelerator | on a processor |
@@ -43,23 +40,22 @@ def choose_network(facts: Facts) -> Choice:
     why = f"images are {kind} (shorter side about {facts.side} px), on {where}"
     if kind == "tiny":
         stride = 1 if facts.accelerator else 2
-        return Choice({"backbone": "resnet18", "stem_stride": stride, "size": 32}, why)
+        return DefaultChoice({"backbone": "resnet18", "stem_stride": stride, "size": 32}, why)
     if kind == "small":
-        return Choice(
+        return DefaultChoice(
             {"backbone": "resnet18", "stem_stride": 2 if facts.accelerator else None, "size": 64}, why
         )
     if facts.accelerator:
-        return Choice({"backbone": "resnet50", "stem_stride": None, "size": 224}, why)
-    return Choice({"backbone": "resnet18", "stem_stride": None, "size": 128}, why)
+        return DefaultChoice({"backbone": "resnet50", "stem_stride": None, "size": 224}, why)
+    return DefaultChoice({"backbone": "resnet18", "stem_stride": None, "size": 128}, why)
 
 
-def choose_schedule(num_images: int, *, pretrained: bool, batch_size: int | None = None) -> Choice:
-    """Epochs, batch size and learning rate, by how many images there are.
+def choose_schedule(num_images: int, *, pretrained: bool, batch_size: int | None = None) -> DefaultChoice:
+    """Choose epochs, batch size and learning rate by the number of images.
 
-    Batches are the power of two next below a sixteenth of the images, 16 to 128. Epochs are 30 for 50,000 images and
-    grow with the root of how many fewer they are, 15 to 100; from pretrained weights a third of that, at least 10.
-    The learning rate grows with the batch, 0.1 for 128 (Goyal et al. 2017, arXiv 1706.02677); from pretrained weights
-    three tenths of that.
+    The batch size is the power of two below a sixteenth of the images, 16 to 128. Epochs are 30 · √(50,000 / images),
+    15 to 100; from pretrained weights a third, at least 10. The learning rate is 0.1 · batch size / 128 (Goyal et al.
+    2017, arXiv 1706.02677); from pretrained weights three tenths of that.
     """
     if batch_size is None:
         batch_size = min(max(1 << (max(num_images // 16, 1).bit_length() - 1), 16), 128)
@@ -69,4 +65,4 @@ def choose_schedule(num_images: int, *, pretrained: bool, batch_size: int | None
         epochs, rate = max(round(epochs / 3), 10), 0.3 * rate
     start = "pretrained weights" if pretrained else "from scratch"
     values = {"epochs": epochs, "batch_size": batch_size, "lr": round(rate, 6)}
-    return Choice(values, f"{num_images} images, {start}")
+    return DefaultChoice(values, f"{num_images} images, {start}")

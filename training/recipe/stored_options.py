@@ -1,4 +1,4 @@
-"""Options of a run as one frozen value that is JSON beside the weights, read back with its types checked."""
+"""Base of recipes: frozen options, stored as JSON and read back with their types checked."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from typing import Any, Self
 
 from hierclass.errors import InputError
 from hierclass.files import replacing
+from training.recipe.option import as_text, specs_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredOptions:
-    """Base of recipes: fields of plain types, of which those without a default must be stored."""
+    """Base class of recipes; fields without a default must be stored."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain JSON values."""
+        """The recipe as JSON values."""
         return dict(json.loads(json.dumps(dataclasses.asdict(self))))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The recipe that `to_dict` wrote.
+        """Read what `to_dict` returned.
 
-        Raises `InputError` for what is no object, for an unknown or a missing key, and for a value of another type.
+        Raises `InputError` for other JSON than an object, unknown or missing keys, and values of another type.
         """
         if not isinstance(values, dict):
             raise InputError("recipe: it is no object of options")
@@ -53,13 +54,20 @@ class StoredOptions:
             if field.default is missing and field.default_factory is missing
         }
 
+    def check_values(self) -> None:
+        """Refuse values outside their declared range or choices; raises `InputError` naming the field."""
+        for name, declared in specs_of(self).items():
+            value = getattr(self, name)
+            if not declared.accepts(value):
+                raise InputError(f"`{name}` {as_text(value)}: give {declared.values}")
+
     def save(self, path: Path) -> None:
         """Write the recipe as JSON, atomically."""
         write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read the recipe that `save` wrote; a broken file raises `InputError`."""
+        """Read the recipe that `save` wrote; raises `InputError` for a broken file."""
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError) as error:  # an InputError is a ValueError
@@ -70,7 +78,7 @@ class StoredOptions:
 
 
 def _is(kind: Any, value: Any) -> bool:
-    """Whether a value read from JSON, lists as tuples, is of the type of a field."""
+    """Whether a JSON value (lists as tuples) has the type of a field."""
     if isinstance(kind, types.UnionType):
         return any(_is(one, value) for one in typing.get_args(kind))
     if kind in (int, float):
@@ -81,7 +89,7 @@ def _is(kind: Any, value: Any) -> bool:
 
 
 def _kind_in_words(kind: Any) -> str:
-    """What a field of a type takes, for people."""
+    """Description of a field's type."""
     if isinstance(kind, types.UnionType):
         kinds = (one for one in typing.get_args(kind) if one is not type(None))
         return " or ".join(dict.fromkeys(map(_kind_in_words, kinds)))

@@ -1,4 +1,4 @@
-"""When the state of a run is saved, and where in an epoch it stands."""
+"""Save the state of a run periodically and when it is stopped."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 
 from hierclass.errors import InputError
 from training.trainer.interrupts import Interrupts
-from training.trainer.learner import Learner
+from training.trainer.trainer import Trainer
 
 
 @dataclasses.dataclass
-class Standing:
-    """Where a run stands: whole epochs done, and what is done of the next.
+class TrainingProgress:
+    """Progress of a run: whole epochs done, and what is done of the current one.
 
-    ``loss`` () is the sum of the losses of the ``images`` trained on in this epoch, by this process;
-    ``seconds`` are those of whole epochs, ``spent`` those of this one; ``rate`` (images per second) and ``waiting``
-    (share of the time) were measured last.
+    ``loss`` () is this process's sum of losses over ``images`` in this epoch; ``seconds`` is the time of whole epochs,
+    ``spent`` that of this one; ``rate`` (images per second) and ``waiting`` (share of the time) are the last
+    measurements.
     """
 
     loss: Tensor
@@ -37,7 +37,7 @@ class Standing:
 
     @property
     def mean(self) -> float:
-        """Mean loss of the images of this epoch, of this process's share."""
+        """Mean loss in this epoch over this process's images."""
         return float(self.loss) / max(self.images, 1)
 
     def end_epoch(self, seconds: float) -> None:
@@ -47,55 +47,55 @@ class Standing:
         self.seconds += seconds
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], device: torch.device, *, main: bool) -> Standing:
-        """What `Saver.save` stored, which the main process goes on from; the others have part in the sums no more."""
+    def from_json(cls, values: dict[str, Any], device: torch.device, *, main: bool) -> TrainingProgress:
+        """Read what `Autosave.write` stored; sums over all processes go to the main process alone."""
         names = {field.name for field in dataclasses.fields(cls)} - {"loss"}
         found = {
             name: values[name] for name in names if name in values
         }  # versions before had whole epochs alone
-        standing = cls(torch.tensor(values.get("loss", 0.0) if main else 0.0, device=device), **found)
-        standing.images = standing.images if main else 0
-        return standing
+        progress = cls(torch.tensor(values.get("loss", 0.0) if main else 0.0, device=device), **found)
+        progress.images = progress.images if main else 0
+        return progress
 
 
 class TimeUp(Exception):  # noqa: N818 - nothing went wrong
-    """The time that a run was given is over; its state is saved."""
+    """The deadline of a run has passed; its state is saved."""
 
 
-class Saver:
-    """Saves a run every so many minutes, and when it is told to stop."""
+class Autosave:
+    """Saves a run every N minutes and when it is told to stop."""
 
     def __init__(
         self,
-        run: Learner,
+        trainer: Trainer,
         state: Path,
-        standing: Standing,
+        progress: TrainingProgress,
         interrupts: Interrupts,
         *,
         minutes: float,
         deadline: float = math.inf,
     ) -> None:
-        """Save to the file ``state``; with 0 minutes only when an epoch or the run ends.
+        """Save to the file ``state`` every ``minutes`` (0: only at the end of epochs and of the run).
 
-        ``deadline`` is a time of the monotonic clock at which the run is to end.
+        ``deadline`` (monotonic clock) ends the run.
         """
-        self.run, self.state, self.standing, self.interrupts = run, state, standing, interrupts
+        self.trainer, self.state, self.progress, self.interrupts = trainer, state, progress, interrupts
         self.deadline = deadline
         self.minutes, self.saved = minutes, time.monotonic()
         self.started = self.saved
         # All processes have to agree, for which an accelerator has to catch up.
-        self._every = 1 if run.accelerator.device.type == "cpu" else 10
+        self._every = 1 if trainer.accelerator.device.type == "cpu" else 10
 
     def begin_epoch(self) -> None:
-        """Hear that time is spent on an epoch from now on."""
-        self.started = time.monotonic() - self.standing.spent
+        """Start the clock of an epoch."""
+        self.started = time.monotonic() - self.progress.spent
 
     def spent(self) -> float:
-        """Seconds spent on this epoch, by an earlier part of the run too."""
+        """Seconds spent on this epoch, including earlier starts."""
         return time.monotonic() - self.started
 
     def after_update(self) -> None:
-        """Save if it is time; if the run is to stop, save and raise `KeyboardInterrupt`, or `TimeUp` by the clock."""
+        """Save if it is due; if the run is to stop, save and raise `KeyboardInterrupt`, or `TimeUp` at the deadline."""
         now = time.monotonic()
         due = self.minutes > 0 and now - self.saved >= 60 * self.minutes
         due, stop, late = self._agree(due, self.interrupts.asked, now >= self.deadline)
@@ -107,47 +107,47 @@ class Saver:
             raise TimeUp
 
     def check_loss(self, mean: float) -> float:
-        """The mean loss of an epoch so far; raises `InputError` if it is not a number."""
+        """Return a mean loss; raises `InputError` if it is not finite."""
         if not math.isfinite(mean):
-            raise InputError(f"the loss is not a number in epoch {self.standing.epoch + 1}; lower --lr")
+            raise InputError(f"the loss is not a number in epoch {self.progress.epoch + 1}; lower `lr`")
         return mean
 
     def totals(self) -> tuple[float, int]:
-        """Sum of the losses and number of the images of this epoch, of all processes together."""
-        standing = self.standing
-        if self.run.accelerator.num_processes == 1:
-            return float(standing.loss), standing.images
-        pair = torch.stack([standing.loss, standing.loss.new_tensor(standing.images)])
-        loss, images = self.run.accelerator.reduce(pair, "sum").tolist()
+        """Sum of losses and number of images in this epoch over all processes."""
+        progress = self.progress
+        if self.trainer.accelerator.num_processes == 1:
+            return float(progress.loss), progress.images
+        pair = torch.stack([progress.loss, progress.loss.new_tensor(progress.images)])
+        loss, images = self.trainer.accelerator.reduce(pair, "sum").tolist()
         return loss, int(images)
 
     def save(self) -> None:
-        """Write the state; every process calls it, the main one writes."""
+        """Write the state; must be called by every process, the main one writes."""
         loss, images = self.totals()
         self.check_loss(loss)  # what is saved can be continued
         self.write(loss, images)
-        self.run.accelerator.wait_for_everyone()
+        self.trainer.accelerator.wait_for_everyone()
 
     def write(self, loss: float, images: int) -> None:
-        """Write the state, with the sums over all processes, from the main process; the others do nothing."""
+        """Write the state with sums over all processes; only the main process does anything."""
         self.saved = time.monotonic()
-        if not self.run.accelerator.is_main_process:
+        if not self.trainer.accelerator.is_main_process:
             return
-        standing = self.standing
+        progress = self.progress
         values = {
-            field.name: getattr(standing, field.name)
-            for field in dataclasses.fields(standing)
+            field.name: getattr(progress, field.name)
+            for field in dataclasses.fields(progress)
             if field.name != "loss"
         }
-        progress = {**values, "loss": loss, "images": images, "spent": self.spent() if standing.step else 0.0}
-        self.run.save(self.state, progress)
+        spent = self.spent() if progress.step else 0.0
+        self.trainer.save(self.state, {**values, "loss": loss, "images": images, "spent": spent})
 
     def _agree(self, *wishes: bool) -> list[bool]:
-        """Whether any process wants it, for each of some wishes."""
-        accelerator = self.run.accelerator
+        """For each flag, whether it is set in any process."""
+        accelerator = self.trainer.accelerator
         if accelerator.num_processes == 1:
             return list(wishes)
-        if self.standing.step % self._every:
+        if self.progress.step % self._every:
             return [False] * len(wishes)
         summed = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
         return [wish > 0 for wish in accelerator.reduce(summed, "sum").tolist()]

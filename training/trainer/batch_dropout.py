@@ -1,7 +1,7 @@
-"""Dropout and stochastic depth drawn for the whole batch of an update, whoever computes which of its images.
+"""Dropout and stochastic depth drawn for the whole batch of an update, however it is divided.
 
-All processes and all parts of an update draw the same numbers and take those of their own images, so that what is
-dropped depends on the seed, the update and the place of an image in the batch alone.
+All processes and parts of an update draw the same numbers and use those of their own images, so that dropout depends on
+(seed, update, position in the batch) alone.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from torch import Tensor, nn
 
 
 @dataclasses.dataclass
-class Dealt:
-    """Which images of the whole batch the network is looking at: their ``positions`` (n,), out of ``size``."""
+class BatchPositions:
+    """Positions (n,) of the current images in a batch of ``size``."""
 
     positions: Tensor
     size: int = 1
 
 
-def deal_drops(network: nn.Module, device: torch.device) -> Dealt:
-    """Make the layers of a network that drop at random follow the value returned, which is to be set for every call."""
-    dealt = Dealt(torch.zeros(1, dtype=torch.long, device=device))
+def share_dropout(network: nn.Module, device: torch.device) -> BatchPositions:
+    """Make a network's dropout layers draw for the whole batch; set the returned positions before every call."""
+    dealt = BatchPositions(torch.zeros(1, dtype=torch.long, device=device))
     for module in network.modules():
         kind = type(module)
         if kind in (DropPath, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
-            module.__class__ = type(f"Dealt{kind.__name__}", (_Dealt, kind), {})
+            module.__class__ = type(f"Dealt{kind.__name__}", (_WholeBatchDropout, kind), {})
             module._dealt = dealt  # type: ignore[assignment]
     return dealt
 
 
-class _Dealt(nn.Module):
-    """A layer that drops.
+class _WholeBatchDropout(nn.Module):
+    """A dropout layer that draws for the whole batch.
 
-    It becomes a base of the layer's own class: a module keeps its identity, attributes and what it is an instance of.
+    Added as a base of the layer's own class, so that the module keeps its identity and attributes.
     """
 
-    _dealt: Dealt
+    _dealt: BatchPositions
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n · k, …) → the same shape; the k rows of an image follow each other."""
+        """(n · k, …) → the same shape; the k rows of an image are consecutive."""
         rate = float(getattr(self, "drop_prob", getattr(self, "p", 0.0)))
         if not self.training or not rate:
             return x
@@ -55,7 +55,7 @@ class _Dealt(nn.Module):
         return x * whole[positions].view(x.shape[0], *shape)
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
-        """The shape of what is dropped in a row: all its values one by one, its channels, or all at once."""
+        """Shape of the random values per row: all values, one per channel, or one."""
         if isinstance(self, DropPath):
             return (1,) * (x.ndim - 1)
         return tuple(x.shape[1:]) if isinstance(self, nn.Dropout) else (x.shape[1], *(1,) * (x.ndim - 2))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run trains: the first lets the update end and the state be saved, a second does not."""
+"""Ctrl-C and SIGTERM while training: the first signal saves after the current update, a second one stops at once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from typing import Any, Self
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 ONE_WISH = 1.0
-"""Signals within so many seconds are one wish to stop: a terminal and a launcher may both send theirs."""
+"""Signals within this many seconds count as one, since a terminal and a launcher may both send theirs."""
 
 
 class Interrupts:
-    """While entered, a signal to stop sets ``asked``; one more, later, raises `KeyboardInterrupt`.
+    """Context in which a signal to stop sets ``asked``; a later second one raises `KeyboardInterrupt`.
 
-    Where nothing is lost by stopping at once, enter `abrupt` instead. In threads other than the main one, which get no
-    signals, this does nothing.
+    Use `abrupt` where stopping at once loses nothing. Does nothing outside the main thread, which alone gets signals.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        """``quiet`` does not say on stderr that Ctrl-C was heard."""
+        """``quiet`` prints nothing on Ctrl-C."""
         self.asked = False
         self.quiet = quiet
         self._patient = True
@@ -39,9 +38,9 @@ class Interrupts:
             signal.signal(number, handler)
         self._previous = {}
 
-    def abrupt(self) -> _Abrupt:
-        """A context in which the first signal raises `KeyboardInterrupt`; one heard before raises on entering."""
-        return _Abrupt(self)
+    def abrupt(self) -> _StopAtOnce:
+        """Context in which the first signal raises `KeyboardInterrupt`; an earlier one raises on entering."""
+        return _StopAtOnce(self)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -57,7 +56,7 @@ class Interrupts:
             os.write(2, b"\nstopping after this update, to save it; Ctrl-C again leaves at once\n")
 
 
-class _Abrupt:
+class _StopAtOnce:
     def __init__(self, interrupts: Interrupts) -> None:
         self.interrupts = interrupts
 

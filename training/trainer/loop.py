@@ -1,4 +1,4 @@
-"""The training loop: epochs, evaluation, checkpoints; `training.trainer.run_dir` says what is left where."""
+"""`fit`: load the data, train epoch after epoch, evaluate, keep the best model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hierclass.errors import ImageError, InputError
 from hierclass.images.preprocessing import preprocess, resize_side
 from training.data.batches import TrainingBatch, read_training_batches, training_loader
 from training.data.load import load_data
-from training.data.sampler import Order
+from training.data.sampler import BatchSampler
 from training.data.samples import ImageSet
 from training.evaluation.console import (
     Reporter,
@@ -31,15 +31,17 @@ from training.evaluation.console import (
 )
 from training.evaluation.evaluate import summarise
 from training.evaluation.model_card import model_card
-from training.evaluation.predictions import Answers, collect_answers, weights_to_try
+from training.evaluation.predictions import Predictions, collect_predictions, weights_to_try
 from training.recipe.recipe import Recipe
-from training.trainer.autosave import Saver, Standing
-from training.trainer.epoch import train_stretch
+from training.trainer.autosave import Autosave, TrainingProgress
+from training.trainer.export import describe_model, export_model
 from training.trainer.interrupts import Interrupts
+from training.trainer.network import FOR_ORDER, check_parts, make_preprocessing
 from training.trainer.processes import local_processes, make_accelerator
-from training.trainer.run import FOR_ORDER, Run, check_parts, make_preprocessing
-from training.trainer.run_dir import RunFolder
+from training.trainer.run_dir import RunDir
+from training.trainer.supervised import SupervisedTrainer
 from training.trainer.throughput import automatic_workers, waiting_hint
+from training.trainer.updates import train_updates
 
 
 def fit(
@@ -54,13 +56,12 @@ def fit(
     console: Console | None = None,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
-    """Train a recipe into the folder ``out``; returns the results of the best checkpoint.
+    """Train a recipe into the folder ``out``; return the results of the best checkpoint.
 
-    The state is saved after every epoch and every ``save_every`` minutes (0: after epochs alone), and when Ctrl-C or
-    SIGTERM stops the run. With ``resume`` a run found in ``out`` is continued from there; without one it begins.
-    ``workers`` None chooses a number. Images are looked at before the first epoch as ``check`` says
-    (`training.data.dataset_check`). Ends with a table per level. Raises `InputError` for bad data or options, and
-    when the loss stops being a number.
+    The state is saved after every epoch, every ``save_every`` minutes (0: after epochs only), and on Ctrl-C or SIGTERM.
+    ``resume`` continues a run found in ``out``, or begins one. ``workers`` None is chosen by the device. Images are
+    checked first as ``check`` says (`training.data.dataset_check`). Prints a table per level. Raises `InputError` for
+    bad data or options, and if the loss is not finite.
     """
     recipe.check()
     if threads:
@@ -68,38 +69,34 @@ def fit(
     accelerator = accelerator or make_accelerator(recipe.mixed_precision)
     if workers is None:
         workers = automatic_workers(accelerator.device, local_processes(accelerator))
-    reporter = Reporter(
-        console or Console(),
-        total_work=_work(recipe, recipe.epochs),
-        quiet=not accelerator.is_main_process,
-    )
-    folder = RunFolder(out)
-    taxonomy = folder.taxonomy(recipe.taxonomy, reporter.line)
+    reporter = Reporter(console or Console(), quiet=not accelerator.is_main_process)
+    run_dir = RunDir(out)
+    taxonomy = run_dir.taxonomy(recipe.taxonomy, reporter.line)
     recipe.check_levels(taxonomy.num_tiers)
-    claim = folder.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
+    claim = run_dir.claim(resume=resume) if accelerator.is_main_process else contextlib.nullcontext()
     check_parts(recipe)
     with claim:
         train, dev = load_data(recipe, taxonomy, reporter, out=out, check=check, accelerator=accelerator)
         if len(train) < recipe.batch_size:
             reporter.line(
-                f"--batch-size {recipe.batch_size} is more than there are images: one batch an epoch"
+                f"`batch_size` {recipe.batch_size} is more than there are images: one batch an epoch"
             )
-        order = make_order(recipe, train, accelerator)
-        fresh = not folder.state.exists()
-        run = Run(
+        sampler = make_sampler(recipe, train, accelerator)
+        fresh = not run_dir.state.exists()
+        trainer = SupervisedTrainer(
             recipe,
             taxonomy,
-            steps_per_epoch=len(order),
+            steps_per_epoch=len(sampler),
             accelerator=accelerator,
             leaf_counts=np.bincount(train.leaves, minlength=len(taxonomy.leaves)).tolist(),
             fresh=fresh,
             images=sample_images(train, recipe) if fresh and recipe.order == "importance" else None,
         )
-        training = Training(run, train, dev, order, folder, reporter, workers=workers)
+        training = EpochLoop(trainer, train, dev, sampler, run_dir, reporter, workers=workers)
         best = training.run_to_the_end(save_every)
     results: dict[str, Any] = best["results"]
     if not reporter.quiet:
-        title = f"{folder.model}: epoch {best['epoch']}, {results['images']} dev images"
+        title = f"{run_dir.model}: epoch {best['epoch']}, {results['images']} dev images"
         reporter.console.print(level_table(results["levels"], title=title))
         reporter.console.print(consensus_table(results))
         if found := results.get("calibration"):  # absent from runs of older versions, None for few images
@@ -110,7 +107,7 @@ def fit(
 
 
 def sample_images(train: ImageSet, recipe: Recipe) -> torch.Tensor:
-    """Up to `FOR_ORDER` training images, spread evenly, as the network sees them: float32 (N, 3, S, S)."""
+    """Up to `FOR_ORDER` training images, evenly spaced, preprocessed: float32 (N, 3, S, S)."""
     preprocessing = make_preprocessing(recipe)
     chosen = np.unique(np.linspace(0, len(train) - 1, min(FOR_ORDER, len(train))).astype(int))
     seen = []
@@ -121,10 +118,10 @@ def sample_images(train: ImageSet, recipe: Recipe) -> torch.Tensor:
     return torch.from_numpy(np.stack(seen))
 
 
-def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> Order:
-    """Which of the training images make each update, and which of them this process takes."""
+def make_sampler(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> BatchSampler:
+    """The batch sampler of a recipe for this process; raises `InputError` if ``accumulate`` is too large."""
     processes = accelerator.num_processes
-    order = Order(
+    sampler = BatchSampler(
         len(train),
         recipe.batch_size,
         seed=recipe.seed,
@@ -132,100 +129,102 @@ def make_order(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> Ord
         num_processes=processes,
         balance=train.leaves if recipe.balance == "sampling" else None,
     )
-    most = order.batch_size // processes // 2
+    most = sampler.batch_size // processes // 2
     if recipe.accumulate > most:
         raise InputError(
-            f"--accumulate {recipe.accumulate}: {order.batch_size} images for {processes} processes make no more "
+            f"`accumulate` {recipe.accumulate}: {sampler.batch_size} images for {processes} processes make no more "
             f"than {most} parts"
         )
-    return order
+    return sampler
 
 
-def evaluate_run(run: Run, dev: ImageSet, *, workers: int) -> dict[str, Any]:
-    """Results of the moving average on the dev images, each process taking its share, every image in one.
+def evaluate_run(trainer: SupervisedTrainer, dev: ImageSet, *, workers: int) -> dict[str, Any]:
+    """Results of the moving average on the dev images, which are divided among processes.
 
-    Its weights are rounded as they will be stored: accuracy, temperatures and thresholds are those of the file.
+    Weights are rounded as they will be stored, so that the results are those of the file.
     """
-    accelerator, consensus = run.accelerator, run.recipe.consensus
-    network = as_stored(run.smoothed)
+    accelerator, consensus = trainer.accelerator, trainer.recipe.consensus
+    network = as_stored(trainer.smoothed)
     part = np.arange(accelerator.process_index, len(dev), accelerator.num_processes)
-    answers = []
+    predictions = []
     if len(part):  # there may be fewer images than processes
-        answers.append(
-            collect_answers(
+        predictions.append(
+            collect_predictions(
                 network,
                 dev,
-                run.preprocessing,
+                trainer.preprocessing,
                 accelerator.device,
-                run.taxonomy,
+                trainer.taxonomy,
                 part=part,
                 lower_weights=weights_to_try(consensus),
                 workers=workers,
             )
         )
     if accelerator.num_processes > 1:
-        answers = gather_object(answers)
-    return summarise(network, run.taxonomy, Answers.join(answers), consensus)
+        predictions = gather_object(predictions)
+    return summarise(network, trainer.taxonomy, Predictions.join(predictions), consensus)
 
 
-class Training:
-    """A run on its images, from where its folder stands to the last epoch."""
+class EpochLoop:
+    """Trains a run from the state in its folder to the last epoch."""
 
     def __init__(
         self,
-        run: Run,
+        trainer: SupervisedTrainer,
         train: ImageSet,
         dev: ImageSet,
-        order: Order,
-        folder: RunFolder,
+        sampler: BatchSampler,
+        run_dir: RunDir,
         reporter: Reporter,
         *,
         workers: int,
     ) -> None:
-        """Train on the images ``train`` in the given order; ``dev`` chooses the epoch that is kept."""
-        self.run, self.train, self.dev, self.order = run, train, dev, order
-        self.folder, self.reporter, self.workers = folder, reporter, workers
+        """Train on ``train`` in the order of ``sampler``; ``dev`` selects the best epoch."""
+        self.trainer, self.train, self.dev, self.sampler = trainer, train, dev, sampler
+        self.run_dir, self.reporter, self.workers = run_dir, reporter, workers
         self.hinted = False
 
     def run_to_the_end(self, save_every: float) -> dict[str, Any]:
-        """Train to the last epoch, saving every so many minutes; returns the best epoch and its results."""
-        run, reporter = self.run, self.reporter
-        main = run.accelerator.is_main_process
-        standing = self._standing(main=main)
+        """Train to the last epoch, saving every ``save_every`` minutes; return the best epoch and its results."""
+        trainer, reporter = self.trainer, self.reporter
+        main = trainer.accelerator.is_main_process
+        progress = self._start_progress(main=main)
         if main:
-            self.folder.begin(run.recipe, standing.epoch, run.taxonomy)
-        reporter.line(_describe(run, self.train, self.dev))
-        size = run.recipe.image_size(standing.epoch)
-        part_done = size * size * standing.step / len(self.order)
-        reporter.start(_work(run.recipe, standing.epoch) + part_done)
-        stream = read_training_batches(self._loader(standing))
+            self.run_dir.begin(trainer.recipe, progress.epoch, trainer.taxonomy)
+        reporter.line(_describe(trainer, self.train, self.dev))
+        size = trainer.recipe.image_size(progress.epoch)
+        part_done = size * size * progress.step / len(self.sampler)
+        reporter.start(
+            _work(trainer.recipe, trainer.recipe.epochs), _work(trainer.recipe, progress.epoch) + part_done
+        )
+        stream = read_training_batches(self._loader(progress))
         try:
             with contextlib.closing(stream), Interrupts(quiet=not main) as interrupts:
-                saver = Saver(run, self.folder.state, standing, interrupts, minutes=save_every)
-                while standing.epoch < run.recipe.epochs:
-                    self._epoch(saver, stream)
+                autosave = Autosave(trainer, self.run_dir.state, progress, interrupts, minutes=save_every)
+                while progress.epoch < trainer.recipe.epochs:
+                    self._epoch(autosave, stream)
         finally:
-            reporter.stop()
-        assert standing.best is not None
-        return standing.best
+            reporter.close()
+        assert progress.best is not None
+        return progress.best
 
-    def _standing(self, *, main: bool) -> Standing:
-        device = self.run.accelerator.device
-        if not self.folder.state.exists():
-            return Standing(torch.zeros((), device=device))
-        standing = Standing.from_json(self.run.load(self.folder.state), device, main=main)
-        steps = f" and {standing.step} of {len(self.order)} updates" if standing.step else ""
-        self.reporter.line(f"resumed after epoch {standing.epoch} of {self.run.recipe.epochs}{steps}")
-        return standing
+    def _start_progress(self, *, main: bool) -> TrainingProgress:
+        device = self.trainer.accelerator.device
+        if not self.run_dir.state.exists():
+            return TrainingProgress(torch.zeros((), device=device))
+        progress = TrainingProgress.from_json(self.trainer.load(self.run_dir.state), device, main=main)
+        steps = f" and {progress.step} of {len(self.sampler)} updates" if progress.step else ""
+        self.reporter.line(f"resumed after epoch {progress.epoch} of {self.trainer.recipe.epochs}{steps}")
+        return progress
 
-    def _loader(self, standing: Standing) -> DataLoader[Any]:
-        """The batches of all epochs to come."""
-        recipe, start = self.run.recipe, standing.step
-        epochs = range(standing.epoch, recipe.epochs)
+    def _loader(self, progress: TrainingProgress) -> DataLoader[Any]:
+        """The batches of all remaining epochs."""
+        recipe, start = self.trainer.recipe, progress.step
+        epochs = range(progress.epoch, recipe.epochs)
         shares = (
             share
             for epoch in epochs
-            for share in self.order.shares(
+            for share in self.sampler.shares(
                 epoch, side=recipe.image_size(epoch), start=start if epoch == epochs[0] else 0
             )
         )
@@ -238,40 +237,40 @@ class Training:
             auto_augment=recipe.auto_augment,
             seed=recipe.seed,
             workers=self.workers,
-            pin_memory=self.run.accelerator.device.type == "cuda",
+            pin_memory=self.trainer.accelerator.device.type == "cuda",
         )
 
-    def _epoch(self, saver: Saver, stream: Iterator[TrainingBatch]) -> None:
-        """Train what is left of an epoch, measure it if that is due, and keep what it leaves."""
-        run, recipe, standing = self.run, self.run.recipe, saver.standing
-        saver.begin_epoch()
-        row = self._train(saver, stream)
+    def _epoch(self, autosave: Autosave, stream: Iterator[TrainingBatch]) -> None:
+        """Train the rest of an epoch, evaluate if due, and write the results."""
+        trainer, recipe, progress = self.trainer, self.trainer.recipe, autosave.progress
+        autosave.begin_epoch()
+        row = self._train(autosave, stream)
         self._hint(row["data_wait"])
-        results, done, totals = None, standing.epoch + 1, saver.totals()
+        results, done, totals = None, progress.epoch + 1, autosave.totals()
         if done == recipe.epochs or done % recipe.eval_every == 0:
             try:
-                with saver.interrupts.abrupt():
-                    results = evaluate_run(run, self.dev, workers=self.workers)
+                with autosave.interrupts.abrupt():
+                    results = evaluate_run(trainer, self.dev, workers=self.workers)
             except KeyboardInterrupt:
-                saver.write(*totals)  # the updates of the epoch are done
+                autosave.write(*totals)  # the updates of the epoch are done
                 raise
             row["dev"] = [level["top1"] for level in results["levels"]]
-        row["seconds"] = round(saver.spent(), 2)
-        standing.end_epoch(row["seconds"])
-        _keep(run, saver, self.folder, row, results)
+        row["seconds"] = round(autosave.spent(), 2)
+        progress.end_epoch(row["seconds"])
+        _keep(trainer, autosave, self.run_dir, row, results)
         self.reporter.line(_epoch_line(row, recipe.epochs))
         if done < recipe.epochs:
-            saver.after_update()
+            autosave.after_update()
 
-    def _train(self, saver: Saver, stream: Iterator[TrainingBatch]) -> dict[str, Any]:
-        """Train what is left of an epoch; returns its row of the history."""
-        recipe, epoch, steps = self.run.recipe, saver.standing.epoch, len(self.order)
+    def _train(self, autosave: Autosave, stream: Iterator[TrainingBatch]) -> dict[str, Any]:
+        """Train the rest of an epoch; return its row of the history."""
+        recipe, epoch, steps = self.trainer.recipe, autosave.progress.epoch, len(self.sampler)
         size = recipe.image_size(epoch)
-        row, errors = train_stretch(
-            self.run,
+        row, errors = train_updates(
+            self.trainer,
             stream,
             steps,
-            saver,
+            autosave,
             self.reporter,
             where=lambda step: f"epoch {epoch + 1}/{recipe.epochs} step {step + 1}/{steps}",
             work=size * size / steps,
@@ -280,46 +279,51 @@ class Training:
         return {"epoch": epoch + 1, **row, "size": size}
 
     def _hint(self, waiting: float) -> None:
-        """Say once what may help when the run waits for images."""
-        hint = waiting_hint(waiting, self.workers, local_processes(self.run.accelerator))
+        """Print once what may help if the run waits for images."""
+        hint = waiting_hint(waiting, self.workers, local_processes(self.trainer.accelerator))
         if hint is not None and not self.hinted:
             self.reporter.line(hint)
             self.hinted = True
 
 
 def _keep(
-    run: Run, saver: Saver, folder: RunFolder, row: dict[str, Any], results: dict[str, Any] | None
+    trainer: SupervisedTrainer,
+    autosave: Autosave,
+    run_dir: RunDir,
+    row: dict[str, Any],
+    results: dict[str, Any] | None,
 ) -> None:
-    """Write what an epoch leaves: the model if it is the best so far, the history, last of all the state."""
-    standing = saver.standing
-    better = results is not None and _is_better(results, standing.best)
+    """Write the results of an epoch: the model if it is the best so far, the history, and last the state."""
+    progress = autosave.progress
+    better = results is not None and _is_better(results, progress.best)
     if better:
-        standing.best = {"epoch": row["epoch"], "results": results}
-    if run.accelerator.is_main_process:
+        progress.best = {"epoch": row["epoch"], "results": results}
+    if trainer.accelerator.is_main_process:
         if better and results is not None:
-            run.export(folder.model, results)
+            export_model(trainer, run_dir.model, results)
         if results is not None:
             facts = {
-                "epochs_done": standing.epoch,
-                "seconds": round(standing.seconds, 1),
-                "best": standing.best,
+                "epochs_done": progress.epoch,
+                "seconds": round(progress.seconds, 1),
+                "best": progress.best,
             }
-            folder.describe_model(
-                run.recipe.without_paths(),
+            describe_model(
+                run_dir.model,
+                trainer.recipe.without_paths(),
                 facts,
-                run.accelerator.device,
-                lambda known: model_card(known, run.taxonomy),
+                trainer.accelerator.device,
+                lambda known: model_card(known, trainer.taxonomy),
             )
-        folder.add_epoch(row)
-    saver.write(0.0, 0)
-    run.accelerator.wait_for_everyone()
+        run_dir.add_epoch(row)
+    autosave.write(0.0, 0)
+    trainer.accelerator.wait_for_everyone()
 
 
 def _is_better(results: dict[str, Any], best: dict[str, Any] | None) -> bool:
-    """Whether an epoch's network is to be kept instead of the best so far: by the accuracy of the last level.
+    """Whether an epoch's network replaces the best so far: by the accuracy of the last level.
 
-    While a network is still being pruned, its levels have more weights than asked for, and are better for that:
-    networks of other numbers of weights are not compared, the later one is kept.
+    During pruning, levels have more weights than asked for and are better for it; networks with different numbers of
+    weights are not compared, and the later one is kept.
     """
     if best is None:
         return True
@@ -328,18 +332,18 @@ def _is_better(results: dict[str, Any], best: dict[str, Any] | None) -> bool:
 
 
 def _work(recipe: Recipe, epochs: int) -> float:
-    """Work of the first epochs: pixels per image, summed over epochs."""
+    """Work of the first ``epochs`` epochs: pixels per image, summed."""
     return float(sum(recipe.image_size(epoch) ** 2 for epoch in range(epochs)))
 
 
-def _describe(run: Run, train: ImageSet, dev: ImageSet) -> str:
-    classes = " / ".join(map(str, run.taxonomy.num_classes))
+def _describe(trainer: SupervisedTrainer, train: ImageSet, dev: ImageSet) -> str:
+    classes = " / ".join(map(str, trainer.taxonomy.num_classes))
     macs = " / ".join(
-        f"{run.smoothed.cost(level).macs / 1e6:.1f}" for level in range(run.smoothed.num_levels)
+        f"{trainer.smoothed.cost(level).macs / 1e6:.1f}" for level in range(trainer.smoothed.num_levels)
     )
     return (
         f"{len(train)} training images, {len(dev)} dev images, classes {classes}, {macs} MMACs, "
-        f"{run.accelerator.device.type}, {torch.get_num_threads()} threads"
+        f"{trainer.accelerator.device.type}, {torch.get_num_threads()} threads"
     )
 
 

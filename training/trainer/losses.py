@@ -1,4 +1,4 @@
-"""The loss of a nested network: one cross-entropy per level on its tier, and helpers for training only."""
+"""The loss of a nested network: one cross-entropy per level on its tier, with helpers for training."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from taxonomy import Taxonomy
 from training.data.class_balance import log_priors
 
 
-class Trainee(nn.Module):
-    """A nested network of which every level but the last also scores the leaves while it trains.
+class TrainingModel(nn.Module):
+    """A nested network whose lower levels also score the leaves while training.
 
-    A low level that also sees the finest labels is better on its own tier (arXiv 1901.07012). Heads that sum up
-    leaves (`SummedLinear`) score them anyway; beside others an auxiliary linear head does, which exists while
-    training only. The last level's own tier is the leaves already.
+    Learning the finest labels improves a low level on its own tier (arXiv 1901.07012). `SummedLinear` heads score
+    leaves anyway; other levels get an auxiliary linear head for training only. The last level's own tier is the leaves.
     """
 
     def __init__(self, network: NestedNetwork, num_leaves: int, *, auxiliary: bool = True) -> None:
-        """Wrap a network; without ``auxiliary`` no head is added, and lower levels' leaves are not returned."""
+        """Wrap a network; without ``auxiliary`` no head is added, and the leaves of lower levels are not scored."""
         super().__init__()
         self.network = network
         self.auxiliary = auxiliary
@@ -49,11 +48,10 @@ class Trainee(nn.Module):
 
 
 class NestedLoss(nn.Module):
-    """Weighted sum of the levels' cross-entropies, of the auxiliary finest ones and of the distillation.
+    """Weighted sum of the levels' cross-entropies on their tiers, those on the leaves, and distillation.
 
-    Targets are leaves: indices (B,) or, mixed by mixup or cutmix, soft (B, num_leaves). A soft target of a
-    coarser tier is the sum over the leaves below each class, so that all levels always learn one consistent
-    answer.
+    Targets are leaves: indices (B,) or, mixed by mixup or cutmix, shares (B, num_leaves). The target of a coarser tier
+    is the sum over the leaves below each class.
     """
 
     def __init__(
@@ -71,12 +69,11 @@ class NestedLoss(nn.Module):
     ) -> None:
         """Take one weight per level; ``smoothing`` is the share of every target that goes to other classes.
 
-        Along the "tier" it is spread evenly over all its classes; along the "tree" evenly over the true class's
-        groups of every tier and the root, and in each evenly over its leaves: relatives get most of it.
-        ``distil_from`` is the level that teaches a lower one: the "last", or the "next" higher; ``distil_to`` what
-        it teaches: its answer on the lower level's "tier", or (the last level alone) on the "leaves".
-        ``leaf_counts`` (training images of each leaf) balance the loss: every tier's logits are adjusted by how
-        frequent its classes are (`training.data.class_balance.log_priors`).
+        Along the "tier" smoothing is spread evenly over its classes; along the "tree" evenly over the true class's
+        groups of every tier and the root, and in each evenly over its leaves. ``distil_from`` is the level that teaches
+        a lower one: the "last", or the "next" higher; it teaches its answer on the lower level's "tier", or (last level
+        only) on the "leaves" (``distil_to``). ``leaf_counts``, training images of each leaf, balance the loss by logit
+        adjustment (`training.data.class_balance.log_priors`).
         """
         super().__init__()
         if len(level_weights) != taxonomy.num_tiers:
@@ -108,10 +105,9 @@ class NestedLoss(nn.Module):
         target: Tensor,
         teachers: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Logits per level (B, num_classes[k]), auxiliary logits (B, num_leaves), target → a scalar.
+        """Logits per level (B, num_classes[k]), those of lower levels on the leaves (B, num_leaves), target → a scalar.
 
-        ``teachers`` are the logits to distil from, per level like ``levels`` (which is None's meaning); where
-        the last level teaches, its own are enough.
+        ``teachers`` are the logits to distil from, per level (or the last alone if it teaches); None: ``levels``.
         """
         if self.tree_smoothing:
             target = self.smooth(target)
@@ -130,7 +126,7 @@ class NestedLoss(nn.Module):
         return total
 
     def _adjusted(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Logits of the last levels (all, or the last alone) with the frequency of their classes added."""
+        """Logits of the last levels (all, or the last alone) with the logarithms of class frequencies added."""
         return [logits + self._prior(place - len(levels)) for place, logits in enumerate(levels)]
 
     def _prior(self, place: int) -> Tensor:
@@ -142,10 +138,10 @@ class NestedLoss(nn.Module):
         return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
 
     def smooth(self, target: Tensor) -> Tensor:
-        """A target on the leaves, (B,) or (B, num_leaves), with a share of it spread along the tree, (B, num_leaves).
+        """Spread a share of a target on the leaves, (B,) or (B, num_leaves), along the tree: (B, num_leaves).
 
-        Soft labels by closeness in the tree: Bertinetto et al. 2020, *Making Better Mistakes*, section 3.2; here
-        the share is a sum over tiers rather than an exponential of heights, so that it has no second parameter.
+        Soft labels by closeness in the tree (Bertinetto et al. 2020, *Making Better Mistakes*, section 3.2); here a sum
+        over tiers replaces the exponential of heights, so that there is no second parameter.
         """
         if target.ndim == 1:
             target = F.one_hot(target, self.num_classes[-1]).float()
@@ -156,14 +152,14 @@ class NestedLoss(nn.Module):
         return (1 - self.tree_smoothing) * target + self.tree_smoothing / len(self.num_classes) * spread
 
     def project(self, target: Tensor, tier: int) -> Tensor:
-        """A target on the leaves, (B,) or (B, num_leaves), as the target on a tier."""
+        """Project a target on the leaves, (B,) or (B, num_leaves), to a tier."""
         projection: Tensor = getattr(self, f"projection{tier}")
         return projection[target] if target.ndim == 1 else self._sum_up(target, projection, tier)
 
     def distillation(
         self, levels: Sequence[Tensor], finest: Sequence[Tensor], teachers: Sequence[Tensor]
     ) -> Tensor:
-        """Sum over the lower levels: mean KL divergence from the teaching level's answer, on a tier summed up the tree.
+        """Sum over lower levels of the mean KL divergence from the teaching level.
 
         A higher level teaches the ones inside it (NestedNet, Kim et al. 2018).
         """
@@ -187,5 +183,5 @@ class NestedLoss(nn.Module):
 
 
 def sum_up(shares: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """Shares (B, C) of finer classes as shares (B, num_classes) of the coarser ``classes`` (C,) that they belong to."""
+    """Sum probabilities (B, C) of finer classes to those (B, num_classes) of their coarser ``classes`` (C,)."""
     return shares.new_zeros(len(shares), num_classes).index_add_(1, classes, shares)

@@ -1,7 +1,4 @@
-"""Whether a run starts from timm's pretrained weights: those in the local cache, else those that can be fetched soon.
-
-A machine without a connection must not wait: reaching out ends after `PATIENCE` seconds, whatever hangs.
-"""
+"""Find timm's pretrained weights: in the local cache, else on the hub if it answers within `PATIENCE` seconds."""
 
 from __future__ import annotations
 
@@ -16,11 +13,11 @@ from timm.models import PretrainedCfg
 from hierclass.timm_models.weight_files import HubFile, find_cached, hub_files
 
 PATIENCE = 5.0
-"""Seconds for which an answer of the hub is waited for."""
+"""Seconds to wait for an answer of the hub."""
 
 
-class Found(NamedTuple):
-    """Whether there are pretrained weights for a backbone, and a few words that say where or why not."""
+class PretrainedLookup(NamedTuple):
+    """Whether pretrained weights can be used, and why or where they are."""
 
     usable: bool
     why: str
@@ -33,30 +30,30 @@ def cached_weights(backbone: str) -> Path | None:
     return found if found is not None and found.suffix == ".safetensors" else None
 
 
-def find_pretrained(backbone: str, *, reach: bool = True, patience: float = PATIENCE) -> Found:
-    """Say whether a run can start from timm's weights of a backbone; fetches them where that is needed.
+def find_pretrained(backbone: str, *, reach: bool = True, patience: float = PATIENCE) -> PretrainedLookup:
+    """Find pretrained weights of a backbone; download them if they are not cached and ``reach`` allows it.
 
-    Looks in the local cache first. With ``reach`` the hub is asked for ``patience`` seconds, and where it answers
-    the weights are downloaded, with a bar of progress. Nothing is raised: without weights training begins from
-    scratch.
+    The hub must answer within ``patience`` seconds. Raises nothing: without weights training begins from scratch.
     """
     published = _published(backbone)
     if published is None or not published.has_weights:
-        return Found(False, f"timm publishes no weights of {backbone}")
+        return PretrainedLookup(False, f"timm publishes no weights of {backbone}")
     if find_cached(published) is not None:
-        return Found(True, "timm's weights, from the local cache")
+        return PretrainedLookup(True, "timm's weights, from the local cache")
     if not reach:
-        return Found(False, "timm's weights are not in the local cache")
+        return PretrainedLookup(False, "timm's weights are not in the local cache")
     file = _reachable(hub_files(published), patience)
     if file is None:
-        return Found(False, "timm's weights are not in the local cache, and can't be reached from here")
+        return PretrainedLookup(
+            False, "timm's weights are not in the local cache, and can't be reached from here"
+        )
     try:
         huggingface_hub.hf_hub_download(
             file.repository, file.name, revision=file.revision, etag_timeout=patience
         )
     except Exception as error:  # whatever a connection that breaks raises
-        return Found(False, f"timm's weights could not be fetched ({type(error).__name__})")
-    return Found(True, "timm's weights, fetched just now")
+        return PretrainedLookup(False, f"timm's weights could not be fetched ({type(error).__name__})")
+    return PretrainedLookup(True, "timm's weights, fetched just now")
 
 
 def _published(backbone: str) -> PretrainedCfg | None:
@@ -67,9 +64,9 @@ def _published(backbone: str) -> PretrainedCfg | None:
 
 
 def _reachable(files: tuple[HubFile, ...], patience: float) -> HubFile | None:
-    """The first file that the hub says it has, within so many seconds.
+    """The first file that the hub has, or None after ``patience`` seconds.
 
-    In a thread of its own that is left behind when time is over: looking a name up can hang past any timeout.
+    Runs in a thread that is abandoned on time-out, since resolving a name can hang.
     """
     answers: list[HubFile] = []
 

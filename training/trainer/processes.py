@@ -1,6 +1,6 @@
-"""The processes of one run: how they are joined, and which of them speaks.
+"""The processes of a run: how they are joined, and which one prints.
 
-Whoever starts them (torchrun, ``accelerate launch``) tells each its number by environment variables.
+The launcher (torchrun, ``accelerate launch``) numbers them by environment variables.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:
-    """Devices and processes as they are found, in a precision; raises `InputError` if that can't be."""
+    """The accelerator of the available devices and processes; raises `InputError` for an unsupported precision."""
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -26,12 +26,12 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     # "cpu" also joins the processes of torchrun where there is no accelerator
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if cpu and mixed_precision == "fp16":
-        raise InputError("--mixed-precision fp16 needs a GPU; give bf16 or no")
+        raise InputError("`mixed_precision` fp16 needs a GPU; give bf16 or no")
     AcceleratorState._reset_state()  # else the precision of the first run is that of all runs of a process
     return Accelerator(
         mixed_precision=mixed_precision,
         cpu=cpu,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # parts are weighted by `Run`
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the trainer weighs parts
     )
 
 
@@ -41,27 +41,27 @@ def local_processes(accelerator: Accelerator) -> int:
 
 
 def num_processes() -> int:
-    """How many processes the launcher started, on all machines; 1 without one."""
+    """Number of processes that the launcher started on all machines; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process speaks for all: true for the only one, and where the launcher numbered it 0."""
+    """Whether this is the only or the main process (rank 0)."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def wait_for_the_end(seconds: float) -> None:
-    """Wait for whoever started the processes to end this one, as it does when another has ended with an error.
+def wait_to_be_ended(seconds: float) -> None:
+    """Wait for the launcher to end this process, as it does when another one has failed.
 
-    The others may be slower to meet the same error.
+    The other process may be slower to meet the same error.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     time.sleep(seconds)
 
 
-def lost_another(error: Exception) -> bool:
-    """Whether an error says that another process of the run is gone."""
+def is_peer_failure(error: Exception) -> bool:
+    """Whether an error means that another process of the run has died."""
     if num_processes() == 1:
         return False
     text = f"{type(error).__name__} {error}".lower()
@@ -71,7 +71,7 @@ def lost_another(error: Exception) -> bool:
 
 
 def launch_command() -> list[str]:
-    """How a command of ``hierclass-train`` is started as this process was: by itself or by torchrun."""
+    """The words that start a command of ``hierclass-train`` as this process was started: directly or by torchrun."""
     if num_processes() == 1:
         return ["hierclass-train"]
     here = os.environ.get("LOCAL_WORLD_SIZE", str(num_processes()))

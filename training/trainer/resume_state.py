@@ -1,4 +1,4 @@
-"""The state of an unfinished run: one safetensors file, replaced atomically after every epoch, no pickle."""
+"""The state of an unfinished run: one safetensors file (no pickle), replaced atomically."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hierclass.files import replacing
 
 FORMAT = "hierclass-training-state"
 VERSION = 1
-BEGIN_ANEW = "delete it to begin anew, or choose another --out"
-"""What helps where a state is of no use: without one, a run may begin, with `--resume` or not."""
+BEGIN_ANEW = "delete it to begin anew, or choose another `out`"
+"""Advice for a useless state."""
 
 
 def save_state(
     path: Path, *, modules: dict[str, nn.Module], optimizer: dict[str, Any], progress: dict[str, Any]
 ) -> None:
-    """Write modules, an optimiser's state dict and progress (JSON values); a kill leaves one whole file."""
+    """Write modules, an optimiser's state dict and progress (JSON values) atomically."""
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         for key, value in module.state_dict().items():
@@ -39,9 +39,9 @@ def save_state(
 
 
 def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fill the modules from ``path``; returns the optimiser's state dict and the progress.
+    """Load the modules from ``path``; return the optimiser's state dict and the progress.
 
-    Raises `CheckpointError` for a broken file, one of another version or one of another network.
+    Raises `CheckpointError` for a broken file, another version or another network.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -60,7 +60,7 @@ def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, 
             reason = _first_difference(module, stored) or " ".join(str(error).split())
             raise CheckpointError(
                 f"{path} belongs to another network: {reason}; give the recipe and the taxonomy that the run "
-                "began with, or choose another --out"
+                "began with, or choose another `out`"
             ) from error
     try:
         return _give_tensors(header["optimizer"], tensors), dict(header["progress"])
@@ -69,7 +69,7 @@ def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, 
 
 
 def _first_difference(module: nn.Module, stored: dict[str, Tensor]) -> str:
-    """Which tensors of a module have no stored one of their name and shape; empty if all have."""
+    """How many tensors of a module have no stored one of their name and shape, and the first; empty if none."""
     own = {key: value.shape for key, value in module.state_dict().items()}
     given = {key: value.shape for key, value in stored.items()}
     wrong = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
@@ -77,7 +77,7 @@ def _first_difference(module: nn.Module, stored: dict[str, Tensor]) -> str:
 
 
 def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A nested value as JSON: tensors move to ``tensors``; dictionaries keep the type of their keys."""
+    """Convert a nested value to JSON; tensors move to ``tensors``, and dictionaries keep the type of their keys."""
     if isinstance(value, Tensor):
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}

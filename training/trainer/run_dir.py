@@ -1,10 +1,10 @@
-"""The folder of a run: what lies where, who may write to it, and the facts kept beside the weights.
+"""The folder of a run.
 
 recipe.json            the recipe
 history.jsonl          one line per epoch
-last/                  what --resume continues from: state.safetensors, and the tree that the run began with
-taxonomy.json, .csv    the tree that was proposed for class folders, to look at and to edit
-checked.json           what the check of the images found; unreadable.csv lists those that can't be read
+last/                  what --resume continues from: state.safetensors, and the taxonomy the run began with
+taxonomy.json, .csv    the taxonomy proposed for class folders, to look at and to edit
+checked.json           result of checking the images; unreadable.csv lists those that can't be read
 model/                 the best model on the dev split, with recipe.json, training.json and MODEL_CARD.md
 """
 
@@ -12,29 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hierclass.errors import InputError
 from hierclass.files import CONFIG_FILE, locked, replacing
 from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
-from training.evaluation.model_card import replace_calibration, replace_results
-from training.recipe.stored_options import StoredOptions, write_json
+from training.recipe.stored_options import StoredOptions
 
 START = "start"
-"""Where a distillation (`training.distillation`) keeps the network that it begins with, in its output folder."""
+"""Subfolder in which a distillation keeps its network before training."""
 
 
-class RunFolder:
-    """The output folder of one run; only the main process of a run writes to it."""
+class RunDir:
+    """The output folder of one run; only its main process writes to it."""
 
     def __init__(self, path: Path, model: Path | None = None) -> None:
-        """Name the folder, and that of the model if it lies elsewhere; both are made by whoever writes to them."""
+        """Name the folder, and that of the model if it lies elsewhere; nothing is created."""
         self.path = path
         self.state = path / "last" / "state.safetensors"
         self.begun_with = path / "last" / "taxonomy.json"
@@ -42,28 +37,27 @@ class RunFolder:
         self.history = path / "history.jsonl"
 
     def refuse_to_replace(self, *, resume: bool) -> None:
-        """Raise `InputError` when the folder holds a run and ``resume`` is not set."""
+        """Raise `InputError` if the folder holds a run and ``resume`` is not set."""
         if (self.path / START / CONFIG_FILE).exists():
-            raise InputError(f"{self.path} holds a run of hierclass-train distil; choose another --out")
+            raise InputError(f"{self.path} holds a run of hierclass-train distil; choose another `out`")
         if self.state.exists() and not resume:
-            raise InputError(f"{self.path} holds a run; add --resume to continue it, or choose another --out")
+            raise InputError(f"{self.path} holds a run; add `resume` to continue it, or choose another `out`")
 
     @contextlib.contextmanager
     def claim(self, *, resume: bool) -> Iterator[None]:
-        """Keep other runs out while this one lasts; the system frees the folder if the process is killed.
+        """Lock the folder for this run; the system unlocks it if the process is killed.
 
-        Raises `InputError` when another process writes to the folder, or it holds a run and ``resume`` is not
-        set.
+        Raises `InputError` if another process holds it, or it holds a run and ``resume`` is not set.
         """
         self.refuse_to_replace(resume=resume)
         with contextlib.ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(
-                    locked(self.path / ".lock", f"another run writes to {self.path}; choose another --out")
+                    locked(self.path / ".lock", f"another run writes to {self.path}; choose another `out`")
                 )
             except OSError as error:
-                raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
+                raise InputError(f"`out` {self.path} cannot be written: {error.strerror}") from error
             for folder in (
                 self.state.parent,
                 self.path / "model",
@@ -73,9 +67,9 @@ class RunFolder:
             yield
 
     def taxonomy(self, named: str, tell: Callable[[str], None]) -> Taxonomy:
-        """The taxonomy that a recipe names; that of a run that has begun is the one it began with.
+        """Load a recipe's taxonomy; a run that has begun keeps the one it began with.
 
-        ``tell`` hears in a line if the file has changed since.
+        ``tell`` gets a line if the file has changed since.
         """
         if not (self.state.exists() and self.begun_with.exists()):
             return load_taxonomy(named)
@@ -87,12 +81,12 @@ class RunFolder:
         if changed:
             tell(
                 f"{named} has changed since this run began, and the run keeps the tree it began with; a new "
-                "run takes the changed one: choose another --out"
+                "run takes the changed one: choose another `out`"
             )
         return begun
 
     def begin(self, recipe: StoredOptions, epochs_done: int, taxonomy: Taxonomy) -> None:
-        """Store the recipe and the tree, and keep the history lines of the epochs done; a kill can leave one more."""
+        """Store recipe and taxonomy, and cut the history to the epochs done; a kill can leave one more."""
         self.begun_with.parent.mkdir(parents=True, exist_ok=True)
         taxonomy.save(self.begun_with)
         recipe.save(self.path / "recipe.json")
@@ -102,54 +96,6 @@ class RunFolder:
             file.write_text(text, encoding="utf-8")
 
     def add_epoch(self, row: dict[str, Any]) -> None:
-        """Add an epoch's line to the history."""
+        """Append an epoch's row to the history."""
         with self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-
-    def describe_model(
-        self,
-        recipe: StoredOptions,
-        progress: dict[str, Any],
-        device: torch.device,
-        card: Callable[[dict[str, Any]], str],
-    ) -> None:
-        """Write the recipe, the facts and the model card, Markdown made of the facts, beside the weights."""
-        facts = {
-            "recipe": recipe.to_dict(),
-            **progress,
-            "hardware": hardware(device),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
-        recipe.save(self.model / "recipe.json")
-        write_json(self.model / "training.json", facts)
-        with replacing(self.model / "MODEL_CARD.md") as file:
-            file.write_text(card(facts), encoding="utf-8")
-
-
-def update_card(
-    model: Path, calibration: dict[str, Any] | None, results: dict[str, Any] | None = None
-) -> None:
-    """Tell a model's card, if it has one, of a calibration (`calibration.to_results`), and of results."""
-    card = model / "MODEL_CARD.md"
-    if not card.exists():
-        return
-    text = card.read_text(encoding="utf-8")
-    text = replace_results(text, results) if results else text
-    text = replace_calibration(text, calibration) if calibration else text
-    with replacing(card) as file:
-        file.write_text(text, encoding="utf-8")
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What a run runs on: kind of device, its name, processors of the machine, threads used."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": device.type, "name": name, "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())

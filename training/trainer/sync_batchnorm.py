@@ -1,6 +1,6 @@
-"""Batch norm over the images of all processes, so that a run does not depend on how many there are.
+"""Batch norm over the images of all processes, so that a run does not depend on their number.
 
-On accelerators it is torch's own, which has kernels for them alone; elsewhere the statistics are summed here.
+On CUDA devices it is torch's own; elsewhere the statistics are summed here.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def synchronise_norms(network: nn.Module, device: torch.device) -> None:
-    """Let every batch norm inside a network take its statistics over all processes while it is trained.
+def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
+    """Make every batch norm of a network take its statistics over all processes in training.
 
-    Names in the state dict stay; in evaluation mode nothing changes. Call it once the process group exists.
+    State dict and evaluation mode are unchanged. Call it once the process group exists.
     """
     if device.type == "cuda":
         convert_sync_batchnorm(network)  # keeps the activations that timm has in its norms
@@ -27,12 +27,12 @@ def synchronise_norms(network: nn.Module, device: torch.device) -> None:
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             kind = type(module)
-            module.__class__ = type(f"Synchronised{kind.__name__}", (_Synchronised, kind), {})
+            module.__class__ = type(f"Synchronised{kind.__name__}", (_SyncedBatchNorm, kind), {})
 
 
 @torch.no_grad()
 def average_statistics(network: nn.Module) -> None:
-    """Make the running statistics of all processes their mean; for norms that each process has for itself."""
+    """Replace running statistics by their mean over all processes, for norms that are not synchronised."""
     values = [
         value
         for module in network.modules()
@@ -51,12 +51,12 @@ def average_statistics(network: nn.Module) -> None:
 
 
 def has_statistics(network: nn.Module) -> bool:
-    """Whether a network has batch norms, which normalise by statistics of other images in use."""
+    """Whether a network has batch norms."""
     return any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
 def hold_statistics(network: nn.Module) -> None:
-    """Let batch norms of a network in training normalise by the statistics that they have; their weights do train."""
+    """Make batch norms normalise by their running statistics while their weights train."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
@@ -64,10 +64,9 @@ def hold_statistics(network: nn.Module) -> None:
 
 @torch.no_grad()
 def measure_statistics(network: nn.Module, calls: Iterable[Callable[[], object]]) -> int:
-    """Measure the statistics of batch norms anew: the mean over calls that run them on images; returns how many.
+    """Measure the running statistics of batch norms as the mean over ``calls``; return how many norms were measured.
 
-    Those that the calls run are forgotten first and put into training mode meanwhile; other norms, and norms that are
-    held in evaluation mode while the network trains (frozen ones), keep theirs.
+    Norms that no call runs, and norms that stay in evaluation mode in training (frozen ones), keep theirs.
     """
     calls = iter(calls)
     network.train()
@@ -92,10 +91,10 @@ def measure_statistics(network: nn.Module, calls: Iterable[Callable[[], object]]
     return len(found)
 
 
-class _Synchronised(_BatchNorm):
-    """A batch norm, with the activation that timm's have, whose training mode looks at all processes' images.
+class _SyncedBatchNorm(_BatchNorm):
+    """A batch norm (with timm's activation) that uses the images of all processes in training.
 
-    It becomes a base of the norm's own class: a module keeps its identity, attributes and what it is an instance of.
+    Added as a base of the norm's own class, so that the module keeps its identity and attributes.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -121,15 +120,14 @@ class _Synchronised(_BatchNorm):
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _normalise(images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
-    """Outside of compiled code, which can't wait for other processes."""
-    return _Normalise.apply(images, weight, bias, eps)
+    """Run `_SyncedNormFunction` outside of compiled code, which can't wait for other processes."""
+    return _SyncedNormFunction.apply(images, weight, bias, eps)
 
 
-class _Normalise(torch.autograd.Function):
+class _SyncedNormFunction(torch.autograd.Function):
     """Batch norm by the statistics of all processes (Ioffe & Szegedy 2015, algorithm 1 and its gradients).
 
-    It is put together from torch's kernels of a batch norm in evaluation mode, which are several times as fast as sums
-    and products per channel.
+    Composed of torch's kernels for evaluation mode, several times as fast as sums and products per channel.
     """
 
     @staticmethod

@@ -1,35 +1,35 @@
-"""How fast a run goes, and which share of the time it waits for images."""
+"""Measure images per second, and the share of the time spent waiting for images."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
 
+from hierclass.labelling.read_ahead import num_cores
+
 T = TypeVar("T")
 ENOUGH = 0.2
-"""Waiting for images more than this share of the time is worth a hint."""
+"""Share of the time spent waiting from which a hint is printed."""
 
 
-class Pace:
-    """Counts images and seconds from its first update on, which starts workers and compiles and so is left out.
+class ThroughputMeter:
+    """Counts images and seconds, without the first update, which starts workers and compiles.
 
-    On a CUDA device the network runs behind the program: there, only the time in which the device had nothing to do
-    counts as waiting, which events on the device tell.
+    On a CUDA device, which runs behind the program, only the device's idle time counts as waiting (measured by events).
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Begin an epoch on a device."""
+        """Start measuring on a device."""
         self.cuda = device.type == "cuda"
         self.images, self.started = 0, time.monotonic()
         self.waited = 0.0
         self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event, float]] = []
 
     def take(self, stream: Iterator[T]) -> T:
-        """The next of a stream, timed."""
+        """Return the next item of a stream and measure the wait."""
         idle = self._mark()
         started = time.monotonic()
         batch = next(stream)
@@ -42,7 +42,7 @@ class Pace:
         return batch
 
     def restart(self) -> None:
-        """Forget what was counted so far."""
+        """Reset the counts."""
         self.images, self.started, self.waited = 0, time.monotonic(), 0.0
         self._pending = []
 
@@ -59,7 +59,7 @@ class Pace:
         return min(1.0, self.waited / max(time.monotonic() - self.started, 1e-9))
 
     def _mark(self) -> torch.cuda.Event | None:
-        """An event that happens when the device has done all that it was given so far."""
+        """An event that happens when the device has finished all work so far; None without CUDA."""
         if not self.cuda:
             return None
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -67,30 +67,21 @@ class Pace:
         return event
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
-
-
 def automatic_workers(device: torch.device, local_processes: int) -> int:
-    """Processes that prepare images where the user gives no number.
+    """Default number of processes that prepare images.
 
-    One, where the network itself runs on the processor; else a core each, one per process of the run left free, up to
-    16.
+    1 if the network runs on the processor; else the cores per process of the run less one, up to 16.
     """
     if device.type == "cpu":
         return 1
-    return max(1, min(16, cores() // local_processes - 1))
+    return max(1, min(16, num_cores() // local_processes - 1))
 
 
 def waiting_hint(waiting: float, workers: int, local_processes: int) -> str | None:
-    """What may help where an epoch waited for images too long; None where it did not."""
+    """Advice if an epoch waited for images too long, else None."""
     if waiting <= ENOUGH:
         return None
     what = f"{waiting:.0%} of the time went into waiting for images; "
-    if local_processes * (workers + 1) < cores():
-        return f"{what}raise --workers (now {workers})"
-    return f"{what}all {cores()} cores are in use: store smaller images, or augment less"
+    if local_processes * (workers + 1) < num_cores():
+        return f"{what}raise `workers` (now {workers})"
+    return f"{what}all {num_cores()} cores are in use: store smaller images, or augment less"

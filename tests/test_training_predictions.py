@@ -18,8 +18,8 @@ from hierclass.errors import InputError
 from hierclass.images.preprocessing import preprocess
 from taxonomy import Taxonomy
 from training.data.samples import ImageSet
-from training.evaluation import predictions as answers
-from training.evaluation.predictions import Answers, collect_answers, images_to_keep
+from training.evaluation import predictions
+from training.evaluation.predictions import Predictions, collect_predictions, images_to_keep
 
 CPU = torch.device("cpu")
 
@@ -39,10 +39,10 @@ def images() -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def collect(model: Checkpoint, images: ImageSet) -> Callable[..., Answers]:
-    def run(**options: Any) -> Answers:
+def collect(model: Checkpoint, images: ImageSet) -> Callable[..., Predictions]:
+    def run(**options: Any) -> Predictions:
         given = {"batch_size": 4, "workers": 0, **options}
-        return collect_answers(model.network, images, model.preprocessing, CPU, model.taxonomy, **given)
+        return collect_predictions(model.network, images, model.preprocessing, CPU, model.taxonomy, **given)
 
     return run
 
@@ -53,8 +53,8 @@ def logits_of(model: Checkpoint, images: ImageSet, positions: list[int]) -> list
         return [level.numpy() for level in model.network.forward_all(torch.from_numpy(batch))]
 
 
-def same(left: Answers, right: Answers) -> bool:
-    for field in dataclasses.fields(Answers):
+def same(left: Predictions, right: Predictions) -> bool:
+    for field in dataclasses.fields(Predictions):
         ours, theirs = getattr(left, field.name), getattr(right, field.name)
         pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else [(ours, theirs)]
         if not all(np.array_equal(one, other) for one, other in pairs):
@@ -63,7 +63,7 @@ def same(left: Answers, right: Answers) -> bool:
 
 
 def test_answers_know_their_images_and_leave_out_those_that_cannot_be_read(
-    collect: Callable[..., Answers], images: ImageSet
+    collect: Callable[..., Predictions], images: ImageSet
 ) -> None:
     found = collect()
     assert found.positions.tolist() == [index for index in range(25) if index != 3]
@@ -73,7 +73,7 @@ def test_answers_know_their_images_and_leave_out_those_that_cannot_be_read(
 
 
 def test_what_is_best_and_what_is_right_is_what_the_product_decides(
-    collect: Callable[..., Answers], model: Checkpoint, images: ImageSet
+    collect: Callable[..., Predictions], model: Checkpoint, images: ImageSet
 ) -> None:
     found, tree = collect(lower_weights=(0.0, 0.5)), model.taxonomy
     logits = logits_of(model, images, found.positions.tolist())
@@ -90,13 +90,13 @@ def test_what_is_best_and_what_is_right_is_what_the_product_decides(
     assert [level.tolist() for level in found.own] == [each.argmax(axis=1).tolist() for each in logits]
 
 
-def test_answers_of_several_processes_joined_are_those_of_one(collect: Callable[..., Answers]) -> None:
+def test_answers_of_several_processes_joined_are_those_of_one(collect: Callable[..., Predictions]) -> None:
     parts = [collect(part=np.arange(rank, 25, 3)) for rank in range(3)]
-    assert same(Answers.join(parts), collect())
+    assert same(Predictions.join(parts), collect())
 
 
 def test_logits_are_kept_in_half_precision_where_it_matters_least(
-    collect: Callable[..., Answers], model: Checkpoint, images: ImageSet
+    collect: Callable[..., Predictions], model: Checkpoint, images: ImageSet
 ) -> None:
     found = collect()
     exact = combine_levels(logits_of(model, images, found.positions.tolist()), model.taxonomy, 0.5)
@@ -104,14 +104,14 @@ def test_logits_are_kept_in_half_precision_where_it_matters_least(
     assert {level.dtype for level in found.logits} == {np.dtype(np.float16)}
     for ours, theirs in zip(kept, exact, strict=True):
         assert np.abs(ours - theirs).max() < 1e-3
-    wide = answers.shrink_logits(torch.tensor([[1e6, 0.0, -1e9], [float("nan"), 1.0, 0.0]]))
+    wide = predictions.shrink_logits(torch.tensor([[1e6, 0.0, -1e9], [float("nan"), 1.0, 0.0]]))
     assert wide.tolist() == [[0.0, -65504.0, -65504.0], [-65504.0] * 3]
 
 
 def test_many_images_keep_the_logits_of_some_drawn_alike_in_every_process(
-    collect: Callable[..., Answers], monkeypatch: pytest.MonkeyPatch
+    collect: Callable[..., Predictions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "KEPT_NUMBERS", 10 * 19)  # of 2 + 5 + 12 logits per image
+    monkeypatch.setattr(predictions, "KEPT_NUMBERS", 10 * 19)  # of 2 + 5 + 12 logits per image
     found = collect()
     chosen = [index for index in images_to_keep(25, 19).tolist() if index != 3]
     assert found.kept.tolist() == chosen
@@ -119,7 +119,7 @@ def test_many_images_keep_the_logits_of_some_drawn_alike_in_every_process(
     assert [level.shape for level in found.logits] == [(len(chosen), size) for size in (2, 5, 12)]
     assert found.kept_leaves.tolist() == [index % 12 for index in chosen]
     assert len(found.leaves) == 24
-    assert same(Answers.join([collect(part=np.arange(rank, 25, 2)) for rank in range(2)]), found)
+    assert same(Predictions.join([collect(part=np.arange(rank, 25, 2)) for rank in range(2)]), found)
 
 
 def test_a_million_images_of_a_thousand_classes_stay_within_64_mebibytes() -> None:
@@ -134,7 +134,7 @@ def test_auto_is_the_weight_with_most_right_answers_the_lowest_of_equals(tiny_ta
     wrong, right = np.array([11, 11, 11, 0]), leaves
     best = np.array([[[0, 0, 0, 0], wrong, wrong], [[0] * 4, wrong, right], [[0] * 4, wrong, right]])
     empty = np.zeros((0,), dtype=np.int64)
-    found = Answers(np.arange(4), leaves, (0.0, 0.5, 1.0), best % 12, np.zeros((4, 1)), empty, (), ())  # type: ignore[arg-type]
+    found = Predictions(np.arange(4), leaves, (0.0, 0.5, 1.0), best % 12, np.zeros((4, 1)), empty, (), ())  # type: ignore[arg-type]
     found = dataclasses.replace(found, best=np.stack([best[:, 0] % 2, best[:, 1] % 5, best[:, 2]], axis=1))
     assert found.chosen("auto", tiny_taxonomy) == 1
     assert found.chosen(1, tiny_taxonomy) == 2
@@ -143,4 +143,4 @@ def test_auto_is_the_weight_with_most_right_answers_the_lowest_of_equals(tiny_ta
 def test_no_readable_image_is_an_error_that_names_some(model: Checkpoint) -> None:
     broken = ImageSet([b"a", b"b"], ["a.png", "b.png"], np.zeros(2, dtype=np.int64))
     with pytest.raises(InputError, match=r"none of the 2 images can be read: a\.png"):
-        collect_answers(model.network, broken, model.preprocessing, CPU, model.taxonomy, workers=0)
+        collect_predictions(model.network, broken, model.preprocessing, CPU, model.taxonomy, workers=0)

@@ -1,11 +1,11 @@
-"""The output folder of a distillation: what lies where, and how levels that are trained apart become one model.
+"""The output folder of a distillation, and how levels that are trained by separate runs become one model.
 
-recipe.json            what all levels have in common, and the options of the last call that trained them all
+recipe.json            options that all levels share, and those of the last call that trained all levels
 start/                 the nested network before training, float32
-crops/                 crops and the teacher's answers (`store`), unless they are kept elsewhere
+crops/                 crops and the teacher's answers (`crop_store`), unless they are kept elsewhere
 unreadable.csv         photographs that can't be read
-level-0/ …             of each level that is trained by itself: recipe.json, history.jsonl, and last/ for --resume
-model/                 the model, float16, all levels as they were trained last; recipe.json, training.json, its card
+level-0/ …             per group of levels trained together: recipe.json, history.jsonl, and last/ for --resume
+model/                 the model, float16, each level as trained last; recipe.json, training.json, MODEL_CARD.md
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ import torch
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
-from training.distillation.card import distilled_card
+from training.distillation.model_card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
-from training.recipe.recipe import option_of
-from training.trainer.run_dir import START, RunFolder
+from training.recipe.option import as_text
+from training.trainer.export import describe_model
+from training.trainer.run_dir import START, RunDir
 
 
-class DistilFolder:
-    """The output folder of one distillation; only main processes write to it, several runs of different levels too."""
+class DistilDir:
+    """The output folder of one distillation; runs of different levels may write to it at the same time."""
 
     def __init__(self, path: Path, cache: str | None = None) -> None:
-        """Name the folder, and where crops are kept if not in it; `claim` makes it."""
+        """Name the folder, and ``cache`` if crops are kept elsewhere; `claim` creates it."""
         self.path = path
         self.recipe = path / "recipe.json"
         self.start = path / START
@@ -40,9 +41,9 @@ class DistilFolder:
         self.crops = path / "crops" if cache is None else Path(cache)
         self.unreadable = path / "unreadable.csv"
 
-    def run_of(self, levels: Sequence[int]) -> RunFolder:
-        """The folder of levels that are trained together."""
-        return RunFolder(self.path / f"level-{'-'.join(map(str, levels))}", self.model)
+    def run_of(self, levels: Sequence[int]) -> RunDir:
+        """The run folder of levels that are trained together."""
+        return RunDir(self.path / f"level-{'-'.join(map(str, levels))}", self.model)
 
     @property
     def begun(self) -> bool:
@@ -50,7 +51,7 @@ class DistilFolder:
         return any(self.path.glob("level-*/last/state.safetensors"))
 
     def stored_recipe(self, level: int | None = None) -> DistilRecipe | None:
-        """The recipe that a level, or the run as a whole, began with."""
+        """The recipe that a level (None: the run as a whole) began with, or None."""
         own = self.run_of((level,)).path / "recipe.json" if level is not None else self.recipe
         for file in (own, self.recipe):
             if file.exists():
@@ -58,33 +59,33 @@ class DistilFolder:
         return None
 
     def check_mine(self) -> None:
-        """Raise `InputError` where the folder holds something that a distillation did not make."""
+        """Raise `InputError` if the folder holds output of another command."""
         if self.recipe.exists():
             try:
                 DistilRecipe.load(self.recipe)
             except InputError as error:
-                if RunFolder(self.path).state.exists():
+                if RunDir(self.path).state.exists():
                     raise InputError(
-                        f"{self.path} holds a run of another command; choose another --out"
+                        f"{self.path} holds a run of another command; choose another `out`"
                     ) from error
                 raise
         elif self.model.exists() and any(self.model.iterdir()):
-            raise InputError(f"{self.model} holds a model that is not of this run; choose another --out")
+            raise InputError(f"{self.model} holds a model that is not of this run; choose another `out`")
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Hold the folder for a moment, to set up a run or to write the model; waits for another run that does."""
+        """Hold the folder to set up a run or write the model; waits for another run that does."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with locked(self.path / ".lock", wait=True):
                 yield
         except OSError as error:
             if error.filename is None or Path(str(error.filename)).parent == self.path.parent:
-                raise InputError(f"--out {self.path} cannot be written: {error.strerror}") from error
+                raise InputError(f"`out` {self.path} cannot be written: {error.strerror}") from error
             raise
 
     def check_common(self, recipe: DistilRecipe) -> None:
-        """Raise `InputError` where the levels trained so far began with other options."""
+        """Raise `InputError` if the levels trained so far began with other shared options."""
         stored = self.stored_recipe()
         if stored is None or not self.begun:
             return
@@ -92,30 +93,30 @@ class DistilFolder:
             ours, theirs = getattr(recipe, name), getattr(stored, name)
             if ours != theirs:
                 raise InputError(
-                    f"{option_of(name)} {_said(ours)} differs from the run in {self.path} ({_said(theirs)}); leave it "
-                    "out, or change --out"
+                    f"`{name}` {as_text(ours)} differs from the run in {self.path} ({as_text(theirs)}); leave it "
+                    "out, or change `out`"
                 )
 
     def check_others(self, level: int) -> None:
-        """Raise `InputError` where another level was kept in the model, which has been deleted since."""
+        """Raise `InputError` if another level was trained and has been deleted from the model."""
         kept = self.kept_levels()
         for other in sorted(self.path.glob("level-*/history.jsonl")):
             levels = set(map(int, other.parent.name.split("-")[1:]))
             measured = other.stat().st_size > 0  # a run that has just begun has kept nothing yet
             if level not in levels and measured and not levels <= kept:
                 raise InputError(
-                    f"{self.model} lacks {other.parent.name}, which was trained; continue with --resume and without "
-                    "--level to put it back"
+                    f"{self.model} lacks {other.parent.name}, which was trained; continue with `resume` and without "
+                    "`level` to put it back"
                 )
 
     def kept_levels(self, interpolate: float | None = None) -> set[int]:
-        """The levels that the model has as they were trained; if it is given, those that were drawn back so far."""
+        """Trained levels in the model; with ``interpolate``, only those kept at that share."""
         found = self._stored_results().get("distillation")
         rows = found.get("levels", []) if isinstance(found, dict) else []
         return {row["level"] for row in rows if interpolate in (None, row.get("interpolate", 1.0))}
 
     def has_start(self, recipe: DistilRecipe) -> bool:
-        """Whether the network to start from is there, of the same options."""
+        """Whether the network before training exists, made with the same shared options."""
         stored = self.stored_recipe()
         return (
             stored is not None
@@ -131,9 +132,9 @@ class DistilFolder:
         results: dict[str, Any],
         device: torch.device,
     ) -> None:
-        """Write the tensors ``names`` of a network into the model, whose others stay as they were trained last.
+        """Write the tensors ``names`` of a network into the model; its other tensors stay as trained before.
 
-        What was measured of the model with labels, and fitted to that, does not hold any longer and goes.
+        Results on labelled images, and what was fitted to them, no longer hold and are removed.
         """
         with self.claim():
             merged = merge_results(self._stored_results(), results)
@@ -145,8 +146,12 @@ class DistilFolder:
             network.load_stored(tensors)
             save_checkpoint(self.model, dataclasses.replace(trained, results=merged, decision={}))
             shared = recipe.without_paths()
-            RunFolder(self.path).describe_model(
-                shared, dict(merged), device, lambda facts: distilled_card(facts, trained.taxonomy)
+            describe_model(
+                self.model,
+                shared,
+                dict(merged),
+                device,
+                lambda facts: distilled_card(facts, trained.taxonomy),
             )
 
     def _stored_tensors(self) -> dict[str, torch.Tensor]:
@@ -155,7 +160,7 @@ class DistilFolder:
         try:
             return dict(safetensors.torch.load_file(self.model / WEIGHTS_FILE))
         except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{self.model} is damaged: {error}; delete it, and --resume") from error
+            raise CheckpointError(f"{self.model} is damaged: {error}; delete it, and `resume`") from error
 
     def _stored_results(self) -> dict[str, Any]:
         if not (self.model / CONFIG_FILE).exists():
@@ -164,19 +169,13 @@ class DistilFolder:
         return found if isinstance(found, dict) else {}
 
     def load_start(self) -> Checkpoint:
-        """Read the network to start from."""
+        """Load the network before training."""
         return load_checkpoint(self.start)
 
 
 def merge_results(stored: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-    """Results of a distillation with the rows of levels that were trained by other runs, in the order of levels."""
+    """Add the levels of other runs to the results of a distillation, in the order of levels."""
     known = stored.get("distillation")
     rows = known.get("levels", []) if isinstance(known, dict) else []
     found = {row["level"]: row for row in (*rows, *results["levels"])}
     return {"distillation": {**results, "levels": [found[level] for level in sorted(found)]}}
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
-    return "none" if value is None else str(value)

@@ -1,13 +1,13 @@
-"""Crops and the teacher's answers on disk: made once, block by block, resumed where a run broke off.
+"""Crops and the teacher's answers on disk: made once, block by block, resumed where a run stopped.
 
-crops.json              what they were made from; of other photographs, seeds, sizes or another teacher they are refused
+crops.json              what the crops were made from; crops of other data, seeds, sizes or teachers are refused
 pixels-80.u8            all crops at a side of 80 pixels, uint8 (N, 80, 80, 3)
 answers.f16             the teacher's logits of the leaves, each row less its highest, float16 (N, leaves)
-sides.u16               shorter sides in pixels of what a crop shows and of its photograph, uint16 (N, 2);
+sides.u16               shorter sides in pixels of the part that a crop shows and of its photograph, uint16 (N, 2);
                         0: the photograph can't be read
-NAME.done               a byte per block of a file, 1 where it is whole
+NAME.done               a byte per block of a file, 1 where the block is complete
 
-Crop p · P + i is that of pass p of photograph i of P, so that more passes can be added.
+Crop p · P + i is that of pass p of photograph i of P, so that passes can be added.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from training.recipe.stored_options import write_json
 BLOCK = 64
 """Crops that are made, answered and written at once."""
 RESERVE = 64 << 20
-"""Bytes of a disk that crops leave free."""
+"""Bytes of the disk that are left free."""
 ANSWERS, SIDES = "answers.f16", "sides.u16"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Block:
+class CropBlock:
     """Crops of one pass of the photographs ``first`` … ``stop`` - 1; ``number`` counts blocks from 0."""
 
     number: int
@@ -46,20 +46,20 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Column:
-    """What one file holds of every crop."""
+class StoreColumn:
+    """Shape and type of one crop's part of a file."""
 
     shape: tuple[int, ...]
     dtype: type[np.generic]
 
     @property
     def bytes(self) -> int:
-        """Of one crop."""
+        """Bytes per crop."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
 def pixels_name(side: int) -> str:
-    """Name of the file of the crops at a side in pixels."""
+    """File name of the crops at a side in pixels."""
     return f"pixels-{side}.u8"
 
 
@@ -70,12 +70,12 @@ class CropStore:
         self,
         folder: Path,
         made_from: Mapping[str, Any],
-        columns: Mapping[str, Column],
+        columns: Mapping[str, StoreColumn],
         *,
         num_photographs: int,
         passes: int,
     ) -> None:
-        """Name the files; `open` makes or checks them. ``made_from`` has JSON values that tell a fitting store."""
+        """Name the files; `open` creates or checks them. ``made_from`` are JSON values that identify the crops."""
         self.folder, self.made_from, self.columns = folder, dict(made_from), dict(columns)
         self.num_photographs, self.passes = num_photographs, passes
         self._per_pass = -(-num_photographs // BLOCK)
@@ -84,25 +84,25 @@ class CropStore:
     def __len__(self) -> int:
         return self.passes * self.num_photographs
 
-    def blocks(self) -> Iterator[Block]:
-        """All blocks, in the order of the crops."""
+    def blocks(self) -> Iterator[CropBlock]:
+        """Yield all blocks, in the order of the crops."""
         for passing in range(self.passes):
             for place in range(self._per_pass):
                 first = place * BLOCK
                 stop = min(first + BLOCK, self.num_photographs)
-                yield Block(passing * self._per_pass + place, passing, first, stop)
+                yield CropBlock(passing * self._per_pass + place, passing, first, stop)
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Keep other runs from writing while this one does; waits for one that does."""
+        """Hold the folder while writing; waits for another run that does."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", wait=True):
             yield
 
     def open(self) -> None:
-        """Make the files, or see that those there were made from the same.
+        """Create the files, or check that existing ones were made from the same data.
 
-        Raises `InputError` where they were not, or the disk has no room for what is missing.
+        Raises `InputError` if they were not, or if the disk is too small.
         """
         header = self.folder / "crops.json"
         if header.exists():
@@ -112,7 +112,7 @@ class CropStore:
         if missing + RESERVE > free and missing:
             raise InputError(
                 f"the crops need {missing / 1e9:.1f} GB in {self.folder}, and {free / 1e9:.1f} GB are free; give fewer "
-                "--crops-per-photo, or another --cache"
+                "`crops_per_photo`, or another `cache`"
             )
         write_json(header, self.made_from)
         for name, column in self.columns.items():
@@ -131,7 +131,7 @@ class CropStore:
             what = ", ".join(sorted(key.replace("_", " ") for key in differing))
             raise InputError(
                 f"{self.folder} holds crops of another run (differing: {what}); delete it to make them anew, or choose "
-                "another --cache or --out"
+                "another `cache` or `out`"
             )
 
     def _missing_bytes(self, name: str) -> int:
@@ -142,7 +142,7 @@ class CropStore:
         return self.folder / f"{name.partition('.')[0]}.done"
 
     def done(self, name: str) -> npt.NDArray[np.uint8]:
-        """1 for each block of a file that is whole, else 0."""
+        """1 for each complete block of a file, else 0."""
         total = self.passes * self._per_pass
         try:
             found = np.frombuffer(self._done_file(name).read_bytes(), dtype=np.uint8)[:total]
@@ -150,7 +150,7 @@ class CropStore:
             found = np.zeros(0, dtype=np.uint8)
         return np.concatenate([found, np.zeros(total - len(found), dtype=np.uint8)])
 
-    def write(self, name: str, block: Block, values: npt.NDArray[Any]) -> None:
+    def write(self, name: str, block: CropBlock, values: npt.NDArray[Any]) -> None:
         """Write a block's part of a file; it counts as done after `commit`."""
         column = self.columns[name]
         assert values.shape == (block.stop - block.first, *column.shape)
@@ -161,7 +161,7 @@ class CropStore:
         self._written.append((name, block.number))
 
     def commit(self) -> None:
-        """Sync what was written and note it as done."""
+        """Sync what was written and mark it as done."""
         written, self._written = self._written, []
         for name in dict.fromkeys(name for name, _ in written):
             for file in (self.folder / name, self._done_file(name)):
@@ -181,7 +181,7 @@ class CropStore:
 
 
 def _lengthen(file: Path, size: int) -> None:
-    """Let a file have at least so many bytes, zeros at its end."""
+    """Extend a file with zeros to at least ``size`` bytes."""
     with _named(file), file.open("ab") as stream:
         if stream.tell() < size:
             stream.truncate(size)
@@ -189,7 +189,7 @@ def _lengthen(file: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def _named(file: Path) -> Iterator[Path]:
-    """Errors of a disk name the file; those of writing don't by themselves."""
+    """Put the file's name into disk errors, which lack it when writing."""
     try:
         yield file
     except OSError as error:

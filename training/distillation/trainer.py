@@ -1,12 +1,10 @@
-"""An update of a distillation: crops from the store, mirrored and mixed, and what the levels learn from them."""
+"""One update of a distillation: mirrored and mixed crops, and the loss of the levels against the teacher."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -14,77 +12,19 @@ from torch import Tensor
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.prefix import PrefixNetwork
 from taxonomy import Taxonomy
-from training.data.mixup import Normalise, blend
-from training.data.sampler import Order, Share, seed_everything
-from training.distillation.objective import Pupils, TeacherLoss
+from training.data.mixup import PixelNormaliser, blend
+from training.data.sampler import seed_everything
+from training.distillation.dataset import CropBatch
+from training.distillation.losses import StudentLevels, TeacherLoss
 from training.distillation.recipe import DistilRecipe
 from training.distillation.student import level_names, trained_names
-from training.trainer.learner import Learner
-from training.trainer.run import make_optimizer
+from training.trainer.optimizer import make_optimizer
 from training.trainer.sync_batchnorm import hold_statistics
-
-Crops = npt.NDArray[np.uint8]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CropBatch:
-    """One process's crops for one update.
-
-    ``images`` uint8 (n, 3, S, S) for every level that is trained, ``answers`` the teacher's logits of the leaves
-    (n, leaves), float16; ``share`` says where the crops stand in the whole batch.
-    """
-
-    images: list[Tensor]
-    answers: Tensor
-    share: Share
-
-    def __len__(self) -> int:
-        """Number of crops."""
-        return len(self.answers)
-
-    @property
-    def errors(self) -> list[str]:
-        """Nothing: crops of unreadable photographs are not in the store's order."""
-        return []
+from training.trainer.trainer import Trainer
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CropSet:
-    """Some crops of a store: ``indices`` (M,) among all, ``pixels`` (N, S, S, 3) per level, ``answers`` (N, leaves)."""
-
-    indices: npt.NDArray[np.int64]
-    pixels: Sequence[Crops]
-    answers: npt.NDArray[np.float16]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def take(self, places: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """Images uint8 (n, 3, S, S) per level, and answers (n, leaves), of the crops at some places of the set."""
-        rows = self.indices[places]
-        images = [
-            torch.from_numpy(np.ascontiguousarray(each[rows])).permute(0, 3, 1, 2) for each in self.pixels
-        ]
-        return images, torch.from_numpy(np.ascontiguousarray(self.answers[rows]))
-
-    def batches(self, size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """All crops in their order, so many at a time."""
-        for first in range(0, len(self), size):
-            yield self.take(range(first, min(first + size, len(self))))
-
-    def stream(self, order: Order, first: int, last: int) -> Generator[CropBatch]:
-        """The batches of updates ``first`` … ``last`` - 1, shuffled anew whenever all crops have been seen."""
-        while first < last:
-            passing, start = divmod(first, len(order))
-            for share in order.shares(passing, start=start):
-                yield CropBatch(*self.take(share.indices), share)
-                first += 1
-                if first == last:
-                    return
-
-
-class DistilRun(Learner):
-    """Levels of a network that learn from a teacher's answers, on the device and processes of an accelerator."""
+class DistilTrainer(Trainer):
+    """Trains levels of a network on a teacher's answers."""
 
     def __init__(
         self,
@@ -95,7 +35,7 @@ class DistilRun(Learner):
         preprocessing: Preprocessing,
         accelerator: Accelerator,
     ) -> None:
-        """Train what belongs to some levels of a network that is made ready to begin; all else is held fixed."""
+        """Train the parameters of ``levels``; all others are frozen."""
         self.recipe, self.levels, self.preprocessing = recipe, tuple(levels), preprocessing
         self.trained = trained_names(network, levels, heads=recipe.train_heads)
         self.changed = level_names(network, levels, self.trained)
@@ -103,7 +43,7 @@ class DistilRun(Learner):
         for name, value in network.named_parameters():
             value.requires_grad_(name in self.trained)
         super().__init__(
-            Pupils(network, levels),
+            StudentLevels(network, levels),
             network,
             accelerator,
             ema_decay=recipe.ema_decay,
@@ -111,18 +51,18 @@ class DistilRun(Learner):
         )
         weights = {"leaf_weight": recipe.leaf_weight, "tier_weight": recipe.tier_weight}
         self.loss = TeacherLoss(taxonomy, levels, **weights).to(accelerator.device)
-        self.normalise = Normalise(preprocessing, accelerator.device)
+        self.normalise = PixelNormaliser(preprocessing, accelerator.device)
         self.began = {
             name: value.detach().clone() for name, value in network.named_parameters() if name in self.trained
         }
-        """What the trained weights were before the first update."""
+        """The trained weights before the first update."""
         self.join_processes(find_unused=False, sync_batch_norm=recipe.sync_batch_norm)
         self.prepare(
             make_optimizer(self.trainee, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
         )
 
     def step(self, batch: CropBatch, *, epoch: int, step: int) -> Tensor:
-        """One update on this process's share of a batch; returns the sum of the losses of its crops, detached."""
+        """Make one update on this process's share of a batch; return the detached sum of the losses of its crops."""
         recipe = self.recipe
         rate = recipe.rate(self.updates)
         for group in self.optimizer.param_groups:
@@ -143,9 +83,9 @@ class DistilRun(Learner):
         return loss.detach() * len(batch)
 
     def prepare_batch(self, batch: CropBatch) -> tuple[list[Tensor], Tensor]:
-        """Normalised images per level, mirrored and mixed, and the teacher's shares of the leaves, mixed alike.
+        """Normalised, mirrored and mixed images per level, and the teacher's probabilities, mixed alike.
 
-        What is drawn depends on (seed, update, place in the batch) alone, however the batch is dealt out.
+        What is drawn depends on (seed, update, position in the batch) alone, however the batch is divided.
         """
         recipe, share = self.recipe, batch.share
         seed_everything(recipe.seed, self.updates, 1)
@@ -164,5 +104,5 @@ class DistilRun(Learner):
 
 
 def _mirror(images: Tensor, which: Tensor) -> Tensor:
-    """Images (n, 3, S, S) of which some are seen in a mirror."""
+    """Mirror those images (n, 3, S, S) that ``which`` (n,) marks."""
     return torch.where(which.view(-1, 1, 1, 1), images.flip(3), images)

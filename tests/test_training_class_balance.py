@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.data.class_balance import balanced_order, log_priors
-from training.data.sampler import Order
+from training.data.sampler import BatchSampler
 from training.evaluation.metrics import balanced_accuracy
 from training.recipe.recipe import Recipe
 from training.trainer.losses import NestedLoss
@@ -86,7 +86,7 @@ def test_sampling_draws_every_leaf_equally_often_to_within_one(labels: list[int]
 def test_an_epoch_of_balanced_batches_repeats_for_its_seed(tiny_taxonomy: Taxonomy) -> None:
     leaves = np.repeat(np.arange(12), COUNTS)
     first, again, other = (
-        [share.indices for share in Order(100, 10, seed=1, balance=leaves).shares(epoch)]
+        [share.indices for share in BatchSampler(100, 10, seed=1, balance=leaves).shares(epoch)]
         for epoch in (0, 0, 1)
     )
     assert first == again != other
@@ -99,5 +99,5 @@ def test_balanced_accuracy_is_the_mean_over_the_classes() -> None:
 
 
 def test_an_unknown_balance_is_refused() -> None:
-    with pytest.raises(InputError, match="--balance much: give none, loss or sampling"):
+    with pytest.raises(InputError, match="`balance` much: give none, loss or sampling"):
         Recipe(data=(), taxonomy="x", balance="much").check()

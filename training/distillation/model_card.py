@@ -1,4 +1,4 @@
-"""The model card of a distilled model: what it is, how near its levels come to the teacher, how it was made."""
+"""The model card of a distilled model: levels, closeness to the teacher, training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.evaluation.model_card import HOW_MADE, hardware_lines, option_tabl
 
 
 def distilled_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
-    """Markdown from the facts of a distillation (training.json)."""
+    """Markdown of the facts of a distillation (training.json)."""
     found, recipe = facts["distillation"], facts["recipe"]
     classes = " / ".join(map(str, taxonomy.num_classes))
     return "\n".join(
@@ -72,7 +72,7 @@ def _training_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _how(row: Mapping[str, Any]) -> str:
-    """What a level's own recipe may have that differs from the other levels'."""
+    """Options of a level's own recipe that may differ between levels."""
     told = []
     if "statistics" in row:
         told.append(f"{row['statistics']} statistics")

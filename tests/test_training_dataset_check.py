@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -17,8 +18,14 @@ from training_data import draw, jpeg, write_folder
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_header
 from taxonomy import Taxonomy, load_taxonomy
-from training.data import dataset_check as checking
-from training.data.dataset_check import Findings, check_mode, digest_of, look, look_at_all
+from training.data import dataset_check
+from training.data.dataset_check import (
+    CheckResult,
+    check_image,
+    check_images,
+    digest_images,
+    resolve_check_mode,
+)
 from training.data.load import load_data
 from training.data.samples import ImageSet, Unreadable, split_by_share
 from training.evaluation.console import Reporter
@@ -54,46 +61,48 @@ def test_a_quick_look_finds_what_was_cut_short_and_a_full_one_what_is_damaged() 
     damaged[len(whole) // 2] ^= 0xFF
     for full, found in ((False, [False, True, True, False]), (True, [False, True, True, True])):
         files = (whole, whole[:-300], b"text", bytes(damaged))
-        assert [look(file, full=full, min_side=64) is not None for file in files] == found
+        assert [check_image(file, full=full, min_side=64) is not None for file in files] == found
 
 
 def test_what_follows_the_end_of_a_jpeg_does_not_make_it_broken() -> None:
-    assert look(encoded("JPEG") + b"a film follows", full=False, min_side=64) is None
+    assert check_image(encoded("JPEG") + b"a film follows", full=False, min_side=64) is None
 
 
 def test_a_look_at_all_shows_its_rate_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(0, 10_000, 20))
-    monkeypatch.setattr(checking.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(dataset_check.time, "monotonic", lambda: float(next(ticks)))
     text = io.StringIO()
     images = ImageSet([encoded("JPEG"), b"", encoded("PNG")], ["a", "b", "c"], np.zeros(3, dtype=np.int64))
-    found = list(look_at_all(images, full=True, min_side=64, console=Console(file=text, width=200)))
+    found = list(
+        check_images(images, full=True, min_side=64, reporter=Reporter(Console(file=text, width=200)))
+    )
     assert found == [(1, Unreadable("b", "is empty (0 bytes)"))]
-    assert "of 3 images, " in text.getvalue()
+    assert re.search(r"checked \d of 3 images .* img/s left", text.getvalue())
 
 
 def test_few_bytes_are_decoded_and_many_looked_at_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     images = ImageSet([encoded("JPEG")], ["a"], np.zeros(1, dtype=np.int64))
-    assert check_mode("auto", images) == "full"
-    monkeypatch.setattr(checking, "FULL_UP_TO", 100)
-    assert check_mode("auto", images) == "quick"
-    assert check_mode("full", images) == "full"
-    with pytest.raises(InputError, match="--check fast: give auto, none, quick or full"):
-        check_mode("fast", images)
+    assert resolve_check_mode("auto", images) == "full"
+    monkeypatch.setattr(dataset_check, "FULL_UP_TO", 100)
+    assert resolve_check_mode("auto", images) == "quick"
+    assert resolve_check_mode("full", images) == "full"
+    with pytest.raises(InputError, match="`check` fast: give auto, none, quick or full"):
+        resolve_check_mode("fast", images)
 
 
 def test_findings_hold_for_the_same_images_only(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded("JPEG"))
     images = ImageSet([tmp_path / "a.jpg"], ["a.jpg"], np.zeros(1, dtype=np.int64))
-    digest = digest_of(images)
-    Findings("quick", digest, {0: Unreadable("a.jpg", "why")}).save(tmp_path / "checked.json")
-    found = Findings.load(tmp_path / "checked.json", mode="quick", digest=digest)
+    digest = digest_images(images)
+    CheckResult("quick", digest, {0: Unreadable("a.jpg", "why")}).save(tmp_path / "checked.json")
+    found = CheckResult.load(tmp_path / "checked.json", mode="quick", digest=digest)
     assert found is not None
     assert found.unreadable == (Unreadable("a.jpg", "why"),)
-    assert Findings.load(tmp_path / "checked.json", mode="full", digest=digest) is None
+    assert CheckResult.load(tmp_path / "checked.json", mode="full", digest=digest) is None
     (tmp_path / "a.jpg").write_bytes(encoded("JPEG", 100))
-    assert Findings.load(tmp_path / "checked.json", mode="quick", digest=digest_of(images)) is None
+    assert CheckResult.load(tmp_path / "checked.json", mode="quick", digest=digest_images(images)) is None
     (tmp_path / "checked.json").write_text("{")
-    assert Findings.load(tmp_path / "checked.json", mode="quick", digest=digest) is None
+    assert CheckResult.load(tmp_path / "checked.json", mode="quick", digest=digest) is None
 
 
 # ---------------------------------------------------------------- as a run does
@@ -114,7 +123,7 @@ def photographs(tmp_path: Path, tiny_taxonomy: Taxonomy) -> Recipe:
 
 def load(recipe: Recipe, out: Path, check: str = "auto") -> tuple[ImageSet, ImageSet, str]:
     text = io.StringIO()
-    reporter = Reporter(Console(file=text, width=500), total_work=1.0)
+    reporter = Reporter(Console(file=text, width=500))
     out.mkdir(exist_ok=True)
     train, dev = load_data(recipe, load_taxonomy(recipe.taxonomy), reporter, out=out, check=check)
     return train, dev, text.getvalue()
@@ -135,17 +144,11 @@ def test_what_can_not_be_read_is_listed_and_left_out_before_training(
     assert {row.split(",")[0] for row in rows[1:]} == {"owl/1.jpg", "owl/[b] 2.jpg"}
 
 
-def test_a_second_start_does_not_look_again(
-    photographs: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_start_takes_what_the_first_one_found(photographs: Recipe, tmp_path: Path) -> None:
     (Path(photographs.data[0]) / "owl" / "1.jpg").write_bytes(encoded("JPEG")[:-9000])
     first = load(photographs, tmp_path / "run")
     assert "checked 36 images (each decoded): 1 cannot be read" in first[2]
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr("training.data.load.look_at_all", refuse)
     again = load(photographs, tmp_path / "run")
     assert "checked" not in again[2]
     assert [list(part.names) for part in again[:2]] == [list(part.names) for part in first[:2]]
@@ -185,7 +188,7 @@ def test_uneven_classes_are_told_of_the_option(photographs: Recipe, tmp_path: Pa
         file = Path(photographs.data[0]) / "owl" / f"more{number}.jpg"
         file.write_bytes(jpeg(draw(6, number, 96)))
     assert (
-        "times as many images as the smallest: consider --balance loss"
+        "times as many images as the smallest: consider `balance` loss"
         in load(photographs, tmp_path / "run")[2]
     )
     balanced = dataclasses.replace(photographs, balance="loss")

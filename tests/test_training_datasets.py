@@ -15,7 +15,7 @@ from training_data import draw, jpeg, write_folder, write_parquet
 from hierclass.errors import InputError
 from taxonomy import Taxonomy, load_taxonomy
 from training.data import cifar
-from training.data.dataset_summary import default_out, survey
+from training.data.dataset_summary import default_out, summarise_dataset
 from training.data.datasets import absolute, list_images
 from training.data.samples import read_images, split
 
@@ -43,14 +43,14 @@ def test_a_val_folder_is_held_out_and_evaluated_on(tmp_path: Path, tiny_taxonomy
         train, dev = split(images, dev_from=None, dev_share=0.5, seed=0)
         assert (len(train), len(dev)) == (36, 12)
         assert len(read_images([data], tiny_taxonomy, held_out_only=True)) == 12
-        with pytest.raises(InputError, match="leave --dev-from out"):
+        with pytest.raises(InputError, match="leave `dev_from` out"):
             split(images, dev_from=1, dev_share=0.5, seed=0)
 
 
 def test_classes_that_are_called_train_and_bus_are_classes(tmp_path: Path) -> None:
     put(tmp_path / "train" / "1.jpg")
     put(tmp_path / "bus" / "1.jpg")
-    assert set(survey([str(tmp_path)]).ways) == {("train",), ("bus",)}
+    assert set(summarise_dataset([str(tmp_path)]).ways) == {("train",), ("bus",)}
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -59,13 +59,13 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cat").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "photos" / "dog" / "up").symlink_to(tmp_path / "photos")
     (tmp_path / "photos" / "self").symlink_to(tmp_path / "photos" / "self")
-    assert survey([str(tmp_path / "photos")]).ways == {("cat",): 1, ("dog",): 1}
+    assert summarise_dataset([str(tmp_path / "photos")]).ways == {("cat",): 1, ("dog",): 1}
 
 
 def test_hidden_files_and_files_of_other_kinds_are_no_images(tmp_path: Path) -> None:
     for name in ("dog/1.jpg", "dog/._1.jpg", ".cache/2.jpg", "dog/notes.txt"):
         put(tmp_path / name)
-    assert survey([str(tmp_path)]).ways == {("dog",): 1}
+    assert summarise_dataset([str(tmp_path)]).ways == {("dog",): 1}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode on Windows")
@@ -99,14 +99,14 @@ def test_folders_without_labelled_images_are_told_in_one_line(
     for name in files:
         put(tmp_path / name)
     with pytest.raises(InputError, match=message) as caught:
-        survey([data.format(tmp_path)])
+        summarise_dataset([data.format(tmp_path)])
     assert "\n" not in str(caught.value)
 
 
 def test_a_survey_counts_the_images_and_knows_their_size(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
     write_parquet(tmp_path / "shapes.parquet", tiny_taxonomy, 3)
     put(tmp_path / "folder" / "owl" / "1.jpg")
-    found = survey([str(tmp_path / "shapes.parquet"), str(tmp_path / "folder")])
+    found = summarise_dataset([str(tmp_path / "shapes.parquet"), str(tmp_path / "folder")])
     assert (found.num_images, found.ways[("owl",)], found.side) == (37, 4, 32)
 
 

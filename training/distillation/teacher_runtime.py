@@ -1,4 +1,4 @@
-"""The teacher's answers to uint8 crops: by ONNX Runtime where it is installed (four times as fast), else by torch."""
+"""Run the teacher on uint8 crops: by ONNX Runtime if installed (four times as fast on a processor), else by torch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hierclass.images.preprocessing import Preprocessing
 from training.distillation.teacher import Teacher
 
 WORTH = 4096
-"""Crops from which on it pays to export the teacher, which takes some seconds."""
+"""Number of crops from which exporting the teacher pays; it takes some seconds."""
 CLOSE = 0.05
-"""Logits of the two runtimes differ by no more than this, or torch is taken."""
+"""Largest relative difference between the logits of the two runtimes; beyond it torch is used."""
 _log = logging.getLogger(__name__)
 
-Answer = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+TeacherFunction = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """Crops uint8 (B, S, S, 3) → logits of the leaves, float32 (B, leaves)."""
 
 
-class OnBytes(nn.Module):
+class PixelClassifier(nn.Module):
     """A classifier that normalises its images itself: uint8 (B, S, S, 3) → logits."""
 
     mean: Tensor
@@ -46,20 +46,20 @@ class OnBytes(nn.Module):
         return logits
 
 
-def make_answerer(
+def make_teacher_function(
     teacher: Teacher, device: torch.device, num_crops: int, *, threads: int | None = None
-) -> tuple[Answer, str]:
-    """What answers crops, and by which runtime, in a word; ``num_crops`` are to be answered."""
-    network = OnBytes(teacher.classifier, teacher.preprocessing).eval()
+) -> tuple[TeacherFunction, str]:
+    """Return the function that answers crops, and the name of its runtime, for ``num_crops`` crops."""
+    network = PixelClassifier(teacher.classifier, teacher.preprocessing).eval()
     if device.type == "cpu" and num_crops >= WORTH:
         exported = _by_onnxruntime(network, teacher.preprocessing.size, threads)
         if exported is not None:
             return exported, "ONNX Runtime"
-    return by_torch(network, device), "torch"
+    return run_by_torch(network, device), "torch"
 
 
-def by_torch(network: nn.Module, device: torch.device) -> Answer:
-    """Answer with a network (`OnBytes`) on a device."""
+def run_by_torch(network: nn.Module, device: torch.device) -> TeacherFunction:
+    """Answer with a network (`PixelClassifier`) on a device."""
     network = network.to(device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -71,8 +71,8 @@ def by_torch(network: nn.Module, device: torch.device) -> Answer:
     return answer
 
 
-def _by_onnxruntime(network: nn.Module, side: int, threads: int | None) -> Answer | None:
-    """Answer by ONNX Runtime; None where it, or what exports to it, is missing or can't do this network."""
+def _by_onnxruntime(network: nn.Module, side: int, threads: int | None) -> TeacherFunction | None:
+    """Answer by ONNX Runtime; None if it is missing or can't run this network."""
     try:
         import onnxruntime
 
@@ -83,7 +83,7 @@ def _by_onnxruntime(network: nn.Module, side: int, threads: int | None) -> Answe
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         images = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
         theirs = session.run(None, {"images": images})[0]
-        ours = by_torch(network, torch.device("cpu"))(images)
+        ours = run_by_torch(network, torch.device("cpu"))(images)
     except Exception as error:  # not installed, or an operator that is not exported
         _log.debug("ONNX Runtime is not used: %s", error, exc_info=True)
         return None
@@ -98,7 +98,7 @@ def _by_onnxruntime(network: nn.Module, side: int, threads: int | None) -> Answe
 
 
 def _export(network: nn.Module, side: int) -> bytes:
-    """The network as the bytes of an ONNX file, for batches of any size."""
+    """The network as the bytes of an ONNX file with a free batch size."""
     images = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     silent = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(silent), redirect_stderr(silent):

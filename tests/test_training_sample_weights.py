@@ -14,25 +14,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from training_data import draw, jpeg, write_parquet
+from training_data import draw, jpeg
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.checkpoints.compress import compress
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
-from training.data.sample_weights import weigh
+from training.data.sample_weights import weigh_images
 from training.evaluation import calibration, metrics
-from training.evaluation.calibration import Kept, calibrate, find_threshold, fit_temperature, to_results
+from training.evaluation.calibration import (
+    ThresholdOutcome,
+    calibrate,
+    find_threshold,
+    fit_temperature,
+    to_results,
+)
 from training.evaluation.console import answer_rows, coverage_rows, weighting_sentence
 from training.evaluation.evaluate import measures, run_checkpoint, run_model
 from training.evaluation.model_card import replace_calibration
-from training.evaluation.predictions import Answers, best_classes, suitable_batch
+from training.evaluation.predictions import Predictions, best_classes, suitable_batch
 from training.evaluation.report_data import risk_coverage
 
 KNOWN = {"level": 2, "top1": 0.751, "measured": 0.835, "factor": 1.678, "effective_images": 1153.2}
 
 
-def said(tree: Taxonomy, right: int, images: int) -> Answers:
+def said(tree: Taxonomy, right: int, images: int) -> Predictions:
     """Answers of which the last level has the first ones right, each surer than the next."""
     leaves = np.arange(images) % 12
     answered = np.where(np.arange(images) < right, leaves, (leaves + 1) % 12)
@@ -41,7 +47,7 @@ def said(tree: Taxonomy, right: int, images: int) -> Answers:
         (sure * np.eye(size)[tree.projection(tier)[answered]]).astype(np.float32)
         for tier, size in enumerate(tree.num_classes)
     ]
-    return Answers(
+    return Predictions(
         positions=np.arange(images),
         leaves=leaves,
         lower_weights=(0.0,),
@@ -54,7 +60,7 @@ def said(tree: Taxonomy, right: int, images: int) -> Answers:
 
 
 def test_wrong_ones_count_so_much_that_the_top1_is_the_known_one(tiny_taxonomy: Taxonomy) -> None:
-    found = weigh(said(tiny_taxonomy, right=8, images=10), 0.6)
+    found = weigh_images(said(tiny_taxonomy, right=8, images=10), 0.6)
     assert found.factor == pytest.approx(8 * 0.4 / (2 * 0.6))
     assert found.weights == pytest.approx([0.75] * 8 + [2.0] * 2)
     assert (found.level, found.top1, found.measured) == (2, 0.6, 0.8)
@@ -62,7 +68,7 @@ def test_wrong_ones_count_so_much_that_the_top1_is_the_known_one(tiny_taxonomy: 
 
 
 def test_of_harder_images_the_right_ones_count_more(tiny_taxonomy: Taxonomy) -> None:
-    found = weigh(said(tiny_taxonomy, right=4, images=10), 0.8)
+    found = weigh_images(said(tiny_taxonomy, right=4, images=10), 0.8)
     assert found.weights == pytest.approx([2.0] * 4 + [1 / 3] * 6)
     assert found.factor == pytest.approx(1 / 6)
 
@@ -72,13 +78,13 @@ def test_only_images_whose_logits_are_kept_are_weighed_where_logits_are_needed(
 ) -> None:
     answers = said(tiny_taxonomy, right=8, images=10)
     some = dataclasses.replace(answers, positions=np.arange(10) * 2, kept=np.array([4, 18]))
-    assert weigh(some, 0.6).kept == pytest.approx([0.75, 2.0])
+    assert weigh_images(some, 0.6).kept == pytest.approx([0.75, 2.0])
 
 
 @pytest.mark.parametrize("known", [0.0, 1.0, 75.1, -0.5, math.nan])
 def test_a_known_top1_is_a_share(known: float, tiny_taxonomy: Taxonomy) -> None:
-    with pytest.raises(InputError, match=r"^--known-top1 .*: give more than 0, less than 1, such as 0.751"):
-        weigh(said(tiny_taxonomy, right=8, images=10), known)
+    with pytest.raises(InputError, match=r"^`known_top1` .*: give more than 0, less than 1, such as 0.751"):
+        weigh_images(said(tiny_taxonomy, right=8, images=10), known)
 
 
 @pytest.mark.parametrize(("right", "which"), [(0, "none"), (10, "all")])
@@ -86,7 +92,7 @@ def test_without_right_or_wrong_answers_there_is_nothing_to_weigh(
     right: int, which: str, tiny_taxonomy: Taxonomy
 ) -> None:
     with pytest.raises(InputError, match=f"has {which} of the 10 images right, so that no weights make that"):
-        weigh(said(tiny_taxonomy, right=right, images=10), 0.5)
+        weigh_images(said(tiny_taxonomy, right=right, images=10), 0.5)
 
 
 def test_a_temperature_is_fitted_to_the_weighted_images() -> None:
@@ -119,17 +125,19 @@ def test_where_no_answer_is_wrong_the_next_one_is_taken_to_count_as_much_as_any(
 
 
 def test_what_a_threshold_keeps_is_counted_by_weight() -> None:
-    kept = Kept(given=100, right=96, given_weight=104, right_weight=96, total=208, heaviest=2).to_dict()
+    kept = ThresholdOutcome(
+        given=100, right=96, given_weight=104, right_weight=96, total=208, heaviest=2
+    ).to_dict()
     assert (kept["precision"], kept["coverage"]) == (96 / 104, 0.5)
     low, high = metrics.wilson_interval(0.96, 100)
     assert kept["interval"] == pytest.approx([low / (2 - low), high / (2 - high)])
-    none = Kept(given=0, right=0, given_weight=0, right_weight=0, total=208, heaviest=2).to_dict()
+    none = ThresholdOutcome(given=0, right=0, given_weight=0, right_weight=0, total=208, heaviest=2).to_dict()
     assert none == {"precision": None, "interval": None, "coverage": 0.0}
 
 
 def test_a_split_that_is_repeated_makes_no_interval_narrower() -> None:
-    once = Kept(10, 9, 10, 9, 20, 1).to_dict()
-    assert Kept(30, 27, 30, 27, 60, 1, times=3).to_dict() == once
+    once = ThresholdOutcome(10, 9, 10, 9, 20, 1).to_dict()
+    assert ThresholdOutcome(30, 27, 30, 27, 60, 1, times=3).to_dict() == once
     assert once["interval"] == list(metrics.wilson_interval(0.9, 10))
 
 
@@ -149,7 +157,7 @@ def test_an_image_that_counts_twice_is_two_images() -> None:
 
 def test_a_calibration_with_weights_says_what_they_are(tiny_taxonomy: Taxonomy) -> None:
     answers = said(tiny_taxonomy, right=90, images=100)
-    weighting = weigh(answers, 0.75)
+    weighting = weigh_images(answers, 0.75)
     plain, found = calibrate(answers, tiny_taxonomy, 0.0), calibrate(answers, tiny_taxonomy, 0.0, weighting)
     assert np.average(found[2].after.right[:, 2], weights=found[2].after.weights) == pytest.approx(0.75)
     assert found[2].temperature > plain[2].temperature
@@ -206,9 +214,9 @@ def test_tables_have_the_weighted_accuracy_in_brackets_and_coverage_by_rate() ->
     )
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) -> Path:
-    return write_parquet(tmp_path_factory.mktemp("data") / "shapes.parquet", tiny_taxonomy, 15)
+@pytest.fixture
+def data(shapes: Path) -> Path:
+    return shapes / "shapes.parquet"
 
 
 def train(*arguments: object) -> None:
@@ -296,8 +304,8 @@ def test_classes_with_one_image_or_none_are_measured_and_reported(
     model = load_checkpoint(tiny_checkpoint)
     run = run_model(model, [str(tmp_path / "few.parquet")], workers=0)
     results = measures(run)
-    right = run.answers.own[2] == run.answers.leaves
-    of_classes = [right[run.answers.leaves == leaf].mean() for leaf in (0, 1, 5, 9)]
+    right = run.predictions.own[2] == run.predictions.leaves
+    of_classes = [right[run.predictions.leaves == leaf].mean() for leaf in (0, 1, 5, 9)]
     assert results["levels"][2]["balanced"] == pytest.approx(np.mean(of_classes))
     train("evaluate", tiny_checkpoint, "--data", tmp_path / "few.parquet", "--report", tmp_path / "report")
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())

@@ -1,10 +1,10 @@
-"""What levels learn from: the photographs, divided, and their crops and answers, made where they are missing."""
+"""Training data of a distillation: photographs split in two parts, their crops, and the teacher's answers."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,111 @@ from torch import Tensor
 from hierclass.checkpoints.checkpoint import stored_fields
 from hierclass.errors import ImageError, InputError
 from training.data.dataset_check import write_table
+from training.data.sampler import BatchSampler, BatchShare
 from training.data.samples import Unreadable
-from training.distillation.answering import make_answerer
-from training.distillation.crops import Cutter, Pixels, shrink_pixels
-from training.distillation.making import make_crops, missing_blocks, num_unanswered
+from training.distillation.crop_store import ANSWERS, SIDES, CropStore, StoreColumn, pixels_name
+from training.distillation.crops import (
+    CropSampler,
+    Pixels,
+    count_unanswered,
+    make_crops,
+    missing_blocks,
+    shrink_pixels,
+)
 from training.distillation.photographs import Photographs, list_photographs
 from training.distillation.recipe import DistilRecipe
-from training.distillation.run import CropSet
-from training.distillation.store import ANSWERS, SIDES, Column, CropStore, pixels_name
 from training.distillation.teacher import Teacher
+from training.distillation.teacher_runtime import make_teacher_function
 from training.evaluation.console import Reporter
 
+Crops = npt.NDArray[np.uint8]
 VAL_PHOTOGRAPHS = 64
-"""Held-out photographs are at least so many, where that leaves nine tenths of the photographs to train on."""
+"""Least number of held-out photographs, unless that is more than a tenth of all."""
 CENTRES = 512
-"""Photographs on which statistics of norms are measured at the end."""
+"""Number of photographs on which statistics of norms are measured."""
 Indices = npt.NDArray[np.int64]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class CropBatch:
+    """One process's crops of one update.
+
+    ``images`` uint8 (n, 3, S, S) for every trained level, ``answers`` the teacher's logits of the leaves (n, leaves),
+    float16; ``share`` gives the positions in the whole batch.
+    """
+
+    images: list[Tensor]
+    answers: Tensor
+    share: BatchShare
+
+    def __len__(self) -> int:
+        """Number of crops."""
+        return len(self.answers)
+
+    @property
+    def errors(self) -> list[str]:
+        """Always empty: unreadable photographs are left out of a `CropSet`."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CropSet:
+    """Some crops of a store: ``indices`` (M,), ``pixels`` (N, S, S, 3) per level, ``answers`` (N, leaves)."""
+
+    indices: npt.NDArray[np.int64]
+    pixels: Sequence[Crops]
+    answers: npt.NDArray[np.float16]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, places: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """Images uint8 (n, 3, S, S) per level and answers (n, leaves) of the crops at ``places`` of the set."""
+        rows = self.indices[places]
+        images = [
+            torch.from_numpy(np.ascontiguousarray(each[rows])).permute(0, 3, 1, 2) for each in self.pixels
+        ]
+        return images, torch.from_numpy(np.ascontiguousarray(self.answers[rows]))
+
+    def batches(self, size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Yield all crops in order, ``size`` at a time."""
+        for first in range(0, len(self), size):
+            yield self.take(range(first, min(first + size, len(self))))
+
+    def stream(self, sampler: BatchSampler, first: int, last: int) -> Generator[CropBatch]:
+        """Yield the batches of updates ``first`` … ``last`` - 1; each pass over the crops is shuffled anew."""
+        while first < last:
+            passing, start = divmod(first, len(sampler))
+            for share in sampler.shares(passing, start=start):
+                yield CropBatch(*self.take(share.indices), share)
+                first += 1
+                if first == last:
+                    return
+
+
 @dataclasses.dataclass(frozen=True)
-class Gallery:
-    """Photographs, those held out among them (by index, rising), and how crops are cut out of them."""
+class PhotographSplit:
+    """Photographs, the rising indices of those held out, and how crops are cut."""
 
     photographs: Photographs
     held_out: Indices
-    cutter: Cutter
+    cutter: CropSampler
 
     @classmethod
-    def find(cls, recipe: DistilRecipe, teacher: Teacher) -> Gallery:
-        """List the photographs of a recipe; raises `InputError` where there are too few."""
+    def find(cls, recipe: DistilRecipe, teacher: Teacher) -> PhotographSplit:
+        """List the photographs of a recipe and split them; raises `InputError` for fewer than 2."""
         photographs = list_photographs(recipe.images)
         count = len(photographs)
         if count < 2:
-            raise InputError("--images: 1 photograph is too few; give thousands, 2 at least")
+            raise InputError("`images`: 1 photograph is too few; give thousands, 2 at least")
         low, high = recipe.crop_scale
-        cutter = Cutter(teacher.preprocessing, (low, high), recipe.seed, count)
+        cutter = CropSampler(teacher.preprocessing, (low, high), recipe.seed, count)
         wanted = max(round(recipe.val_share * count), VAL_PHOTOGRAPHS)
         shuffled = np.random.default_rng((recipe.seed, 5)).permutation(count)
         return cls(photographs, np.sort(shuffled[: max(1, min(wanted, count // 10))]), cutter)
 
     def centres(self, most: int) -> Iterator[Pixels]:
-        """What inference sees of up to so many photographs that are trained on, spread evenly, (S, S, 3) each."""
+        """Yield up to ``most`` training photographs, evenly spaced, as inference sees them: (S, S, 3) each."""
         places = np.setdiff1d(np.arange(len(self.photographs)), self.held_out)
         chosen = places[np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))]
         for index in chosen.tolist():
@@ -67,20 +131,25 @@ class Gallery:
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-    """A gallery and the store of its crops and the teacher's answers to them."""
+class DistilData:
+    """Photographs with the store of their crops and of the teacher's answers."""
 
-    gallery: Gallery
+    gallery: PhotographSplit
     store: CropStore
 
     @classmethod
     def of(
-        cls, gallery: Gallery, recipe: DistilRecipe, teacher: Teacher, folder: Path, sides: Iterable[int]
-    ) -> Material:
-        """Name the files, in a folder, of crops at some sides in pixels; `make` makes them."""
-        columns = {pixels_name(side): Column((side, side, 3), np.uint8) for side in sorted(set(sides))}
-        columns[ANSWERS] = Column((len(teacher.taxonomy.leaves),), np.float16)
-        columns[SIDES] = Column((2,), np.uint16)
+        cls,
+        gallery: PhotographSplit,
+        recipe: DistilRecipe,
+        teacher: Teacher,
+        folder: Path,
+        sides: Iterable[int],
+    ) -> DistilData:
+        """Name the files in ``folder`` of crops at the given sides in pixels; `make` makes them."""
+        columns = {pixels_name(side): StoreColumn((side, side, 3), np.uint8) for side in sorted(set(sides))}
+        columns[ANSWERS] = StoreColumn((len(teacher.taxonomy.leaves),), np.float16)
+        columns[SIDES] = StoreColumn((2,), np.uint16)
         count = len(gallery.photographs)
         made_from = {
             "photographs": gallery.photographs.digest,
@@ -102,7 +171,7 @@ class Material:
         workers: int,
         threads: int | None,
     ) -> None:
-        """Make the crops and answers that are missing, each process its share of the blocks."""
+        """Make missing crops and answers; blocks are divided among processes."""
         main, store = accelerator.is_main_process, self.store
         with store.claim() if main else contextlib.nullcontext():
             if main:
@@ -123,20 +192,19 @@ class Material:
         workers: int,
         threads: int | None,
     ) -> None:
-        store, unanswered = self.store, num_unanswered(self.store)
-        answer, runtime = make_answerer(teacher, accelerator.device, unanswered, threads=threads)
+        store, unanswered = self.store, count_unanswered(self.store)
+        answer, runtime = make_teacher_function(teacher, accelerator.device, unanswered, threads=threads)
         total = sum(block.stop - block.first for block in blocks)
         answered = f"the teacher answers {unanswered} by {runtime}" if unanswered else "all are answered"
         reporter.line(f"{total} of {len(store)} crops are to be made in {store.folder}; {answered}")
         share = blocks[accelerator.process_index :: accelerator.num_processes]
-        reporter.total_work = sum(block.stop - block.first for block in share)
-        reporter.start(0.0)
+        reporter.start(sum(block.stop - block.first for block in share))
         try:
             make_crops(
                 store, self.gallery.photographs, self.gallery.cutter, share, answer, reporter, workers=workers
             )
         finally:
-            reporter.stop()
+            reporter.close()
 
     def readable(self) -> npt.NDArray[np.bool_]:
         """Whether each photograph (P,) could be read."""
@@ -145,10 +213,10 @@ class Material:
         return found
 
     def tell(self, unreadable: Path, sides: Iterable[int], reporter: Reporter) -> int:
-        """Say which photographs can't be read, and how many crops are smaller than what sees them.
+        """Print unreadable photographs and how many crops are enlarged; return the number of unreadable photographs.
 
-        ``sides`` are those of the trained levels; ``unreadable`` is the table that lists what can't be read. Returns
-        how many photographs can't be read; raises `InputError` where none can.
+        ``unreadable`` is the table to list them in, ``sides`` those of the trained levels. Raises `InputError` if no
+        photograph can be read.
         """
         broken = np.flatnonzero(~self.readable()).tolist()
         if not reporter.quiet:
@@ -161,7 +229,7 @@ class Material:
                     f"({unreadable}): {some}"
                 )
         if len(broken) == len(self.gallery.photographs):
-            raise InputError(f"--images: none of the {len(broken)} photographs can be read")
+            raise InputError(f"`images`: none of the {len(broken)} photographs can be read")
         self._tell_small(sides, reporter)
         return len(broken)
 
@@ -183,7 +251,7 @@ class Material:
                 )
 
     def crop_set(self, sides: Sequence[int], *, held_out: bool) -> CropSet:
-        """The crops of the photographs that are held out, or of the others, at a side for each trained level."""
+        """The crops of the held-out photographs, or of the others, at one side per trained level."""
         wanted = np.isin(np.arange(len(self.gallery.photographs)), self.gallery.held_out) == held_out
         places = np.flatnonzero(wanted & self.readable())
         indices = np.concatenate(
@@ -191,12 +259,12 @@ class Material:
         )
         if not len(indices):
             what = "held-out photographs" if held_out else "photographs to train on"
-            raise InputError(f"--images: none of the {what} can be read; give more photographs")
+            raise InputError(f"`images`: none of the {what} can be read; give more photographs")
         return CropSet(
             indices, [self.store.read(pixels_name(side)) for side in sides], self.store.read(ANSWERS)
         )
 
 
 def as_images(pixels: Sequence[Pixels], side: int) -> Tensor:
-    """Pictures (S, S, 3) at a level's own side: uint8 (N, 3, side, side)."""
+    """Pictures (S, S, 3) at a level's side: uint8 (N, 3, side, side)."""
     return torch.from_numpy(shrink_pixels(np.stack(pixels), side)).permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""What every run trains: a module, its optimiser and its moving average, saved and loaded as one state."""
+"""Base of trainers: a module, its optimiser and its moving average, saved and loaded as one state."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from hierclass.errors import CheckpointError
 from hierclass.nested import NestedNetwork
 from training.trainer.resume_state import load_state, save_state
-from training.trainer.sync_batchnorm import average_statistics, synchronise_norms
+from training.trainer.sync_batchnorm import average_statistics, synchronise_batch_norms
 
 
-class Learner:
-    """Base of runs: everything that changes while a network is trained, on the devices of an accelerator.
+class Trainer:
+    """Base class: everything that changes while a network is trained.
 
-    A kind of run makes its trainee and its optimiser, calls `prepare`, and computes gradients in `step`.
+    A subclass makes model and optimiser, calls `prepare`, and makes an update in `step`.
     """
 
     model: nn.Module
-    """The trainee as the accelerator calls it."""
+    """The trained module as the accelerator wraps it."""
     optimizer: Any
 
     def __init__(
@@ -36,7 +36,7 @@ class Learner:
         ema_decay: float,
         channels_last: bool,
     ) -> None:
-        """Train ``trainee``, of which ``network`` is the part that is averaged and kept."""
+        """Train the module ``trainee``; its part ``network`` is averaged and shipped."""
         self.trainee, self.network, self.accelerator = trainee, network, accelerator
         trainee.to(accelerator.device)
         if channels_last:
@@ -46,7 +46,7 @@ class Learner:
         self._averages_statistics = False
 
     def join_processes(self, *, find_unused: bool, sync_batch_norm: bool) -> None:
-        """Make ready for gradients and statistics of several processes; for one do nothing."""
+        """Synchronise gradients and batch norms of several processes; does nothing for one."""
         if self.accelerator.num_processes == 1:
             return
         self.accelerator.ddp_handler = DistributedDataParallelKwargs(
@@ -56,20 +56,20 @@ class Learner:
         )
         self._averages_statistics = not sync_batch_norm
         if sync_batch_norm:
-            synchronise_norms(self.network, self.accelerator.device)
+            synchronise_batch_norms(self.network, self.accelerator.device)
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> None:
-        """Hand the trainee and its optimiser to the accelerator."""
+        """Hand the module and its optimiser to the accelerator."""
         with warnings.catch_warnings():  # torch renames broadcast_buffers, accelerate does not yet
             warnings.simplefilter("ignore", FutureWarning)
             self.model, self.optimizer = self.accelerator.prepare(self.trainee, optimizer)
 
     def step(self, batch: Any, *, epoch: int, step: int) -> Tensor:
-        """One update on this process's share of a batch; returns the sum of the losses of its images, detached."""
+        """Make one update on this process's share of a batch; return the detached sum of the losses of its images."""
         raise NotImplementedError
 
     def apply_gradients(self, clip_grad: float | None = None) -> None:
-        """Count an update: change the weights by their gradients, of norm up to ``clip_grad``."""
+        """Apply the gradients, clipped to the norm ``clip_grad``, and count the update."""
         if clip_grad:
             self.accelerator.clip_grad_norm_(self.trainee.parameters(), clip_grad)
         self.optimizer.step()
@@ -77,20 +77,20 @@ class Learner:
         self.updates += 1
 
     def average(self) -> None:
-        """Let the moving average follow the weights, once statistics are the same in all processes."""
+        """Update the moving average, after averaging statistics over processes where needed."""
         if self._averages_statistics:
             average_statistics(self.network)
         self.ema.update(self.network, step=self.updates)
 
     @property
     def smoothed(self) -> NestedNetwork:
-        """The moving average of the network: what is evaluated and shipped."""
+        """The moving average of the network, which is evaluated and shipped."""
         network = self.ema.module
         assert isinstance(network, NestedNetwork)
         return network
 
     def save(self, path: Path, progress: dict[str, Any]) -> None:
-        """Write what a resumed run needs. Random generators are reseeded every step, so none is stored."""
+        """Write what a resumed run needs; random generators are reseeded every step and not stored."""
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         save_state(
             path,
@@ -100,14 +100,14 @@ class Learner:
         )
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Continue from what `save` wrote; returns its progress."""
+        """Load what `save` wrote; return its progress."""
         optimizer, progress = load_state(path, modules=self._modules())
         try:
             self.optimizer.load_state_dict(optimizer)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} does not fit the optimiser of these options; give those that the run began with, or "
-                "choose another --out"
+                "choose another `out`"
             ) from error
         for parameter, state in self.optimizer.optimizer.state.items():
             for key, value in state.items():  # same memory format as in an unbroken run: same rounding

@@ -1,4 +1,4 @@
-"""What lower levels learn: the teacher's answer on the leaves, and on their own tier, summed up the tree."""
+"""Loss of a distillation: divergence from the teacher on the leaves and on each level's tier."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from taxonomy import Taxonomy
 from training.trainer.losses import sum_up
 
 
-class Pupils(nn.Module):
-    """The levels of a network that are trained together; each sees the images at its own side and scores the leaves."""
+class StudentLevels(nn.Module):
+    """The levels that are trained together; each gets images at its own side and scores the leaves."""
 
     def __init__(self, network: NestedNetwork, levels: Sequence[int]) -> None:
-        """Wrap a network; what other levels alone use is not called."""
+        """Wrap a network; parts of other levels alone are not run."""
         super().__init__()
         self.network, self.levels = network, tuple(levels)
 
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Images (B, 3, S, S) for every level → logits of the leaves (B, leaves) of every level."""
+        """Images (B, 3, S, S) per level → logits of the leaves (B, leaves) per level."""
         return [
             score_leaves(self.network, each, level) for each, level in zip(images, self.levels, strict=True)
         ]
 
 
 def score_leaves(network: NestedNetwork, images: Tensor, level: int) -> Tensor:
-    """Logits of the leaves (B, leaves) that a level gives to images (B, 3, S, S)."""
+    """A level's logits of the leaves (B, leaves) for images (B, 3, S, S)."""
     head, features = network.heads[level], network.features(images, level)
     logits: Tensor = head.fine(features) if isinstance(head, SummedLinear) else head(features)
     return logits
 
 
 class TeacherLoss(nn.Module):
-    """Weighted sum over levels of the divergence from the teacher's answer, on the leaves and on the level's tier."""
+    """Weighted sum over levels of the divergence from the teacher, on the leaves and on the level's tier."""
 
     def __init__(
         self, taxonomy: Taxonomy, levels: Sequence[int], *, leaf_weight: float = 1.0, tier_weight: float = 1.0
@@ -52,7 +52,7 @@ class TeacherLoss(nn.Module):
             self.register_buffer(f"projection{level}", projection, persistent=False)
 
     def forward(self, logits: Sequence[Tensor], answer: Tensor) -> Tensor:
-        """Logits of the leaves per level, the teacher's shares of the leaves (B, leaves) → a scalar."""
+        """Logits of the leaves per level and the teacher's probabilities (B, leaves) → a scalar."""
         total = answer.new_zeros(())
         for level, each in zip(self.levels, logits, strict=True):
             leaf, tier = self.divergences(each, answer, level)
@@ -60,7 +60,7 @@ class TeacherLoss(nn.Module):
         return total
 
     def divergences(self, logits: Tensor, answer: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Kullback-Leibler divergence (nats) of each image's answer from the teacher's, on the leaves and the tier."""
+        """Kullback-Leibler divergence (nats) from the teacher, per image, on the leaves and on the level's tier."""
         logs = logits.float().log_softmax(dim=1)
         leaf = F.kl_div(logs, answer, reduction="none").sum(dim=1)
         tiny = torch.finfo(torch.float32).tiny
@@ -68,17 +68,18 @@ class TeacherLoss(nn.Module):
         return leaf, F.kl_div(ours, self.to_tier(answer, level), reduction="none").sum(dim=1)
 
     def to_tier(self, shares: Tensor, level: int) -> Tensor:
-        """Shares of the leaves (B, leaves) as shares of the classes of a level's tier (B, num_classes[level])."""
+        """Probabilities of the leaves (B, leaves) → those of a level's tier (B, num_classes[level])."""
         return sum_up(shares, getattr(self, f"projection{level}"), self.num_classes[level])
 
 
 @torch.no_grad()
-def compare(
+def compare_to_teacher(
     network: NestedNetwork, loss: TeacherLoss, level: int, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Any]:
-    """How near a level, in evaluation mode, comes to the teacher over batches of images and the teacher's shares.
+    """Compare a level, in evaluation mode, with the teacher over batches of images and the teacher's probabilities.
 
-    Divergences in nats, and the share of images (0 to 1) on which both have the same best leaf and class of the tier.
+    Returns mean divergences in nats, and the share of images (0 to 1) with the same best leaf and best class of the
+    tier.
     """
     rows = []
     for images, answer in batches:
