@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tiny_families import backbone_of, size_of
+from tiny_families import backbone_of, mark_full, size_of
 from torch import Tensor, nn
 from toy_backbones import with_holes
 
@@ -91,7 +91,7 @@ def test_one_level_is_the_dense_network(name: str) -> None:
         assert close(cut(backbone, (1.0,)).eval().features_all(image)[0], backbone(image))
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", mark_full(WHOLE, ["resnet50"]))
 def test_a_family_can_be_cut_in_its_full_depth(name: str) -> None:
     network = cut(dense(name), WIDTHS, 64)
     costs = [network.cost(level).macs for level in range(3)]

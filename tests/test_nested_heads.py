@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_families import mark_full
 
 from hierclass.checkpoints.checkpoint import (
     Architecture,
@@ -112,7 +113,7 @@ def test_a_stored_model_sums_up_as_before(checkpoint: Checkpoint, tmp_path: Path
         torch.testing.assert_close(theirs, ours)
 
 
-@pytest.mark.parametrize("levels", [[1], [0], [1, 0]])
+@pytest.mark.parametrize("levels", mark_full([[1], [0], [1, 0]], [[1, 0]]))
 def test_levels_alone_answer_as_in_the_whole(
     checkpoint: Checkpoint, levels: list[int], tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from tiny_families import BLOCKS_TAKE_MORE, SIZES_ELSEWHERE, backbone_of, size_of
+from tiny_families import BLOCKS_TAKE_MORE, SIZES_ELSEWHERE, backbone_of, mark_full, size_of
 from torch import Tensor, nn
 
 from hierclass.errors import BackboneError, LevelError
@@ -274,7 +274,10 @@ def test_no_structure_changes_the_backbone() -> None:
 
 @pytest.mark.parametrize(
     ("structure", "family"),
-    [*(("prefix", name) for name in SIZES_ELSEWHERE), *(("depths", name) for name in BLOCKS_TAKE_MORE)],
+    mark_full(
+        [*(("prefix", name) for name in SIZES_ELSEWHERE), *(("depths", name) for name in BLOCKS_TAKE_MORE)],
+        [("prefix", "sknet"), ("depths", "cait")],
+    ),
 )
 def test_some_families_have_levels_that_are_no_timm_models(structure: str, family: str) -> None:
     size = size_of(family)

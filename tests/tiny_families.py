@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from timm.models import (
     byobnet,
@@ -169,6 +170,17 @@ def size_of(family: str) -> tuple[int, int, int]:
     """Size of the images (C, H, W) that a family is tested on."""
     side = LARGER.get(family, 32)
     return 3, side, side
+
+
+def mark_full(cases: Iterable[Any], default: Collection[Any]) -> list[Any]:
+    """Return the cases as parameters of a test, marked `full` where they are not among `default`."""
+    return [
+        case if case in default else pytest.param(*_values(case), marks=pytest.mark.full) for case in cases
+    ]
+
+
+def _values(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)
 
 
 @cache
