@@ -170,7 +170,7 @@ def test_plotly_is_imported_in_one_file_and_only_when_a_figure_is_drawn() -> Non
 
 
 def test_cutting_networks_touches_no_files() -> None:
-    for file in (ROOT / "hierclass" / "nested").glob("*.py"):
+    for file in (ROOT / "hierclass" / "nested").rglob("*.py"):
         calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
         names = {getattr(call, "id", getattr(call, "attr", "")) for call in calls}
         assert not names & {"open", "load", "save", "read_text", "write_text", "read_bytes", "write_bytes"}, (

@@ -38,8 +38,9 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def checkpoint(request: pytest.FixtureRequest, tiny_taxonomy: Taxonomy) -> Checkpoint:
+    """A model that tests only read."""
     torch.manual_seed(0)
     architecture = ARCHITECTURES[request.param]
     network = build(architecture, tiny_taxonomy, 32, warn=False).eval()

@@ -56,11 +56,7 @@ def create_backbone(
 
 
 def _load(backbone: nn.Module, name: str, file: str) -> None:
-    """Load a file of weights, without those of the classifier.
-
-    Raises:
-        BackboneError: the file does not exist, is damaged, or holds weights of another model.
-    """
+    """Load a file of weights, without those of the classifier."""
     try:
         tensors = load_state_dict(file, device="cpu", weights_only=True)
         known = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
@@ -140,11 +136,7 @@ def _failure(backbone: nn.Module, input_size: tuple[int, int, int]) -> Exception
 
 
 def _set_stem_stride(backbone: nn.Module, name: str, stride: int) -> None:
-    """Undo the halvings of the stem, last first, until its stride is `stride`.
-
-    Raises:
-        BackboneError: the stem can't have this stride.
-    """
+    """Undo the halvings of the stem, last first, until its stride is `stride`."""
     halvings = [
         layer
         for path in ("conv1", "conv_stem", "maxpool")

@@ -145,10 +145,7 @@ class _Places:
         return np.where(row > 0, self.label[np.maximum(row, 0)], 0)
 
     def stuck(self, row: NDArray[np.int64]) -> int | None:
-        """Return a class of a row whose place can't be taken, None if there is none.
-
-        The place can't be taken if the class to take it is not in the row, or has another number of channels there.
-        """
+        """Return a class of a row that can't get its new place, which is absent or of another size; None if all can."""
         found, counts = np.unique(self.classes(row), return_counts=True)
         number = dict(zip(found.tolist(), counts.tolist(), strict=True))
         wrong = (each for each in number if each and number.get(int(self.source[each])) != number[each])

@@ -201,11 +201,7 @@ class _LevelWriter:
         return [keys[index] for index in read]
 
     def prefix(self, node: fx.Node, axis: int) -> Any:
-        """Return the slices of all levels up to this one, one after the other along `axis`.
-
-        Raises:
-            BackboneError: no level up to this one has a slice.
-        """
+        """Return the slices of all levels up to this one, one after the other along `axis`."""
         self.lowering.axes[node] = axis
         if node not in self.prefixes:
             parts = [self.values[node]]
@@ -222,11 +218,7 @@ class _LevelWriter:
         return self.graph.call_function(function, args, kwargs)
 
     def value(self, node: fx.Node) -> Any:
-        """Return this level's slice of a value, or the shared value.
-
-        Raises:
-            BackboneError: the level has neither.
-        """
+        """Return this level's slice of a value, or the shared value."""
         found = self.values[node]
         if found is ABSENT and node in self.lowering.left_out:
             raise BackboneError("it reads a size from inside a residual block that some level leaves out")

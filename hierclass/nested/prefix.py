@@ -207,7 +207,7 @@ class PrefixNetwork(GraphNetwork):
                         value.fill_(torch.nan)
 
     def truncate(self, level: int) -> PrefixNetwork:
-        """Return a stand-alone network of levels 0 … `level`, whose shared weights are those of `level`."""
+        """Return a stand-alone network of levels 0 … `level`, with the shared weights that they use."""
         keep = self.check_level(level) + 1
         used: dict[str, list[Index]] = {}
         for plan in self.plans[:keep]:

@@ -189,8 +189,7 @@ def make_plans(
 ) -> tuple[list[LevelPlan], Layers, Weights]:
     """Return plan and layers of every level, and copies of the weights that levels share.
 
-    `analyses[k]` (see `seen_by`), `left_out[k]` and `owned[k]` are level k's analysis, the blocks that it leaves out
-    and what it owns.
+    Level k has `analyses[k]` (see `seen_by`), leaves out the blocks `left_out[k]` and owns `owned[k]`.
     """
     numbered = NumberedBackbone(backbone)
     layers: dict[str, list[nn.Module]] = {}
@@ -227,10 +226,7 @@ def make_plans(
 def _shared(
     parts: Mapping[int, list[WeightBlock]], weights: Mapping[str, nn.Parameter], lower: Sequence[int]
 ) -> tuple[dict[int, list[WeightBlock]], dict[str, nn.Parameter]]:
-    """Return the blocks of each level and copies of the weights that they use.
-
-    The levels `lower` share smaller copies of their own.
-    """
+    """Return the blocks of each level and copies of their weights; the levels `lower` share smaller copies."""
     taken: dict[str, list[Index]] = {}
     for level in lower:
         for part in parts[level]:

@@ -50,10 +50,7 @@ def product(left: Tensor, right: Tensor, shape: Sequence[int], channels: Channel
 
 
 def _meet(rows: Tensor, columns: Tensor, shape: Sequence[int], channels: ChannelGroups) -> Tensor:
-    """Return the ids of a product whose sides both hold channels: heads meet heads.
-
-    A side without heads is shared with one that has them; where neither has heads, rows share the columns.
-    """
+    """Return the ids of a product whose sides both hold channels: heads meet heads, the side without any is shared."""
     ndim = len(shape)
     heads = [any(varies(ids, axis) for axis in range(ndim - 2)) for ids in (rows, columns)]
     crossing = varies(rows, ndim - 2) and varies(columns, ndim - 1)

@@ -184,11 +184,7 @@ def _move(call: TracedCall, channels: ChannelGroups) -> Any:
 
 
 def _index(ids: Tensor, index: Any, shape: Sequence[int], channels: ChannelGroups) -> Tensor:
-    """Return the ids of an indexing; a tensor as index mixes all places along its axis.
-
-    Raises:
-        BackboneError: tensors and other things are used as index together.
-    """
+    """Return the ids of an indexing; a tensor as index mixes all places along its axis."""
     items = index if isinstance(index, tuple) else (index,)
     if not any(isinstance(item, Tensor) for item in items):
         moved: Tensor = ids[index]

@@ -90,7 +90,7 @@ class MaskedModule(nn.Module):
 
     @property
     def num_levels(self) -> int:
-        """Number of levels; level numbers run from 0 to `num_levels - 1`."""
+        """Return the number of levels, which are numbered from 0."""
         return len(self.densities)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
