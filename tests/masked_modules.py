@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_families import liven_norms
 from torch import Tensor, nn
 
 from hierclass.nested import create_backbone
@@ -14,11 +15,7 @@ from hierclass.nested.masks.module import MaskedModule
 from hierclass.nested.masks.network import MaskedNetwork
 
 DENSITIES = (0.1, 0.3, 0.7)
-
-
 CLASSES = (2, 5, 12)
-
-
 SIZE = (3, 32, 32)
 
 
@@ -96,23 +93,10 @@ any_module = pytest.mark.parametrize("make", [translator, graph])
 """For tests of an LSTM and of graph attention; `make()` gives one and its call."""
 
 
-def liven(backbone: nn.Module) -> None:
-    """Give norms weights (timm starts residual branches at zero) and statistics that fit random images."""
-    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    with torch.no_grad():
-        for norm in norms:
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.uniform_(-0.3, 0.3)
-            norm.momentum = 1.0
-        backbone.train()(torch.randn(16, *SIZE))
-    for norm in norms:
-        norm.momentum = 0.1
-
-
 def make_network(name: str = "test_resnet", densities: Sequence[float] = DENSITIES) -> MaskedNetwork:
     torch.manual_seed(0)
     backbone = create_backbone(name, **({"img_size": 32} if "vit" in name else {}))
-    liven(backbone)
+    liven_norms(backbone)
     return MaskedNetwork(backbone, densities, CLASSES[-len(densities) :], SIZE).eval()
 
 

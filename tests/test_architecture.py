@@ -120,6 +120,15 @@ def test_every_room_is_read() -> None:
     assert any("hierclass/nested" in rooms_of(found.file) for found in EVERY)
 
 
+def test_class_names_are_unique() -> None:
+    places: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):  # private and nested ones, too
+                places.setdefault(node.name, []).append(f"{file.relative_to(ROOT).as_posix()}:{node.lineno}")
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_nothing_imports_upward() -> None:
     assert where([found for found in EVERY if upward(found)]) == []
 
@@ -170,7 +179,7 @@ def test_plotly_is_imported_in_one_file_and_only_when_a_figure_is_drawn() -> Non
 
 
 def test_cutting_networks_touches_no_files() -> None:
-    for file in (ROOT / "hierclass" / "nested").glob("*.py"):
+    for file in (ROOT / "hierclass" / "nested").rglob("*.py"):
         calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
         names = {getattr(call, "id", getattr(call, "attr", "")) for call in calls}
         assert not names & {"open", "load", "save", "read_text", "write_text", "read_bytes", "write_bytes"}, (

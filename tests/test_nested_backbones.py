@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tiny_families import backbone_of, size_of
+from tiny_families import backbone_of, create_lively, mark_full, size_of
 from torch import Tensor, nn
 from toy_backbones import with_holes
 
@@ -23,33 +23,22 @@ SHORT: dict[str, Any] = {"layers": (1, 1, 1, 1)}
 BY_NAME: list[tuple[str, dict[str, Any]]] = [
     ("test_resnet", {}),
     ("test_efficientnet", {}),
+    ("resnext50_32x4d", SHORT),
+    ("seresnet50", SHORT),
     ("resnet10t", {}),
     ("resnet26d", SHORT),
     ("resnet50", SHORT),
     ("wide_resnet50_2", {**SHORT, "channels": (32, 64, 64, 128)}),
-    ("resnext50_32x4d", SHORT),
-    ("seresnet50", SHORT),
     ("mobilenetv3_large_100", {}),
     ("tf_efficientnet_b0", {}),
 ]
 TINY = [
-    *("resnetv2", "res2net", "sknet", "densenet", "vgg", "vovnet", "cspnet", "regnet", "ghostnet", "byobnet"),
-    *("mobilenetv3", "mobilenetv4", "levit"),
+    *("resnetv2", "densenet", "vovnet", "ghostnet", "levit"),
+    *("res2net", "sknet", "vgg", "cspnet", "regnet", "byobnet", "mobilenetv3", "mobilenetv4"),
 ]
 """Families whose norms look at one channel at a time: others normalise slice by slice, which timm does not."""
 
 WHOLE = ["resnet50", "resnext50_32x4d"]
-
-
-def dense(name: str, **timm_args: Any) -> nn.Module:
-    """A backbone whose every weight matters (timm starts residual branches at zero)."""
-    torch.manual_seed(0)
-    backbone = create_backbone(name, **timm_args).eval()
-    with torch.no_grad():
-        for key, value in (*backbone.named_parameters(), *backbone.named_buffers()):
-            if value.is_floating_point() and value.ndim == 1 and not key.endswith(("bias", "mean")):
-                value.uniform_(0.8, 1.2)
-    return backbone
 
 
 def cut(backbone: nn.Module, widths: tuple[float, ...], size: int = 32) -> NestedNetwork:
@@ -73,34 +62,37 @@ def check_holes(backbone: nn.Module, size: tuple[int, int, int] = (3, 32, 32)) -
     assert close(expected[:, : network.num_features[0]], features[0])
 
 
-@pytest.mark.parametrize(("name", "timm_args"), BY_NAME, ids=[name for name, _ in BY_NAME])
+@pytest.mark.parametrize(
+    ("name", "timm_args"), mark_full(BY_NAME, BY_NAME[:3]), ids=[name for name, _ in BY_NAME]
+)
 def test_a_model_can_be_cut_and_answers_like_timm_with_holes(name: str, timm_args: dict[str, Any]) -> None:
-    check_holes(dense(name, **timm_args))
+    check_holes(create_lively(name, **timm_args))
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", mark_full(TINY, TINY[:5]))
 def test_a_family_can_be_cut_and_answers_like_timm_with_holes(family: str) -> None:
     check_holes(backbone_of(family), size_of(family))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
 def test_one_level_is_the_dense_network(name: str) -> None:
-    backbone = dense(name)
+    backbone = create_lively(name)
     image = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
         assert close(cut(backbone, (1.0,)).eval().features_all(image)[0], backbone(image))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_family_can_be_cut_in_its_full_depth(name: str) -> None:
-    network = cut(dense(name), WIDTHS, 64)
+    network = cut(create_lively(name), WIDTHS, 64)
     costs = [network.cost(level).macs for level in range(3)]
     assert costs[0] < costs[2] / 8
     assert costs[1] < costs[2] / 2
 
 
 def test_a_dense_channel_of_level_k_reads_only_slices_up_to_k() -> None:
-    backbone = dense("test_resnet")
+    backbone = create_lively("test_resnet")
     network = cut(backbone, WIDTHS)
     weight = backbone.get_submodule("layer1.0.conv2").weight
     assert isinstance(weight, Tensor)

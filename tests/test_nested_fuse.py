@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tiny_families import mark_full
 from torch import nn
 
 from hierclass.nested import NestedNetwork, create_backbone, nest
@@ -26,7 +27,13 @@ def trained(name: str) -> NestedNetwork:
     return network.eval()
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "seresnet18", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "name",
+    mark_full(
+        ["test_resnet", "test_efficientnet", "seresnet18", "mobilenetv3_small_050"],
+        ["test_resnet", "test_efficientnet"],
+    ),
+)
 def test_a_fused_network_gives_the_same_logits_at_every_level(name: str) -> None:
     network = trained(name)
     image = torch.randn(2, 3, 32, 32)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_families import mark_full
 
 from hierclass.checkpoints.checkpoint import (
     Architecture,
@@ -37,8 +38,9 @@ ARCHITECTURES = {
 }
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def checkpoint(request: pytest.FixtureRequest, tiny_taxonomy: Taxonomy) -> Checkpoint:
+    """A model that tests only read."""
     torch.manual_seed(0)
     architecture = ARCHITECTURES[request.param]
     network = build(architecture, tiny_taxonomy, 32, warn=False).eval()
@@ -112,7 +114,7 @@ def test_a_stored_model_sums_up_as_before(checkpoint: Checkpoint, tmp_path: Path
         torch.testing.assert_close(theirs, ours)
 
 
-@pytest.mark.parametrize("levels", [[1], [0], [1, 0]])
+@pytest.mark.parametrize("levels", mark_full([[1], [0], [1, 0]], [[1, 0]]))
 def test_levels_alone_answer_as_in_the_whole(
     checkpoint: Checkpoint, levels: list[int], tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny_families import FAMILIES, backbone_of, size_of
+from tiny_families import FAMILIES, backbone_of, mark_full, size_of
 from torch import Tensor, nn
 
 from hierclass.nested import create_backbone, nest
@@ -70,7 +70,11 @@ def test_the_strongest_channels_come_first_and_the_function_stays() -> None:
     assert sorted(features.tolist()) == list(range(8))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SOME = ("resnext", "densenet", "ghostnet", "efficientnet", "convnext", "vit", "swin")
+"""Groups, concatenations, gates, depth-wise convolutions, heads and windows."""
+
+
+@pytest.mark.parametrize("family", mark_full(FAMILIES, SOME))
 def test_reordering_keeps_the_function_of_every_family(family: str) -> None:
     backbone, size = copy.deepcopy(backbone_of(family)).eval(), size_of(family)
     analysis = analyse(backbone, (0.5, 1.0), size)
@@ -110,7 +114,7 @@ def test_a_classifier_goes_with_the_features_that_it_reads(structure: str) -> No
             )
 
 
-def test_scores_of_what_is_tied_count_together() -> None:
+def test_scores_of_united_channels_count_together() -> None:
     class Residual(Chain):
         """The hidden channels are added to what a second layer makes of the image."""
 

@@ -23,17 +23,21 @@ from masked_modules import (
     used,
 )
 from timm.utils import ModelEmaV3
+from tiny_families import mark_full
 from torch import Tensor, nn
 
 from hierclass.errors import LevelError
 from hierclass.nested import create_backbone
-from hierclass.nested.masks.module import MaskedModule
 from hierclass.nested.masks.network import MaskedNetwork
 from hierclass.nested.verify import verify
 
 
 @pytest.fixture(
-    scope="module", params=["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "test_nfnet"]
+    scope="module",
+    params=mark_full(
+        ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "test_nfnet"],
+        ["test_resnet", "test_vit"],
+    ),
 )
 def shared(request: pytest.FixtureRequest) -> MaskedNetwork:
     """A network that tests only read."""
@@ -71,10 +75,6 @@ def test_gradients_ignore_every_weight_above_while_training() -> None:
         assert weight.grad is not None
         assert weight.grad.isfinite().all()
         assert not weight.grad[levels > 0].any()
-
-
-def test_a_network_proves_that_its_levels_are_nested(shared: MaskedNetwork) -> None:
-    verify(shared)
 
 
 def test_a_level_computes_what_a_network_with_zeros_for_its_unused_weights_computes() -> None:
@@ -419,16 +419,16 @@ def test_a_fused_network_gives_what_it_gave(shared: MaskedNetwork, fused: Masked
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
-def test_a_fused_level_has_no_batch_norm_and_masks_nothing_in_a_call(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fused_level_has_no_batch_norm_and_masks_nothing_in_a_call(name: str) -> None:
     fused = make_network(name).fused()
     assert isinstance(fused, MaskedNetwork)
     logits = fused(images(), 0)
     assert fused._plain is not None
     assert list(fused._plain) == [0]
     assert not any(isinstance(part, nn.BatchNorm2d) for part in fused._plain[0].modules())
-    monkeypatch.setattr(MaskedModule, "forward", None)
+    with torch.no_grad():
+        for value in fused.masked.parameters():  # what masking in the call would read
+            value.fill_(torch.nan)
     assert torch.equal(fused(images(), 0), logits)
 
 

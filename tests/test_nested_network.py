@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_families import liven_norms
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,23 +24,10 @@ CLASSES = (2, 5, 12)
 SIZE = (3, 32, 32)
 
 
-def liven(backbone: nn.Module) -> None:
-    """Give norms weights (timm starts residual branches at zero) and statistics that fit random images."""
-    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-    with torch.no_grad():
-        for norm in norms:
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.uniform_(-0.3, 0.3)
-            norm.momentum = 1.0
-        backbone.train()(torch.randn(16, *SIZE))
-    for norm in norms:
-        norm.momentum = 0.1
-
-
 def make(name: str = "test_resnet", widths: tuple[float, ...] = WIDTHS, **timm_args: object) -> NestedNetwork:
     torch.manual_seed(0)
     backbone = create_backbone(name, **timm_args)
-    liven(backbone)
+    liven_norms(backbone)
     return nest(backbone, widths=widths, num_classes=CLASSES[-len(widths) :], input_size=SIZE).eval()
 
 

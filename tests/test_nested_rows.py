@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_families import backbone_of, size_of
+from tiny_families import backbone_of, mark_full, size_of
 
 from hierclass.errors import LevelError
 from hierclass.nested import NestedNetwork, State, nest
@@ -27,7 +27,7 @@ def network_of(family: str, structure: str = "slices") -> NestedNetwork:
     return network.eval().fused()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mark_full(FAMILIES, ["resnet", "swin", "vit"]))
 @torch.inference_mode()
 def test_images_of_several_batches_go_on_as_if_they_had_been_one(family: str) -> None:
     network = network_of(family)

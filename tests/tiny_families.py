@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from timm.models import (
     byobnet,
@@ -166,18 +167,52 @@ LARGER = {"levit": 64, "coatnet": 64, "davit": 64}
 
 
 def size_of(family: str) -> tuple[int, int, int]:
-    """Size of the images (C, H, W) that a family is tested on."""
+    """Return the size (C, H, W) of the images that a family is tested on."""
     side = LARGER.get(family, 32)
     return 3, side, side
 
 
+def mark_full(cases: Iterable[Any], default: Collection[Any]) -> list[Any]:
+    """Return the cases as parameters of a test, marked `full` where they are not among `default`."""
+    return [
+        case if case in default else pytest.param(*_values(case), marks=pytest.mark.full) for case in cases
+    ]
+
+
+def _values(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)
+
+
 @cache
 def backbone_of(family: str) -> nn.Module:
-    """A backbone whose every weight matters (timm starts residual branches near zero); not to be changed."""
+    """Return a backbone whose every weight matters; tests must not change it."""
     torch.manual_seed(0)
-    backbone = FAMILIES[family]().eval()
+    return liven(FAMILIES[family]())
+
+
+def create_lively(name: str, **timm_args: Any) -> nn.Module:
+    """Return a timm model, with seed 0, whose every weight matters."""
+    torch.manual_seed(0)
+    return liven(create_backbone(name, **timm_args))
+
+
+def liven(backbone: nn.Module) -> nn.Module:
+    """Draw gains and variances anew, since timm starts residual branches near zero; return it in evaluation mode."""
     with torch.no_grad():
         for key, value in (*backbone.named_parameters(), *backbone.named_buffers()):
             if value.is_floating_point() and value.ndim < 2 and not key.endswith(("bias", "mean")):
                 value.uniform_(0.8, 1.2)
-    return backbone
+    return backbone.eval()
+
+
+def liven_norms(backbone: nn.Module, size: tuple[int, int, int] = (3, 32, 32)) -> None:
+    """Give batch norms weights (timm starts residual branches at zero) and statistics of random images."""
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.3, 0.3)
+            norm.momentum = 1.0
+        backbone.train()(torch.randn(16, *size))
+    for norm in norms:
+        norm.momentum = 0.1

@@ -46,19 +46,19 @@ class Tokens(nn.Module):
 def cut(
     backbone: nn.Module, widths: Sequence[float] = (0.5, 1.0), size: tuple[int, int, int] = SIZE
 ) -> NestedNetwork:
-    """A network in evaluation mode whose levels have 5 classes each."""
+    """Return a network in evaluation mode whose levels have 5 classes each."""
     return nest(backbone, widths=widths, num_classes=[5] * len(widths), input_size=size).eval()
 
 
 def part(network: NestedNetwork, name: str, level: int) -> nn.Module:
-    """The layer of one level."""
+    """Return the layer of one level."""
     parts = network.layers[name]
     assert isinstance(parts, nn.ModuleList)
     return parts[level]
 
 
 def close(left: Tensor, right: Tensor) -> bool:
-    """Whether two results are the same but for the order of sums."""
+    """Return whether two results are the same but for the order of sums."""
     left, right = left.detach(), right.detach()
     return torch.allclose(left, right, rtol=1e-3, atol=1e-5 * max(1.0, float(right.abs().max())))
 
@@ -66,10 +66,9 @@ def close(left: Tensor, right: Tensor) -> bool:
 def with_holes(
     backbone: nn.Module, widths: Sequence[float], size: tuple[int, int, int] = SIZE
 ) -> tuple[nn.Module, list[int], int]:
-    """A copy with zeros for the weights that the cut into slices leaves out.
+    """Return a copy with zeros for the weights that slices leave out, its order of features, and the number of zeros.
 
-    Also the order in which levels hold its features, and the number of holes. As long as no layer mixes channels in
-    another way than by its weights, the copy answers like the last level.
+    As long as no layer mixes channels in another way than by its weights, the copy answers like the last level.
     """
     analysis = analyse(backbone, widths, size)
     holed, holes = copy.deepcopy(backbone), 0

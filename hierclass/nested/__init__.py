@@ -1,9 +1,9 @@
-"""The one place that knows how a backbone is cut into nested levels.
+"""Cut a backbone into nested levels.
 
 Read it in this order: `analysis` (which channels must belong to the same level), `lowering` with `call_arguments`
-(one graph per level is written), `level_graph` (what a level is, and what is done with its graph), `network` (what all
+(write one graph per level), `level_graph` (what a level is, and what is done with its graph), `network` (what all
 nested networks have in common), `heads`; then the structures `slices`, `prefix` with `shared_weights`, and `masks`;
-then `build` (`nest` puts all together), `verify` (what must hold), `importance` (which channels come first), `extract`
+then `build` (`nest` makes a network), `verify` (what must hold), `importance` (which channels come first), `extract`
 (a level as a timm model), `backbone` (timm's models), `extend` (layers of your own).
 """
 

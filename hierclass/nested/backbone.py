@@ -1,4 +1,4 @@
-"""From a timm name to a backbone: a timm model without its classifier."""
+"""Make a backbone, a timm model without its classifier, from its name in timm."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ FETCHED = (
     "if its weights can't be fetched here, fetch their file elsewhere and give it instead of pretrained: "
     "checkpoint_path=FILE (on the command line --backbone-arg checkpoint_path=FILE)"
 )
-"""What to do where weights are not downloaded."""
+"""What to do where weights can't be downloaded."""
 CLIENTS = ("huggingface_hub", "httpx", "requests", "urllib", "urllib3", "socket", "ssl")
-"""Modules whose errors tell of the network."""
+"""Packages whose errors are those of the network."""
 
 
 def create_backbone(
     name: str, *, stem_stride: int | None = None, pretrained: bool = False, **timm_args: Any
 ) -> nn.Module:
-    """Make the timm model `name` without its classifier: (B, 3, H, W) → pooled features (B, F).
+    """Return the timm model `name` without its classifier: (B, 3, H, W) → pooled features (B, F).
 
-    `stem_stride` changes by how much the stem shrinks the image before the first stage, for images much
-    smaller than 224 pixels (the small-image stem of He et al. 2016, section 4.2): 2 leaves out the pooling of
-    a ResNet's stem, 1 also its stride; for MobileNet and EfficientNet 1 leaves out the stride of the stem's
-    convolution. None keeps timm's. `timm_args` go to `timm.create_model`; a file
-    `checkpoint_path` may also hold the weights of a classifier, which are left out.
+    `stem_stride` is the factor by which the stem shrinks the image before the first stage, for images much smaller
+    than 224 pixels (the small-image stem of He et al. 2016, section 4.2): 2 leaves out the pooling of a ResNet's stem,
+    1 also its stride; for MobileNet and EfficientNet 1 leaves out the stride of the stem's convolution. None keeps
+    timm's. `timm_args` go to `timm.create_model`; the weights of a classifier in a file `checkpoint_path` are ignored.
 
     Raises:
-        BackboneError: timm has no such model, the arguments do not fit it, or its stem can't be changed so.
+        BackboneError: timm has no such model, the arguments do not fit it, or its stem can't have this stride.
     """
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:3]
         hint = f", for example {', '.join(close)}" if close else "; timm.list_models() lists them all"
         raise BackboneError(f"timm has no model called {name!r}{hint}")
     weights = timm_args.pop("checkpoint_path", None)
-    if str(weights or "").endswith((".npz", ".npy")):  # made by other libraries, read by the model itself
+    if str(weights or "").endswith(
+        (".npz", ".npy")
+    ):  # weights of other libraries, which the model itself reads
         timm_args["checkpoint_path"], weights = weights, None
     try:
         backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **timm_args)
-    except Exception as error:  # a model's own code may stumble in any way over arguments and weights
+    except Exception as error:  # a model's own code may raise anything for wrong arguments and weights
         hint = f"; {FETCHED}" if pretrained and _is_of_network(error) else ""
         raise BackboneError(f"timm can't make {name}: {reason(error)}{hint}") from error
     if weights:
@@ -55,7 +56,7 @@ def create_backbone(
 
 
 def _load(backbone: nn.Module, name: str, file: str) -> None:
-    """Load a file of weights, all of them but the classifier's."""
+    """Load a file of weights, without those of the classifier."""
     try:
         tensors = load_state_dict(file, device="cpu", weights_only=True)
         known = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier") or ()
@@ -65,12 +66,12 @@ def _load(backbone: nn.Module, name: str, file: str) -> None:
         backbone.load_state_dict(kept)
     except FileNotFoundError as error:
         raise BackboneError(f"there is no file of weights at {file} (checkpoint_path)") from error
-    except Exception as error:  # what the parser of a damaged file meets
+    except Exception as error:  # parsers of damaged files may raise anything
         raise BackboneError(f"timm can't load {file} into {name}: {reason(error)}") from error
 
 
 def _is_of_network(error: BaseException) -> bool:
-    """Whether an error, or what it comes from, says that something could not be fetched."""
+    """Return whether an error, or one that caused it, says that something could not be downloaded."""
     kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     cause = error.__cause__ or error.__context__
     return (
@@ -81,7 +82,7 @@ def _is_of_network(error: BaseException) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """Return one short line of what went wrong; the first tensor that does not fit, where that is known."""
+    """Return what went wrong in one short line; name the first tensor that does not fit, if the error names one."""
     text = str(error).strip()
     if found := re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", text):
         return (
@@ -93,10 +94,10 @@ def reason(error: BaseException) -> str:
 
 
 def check_image(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Refuse an image size (C, H, W) that the backbone itself, uncut, does not run on.
+    """Raise unless the backbone itself, uncut, runs on an image of this size (C, H, W).
 
     Raises:
-        BackboneError: with what to change.
+        BackboneError: it does not; the message says what to change.
     """
     error = _failure(backbone, input_size)
     if error is None:
@@ -125,7 +126,7 @@ def check_image(backbone: nn.Module, input_size: tuple[int, int, int]) -> None:
 
 
 def _failure(backbone: nn.Module, input_size: tuple[int, int, int]) -> Exception | None:
-    """What goes wrong when a backbone in evaluation mode runs, None if nothing does."""
+    """Return the error of running a backbone in evaluation mode, None if it runs."""
     try:
         with torch.no_grad():
             backbone(torch.zeros(1, *input_size).to(next(backbone.parameters())))
@@ -135,7 +136,7 @@ def _failure(backbone: nn.Module, input_size: tuple[int, int, int]) -> Exception
 
 
 def _set_stem_stride(backbone: nn.Module, name: str, stride: int) -> None:
-    """Undo as many of the stem's halvings, last first, as `stride` asks for."""
+    """Undo the halvings of the stem, last first, until its stride is `stride`."""
     halvings = [
         layer
         for path in ("conv1", "conv_stem", "maxpool")

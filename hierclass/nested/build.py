@@ -1,4 +1,4 @@
-"""From a backbone to a nested network."""
+"""Make a nested network of a backbone."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _make_depths(wanted: StructureOptions) -> NestedNetwork:
 
 
 def _warn_of_equal_levels(depths: Sequence[float], born: AbstractSet[int]) -> None:
-    """Say which levels run the same blocks although their depths differ; equal depths are meant."""
+    """Log which levels run the same blocks although their depths differ."""
     for level, (low, high) in enumerate(itertools.pairwise(depths)):
         if low < high and level + 1 not in born:
             _log.warning(
@@ -151,13 +151,13 @@ def find_structure(name: str) -> Structure:
 
 
 NOT_CUT = "can't be cut into levels"
-"""In what a layer is refused with that has no rule, whatever the image."""
+"""What every error says about a layer that has no rule, whatever the image."""
 DEFAULT_SHARES = (0.25, 0.5, 1.0)
-"""Of channels, blocks or weights, for the levels 0, 1, 2."""
+"""Shares of channels, blocks or weights for levels 0, 1 and 2."""
 
 
 def default_shares(num_levels: int) -> tuple[float, ...]:
-    """The shares of channels, blocks or weights for a number of levels where none are given.
+    """Return the shares of channels, blocks or weights for `num_levels` levels where none are given.
 
     Each level has half of the next one's; where that would leave level 0 less than an eighth, the levels between an
     eighth and 1 grow by equal factors: (1,), (0.5, 1), (0.25, 0.5, 1), (0.125, 0.25, 0.5, 1), (0.125, 0.21, …, 1).
@@ -192,7 +192,7 @@ def nest(
     value per level, strictly rising (`depths` may also stay equal) in (0, 1]: `widths` the share of every layer's
     channels that a level sees (slices, prefix; the last is 1), `depths` the share of the residual blocks of every
     stage that it runs (depths; may be added to the others; the last is 1), `densities` the share of the weights
-    that it uses (masks). None takes `default_shares` where the structure needs it. `order` "importance" deals the
+    that it uses (masks). None takes `default_shares` where the structure needs it. `order` "importance" assigns the
     channels that matter most to the lowest levels (slices, prefix; for pretrained weights): those that add most to what
     reads them over `images` (N, C, H, W), normalised photographs, or without these those with the largest weights;
     "given" keeps their order.
@@ -237,7 +237,7 @@ def nest(
         backbone, shares, given["depths"], classes, (size[0], size[1], size[2]), sharing, warn
     )
     with evaluating(backbone):
-        backbone.train().eval()  # models that keep what they computed from their weights let go of it
+        backbone.train().eval()  # drops what models cache of their weights
         try:
             features = None
             if order == "importance":
@@ -260,7 +260,7 @@ def nest(
 
 
 def _reordered(wanted: StructureOptions, images: Tensor | None) -> tuple[StructureOptions, NDArray[np.int64]]:
-    """Let the backbone have its most important channels first; returns where its features were before."""
+    """Return options with a backbone whose most important channels come first, and the old position of each feature."""
     widths = distinct_widths(wanted.shares, wanted.sharing)
     analysis = analyse(wanted.backbone, widths, wanted.input_size)
     backbone, features = reorder(analysis, importance(analysis, images))
@@ -268,7 +268,7 @@ def _reordered(wanted: StructureOptions, images: Tensor | None) -> tuple[Structu
 
 
 def _start_heads(network: NestedNetwork, classifier: nn.Linear, features: NDArray[np.int64] | None) -> None:
-    """Let the heads that score the classes of a classifier begin as it; `features` is the new order of its columns."""
+    """Copy a classifier into the heads that score its classes; `features` is the new order of its columns."""
     weight = classifier.weight.detach()
     if features is not None:
         weight = weight[:, torch.from_numpy(features).to(weight.device)]

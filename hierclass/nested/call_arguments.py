@@ -17,7 +17,7 @@ from hierclass.nested.analysis.partition import Analysis, Partition, TracedValue
 from hierclass.nested.level_graph import pick, scaled_shape, scaled_size
 
 Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-"""A function and its arguments; what is computed are nodes of the level's graph."""
+"""A function and its arguments; computed values among them are nodes of the level's graph."""
 
 
 @dataclass(frozen=True)
@@ -28,37 +28,37 @@ class CallSite:
     node: fx.Node
     level: int
     value_of: Callable[[fx.Node], Any]
-    """From a traced value to the level's slice of it."""
+    """Returns the level's slice of a traced value."""
     add: Callable[..., fx.Node]
     """Adds the call of a function to the level's graph."""
 
     @property
     def name(self) -> str:
-        """Name of the function."""
+        """Return the name of the function."""
         return function_name(self.node.target)
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The function, overwriting nothing."""
+        """Return the function in a form that overwrites nothing."""
         return out_of_place(self.node.target)
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """Positional arguments, as they were traced."""
+        """Return the positional arguments as they were traced."""
         return self.node.args
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """Arguments by name, as they were traced."""
+        """Return the arguments by name as they were traced."""
         return {key: value for key, value in self.node.kwargs.items() if key != "inplace"}
 
     @property
     def inputs(self) -> list[fx.Node]:
-        """Traced values among the arguments, in order."""
+        """Return the traced values among the arguments, in order."""
         return self.node.all_input_nodes
 
     def fill(self, argument: Any) -> Any:
-        """Put the level's values in the places of traced ones."""
+        """Return an argument with the level's values in place of traced ones."""
         if isinstance(argument, fx.Node):
             return self.value_of(argument) if argument.graph is self.node.graph else argument
         if isinstance(argument, (tuple, list)):
@@ -68,7 +68,7 @@ class CallSite:
         return argument
 
     def plain(self) -> Call:
-        """Return the call with nothing changed."""
+        """Return the call with the level's values and else unchanged arguments."""
         return self.finished(self.function, *self.args, **self.kwargs)
 
     def finished(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
@@ -76,12 +76,12 @@ class CallSite:
         return function, self.fill(args), {key: self.fill(value) for key, value in kwargs.items()}
 
     def known(self, node: fx.Node) -> TracedValue:
-        """Return what is known of a traced value."""
+        """Return what the analysis knows of a traced value."""
         return self.analysis.values[node]
 
 
 def partitions_in(cut: Any) -> list[Partition]:
-    """Return the cuts of all tensors of a value."""
+    """Return the partitions of all tensors of a value."""
     if isinstance(cut, (tuple, list)):
         return [each for item in cut for each in partitions_in(item)]
     return [cut] if isinstance(cut, Partition) else []
@@ -91,7 +91,7 @@ def fit_call(site: CallSite) -> Call:
     """Return the function and arguments that give the level's slice of the result of a call.
 
     Raises:
-        BackboneError: there is no way to give the slice alone.
+        BackboneError: no call gives the slice alone.
     """
     name, args, kwargs = site.name, site.args, site.kwargs
     function = torch.Tensor.reshape if name == "view" else site.function
@@ -120,7 +120,7 @@ def fit_call(site: CallSite) -> Call:
 
 
 def _meets(name: str, output: Partition, ndim: int) -> bool:
-    """Whether operands of a call meet the channels of its result place by place."""
+    """Return whether operands of a call meet the channels of its result place by place."""
     if output.axis is None:
         return False
     heads = output.axis < ndim - 2
@@ -170,7 +170,7 @@ def _split(site: CallSite, cut: Partition, along: int) -> Call:
 
 
 def _index(site: CallSite, index: Any, cut: Partition) -> Any:
-    """Move an index along the channels to where the level's slice holds what it means."""
+    """Return an index along the channels as positions in the level's slice."""
     items = list(index) if isinstance(index, tuple) else [index]
     ndim = site.known(site.inputs[0]).meta.ndim
     if Ellipsis in [item for item in items if not isinstance(item, (fx.Node, slice))]:
@@ -220,7 +220,7 @@ def _present(site: CallSite, parts: Sequence[fx.Node], output: Any) -> tuple[Any
 
 
 def _meeting(site: CallSite, argument: Any, output: Partition) -> Any:
-    """Of what all levels share, take the part that meets the level's channels."""
+    """Return the positions of a shared value that meet the level's channels; other arguments as they are."""
     if not isinstance(argument, fx.Node):
         return argument
     value = site.known(argument)

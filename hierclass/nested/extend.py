@@ -1,7 +1,7 @@
-"""Layer types of your own: say how a level cuts them, and any backbone that holds them nests.
+"""Rules for layer types of your own, so that backbones that hold them can be cut.
 
-A module whose `forward` is made of known layers and functions needs nothing. Two kinds of rules do for most others,
-`PerChannel` and `MixesChannels`; a `LayerRule` of your own can say anything. docs/nested.md has examples.
+A module whose `forward` is made of known layers and functions needs none. `PerChannel` and `MixesChannels` do for
+most others; a subclass of `LayerRule` for the rest. docs/nested.md has examples.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MixesChannels(MatrixRule):
         inputs: Sequence[str] = ("in_features", "in_channels"),
         outputs: Sequence[str] = ("out_features", "out_channels"),
     ) -> None:
-        """Channels lie along `axis` of input and output; `inputs` and `outputs` are attributes that count them."""
+        """Hold the axis of channels of input and output, and the names of the attributes that count them."""
         self.axis, self.inputs, self.outputs = axis, tuple(inputs), tuple(outputs)
 
     def axis_of(self, layer: nn.Module, ndim: int) -> int:
@@ -52,7 +52,7 @@ class MixesChannels(MatrixRule):
         return self.axis % ndim
 
     def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
-        """Rows of the output and columns of the input."""
+        """Keep the rows of the output and the columns of the input."""
         return {
             name: (writes, reads) if value.ndim > 1 else (writes,)
             for name, value in own_tensors(layer)
@@ -77,7 +77,7 @@ def register_layer(
     """Let layers of a type, and of its subclasses, be cut by a rule: `register_layer(MyLayer, PerChannel())`.
 
     Without a rule it decorates the class of one, which is made without arguments. `nest` verifies every network that
-    it makes, so that a wrong rule is found. Not for use while another thread cuts a network.
+    it makes, so that a wrong rule is found. Do not call it while another thread cuts a network.
 
     Raises:
         BackboneError: `kind` is no layer type, or `rule` no rule.

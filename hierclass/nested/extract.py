@@ -20,10 +20,10 @@ from hierclass.nested.network import evaluating
 
 
 class ThinModel:
-    """A level as a timm model without memory for its weights, made when it is asked for; copies are itself."""
+    """Makes a level as a timm model without memory for its weights; a deep copy of it is the object itself."""
 
     def __init__(self, analysis: Analysis, blocks: Sequence[ResidualBlock]) -> None:
-        """Take the analysis of one level (`seen_by`), but not the weights, and the blocks that it leaves out."""
+        """Hold the analysis of one level (`seen_by`) without weights, and the blocks that it leaves out."""
         trace = dataclasses.replace(analysis.trace, backbone=analysis.trace.skeleton)
         self._analysis, self._blocks = dataclasses.replace(analysis, trace=trace), tuple(blocks)
 
@@ -31,7 +31,7 @@ class ThinModel:
         return self
 
     def make(self) -> nn.Module:
-        """Return the model.
+        """Return the model, on device meta.
 
         Raises:
             BackboneError: a layer can't be made smaller.
@@ -40,10 +40,10 @@ class ThinModel:
 
 
 def thin_skeleton(analysis: Analysis, blocks: Sequence[ResidualBlock]) -> nn.Module:
-    """Make the thinner model of an analysis of one level (`seen_by`), without memory for its weights.
+    """Return the thinner model of an analysis of one level (`seen_by`), without memory for its weights (device meta).
 
     Left-out blocks become `nn.Identity`. Numbers that timm's code keeps in attributes (heads, sizes of a split) are
-    set where the traced code was seen to use them.
+    set where the traced code uses them.
     """
     model = without_weights(analysis.trace.skeleton)
     for path in analysis.trace.made:
@@ -61,7 +61,7 @@ def thin_skeleton(analysis: Analysis, blocks: Sequence[ResidualBlock]) -> nn.Mod
         attribute(model, parent)._modules[name] = nn.Identity()
     features = analysis.values[analysis.output]
     size = features.meta.shape[1]
-    for module in (model, *model.children()):  # the head, too, says how many features it takes
+    for module in (model, *model.children()):  # heads count the features that they read, too
         for name in ("num_features", "head_hidden_size", "embed_dim", "in_features"):
             if not isinstance(module, nn.Linear) and getattr(module, name, None) == size:
                 setattr(module, name, len(positions(features.cut, 0, size)))
@@ -70,14 +70,14 @@ def thin_skeleton(analysis: Analysis, blocks: Sequence[ResidualBlock]) -> nn.Mod
 
 
 def _set_pooled_width(model: Any, dense: Any) -> None:
-    """Set what is pooled before a convolution of the head (MobileNetV3), where `num_features` counts that."""
+    """Set `num_features` where it counts what is pooled before a convolution of the head (MobileNetV3)."""
     head = getattr(dense, "conv_head", None)
     if isinstance(head, nn.Conv2d) and head.in_channels % dense.num_features == 0:
         model.num_features = model.conv_head.in_channels * dense.num_features // head.in_channels
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """Return a copy of a skeleton with these parameters and buffers in it; what its forward never reads is zero."""
+    """Return a copy of a skeleton with these parameters and buffers; those that are not given are zero."""
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         value = tensors.get(name)
@@ -92,7 +92,7 @@ def fill(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
 
 
 def with_classifier(backbone: nn.Module, head: nn.Module, input_size: tuple[int, int, int]) -> nn.Module:
-    """Return the backbone with a head (F → classes) as its classifier, if it is one linear layer, else behind it."""
+    """Return the backbone with a head (F → classes) as its classifier, if that is one linear layer, else behind it."""
     alone = nn.Sequential(backbone, copy.deepcopy(head)).train(backbone.training)
     if type(head) is not nn.Linear or not hasattr(backbone, "reset_classifier"):
         return alone
@@ -110,7 +110,7 @@ def with_classifier(backbone: nn.Module, head: nn.Module, input_size: tuple[int,
         return alone
     whole.to(head.weight)
     classifier.load_state_dict(head.state_dict())
-    # Resetting may have changed the pooling.
+    # `reset_classifier` may change the pooling.
     image = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(head.weight)
     with evaluating(whole), evaluating(alone), torch.no_grad():
         same = torch.allclose(whole(image), alone(image), rtol=1e-3, atol=1e-3)
@@ -163,7 +163,7 @@ def _owner(node: fx.Node) -> str:
 
 
 def _numbers(node: fx.Node, analysis: Analysis) -> Iterator[tuple[Any, Any]]:
-    """Numbers of the dense code that count channels, with what they are in the thinner model."""
+    """Yield the numbers of the dense code that count channels, each with its value in the thinner model."""
     name, value = function_name(node.target), analysis.values[node]
     cut = value.cut
     if name in SPLITTING and isinstance(cut, tuple):
@@ -201,7 +201,7 @@ def _numbers(node: fx.Node, analysis: Analysis) -> Iterator[tuple[Any, Any]]:
 
 
 def _set_number(module: nn.Module, dense: Any, thin: Any) -> None:
-    """Set the attributes of a module that hold a number; those that say they count heads or groups come first."""
+    """Set the attributes of a module that hold a number; if some are named as counts of heads or groups, only those."""
     names = [
         name
         for name, value in vars(module).items()
@@ -215,7 +215,7 @@ def _set_number(module: nn.Module, dense: Any, thin: Any) -> None:
 
 
 def check_thin(model: nn.Module, expected: Tensor, image: Tensor, level: int) -> nn.Module:
-    """Return the model if it gives the expected features.
+    """Return the model if it gives the expected features (B, F) for an image.
 
     Raises:
         BackboneError: it does not, since this backbone's code keeps sizes where they can't be found.

@@ -1,4 +1,4 @@
-"""The classifiers of the levels: plain linear ones, and ones that score fine classes and sum them up."""
+"""The classifiers of the levels: linear ones, and ones that score fine classes and sum them up."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SummedLinear(nn.Linear):
 def make_heads(
     num_features: Iterable[int], num_classes: Iterable[int], groups: Sequence[Groups | None] | None = None
 ) -> nn.ModuleList:
-    """Return one head per level; where `groups` has something for a level, one that sums up.
+    """Return one head per level: a `SummedLinear` where `groups` has something for a level, else a linear one.
 
     Raises:
         BackboneError: the groups of a level do not make its number of classes.
@@ -69,10 +69,10 @@ def make_heads(
 
 
 def check_groups(groups: Groups) -> int:
-    """Return how many classes the groups make: 0 … n - 1, none of them empty.
+    """Return the number n of classes that the groups make: 0 … n - 1, none of them empty.
 
     Raises:
-        BackboneError: a class in between has no fine class.
+        BackboneError: one of these classes has no fine class.
     """
     present = sorted(set(groups))
     if not present or present != list(range(len(present))):

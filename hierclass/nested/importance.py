@@ -1,4 +1,4 @@
-"""Which channels matter most, and a backbone reordered so that they come first."""
+"""Which channels matter most, and how to reorder a backbone so that they come first."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def importance(analysis: Analysis, images: Tensor | None = None) -> Scores:
 
 
 def _by_makers(analysis: Analysis) -> Iterator[tuple[NDArray[np.int64], Scores]]:
-    """Ids of the channels that a layer writes, and the size of their weights."""
+    """Yield the ids of the channels that each layer writes, and the size of their weights."""
     for node, found in analysis.flows.items():
         weight = getattr(analysis.trace.layer(str(node.target)), "weight", None)
         if isinstance(weight, Tensor) and found.reads != "whole":
@@ -48,7 +48,7 @@ def _by_makers(analysis: Analysis) -> Iterator[tuple[NDArray[np.int64], Scores]]
 
 
 def _by_readers(analysis: Analysis, images: Tensor) -> Iterator[tuple[NDArray[np.int64], Scores]]:
-    """Ids of the channels that a layer reads, and what they add to its output."""
+    """Yield the ids of the channels that each layer reads, and what they add to its output."""
     squares = _mean_squares(analysis, images)
     for node, found in analysis.flows.items():
         layer, source = analysis.trace.layer(str(node.target)), node.args[0]
@@ -61,7 +61,7 @@ def _by_readers(analysis: Analysis, images: Tensor) -> Iterator[tuple[NDArray[np
 
 
 def _squared_weights(layer: nn.Module, weight: Tensor) -> Scores:
-    """Sum of the squares of all weights on each input channel."""
+    """Return the sum of the squares of all weights on each input channel."""
     squared = weight.detach().double() ** 2
     if isinstance(rule_for(layer), TransposedRule):
         return squared.flatten(1).sum(1).cpu().numpy()
@@ -72,7 +72,7 @@ def _squared_weights(layer: nn.Module, weight: Tensor) -> Scores:
 
 @torch.no_grad()
 def _mean_squares(analysis: Analysis, images: Tensor) -> dict[str, Scores]:
-    """Path of a layer → mean square of every channel of its input, over images and places."""
+    """Return, by path of a layer, the mean square of every channel of its input, over images and places."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     backbone = analysis.trace.backbone
@@ -106,10 +106,10 @@ def _mean_squares(analysis: Analysis, images: Tensor) -> dict[str, Scores]:
 
 
 def reorder(analysis: Analysis, scores: Scores) -> tuple[nn.Module, NDArray[np.int64]]:
-    """Return the backbone with its channels reordered, the highest scores first, and where its features were before.
+    """Return the backbone with the highest scores first, and for each of its features the position that it had before.
 
-    It computes the same function: every weight is moved with the channels that it reads and writes. Channels trade
-    places with those that are used alike (heads as a whole); where that can't be, they stay.
+    The function stays the same: every weight moves with the channels that it reads and writes. Channels trade places
+    within their group (heads as a whole); where they can't, they stay.
 
     Raises:
         BackboneError: the reordered backbone answers differently, so a rule is wrong.
@@ -145,7 +145,7 @@ class _Places:
         return np.where(row > 0, self.label[np.maximum(row, 0)], 0)
 
     def stuck(self, row: NDArray[np.int64]) -> int | None:
-        """A class of a row of channels whose place can't be taken: the other one is not there, or is not alike."""
+        """Return a class of a row that can't get its new place, which is absent or of another size; None if all can."""
         found, counts = np.unique(self.classes(row), return_counts=True)
         number = dict(zip(found.tolist(), counts.tolist(), strict=True))
         wrong = (each for each in number if each and number.get(int(self.source[each])) != number[each])
@@ -153,7 +153,7 @@ class _Places:
         return stuck
 
     def keep(self, classes: NDArray[np.int64]) -> None:
-        """Let all that are used like these classes stay where they are."""
+        """Let the groups of these classes stay where they are."""
         for orbit in self.groups:
             if np.isin(classes, orbit).any():
                 self.source[orbit] = orbit
@@ -170,7 +170,7 @@ class _Places:
 
 
 def _row(ids: Tensor, axis: int) -> NDArray[np.int64]:
-    """Ids along one axis."""
+    """Return the ids along one axis."""
     row: NDArray[np.int64] = ids.movedim(axis, 0).reshape(ids.shape[axis], -1)[:, 0].numpy()
     return row
 

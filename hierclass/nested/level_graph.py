@@ -1,7 +1,7 @@
 """One level as a graph, (image, kept) → (features, kept): bound to layers and weights, chained, and fused.
 
-`kept` is a tuple of tensors with a row per image: what the next level reads again. It is empty for structures whose
-levels share weights alone. The graphs are written by `hierclass.nested.lowering`.
+`kept` is a tuple of tensors with a row per image, which the next level reads again. It is empty for structures whose
+levels share weights alone. `hierclass.nested.lowering` writes the graphs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hierclass.nested.analysis.op_rules import function_name
 
 Kept: TypeAlias = tuple[Tensor, ...]
 Level: TypeAlias = Callable[[Tensor, Kept], tuple[Tensor, Kept]]
-"""What computes one level: images (B, C, H, W) and what the level below kept → pooled features (B, F), kept."""
+"""Computes one level: images (B, C, H, W) and what the level below kept → pooled features (B, F), kept."""
 
 NO_OPS = (nn.Identity, nn.Dropout, nn.Dropout2d, timm_layers.DropPath)
 """Layers that change nothing in evaluation mode."""
@@ -51,7 +51,7 @@ class Weight(nn.Module):
 def bind(graph: fx.Graph, parts: Mapping[str, nn.Module]) -> fx.GraphModule:
     """Return a module that runs a graph on the modules and weights that its targets name, without copying them.
 
-    A part of `parts` that is replaced later (a norm by one over all processes) is replaced in the graph too.
+    If a submodule of one of `parts` is replaced later, the graph runs the new one.
     """
     module = fx.GraphModule(nn.Module(), fx.Graph(), "Level")
     for name, part in parts.items():
@@ -61,7 +61,7 @@ def bind(graph: fx.Graph, parts: Mapping[str, nn.Module]) -> fx.GraphModule:
 
 
 def chain(graphs: Sequence[fx.Graph]) -> list[fx.Graph]:
-    """Return copies of the graphs of levels 0 … n in which a level keeps only what one of the next reads."""
+    """Return copies of the graphs of levels 0 … n in which a level keeps only what a higher one reads."""
     copies = [copy.deepcopy(graph) for graph in graphs]
     wanted: list[int] = []
     for graph in reversed(copies):
@@ -77,7 +77,7 @@ def chain(graphs: Sequence[fx.Graph]) -> list[fx.Graph]:
 
 
 def drop_dead_code(graph: fx.Graph) -> None:
-    """Drop nodes whose result nothing reads, random and in-place ones too."""
+    """Drop nodes whose result no other node reads, random and in-place ones too."""
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
 
 
@@ -88,10 +88,10 @@ def kept_reads(graph: fx.Graph) -> dict[fx.Node, int]:
 
 
 def fuse_level(level: fx.GraphModule) -> fx.GraphModule:
-    """Make a level with weights of its own ready for inference, in place; features stay the same up to rounding.
+    """Make a level that owns its weights ready for inference, in place; features stay the same up to rounding.
 
     Batch norms that alone read a convolution are folded into it, layers that do nothing are left out, and activations
-    overwrite what nothing else reads.
+    overwrite what no other node reads.
     """
     fold(level, foldable(level.graph, level))
     for node in list(level.graph.nodes):
@@ -130,9 +130,9 @@ def foldable(graph: fx.Graph, module: nn.Module) -> list[tuple[str, str]]:
 
 
 def fold(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
-    """Return `module`, changed in place: in evaluation mode, without gradients, norms folded into convolutions.
+    """Fold batch norms into convolutions, in place, and return `module` in evaluation mode, without gradients.
 
-    Where a norm was stays its activation, or nothing. Pairs of which it has only one are left.
+    A norm is replaced by its activation, or by nothing. Pairs of which `module` lacks one are skipped.
     """
     module.eval().requires_grad_(False)
     for before, path in pairs:
@@ -144,7 +144,7 @@ def fold(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> nn.Module:
 
 
 def _unwatched(module: nn.Module, path: str) -> nn.Module | None:
-    """Return a submodule that has no hooks; None for those that only the traced graph has."""
+    """Return the submodule at a path; None if it has hooks or is only in the traced graph."""
     try:
         part = module.get_submodule(path)
     except AttributeError:
@@ -153,14 +153,14 @@ def _unwatched(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _is_new(node: fx.Node) -> bool:
-    """Whether a value is memory of its own, and not a view of another."""
+    """Return whether a value has memory of its own, and is no view of another."""
     return node.op == "call_module" or function_name(node.target) in ("add", "mul")
 
 
 def resize(image: Tensor, side: int) -> Tensor:
     """Shrink square images (B, C, H, W) to `side` x `side` pixels: bicubic and antialiased, as Pillow does.
 
-    Images of that size stay as they are, number for number.
+    Images of that size stay bit for bit.
     """
     return F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
 
@@ -172,17 +172,17 @@ def resize_macs(input_size: tuple[int, int, int], side: int) -> int:
 
 
 def _taps(size: int, side: int) -> int:
-    """Pixels that one output pixel is a weighted mean of, along one axis; none where nothing is resized."""
+    """Return how many pixels along one axis make one output pixel; 0 where nothing is resized."""
     return 0 if size == side else 4 * -(-max(size, side) // side)
 
 
 def scaled_size(size: int, count: int, total: int) -> int:
-    """Return a size of the dense network times `count` / `total`; -1 stays."""
+    """Return a size of the dense network times `count` / `total`; -1 stays -1."""
     return size if size == -1 else size * count // total
 
 
 def scaled_shape(value: Any, axis: int, count: int, total: int) -> torch.Size:
-    """Return the shape of a tensor, or a shape, with the size along `axis` times `count` / `total`."""
+    """Return a shape, or that of a tensor, with the size along `axis` times `count` / `total`."""
     sizes = list(value.shape if isinstance(value, Tensor) else value)
     sizes[axis] = scaled_size(sizes[axis], count, total)
     return torch.Size(sizes)
@@ -191,12 +191,12 @@ def scaled_shape(value: Any, axis: int, count: int, total: int) -> torch.Size:
 def pick(tensor: Tensor, axis: int, index: tuple[int, ...]) -> Tensor:
     """Return the positions `index` along an axis."""
     if tensor.is_meta and max(index) >= tensor.shape[axis]:
-        raise RuntimeError("index out of bounds")  # the device meta does not look
+        raise RuntimeError("index out of bounds")  # device meta does not check
     return tensor.index_select(axis, torch.tensor(index, device=tensor.device))
 
 
 def unfold_rows(value: Tensor, image: Tensor) -> Tensor:
-    """Give a value that holds several rows per image, image after image, an axis of images: (B, rows, …)."""
+    """Give a value with several rows per image, image after image, an axis of images: (B, rows, …)."""
     return value.reshape(len(image), len(value) // max(1, len(image)), *value.shape[1:])
 
 
@@ -208,7 +208,7 @@ def fold_rows(value: Tensor) -> Tensor:
 def call_with_weights(layer: nn.Module, weights: Mapping[str, Tensor], *values: Any) -> Any:
     """Call a layer with other values in place of some of its weights.
 
-    The layer itself stays as it is, so that threads may run different levels at the same time.
+    The layer itself stays as it is, so threads may run different levels at the same time.
     """
     made = copy.copy(layer)
     made.__dict__["_parameters"] = {**layer._parameters, **weights}

@@ -1,8 +1,8 @@
-"""From the partition of every value to one graph per level, and to the layers that these graphs call.
+"""Write one graph per level, and make the layers that the graphs call, from the partition of every value.
 
-A graph computes the level's own slice of every value. It reads the slices of lower levels where a layer mixes channels
-("prefix"), and values that all levels share where the first level that has what they need computed them: both come
-from `kept`. What does not depend on the image (sizes, tables of positions) is computed anew by each level.
+A graph computes the level's own slice of every value. It reads from `kept` the slices of lower levels where a layer
+mixes channels ("prefix"), and shared values where a lower level has computed them. What does not depend on the image
+(sizes, tables of positions) is computed anew by each level.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Key: TypeAlias = tuple[str, fx.Node, int]
 
 
 class _Absent:
-    """In place of a value of which a level has nothing."""
+    """Stands for a value of which a level has nothing."""
 
 
 ABSENT = _Absent()
@@ -65,10 +65,10 @@ def lower(
     left_out: Sequence[ResidualBlock] = (),
     first: int = 0,
 ) -> Lowered:
-    """Write the graphs of all levels of an analysed backbone, with copies of its weights.
+    """Return the graphs of all levels of an analysed backbone and their layers, with copies of its weights.
 
-    Levels below the first of a block of `blocks` pass its input on; no level runs a block of `left_out`. Levels are
-    numbered from `first`.
+    Levels below the first that runs a block of `blocks` pass its input on; no level runs a block of `left_out`. Levels
+    are numbered from `first`.
 
     Raises:
         BackboneError: a layer or function can't be made smaller; the message names its path and type.
@@ -97,7 +97,7 @@ def lower(
 
 
 class _Lowering:
-    """What all levels have in common: the order of values, when a block begins, and the layers."""
+    """What all levels have in common: the order of values, the first level of each block, and the layers."""
 
     def __init__(
         self, analysis: Analysis, blocks: Sequence[ResidualBlock], left_out: Sequence[ResidualBlock]
@@ -109,11 +109,12 @@ class _Lowering:
         self.ends = {block.output: block for block in (*blocks, *left_out)}
         self.layers: dict[str, list[nn.Module]] = {}
         self.early: dict[fx.Node, int] = {}
-        """First level that has a value. In blocks: the first at which what it reads is there, though the block is run
+        """Lowest level that has a value. Inside a block: the lowest that has what it reads, though the block is run
         later, unless it is a layer that reads the slices of lower levels too. These cheap steps (a norm before the
-        first matrix of a block) run early where the answer may be refined."""
+        first matrix of a block) run early where the answer may be refined.
+        """
         self.axes: dict[fx.Node, int] = {}
-        """Where the channels of values lie of which prefixes are read."""
+        """Axis of channels of each value whose prefix is read."""
         self.of_image: set[fx.Node] = set()
         """Tensors that are computed from the image."""
         for node in self.nodes:
@@ -127,18 +128,18 @@ class _Lowering:
         found = self.analysis.flows.get(node)
         if born and not (found is not None and found.reads == "prefix"):
             ready = [self.early[source] for source in node.all_input_nodes]
-            # A sum to which a later part of the block adds nothing yet is what is there.
+            # While a later branch adds nothing yet, the sum is the other operand.
             born = min(born, (min if function_name(node.target) == "add" else max)(ready, default=0))
         return born
 
     def add_layer(self, node: fx.Node, level: int | None, layer: nn.Module) -> None:
-        """Hold the layer of a level; None: of all levels."""
+        """Hold the layer of a level, or with None the one of all levels."""
         count = 1 if level is None else self.analysis.levels
         layers = self.layers.setdefault(layer_name(node), [nn.Identity() for _ in range(count)])
         layers[level or 0] = layer
 
     def drop_uncalled(self, levels: Sequence[_LevelWriter]) -> None:
-        """Drop layers of blocks whose result no level reads."""
+        """Drop the layers of blocks that no graph calls."""
         called = {str(node.target) for writer in levels for node in writer.graph.nodes}
         for node in self.born:
             layers = self.layers.get(layer_name(node), ())
@@ -160,9 +161,9 @@ class _LevelWriter:
         self.image = self.graph.placeholder("image")
         self.kept = self.graph.placeholder("kept")
         self.values: dict[fx.Node, Any] = {}
-        """This level's slice of every value, what all levels share of it, or `ABSENT`."""
+        """This level's slice of every value, the shared value, or `ABSENT`."""
         self.keys: dict[Key, fx.Node] = {}
-        """What is read of `kept`."""
+        """Nodes that read `kept`, by what they read."""
         self.prefixes: dict[fx.Node, Any] = {}
 
     def write(self, node: fx.Node) -> None:
@@ -185,7 +186,7 @@ class _LevelWriter:
             self.values[node] = self.values[block.source]
 
     def finish(self, wanted: Sequence[Key]) -> list[Key]:
-        """End the graph with the features and what is wanted of it; return what it reads of what is kept below."""
+        """End the graph with the features and the values of `wanted`; return what the graph reads of `kept`."""
         output = self.analysis.output
         shared = self.analysis.values[output].cut.shared
         features = self.values[output] if shared else self.prefix(output, 1)
@@ -217,7 +218,7 @@ class _LevelWriter:
         return self.graph.call_function(function, args, kwargs)
 
     def value(self, node: fx.Node) -> Any:
-        """Return this level's slice of a value, or what all levels share of it."""
+        """Return this level's slice of a value, or the shared value."""
         found = self.values[node]
         if found is ABSENT and node in self.lowering.left_out:
             raise BackboneError("it reads a size from inside a residual block that some level leaves out")
@@ -226,14 +227,14 @@ class _LevelWriter:
         return found
 
     def _past(self, key: Key) -> fx.Node:
-        """Read something that a lower level has computed."""
+        """Return what a lower level has computed, read from `kept`."""
         if key not in self.keys:
             read = self.call(operator.getitem, self.kept, len(self.keys))
             self.keys[key] = self.call(fold_rows, read) if self._holds_rows(key[1]) else read
         return self.keys[key]
 
     def _to_keep(self, key: Key) -> Any:
-        """Return what a higher level wants of a value, with the images along the first axis."""
+        """Return what a higher level reads of a value, with images along the first axis."""
         kind, node, level = key
         if kind == "prefix":
             found = self.prefix(node, self.lowering.axes[node])
@@ -242,14 +243,14 @@ class _LevelWriter:
         return self.call(unfold_rows, found, self.image) if self._holds_rows(node) else found
 
     def _holds_rows(self, node: fx.Node) -> bool:
-        """Whether a value holds several rows per image: windows, heads."""
+        """Return whether a value holds several rows per image: windows, heads."""
         return node in self.lowering.of_image and self.analysis.values[node].meta.shape[:1] not in ((), (1,))
 
     def _cuts(self, node: fx.Node) -> list[Partition]:
         return partitions_in(self.analysis.values[node].cut)
 
     def _at(self, node: fx.Node, level: int) -> Any:
-        """Return the slice of this or a lower level, or what all levels share."""
+        """Return the slice of this or a lower level, or the shared value."""
         if level == self.level or all(cut.shared for cut in self._cuts(node)):
             return self.value(node)
         if node.op == "get_attr":
@@ -265,7 +266,7 @@ class _LevelWriter:
         return known and function_name(node.target) in ("getattr", "size", "dim")
 
     def _size(self, node: fx.Node) -> Any:
-        """Add a size of a value as the dense network has it: the code computes with those it was written for."""
+        """Add a size of a value as the dense network has it, since timm's code computes with those."""
         source = node.args[0]
         assert isinstance(source, fx.Node)
         with_it = [writer.level for writer in (self, *self.below) if writer.values[source] is not ABSENT]
@@ -284,14 +285,14 @@ class _LevelWriter:
         return self.call(operator.getitem, shape, args[0]) if name == "size" and args else shape
 
     def _shared(self, node: fx.Node) -> Any:
-        """Add a value that is the same for all levels, or read it where a lower level has computed it."""
+        """Add a shared value, or read it where a lower level has computed it."""
         level = next((writer.level for writer in self.below if writer.values[node] is not ABSENT), self.level)
         if level != self.level and node in self.lowering.of_image:
             return self._past(("shared", node, 0))
         inputs = node.all_input_nodes
         missing = any(self.values[source] is ABSENT for source in inputs)
         if level == self.level and (level < self.lowering.early[node] or missing):
-            return ABSENT  # a part of a block that is run later
+            return ABSENT  # inside a block that a later level is the first to run
         if node.op == "get_attr":
             tensor = self.analysis.trace.tensor(str(node.target))
             if not isinstance(tensor, Tensor):
@@ -340,7 +341,7 @@ class _LevelWriter:
         return self._call(node, self.level)
 
     def _call(self, node: fx.Node, level: int, *, shared: bool = False, fits: bool = False) -> fx.Node:
-        """Add a call of a function as it is for a level; `fits`: no argument changes with the level."""
+        """Add a call of a function for a level; with `fits` no argument changes with the level."""
         read = _read_values(node)
 
         def value_of(source: fx.Node) -> Any:
@@ -350,14 +351,14 @@ class _LevelWriter:
         site = CallSite(self.analysis, node, level, value_of, self.call)
         function, args, kwargs = site.plain() if fits else fit_call(site)
         if function is F.dropout:
-            # The traced call holds the mode of the moment it was traced in; a layer follows the network's mode.
+            # The traced call is fixed in the mode of tracing; a layer follows the network's mode.
             dropout = nn.Dropout(args[1] if len(args) > 1 else kwargs.get("p", 0.5))
             self.lowering.add_layer(node, None if shared else level, dropout)
             return self._call_layer(node, 0 if shared else level, args[0])
         return self.call(function, *args, **kwargs)
 
     def _cut_layer(self, node: fx.Node, source: fx.Node, level: int, *, shared: bool = False) -> nn.Module:
-        """Make the layer of a level, or the one of all levels, which reads what `level` has."""
+        """Return the layer of `level`, or with `shared` the one of all levels, which reads what `level` has."""
         layer, found = self.analysis.trace.layer(str(node.target)), self.analysis.flows[node]
         rule = rule_for(layer)
         assert rule is not None
@@ -375,12 +376,12 @@ class _LevelWriter:
 
 
 def layer_name(node: fx.Node) -> str:
-    """Return the name of a traced node's layers in a network, one that no attribute of `nn.ModuleDict` has."""
+    """Return the name of a traced node's layers in a network; it differs from all attributes of `nn.ModuleDict`."""
     return f"{node.name}_call" if hasattr(nn.ModuleDict, node.name) else node.name
 
 
 def _read_values(node: fx.Node) -> list[fx.Node]:
-    """Return the inputs whose values are read; of the second of `type_as` only the type is."""
+    """Return the inputs whose values are read; `type_as` reads only the type of its second."""
     return node.all_input_nodes[: 1 if function_name(node.target) == "type_as" else None]
 
 

@@ -1,9 +1,9 @@
-"""Structures `prefix` and `depths`: every level is a smaller dense network, whose weights are part of the full ones.
+"""Structures `prefix` and `depths`: every level is a smaller dense network, whose weights are blocks of the full ones.
 
 Level k of `prefix` runs the first channels of every layer (the dense top-left block of every weight), level k of
 `depths` the first blocks of every stage. A level's values differ from those of the level above, so each level has
 norms of its own, and nothing is reused when an answer is refined. A level may also see the image at a size of its own,
-and own more than its norms (`sharing.OwnWeights`).
+and own more than its norms (`shared_weights.OwnWeights`).
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from hierclass.nested.shared_weights import (
 
 @dataclass(frozen=True)
 class SharingOptions:
-    """How levels of `prefix` and `depths` share: see the arguments of the same names of `hierclass.nested.nest`."""
+    """How levels of `prefix` and `depths` share weights: the arguments of the same names of `hierclass.nested.nest`."""
 
     own: str | tuple[str, ...] = "norms"
     frozen: bool = False
     sizes: tuple[int, ...] | None = None
 
     def owned(self, num_levels: int) -> tuple[OwnWeights, ...]:
-        """Return what each level owns, of a network of so many levels.
+        """Return what each of `num_levels` levels owns.
 
         Raises:
-            BackboneError: it is not known, or is given for another number of levels.
+            BackboneError: `own` is not known, or is given for another number of levels.
         """
         names = (self.own,) * (num_levels - 1) if isinstance(self.own, str) else self.own
         if len(names) != num_levels - 1:
@@ -77,7 +77,7 @@ class PrefixNetwork(GraphNetwork):
         structure: str = "prefix",
         sharing: SharingOptions | None = None,
     ):
-        """Made by `nest_prefix`: `layers` hold what levels own, `weights` what they share."""
+        """Hold what `nest_prefix` makes: `layers` are what levels own, `weights` what they share."""
         super().__init__((), [len(plan.features) for plan in plans], num_classes, input_size)
         self.structure = structure  # type: ignore[misc]
         self.sharing = sharing or SharingOptions()
@@ -95,21 +95,21 @@ class PrefixNetwork(GraphNetwork):
 
     @property
     def sizes(self) -> tuple[int, ...] | None:
-        """Side in pixels at which each level sees the image; None: as it comes."""
+        """Return the side in pixels at which each level sees the image; None: all at its own size."""
         return self.sharing.sizes
 
     @property
     def own(self) -> str | tuple[str, ...]:
-        """What levels below the last own, as `sharing.OwnWeights.parse` reads it, for all or for each of them."""
+        """Return what levels below the last own, as `OwnWeights.parse` reads it, for all or for each of them."""
         return self.sharing.own
 
     @property
     def frozen(self) -> bool:
-        """Whether all that the last level uses keeps its values."""
+        """Return whether all that the last level uses keeps its values."""
         return self.sharing.frozen
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of every part; what is frozen stays in evaluation mode, so that its statistics stay too."""
+        """Set the mode of every layer; the frozen ones stay in evaluation mode, so that their statistics stay too."""
         super().train(mode)
         if self.frozen:
             for part in self._layers_of(self.num_levels - 1).values():
@@ -117,7 +117,7 @@ class PrefixNetwork(GraphNetwork):
         return self
 
     def freeze(self) -> None:
-        """Take all that the last level uses out of training, its head too; `nest` calls it where that is wanted."""
+        """Take all that the last level uses out of training, its head too."""
         last = self.num_levels - 1
         for part in self.plans[last].parts:
             self.weights[part.weight].requires_grad_(False)
@@ -127,13 +127,13 @@ class PrefixNetwork(GraphNetwork):
 
     @property
     def levels_alone(self) -> bool:
-        """Whether levels have only frozen weights in common, so that each can be trained without the others."""
+        """Return whether levels have only frozen weights in common, so that each can be trained without the others."""
         shared = self.used_weights(range(self.num_levels))
         common = [name for name, users in shared.items() if len(users) > 1]
         return not any(self.weights[name].requires_grad for name in common)
 
     def used_weights(self, levels: Iterable[int]) -> dict[str, set[int]]:
-        """Return, for every shared weight, which of `levels` use a part of it."""
+        """Return, for every shared weight, which of `levels` use a block of it."""
         users: dict[str, set[int]] = {}
         for level in levels:
             for part in self.plans[level].parts:
@@ -168,7 +168,7 @@ class PrefixNetwork(GraphNetwork):
                 yield f"layers.{name}.{level}.{key}", tensor, isinstance(tensor, nn.Parameter)
 
     def for_inference(self, level: int) -> Callable[[Tensor], Tensor]:
-        """Return what computes the features of a level, corrections added up beforehand."""
+        """Return what computes the features of a level, with corrections added beforehand."""
         if not any(part.rank for part in self.plans[level].parts):
             return super().for_inference(level)
         alone = self.standalone(level).eval()
@@ -188,7 +188,7 @@ class PrefixNetwork(GraphNetwork):
         return dataclasses.replace(cost, macs=cost.macs + resize_macs(self.input_size, side))
 
     def spoil_above(self, level: int) -> None:
-        """Set what lies outside the blocks of shared weights up to `level`, and what higher levels own, to NaN."""
+        """Set shared weights outside the blocks of levels 0 … `level`, and what higher levels own, to NaN."""
         with torch.no_grad():
             for name, weight in self.weights.items():
                 used = torch.zeros_like(weight, dtype=torch.bool)
@@ -207,7 +207,7 @@ class PrefixNetwork(GraphNetwork):
                         value.fill_(torch.nan)
 
     def truncate(self, level: int) -> PrefixNetwork:
-        """Return a stand-alone network of levels 0 … `level`: the weights of the last, with the others inside them."""
+        """Return a stand-alone network of levels 0 … `level`, with the shared weights that they use."""
         keep = self.check_level(level) + 1
         used: dict[str, list[Index]] = {}
         for plan in self.plans[:keep]:
@@ -284,7 +284,7 @@ class PrefixNetwork(GraphNetwork):
         return fx.GraphModule(modules, self._resized(level), "Level")
 
     def _graph(self, level: int) -> fx.Graph:
-        """Return the graph of a level in which layers are given their blocks of the shared weights."""
+        """Return the graph of a level, which gives layers their blocks of the shared weights."""
         graph, parts = self._resized(level), dict[str, list[WeightBlock]]()
         for part in self.plans[level].parts:
             parts.setdefault(f"layers.{part.layer}.{level}", []).append(part)
@@ -309,7 +309,7 @@ class PrefixNetwork(GraphNetwork):
         return graph
 
     def _block_node(self, graph: fx.Graph, level: int, part: WeightBlock) -> fx.Node:
-        """Add what takes a level's block out of a shared weight, with its own correction of it."""
+        """Add the nodes that take a level's block out of a shared weight and add the level's correction."""
         node = graph.create_node("get_attr", f"weights.{part.weight}")
         for axis, (index, size) in enumerate(zip(part.index, self.weights[part.weight].shape, strict=True)):
             if np.array_equal(index, np.arange(size)):
@@ -329,11 +329,11 @@ class PrefixNetwork(GraphNetwork):
         return node
 
     def _layers_of(self, level: int) -> dict[str, nn.Module]:
-        """Name → what the level owns of a layer."""
+        """Return by name what the level owns of each layer."""
         return {name: self.layers[name][level] for name in self.plans[level].names}  # type: ignore[index]
 
     def _add_correction(self, level: int, part: WeightBlock) -> None:
-        """Make a correction that begins as nothing."""
+        """Make a correction that begins as zero."""
         rows, columns = part.matrix_size
         names = _correction_names(level, part)
         like = self.weights[part.weight]
@@ -346,7 +346,7 @@ class PrefixNetwork(GraphNetwork):
         return [self.corrections[name] for name in _correction_names(level, part)] if part.rank else []
 
     def _block(self, level: int, part: WeightBlock) -> Tensor:
-        """Return what a level uses of a shared weight, its correction added."""
+        """Return the block of a shared weight that a level uses, with the level's correction."""
         block = take_block(self.weights[part.weight], part.index)
         correction = self._correction(level, part)
         return low_rank_sum(block, *correction) if correction else block
@@ -366,12 +366,12 @@ def nest_prefix(
     structure: str,
     sharing: SharingOptions,
 ) -> PrefixNetwork:
-    """Make the network from one analysis per level (see `seen_by`) and the blocks that each level leaves out."""
+    """Return the network of one analysis per level (see `seen_by`) and the blocks that each level leaves out."""
     plans, layers, weights = make_plans(backbone, analyses, left_out, sharing.owned(len(analyses)))
     return PrefixNetwork(plans, layers, weights, num_classes, input_size, structure, sharing)
 
 
 def _joined(path: str, key: str) -> str:
-    """Path of a tensor: the `value` of a stand-alone weight and the matrix of a made layer are at `path` itself."""
+    """Return the path of a tensor: a `Weight` and the matrix of a made layer are at `path` itself."""
     whole = key == "value" or (key == "weight" and path.rpartition(".")[2] == "weight")
     return path if whole else f"{path}.{key}"

@@ -1,4 +1,4 @@
-"""What levels share: blocks of common weights, found for every layer of a level, and what a level owns instead."""
+"""The blocks of shared weights that the layers of each level use, and what a level owns instead."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Index = tuple[NDArray[np.int64], ...]
 """Positions along every axis of a weight."""
 
 LOWER = "lower/"
-"""Begins the names of weights that levels which own everything share among themselves."""
+"""Prefix of the names of weights that levels with `everything` of their own share among themselves."""
 
 
 @dataclass(frozen=True)
 class OwnWeights:
     """What a level below the last owns instead of sharing it with the level above; heads are always own.
 
-    Norms are always own. `depthwise`: the filters of convolutions that keep channels apart, too. `rank`: a low-rank
-    correction of this rank is added to every block of the shared weights; 0 is none. `everything`: the level shares no
-    weight with the last one; levels that own everything share one set among themselves.
+    Norms are always own. `depthwise`: the filters of depth-wise convolutions, too. `rank`: a low-rank correction of
+    this rank is added to every block of the shared weights; 0 is none. `everything`: the level shares no weight with
+    the last one; levels that own everything share one set among themselves.
     """
 
     depthwise: bool = False
@@ -44,10 +44,10 @@ class OwnWeights:
 
     @classmethod
     def parse(cls, text: str) -> OwnWeights:
-        """Read "norms", "norms+depthwise", either with "+rank16" (or another rank), or "everything".
+        """Return what "norms", "norms+depthwise", either with "+rank16" (or another rank), or "everything" means.
 
         Raises:
-            BackboneError: it is none of these.
+            BackboneError: the text is none of these.
         """
         if text == "everything":
             return cls(everything=True)
@@ -60,12 +60,12 @@ class OwnWeights:
         return cls(depthwise=found[1] is not None, rank=int(found[2] or 0))
 
     def has(self, layer: nn.Module) -> bool:
-        """Whether a level has all weights of a layer for itself."""
+        """Return whether a level owns all weights of a layer."""
         return self.depthwise and is_depthwise(layer)
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution whose every output reads one channel."""
+    """Return whether a layer is a convolution with one group per input channel."""
     return isinstance(layer, _ConvNd) and layer.groups > 1 and layer.groups == layer.in_channels
 
 
@@ -83,22 +83,22 @@ class WeightBlock:
     rank: int = 0
 
     def moved(self, kept: Index) -> WeightBlock:
-        """Return the same part of a weight of which only the positions `kept` are left."""
+        """Return the same block of a weight of which only the positions `kept` are left."""
         index = tuple(np.searchsorted(k, i) for k, i in zip(kept, self.index, strict=True))
         return dataclasses.replace(self, index=index)
 
     @property
     def matrix_size(self) -> tuple[int, int]:
-        """Rows and columns of the part as the matrix that a correction is added to."""
+        """Return rows and columns of the block as the matrix to which a correction is added."""
         sizes = [len(index) for index in self.index]
         return sizes[0], int(np.prod(sizes[1:]))
 
 
 class NumberedBackbone:
-    """A copy of a backbone in whose weights every element is a number of its own, to see where layers take theirs."""
+    """A copy of a backbone whose weights hold a different number in every element, to see where layers take theirs."""
 
     def __init__(self, backbone: nn.Module) -> None:
-        """Number the weights of `backbone`."""
+        """Copy `backbone` and number its weights."""
         memo: dict[int, Any] = {}
         self.starts: dict[str, int] = {}
         self.shapes: dict[str, torch.Size] = {}
@@ -114,7 +114,7 @@ class NumberedBackbone:
     def share(
         self, name_of_layer: str, layer: nn.Module, numbered: nn.Module, own: OwnWeights
     ) -> list[WeightBlock]:
-        """Take the weights out of a layer, unless they are own, and say where they come from."""
+        """Take the weights out of a layer, unless a level owns them, and return the blocks that they are."""
         if isinstance(rule_for(layer), ChannelRule) or own.has(layer):
             return []
         names, firsts = list(self.starts), np.fromiter(self.starts.values(), np.int64)
@@ -139,19 +139,19 @@ class NumberedBackbone:
 
 
 def parameter_name(path: str) -> str:
-    """Return the path of a weight as the name of a parameter, which has no dots; names in code hold no slash."""
+    """Return the path of a weight as the name of a parameter, which has no dots."""
     return path.replace(".", "/")
 
 
 def take_block(tensor: Tensor, index: Index) -> Tensor:
-    """Copy the block of a weight at these positions."""
+    """Return a copy of the block of a weight at these positions."""
     for axis, kept in enumerate(index):
         tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
     return tensor.clone()
 
 
 def joined(indices: list[Index]) -> Index:
-    """Return the positions, rising, that any of several blocks of one weight has."""
+    """Return the positions, rising, that are in any of several blocks of one weight."""
     union = indices[0]
     for index in indices[1:]:
         union = tuple(np.union1d(a, b) for a, b in zip(union, index, strict=True))
@@ -160,15 +160,15 @@ def joined(indices: list[Index]) -> Index:
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """One level: its graph, its layers, and the parts of shared weights that they use."""
+    """One level: its graph, its layers, and the blocks of shared weights that they use."""
 
     graph: fx.Graph
-    """The level over layers that hold all their weights."""
+    """The level's graph over layers that hold all their weights."""
     names: tuple[str, ...]
     """Names of its layers."""
     parts: tuple[WeightBlock, ...]
     features: tuple[int, ...]
-    """Which of the backbone's pooled features it computes."""
+    """Positions of the backbone's pooled features that the level computes."""
     model: ThinModel
     """The level as a timm model without memory for weights."""
     paths: Mapping[str, str]
@@ -189,7 +189,7 @@ def make_plans(
 ) -> tuple[list[LevelPlan], Layers, Weights]:
     """Return plan and layers of every level, and copies of the weights that levels share.
 
-    There is one analysis per level (see `seen_by`), with the blocks that the level leaves out and what it owns.
+    Level k has `analyses[k]` (see `seen_by`), leaves out the blocks `left_out[k]` and owns `owned[k]`.
     """
     numbered = NumberedBackbone(backbone)
     layers: dict[str, list[nn.Module]] = {}
@@ -226,7 +226,7 @@ def make_plans(
 def _shared(
     parts: Mapping[int, list[WeightBlock]], weights: Mapping[str, nn.Parameter], lower: Sequence[int]
 ) -> tuple[dict[int, list[WeightBlock]], dict[str, nn.Parameter]]:
-    """Copy the weights that any level uses; the levels `lower` have smaller copies of their own in common."""
+    """Return the blocks of each level and copies of their weights; the levels `lower` share smaller copies."""
     taken: dict[str, list[Index]] = {}
     for level in lower:
         for part in parts[level]:
@@ -254,7 +254,7 @@ def _shared(
 
 
 def seen_by(analysis: Analysis, level: int) -> Analysis:
-    """The analysis of a network of one level: what `level` sees, channels in their given order."""
+    """Return the analysis of a network of one level: what `level` sees, channels in their given order."""
 
     def merged(cut: Any) -> Any:
         if isinstance(cut, tuple):

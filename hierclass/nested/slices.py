@@ -1,4 +1,4 @@
-"""Structure `slices`: each level adds a slice of channels to every layer, and reuses all that is computed below."""
+"""Structure `slices`: each level adds a slice of channels to every layer, and reuses what lower levels computed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SlicedNetwork(GraphNetwork):
     reuses = True
 
     def __init__(self, lowered: Lowered, num_classes: Sequence[int], input_size: tuple[int, int, int]):
-        """`lowered` comes from `lower`; `num_classes[k]` is the number of classes of level k."""
+        """Hold the graphs and layers of `lower`; `num_classes[k]` is the number of classes of level k."""
         super().__init__(lowered.graphs, lowered.num_features, num_classes, input_size)
         self.layers = nn.ModuleDict({name: nn.ModuleList(parts) for name, parts in lowered.layers.items()})
 

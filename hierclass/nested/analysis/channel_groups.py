@@ -1,12 +1,12 @@
-"""Which channels must belong to the same level: identities that flow through a network, and how they are dealt.
+"""Which channels must belong to the same level: ids of channels, what unites them, and how they are assigned to levels.
 
 Every channel that a layer makes gets an id. Tensors of ids take the place of activations and go through timm's
-own code: a reshape moves them, an addition ties the ids that it adds, a grouped convolution ties those of a group,
-attention those of a head. What is tied is one class and belongs to one level. Classes that are used alike (the
-channels of a residual stream, the heads of an attention) form an orbit, and each orbit is cut at its boundaries.
+own code: a reshape moves them, an addition unites the ids that it adds, a grouped convolution those of a group,
+attention those of a head. United ids form a class, which belongs to one level. Classes that are used alike (the
+channels of a residual stream, the heads of an attention) form a group, and each group is cut at its boundaries.
 
-Two ids are special. `SHARED_ID` is what every level sees as a whole: the image, sizes, tables of positions.
-`OWN_ID` is what every level makes for itself from its slice: a mean over channels, the attention of a single head.
+Two ids are special. `SHARED_ID` marks what every level sees as a whole: the image, sizes, tables of positions.
+`OWN_ID` marks what every level makes for itself from its slice: a mean over channels, the attention of a single head.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from hierclass.errors import BackboneError
 SHARED_ID, OWN_ID = 0, -1
 
 MANY = 1 << 14
-"""Ids from which on it pays to look for repetitions."""
+"""Number of ids from which on `settle` looks for repetitions."""
 
 SHARED, OWN = -1, -2
-"""In place of a level: of what all levels share, and of what each level has for itself."""
+"""Levels of ids that all levels share, and of ids that each level has for itself."""
 
 
 @dataclass(frozen=True)
 class _Mixing:
-    """A place where channels were tied, to be named when nothing is left to be cut."""
+    """The place where ids were united, which an error names when nothing is left to be cut."""
 
     where: str
     ids: Tensor
 
 
 class ChannelGroups:
-    """The ids of one network and what is tied; tensors of ids have the shape of the values they stand for."""
+    """The ids of one network and their unions; tensors of ids have the shapes of the values they stand for."""
 
     def __init__(self) -> None:
-        """Begin with the ground alone."""
+        """Begin with `SHARED_ID` alone."""
         self.count = 1
         self.where = ""
         """Path and type of the layer or function that is being read, for messages."""
@@ -57,32 +57,32 @@ class ChannelGroups:
         self._classes: NDArray[np.int64] | None = None
 
     def new(self, shape: Sequence[int], axis: int) -> Tensor:
-        """Return ids of a value of `shape` whose channels lie along `axis` and are new."""
+        """Return new ids for the channels along `axis` of a value of `shape`."""
         ids = torch.arange(self.count, self.count + shape[axis])
         self.count += len(ids)
         self._spaces.append(ids)
         return spread(ids, shape, axis)
 
     def loose(self, shape: Sequence[int]) -> Tensor:
-        """Return ids of a parameter: one for every element, until its use shows which axis holds channels."""
+        """Return ids of a parameter: one per element, until its use shows which axis holds channels."""
         size = int(np.prod(shape))
         self._loose.append(range(self.count, self.count + size))
         self.count += size
         return torch.arange(self.count - size, self.count).reshape(tuple(shape))
 
     def is_loose(self, ids: Tensor) -> bool:
-        """Whether ids are those of parameters that nothing firm has been tied to in this value."""
+        """Return whether ids are those of a parameter: whether the highest of them is."""
         known = compact(ids).flatten()
         first = int(known.max()) if len(known) else 0
         span = bisect.bisect_right(self._loose, first, key=lambda span: span.start) - 1
         return span >= 0 and first in self._loose[span]
 
     def mark(self, ids: Tensor) -> None:
-        """Note that these channels are used together, so that they are cut by themselves."""
+        """Note that these channels are used together, so that they become a group of their own."""
         self._spaces.append(torch.unique(compact(ids)))
 
     def unite(self, left: Tensor, right: Tensor) -> None:
-        """Let channels that meet when `left` and `right` are broadcast belong to one level."""
+        """Unite the ids that meet when `left` and `right` are broadcast: they will belong to one level."""
         if left is right:
             return
         pairs = torch.stack(_broadcast(compact(left), compact(right)))
@@ -92,7 +92,7 @@ class ChannelGroups:
             self._unions.append(pairs)
 
     def share(self, ids: Tensor) -> None:
-        """Let channels be seen by every level."""
+        """Let every level see these channels."""
         known = torch.unique(compact(ids))
         known = known[known > 0]
         self._unions.append(torch.stack((known, torch.zeros_like(known))))
@@ -100,7 +100,7 @@ class ChannelGroups:
             self._shared_at.append(self.where)
 
     def unite_along(self, ids: Tensor, *axes: int) -> Tensor:
-        """Tie everything along `axes`; return the ids with size 1 there."""
+        """Unite the ids along `axes`; return the ids with size 1 there."""
         for axis in axes:
             first = ids[(slice(None),) * (axis % ids.ndim) + (slice(1),)]
             if varies(ids, axis):
@@ -113,7 +113,7 @@ class ChannelGroups:
         """Note that values are combined along `axes`; return the ids with size 1 there.
 
         A plain row of channels is combined slice by slice, and each level owns the result. Channels inside
-        groups (heads) are tied.
+        groups (heads) are united.
         """
         varying = [axis for axis in range(ids.ndim) if varies(ids, axis)]
         if len(varying) == 1 and varying[0] in {axis % ids.ndim for axis in axes} and not self.is_loose(ids):
@@ -123,7 +123,7 @@ class ChannelGroups:
         return self.unite_along(ids, *axes)
 
     def classes(self) -> NDArray[np.int64]:
-        """Return the class of every id: the lowest id that it is tied to."""
+        """Return the class of every id: the lowest id that it is united with."""
         if self._classes is None or len(self._classes) != self.count or self._unions:
             before = self._classes if self._classes is not None else np.arange(0)
             label = np.concatenate((before, np.arange(len(before), self.count)))
@@ -132,7 +132,7 @@ class ChannelGroups:
         return self._classes
 
     def groups(self) -> Iterator[tuple[NDArray[np.int64], int]]:
-        """Yield the classes of every orbit in their given order, and how many channels a class has at most."""
+        """Yield each group, as its classes in their given order, with the largest number of channels of a class."""
         label = self.classes()
         firm = np.ones(self.count, bool)
         firm[0] = False
@@ -150,12 +150,12 @@ class ChannelGroups:
             yield orbit, int(unit[orbit].max(initial=1))
 
     def levels(self, widths: Sequence[float]) -> NDArray[np.int64]:
-        """Deal the channels to levels: the level of every id, `SHARED` for what all levels see.
+        """Assign the channels to levels: return the level of every id, `SHARED` for what all levels see.
 
-        Of each orbit, level k sees the first `widths[k]` share of classes.
+        Level k sees the first `widths[k]` share of the classes of each group.
 
         Raises:
-            BackboneError: an orbit holds one class of many channels, so that nothing is left to cut.
+            BackboneError: a group holds one class of many channels, so that nothing is left to cut.
         """
         levels = np.full(self.count, SHARED)
         for orbit, size in self.groups():
@@ -168,7 +168,7 @@ class ChannelGroups:
         return dealt
 
     def where_shared(self) -> str:
-        """Return where channels were last tied to the ground, empty if nowhere."""
+        """Return where channels were last shared by all levels, empty if nowhere."""
         return self._shared_at[-1] if self._shared_at else ""
 
     def _why_tied(self, root: int, size: int) -> str:
@@ -182,7 +182,7 @@ class ChannelGroups:
 
 
 def compact(ids: Tensor) -> Tensor:
-    """Return ids with size 1 along every axis that only repeats them."""
+    """Return ids with size 1 along every axis that is expanded (stride 0)."""
     for axis, stride in enumerate(ids.stride()):
         if stride == 0 and ids.shape[axis] > 1:
             ids = ids.narrow(axis, 0, 1)
@@ -190,7 +190,7 @@ def compact(ids: Tensor) -> Tensor:
 
 
 def settle(ids: Tensor) -> Tensor:
-    """Return the same ids, without memory for what a reshape has written out many times."""
+    """Return the same ids, without memory for what a reshape has repeated."""
     if compact(ids).numel() < MANY:
         return ids
     shape = ids.shape
@@ -201,22 +201,22 @@ def settle(ids: Tensor) -> Tensor:
 
 
 def touched(ids: Tensor) -> bool:
-    """Whether ids hold more than the ground."""
+    """Return whether ids hold anything but `SHARED_ID`."""
     return bool((compact(ids) != 0).any())
 
 
 def has_channels(ids: Tensor) -> bool:
-    """Whether ids hold channels."""
+    """Return whether ids hold channels."""
     return bool((compact(ids) > 0).any())
 
 
 def has_owned(ids: Tensor) -> bool:
-    """Whether ids hold what every level makes for itself."""
+    """Return whether ids hold `OWN_ID`."""
     return bool((compact(ids) < 0).any())
 
 
 def varies(ids: Tensor, axis: int) -> bool:
-    """Whether ids differ along an axis."""
+    """Return whether ids differ along an axis."""
     if ids.shape[axis] < 2 or ids.stride(axis) == 0 or not ids.numel():
         return False
     ids = compact(ids)
@@ -224,7 +224,7 @@ def varies(ids: Tensor, axis: int) -> bool:
 
 
 def spread(ids: Tensor, shape: Sequence[int], axis: int) -> Tensor:
-    """Lay a row of ids along `axis` of `shape`, the same everywhere else."""
+    """Return ids of `shape`: a row along `axis`, repeated along the other axes."""
     view = [1] * len(shape)
     view[axis] = len(ids)
     return ids.reshape(view).expand(tuple(shape))
@@ -236,7 +236,7 @@ def _broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _components(label: NDArray[np.int64], ties: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Lowest member of each connected component; `label` are the components so far."""
+    """Return the lowest member of each id's connected component; `label` holds the components so far."""
     while True:
         left, right = label[ties[0]], label[ties[1]]
         apart = left != right
@@ -299,9 +299,9 @@ def boundaries(channels: int, widths: Sequence[float], group: int = 1) -> Bounda
 
 
 def share_out(count: int, widths: Sequence[float], size: int = 1) -> Boundaries:
-    """Cut `count` units of `size` channels each, as `boundaries` does; boundaries are in units.
+    """Cut `count` units of `size` channels each, as `boundaries` does; return the boundaries in units.
 
-    Where units are fewer than levels, a level may add none, but level 0 has at least one.
+    With fewer units than levels, a level may add none, but level 0 has at least one.
     """
     if count >= len(widths):
         return tuple(end // size for end in boundaries(count * size, widths, size))

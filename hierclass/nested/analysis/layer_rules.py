@@ -1,8 +1,8 @@
 """How each type of layer is cut: one `LayerRule` per type, registered in `RULES`.
 
-A rule says how channels flow through the layer (which ids leave it, what it ties), and how the layer is made smaller:
-`cut` keeps its weights between given input and output channels. The layer that a level runs then reads either its
-own slice of the input, the prefix of all slices up to it (which makes the dense weight block lower-triangular), or
+A rule says how channels flow through the layer (the ids of its output, and which ids it unites), and how the layer is
+made smaller: `cut` keeps the weights between given input and output channels. The layer of a level reads either its
+own slice of the input, or the prefix of all slices up to it (which makes the dense weight block lower-triangular), or
 is a copy of the whole layer. `hierclass.nested.extend` registers layers of your own.
 """
 
@@ -42,7 +42,7 @@ class ChannelFlow:
 
 
 class LayerRule:
-    """A layer that treats every channel alike and holds no weights: each level gets a copy of it.
+    """The rule of a layer that treats every channel alike and holds no weights: each level gets a copy of it.
 
     Subclass it for layers that mix channels or hold weights per channel.
     """
@@ -53,21 +53,25 @@ class LayerRule:
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """How channels go through: `ids` of the input, `shape` of the output; ties are made in `channels`."""
+        """Return how channels go from an input with `ids` to an output of `shape`; unite ids in `channels`."""
         return ChannelFlow(respread(ids, shape, channels), "whole")
 
     def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
-        """Which rows, columns … of each own parameter and buffer a smaller layer keeps (None: all).
+        """Return which positions a smaller layer keeps along the axes of each own parameter and buffer (None: all).
 
         By default the first axis of each belongs to the output channels.
         """
         return {name: (writes,) for name, value in own_tensors(layer) if value.ndim}
 
     def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
-        """Set the numbers that a smaller layer `part`, a copy of `layer`, keeps about itself."""
+        """Set the attributes of a smaller layer `part`, a copy of `layer`, that depend on its number of channels."""
 
     def cut(self, layer: nn.Module, reads: Index, writes: Index) -> nn.Module:
-        """Make the smaller layer that reads and writes the given channels, with their weights."""
+        """Return the smaller layer that reads and writes the given channels, with their weights.
+
+        Raises:
+            BackboneError: a layer inside it has weights of its own.
+        """
         if any(True for child in layer.children() for _ in child.parameters()):
             raise BackboneError("a layer inside it has weights of its own")
         own = dict(own_tensors(layer))
@@ -84,7 +88,7 @@ class LayerRule:
 
 
 def own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    """Name and value of a layer's own parameters and buffers."""
+    """Return name and value of a layer's own parameters and buffers."""
     return [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
 
 
@@ -97,7 +101,7 @@ def take(tensor: Tensor, kept: Sequence[Index | None]) -> Tensor:
 
 
 def out_of_place(layer: nn.Module) -> nn.Module:
-    """Refining reads a level's activations again: no layer may overwrite its input."""
+    """Let no part of a layer overwrite its input, which refining may read again; return the layer."""
     for module in layer.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
@@ -105,7 +109,11 @@ def out_of_place(layer: nn.Module) -> nn.Module:
 
 
 def respread(ids: Tensor, shape: Sequence[int], channels: ChannelGroups) -> Tensor:
-    """Ids of a value of `shape` made place by place: what differs along axes that change is tied."""
+    """Return ids of `shape` for a layer over places: unite ids along axes whose size changes.
+
+    Raises:
+        BackboneError: the number of axes changes.
+    """
     if tuple(ids.shape) == tuple(shape):
         return ids
     if ids.ndim != len(shape):
@@ -115,13 +123,13 @@ def respread(ids: Tensor, shape: Sequence[int], channels: ChannelGroups) -> Tens
 
 
 def varies_beside(ids: Tensor, axis: int) -> bool:
-    """Whether ids differ along any axis but `axis`, or nowhere at all: not a plain row of channels there."""
+    """Return whether ids are not a plain row along `axis`: they differ along another axis, or nowhere."""
     others = any(varies(ids, other) for other in range(ids.ndim) if other != axis % ids.ndim)
     return others or not varies(ids, axis)
 
 
 class MatrixRule(LayerRule):
-    """Linear layers and ungrouped convolutions: `out_k = W_k · in_{0…k}`, a slice of rows that read the prefix.
+    """The rule of linear layers and ungrouped convolutions: `out_k = W_k · in_{0…k}`, rows that read the prefix.
 
     Over an axis that holds no channels (tokens), or inside each group of them (a head), every level runs a copy.
     """
@@ -133,7 +141,7 @@ class MatrixRule(LayerRule):
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """New channels, unless the layer works inside each channel or group of channels."""
+        """Make new channels, unless the layer works inside each channel or group of channels."""
         axis = self.axis_of(layer, ids.ndim)
         if isinstance(layer, _ConvNd) and ids.ndim != layer.weight.ndim:
             raise BackboneError("its input has no batch axis")
@@ -144,7 +152,7 @@ class MatrixRule(LayerRule):
         return ChannelFlow(channels.new(shape, axis), "prefix", axis)
 
     def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
-        """Rows of the output and columns of the input."""
+        """Keep the rows of the output and the columns of the input."""
         return {
             name: (writes, reads) if name == "weight" else (writes,)
             for name, value in own_tensors(layer)
@@ -152,7 +160,7 @@ class MatrixRule(LayerRule):
         }
 
     def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
-        """Numbers of features or channels."""
+        """Set the numbers of features or channels."""
         if isinstance(part, nn.Linear):
             part.in_features, part.out_features = len(reads), len(writes)
             return
@@ -162,16 +170,16 @@ class MatrixRule(LayerRule):
 
 
 class ConvRule(MatrixRule):
-    """Convolution. Ungrouped, it is a matrix; otherwise whole groups are dealt to the levels."""
+    """The rule of convolutions: ungrouped they are matrices; else whole groups are assigned to levels."""
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """A group's outputs belong to the level of its inputs."""
+        """Assign a group's outputs to the level of its inputs."""
         assert isinstance(layer, _ConvNd)
         if layer.groups == 1 or not has_channels(ids):
             return super().propagate(layer, ids, shape, channels)
-        if varies(ids, 0):  # heads behind the batch: all of them run a copy
+        if varies(ids, 0):  # heads in the batch axis: every level runs a copy
             return ChannelFlow(channels.unite_along(ids, *range(1, ids.ndim)).expand(tuple(shape)), "whole")
         row = channels.unite_along(ids, *(axis for axis in range(ids.ndim) if axis != 1)).flatten()
         groups = channels.unite_along(row.reshape(layer.groups, -1), 1)
@@ -180,14 +188,14 @@ class ConvRule(MatrixRule):
         return ChannelFlow(view.expand(tuple(shape)), "slice")
 
     def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
-        """Filters of the output and, if ungrouped, channels of the input."""
+        """Keep the filters of the output and, if ungrouped, the channels of the input."""
         assert isinstance(layer, _ConvNd)
         if layer.groups > 1:
             return LayerRule.select(self, layer, reads, writes)
         return super().select(layer, reads, writes)
 
     def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
-        """Numbers of channels and groups."""
+        """Set the numbers of channels and groups."""
         super().resize(part, layer, reads, writes)
         assert isinstance(part, _ConvNd)
         assert isinstance(layer, _ConvNd)
@@ -196,19 +204,23 @@ class ConvRule(MatrixRule):
 
 
 class TransposedRule(ConvRule):
-    """Transposed convolution: its weight has input channels first."""
+    """The rule of transposed convolutions, whose weights have input channels first."""
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """As a convolution, ungrouped or channel by channel."""
+        """Treat it as a convolution, ungrouped or depth-wise.
+
+        Raises:
+            BackboneError: it has groups of several channels.
+        """
         assert isinstance(layer, _ConvNd)
         if layer.groups > 1 and (layer.groups, layer.groups) != (layer.in_channels, layer.out_channels):
             raise BackboneError("it has groups of several channels")
         return super().propagate(layer, ids, shape, channels)
 
     def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
-        """Channels of the input, then of the output."""
+        """Keep the channels of the input, then those of the output."""
         chosen = dict(super().select(layer, reads, writes))
         if getattr(layer, "groups", 1) == 1:
             chosen["weight"] = (reads, writes)
@@ -216,25 +228,25 @@ class TransposedRule(ConvRule):
 
 
 def _rescale(part: nn.Module, layer: nn.Module) -> None:
-    """Weight standardisation (Brock et al. 2021) scales by the number of inputs of a filter."""
+    """Set the scale of standardised weights (Brock et al. 2021), which depends on the inputs of a filter."""
     if isinstance(part, ScaledStdConv2d) and isinstance(layer, ScaledStdConv2d):
         part.scale = layer.scale * (layer.weight[0].numel() / max(part.weight[0].numel(), 1)) ** 0.5
 
 
 class ChannelRule(LayerRule):
-    """A layer with weights per channel: batch norm, and norms over channels, which see their slice alone.
+    """The rule of a layer with weights per channel: batch norm, and norms over channels, which see their slice alone.
 
-    `axis` is where the channels lie: 1 behind the batch, or -1. `counts` are the layer's own names for their number.
+    `axis` is the axis of channels: 1 behind the batch, or -1. `counts` names the attributes that count them.
     """
 
     def __init__(self, axis: int = 1, counts: Sequence[str] = ("num_features", "num_channels")) -> None:
-        """Channels lie along `axis`."""
+        """Hold the axis of channels, and the names of the attributes that count them."""
         self.axis, self.counts = axis, tuple(counts)
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """Channels stay what they are; inside a head or group, those of the group are tied and the layer is copied."""
+        """Keep the channels; where they lie inside heads or groups, unite those of each and copy the layer."""
         if tuple(ids.shape) != tuple(shape):
             raise BackboneError("its output has another shape than its input")
         axis = self.axis % ids.ndim
@@ -246,41 +258,41 @@ class ChannelRule(LayerRule):
         return ChannelFlow(ids, "slice", axis)
 
     def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
-        """Numbers of channels."""
+        """Set the numbers of channels."""
         for name in self.counts:
             if isinstance(getattr(part, name, None), int):
                 setattr(part, name, len(writes))
 
 
 class LayerNormRule(ChannelRule):
-    """Layer norm, RMS norm: mean and variance are taken over the slice that is normalised."""
+    """The rule of layer norm and RMS norm: each level takes mean and variance over its slice."""
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """As any norm over channels; without weights it is told its new size all the same."""
+        """Keep the channels; each level normalises its slice, also where the norm has no weights."""
         axis = self.axis % ids.ndim
         if varies_beside(ids, axis):
             return super().propagate(layer, ids, shape, channels)
         return ChannelFlow(ids, "slice", axis)
 
     def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
-        """Weights of the slice, if it has any."""
+        """Keep the weights of the slice."""
         return {name: (writes,) for name, _ in own_tensors(layer)}
 
     def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
-        """The shape that is normalised."""
+        """Set the shape that is normalised."""
         if isinstance(getattr(layer, "normalized_shape", None), tuple):
             setattr(part, "normalized_shape", (len(writes),))  # noqa: B010 - a name that only some of these norms have
 
 
 class GroupNormRule(ChannelRule):
-    """Group norm: whole groups are dealt to the levels; a single group becomes one for each slice."""
+    """The rule of group norm: whole groups are assigned to levels; a single group becomes one per slice."""
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """Channels of a group are tied, if there are several groups."""
+        """Unite the channels of each group if there are several groups."""
         assert isinstance(layer, nn.GroupNorm)
         if layer.num_groups > 1 and has_channels(ids):
             row = channels.unite_along(ids, *range(2, ids.ndim))
@@ -288,7 +300,7 @@ class GroupNormRule(ChannelRule):
         return super().propagate(layer, ids, shape, channels)
 
     def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
-        """Numbers of channels and groups."""
+        """Set the numbers of channels and groups."""
         assert isinstance(part, nn.GroupNorm)
         assert isinstance(layer, nn.GroupNorm)
         part.num_channels = len(writes)
@@ -297,71 +309,71 @@ class GroupNormRule(ChannelRule):
 
 
 class ResponseNormRule(ChannelRule):
-    """Global response norm (ConvNeXt V2): responses are compared within the slice."""
+    """The rule of global response norm (ConvNeXt V2): responses are compared within the slice."""
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """Channels stay what they are; they lie first or last, as the layer was told."""
+        """Keep the channels, which lie along the layer's `channel_dim`."""
         return ChannelRule(-1 if layer.channel_dim == -1 else 1).propagate(layer, ids, shape, channels)
 
 
 class NeighbourRule(LayerRule):
-    """Efficient channel attention: each channel is weighed by its neighbours, here those of its slice."""
+    """The rule of efficient channel attention: a channel is weighted by its neighbours, here those of its slice."""
 
     reads_neighbours = True
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """Channels stay what they are."""
+        """Keep the channels."""
         return ChannelFlow(ids, "whole")
 
 
 class BlurRule(ChannelRule):
-    """A fixed filter per channel, kept by the layer once or once for each channel."""
+    """The rule of a fixed filter per channel, which the layer holds once or once per channel."""
 
     def select(self, layer: nn.Module, reads: Index, writes: Index) -> Mapping[str, tuple[Index | None, ...]]:
-        """Filters of the slice."""
+        """Keep the filters of the slice."""
         many = {name for name, value in own_tensors(layer) if value.ndim and len(value) > 1}
         return dict.fromkeys(many, (writes,))
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """Channels stay what they are, places become fewer."""
+        """Keep the channels; places become fewer."""
         return ChannelFlow(respread(ids, shape, channels), "slice")
 
     def resize(self, part: nn.Module, layer: nn.Module, reads: Index, writes: Index) -> None:
-        """Numbers of channels."""
+        """Set the number of channels."""
         if isinstance(part, timm_layers.BlurPool2d) and part.channels is not None:
             part.channels = len(writes)
 
 
 class UnfoldRule(LayerRule):
-    """Patches of an image: each channel becomes as many as a patch has places."""
+    """The rule of patches of an image: each channel becomes as many as a patch has places."""
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """Channel by channel, the places of a patch."""
+        """Repeat the id of each channel for the places of a patch."""
         row = channels.unite_along(ids, 2, 3)[..., 0]
         return ChannelFlow(row.repeat_interleave(shape[1] // ids.shape[1], 1).expand(tuple(shape)), "whole")
 
 
 class SoftmaxRule(LayerRule):
-    """A softmax ties what it compares."""
+    """The rule of softmax, which mixes what it compares."""
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
     ) -> ChannelFlow:
-        """Everything along its axis belongs together."""
+        """Mix the ids along its axis."""
         assert isinstance(layer, nn.Softmax)
         return ChannelFlow(channels.mix(ids, layer.dim or 0).expand(tuple(shape)), "whole")
 
 
 class FlattenRule(LayerRule):
-    """Flattening keeps the order of the channels' values."""
+    """The rule of layers that move values and compute nothing."""
 
     def propagate(
         self, layer: nn.Module, ids: Tensor, shape: Sequence[int], channels: ChannelGroups
@@ -372,7 +384,7 @@ class FlattenRule(LayerRule):
 
 
 def _norms(names: str, rule: LayerRule) -> dict[type[nn.Module], LayerRule]:
-    """timm's norms of these names, and their forms that compute in float32, as far as this timm has them."""
+    """Return the rule by type for timm's norms of these names and their float32 forms, where this timm has them."""
     wanted = [form for name in names.split() for form in (name, f"{name}Fp32")]
     return {getattr(timm_layers, name): rule for name in wanted if hasattr(timm_layers, name)}
 
@@ -424,5 +436,5 @@ def rule_for(layer: nn.Module) -> LayerRule | None:
 
 
 def type_name(layer: Any) -> str:
-    """Name of a layer's type, for messages."""
+    """Return the name of a layer's type, for messages."""
     return type(layer).__name__

@@ -20,14 +20,14 @@ from hierclass.nested.analysis.traced_call import TracedCall, elementwise
 
 
 def product(left: Tensor, right: Tensor, shape: Sequence[int], channels: ChannelGroups) -> Tensor:
-    """Matrix product: each element belongs to the level of all it sums over.
+    """Return the ids of a matrix product of `shape`: each element belongs to the level of all that it sums over.
 
     Where one side serves all channels of the other (a key that all heads read, the states of a state-space model),
     level 0 makes it and all levels see it.
     """
     rows = channels.mix(left, left.ndim - 1)
     rows_gone = _is_slice(left, rows)
-    if rows_gone and channels.is_loose(right) and right.ndim == 2:  # a matrix has a row for each channel
+    if rows_gone and channels.is_loose(right) and right.ndim == 2:  # a parameter with a row per channel
         channels.unite(left.movedim(-1, 0).flatten(1)[:, :1], right)
         return torch.full_like(rows, OWN_ID).expand(tuple(shape))
     columns = channels.mix(right, right.ndim - 2)
@@ -50,7 +50,7 @@ def product(left: Tensor, right: Tensor, shape: Sequence[int], channels: Channel
 
 
 def _meet(rows: Tensor, columns: Tensor, shape: Sequence[int], channels: ChannelGroups) -> Tensor:
-    """Heads meet heads; what has none serves those that have, and columns without heads serve rows without."""
+    """Return the ids of a product whose sides both hold channels: heads meet heads, the side without any is shared."""
     ndim = len(shape)
     heads = [any(varies(ids, axis) for axis in range(ndim - 2)) for ids in (rows, columns)]
     crossing = varies(rows, ndim - 2) and varies(columns, ndim - 1)
@@ -70,7 +70,7 @@ def _meet(rows: Tensor, columns: Tensor, shape: Sequence[int], channels: Channel
 
 
 def _is_slice(ids: Tensor, mixed: Tensor) -> bool:
-    """Whether a plain row of channels was summed over, so that each level has the sum of its slice."""
+    """Return whether a plain row of channels was summed over, so that each level owns the sum of its slice."""
     return has_owned(mixed) and not has_owned(ids)
 
 
@@ -84,7 +84,7 @@ def _widest(known: Sequence[Tensor]) -> Tensor:
 
 
 def attention(call: TracedCall, channels: ChannelGroups) -> Tensor:
-    """softmax(q · kᵀ + mask) · v: heads meet heads."""
+    """Return the ids of softmax(q · kᵀ + mask) · v: heads meet heads."""
     query, key, value = (call.argument(i, name) for i, name in enumerate(("query", "key", "value")))
     mask = call.argument(3, "attn_mask")
     logits_shape = (*call.shape[:-1], key.shape[-2])
@@ -96,7 +96,11 @@ def attention(call: TracedCall, channels: ChannelGroups) -> Tensor:
 
 
 def einsum(call: TracedCall, channels: ChannelGroups) -> Tensor:
-    """Sums over the letters that the result lacks: what is summed over is tied, what meets is tied."""
+    """Return the ids of an einsum: mix what the result sums over, unite what meets.
+
+    Raises:
+        BackboneError: the equation has no "->", has an ellipsis, or does not fit the operands.
+    """
     equation, operands = call.args[0], call.args[1:]
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])
@@ -120,7 +124,7 @@ def einsum(call: TracedCall, channels: ChannelGroups) -> Tensor:
 
 
 def relative_positions(call: TracedCall, channels: ChannelGroups) -> Tensor:
-    """MViT v2: logits plus products of the queries with tables of relative positions."""
+    """Return the ids of MViT v2's logits plus products of the queries with tables of relative positions."""
     logits, query, *tables = (*call.args[:2], *call.args[5:7])
     heads = channels.mix(query, query.ndim - 1)
     for table in tables:

@@ -1,4 +1,4 @@
-"""How channels flow through the functions of traced code, and how a function's constants change with the level.
+"""How channels flow through the functions of traced code.
 
 Functions are known by name (`torch.add`, `operator.iadd` and `Tensor.add_` are all "add") and fall into few kinds:
 those that work element by element, those that move elements, those that mix along axes, products of matrices, and
@@ -33,7 +33,7 @@ ELEMENTWISE = _names(
     bfloat16 contiguous clone detach sin cos erf reciprocal nan_to_num xlogy drop_path
     """
 )
-"""Work element by element: what meets belongs to one level."""
+"""Functions that work element by element: what meets belongs to one level."""
 
 MOVING = _names(
     """
@@ -45,13 +45,13 @@ MOVING = _names(
     view_as reshape_as
     """
 )
-"""Move elements: run on the ids themselves."""
+"""Functions that move elements: they run on the ids themselves."""
 
 REDUCING = _names("mean sum amax amin std var norm prod logsumexp")
-"""Reduce axes: what is reduced belongs together."""
+"""Functions that reduce axes: along these, ids are mixed."""
 
 COMPARING = {"softmax": 1, "log_softmax": 1, "normalize": 2, "cumsum": 1}
-"""Keep the shape and mix along one axis, the argument at this position."""
+"""Functions that keep the shape and mix along one axis → position of the argument that names the axis."""
 
 PLACES = _names(
     """
@@ -60,19 +60,19 @@ PLACES = _names(
     resample_abs_pos_embed_nhwc pad_same
     """
 )
-"""Work over places, channel by channel."""
+"""Functions over places that work channel by channel."""
 
 RESHAPING = _names("reshape view expand broadcast_to unflatten")
 SPLITTING = _names("chunk split split_with_sizes tensor_split")
 
 
 def has_rule(name: str) -> bool:
-    """Whether parameters can be followed through a function, or are best taken as a whole behind it."""
+    """Return whether ids of parameters are followed through a function; otherwise all levels share its result."""
     return name in ELEMENTWISE | MOVING | PLACES or name in ("cat", "stack", "getattr", "type_as")
 
 
 def function_name(target: Any) -> str:
-    """Name of a function or method without what marks its in-place form: iadd, add_ → add."""
+    """Return the name of a function or method without the mark of its in-place form: iadd, add_ → add."""
     name = str(target if isinstance(target, str) else getattr(target, "__name__", target)).lower()
     if getattr(target, "__module__", "") == "_operator" and name in IN_PLACE:
         return name[1:]
@@ -99,7 +99,7 @@ def out_of_place(target: Any) -> Callable[..., Any]:
 
 
 def propagate(call: TracedCall, channels: ChannelGroups) -> Any:
-    """Return the ids of the result of a call, one that reads more than the ground; ties are made in `channels`.
+    """Return the ids of the result of a call that reads channels; unite ids in `channels`.
 
     Raises:
         BackboneError: there is no rule for the function.
@@ -148,7 +148,7 @@ def propagate(call: TracedCall, channels: ChannelGroups) -> Any:
 
 
 def _concatenate(call: TracedCall, channels: ChannelGroups) -> Tensor:
-    """Along channels: their rows one after the other. Along places: what lies at the same place is tied."""
+    """Return the ids of a concatenation: channels lie side by side; along places, ids at the same place are united."""
     parts: list[Tensor] = list(call.args[0] if call.args else call.kwargs["tensors"])
     axis = call.argument(1, "dim", "axis", default=0) % len(call.shape)
     known = [ids for ids in parts if has_channels(ids)]
@@ -162,7 +162,7 @@ def _concatenate(call: TracedCall, channels: ChannelGroups) -> Tensor:
 
 
 def _all_rows(parts: Sequence[Tensor], axis: int) -> bool:
-    """Whether parts of one channel each, that differ nowhere, are laid side by side."""
+    """Return whether parts of one channel each are laid side by side."""
     return all(not any(varies(ids, other) for other in range(ids.ndim)) for ids in parts) and any(
         ids.shape[axis] == 1 for ids in parts
     )
@@ -184,7 +184,7 @@ def _move(call: TracedCall, channels: ChannelGroups) -> Any:
 
 
 def _index(ids: Tensor, index: Any, shape: Sequence[int], channels: ChannelGroups) -> Tensor:
-    """Indexing; where places are looked up by a tensor, all places along that axis are tied."""
+    """Return the ids of an indexing; a tensor as index mixes all places along its axis."""
     items = index if isinstance(index, tuple) else (index,)
     if not any(isinstance(item, Tensor) for item in items):
         moved: Tensor = ids[index]

@@ -32,12 +32,12 @@ from hierclass.nested.analysis.trace import Trace, attribute, trace
 from hierclass.nested.analysis.traced_call import TracedCall, tensors_in
 
 HINT = "structure masks needs no cutting"
-"""What to do with a backbone that can't be cut."""
+"""What an error proposes for a backbone that can't be cut."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """How one value is dealt to levels: `index[k]` are the positions of level k along `axis` (of `size`).
+    """How one value is assigned to levels: `index[k]` are the positions of level k along `axis` (of `size`).
 
     Where a value belongs to one level as a whole, `axis` is None and only that level's index is not empty. `shared`
     values are seen by every level; of `owned` values each level has its own.
@@ -50,7 +50,7 @@ class Partition:
     owned: bool = False
 
     def up_to(self, level: int) -> NDArray[np.int64]:
-        """Positions of levels 0 … `level`, one level after the other."""
+        """Return the positions of levels 0 … `level`, one level after the other."""
         return np.concatenate(self.index[: level + 1])
 
 
@@ -61,12 +61,12 @@ class TracedValue:
     meta: Any
     ids: Any
     cut: Any = None
-    """A `Partition` for each tensor, in the same layout; None for what is no tensor."""
+    """A `Partition` for each tensor, in the same layout; None for other values."""
 
 
 @dataclass
 class Analysis:
-    """A traced backbone with the cut of every value."""
+    """A traced backbone with the partition of every value."""
 
     trace: Trace
     levels: int
@@ -78,12 +78,12 @@ class Analysis:
 
     @property
     def nodes(self) -> list[fx.Node]:
-        """The calls in order, the image first, without the output."""
+        """Return the calls in order, the image first, without the output."""
         return [node for node in self.trace.graph.nodes if node.op != "output"]
 
 
 def analyse(backbone: nn.Module, widths: Sequence[float], input_size: tuple[int, int, int]) -> Analysis:
-    """Find the cut of every value of a backbone that maps (B, C, H, W) to pooled features (B, F).
+    """Find the partition of every value of a backbone that maps (B, C, H, W) to pooled features (B, F).
 
     Raises:
         BackboneError: a layer or function can't be cut; the message names its module path and type.
@@ -114,7 +114,7 @@ def _analyse(traced: Trace, widths: Sequence[float], input_size: tuple[int, int,
 
 @contextlib.contextmanager
 def hinting() -> Iterator[None]:
-    """Add to a refusal what to do instead, unless it says so itself."""
+    """Add `HINT` to an error that says nothing about what to do instead."""
     try:
         yield
     except BackboneError as error:
@@ -223,14 +223,14 @@ class _ChannelReader:
 
 
 def shared_ids(shape: Sequence[int]) -> Tensor:
-    """Ids of a value that every level sees."""
+    """Return the ids of a value that every level sees."""
     return torch.zeros((), dtype=torch.long).expand(tuple(shape))
 
 
 def _with(
     node: fx.Node, pick: Any, values: dict[fx.Node, TracedValue]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a node, with what `pick` takes of each value that they hold."""
+    """Return the arguments of a node, with `pick` of each value in its place."""
     args = fx.map_arg(node.args, lambda n: pick(values[n]))
     kwargs = fx.map_arg(node.kwargs, lambda n: pick(values[n]))
     return tuple(args), dict(kwargs)
@@ -256,7 +256,7 @@ def _checked_output(node: Any, values: dict[fx.Node, TracedValue]) -> fx.Node:
 
 
 def deal(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, Tensor]]:
-    """Note the cut of every value; return those that are cut along more than one axis."""
+    """Set the partition of every value; return those that levels divide along more than one axis."""
     torn: list[tuple[fx.Node, Tensor]] = []
 
     def cut_of(node: fx.Node, ids: Tensor) -> Partition | None:
@@ -274,7 +274,11 @@ def deal(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, T
 
 
 def make_partition(ids: Tensor, levels: NDArray[np.int64], num_levels: int) -> Partition | None:
-    """The cut of a value with these ids, or None if levels change along more than one axis."""
+    """Return the partition of a value with these ids, or None if levels change along more than one axis.
+
+    Raises:
+        BackboneError: channels of levels lie beside what each level owns.
+    """
     dealt = torch.from_numpy(levels)[compact(ids)]
     axes = [axis for axis, size in enumerate(dealt.shape) if size > 1 and bool(dealt.diff(dim=axis).any())]
     nothing = np.zeros(0, np.int64)
@@ -313,7 +317,7 @@ def _holds_node(argument: Any) -> bool:
 
 
 def where(node: fx.Node) -> str:
-    """Module path and type in whose forward the node was traced, for messages."""
+    """Return module path and type in whose forward the node was traced, for messages."""
     if node.op == "call_module":
         owner = node.graph.owning_module
         path = str(node.target)

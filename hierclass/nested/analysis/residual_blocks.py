@@ -45,12 +45,12 @@ def check_depths(depths: Sequence[float]) -> tuple[float, ...]:
 
 
 def first_blocks(count: int, depths: Sequence[float]) -> Boundaries:
-    """Number of blocks, of `count` in a stage, that each level runs: its share, rounded, and at least one."""
+    """Return how many of a stage's `count` blocks each level runs: its share, rounded, and at least one."""
     return tuple(max(1, math.floor(depth * count + 0.5)) for depth in depths)
 
 
 def schedule(analysis: Analysis, depths: Sequence[float]) -> list[ResidualBlock]:
-    """Find the residual blocks of every stage, and from which level on each of them is run.
+    """Return the residual blocks that some level leaves out, each with the lowest level that runs it.
 
     Raises:
         BackboneError: no stage has a block that can be left out.
@@ -70,7 +70,7 @@ def schedule(analysis: Analysis, depths: Sequence[float]) -> list[ResidualBlock]
 
 
 def delay(analysis: Analysis, blocks: Sequence[ResidualBlock], widths: Sequence[float]) -> None:
-    """Deal the channels inside of blocks anew: those of levels below a block's first one go to that level.
+    """Assign channels inside of blocks anew: levels below the first that runs a block get none of its channels.
 
     Levels below run nothing of the block. What it adds to their slices is left out at every level, so that slices
     stay the same numbers.
@@ -94,7 +94,7 @@ def delay(analysis: Analysis, blocks: Sequence[ResidualBlock], widths: Sequence[
 
 
 def _made_ids(node: fx.Node, analysis: Analysis) -> NDArray[np.int64]:
-    """Ids that begin at a node: new channels of a layer, or a parameter."""
+    """Return the ids that begin at a node: new channels of a layer, or those of a parameter."""
     found = analysis.flows.get(node)
     fresh = found is not None and found.reads == "prefix"
     ids = analysis.values[node].ids if fresh or node.op == "get_attr" else None
@@ -105,9 +105,9 @@ def _made_ids(node: fx.Node, analysis: Analysis) -> NDArray[np.int64]:
 
 
 def find_stages(analysis: Analysis) -> list[list[ResidualBlock | None]]:
-    """The blocks of every stage in order; None where a block changes what it adds to, so that all levels run it.
+    """Return the blocks of every stage in order; None for a block that changes what it adds to, which all levels run.
 
-    A stage is a module with residual blocks one behind the other; of stages in one another, the innermost.
+    A stage is a module with residual blocks one behind the other; of nested stages the innermost counts.
     """
     inside: dict[str, list[fx.Node]] = {}
     for node in analysis.nodes:
@@ -130,7 +130,7 @@ def find_stages(analysis: Analysis) -> list[list[ResidualBlock | None]]:
 
 
 def _residual_block(path: str, nodes: list[fx.Node], analysis: Analysis) -> ResidualBlock | None:
-    """The block at a path if its one result is its input plus something."""
+    """Return the block at a path if its one result is its input plus something, else None."""
     members = frozenset(nodes)
     results = [node for node in nodes if any(user not in members for user in node.users)]
     results = [node for node in results if isinstance(analysis.values[node].meta, Tensor)]
@@ -160,6 +160,6 @@ def _added_to(node: fx.Node, members: frozenset[fx.Node]) -> fx.Node | None:
 
 
 def _paths(node: fx.Node) -> list[str]:
-    """Paths of the modules in whose forward a node was traced, its own too."""
+    """Return the paths of the modules in whose forward a node was traced, and its own if it calls a layer."""
     paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     return [*paths, str(node.target)] if node.op == "call_module" else paths

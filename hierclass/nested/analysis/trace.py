@@ -18,7 +18,7 @@ from hierclass.nested.analysis.layer_rules import rule_for
 from hierclass.nested.analysis.op_rules import IN_PLACE, MOVING, function_name
 
 STOPS = ("Conv2dSame", "MaxPool2dSame", "AvgPool2dSame")
-"""Layers of timm that look at sizes while they run; they are read as a whole."""
+"""Layers of timm whose code looks at sizes while it runs; a trace keeps them whole."""
 
 
 TRACED = ("global_pool_naflex", "reshape_pre_pool", "reshape_post_pool")
@@ -26,7 +26,7 @@ TRACED = ("global_pool_naflex", "reshape_pre_pool", "reshape_post_pool")
 
 
 class _Tracer(fx.Tracer):
-    """Stops at layers that have a rule, and nowhere else but in torch's own.
+    """Stops at layers that have a rule, and else only in torch's own.
 
     A branch that depends on sizes is taken as an image of `input_size` takes it.
     """
@@ -55,7 +55,7 @@ class _Tracer(fx.Tracer):
         return attr_val if self._evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _value(self, node: fx.Node) -> Any:
-        """What a node gives for one image, computed without memory."""
+        """Return what a node gives for one image, computed without memory (device meta)."""
         if node in self._known:
             return self._known[node]
         for source in node.all_input_nodes:
@@ -113,7 +113,7 @@ class Trace:
 
 
 def attribute(module: nn.Module, path: str) -> Any:
-    """Follow a dotted path of attributes."""
+    """Return the attribute at a dotted path."""
     value: Any = module
     for name in path.split("."):
         value = getattr(value, name)
@@ -136,13 +136,13 @@ def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> Trace:
     """Trace the forward of a backbone for images of about `input_size` (C, H, W).
 
     Raises:
-        BackboneError: it has control flow that depends on values of the image, or overwrites a part of a value.
+        BackboneError: its control flow depends on values of the image, or it overwrites a part of a value.
     """
     skeleton = without_weights(backbone)
     try:
         graph = _graph(skeleton, input_size)
     except Exception as error:
-        try:  # once more, with what it keeps from image to image
+        try:  # once more: a first run fills what the backbone caches
             weight = next(backbone.parameters())
             with torch.no_grad():
                 backbone(torch.zeros((1, *input_size)).to(weight))
@@ -165,7 +165,7 @@ def trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> Trace:
 
 
 def _follow_in_place(graph: fx.Graph) -> None:
-    """Let all that reads a value after it was overwritten (`x.add_(y)`, `x += y`) read what it was overwritten with.
+    """Let later readers of an overwritten value (`x.add_(y)`, `x += y`) read the result of the overwriting call.
 
     Raises:
         BackboneError: a part of a value is overwritten, and the whole is read afterwards.
@@ -187,7 +187,7 @@ def _follow_in_place(graph: fx.Graph) -> None:
 
 
 def _ask_image(node: fx.Node, graph: fx.Graph) -> None:
-    """Read the device or type of a weight from the image: a weight that is only asked for these is no weight."""
+    """Read the device or type of a weight from the image, so that the weight need not be in the graph."""
     image = next(iter(graph.nodes))
     if isinstance(node.args[0], fx.Node) and node.args[0].op == "get_attr":
         node.args = (image, node.args[1])
@@ -195,12 +195,12 @@ def _ask_image(node: fx.Node, graph: fx.Graph) -> None:
 
 def _graph(skeleton: nn.Module, input_size: tuple[int, int, int]) -> fx.Graph:
     functions = tuple(f for f in _features_fx.get_notrace_functions() if f.__name__ not in TRACED)
-    passing = without_weights(skeleton)  # some models keep what they compute, here what is traced
+    passing = without_weights(skeleton)  # some models cache what they compute, here proxies
     return _Tracer(input_size, functions).trace(passing, _defaults(skeleton))
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Arguments of a forward that have defaults: masks, flags."""
+    """Return the arguments of a forward that have defaults: masks, flags."""
     parameters = inspect.signature(module.forward).parameters
     return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
 

@@ -1,4 +1,4 @@
-"""How channels flow through a call of traced code that works element by element."""
+"""One call of traced code with ids for tensors, and how channels flow through one that works element by element."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TracedCall:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All ids among the arguments."""
+        """Return all tensors of ids among the arguments."""
         return tensors_in((self.args, self.kwargs))
 
     def argument(self, position: int, *names: str, default: Any = None) -> Any:
@@ -36,7 +36,7 @@ class TracedCall:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors of nested tuples, lists, mappings and slices."""
+    """Return all tensors of nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -47,7 +47,11 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: ChannelGroups) -> Tensor:
-    """Tie what meets. What is the same for all channels that it meets is seen by every level."""
+    """Unite ids that meet in a result of `shape`, and return its ids; share ids that meet several channels alike.
+
+    Raises:
+        BackboneError: what each level makes of its own slice meets channels of all levels.
+    """
     aligned = [ids.reshape([1] * (len(shape) - ids.ndim) + list(ids.shape)) for ids in operands]
     known = [ids for ids in aligned if has_channels(ids)]
     owned = [ids for ids in aligned if has_owned(ids)]
@@ -67,7 +71,7 @@ def elementwise(operands: Sequence[Tensor], shape: Sequence[int], channels: Chan
         else:
             channels.unite(rows[0], ids)
     merged = rows[0]
-    for ids in rows[1:]:  # one operand may know more than another that was spread
+    for ids in rows[1:]:  # one operand may vary where another was spread
         if any(varies(ids, axis) and merged.shape[axis] == 1 for axis in range(merged.ndim)):
             merged = ids
     return merged.expand(tuple(shape))

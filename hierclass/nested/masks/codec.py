@@ -1,4 +1,4 @@
-"""Compact storage of a masked weight: the values in use, where they lie, and at which level each comes in."""
+"""Compact storage of a masked weight: the used values, their positions, and the lowest level that uses each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 PARTS = ("values", "gaps", "bitmap", "levels")
-"""What may be stored of one weight; see `pack`."""
+"""Names of the tensors that may be stored of one weight; see `pack`."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that stored values may have."""
@@ -18,7 +18,7 @@ ESCAPE = 255
 
 
 def pack(weight: Tensor, levels: Tensor, num_levels: int) -> dict[str, Tensor]:
-    """Return what must be kept of a weight, in the order in which its used values lie in memory.
+    """Return what is stored of a weight, in the order in which its used values lie in memory.
 
     `levels` (uint8, shape of `weight`) holds the lowest level that uses each value, `num_levels` where no level
     does. For n used values of N the parts are
@@ -44,10 +44,10 @@ def pack(weight: Tensor, levels: Tensor, num_levels: int) -> dict[str, Tensor]:
 def unpack(parts: Mapping[str, Tensor], size: int, num_levels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return positions (n, int64, rising, below `size`), values (n,) and levels (n, uint8) of what `pack` gave.
 
-    The memory needed is bounded by `size` and by what `parts` hold already, whatever they say.
+    The memory needed is bounded by `size` and by the sizes of `parts`, also for malicious input.
 
     Raises:
-        ValueError: they can't come from `pack` for a weight of `size` values and `num_levels` levels.
+        ValueError: `pack` can't have given them for a weight of `size` values and `num_levels` levels.
     """
     wanted = {"values"} | ({"levels"} if num_levels > 1 else set())
     where = parts.keys() - wanted
@@ -106,7 +106,7 @@ def _to_gaps(positions: Tensor) -> Tensor:
 
 
 def _from_gaps(coded: Tensor, size: int) -> Tensor:
-    """Read gaps back as positions (n, int64), all below `size`."""
+    """Return the positions (n, int64), all below `size`, that were written as gaps."""
     if len(coded) > size:
         raise ValueError(f"it has {len(coded)} gaps for a weight of {size}")
     places = coded != ESCAPE

@@ -1,4 +1,4 @@
-"""Any module with nested masks over its weights: every level uses some, a higher level those and more."""
+"""A module with nested masks over its weights: a higher level uses the weights of a lower one, and more."""
 
 from __future__ import annotations
 
@@ -31,23 +31,22 @@ from hierclass.nested.masks.selection import (
 
 
 class MaskedModule(nn.Module):
-    """Any module, with nested masks over its weights: level k uses the weights of M_k, and M_0 ⊂ M_1 ⊂ ….
+    """A module with nested masks over its weights: level k uses the weights of M_k, and M_0 ⊂ M_1 ⊂ ….
 
-    What a weight is worth and where it lies are shared by all levels: one byte per weight holds the lowest level that
-    uses it. Masked are parameters of two and more dimensions (convolution, linear, recurrent and attention weights,
-    embeddings). Dense, and shared by all levels, stay biases and other vectors, weights of fewer than 16 values,
-    kernels of depth-wise convolutions (a small part, which Zhu & Gupta 2017 leave dense too), and what weights are
-    computed from (`torch.nn.utils.parametrize`: a row of zeros has no direction). Norms with running statistics have a
-    copy per level.
+    All levels share positions and values of weights: one byte per weight holds the lowest level that uses it. Masked
+    are parameters of two and more dimensions (convolution, linear, recurrent and attention weights, embeddings). Dense
+    and shared by all levels are biases and other vectors, weights of fewer than 16 values, kernels of depth-wise
+    convolutions (few weights, which Zhu & Gupta 2017 leave dense too), and what weights are computed from
+    (`torch.nn.utils.parametrize`: a row of zeros has no direction). Norms with running statistics have a copy per
+    level.
 
     The level flows with the call: each call runs a shallow copy of the module tree that holds the masked weights, so
-    threads may run different levels at once. Modules and weights are found in attributes, in the containers of Python
-    there, and as owners of bound methods. What holds them otherwise (a `functools.partial`, an object of another class,
-    a closure) runs them unmasked at every level: `verify` finds that, but for closures, which hold what was copied and
-    not the copy; `nest` proves what it makes. Without gradients, masked weights are kept per level until the weights
-    change (writing through `parameter.data` in place goes unseen). A part that is used at several places of the tree
-    belongs to the first. What a part's forward assigns to its own attributes is lost after the call; buffers are kept.
-    On dense hardware masked weights save no time.
+    threads may run different levels at once. Modules and weights are found in attributes, in containers there, and as
+    owners of bound methods. Those held otherwise (by a `functools.partial`, an object of another class, a closure) run
+    unmasked at every level; `verify` finds them, except in closures, which hold the module that was copied. Without
+    gradients, masked weights are cached per level until the weights change (writing through `parameter.data` in place
+    is not noticed). A module or weight at several places of the tree belongs to the first. What a forward assigns to
+    its own attributes is lost after the call; buffers are kept. On dense hardware masked weights save no time.
 
     Sources: weight connection learning of NestedNet (Kim et al. 2018); multi-level sparse networks (arXiv
     2112.10930); magnitudes and schedule of gradual pruning (Zhu & Gupta 2017, equation 1).
@@ -62,8 +61,8 @@ class MaskedModule(nn.Module):
     ):
         """Copy `module` and mask it by magnitude: level k uses the share `densities[k]` of every masked weight.
 
-        `densities` rise in (0, 1]. `born` maps names of modules, whose one argument and result are alike, to the
-        lowest level that runs them.
+        `densities` rise in (0, 1]. `born` maps names of modules, whose one argument and result have the same shape, to
+        the lowest level that runs them.
 
         Raises:
             BackboneError: these do not fit, the module has no weight to mask, or it keeps computed weights.
@@ -91,7 +90,7 @@ class MaskedModule(nn.Module):
 
     @property
     def num_levels(self) -> int:
-        """Number of levels; level numbers run from 0 to `num_levels - 1`."""
+        """Return the number of levels, which are numbered from 0."""
         return len(self.densities)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -119,7 +118,7 @@ class MaskedModule(nn.Module):
 
     @torch.no_grad()
     def verify(self, *args: Any, **kwargs: Any) -> None:
-        """Run every level on an example with NaN in all that is above it: its results must stay as they are.
+        """Check on an example that NaN in all that is above a level leaves its results as they are, for every level.
 
         In evaluation mode the module must give the same for the same arguments.
 
@@ -138,13 +137,13 @@ class MaskedModule(nn.Module):
                 )
 
     def prune(self, progress: float) -> None:
-        """Choose the masks anew for the share of training, 0 … 1, that is done; call it before every update.
+        """Choose the masks for training progress `progress` (0 to 1); call it before every update.
 
         From the start of the schedule the density of level k falls from 1 to d_k as d_k + (1 - d_k)(1 - t)³, in
         `UPDATES` steps; in every layer the weights of largest magnitude stay, so a weight that has grown comes
         back. Until the end, weights that no level uses still follow the gradient that the last level has for them
         (straight through its mask; Lin et al. 2020, dynamic model pruning with feedback). Then the masks are
-        frozen and only weights in use are trained, until `prune` is called with less progress: a new training.
+        frozen and only weights in use are trained, until a lower `progress` begins a new training.
         """
         step = step_of(progress)
         if step != self.pruned:
@@ -157,7 +156,7 @@ class MaskedModule(nn.Module):
             yield name, self.module.get_parameter(name), self.maps.get_buffer(_key(name))
 
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
-        """Yield name, value and whether it is trained of all that `level` uses; of masked weights what is used (n,)."""
+        """Yield name, value and whether it is trained of all that `level` uses; of masked weights the used values."""
         maps = {name: levels for name, _, levels in self.weights()}
         others, left_out = self._norm_levels(), self._left_out(level)
         for name, weight in self.module.named_parameters():
@@ -186,9 +185,9 @@ class MaskedModule(nn.Module):
 
     @torch.no_grad()
     def truncate(self, level: int) -> MaskedModule:
-        """Return a copy with levels 0 … `level`: weights above are zero, norms and blocks above are gone.
+        """Return a copy with levels 0 … `level`: weights above are zero; norms and blocks above are dropped.
 
-        A stage of which nothing is left is gone too.
+        A stage of which nothing is left is dropped too.
         """
         keep = self.stage_levels(level)[0] + 1
         later = {name: nn.Identity() for name, born in self.born.items() if born >= keep}
@@ -234,7 +233,7 @@ class MaskedModule(nn.Module):
 
     @torch.no_grad()
     def load_stored(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `stored` gave; weights that no level uses become zero. All is checked before any is changed.
+        """Load what `stored` gave; weights that no level uses become zero. Nothing changes unless all tensors fit.
 
         Raises:
             ValueError: the tensors do not fit this module.
@@ -263,11 +262,11 @@ class MaskedModule(nn.Module):
             levels.copy_(flat.index_copy_(0, at, lowest.to(flat)).view_as(weight))
 
     def get_extra_state(self) -> Tensor:
-        """Return how far the masks are, so that a resumed training goes on with them."""
+        """Return the state of pruning, so that a resumed training continues it."""
         return torch.tensor(self.pruned)
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over how far the masks are."""
+        """Load the state of pruning."""
         self.pruned = int(state)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedModule:
@@ -298,12 +297,12 @@ class MaskedModule(nn.Module):
         return [level] * len(self.stages)  # type: ignore[list-item]
 
     def _runs(self, name: str, levels: Sequence[int]) -> bool:
-        """Whether a module that comes later is run, by the level of the stage that it is in."""
+        """Return whether a module of `born` is run, by the level of its stage."""
         stage = next((self._stage_of[n] for n in self._stage_of if n.startswith(f"{name}.")), 0)
         return levels[stage] >= self.born[name]
 
     def _forget(self, later: Collection[str]) -> None:
-        """Drop what is inside these blocks from all that lists it."""
+        """Drop the weights inside these blocks from maps, names and stages."""
         inside = tuple(f"{name}." for name in later)
         for name in self._names:
             if name.startswith(inside):
@@ -329,7 +328,7 @@ class MaskedModule(nn.Module):
         }
 
     def _dense(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds whole, each tensor once."""
+        """Return what a checkpoint stores whole, each tensor once."""
         seen = {id(weight) for _, weight, _ in self.weights()}
         dense = {}
         for name, value in self.module.state_dict(keep_vars=True).items():

@@ -1,7 +1,6 @@
-"""Running a module with other weights, by a shallow copy of its tree: the module itself stays untouched.
+"""Run a module with other weights through a shallow copy of its tree; the module itself stays as it is.
 
-`torch.func.functional_call` does the same by swapping the weights of the module for a while, which another thread
-would see.
+`torch.func.functional_call` swaps the weights of the module during the call, which another thread would see.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 STANDARD = frozenset(nn.Module().__dict__)
-"""Attributes that every module has."""
+"""Names of the attributes that every module has."""
 
 PLAIN = frozenset({bool, int, float, str, type(None)})
-"""Types of attributes that hold no module, checked first since most attributes are of these."""
+"""Types of attributes that hold no module, checked first since most attributes have them."""
 
 
 def view_with(
@@ -29,12 +28,12 @@ def view_with(
     weight_of: Callable[[str, nn.Parameter], Tensor],
     part_of: Callable[[str, nn.Module], nn.Module],
 ) -> nn.Module:
-    """Return a shallow copy of a module tree with other weights and parts in it.
+    """Return a shallow copy of a module tree with other weights and modules in it.
 
-    `weight_of` gets the name of each parameter and returns what to use for it, `part_of` the same for each
-    module. What is used at several places is asked for once, under its first name as in `named_parameters`.
-    Buffers and hooks are the module's own: what is written to them stays. Other attributes are the shell's:
-    what a forward assigns to them is gone with it.
+    `weight_of` gets the name of each parameter and returns its replacement, `part_of` the same for each module.
+    Each is asked once for what is used at several places, by the first name as in `named_parameters`. Buffers and hooks
+    are the module's own: what is written to them stays. Other attributes belong to the copy: what a forward assigns to
+    them is lost with it.
     """
     shells: dict[int, Any] = {}
 
@@ -66,22 +65,22 @@ def view_with(
 
 
 def _rebind(made: nn.Module, shells: Mapping[int, Any]) -> None:
-    """Let attributes that hold modules and weights outside the tree hold their stand-ins.
+    """Replace modules and weights that attributes hold outside the tree by those of the copy.
 
-    Followed are bound methods, lists, tuples, dictionaries, sets and deques, their subclasses too, in one another.
+    Bound methods, lists, tuples, dictionaries, sets and deques are followed, subclasses and nested ones too.
     """
     for name, value in made.__dict__.items():
         if type(value) not in PLAIN and name not in STANDARD:
             made.__dict__[name] = _rebound(value, shells)
     if isinstance(made, nn.RNNBase):
-        # Else the next call takes the weights for changed and lays them out anew.
+        # Else the next call sees other weights and lays them out again.
         made._flat_weight_refs = [
             None if weight is None else weakref.ref(weight) for weight in made._flat_weights
         ]
 
 
 def _rebound(value: Any, shells: Mapping[int, Any]) -> Any:
-    """Return the stand-in of a value, or a copy of a container in which some item has one, else the value itself."""
+    """Return the replacement of a value, a copy of a container in which some item has one, or else the value itself."""
     if isinstance(value, (nn.Module, Tensor)):
         return shells.get(id(value), value)
     if isinstance(value, MethodType):
@@ -90,7 +89,7 @@ def _rebound(value: Any, shells: Mapping[int, Any]) -> Any:
     if isinstance(value, dict):
         pairs = [(_rebound(key, shells), _rebound(item, shells)) for key, item in value.items()]
         if all(key is k and item is v for (key, item), (k, v) in zip(pairs, value.items(), strict=True)):
-            # What a forward keeps (LeViT: attention biases) was made of its own weights, and is for no other level.
+            # A forward caches what it made of the weights of one level (LeViT: attention biases): no other may read it.
             keeps = type(value) is dict and all(isinstance(item, Tensor) for item in value.values())
             return dict(value) if keeps else value
         return _filled(value, pairs)
@@ -103,7 +102,7 @@ def _rebound(value: Any, shells: Mapping[int, Any]) -> Any:
 
 
 def _filled(container: Any, items: list[Any]) -> Any:
-    """Return a container of the same kind, order and settings with other items (pairs for a dictionary) in it."""
+    """Return a container of the same kind, order and settings with other items (for a dictionary: pairs) in it."""
     if isinstance(container, (tuple, frozenset)):
         make = getattr(container, "_make", type(container))  # a named tuple takes its items apart
         return make(items)
@@ -115,13 +114,13 @@ def _filled(container: Any, items: list[Any]) -> Any:
 
 class _Held(NamedTuple):
     sources: tuple[Tensor, ...]
-    """What the value was computed from; held, so that no other tensor gets its address."""
+    """The tensors from which the value was computed; held, so that no other tensor gets their addresses."""
     stamp: tuple[int, ...]
     value: Tensor
 
 
 class TransientDict(dict[Any, Any]):
-    """What can be made again: copies and pickles of it are empty."""
+    """A dictionary of things that can be made again: copies and pickles of it are empty."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -133,17 +132,17 @@ class TransientDict(dict[Any, Any]):
 class Kept(TransientDict):
     """Values computed from other tensors, each kept until these change.
 
-    Threads may share one: an entry is replaced as a whole, and whoever finds none computes it.
+    Threads may share one: an entry is replaced as a whole, and a thread that finds none computes it.
     """
 
     def value(self, key: Any, sources: tuple[Tensor, ...], compute: Callable[..., Tensor]) -> Tensor:
-        """Return `compute(*sources)`, from the last call with this key if no source has changed since."""
-        if any(source.is_inference() for source in sources):  # these do not count their changes
+        """Return `compute(*sources)`, or its last result for this key if no source has changed since."""
+        if any(source.is_inference() for source in sources):  # these have no version counter
             return compute(*sources)
         stamp = tuple(number for source in sources for number in (source.data_ptr(), source._version))
         held: _Held | None = self.get(key)
         if held is None or held.stamp != stamp:
-            # An inference tensor would be of no use to a later call that computes gradients of its input.
+            # A later call that computes gradients of its input can't use an inference tensor.
             with torch.inference_mode(False), torch.no_grad():
                 held = _Held(tuple(source.detach() for source in sources), stamp, compute(*sources))
             self[key] = held

@@ -1,4 +1,4 @@
-"""Structure `masks`: levels share positions and values of weights; a higher level uses those of a lower and more."""
+"""Structure `masks`: a higher level uses the weights of a lower one, and more."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class MaskedNetwork(NestedNetwork):
         self._pairs: list[tuple[str, str]] = []
 
     def level_functions(self, last: int) -> Sequence[Level]:
-        """Return what computes levels 0 … `last`; nothing is kept."""
+        """Return what computes levels 0 … `last`; these keep nothing."""
         return [functools.partial(self._run, level) for level in range(last + 1)]
 
     def _run(self, level: int | Sequence[int], image: Tensor, kept: Kept) -> tuple[Tensor, Kept]:
@@ -71,10 +71,10 @@ class MaskedNetwork(NestedNetwork):
         return plain(image), ()
 
     def fused(self) -> MaskedNetwork:
-        """Return a copy for inference, in evaluation mode, whose levels run plain backbones, without masking at calls.
+        """Return a copy for inference, in evaluation mode, whose levels are plain backbones: calls mask nothing.
 
-        Each is made when its level is first asked for, with zeros for unused weights and batch norms folded into
-        convolutions, and made anew after weights were loaded or moved; other changes of weights go unseen.
+        Each backbone is made when its level is first run, with zeros for unused weights and batch norms folded into
+        convolutions, and again after weights were loaded or moved; other changes of weights are not noticed.
         """
         network = copy.deepcopy(self).eval()
         network._plain = TransientDict()
@@ -100,10 +100,10 @@ class MaskedNetwork(NestedNetwork):
         """Return the logits (B, num_classes[level]) of one level for normalised images (B, 3, H, W).
 
         With a list, stage s of the backbone (`masked.stages` names them) runs at `level[s]`, and the head of the last
-        stage's level answers: rerouting, as NestedNet's authors call it.
+        stage's level answers (NestedNet's rerouting).
 
         Raises:
-            LevelError: there is no such level, or there is not one for every stage.
+            LevelError: there is no such level, or the list has not one for every stage.
         """
         if isinstance(level, (list, tuple)):
             last = self.masked.stage_levels(level)[-1]
@@ -111,12 +111,12 @@ class MaskedNetwork(NestedNetwork):
         return super().forward(image, level)  # type: ignore[arg-type]
 
     def train_progress(self, progress: float) -> None:
-        """Prune by how far training is, 0 … 1; see `MaskedModule.prune`."""
+        """Prune for training progress `progress` (0 to 1); see `MaskedModule.prune`."""
         self.masked.prune(progress)
         self._changed()
 
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
-        """Yield name, value and whether it is trained of all that `level` uses; of masked weights what is used (n,)."""
+        """Yield name, value and whether it is trained of all that `level` uses; of masked weights the used values."""
         for name, value, trained in self.masked.level_tensors(level):
             yield f"masked.{name}", value, trained
 
@@ -126,7 +126,7 @@ class MaskedNetwork(NestedNetwork):
         self._changed()
 
     def truncate(self, level: int) -> MaskedNetwork:
-        """Return a stand-alone network of levels 0 … `level`: weights above are zero, norms and blocks are gone."""
+        """Return a stand-alone network of levels 0 … `level`: weights above are zero; norms and blocks are dropped."""
         keep = self.check_level(level) + 1
         network = copy.deepcopy(self, {id(self.masked): self.masked.truncate(level)})
         network.heads = network.heads[:keep]
@@ -135,20 +135,20 @@ class MaskedNetwork(NestedNetwork):
         return network
 
     def extract(self, level: int) -> nn.Module:
-        """Return a level as an ordinary model, (B, 3, H, W) → logits: masked weights zero, its norms, its head.
+        """Return a level as an ordinary model, (B, 3, H, W) → logits: masked weights zero, its own norms and head.
 
-        The head becomes the classifier of a timm model; of other backbones it follows in an `nn.Sequential`.
+        The head becomes the classifier of a timm model; behind other backbones it follows in an `nn.Sequential`.
         """
         level = self.check_level(level)
         return with_classifier(self.masked.extract(level), self.heads[level], self.input_size)
 
     def stored(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds: heads whole, the rest as `MaskedModule.stored` gives it."""
+        """Return what a checkpoint stores: the heads whole, the rest as `MaskedModule.stored` returns it."""
         heads = self.heads.state_dict(prefix="heads.")
         return {**heads, **{f"masked.{name}": value for name, value in self.masked.stored().items()}}
 
     def load_stored(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `stored` gave, floating-point numbers of any precision.
+        """Load what `stored` gave, floating-point numbers of any precision.
 
         Raises:
             ValueError: the tensors do not fit this network, which stays as it is.
@@ -173,7 +173,7 @@ def _num_features(backbone: nn.Module, input_size: tuple[int, int, int]) -> int:
 
 
 def _foldable(module: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[str, str]]:
-    """Return `foldable` pairs; none where the code can't be traced. No other thread may run a module meanwhile."""
+    """Return the pairs of `foldable`, none where the code can't be traced; no other thread may run a module then."""
     try:
         return foldable(trace(module, input_size).graph, module)
     except BackboneError:

@@ -1,4 +1,4 @@
-"""What of a module differs between levels, masked weights and norms, and the stages that they belong to."""
+"""Which weights and norms of a module differ between levels, their stages, and how masks are chosen by magnitude."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hierclass.errors import BackboneError
 from hierclass.nested.masks.codec import ESCAPE
 
 MIN_SIZE = 16
-"""Smaller weights stay dense."""
+"""Weights of fewer values stay dense."""
 
 
 class LevelNorms(nn.ModuleList):
-    """One copy per level of a norm with running statistics; the copy of the level that runs stands in for it."""
+    """One copy per level of a norm with running statistics; a call replaces it by the copy of its level."""
 
 
 def with_level_norms(module: nn.Module, num_levels: int) -> nn.Module:
-    """Return a copy in which every norm with running statistics is one copy per level.
+    """Return a copy of a module with one copy per level of every norm with running statistics.
 
     Raises:
-        BackboneError: a part keeps weights that are computed from others, which can't be copied.
+        BackboneError: a submodule keeps weights that are computed from others, which can't be copied.
     """
     for path, part in module.named_modules():
         if any(isinstance(hook, WeightNorm) for hook in part._forward_pre_hooks.values()) or any(
@@ -49,7 +49,7 @@ def with_level_norms(module: nn.Module, num_levels: int) -> nn.Module:
 
 
 def level_parts(module: nn.Module) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
-    """Yield, in the order of the module tree, what differs between levels: norms and weights to be masked."""
+    """Yield the norms and the weights to mask, which differ between levels, in the order of the module tree."""
     seen: set[int] = set()
     sources: tuple[str, ...] = ()
     for path, part in module.named_modules():
@@ -94,7 +94,7 @@ def find_stages(module: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def stage_numbers(stages: Sequence[str], parts: Sequence[str]) -> dict[str, int]:
-    """Return the stage of every part of `level_parts`; one that is in no stage joins the stage before it."""
+    """Return the stage of each of `parts` (of `level_parts`); one outside all stages joins the stage before it."""
     numbers, current = dict[str, int](), 0
     for part in parts:
         current = next((k for k, prefix in enumerate(stages) if _inside(part, prefix)), current)
@@ -103,10 +103,10 @@ def stage_numbers(stages: Sequence[str], parts: Sequence[str]) -> dict[str, int]
 
 
 SCHEDULE = (0.1, 0.6)
-"""Shares of training at which pruning starts and ends."""
+"""Shares of training (0 to 1) at which pruning starts and ends."""
 
 UPDATES = 100
-"""How often masks are chosen anew between start and end."""
+"""Number of times that masks are chosen between start and end."""
 
 
 def check_densities(densities: Sequence[float]) -> tuple[float, ...]:
@@ -122,7 +122,7 @@ def check_densities(densities: Sequence[float]) -> tuple[float, ...]:
 
 
 def step_of(progress: float) -> int:
-    """Return the number of the choice of masks, 0 … `UPDATES`, that is due at `progress` (0 … 1)."""
+    """Return the number of the choice of masks, 0 … `UPDATES`, that is due at `progress` (0 to 1)."""
     start, end = SCHEDULE
     share = 1.0 if progress >= end else 0.0
     if start < progress < end:
@@ -131,7 +131,7 @@ def step_of(progress: float) -> int:
 
 
 def densities_at(share: float, densities: Sequence[float]) -> list[float]:
-    """Return the density of every level, `share` (0 … 1) of the way from dense to `densities`.
+    """Return the density of every level, `share` (0 to 1) of the way from dense to `densities`.
 
     Source: Zhu & Gupta 2017, equation 1.
     """
@@ -139,9 +139,9 @@ def densities_at(share: float, densities: Sequence[float]) -> list[float]:
 
 
 def rank(weight: Tensor, densities: Sequence[float]) -> Tensor:
-    """Return for every value the lowest level that uses it (uint8), `len(densities)` for none.
+    """Return the lowest level that uses each value (uint8), `len(densities)` for none.
 
-    Level k uses the `densities[k]` of largest magnitude, rounded and at least one; of equal ones the first.
+    Level k uses the share `densities[k]` of largest magnitude, rounded and at least one value; of equal ones the first.
     """
     size = weight.numel()
     magnitude = weight.detach().float().abs().flatten().nan_to_num(0)
@@ -156,19 +156,19 @@ def rank(weight: Tensor, densities: Sequence[float]) -> Tensor:
 
 
 def masked(weight: Tensor, unused: Tensor) -> Tensor:
-    """Return the weight with zero where `unused`, laid out in memory as it is; `masked_fill` would not keep that."""
+    """Return the weight with zero where `unused`, in the same memory format (which `masked_fill` would not keep)."""
     return torch.where(unused, 0, weight)
 
 
 class StraightThrough(torch.autograd.Function):
-    """Zero where unused; the gradient passes to unused values too."""
+    """Sets unused values to zero; the gradient passes to them unchanged."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, unused: Tensor) -> Tensor:
-        """Mask the weight."""
+        """Return the masked weight."""
         return masked(weight, unused)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Pass the gradient on whole."""
+        """Return the gradient unchanged."""
         return gradient, None

@@ -228,7 +228,7 @@ def test_modules_in_containers_run_at_the_level_of_the_call(
     [lambda a, b: [functools.partial(a), b], lambda a, b: [a, Wrapped(b)]],
     ids=["partial", "object"],
 )
-def test_proving_finds_modules_that_masks_do_not_reach(hold: Callable[[nn.Module, nn.Module], Any]) -> None:
+def test_verifying_finds_modules_that_masks_do_not_reach(hold: Callable[[nn.Module, nn.Module], Any]) -> None:
     masked = MaskedModule(Holding(hold), DENSITIES)
     with pytest.raises(BackboneError, match="level 2 of Holding uses weights above it"):
         masked.verify(torch.randn(2, 8))

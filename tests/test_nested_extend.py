@@ -1,4 +1,4 @@
-"""Layer types, op_rules and structures are added as docs/nested.md says; wrong rules are caught by the proof."""
+"""Layer types, functions and structures are added as docs/nested.md says; `verify` catches wrong rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof notices what it promises to notice, and leaves a network as it found it."""
+"""`verify` notices what it promises to notice, and leaves a network as it found it."""
 
 from __future__ import annotations
 

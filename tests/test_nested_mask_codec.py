@@ -20,6 +20,7 @@ from masked_modules import (
     make_network,
     translator,
 )
+from tiny_families import mark_full
 from torch import Tensor, nn
 
 from hierclass.nested import create_backbone
@@ -29,7 +30,11 @@ from hierclass.nested.masks.network import MaskedNetwork
 
 
 @pytest.fixture(
-    scope="module", params=["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "test_nfnet"]
+    scope="module",
+    params=mark_full(
+        ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "test_nfnet"],
+        ["test_resnet", "test_vit"],
+    ),
 )
 def shared(request: pytest.FixtureRequest) -> MaskedNetwork:
     """A network that tests only read."""
@@ -125,7 +130,7 @@ def test_bytes_on_disk_fall_with_density(kind: torch.dtype) -> None:
     assert sizes[1] <= dense * 0.65
 
 
-def test_tied_weights_are_stored_once() -> None:
+def test_shared_weights_are_stored_once() -> None:
     stored = translator()[0].stored()
     assert not any(name.startswith("out.") for name in stored)
     assert "embed.weight.values" in stored

@@ -72,7 +72,7 @@ def test_a_layer_norm_takes_mean_and_variance_over_the_slice_alone() -> None:
     assert [len(layer.weight) for layer in layers] == [8, 8, 8]
 
 
-def test_a_group_norm_deals_whole_groups_and_a_single_group_becomes_one_per_slice() -> None:
+def test_a_group_norm_assigns_whole_groups_and_a_single_group_becomes_one_per_slice() -> None:
     many = cut(Toy(nn.GroupNorm(4, 16)), THIRDS)
     assert [part(many, "middle", level).num_groups for level in range(3)] == [1, 1, 2]
     single = cut(Toy(nn.GroupNorm(1, 16)), THIRDS)
@@ -88,7 +88,7 @@ def test_a_group_norm_deals_whole_groups_and_a_single_group_becomes_one_per_slic
         (16, 32, (0.5, 1.0), [8, 8]),
     ],
 )
-def test_whole_groups_of_a_convolution_are_dealt_to_the_slices(
+def test_whole_groups_of_a_convolution_are_assigned_to_the_slices(
     groups: int, outputs: int, widths: tuple[float, ...], expected: list[int]
 ) -> None:
     inside = 32 if outputs == 64 else 16

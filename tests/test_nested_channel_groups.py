@@ -1,18 +1,17 @@
-"""Which channels belong to one level: literal cases first, then what holds for all ties."""
+"""Which channels belong to one level: literal cases first, then what holds for all unions and numbers."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import math
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_backbones import SIZE, THIRDS, Toy
+from toy_backbones import THIRDS
 
 from hierclass.errors import BackboneError
 from hierclass.nested.analysis.channel_groups import (
@@ -21,12 +20,13 @@ from hierclass.nested.analysis.channel_groups import (
     SHARED,
     SHARED_ID,
     ChannelGroups,
+    boundaries,
+    check_widths,
     compact,
     share_out,
     spread,
     varies,
 )
-from hierclass.nested.analysis.partition import analyse
 
 HALVES = (0.5, 1.0)
 
@@ -62,7 +62,7 @@ def test_what_is_added_belongs_to_one_level_channel_by_channel() -> None:
     assert levels_of(channels, branch) == [2, 2, 2, 2, 1, 1, 0, 0]
 
 
-def test_ties_reach_through_a_chain_of_additions() -> None:
+def test_unions_reach_through_a_chain_of_additions() -> None:
     channels = ChannelGroups()
     rows = [row(channels, 4) for _ in range(5)]
     for left, right in itertools.pairwise(rows):
@@ -71,7 +71,7 @@ def test_ties_reach_through_a_chain_of_additions() -> None:
     assert all(label[ids].tolist() == [1, 2, 3, 4] for ids in rows)
 
 
-def test_ties_may_come_after_classes_were_asked_for() -> None:
+def test_unions_may_come_after_classes_were_asked_for() -> None:
     channels = ChannelGroups()
     first, second = row(channels, 2), row(channels, 2)
     assert channels.classes().tolist() == [0, 1, 2, 3, 4]
@@ -81,7 +81,7 @@ def test_ties_may_come_after_classes_were_asked_for() -> None:
     assert channels.classes().tolist() == [0, 1, 2, 1, 2, 2]
 
 
-def test_broadcast_ids_tie_all_that_they_meet() -> None:
+def test_broadcast_ids_unite_all_that_they_meet() -> None:
     channels = ChannelGroups()
     ids = row(channels, 6)
     heads = row(channels, 2)
@@ -89,20 +89,20 @@ def test_broadcast_ids_tie_all_that_they_meet() -> None:
     assert channels.classes()[ids].tolist() == [1, 1, 1, 4, 4, 4]
 
 
-def test_tying_along_an_axis_makes_one_class_of_each_group() -> None:
+def test_uniting_along_an_axis_makes_one_class_of_each_group() -> None:
     channels = ChannelGroups()
     ids = row(channels, 6)
     assert channels.unite_along(ids.reshape(2, 3), 1).shape == (2, 1)
     assert channels.classes()[ids].tolist() == [1, 1, 1, 4, 4, 4]
 
 
-def test_groups_are_dealt_as_wholes_by_the_number_of_their_channels() -> None:
+def test_united_channels_are_assigned_as_wholes_by_the_number_of_their_channels() -> None:
     channels = ChannelGroups()
     ids = row(channels, 48)
     channels.unite_along(ids.reshape(12, 4), 1)
-    dealt = levels_of(channels, ids)
-    assert [dealt.count(level) for level in range(3)] == [16, 8, 24]  # in steps of 8, that is of 2 groups
-    assert all(len(set(dealt[i : i + 4])) == 1 for i in range(0, 48, 4))
+    levels = levels_of(channels, ids)
+    assert [levels.count(level) for level in range(3)] == [16, 8, 24]  # in steps of 8, that is of 2 groups
+    assert all(len(set(levels[i : i + 4])) == 1 for i in range(0, 48, 4))
 
 
 def test_channels_that_are_also_used_by_themselves_are_cut_by_themselves() -> None:
@@ -141,21 +141,21 @@ def test_parameters_do_not_change_where_others_are_cut() -> None:
     assert levels_of(channels, ids, HALVES) == [0, 0, 1, 1]
 
 
-def test_what_is_tied_to_the_ground_is_seen_by_every_level() -> None:
+def test_shared_channels_are_seen_by_every_level() -> None:
     channels = ChannelGroups()
     ids = row(channels, 4)
     channels.share(ids[:2])
     assert levels_of(channels, ids, HALVES) == [SHARED, SHARED, 0, 1]
 
 
-def test_the_ground_and_what_levels_own_tie_nothing() -> None:
+def test_shared_and_own_ids_unite_nothing() -> None:
     channels = ChannelGroups()
     ids = row(channels, 4)
     for other in (SHARED_ID, OWN_ID):
         channels.unite(ids, torch.tensor([other]))
-    dealt = channels.levels(HALVES)
-    assert dealt[ids].tolist() == [0, 0, 1, 1]
-    assert (dealt[SHARED_ID], dealt[OWN_ID]) == (SHARED, OWN)
+    levels = channels.levels(HALVES)
+    assert levels[ids].tolist() == [0, 0, 1, 1]
+    assert (levels[SHARED_ID], levels[OWN_ID]) == (SHARED, OWN)
 
 
 def test_each_level_owns_what_it_mixes_from_a_plain_row() -> None:
@@ -166,7 +166,7 @@ def test_each_level_owns_what_it_mixes_from_a_plain_row() -> None:
     assert levels_of(channels, ids[..., 0], HALVES) == [0, 0, 1, 1]
 
 
-def test_what_is_mixed_inside_groups_is_tied() -> None:
+def test_what_is_mixed_inside_groups_is_united() -> None:
     channels = ChannelGroups()
     ids = row(channels, 4)
     mixed = channels.mix(ids.reshape(2, 2), 1)
@@ -174,7 +174,7 @@ def test_what_is_mixed_inside_groups_is_tied() -> None:
     assert channels.classes()[mixed.flatten()].tolist() == [1, 3]
 
 
-def test_channels_that_are_all_tied_are_refused_with_the_place_where_they_were() -> None:
+def test_channels_that_are_all_united_are_refused_with_the_place_where_they_were() -> None:
     channels = ChannelGroups()
     ids = row(channels, 6)
     channels.where = "blocks.3.attn (Attention): softmax()"
@@ -187,8 +187,8 @@ def test_channels_that_are_all_tied_are_refused_with_the_place_where_they_were()
 
 
 @st.composite
-def tied(draw: st.DrawFn) -> tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]]:
-    """Rows of channels, and pairs of them that are tied."""
+def united(draw: st.DrawFn) -> tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]]:
+    """Rows of channels, and pairs of them that are united."""
     channels = ChannelGroups()
     rows = [row(channels, draw(st.integers(1, 12))) for _ in range(draw(st.integers(1, 4)))]
     ids = st.integers(1, channels.count - 1)
@@ -202,7 +202,7 @@ SHARES = st.sets(st.floats(0.01, 0.99), max_size=4).map(lambda lower: (*sorted(l
 
 
 def connected(count: int, pairs: list[tuple[int, int]]) -> list[int]:
-    """The lowest id that each id is tied to, found the slow way."""
+    """The lowest id that each id is united with, found the slow way."""
     label = list(range(count))
     for left, right in pairs:
         low, high = sorted((label[left], label[right]))
@@ -210,14 +210,16 @@ def connected(count: int, pairs: list[tuple[int, int]]) -> list[int]:
     return label
 
 
-@given(tied())
-def test_tied_means_connected(case: tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]]) -> None:
+@given(united())
+def test_united_means_connected(
+    case: tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]],
+) -> None:
     channels, _, pairs = case
     assert channels.classes().tolist() == connected(channels.count, pairs)
 
 
-@given(tied(), st.randoms())
-def test_the_order_of_ties_does_not_matter(
+@given(united(), st.randoms())
+def test_the_order_of_unions_does_not_matter(
     case: tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]], random: Random
 ) -> None:
     channels, _, pairs = case
@@ -232,7 +234,7 @@ def test_the_order_of_ties_does_not_matter(
 
 
 def groups(channels: ChannelGroups, rows: list[torch.Tensor]) -> list[list[int]]:
-    """Classes that occur in the same rows, each orbit in order, found the slow way."""
+    """Classes that occur in the same rows, each group in order, found the slow way."""
     label = channels.classes()
     found: dict[tuple[int, ...], list[int]] = {}
     for root in sorted({int(label[i]) for ids in rows for i in ids.tolist()}):
@@ -244,11 +246,11 @@ def groups(channels: ChannelGroups, rows: list[torch.Tensor]) -> list[list[int]]
 def cuttable(channels: ChannelGroups, rows: list[torch.Tensor], widths: tuple[float, ...]) -> bool:
     label = channels.classes()
     sizes = {root: max(int((label[ids.numpy()] == root).sum()) for ids in rows) for root in np.unique(label)}
-    return len(widths) == 1 or all(len(orbit) > 1 or sizes[orbit[0]] == 1 for orbit in groups(channels, rows))
+    return len(widths) == 1 or all(len(group) > 1 or sizes[group[0]] == 1 for group in groups(channels, rows))
 
 
-@given(tied(), SHARES)
-def test_every_channel_has_one_level_and_what_is_tied_has_the_same(
+@given(united(), SHARES)
+def test_every_channel_has_one_level_and_what_is_united_has_the_same(
     case: tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]], widths: tuple[float, ...]
 ) -> None:
     channels, rows, _ = case
@@ -256,91 +258,142 @@ def test_every_channel_has_one_level_and_what_is_tied_has_the_same(
         with pytest.raises(BackboneError, match="can't be cut into levels"):
             channels.levels(widths)
         return
-    dealt, label = channels.levels(widths), channels.classes()
-    assert len(dealt) == channels.count + 1
-    assert dealt[0] == SHARED
-    assert ((dealt[1:-1] >= 0) & (dealt[1:-1] < len(widths))).all()
-    assert np.array_equal(dealt[label], dealt[:-1])
+    levels, label = channels.levels(widths), channels.classes()
+    assert len(levels) == channels.count + 1
+    assert levels[0] == SHARED
+    assert ((levels[1:-1] >= 0) & (levels[1:-1] < len(widths))).all()
+    assert np.array_equal(levels[label], levels[:-1])
 
 
-@given(tied(), SHARES)
-def test_each_orbit_is_cut_at_its_boundaries_and_level_0_has_some_of_it(
+@given(united(), SHARES)
+def test_each_group_is_cut_at_its_boundaries_and_level_0_has_some_of_it(
     case: tuple[ChannelGroups, list[torch.Tensor], list[tuple[int, int]]], widths: tuple[float, ...]
 ) -> None:
     channels, rows, _ = case
     if not cuttable(channels, rows, widths):
         return
-    dealt, label = channels.levels(widths), channels.classes()
-    for orbit in groups(channels, rows):
-        size = max(int((label[ids.numpy()] == root).sum()) for ids in rows for root in orbit)
-        ends = np.searchsorted(dealt[orbit], range(len(widths)), side="right")
-        assert tuple(ends) == share_out(len(orbit), widths, size)
+    levels, label = channels.levels(widths), channels.classes()
+    for group in groups(channels, rows):
+        size = max(int((label[ids.numpy()] == root).sum()) for ids in rows for root in group)
+        ends = np.searchsorted(levels[group], range(len(widths)), side="right")
+        assert tuple(ends) == share_out(len(group), widths, size)
         assert ends[0] >= 1
 
 
-class Branches(torch.nn.Module):
-    """Layers, and code that runs them: `run(self, x)`."""
-
-    def __init__(self, run: Callable[[Any, torch.Tensor], torch.Tensor], **layers: torch.nn.Module):
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.run(self, x)
+@st.composite
+def numbers_to_cut(draw: st.DrawFn) -> tuple[int, tuple[float, ...], int]:
+    """Channels, widths and group width that can be cut: at least one group per level."""
+    lower = draw(st.sets(st.floats(0.01, 0.99), max_size=5))
+    widths = (*sorted(lower), 1.0)
+    group = draw(st.sampled_from((1, 2, 3, 4, 8, 12, 16, 32)))
+    groups = draw(st.integers(len(widths), 300))
+    return group * groups, widths, group
 
 
-def dealt(middle: torch.nn.Module, name: str, channels: int = 16, inside: int = 16) -> list[list[int]]:
-    """For each level, the channels of the value that the call `name` of a traced toy gives."""
-    analysis = analyse(Toy(middle, channels, inside).eval(), THIRDS, SIZE)
-    node = next(node for node in analysis.nodes if node.name == name)
-    cut = analysis.values[node].cut
-    assert cut.axis == 1
-    return [index.tolist() for index in cut.index]
+@pytest.mark.parametrize(
+    ("channels", "widths", "group", "expected"),
+    [
+        (64, THIRDS, 1, (16, 32, 64)),
+        (256, THIRDS, 1, (64, 128, 256)),
+        (24, THIRDS, 1, (8, 16, 24)),
+        (12, THIRDS, 1, (4, 8, 12)),
+        (4, THIRDS, 1, (1, 2, 4)),
+        (36, THIRDS, 1, (8, 16, 36)),
+        (40, (0.1, 0.2, 0.4, 0.7, 1.0), 1, (8, 16, 24, 32, 40)),
+        (64, (1.0,), 1, (64,)),
+        (48, THIRDS, 16, (16, 32, 48)),
+        (48, THIRDS, 12, (12, 24, 48)),
+        (128, THIRDS, 4, (32, 64, 128)),
+    ],
+)
+def test_channels_are_cut_at_shares_rounded_to_steps_of_eight_and_whole_groups(
+    channels: int, widths: tuple[float, ...], group: int, expected: tuple[int, ...]
+) -> None:
+    assert boundaries(channels, widths, group) == expected
 
 
-def test_a_residual_stream_is_cut_alike_wherever_it_is_read() -> None:
-    residual = Branches(lambda self, x: x + self.conv(x), conv=torch.nn.Conv2d(16, 16, 1))
-    expected = [list(range(0, 4)), list(range(4, 8)), list(range(8, 16))]
-    assert dealt(residual, "conv1") == expected
-    assert dealt(residual, "middle_conv") == expected
-    assert dealt(residual, "add") == expected
+@given(numbers_to_cut())
+def test_boundaries_rise_to_the_number_of_channels(case: tuple[int, tuple[float, ...], int]) -> None:
+    channels, widths, group = case
+    cuts = boundaries(channels, widths, group)
+    assert len(cuts) == len(widths)
+    assert cuts[-1] == channels
+    assert all(low < high for low, high in zip((0, *cuts), cuts, strict=False))
 
 
-def test_groups_of_a_grouped_convolution_are_dealt_whole() -> None:
-    assert dealt(torch.nn.Conv2d(24, 24, 1, groups=6), "conv1", 24, 24) == [
-        list(range(0, 8)),
-        list(range(8, 16)),
-        list(range(16, 24)),
-    ]
+@given(numbers_to_cut())
+def test_no_group_of_channels_is_torn_apart(case: tuple[int, tuple[float, ...], int]) -> None:
+    channels, widths, group = case
+    assert all(cut % group == 0 for cut in boundaries(channels, widths, group))
 
 
-def test_both_halves_of_a_split_are_cut() -> None:
-    halves = Branches(
-        lambda self, x: torch.cat((x.chunk(2, 1)[0], self.conv(x.chunk(2, 1)[1])), 1),
-        conv=torch.nn.Conv2d(8, 8, 1),
-    )
-    assert dealt(halves, "conv1") == [[0, 1, 8, 9], [2, 3, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
+@given(numbers_to_cut())
+def test_where_channels_suffice_every_slice_is_at_least_a_step_of_eight(
+    case: tuple[int, tuple[float, ...], int],
+) -> None:
+    channels, widths, group = case
+    step = math.lcm(8, group)
+    if channels >= step * len(widths):
+        cuts = boundaries(channels, widths, group)
+        assert all(cut % step == 0 for cut in cuts[:-1])
+        assert all(high - low >= step for low, high in zip((0, *cuts), cuts, strict=False))
 
 
-def test_the_parts_of_a_concatenation_are_cut_by_themselves() -> None:
-    grown = Branches(lambda self, x: torch.cat((x, self.conv(x)), 1), conv=torch.nn.Conv2d(16, 8, 1))
-    assert dealt(grown, "cat", 24) == [
-        [0, 1, 2, 3, 16, 17],
-        [4, 5, 6, 7, 18, 19],
-        [8, 9, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23],
-    ]
+@given(numbers_to_cut())
+def test_a_boundary_is_within_half_a_step_of_its_share_unless_a_neighbour_needs_the_room(
+    case: tuple[int, tuple[float, ...], int],
+) -> None:
+    channels, widths, group = case
+    cuts = boundaries(channels, widths, group)
+    step = math.lcm(8, group) if channels >= math.lcm(8, group) * len(widths) else 0
+    for level, (cut, width) in enumerate(zip(cuts[:-1], widths, strict=False)):
+        below = cuts[level - 1] if level else 0
+        room_above = (len(widths) - 1 - level) * step
+        pushed = cut == below + step or cut + room_above + step > channels
+        assert not step or pushed or abs(cut - width * channels) <= step / 2 + 1e-6
 
 
-def test_whole_heads_belong_to_levels_and_queries_keys_and_values_to_the_same() -> None:
-    def attend(self: Branches, x: torch.Tensor) -> torch.Tensor:
-        query, key, value = self.qkv(x).reshape(-1, 3, 4, 4, 64).transpose(3, 4).unbind(1)
-        weights = (query @ key.transpose(-2, -1)).softmax(-1)
-        return (weights @ value).transpose(2, 3).reshape(-1, 16, 8, 8)
+def test_fewer_groups_than_levels_are_refused_with_what_to_do() -> None:
+    with pytest.raises(
+        BackboneError, match="2 channels in groups of 1 can't be shared by 3 levels; use fewer"
+    ):
+        boundaries(2, THIRDS)
+    with pytest.raises(BackboneError, match="groups of 32"):
+        boundaries(64, THIRDS, 32)
 
-    heads = Branches(attend, qkv=torch.nn.Conv2d(16, 48, 1))
-    first, second, rest = range(0, 4), range(4, 8), range(8, 16)
-    assert dealt(heads, "middle_qkv") == [
-        [start + i for start in (0, 16, 32) for i in part] for part in (first, second, rest)
-    ]
+
+@pytest.mark.parametrize(
+    "widths", [(), (0.5,), (0.5, 0.5, 1.0), (1.0, 0.5), (0.0, 1.0), (-0.5, 1.0), (0.5, 1.2), (math.nan, 1.0)]
+)
+def test_widths_that_do_not_rise_to_one_are_refused(widths: tuple[float, ...]) -> None:
+    with pytest.raises(BackboneError, match="give one share per level, rising to 1"):
+        check_widths(widths)
+
+
+def test_widths_may_be_any_numbers_in_any_sequence() -> None:
+    assert check_widths([0.5, 1]) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [
+        (12, 64, (3, 6, 12)),  # heads of an attention
+        (32, 4, (8, 16, 32)),  # branches of a ResNeXt
+        (3, 32, (1, 2, 3)),
+        (2, 32, (1, 1, 2)),
+        (1, 8, (1, 1, 1)),
+        (64, 1, (16, 32, 64)),
+    ],
+)
+def test_units_of_channels_are_shared_out_and_some_levels_may_add_none(
+    count: int, size: int, expected: tuple[int, ...]
+) -> None:
+    assert share_out(count, THIRDS, size) == expected
+
+
+@given(st.integers(1, 200), st.sets(st.floats(0.01, 0.99), max_size=5), st.sampled_from((1, 3, 4, 8, 64)))
+def test_units_are_never_lost_and_level_0_has_one(count: int, lower: set[float], size: int) -> None:
+    cuts = share_out(count, (*sorted(lower), 1.0), size)
+    assert cuts[0] >= 1
+    assert cuts[-1] == count
+    assert all(low <= high for low, high in itertools.pairwise(cuts))

@@ -30,6 +30,10 @@ OWNS: tuple[Any, ...] = (
     "everything",
     ("everything", "norms+depthwise"),
 )
+DEFAULT = ("norms+depthwise+rank2", "everything", ("everything", "norms+depthwise"))
+each_own = pytest.mark.parametrize(
+    "own", [own if own in DEFAULT else pytest.param(own, marks=pytest.mark.full) for own in OWNS]
+)
 
 
 def images(side: int = 64) -> Tensor:
@@ -40,7 +44,7 @@ def network(own: Any = "norms", **arguments: Any) -> PrefixNetwork:
     """Three levels of a tiny EfficientNet, each with an image size of its own, not trained."""
     torch.manual_seed(0)
     backbone = create_backbone("test_efficientnet").eval()
-    given = {"widths": (0.5, 1, 1), "sizes": (32, 48, 64), "frozen": True, **arguments}
+    given = {"widths": (0.5, 1, 1), "sizes": (32, 48, 64), "frozen": True, "proof": False, **arguments}
     made = nest(backbone, structure="prefix", own=own, num_classes=CLASSES, input_size=SIZE, **given)
     assert isinstance(made, PrefixNetwork)
     return made
@@ -72,7 +76,7 @@ def test_a_level_is_an_ordinary_graph_from_image_to_features() -> None:
         assert kept == ()
 
 
-@pytest.mark.parametrize("own", OWNS)
+@each_own
 def test_a_frozen_last_level_keeps_its_values_bit_for_bit(
     own: Any, tmp_path: Path, tiny_taxonomy: Taxonomy
 ) -> None:
@@ -99,9 +103,9 @@ def test_a_frozen_last_level_keeps_its_values_bit_for_bit(
     assert not loaded.network.own_parameters(2)
 
 
-@pytest.mark.parametrize("own", OWNS)
+@each_own
 def test_levels_answer_alike_alone_fused_and_taken_out(own: Any) -> None:
-    made = network(own)
+    made = network(own, proof=True)
     train_a_little(made)
     fused, small = made.fused(), made.truncate(1)
     with torch.no_grad():
@@ -117,7 +121,7 @@ def test_levels_answer_alike_alone_fused_and_taken_out(own: Any) -> None:
     assert sizes[0] < sizes[1]
 
 
-@pytest.mark.parametrize("own", OWNS)
+@each_own
 def test_training_a_level_alone_changes_no_other(own: Any) -> None:
     made = network(own).eval()
     assert made.levels_alone == (own != "everything")
