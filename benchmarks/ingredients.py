@@ -71,7 +71,7 @@ Right = list[npt.NDArray[np.bool_]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class IngredientRow:
     """One training: what is changed, against which row it is measured, and why it was tried."""
 
     title: str
@@ -81,49 +81,57 @@ class Row:
     """A plain network that learns the leaves, as costly as this level of `against` (-1: as its backbone, uncut)."""
 
 
-ROWS: dict[str, Row] = {
-    "base": Row("heads on tiers, auxiliary heads on the leaves", None, {"heads": "tiers"}),
-    "finest0": Row("no level but the last sees leaves", "base", {"heads": "tiers", "finest_weight": 0.0}),
-    "stem2": Row(
+ROWS: dict[str, IngredientRow] = {
+    "base": IngredientRow("heads on tiers, auxiliary heads on the leaves", None, {"heads": "tiers"}),
+    "finest0": IngredientRow(
+        "no level but the last sees leaves", "base", {"heads": "tiers", "finest_weight": 0.0}
+    ),
+    "stem2": IngredientRow(
         "stride 2 in the stem, half the channels: as many multiply-accumulates",
         "base",
         {"heads": "tiers", "stem_stride": 2, "backbone_args": {"channels": [32, 64, 128, 256]}},
     ),
-    "leaves": Row("heads score leaves and sum them up", "base", {"heads": "leaves"}),
-    "leaves-distil-leaves": Row("the last level teaches its answer on the leaves", "leaves", TAUGHT),
-    "leaves-distil-last": Row(
+    "leaves": IngredientRow("heads score leaves and sum them up", "base", {"heads": "leaves"}),
+    "leaves-distil-leaves": IngredientRow(
+        "the last level teaches its answer on the leaves", "leaves", TAUGHT
+    ),
+    "leaves-distil-last": IngredientRow(
         "the last level teaches its answer summed up to the tier", "leaves", {"distil": 0.5}
     ),
-    "leaves-distil-ema-next": Row(
+    "leaves-distil-ema-next": IngredientRow(
         "the moving average of the next level teaches its answer summed up to the tier",
         "leaves",
         {"distil": 0.5, "distil_from": "next", "distil_teacher": "ema"},
     ),
-    "leaves-tree-smoothing": Row(
+    "leaves-tree-smoothing": IngredientRow(
         "label smoothing 0.1 along the tree",
         "leaves",
         TREE_SMOOTHING,
     ),
-    "leaves-nosmooth": Row("no label smoothing", "leaves", {"smoothing": 0.0}),
-    "leaves-cutmix": Row("cutmix in every second batch", "leaves", {"cutmix": 1.0, "mix_prob": 0.5}),
-    "leaves-weights111": Row("all levels weigh the same", "leaves", EQUAL_WEIGHTS),
-    "alone-0": Row("a plain network as costly as level 0", "leaves", alone=0),
-    "alone-1": Row("a plain network as costly as level 1", "leaves", alone=1),
-    "alone-2": Row("a plain network as costly as level 2", "leaves", alone=2),
-    "alone-dense": Row("the backbone, uncut", "leaves", alone=-1),
-    "deep": Row("two blocks a stage", "leaves", {"backbone_args": {"layers": [2, 2, 2, 2]}}),
-    "wide": Row("wider", "leaves", {"backbone_args": {"channels": [96, 192, 384, 640]}}),
-    "leaves-fixedsize": Row("48 pixels from the first epoch on", "leaves", {"start_size": 48}),
-    "together": Row(
+    "leaves-nosmooth": IngredientRow("no label smoothing", "leaves", {"smoothing": 0.0}),
+    "leaves-cutmix": IngredientRow(
+        "cutmix in every second batch", "leaves", {"cutmix": 1.0, "mix_prob": 0.5}
+    ),
+    "leaves-weights111": IngredientRow("all levels weigh the same", "leaves", EQUAL_WEIGHTS),
+    "alone-0": IngredientRow("a plain network as costly as level 0", "leaves", alone=0),
+    "alone-1": IngredientRow("a plain network as costly as level 1", "leaves", alone=1),
+    "alone-2": IngredientRow("a plain network as costly as level 2", "leaves", alone=2),
+    "alone-dense": IngredientRow("the backbone, uncut", "leaves", alone=-1),
+    "deep": IngredientRow("two blocks a stage", "leaves", {"backbone_args": {"layers": [2, 2, 2, 2]}}),
+    "wide": IngredientRow("wider", "leaves", {"backbone_args": {"channels": [96, 192, 384, 640]}}),
+    "leaves-fixedsize": IngredientRow("48 pixels from the first epoch on", "leaves", {"start_size": 48}),
+    "together": IngredientRow(
         "smoothing along the tree and equal weights, both", "leaves", {**TREE_SMOOTHING, **EQUAL_WEIGHTS}
     ),
-    "together-distil": Row(
+    "together-distil": IngredientRow(
         "the last level teaches its answer on the leaves",
         "together",
         {**TREE_SMOOTHING, **EQUAL_WEIGHTS, **TAUGHT},
     ),
-    "long": Row("18 epochs, all of 32 pixels", None, LONG),
-    "long-cutmix": Row("cutmix in every second batch", "long", {**LONG, "cutmix": 1.0, "mix_prob": 0.5}),
+    "long": IngredientRow("18 epochs, all of 32 pixels", None, LONG),
+    "long-cutmix": IngredientRow(
+        "cutmix in every second batch", "long", {**LONG, "cutmix": 1.0, "mix_prob": 0.5}
+    ),
 }
 
 

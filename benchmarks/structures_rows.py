@@ -266,7 +266,7 @@ def same_cost_prefix(bench: Bench, name: str, seed: int) -> Result:
 
 
 @dataclass(frozen=True)
-class Row:
+class StructureRow:
     """One thing that is compared."""
 
     title: str
@@ -275,17 +275,17 @@ class Row:
     """Whether its network is one that no other row has."""
 
 
-def nested_row(title: str, *, timed: bool = True, **changes: Any) -> Row:
+def nested_row(title: str, *, timed: bool = True, **changes: Any) -> StructureRow:
     """A nested network with options of the recipe."""
-    return Row(title, lambda bench, name, seed: train_nested(bench, name, seed, **changes), timed)
+    return StructureRow(title, lambda bench, name, seed: train_nested(bench, name, seed, **changes), timed)
 
 
-ROWS: dict[str, Row] = {
+ROWS: dict[str, StructureRow] = {
     "slices": nested_row("`slices`, the default"),
-    "dense": Row("one dense network", lambda b, name, seed: train_alone(b, name, seed, [None])),
+    "dense": StructureRow("one dense network", lambda b, name, seed: train_alone(b, name, seed, [None])),
     "prefix": nested_row("`prefix`", structure="prefix"),
-    "prefix-same-cost": Row("`prefix`, thinner: costs what `slices` does", same_cost_prefix),
-    "separate": Row(
+    "prefix-same-cost": StructureRow("`prefix`, thinner: costs what `slices` does", same_cost_prefix),
+    "separate": StructureRow(
         "three networks, each costs what the level of `slices` does",
         lambda b, name, seed: train_alone(b, name, seed, matching_channels(b.settings)),
     ),
@@ -298,12 +298,12 @@ ROWS: dict[str, Row] = {
     "slices-distil-ema": nested_row(
         "`slices`, taught by the last level's moving average", timed=False, distil=0.5, distil_teacher="ema"
     ),
-    "given-heads": Row("given", lambda b, name, seed: train_heads(b, name, seed, "given"), False),
-    "importance-heads": Row(
+    "given-heads": StructureRow("given", lambda b, name, seed: train_heads(b, name, seed, "given"), False),
+    "importance-heads": StructureRow(
         "importance", lambda b, name, seed: train_heads(b, name, seed, "importance"), False
     ),
-    "given-tuned": Row("given", lambda b, name, seed: train_tuned(b, name, seed, "given"), False),
-    "importance-tuned": Row(
+    "given-tuned": StructureRow("given", lambda b, name, seed: train_tuned(b, name, seed, "given"), False),
+    "importance-tuned": StructureRow(
         "importance", lambda b, name, seed: train_tuned(b, name, seed, "importance"), False
     ),
     "slices-depths": nested_row("`slices` with depths", widths=DEFAULT_SHARES, depths=DEPTHS),

@@ -167,6 +167,7 @@ def default_shares(num_levels: int) -> tuple[float, ...]:
     return tuple(round(0.125 ** (above / (num_levels - 1)), 4) for above in range(num_levels - 1, -1, -1))
 
 
+@torch.inference_mode(False)  # weights made in inference mode could not be trained, nor verified
 def nest(
     backbone: nn.Module,
     *,

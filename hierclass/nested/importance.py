@@ -137,9 +137,9 @@ class _Places:
         self.label = channels.classes()
         rank = -np.bincount(self.label, scores, channels.count)
         self.source = np.arange(channels.count)
-        self.groups = [orbit for orbit, _ in channels.groups()]
-        for orbit in self.groups:
-            self.source[orbit] = orbit[np.argsort(rank[orbit], kind="stable")]
+        self.groups = [group for group, _ in channels.groups()]
+        for group in self.groups:
+            self.source[group] = group[np.argsort(rank[group], kind="stable")]
 
     def classes(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.where(row > 0, self.label[np.maximum(row, 0)], 0)
@@ -154,9 +154,9 @@ class _Places:
 
     def keep(self, classes: NDArray[np.int64]) -> None:
         """Let the groups of these classes stay where they are."""
-        for orbit in self.groups:
-            if np.isin(classes, orbit).any():
-                self.source[orbit] = orbit
+        for group in self.groups:
+            if np.isin(classes, group).any():
+                self.source[group] = group
 
     def order(self, row: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return for each place of a row where its channel was before."""

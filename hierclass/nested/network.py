@@ -269,13 +269,13 @@ class GraphNetwork(NestedNetwork):
 
     def level_functions(self, last: int) -> Sequence[Level]:
         """Return the graphs of levels 0 … `last`, without what they keep for levels above `last` alone."""
-        last = last if self.reuses else self.num_levels - 1
-        found: list[Level] | None = self._bound.get(last)
+        key = last if self.reuses else self.num_levels - 1
+        found: list[Level] | None = self._bound.get(key)
         if found is None:
             graphs = chain(self.graphs[: last + 1]) if self.reuses else self.graphs
             parts = {name: part for name, part in self.named_children() if name != "heads"}
-            found = self._bound[last] = [bind(graph, parts) for graph in graphs]
-        return found
+            found = self._bound[key] = [bind(graph, parts) for graph in graphs]
+        return found[: last + 1]
 
     def fused(self) -> FusedNetwork:
         """Return a copy for inference only; see `NestedNetwork.fused`."""
@@ -302,7 +302,7 @@ class FusedNetwork(NestedNetwork):
         """Return the fused graphs of levels 0 … `last`, without what they keep for levels above `last` alone."""
         levels: list[Any] = list(self.levels)
         if not self.reuses or last == self.num_levels - 1:
-            return levels
+            return levels[: last + 1]
         found: list[Level] | None = self._bound.get(last)
         if found is None:
             graphs = chain([level.graph for level in levels[: last + 1]])

@@ -146,8 +146,8 @@ class ChannelGroups:
             signature[members] += code
             unit[members] = np.maximum(unit[members], counts)
         order = roots[np.argsort(signature[roots], kind="stable")]
-        for orbit in np.split(order, np.flatnonzero(np.diff(signature[order])) + 1):
-            yield orbit, int(unit[orbit].max(initial=1))
+        for group in np.split(order, np.flatnonzero(np.diff(signature[order])) + 1):
+            yield group, int(unit[group].max(initial=1))
 
     def levels(self, widths: Sequence[float]) -> NDArray[np.int64]:
         """Assign the channels to levels: return the level of every id, `SHARED` for what all levels see.
@@ -158,20 +158,20 @@ class ChannelGroups:
             BackboneError: a group holds one class of many channels, so that nothing is left to cut.
         """
         levels = np.full(self.count, SHARED)
-        for orbit, size in self.groups():
-            if len(orbit) == 1 and size > 1 and len(widths) > 1:
-                raise BackboneError(self._why_tied(int(orbit[0]), size))
-            cuts = share_out(len(orbit), widths, size)
-            levels[orbit] = np.searchsorted(cuts, np.arange(len(orbit)), side="right")
+        for group, size in self.groups():
+            if len(group) == 1 and size > 1 and len(widths) > 1:
+                raise BackboneError(self._why_united(int(group[0]), size))
+            cuts = share_out(len(group), widths, size)
+            levels[group] = np.searchsorted(cuts, np.arange(len(group)), side="right")
         levels[0] = SHARED
-        dealt: NDArray[np.int64] = np.append(levels[self.classes()], OWN)  # OWN_ID is the last index
-        return dealt
+        assigned: NDArray[np.int64] = np.append(levels[self.classes()], OWN)  # OWN_ID is the last index
+        return assigned
 
     def where_shared(self) -> str:
         """Return where channels were last shared by all levels, empty if nowhere."""
         return self._shared_at[-1] if self._shared_at else ""
 
-    def _why_tied(self, root: int, size: int) -> str:
+    def _why_united(self, root: int, size: int) -> str:
         label = self.classes()
         for mixing in self._mixings:
             if (label[mixing.ids.flatten().numpy()] == root).any():

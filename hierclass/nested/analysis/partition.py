@@ -99,7 +99,7 @@ def _analyse(traced: Trace, widths: Sequence[float], input_size: tuple[int, int,
     analysis = Analysis(traced, len(widths), reader.values, reader.flows, channels, output)
     for attempt in range(4):
         levels = channels.levels(widths)
-        torn = deal(analysis, levels)
+        torn = assign_levels(analysis, levels)
         if not torn:
             break
         if attempt == 3:
@@ -255,7 +255,7 @@ def _checked_output(node: Any, values: dict[fx.Node, TracedValue]) -> fx.Node:
     return node
 
 
-def deal(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, Tensor]]:
+def assign_levels(analysis: Analysis, levels: NDArray[np.int64]) -> list[tuple[fx.Node, Tensor]]:
     """Set the partition of every value; return those that levels divide along more than one axis."""
     torn: list[tuple[fx.Node, Tensor]] = []
 
@@ -279,16 +279,18 @@ def make_partition(ids: Tensor, levels: NDArray[np.int64], num_levels: int) -> P
     Raises:
         BackboneError: channels of levels lie beside what each level owns.
     """
-    dealt = torch.from_numpy(levels)[compact(ids)]
-    axes = [axis for axis, size in enumerate(dealt.shape) if size > 1 and bool(dealt.diff(dim=axis).any())]
+    assigned = torch.from_numpy(levels)[compact(ids)]
+    axes = [
+        axis for axis, size in enumerate(assigned.shape) if size > 1 and bool(assigned.diff(dim=axis).any())
+    ]
     nothing = np.zeros(0, np.int64)
     if not axes:
-        level = int(dealt.flatten()[0]) if dealt.numel() else SHARED
+        level = int(assigned.flatten()[0]) if assigned.numel() else SHARED
         index = tuple(np.zeros(1, np.int64) if level in (k, OWN) else nothing for k in range(num_levels))
         return Partition(index, shared=level == SHARED, owned=level == OWN)
     if len(axes) > 1:
         return None
-    row = dealt.movedim(axes[0], 0).reshape(dealt.shape[axes[0]], -1)[:, 0].numpy()
+    row = assigned.movedim(axes[0], 0).reshape(assigned.shape[axes[0]], -1)[:, 0].numpy()
     if (row == OWN).any():
         raise BackboneError("channels of levels and what each level makes for itself lie side by side")
     row = np.maximum(row, 0)  # what all levels see is made by level 0

@@ -14,7 +14,7 @@ from hierclass.errors import BackboneError
 from hierclass.nested.analysis.channel_groups import SHARED, Boundaries, compact
 from hierclass.nested.analysis.layer_rules import ALIKE
 from hierclass.nested.analysis.op_rules import function_name
-from hierclass.nested.analysis.partition import Analysis, deal
+from hierclass.nested.analysis.partition import Analysis, assign_levels
 
 PASSED_THROUGH = frozenset(
     "add relu relu6 gelu silu hardswish reshape view flatten unflatten permute transpose contiguous".split()  # noqa: SIM905
@@ -90,7 +90,7 @@ def delay(analysis: Analysis, blocks: Sequence[ResidualBlock], widths: Sequence[
             levels[inside] = np.where(
                 levels[inside] == SHARED, SHARED, np.maximum(levels[inside], members[node].born)
             )
-    deal(analysis, levels)
+    assign_levels(analysis, levels)
 
 
 def _made_ids(node: fx.Node, analysis: Analysis) -> NDArray[np.int64]:
