@@ -264,7 +264,7 @@ def _find_device(name: str) -> torch.device:
 def _describe_levels(checkpoint: Checkpoint) -> tuple[Level, ...]:
     network = checkpoint.network
     weight = float(checkpoint.decision.get("lower_weight", 0.0))
-    costs = answer_costs(network, weight, checkpoint.costs)
+    costs = answer_costs(network, weight)
     included = [0, *(cost.macs for cost in costs)] if network.reuses or weight else [0] * len(costs)
     steps = [cost.macs - lower for cost, lower in zip(costs, included, strict=False)]
     return tuple(

@@ -68,6 +68,7 @@ def test_latency_reports_every_level_refining_and_the_dense_network(
     assert "Medians of 2 interleaved rounds" in " ".join(done.output.split())
 
 
+@pytest.mark.full
 def test_latency_of_a_missing_model_is_one_line(tmp_path: Path) -> None:
     done = run("--model", tmp_path / "none")
     assert done.returncode == 2
@@ -102,6 +103,7 @@ def test_loading_reports_every_size_augmentation_and_number_of_workers(
     assert "holds no images" in refused.output
 
 
+@pytest.mark.full
 def test_labelling_reports_every_level_what_bounds_it_and_lists_of_paths(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +175,7 @@ def test_pictures_of_no_class_are_counted_where_they_are_answered_as_sure(
     assert given == {(True, False)}  # from a score of 0 on at 90%, never at 95%
 
 
+@pytest.mark.full
 def test_structures_are_compared_once_and_the_tables_come_from_the_file(
     tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +230,7 @@ def test_structures_are_compared_once_and_the_tables_come_from_the_file(
     assert "results of other settings" in " ".join(other.output.replace("│", " ").split())
 
 
+@pytest.mark.full
 def test_the_load_of_the_page_is_reported_with_errors_and_memory(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

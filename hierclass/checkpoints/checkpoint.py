@@ -23,7 +23,7 @@ from hierclass.decisions.calibration import Decision
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
 from hierclass.images.preprocessing import Preprocessing
-from hierclass.nested import DEFAULT_SHARES, STRUCTURES, Cost, NestedNetwork, create_backbone, nest
+from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
 from hierclass.nested.heads import Groups, SummedLinear, check_groups
 from taxonomy import Taxonomy
 
@@ -90,8 +90,6 @@ class Checkpoint:
     preprocessing: Preprocessing
     decision: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
-    costs: tuple[Cost, ...] | None = None
-    """What each level costs, where a file says it for these versions of all packages."""
 
 
 def build(
@@ -201,7 +199,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     proof = proven.proof_digest(
         stored_fields(checkpoint.architecture), checkpoint.taxonomy.num_classes, checkpoint.preprocessing.size
     )
-    costs = checkpoint.costs or [network.cost(level) for level in range(network.num_levels)]
+    costs = [network.cost(level) for level in range(network.num_levels)]
     config[proven.KEY] = proven.to_json(proof, costs)
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder, CONFIG_FILE, WEIGHTS_FILE)
@@ -252,14 +250,14 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
     _load_weights(network, folder / WEIGHTS_FILE, config.get(DIGEST))
+    network.eval().to(device).known_costs = costs
     return Checkpoint(
-        network=network.eval().to(device),
+        network=network,
         taxonomy=taxonomy,
         architecture=architecture,
         preprocessing=preprocessing,
         decision=decision,
         results=results,
-        costs=costs,
     )
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -95,6 +95,8 @@ class NestedNetwork(nn.Module, abc.ABC):
         self.num_classes = tuple(num_classes)
         self.input_size = input_size
         self.heads = nn.ModuleList(heads) if heads else make_heads(self.num_features, self.num_classes)
+        self.known_costs: tuple[Cost, ...] | None = None
+        """What `cost` returns without counting, until the network is moved or its precision changes."""
 
     @property
     def sizes(self) -> tuple[int, ...] | None:
@@ -215,6 +217,8 @@ class NestedNetwork(nn.Module, abc.ABC):
     def cost(self, level: int) -> Cost:
         """Count what `level` costs for one image of `input_size`, by running it once."""
         level = self.check_level(level)
+        if self.known_costs is not None:
+            return self.known_costs[level]
         image = torch.zeros(1, *self.input_size).to(next(self.parameters()))
         with evaluating(self), _frozen(self), torch.no_grad():
             level_alone = self.for_inference(level)
@@ -227,6 +231,11 @@ class NestedNetwork(nn.Module, abc.ABC):
             parameters=sum(value.numel() for value, trained in held if trained),
             bytes=sum(value.numel() * value.element_size() for value, _ in held),
         )
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self.known_costs = None
+        applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return applied
 
     def stored(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds of the network: name → tensor; `load_stored` reads it."""
@@ -329,15 +338,12 @@ class FusedNetwork(NestedNetwork):
         raise LevelError("a fused network can't be truncated; truncate the network it was made of")
 
 
-def answer_costs(
-    network: NestedNetwork, lower_weight: float = 0.0, costs: Sequence[Cost] | None = None
-) -> list[Cost]:
+def answer_costs(network: NestedNetwork, lower_weight: float = 0.0) -> list[Cost]:
     """Return what an answer at each level costs, where lower levels count with `lower_weight` in it.
 
-    Levels that share no computing are all run where all have a say: their multiply-accumulates add up. `costs` are
-    those of the levels, where they are known already.
+    Levels that share no computing are all run where all have a say: their multiply-accumulates add up.
     """
-    costs = [network.cost(level) for level in range(network.num_levels)] if costs is None else list(costs)
+    costs = [network.cost(level) for level in range(network.num_levels)]
     if network.reuses or not lower_weight:
         return costs
     totals = itertools.accumulate(cost.macs for cost in costs)

@@ -182,7 +182,7 @@ class PrefixNetwork(GraphNetwork):
     def cost(self, level: int) -> Cost:
         """Count what `level` costs for one image of `input_size`; resizing costs the taps of its filter."""
         cost = super().cost(level)
-        if self.sizes is None:
+        if self.sizes is None or self.known_costs is not None:
             return cost
         side = self.sizes[self.check_level(level)]
         return dataclasses.replace(cost, macs=cost.macs + resize_macs(self.input_size, side))

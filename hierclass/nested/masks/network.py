@@ -82,7 +82,7 @@ class MaskedNetwork(NestedNetwork):
         return network
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedNetwork:
-        applied: MaskedNetwork = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        applied: MaskedNetwork = super()._apply(fn, recurse)
         self._changed()
         return applied
 
