@@ -33,7 +33,7 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 
 NO_TIMM_MODEL = {"prefix": SIZES_ELSEWHERE, "depths": BLOCKS_TAKE_MORE}
 FEW = ("resnet", "seresnet", "vit")
-WITHOUT_BLOCKS = ("densenet", "vgg", "vovnet", "byobnet", "nfnet", "efficientnet")
+WITHOUT_BLOCKS = ("densenet", "vgg", "vovnet", "byobnet", "nfnet", "efficientnet", "efficientvim")
 """These have one residual block in each stage, or none, so that there is none to leave out."""
 
 
@@ -110,7 +110,8 @@ def test_a_step_trains_every_level_and_stored_weights_undo_it(structure: str, fa
     torch.stack(before).sum().backward()
     gradients = {name: value.grad for name, value in trained.named_parameters()}
     if structure != "masks and depths":  # norms of blocks that a level leaves out
-        assert [name for name, gradient in gradients.items() if gradient is None] == []
+        unused = [name for name, gradient in gradients.items() if gradient is None]
+        assert set(unused) <= {"masked.module.weights"}  # EfficientViM's own code does not use it
     with torch.no_grad():
         for value in trained.parameters():
             if value.grad is not None:

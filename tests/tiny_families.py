@@ -155,6 +155,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "swinv2": _named("swinv2_tiny_window8_256", **SWIN),
     "davit": _named("davit_tiny", depths=(2, 1), embed_dims=(24, 48), num_heads=(3, 6)),
     "coatnet": _named("test_coatnet", img_size=64),
+    "efficientvim": _named("efficientvim_m1", embed_dim=(32, 48, 64), depths=(1, 2, 1), state_dim=(9, 4, 4)),
 }
 SIZES_ELSEWHERE = ("res2net", "sknet", "cspnet", "vit_relpos", "xcit", "levit", "coatnet")
 """Families whose code keeps numbers of channels where they can't be found: no level of `prefix` is a timm model."""
@@ -162,7 +163,7 @@ SIZES_ELSEWHERE = ("res2net", "sknet", "cspnet", "vit_relpos", "xcit", "levit", 
 BLOCKS_TAKE_MORE = ("vit_relpos", "beit", "cait", "xcit")
 """Families whose blocks take more than one value: nothing of torch can stand for one that `depths` leaves out."""
 
-LARGER = {"levit": 64, "coatnet": 64, "davit": 64}
+LARGER = {"levit": 64, "coatnet": 64, "davit": 64, "efficientvim": 64}
 """Families that take no image of 32 pixels."""
 
 
