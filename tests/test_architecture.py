@@ -195,7 +195,7 @@ def test_cutting_networks_touches_no_files() -> None:
         ("hierclass/images/decoding.py", "from nltk.corpus import wordnet"),
         ("hierclass/cli.py", "if True:\n    import training.cli"),
         ("hierclass/cli.py", "import importlib\nimportlib.import_module('gradio')"),
-        ("hierclass/nested/graph.py", "from taxonomy import Taxonomy"),
+        ("hierclass/nested/build.py", "from taxonomy import Taxonomy"),
         ("training/trainer/network.py", "import app"),
         ("app.py", "import numpy as np"),
     ],
