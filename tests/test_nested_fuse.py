@@ -51,7 +51,7 @@ def test_a_fused_network_is_still_nested_and_has_no_batch_norm_left(name: str) -
     fused = network.fused()
     verify(fused)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
-    assert all(len(fused.levels[k].graph.nodes) < len(network.graphs[k].nodes) for k in range(3))
+    assert all(len(fused.graphs[k].nodes) < len(network.graphs[k].nodes) for k in range(3))
     assert [fused.cost(k).macs for k in range(3)] == [network.cost(k).macs for k in range(3)]
 
 

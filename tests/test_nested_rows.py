@@ -1,6 +1,8 @@
-"""Images that go on form batches of their own, and keep what was computed of them."""
+"""Images that go on form batches of their own, and keep what was computed of them; networks move as a whole."""
 
 from __future__ import annotations
+
+import pickle
 
 import pytest
 import torch
@@ -74,6 +76,40 @@ def test_a_state_can_skip_levels() -> None:
     torch.testing.assert_close(network.refine(state, 2), network(images, 2))
     with pytest.raises(LevelError, match="level 1 can't be computed: the state is at level 2 already"):
         network.refine(state, 1)
+
+
+@torch.inference_mode()
+def test_rows_may_be_a_mask_and_states_of_two_levels_are_not_joined() -> None:
+    network = network_of("resnet")
+    images = torch.randn(4, *network.input_size)
+    state = network.start(images)
+    network.refine(state)
+    mask = torch.tensor([False, True, False, True])
+    assert torch.equal(state.take(mask).image, images[[1, 3]])
+    assert torch.equal(state.take(mask.tolist()).image, images[[1, 3]])
+    with pytest.raises(LevelError, match=r"states at levels \[0, -1\] can't be joined"):
+        State.join([state, network.start(images)])
+
+
+def test_an_error_that_is_caught_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    network = network_of("vit")
+    with pytest.raises(RuntimeError):
+        network(torch.randn(1, 3, 48, 48), 0)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("structure", ["slices", "prefix"])
+@pytest.mark.parametrize("family", ["mobilenetv3", "vit"])
+def test_a_pickled_network_answers_alike(family: str, structure: str) -> None:
+    torch.manual_seed(0)
+    network = nest(
+        backbone_of(family), structure=structure, num_classes=(2, 3, 5), input_size=size_of(family)
+    ).eval()
+    images = torch.randn(2, *network.input_size)
+    for each in (network, network.fused()):
+        again = pickle.loads(pickle.dumps(each))
+        assert all(map(torch.equal, again.forward_all(images), each.forward_all(images)))
+    assert torch.equal(pickle.loads(pickle.dumps(network)).extract(0)(images), network.extract(0)(images))
 
 
 class Odd(NestedNetwork):

@@ -69,7 +69,7 @@ def used_by_the_last(made: PrefixNetwork) -> dict[str, Tensor]:
 
 def test_a_level_is_an_ordinary_graph_from_image_to_features() -> None:
     made = network().eval()
-    for level, graph in enumerate(made.level_functions(2)):
+    for level, graph in enumerate(made.level_modules(2)):
         assert isinstance(graph, GraphModule)
         features, kept = graph(images(), ())
         assert features.shape == (2, made.num_features[level])

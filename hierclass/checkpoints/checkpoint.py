@@ -24,7 +24,7 @@ from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
-from hierclass.nested.heads import Groups, SummedLinear, check_groups
+from hierclass.nested.heads import ClassGroups, SummedLinear, check_groups
 from taxonomy import Taxonomy
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
     return full - tiers
 
 
-def _groups(architecture: Architecture, taxonomy: Taxonomy, left_out: int) -> list[Groups | None] | None:
+def _groups(architecture: Architecture, taxonomy: Taxonomy, left_out: int) -> list[ClassGroups | None] | None:
     """For every level the class of each leaf that its head scores; None if a head scores its own classes.
 
     The tree of a compressed model has no leaves any more: which leaf belongs to which class is loaded with the

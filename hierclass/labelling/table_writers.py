@@ -34,7 +34,7 @@ class TableWriter(ABC):
         self._file = file
 
     @abstractmethod
-    def write(self, rows: pa.TableWriter) -> None:
+    def write(self, rows: pa.Table) -> None:
         """Append rows, an Arrow table; columns that this table does not have are left out."""
 
     @abstractmethod
@@ -49,7 +49,7 @@ class _TextWriter(TableWriter):
         super().__init__(file, num_tiers)
         self._emit(self._header())
 
-    def write(self, rows: pa.TableWriter) -> None:
+    def write(self, rows: pa.Table) -> None:
         records = [_rounded(row) for row in rows.select(columns(self.num_tiers)).to_pylist()]
         self._emit("".join(self._line(record) for record in records))
 
@@ -93,9 +93,9 @@ class _ParquetWriter(TableWriter):
         # pyarrow ignores that a write may be short
         self._buffer = io.BufferedWriter(cast("io.RawIOBase", file))
         self._writer: Any = pq.ParquetWriter(self._buffer, schema(num_tiers))
-        self._held: list[pa.TableWriter] = []
+        self._held: list[pa.Table] = []
 
-    def write(self, rows: pa.TableWriter) -> None:
+    def write(self, rows: pa.Table) -> None:
         self._held.append(rows.select(columns(self.num_tiers)).cast(schema(self.num_tiers)))
         if sum(map(len, self._held)) >= _ROW_GROUP:
             self._flush()
@@ -125,7 +125,7 @@ def open_writer(file: IO[bytes], format_: str, num_tiers: int) -> TableWriter:
     return _TABLES[format_](file, num_tiers)
 
 
-def write_table(path: Path, tables: Iterable[pa.TableWriter], num_tiers: int) -> None:
+def write_table(path: Path, tables: Iterable[pa.Table], num_tiers: int) -> None:
     """Write Arrow tables as one file in the format of its ending, whole or not at all.
 
     Raises:

@@ -20,7 +20,7 @@ from hierclass.nested.analysis.channel_groups import check_widths
 from hierclass.nested.analysis.partition import Analysis, analyse
 from hierclass.nested.analysis.residual_blocks import ResidualBlock, check_depths, delay, schedule
 from hierclass.nested.backbone import check_image
-from hierclass.nested.heads import Groups, make_heads
+from hierclass.nested.heads import ClassGroups, make_heads
 from hierclass.nested.importance import importance, reorder
 from hierclass.nested.lowering import lower
 from hierclass.nested.masks.network import MaskedNetwork
@@ -46,19 +46,19 @@ class StructureOptions:
     warn: bool = True
 
 
-def _make_slices(wanted: StructureOptions) -> NestedNetwork:
-    analysis = analyse(wanted.backbone, check_widths(wanted.shares), wanted.input_size)
-    blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
+def _make_slices(options: StructureOptions) -> NestedNetwork:
+    analysis = analyse(options.backbone, check_widths(options.shares), options.input_size)
+    blocks = schedule(analysis, options.depths) if options.depths is not None else []
     if blocks:
-        delay(analysis, blocks, wanted.shares)
-    return SlicedNetwork(lower(analysis, blocks), wanted.num_classes, wanted.input_size)
+        delay(analysis, blocks, options.shares)
+    return SlicedNetwork(lower(analysis, blocks), options.num_classes, options.input_size)
 
 
-def _make_prefix(wanted: StructureOptions) -> NestedNetwork:
-    analysis = analyse(wanted.backbone, distinct_widths(wanted.shares, wanted.sharing), wanted.input_size)
-    blocks = schedule(analysis, wanted.depths) if wanted.depths is not None else []
-    seen = {width: seen_by(analysis, step) for step, width in enumerate(sorted(set(wanted.shares)))}
-    return _nest_dense(wanted, "prefix", [seen[width] for width in wanted.shares], blocks)
+def _make_prefix(options: StructureOptions) -> NestedNetwork:
+    analysis = analyse(options.backbone, distinct_widths(options.shares, options.sharing), options.input_size)
+    blocks = schedule(analysis, options.depths) if options.depths is not None else []
+    seen = {width: seen_by(analysis, step) for step, width in enumerate(sorted(set(options.shares)))}
+    return _nest_dense(options, "prefix", [seen[width] for width in options.shares], blocks)
 
 
 def distinct_widths(widths: Sequence[float], sharing: SharingOptions) -> tuple[float, ...]:
@@ -75,13 +75,13 @@ def distinct_widths(widths: Sequence[float], sharing: SharingOptions) -> tuple[f
     return check_widths(sorted(set(widths)))
 
 
-def _make_depths(wanted: StructureOptions) -> NestedNetwork:
-    analysis = analyse(wanted.backbone, (1.0,), wanted.input_size)
-    depths = check_depths(wanted.shares)
+def _make_depths(options: StructureOptions) -> NestedNetwork:
+    analysis = analyse(options.backbone, (1.0,), options.input_size)
+    depths = check_depths(options.shares)
     blocks = schedule(analysis, depths)
-    if wanted.warn:
+    if options.warn:
         _warn_of_equal_levels(depths, {block.born for block in blocks})
-    return _nest_dense(wanted, "depths", [analysis] * len(wanted.shares), blocks)
+    return _nest_dense(options, "depths", [analysis] * len(options.shares), blocks)
 
 
 def _warn_of_equal_levels(depths: Sequence[float], born: AbstractSet[int]) -> None:
@@ -100,20 +100,26 @@ def _warn_of_equal_levels(depths: Sequence[float], born: AbstractSet[int]) -> No
 
 
 def _nest_dense(
-    wanted: StructureOptions, structure: str, analyses: Sequence[Analysis], blocks: Sequence[ResidualBlock]
+    options: StructureOptions, structure: str, analyses: Sequence[Analysis], blocks: Sequence[ResidualBlock]
 ) -> NestedNetwork:
     left_out = [[block for block in blocks if block.born > level] for level in range(len(analyses))]
     return nest_prefix(
-        wanted.backbone, analyses, left_out, wanted.num_classes, wanted.input_size, structure, wanted.sharing
+        options.backbone,
+        analyses,
+        left_out,
+        options.num_classes,
+        options.input_size,
+        structure,
+        options.sharing,
     )
 
 
-def _make_masks(wanted: StructureOptions) -> NestedNetwork:
+def _make_masks(options: StructureOptions) -> NestedNetwork:
     born: dict[str, int] = {}
-    if wanted.depths is not None:
-        analysis = analyse(wanted.backbone, (1.0,), wanted.input_size)
-        born = {block.path: block.born for block in schedule(analysis, wanted.depths)}
-    return MaskedNetwork(wanted.backbone, wanted.shares, wanted.num_classes, wanted.input_size, born=born)
+    if options.depths is not None:
+        analysis = analyse(options.backbone, (1.0,), options.input_size)
+        born = {block.path: block.born for block in schedule(analysis, options.depths)}
+    return MaskedNetwork(options.backbone, options.shares, options.num_classes, options.input_size, born=born)
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ def nest(
     frozen: bool = False,
     classifier: nn.Linear | None = None,
     num_classes: Iterable[int],
-    groups: Sequence[Groups | None] | None = None,
+    groups: Sequence[ClassGroups | None] | None = None,
     input_size: Iterable[int] = (3, 64, 64),
     warn: bool = True,
     proof: bool = True,
@@ -234,7 +240,7 @@ def nest(
     )
     _check_arguments(structure, given, order, shares, classes)
     _check_sharing(structure, sharing, len(classes), size)
-    wanted = StructureOptions(
+    options = StructureOptions(
         backbone, shares, given["depths"], classes, (size[0], size[1], size[2]), sharing, warn
     )
     with evaluating(backbone):
@@ -242,11 +248,11 @@ def nest(
         try:
             features = None
             if order == "importance":
-                wanted, features = _reordered(wanted, images)
-            network = kind.make(wanted)
+                options, features = _reordered(options, images)
+            network = kind.make(options)
         except Exception as error:
             if NOT_CUT not in str(error):
-                check_image(backbone, wanted.input_size)
+                check_image(backbone, options.input_size)
             raise
     if groups is not None:
         network.heads = make_heads(network.num_features, classes, groups)
@@ -260,12 +266,14 @@ def nest(
     return network.train(backbone.training)
 
 
-def _reordered(wanted: StructureOptions, images: Tensor | None) -> tuple[StructureOptions, NDArray[np.int64]]:
+def _reordered(
+    options: StructureOptions, images: Tensor | None
+) -> tuple[StructureOptions, NDArray[np.int64]]:
     """Return options with a backbone whose most important channels come first, and the old position of each feature."""
-    widths = distinct_widths(wanted.shares, wanted.sharing)
-    analysis = analyse(wanted.backbone, widths, wanted.input_size)
+    widths = distinct_widths(options.shares, options.sharing)
+    analysis = analyse(options.backbone, widths, options.input_size)
     backbone, features = reorder(analysis, importance(analysis, images))
-    return dataclasses.replace(wanted, backbone=backbone), features
+    return dataclasses.replace(options, backbone=backbone), features
 
 
 def _start_heads(network: NestedNetwork, classifier: nn.Linear, features: NDArray[np.int64] | None) -> None:

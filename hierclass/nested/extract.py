@@ -26,6 +26,7 @@ class ThinModel:
         """Hold the analysis of one level (`seen_by`) without weights, and the blocks that it leaves out."""
         trace = dataclasses.replace(analysis.trace, backbone=analysis.trace.skeleton)
         self._analysis, self._blocks = dataclasses.replace(analysis, trace=trace), tuple(blocks)
+        self._made: nn.Module | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -36,7 +37,10 @@ class ThinModel:
         Raises:
             BackboneError: a layer can't be made smaller.
         """
-        return thin_skeleton(self._analysis, self._blocks)
+        return self._made or thin_skeleton(self._analysis, self._blocks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_made": self.make()}
 
 
 def thin_skeleton(analysis: Analysis, blocks: Sequence[ResidualBlock]) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hierclass.errors import BackboneError
 
-Groups = Sequence[int]
+ClassGroups = Sequence[int]
 """For every fine class the class that it belongs to, 0, 1, …; every class has at least one."""
 
 
@@ -22,7 +22,7 @@ class SummedLinear(nn.Linear):
 
     groups: Tensor
 
-    def __init__(self, num_features: int, groups: Groups):
+    def __init__(self, num_features: int, groups: ClassGroups):
         """Score `len(groups)` fine classes; fine class i belongs to class `groups[i]`."""
         num_classes = check_groups(groups)
         super().__init__(num_features, len(groups))
@@ -45,7 +45,9 @@ class SummedLinear(nn.Linear):
 
 
 def make_heads(
-    num_features: Iterable[int], num_classes: Iterable[int], groups: Sequence[Groups | None] | None = None
+    num_features: Iterable[int],
+    num_classes: Iterable[int],
+    groups: Sequence[ClassGroups | None] | None = None,
 ) -> nn.ModuleList:
     """Return one head per level: a `SummedLinear` where `groups` has something for a level, else a linear one.
 
@@ -68,7 +70,7 @@ def make_heads(
     return nn.ModuleList(heads)
 
 
-def check_groups(groups: Groups) -> int:
+def check_groups(groups: ClassGroups) -> int:
     """Return the number n of classes that the groups make: 0 … n - 1, none of them empty.
 
     Raises:

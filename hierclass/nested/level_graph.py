@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import timm.layers as timm_layers
@@ -74,6 +75,40 @@ def chain(graphs: Sequence[fx.Graph]) -> list[fx.Graph]:
         for node, index in reads.items():
             node.args = (node.args[0], wanted.index(index))
     return copies
+
+
+def graph_to_rows(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """Return a graph in a form that can be pickled; `graph_from_rows` reads it."""
+    number = {node: index for index, node in enumerate(graph.nodes)}
+
+    def reference(node: fx.Node) -> Any:
+        return _Reference(number[node])
+
+    def plain(argument: Any) -> Any:
+        return fx.map_arg(argument, reference)
+
+    return [(node.op, node.name, node.target, plain(node.args), plain(node.kwargs)) for node in graph.nodes]
+
+
+def graph_from_rows(rows: Sequence[tuple[Any, ...]]) -> fx.Graph:
+    """Return the graph of which `graph_to_rows` gave the rows."""
+    graph, nodes = fx.Graph(), list[fx.Node]()
+    for op, name, target, args, kwargs in rows:
+        args, kwargs = (
+            fx.node.map_aggregate(
+                each, lambda item: nodes[item.number] if isinstance(item, _Reference) else item
+            )
+            for each in (args, kwargs)
+        )
+        nodes.append(graph.create_node(op, target, args, kwargs, name))
+    return graph
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """In place of a node: its number."""
+
+    number: int
 
 
 def drop_dead_code(graph: fx.Graph) -> None:

@@ -287,7 +287,9 @@ class _LevelWriter:
     def _shared(self, node: fx.Node) -> Any:
         """Add a shared value, or read it where a lower level has computed it."""
         level = next((writer.level for writer in self.below if writer.values[node] is not ABSENT), self.level)
-        one_tensor = isinstance(self.analysis.values[node].meta, Tensor)  # of several, each is kept for itself
+        one_tensor = isinstance(
+            self.analysis.values[node].meta, Tensor
+        )  # of several, each is kept for itself
         if level != self.level and node in self.lowering.of_image and one_tensor:
             return self._past(("shared", node, 0))
         inputs = node.all_input_nodes

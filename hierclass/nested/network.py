@@ -21,7 +21,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hierclass.errors import LevelError
 from hierclass.nested.heads import make_heads
-from hierclass.nested.level_graph import Kept, Level, bind, chain, fuse_level
+from hierclass.nested.level_graph import (
+    Kept,
+    Level,
+    bind,
+    chain,
+    fuse_level,
+    graph_from_rows,
+    graph_to_rows,
+)
 from hierclass.nested.masks.module_view import TransientDict
 
 
@@ -49,14 +57,23 @@ class State:
     kept: Kept = ()
     level: int = -1
 
-    def take(self, rows: Sequence[int]) -> State:
-        """Return the state of some of the images, in the order of `rows`."""
-        index = torch.as_tensor(rows, dtype=torch.long, device=self.image.device)
+    def take(self, rows: Sequence[int] | Sequence[bool] | Tensor) -> State:
+        """Return the state of some of the images: at the indices `rows`, in their order, or where a mask is true."""
+        index = torch.as_tensor(rows, device=self.image.device)
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
         return State(_rows(self.image, index), tuple(_rows(value, index) for value in self.kept), self.level)
 
     @staticmethod
     def join(states: Sequence[State]) -> State:
-        """Return the state of the images of several states, one after the other; all are at the same level."""
+        """Return the state of the images of several states, one after the other.
+
+        Raises:
+            LevelError: the states are at different levels.
+        """
+        if len({state.level for state in states}) != 1:
+            raise LevelError(
+                f"states at levels {[state.level for state in states]} can't be joined; refine them first"
+            )
         kept = tuple(torch.cat(values) for values in zip(*(state.kept for state in states), strict=True))
         return State(torch.cat([state.image for state in states]), kept, states[0].level)
 
@@ -277,14 +294,28 @@ class GraphNetwork(NestedNetwork):
         self._bound = TransientDict()
 
     def level_functions(self, last: int) -> Sequence[Level]:
+        """Return what computes levels 0 … `last`; see `level_modules`."""
+        return [module.forward for module in self.level_modules(last)]
+
+    def level_modules(self, last: int) -> list[fx.GraphModule]:
         """Return the graphs of levels 0 … `last`, without what they keep for levels above `last` alone."""
         key = last if self.reuses else self.num_levels - 1
-        found: list[Level] | None = self._bound.get(key)
+        found: list[fx.GraphModule] | None = self._bound.get(key)
         if found is None:
             graphs = chain(self.graphs[: last + 1]) if self.reuses else self.graphs
-            parts = {name: part for name, part in self.named_children() if name != "heads"}
-            found = self._bound[key] = [bind(graph, parts) for graph in graphs]
+            found = [bind(graph, self._parts_of(level)) for level, graph in enumerate(graphs)]
+            self._bound[key] = found
         return found[: last + 1]
+
+    def _parts_of(self, level: int) -> dict[str, nn.Module]:
+        """Return the modules, by name, that the graph of a level names."""
+        return {name: part for name, part in self.named_children() if name != "heads"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "graphs": [graph_to_rows(graph) for graph in self.graphs]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "graphs": tuple(map(graph_from_rows, state["graphs"]))})  # type: ignore[no-untyped-call]
 
     def fused(self) -> FusedNetwork:
         """Return a copy for inference only; see `NestedNetwork.fused`."""
@@ -295,32 +326,25 @@ class GraphNetwork(NestedNetwork):
         return copy.deepcopy(fx.GraphModule(self, self.graphs[level], "Level"))
 
 
-class FusedNetwork(NestedNetwork):
+class FusedNetwork(GraphNetwork):
     """A network for inference, whose levels are graphs with weights of their own, fused."""
 
     def __init__(self, network: GraphNetwork):
         """Copy and fuse every level of `network`."""
-        super().__init__(network.num_features, network.num_classes, network.input_size)
+        fused = [fuse_level(network.standalone(level)) for level in range(network.num_levels)]
+        graphs = [copy.deepcopy(level.graph) for level in fused]
+        super().__init__(graphs, network.num_features, network.num_classes, network.input_size)
         self.structure, self.reuses = network.structure, network.reuses  # type: ignore[misc]
         self.heads = copy.deepcopy(network.heads)
-        self.levels = nn.ModuleList(fuse_level(network.standalone(level)) for level in range(self.num_levels))
-        self._bound = TransientDict()
+        self.levels = nn.ModuleList(nn.ModuleDict(dict(level.named_children())) for level in fused)
         self.to(next(network.parameters()).device).eval()
 
-    def level_functions(self, last: int) -> Sequence[Level]:
-        """Return the fused graphs of levels 0 … `last`, without what they keep for levels above `last` alone."""
-        levels: list[Any] = list(self.levels)
-        if not self.reuses or last == self.num_levels - 1:
-            return levels[: last + 1]
-        found: list[Level] | None = self._bound.get(last)
-        if found is None:
-            graphs = chain([level.graph for level in levels[: last + 1]])
-            found = [
-                bind(graph, dict(level.named_children()))
-                for graph, level in zip(graphs, levels, strict=False)
-            ]
-            self._bound[last] = found
-        return found
+    def _parts_of(self, level: int) -> dict[str, nn.Module]:
+        return dict(self.levels[level].named_children())
+
+    def fused(self) -> FusedNetwork:
+        """Return a copy."""
+        return copy.deepcopy(self)
 
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield what the copies of the level hold, and those of the levels that it reuses."""

@@ -20,6 +20,7 @@ from hierclass.nested.analysis.layer_rules import ChannelRule, own_tensors, rule
 from hierclass.nested.analysis.partition import Analysis, Partition, positions
 from hierclass.nested.analysis.residual_blocks import ResidualBlock
 from hierclass.nested.extract import ThinModel
+from hierclass.nested.level_graph import graph_from_rows, graph_to_rows
 from hierclass.nested.lowering import Lowered, layer_name, lower
 
 Index = tuple[NDArray[np.int64], ...]
@@ -171,8 +172,14 @@ class LevelPlan:
     """Positions of the backbone's pooled features that the level computes."""
     model: ThinModel
     """The level as a timm model without memory for weights."""
-    paths: Mapping[str, str]
+    paths: dict[str, str]
     """Name of a layer → path of it, or of its weight, in `model`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "graph": graph_to_rows(self.graph)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "graph": graph_from_rows(state["graph"])})
 
 
 Layers = dict[str, list[nn.Module]]

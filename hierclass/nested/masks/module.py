@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from hierclass.errors import BackboneError, LevelError
 from hierclass.nested.masks import codec
-from hierclass.nested.masks.module_view import Kept, view_with
+from hierclass.nested.masks.module_view import DerivedCache, view_with
 from hierclass.nested.masks.selection import (
     UPDATES,
     LevelNorms,
@@ -85,7 +85,7 @@ class MaskedModule(nn.Module):
             self.maps.register_buffer(_key(name), torch.zeros_like(weight, dtype=torch.uint8))
         self.pruned = -1
         """Number of the last choice of masks, 0 … `UPDATES`; -1 before the first call of `prune`."""
-        self._kept = Kept()
+        self._kept = DerivedCache()
         self._choose(1.0)
 
     @property

@@ -35,43 +35,43 @@ def view_with(
     are the module's own: what is written to them stays. Other attributes belong to the copy: what a forward assigns to
     them is lost with it.
     """
-    shells: dict[int, Any] = {}
+    views: dict[int, Any] = {}
 
-    def shell_of(part: nn.Module, name: str) -> nn.Module:
-        if id(part) in shells:
-            made: nn.Module = shells[id(part)]
+    def view_of(part: nn.Module, name: str) -> nn.Module:
+        if id(part) in views:
+            made: nn.Module = views[id(part)]
             return made
         source = part_of(name, part)
-        made = shells[id(part)] = object.__new__(type(source))
+        made = views[id(part)] = object.__new__(type(source))
         made.__dict__.update(source.__dict__)
         prefix = name and f"{name}."
         for key, weight in source._parameters.items():
-            if weight is not None and id(weight) not in shells:
-                shells[id(weight)] = weight_of(prefix + key, weight)
+            if weight is not None and id(weight) not in views:
+                views[id(weight)] = weight_of(prefix + key, weight)
         made.__dict__["_parameters"] = {
-            key: None if weight is None else shells[id(weight)] for key, weight in source._parameters.items()
+            key: None if weight is None else views[id(weight)] for key, weight in source._parameters.items()
         }
         made.__dict__["_modules"] = {
-            key: None if child is None else shell_of(child, prefix + key)
+            key: None if child is None else view_of(child, prefix + key)
             for key, child in source._modules.items()
         }
         return made
 
-    root = shell_of(module, "")
-    for made in list(shells.values()):
+    root = view_of(module, "")
+    for made in list(views.values()):
         if isinstance(made, nn.Module):
-            _rebind(made, shells)
+            _rebind(made, views)
     return root
 
 
-def _rebind(made: nn.Module, shells: Mapping[int, Any]) -> None:
+def _rebind(made: nn.Module, views: Mapping[int, Any]) -> None:
     """Replace modules and weights that attributes hold outside the tree by those of the copy.
 
     Bound methods, lists, tuples, dictionaries, sets and deques are followed, subclasses and nested ones too.
     """
     for name, value in made.__dict__.items():
         if type(value) not in PLAIN and name not in STANDARD:
-            made.__dict__[name] = _rebound(value, shells)
+            made.__dict__[name] = _rebound(value, views)
     if isinstance(made, nn.RNNBase):
         # Else the next call sees other weights and lays them out again.
         made._flat_weight_refs = [
@@ -79,15 +79,15 @@ def _rebind(made: nn.Module, shells: Mapping[int, Any]) -> None:
         ]
 
 
-def _rebound(value: Any, shells: Mapping[int, Any]) -> Any:
+def _rebound(value: Any, views: Mapping[int, Any]) -> Any:
     """Return the replacement of a value, a copy of a container in which some item has one, or else the value itself."""
     if isinstance(value, (nn.Module, Tensor)):
-        return shells.get(id(value), value)
+        return views.get(id(value), value)
     if isinstance(value, MethodType):
-        owner = _rebound(value.__self__, shells)
+        owner = _rebound(value.__self__, views)
         return value if owner is value.__self__ else MethodType(value.__func__, owner)
     if isinstance(value, dict):
-        pairs = [(_rebound(key, shells), _rebound(item, shells)) for key, item in value.items()]
+        pairs = [(_rebound(key, views), _rebound(item, views)) for key, item in value.items()]
         if all(key is k and item is v for (key, item), (k, v) in zip(pairs, value.items(), strict=True)):
             # A forward caches what it made of the weights of one level (LeViT: attention biases): no other may read it.
             keeps = type(value) is dict and all(isinstance(item, Tensor) for item in value.values())
@@ -96,7 +96,7 @@ def _rebound(value: Any, shells: Mapping[int, Any]) -> Any:
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         if PLAIN.issuperset(map(type, value)):
             return value
-        items = [_rebound(item, shells) for item in value]
+        items = [_rebound(item, views) for item in value]
         return value if all(map(operator.is_, items, value)) else _filled(value, items)
     return value
 
@@ -112,7 +112,7 @@ def _filled(container: Any, items: list[Any]) -> Any:
     return made
 
 
-class _Held(NamedTuple):
+class _CacheEntry(NamedTuple):
     sources: tuple[Tensor, ...]
     """The tensors from which the value was computed; held, so that no other tensor gets their addresses."""
     stamp: tuple[int, ...]
@@ -129,7 +129,7 @@ class TransientDict(dict[Any, Any]):
         return type(self), ()
 
 
-class Kept(TransientDict):
+class DerivedCache(TransientDict):
     """Values computed from other tensors, each kept until these change.
 
     Threads may share one: an entry is replaced as a whole, and a thread that finds none computes it.
@@ -140,10 +140,10 @@ class Kept(TransientDict):
         if any(source.is_inference() for source in sources):  # these have no version counter
             return compute(*sources)
         stamp = tuple(number for source in sources for number in (source.data_ptr(), source._version))
-        held: _Held | None = self.get(key)
+        held: _CacheEntry | None = self.get(key)
         if held is None or held.stamp != stamp:
             # A later call that computes gradients of its input can't use an inference tensor.
             with torch.inference_mode(False), torch.no_grad():
-                held = _Held(tuple(source.detach() for source in sources), stamp, compute(*sources))
+                held = _CacheEntry(tuple(source.detach() for source in sources), stamp, compute(*sources))
             self[key] = held
         return held.value
