@@ -229,7 +229,7 @@ def test_help_needs_no_torch() -> None:
 @pytest.mark.full
 def test_training_needs_neither_nltk_nor_gradio() -> None:
     program = (
-        "import sys, training.trainer.loop, training.evaluation.html_report; from taxonomy import Taxonomy; "
+        "import sys, training.trainer.loop, training.evaluation.html_report; from taxonomy import load_taxonomy; "
         "load_taxonomy('tiny-imagenet'); assert not {'nltk', 'gradio'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
