@@ -227,7 +227,8 @@ class NestedNetwork(nn.Module, abc.ABC):
         """Return a copy for inference only, in evaluation mode, that gives the same logits up to rounding.
 
         Where levels are graphs, every batch norm that alone reads a convolution is folded into its weights, layers that
-        do nothing in evaluation mode are left out, and activations overwrite what nothing else reads.
+        do nothing in evaluation mode are left out, and activations overwrite what nothing else reads. Train and
+        truncate the network that it was made of.
         """
         return copy.deepcopy(self).eval()
 
