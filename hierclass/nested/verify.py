@@ -60,14 +60,17 @@ def _verify(network: NestedNetwork) -> None:
 
 
 class _InPlaceCheck(fx.Interpreter):
-    """Runs a graph and refuses operations that overwrite what they read."""
+    """Runs a graph and refuses operations that overwrite what is read afterwards, or what the graph was given."""
+
+    given: tuple[Tensor, ...] = ()
 
     def run_node(self, n: fx.Node) -> Any:
-        read = [self.env[source] for source in n.all_input_nodes]
-        tensors = [value for value in read if isinstance(value, Tensor)]
-        before = [value._version for value in tensors]
+        done = self.user_to_last_uses.get(n, [])
+        later = [value for node, value in self.env.items() if node not in done and isinstance(value, Tensor)]
+        watched = [*later, *self.given]
+        before = [value._version for value in watched]
         result = super().run_node(n)
-        if [value._version for value in tensors] != before:
+        if [value._version for value in watched] != before:
             raise BackboneError(f"{n.target} overwrites what it reads, so a rule is wrong")
         return result
 
@@ -79,6 +82,7 @@ def _check_in_place(network: NestedNetwork, image: Tensor) -> None:
     for run in network.level_modules(network.num_levels - 1):
         check = _InPlaceCheck(run)
         check.extra_traceback = False
+        check.given = (image, *kept)
         _, kept = check.run(image, kept)
 
 
