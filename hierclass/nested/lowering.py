@@ -287,10 +287,8 @@ class _LevelWriter:
     def _shared(self, node: fx.Node) -> Any:
         """Add a shared value, or read it where a lower level has computed it."""
         level = next((writer.level for writer in self.below if writer.values[node] is not ABSENT), self.level)
-        one_tensor = isinstance(
-            self.analysis.values[node].meta, Tensor
-        )  # of several, each is kept for itself
-        if level != self.level and node in self.lowering.of_image and one_tensor:
+        one = isinstance(self.analysis.values[node].meta, Tensor)  # of several, each is kept for itself
+        if level != self.level and node in self.lowering.of_image and one:
             return self._past(("shared", node, 0))
         inputs = node.all_input_nodes
         missing = any(self.values[source] is ABSENT for source in inputs)
@@ -301,10 +299,7 @@ class _LevelWriter:
             if not isinstance(tensor, Tensor):
                 return tensor
             if level == self.level:
-                trained = isinstance(tensor, nn.Parameter)
-                value = tensor.detach().clone()
-                held = Weight(nn.Parameter(value, tensor.requires_grad) if trained else value)
-                self.lowering.add_layer(node, None, held)
+                self.lowering.add_layer(node, None, _weight(tensor, ()))
             return self._call_layer(node, 0)
         if node.op == "call_module":
             (source,) = inputs
@@ -334,9 +329,7 @@ class _LevelWriter:
             kept: list[Any] = [None] * tensor.ndim
             if cuts[0].axis is not None:
                 kept[cuts[0].axis] = cuts[0].index[self.level]
-            part, trained = take(tensor.detach(), kept), isinstance(tensor, nn.Parameter)
-            held = Weight(nn.Parameter(part, tensor.requires_grad) if trained else part)
-            self.lowering.add_layer(node, self.level, held)
+            self.lowering.add_layer(node, self.level, _weight(tensor, kept))
             return self._call_layer(node, self.level)
         there = [source for source in node.all_input_nodes if self.lowering.early[source] <= self.level]
         if function_name(node.target) == "add" and len(there) == 1 < len(node.all_input_nodes):
@@ -381,6 +374,12 @@ class _LevelWriter:
 def layer_name(node: fx.Node) -> str:
     """Return the name of a traced node's layers in a network; it differs from all attributes of `nn.ModuleDict`."""
     return f"{node.name}_call" if hasattr(nn.ModuleDict, node.name) else node.name
+
+
+def _weight(tensor: Tensor, kept: Sequence[Any]) -> Weight:
+    """Return a layer that holds a copy of the positions `kept` of a parameter or buffer, as `take` picks them."""
+    part = take(tensor.detach(), kept)
+    return Weight(nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part)
 
 
 def _read_values(node: fx.Node) -> list[fx.Node]:

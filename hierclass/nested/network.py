@@ -233,10 +233,11 @@ class NestedNetwork(nn.Module, abc.ABC):
         return copy.deepcopy(self).eval()
 
     def cost(self, level: int) -> Cost:
-        """Count what `level` costs for one image of `input_size`, by running it once."""
+        """Return what `level` costs for one image of `input_size`: what is known, else counted by running it once."""
         level = self.check_level(level)
-        if self.known_costs is not None:
-            return self.known_costs[level]
+        return self._count_cost(level) if self.known_costs is None else self.known_costs[level]
+
+    def _count_cost(self, level: int) -> Cost:
         image = torch.zeros(1, *self.input_size).to(next(self.parameters()))
         with evaluating(self), _frozen(self), torch.no_grad():
             level_alone = self.for_inference(level)
@@ -333,8 +334,9 @@ class FusedNetwork(GraphNetwork):
     def __init__(self, network: GraphNetwork):
         """Copy and fuse every level of `network`."""
         fused = [fuse_level(network.standalone(level)) for level in range(network.num_levels)]
-        graphs = [copy.deepcopy(level.graph) for level in fused]
-        super().__init__(graphs, network.num_features, network.num_classes, network.input_size)
+        super().__init__(
+            [level.graph for level in fused], network.num_features, network.num_classes, network.input_size
+        )
         self.structure, self.reuses = network.structure, network.reuses  # type: ignore[misc]
         self.heads = copy.deepcopy(network.heads)
         self.levels = nn.ModuleList(nn.ModuleDict(dict(level.named_children())) for level in fused)

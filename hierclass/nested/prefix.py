@@ -179,13 +179,12 @@ class PrefixNetwork(GraphNetwork):
 
         return features
 
-    def cost(self, level: int) -> Cost:
-        """Count what `level` costs for one image of `input_size`; resizing costs the taps of its filter."""
-        cost = super().cost(level)
-        if self.sizes is None or self.known_costs is not None:
+    def _count_cost(self, level: int) -> Cost:
+        """Add the taps of the filter that resizes the image."""
+        cost = super()._count_cost(level)
+        if self.sizes is None:
             return cost
-        side = self.sizes[self.check_level(level)]
-        return dataclasses.replace(cost, macs=cost.macs + resize_macs(self.input_size, side))
+        return dataclasses.replace(cost, macs=cost.macs + resize_macs(self.input_size, self.sizes[level]))
 
     def spoil_above(self, level: int) -> None:
         """Set shared weights outside the blocks of levels 0 … `level`, and what higher levels own, to NaN."""

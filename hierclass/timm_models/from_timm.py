@@ -51,7 +51,6 @@ class WholeNetwork(NestedNetwork):
         super().__init__(*sizes, input_size, [LogSum(tier) for tier in outputs])
         self.classifier = classifier
         self._outputs = outputs
-        self._cost: Cost | None = None
 
     def level_functions(self, last: int) -> list[Level]:
         """Return what computes levels 0 … `last`: the first that is run runs the classifier, and keeps its logits."""
@@ -65,12 +64,11 @@ class WholeNetwork(NestedNetwork):
             )
         return logits, (logits,)
 
-    def cost(self, level: int) -> Cost:
-        """Return the cost of the whole classifier, which is that of every level."""
-        self.check_level(level)
-        if self._cost is None:
-            self._cost = super().cost(level)
-        return self._cost
+    def _count_cost(self, level: int) -> Cost:
+        """Count once: every level costs what the whole classifier costs."""
+        cost = super()._count_cost(level)
+        self.known_costs = (cost,) * self.num_levels
+        return cost
 
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield name, value and whether it is trained of every weight and statistic: each level uses them all."""
