@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import hierclass
-from hierclass.checkpoints.checkpoint import WEIGHT_SOURCES, Architecture
+from hierclass.checkpoints.description import WEIGHT_SOURCES, Architecture
 from hierclass.nested import NestedNetwork, create_backbone, nest
 
 SAMPLE_SECONDS = 0.05

@@ -15,7 +15,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from hierclass.checkpoints.checkpoint import Architecture, Checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint
+from hierclass.checkpoints.description import Architecture
 from hierclass.classifier import Classifier
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.nested.level_graph import Kept, Level
@@ -160,4 +161,4 @@ def from_timm(
     size = (3, preprocessing.size, preprocessing.size)
     network = WholeNetwork(model, published.num_classes, outputs, size)
     architecture = Architecture(name, widths=(1.0,) * tree.num_tiers, structure=WholeNetwork.structure)
-    return Classifier(Checkpoint(network.eval(), tree, architecture, preprocessing), device=device)
+    return Classifier(Checkpoint(tree, architecture, preprocessing, network=network.eval()), device=device)
