@@ -7,7 +7,6 @@ Importing this file starts nothing and needs neither Gradio nor torch.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hierclass.cli.shared import TimmOption, WeightsOption, open_classifier
-from hierclass.errors import HierclassError
+from hierclass.errors import HierclassError, require
 from hierclass.page.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -99,9 +98,8 @@ def serve(
     ] = False,
 ) -> None:
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
-    if any(importlib.util.find_spec(name) is None for name in ("gradio", "plotly")):
-        _stop("the page needs Gradio and plotly; install them with: pip install 'hierclass[demo]'", 1)
     try:
+        require("demo", "gradio", "plotly", what="the page")
         classifier = open_classifier(model, timm, weights, device)
     except HierclassError as error:
         _stop(str(error), 2)

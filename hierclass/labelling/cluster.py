@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hierclass.errors import InputError
+from hierclass.errors import InputError, require
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_parts import Range
 from hierclass.labelling.run_pass import PassProgress, RunPass, run_range
@@ -33,12 +33,11 @@ class RayEngine:
         """Start N = `workers` workers (None: one per core of the cluster); each calls `open_classifier`.
 
         Raises:
-            InputError: Ray is not installed.
+            MissingExtraError: Ray is not installed.
         """
-        try:
-            import ray
-        except ModuleNotFoundError:
-            raise InputError("--engine ray needs Ray: pip install 'hierclass[ray]'") from None
+        require("ray", "ray", what="--engine ray")
+        import ray
+
         self._open_classifier = open_classifier
         if not ray.is_initialized():
             _init()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hierclass.checkpoints.description import ModelDescription, read_description
-from hierclass.errors import CheckpointError, InputError
+from hierclass.errors import CheckpointError, InputError, require
 
 if TYPE_CHECKING:
     from hierclass.runtime.interface import Runtime
@@ -41,6 +41,7 @@ def open_model(
                 f"{folder} has no graphs for ONNX Runtime; with PyTorch (pip install 'hierclass[torch]') it runs, and "
                 f"`hierclass export --in-place --model {folder}` adds them"
             )
+    require("torch", "torch", "timm", what=f"runtime torch on device {device}")
     from hierclass.checkpoints.checkpoint import load_checkpoint
     from hierclass.runtime.torch_runtime import TorchRuntime
 
