@@ -97,7 +97,7 @@ class Classifier:
     def __init__(
         self, model: ModelDescription, device: str = "auto", *, runtime: Runtime | None = None
     ) -> None:
-        """Answer with what `runtime` runs and `model` describes; None: torch runs the checkpoint `model` on `device`."""
+        """Answer with what `runtime` runs; None: torch runs `model`, which then is a `Checkpoint`, on `device`."""
         self.model = model
         """Classes, architecture, preprocessing, decisions and measured results."""
         if runtime is None:
@@ -251,7 +251,9 @@ class Classifier:
         Raises:
             LevelError: the model has no such level.
         """
-        mean, std = (np.asarray(each)[:, None, None] for each in (self.preprocessing.mean, self.preprocessing.std))
+        mean, std = (
+            np.asarray(each)[:, None, None] for each in (self.preprocessing.mean, self.preprocessing.std)
+        )
         pixels = np.clip(np.rint((batch * std + mean) * 255), 0, 255).astype(np.uint8)
         return self._answer(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), self.check_level(level))
 

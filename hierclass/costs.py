@@ -23,7 +23,10 @@ class Cost:
 class HasCosts(Protocol):
     """A network, or what runs one."""
 
-    reuses: bool
+    @property
+    def reuses(self) -> bool:
+        """Whether a level is computed from what lower levels computed."""
+        ...
 
     @property
     def num_levels(self) -> int:

@@ -16,7 +16,14 @@ import torch
 from torch import nn
 
 from hierclass import load
-from hierclass.checkpoints.checkpoint import Checkpoint, Preprocessing, as_stored, build, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.checkpoint import (
+    Checkpoint,
+    Preprocessing,
+    as_stored,
+    build,
+    load_checkpoint,
+    save_checkpoint,
+)
 from hierclass.checkpoints.description import Architecture
 from hierclass.errors import BackboneError, CheckpointError
 from taxonomy import Node, Taxonomy

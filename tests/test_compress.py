@@ -18,9 +18,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hierclass.checkpoints.checkpoint import Checkpoint, Preprocessing, build, load_checkpoint, save_checkpoint, stored_dtype
-from hierclass.checkpoints.description import Architecture
+from hierclass.checkpoints.checkpoint import (
+    Checkpoint,
+    Preprocessing,
+    build,
+    load_checkpoint,
+    save_checkpoint,
+    stored_dtype,
+)
 from hierclass.checkpoints.compress import compare, compress
+from hierclass.checkpoints.description import Architecture
 from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.decisions.calibration import Decision

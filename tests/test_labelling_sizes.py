@@ -33,7 +33,9 @@ def classifier(tiny_taxonomy: Taxonomy, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("sized")
     network = build(architecture, tiny_taxonomy, SIZES[-1])
     save_checkpoint(
-        folder, Checkpoint(tiny_taxonomy, architecture, Preprocessing(SIZES[-1]), network=network), dtype="float32"
+        folder,
+        Checkpoint(tiny_taxonomy, architecture, Preprocessing(SIZES[-1]), network=network),
+        dtype="float32",
     )
     return hierclass.load(folder, device="cpu")
 

@@ -9,9 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_families import mark_full
 
-from hierclass.checkpoints.checkpoint import Checkpoint, Preprocessing, build, load_checkpoint, save_checkpoint
-from hierclass.checkpoints.description import Architecture
+from hierclass.checkpoints.checkpoint import (
+    Checkpoint,
+    Preprocessing,
+    build,
+    load_checkpoint,
+    save_checkpoint,
+)
 from hierclass.checkpoints.compress import compress
+from hierclass.checkpoints.description import Architecture
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.nested import create_backbone, nest
 from hierclass.nested.heads import SummedLinear

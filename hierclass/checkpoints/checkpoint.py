@@ -53,7 +53,9 @@ def num_levels_before(architecture: Architecture) -> int:
 
 def _shares(architecture: Architecture) -> str:
     """Name of the field that has one number per level."""
-    structure = STRUCTURES.get(architecture.structure)  # None: `from_timm` nests nothing, `nest` refuses others
+    structure = STRUCTURES.get(
+        architecture.structure
+    )  # None: `from_timm` nests nothing, `nest` refuses others
     return structure.shares if structure else "widths"
 
 

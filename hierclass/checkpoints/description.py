@@ -1,4 +1,4 @@
-"""What a model folder says of its model, read without torch: classes, architecture, preprocessing, decisions, graphs."""
+"""What a model folder says of its model but the weights: classes, preprocessing, decisions, graphs; needs no torch."""
 
 from __future__ import annotations
 
@@ -166,7 +166,11 @@ def _read_graphs(
     if not all((folder / file).is_file() for file in files):
         return None
     return LevelGraphs(
-        files, bool(found["reuses"]), bool(found["keeps_rows"]), sizes if sizes is None else tuple(sizes), costs
+        files,
+        bool(found["reuses"]),
+        bool(found["keeps_rows"]),
+        sizes if sizes is None else tuple(sizes),
+        costs,
     )
 
 

@@ -127,9 +127,7 @@ class Cascade:
         alone = level == self._policy.last and state.level == -1
         return [*[None] * level, runtime.run(state.images, level) if alone else runtime.refine(state, level)]
 
-    def _run_halves(
-        self, images: Batch, group: _LevelBatch, level: int, error: Exception
-    ) -> Iterator[Done]:
+    def _run_halves(self, images: Batch, group: _LevelBatch, level: int, error: Exception) -> Iterator[Done]:
         """Compute a level again from the image with half as many images at a time, down to one."""
         if len(group) == 1:
             yield group.tags, unexpected(error)
@@ -147,7 +145,9 @@ class Cascade:
         """Make one batch of the chosen rows of several batches at the same level."""
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
             return parts[0][0]
-        state = self._runtime.join_states([self._runtime.take_state(group.state, rows) for group, rows in parts])
+        state = self._runtime.join_states(
+            [self._runtime.take_state(group.state, rows) for group, rows in parts]
+        )
         if not self.keeps:
             state = state.restarted()
         tags = np.concatenate([group.tags[list(rows)] for group, rows in parts])
@@ -170,7 +170,8 @@ class ParallelCascade:
         part = runtime.divided(size)
         self._cascades = [Cascade(classifier, policy, batch_size, part) for _ in range(size)]
         self._threads = [
-            ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade") for _ in range(size if size > 1 else 0)
+            ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade")
+            for _ in range(size if size > 1 else 0)
         ]
         for thread in self._threads:
             thread.submit(part.enter_thread).result()

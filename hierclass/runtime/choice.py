@@ -1,4 +1,4 @@
-"""Which runtime runs a model folder: ONNX Runtime on a processor, torch on accelerators and where graphs are missing."""
+"""Which runtime runs a model folder: ONNX Runtime on a processor, torch on accelerators and without graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of a runtime: a level takes images and what the level below kept, and gives logits and what it keeps."""
+"""The interface of a runtime: a level takes images and what the level below kept, and gives logits and kept values."""
 
 from __future__ import annotations
 
@@ -108,6 +108,7 @@ class Runtime(abc.ABC):
         Each of these threads calls `enter_thread` of it first, and so does the calling thread of its own runtime.
         """
 
+    @abc.abstractmethod
     def enter_thread(self) -> None:
         """Make the current thread use `threads` cores per call."""
 

@@ -60,7 +60,7 @@ class OnnxRuntime(Runtime):
         self._forget()
 
     @property
-    def keeps_rows(self) -> bool:  # type: ignore[override]
+    def keeps_rows(self) -> bool:
         """Whether images that change their batch keep what was computed of them, as the graphs' maker found."""
         return self._graphs.keeps_rows
 
@@ -116,6 +116,9 @@ class OnnxRuntime(Runtime):
                 threads = max(1, self.threads // parts)
                 self._divided[parts] = OnnxRuntime(self._folder, self._description, self._graphs, threads)
             return self._divided[parts]
+
+    def enter_thread(self) -> None:
+        """Do nothing: sessions have their own threads."""
 
     def _session(self, level: int) -> onnxruntime.InferenceSession:
         with self._lock:
