@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hierclass.cli.shared import TimmOption, WeightsOption, open_classifier
+from hierclass.cli.shared import (
+    DeviceOption,
+    ModelChoice,
+    RuntimeOption,
+    ThreadsOption,
+    TimmOption,
+    WeightsOption,
+)
 from hierclass.errors import HierclassError, require
 from hierclass.page.uploads import Uploads
 
@@ -88,7 +95,9 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
+    device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
+    threads: ThreadsOption = None,
     share: Annotated[
         bool,
         typer.Option(
@@ -100,7 +109,7 @@ def serve(
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
     try:
         require("demo", "gradio", "plotly", what="the page")
-        classifier = open_classifier(model, timm, weights, device)
+        classifier = ModelChoice(model, timm, weights, device, runtime, threads).open()
     except HierclassError as error:
         _stop(str(error), 2)
     for number in _STOPPING:

@@ -19,7 +19,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hierclass.checkpoints.checkpoint import (
-    Architecture,
     Checkpoint,
     Preprocessing,
     build,
@@ -28,6 +27,7 @@ from hierclass.checkpoints.checkpoint import (
     stored_dtype,
 )
 from hierclass.checkpoints.compress import compare, compress
+from hierclass.checkpoints.description import Architecture
 from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.decisions.calibration import Decision
@@ -82,10 +82,10 @@ def big(
     with torch.no_grad():
         network.forward_all(torch.randn(8, 3, 32, 32))  # so that every norm has statistics of its own
     checkpoint = Checkpoint(
-        network.eval(),
         tiny_taxonomy,
         architecture,
         Preprocessing(32, crop=0.9),
+        network=network.eval(),
         decision={"lower_weight": 0.5},
         results=MEASURED,
     )

@@ -12,7 +12,8 @@ from labelling_data import job, label, rows, run_in
 from PIL import Image
 
 import hierclass
-from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, save_checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint, build, save_checkpoint
+from hierclass.checkpoints.description import Architecture
 from hierclass.classifier import Classifier
 from hierclass.decisions.exit_policy import Request
 from hierclass.images.decoding import read_image
@@ -32,7 +33,9 @@ def classifier(tiny_taxonomy: Taxonomy, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("sized")
     network = build(architecture, tiny_taxonomy, SIZES[-1])
     save_checkpoint(
-        folder, Checkpoint(network, tiny_taxonomy, architecture, Preprocessing(SIZES[-1])), dtype="float32"
+        folder,
+        Checkpoint(tiny_taxonomy, architecture, Preprocessing(SIZES[-1]), network=network),
+        dtype="float32",
     )
     return hierclass.load(folder, device="cpu")
 

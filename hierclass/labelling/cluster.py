@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hierclass.errors import InputError, require
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_parts import Range
@@ -99,7 +97,7 @@ class _Worker:
     ) -> None:
         """Load the classifier; paths are relative to `place`, the working folder of the program."""
         os.chdir(place)
-        torch.set_num_threads(1)  # of cores the cluster gives one
+        os.environ["OMP_NUM_THREADS"] = "1"  # of cores the cluster gives one
         reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1, processes=False)
         self._folder, self._pass = folder, dataclasses.replace(what, reading=reading)
         self._pipeline = self._pass.pipeline(open_classifier())
