@@ -25,13 +25,13 @@ PATIENCE = 60
 
 
 def run(*words: str, code: int = 0) -> str:
-    """Run a command of the installation outside the checkout; return what it printed."""
+    """Run a command of the installation outside the checkout; return what it printed, the error where one is expected."""
     with tempfile.TemporaryDirectory() as place:
         done = subprocess.run(
             [SCRIPTS / words[0], *words[1:]], cwd=place, capture_output=True, text=True, check=False
         )
     assert done.returncode == code, f"{' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
+    return done.stderr if code else done.stdout
 
 
 def check_size() -> None:
@@ -59,6 +59,8 @@ def check_commands() -> None:
         (("hierclass", "predict", f"{examples}/cat.jpg", "--runtime", "torch"), "torch"),
         (("hierclass", "predict", f"{examples}/cat.jpg", "--timm", "resnet18"), "torch"),
         (("hierclass", "backbones", "resnet18"), "torch"),
+        (("hierclass", "compress", "--level", "1", "-o", "small"), "torch"),
+        (("hierclass", "label", examples, "--engine", "ray", "-o", "run/"), "ray"),
         (("hierclass-train", "fit", "--data", examples, "--out", "out", "--yes"), "train"),
         (("python", "-c", "import app; app.main()"), "demo"),
     ):

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from hierclass.errors import BackboneError
+from hierclass.errors import BackboneError, require
 
 if TYPE_CHECKING:
     from hierclass.timm_models.backbone_probe import ProbeResult
@@ -143,6 +143,7 @@ def shipped_backbones() -> BackboneTable:
 def probe_models(models: Sequence[str]) -> Iterator[tuple[ProbeResult, BackboneFamily | None]]:
     """Probe models one by one; yield each result, and the family in the shipped table (None: not there)."""
     if models:
+        require("torch", "torch", "timm", what="trying a model")
         from hierclass.timm_models.backbone_probe import probe_backbone
 
         for name in models:
