@@ -25,7 +25,7 @@ PATIENCE = 60
 
 
 def run(*words: str, code: int = 0) -> str:
-    """Run a command of the installation outside the checkout; return what it printed, the error where one is expected."""
+    """Run a command of the installation outside the checkout; return what it printed, or its error."""
     with tempfile.TemporaryDirectory() as place:
         done = subprocess.run(
             [SCRIPTS / words[0], *words[1:]], cwd=place, capture_output=True, text=True, check=False

@@ -119,10 +119,12 @@ def models_to_try(pattern: str | None, *, force: bool = False) -> list[str]:
 
     Raises:
         BackboneError: nothing matches, in the table or in timm.
+        MissingExtraError: models must be probed, and torch or timm is not installed.
     """
     table = shipped_backbones()
     if not force and (pattern is None or (pattern not in table.names and table.matching(pattern).families)):
         return []
+    require("torch", "torch", "timm", what="trying a model")
     import timm
 
     if pattern is not None and timm.is_model(pattern):
@@ -143,7 +145,6 @@ def shipped_backbones() -> BackboneTable:
 def probe_models(models: Sequence[str]) -> Iterator[tuple[ProbeResult, BackboneFamily | None]]:
     """Probe models one by one; yield each result, and the family in the shipped table (None: not there)."""
     if models:
-        require("torch", "torch", "timm", what="trying a model")
         from hierclass.timm_models.backbone_probe import probe_backbone
 
         for name in models:
