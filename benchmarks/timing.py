@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
+
 from hierclass.processors import num_cores
 
 SAMPLE_SECONDS = 0.05
@@ -80,6 +82,11 @@ def describe_machine(device: str = "cpu", threads: int | None = None) -> dict[st
         **{name: _version(name) for name in ("torch", "timm", "onnxruntime")},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+def wide_console() -> Console:
+    """Return a console that gives wide tables room where no terminal's width sets a limit."""
+    return Console() if sys.stdout.isatty() else Console(width=130)
 
 
 def _gpu_name(device: str) -> str:
