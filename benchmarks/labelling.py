@@ -36,9 +36,8 @@ import psutil
 import typer
 from loops import onnx_loop, timm_loop
 from PIL import Image, ImageEnhance
-from rich.console import Console
 from rich.table import Table
-from timing import describe_machine
+from timing import describe_machine, wide_console
 
 import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint
@@ -316,7 +315,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
     """Measure labelling."""
-    console, report = Console(), dict[str, Any]()
+    console, report = wide_console(), dict[str, Any]()
     classifier = hierclass.load(model, "cpu")
     report["machine"] = {**describe_machine(classifier.device), "used_cores": num_cores()}
     with tempfile.TemporaryDirectory() as place:

@@ -24,9 +24,8 @@ import torch
 import typer
 from dense import dense_level
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
-from timing import Call, busy_neighbours, describe_machine, measure_rounds
+from timing import Call, busy_neighbours, describe_machine, measure_rounds, wide_console
 
 import hierclass
 from hierclass.classifier import Classifier
@@ -182,23 +181,16 @@ def draw(timings: Sequence[Timing], title: str) -> Table:
     """Show one row per contender, batch size and number of busy processes."""
     table = Table(title=title)
     several = any(row.busy for row in timings)
-    headings = [
-        "batch",
-        "what runs",
-        "by",
-        "MMACs",
-        "ms (median)",
-        "quartiles",
-        "images/s",
-        "of the last level",
-    ]
-    for heading in [*headings, "of torch", *(["of quiet"] if several else [])]:
+    timed = ("MMACs", "ms (median)", "quartiles", "images/s", "of the last level", "of torch")
+    busy, quiet = (("busy",), ("of quiet",)) if several else ((), ())
+    for heading in (*busy, "batch", "what runs", "by", *timed, *quiet):
         table.add_column(heading, justify="left" if heading in ("what runs", "by") else "right")
     for before, row in zip((None, *timings), timings, strict=False):
         if before and (before.busy, before.batch) != (row.busy, row.batch):
             table.add_section()
         table.add_row(
-            f"{row.batch}{f', {row.busy} busy' if row.busy else ''}",
+            *([str(row.busy)] if several else []),
+            str(row.batch),
             row.what,
             row.runtime,
             f"{row.macs / 1e6:.1f}",
@@ -234,7 +226,7 @@ def main(
     timings = measure(classifiers, batch or (1, 32), sorted({0, busy}), rounds)
     architecture = classifiers[TORCH].model.architecture
     side = classifiers[TORCH].preprocessing.size
-    console = Console()
+    console = wide_console()
     console.print(draw(timings, f"{architecture.backbone}, {side} × {side}, network only"))
     console.print(
         f"Medians of {rounds} interleaved rounds after warm-up, on {machine['device']} with {machine['threads']} "
