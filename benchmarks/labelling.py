@@ -185,6 +185,17 @@ def work_of_auto(classifier: Classifier, folder: Path, precision: float, batch_s
     return {"judged": judged, "work": work / classifier.levels[-1].macs}
 
 
+def what_auto_saves(rows: Sequence[dict[str, Any]], work: float) -> str:
+    """Say how much less auto computes than the last level, and how much faster it is."""
+    of_last = {
+        row["what"].partition(": ")[2]: row["of_last"] for row in rows if row["what"].startswith("auto")
+    }
+    return (
+        f"auto computes {work:.0%} of what the last level computes (1 / {1 / work:.2f}); its network alone is "
+        f"{of_last['network only']:.2f} times as fast, labelling {of_last['label']:.2f} times."
+    )
+
+
 def distinct(folder: Path) -> list[Path]:
     """The photographs of a folder without those that `repeat` linked."""
     return sorted(file for file in folder.iterdir() if "-" not in file.name)
@@ -349,9 +360,7 @@ def main(
                 console.print(draw(f"{number} photographs of {name} size", rows))
                 if classifier.decision.thresholds:
                     found["auto"] = work_of_auto(classifier, folder, precision, batch_size)
-                    console.print(
-                        f"auto computes {found['auto']['work']:.0%} of what the last level computes."
-                    )
+                    console.print(what_auto_saves(rows, found["auto"]["work"]))
                 found["previews_agree"] = same = agreement(classifier, folder)
                 shares = f"{', '.join(f'{x:.1%}' for x in same)} by tier" if same else "none is large enough"
                 console.print(f"Previews answer at the last level as whole photographs do: {shares}.")
