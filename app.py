@@ -7,7 +7,6 @@ Importing this file starts nothing and needs neither Gradio nor torch.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import sys
@@ -17,8 +16,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hierclass.cli.shared import TimmOption, WeightsOption, open_classifier
-from hierclass.errors import HierclassError
+from hierclass.cli.shared import (
+    DeviceOption,
+    ModelChoice,
+    RuntimeOption,
+    ThreadsOption,
+    TimmOption,
+    WeightsOption,
+)
+from hierclass.errors import HierclassError, require
 from hierclass.page.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -89,7 +95,9 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps …")] = "auto",
+    device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
+    threads: ThreadsOption = None,
     share: Annotated[
         bool,
         typer.Option(
@@ -99,10 +107,9 @@ def serve(
     ] = False,
 ) -> None:
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
-    if any(importlib.util.find_spec(name) is None for name in ("gradio", "plotly")):
-        _stop("the page needs Gradio and plotly; install them with: pip install 'hierclass[demo]'", 1)
     try:
-        classifier = open_classifier(model, timm, weights, device)
+        require("demo", "gradio", "plotly", what="the page")
+        classifier = ModelChoice(model, timm, weights, device, runtime, threads).open()
     except HierclassError as error:
         _stop(str(error), 2)
     for number in _STOPPING:

@@ -32,7 +32,6 @@ import typer
 from latency import describe_machine
 from rich.console import Console
 from rich.table import Table
-from torch import device
 
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = sorted((ROOT / "examples").glob("*.jpg"))
@@ -216,7 +215,7 @@ def main(
 ) -> None:
     """Measure the page under load."""
     console, errors = Console(width=110), set[str]()
-    machine = describe_machine(device("cpu"))
+    machine = describe_machine("cpu")
     process, address = start(port, model)
     try:
         server = psutil.Process(process.pid)

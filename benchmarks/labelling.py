@@ -47,8 +47,9 @@ from hierclass.decisions.exit_policy import ExitPolicy, LevelChoice, Request
 from hierclass.images.preprocessing import Preprocessing, decode_side, read_square
 from hierclass.labelling.inputs import list_inputs
 from hierclass.labelling.pipeline import LabelPipeline
-from hierclass.labelling.read_ahead import num_cores, read_ahead
+from hierclass.labelling.read_ahead import read_ahead
 from hierclass.labelling.read_input import ReadOptions
+from hierclass.processors import num_cores
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZES = {"web": (500, 400), "phone": (4032, 3024)}

@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import hierclass
-from hierclass.checkpoints.checkpoint import WEIGHT_SOURCES, Architecture
+from hierclass.checkpoints.description import WEIGHT_SOURCES, Architecture
 from hierclass.nested import NestedNetwork, create_backbone, nest
 
 SAMPLE_SECONDS = 0.05
@@ -162,9 +162,9 @@ def measure(network: NestedNetwork, dense: nn.Module, batches: Sequence[int], ro
     return timings
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
+def describe_machine(device: str) -> dict[str, Any]:
     """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name()
     return {
         "device": name,
         "cores": os.cpu_count(),

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hierclass.errors import InputError
-from hierclass.labelling.read_ahead import num_cores
+from hierclass.processors import num_cores
 from taxonomy.folders import IMAGE_ENDINGS
 from training.data.batches import read_training_batches, training_loader
 from training.data.sampler import BatchSampler

@@ -67,7 +67,7 @@ def train_rows(bench: Bench, out: Path, names: list[str], seeds: list[int]) -> N
                 continue
             # Read again: another process may have finished a row meanwhile.
             results = read_results(out, bench.settings)
-            machine = describe_machine(torch.device("cpu"))
+            machine = describe_machine("cpu")
             results["rows"].append({"name": name, "seed": seed, **row, "machine": machine})
             write_results(out, results)
             accuracies = " / ".join(f"{level['accuracy']:.1%}" for level in row["levels"])

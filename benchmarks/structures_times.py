@@ -28,7 +28,7 @@ Result = dict[str, Any]
 
 def measure_times(results: Result, rounds: int) -> Result:
     """Time every network that is different from the others: levels, the climb through all, the pass of an update."""
-    machine = describe_machine(torch.device("cpu"))
+    machine = describe_machine("cpu")
     settings = results["settings"]
     classes, size = tuple(settings["classes"]), int(settings["size"])
     rows = {row["name"]: row["networks"] for row in reversed(results["rows"]) if ROWS[row["name"]].timed}

@@ -154,7 +154,7 @@ def main(
         torch.set_num_threads(threads)
     try:
         chosen = dataclasses.replace(read_recipe(recipe), compile=compile_, start_size=None)
-        machine = describe_machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        machine = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
         rows: list[dict[str, Any]] = []
         for pixels in size or [chosen.size]:
             runs = make_runs(dataclasses.replace(chosen, size=pixels))

@@ -21,6 +21,7 @@ from hierclass.errors import (
     ImageError,
     InputError,
     LevelError,
+    MissingExtraError,
     TaxonomyError,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "InputError",
     "Level",
     "LevelError",
+    "MissingExtraError",
     "Prediction",
     "Row",
     "Step",

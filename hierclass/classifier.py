@@ -9,21 +9,27 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, stored_fields
+from hierclass.checkpoints.description import ModelDescription, stored_fields
+from hierclass.costs import answer_costs
 from hierclass.decisions.calibration import Decision, Threshold
 from hierclass.decisions.prediction import Prediction, combine_levels, to_predictions
 from hierclass.errors import ImageError, InputError
 from hierclass.files import BUNDLED
 from hierclass.images.decoding import ImageSource
-from hierclass.images.preprocessing import Preprocessing, normalise, read_square
-from hierclass.nested import NestedNetwork, answer_costs
+from hierclass.images.preprocessing import Preprocessing, read_square
+from hierclass.runtime.interface import Logits, Runtime
 from taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from hierclass.checkpoints.checkpoint import Checkpoint
+    from hierclass.nested import NestedNetwork
+    from hierclass.runtime.torch_runtime import TorchRuntime
 
 BATCH_SIZE = 64
 
@@ -58,56 +64,103 @@ def run_once(levels: Sequence[Level]) -> bool:
     return len(levels) > 1 and not any(level.step_macs for level in levels[1:])
 
 
-def load(path: str | os.PathLike[str] | None = None, device: str = "auto") -> Classifier:
-    """Load a model folder, or the bundled model; `device` is "auto", "cpu", "cuda", "cuda:1", "mps" ….
+def load(
+    path: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    *,
+    runtime: str = "auto",
+    threads: int | None = None,
+) -> Classifier:
+    """Load a model folder, or the bundled model.
+
+    On a processor ONNX Runtime runs it, elsewhere torch (extra `torch`).
+
+    Args:
+        path: the folder; None takes the model that comes with hierclass.
+        device: "auto" (a GPU that torch can use, else the processor), "cpu", "cuda", "cuda:1", "mps" ….
+        runtime: "auto", "onnx" or "torch".
+        threads: number of the processor's cores to use; None: OMP_NUM_THREADS, else all that the process may use.
 
     Raises:
         CheckpointError: there is no model at `path`, or this version can't read it.
         InputError: this machine has no such device.
     """
-    return Classifier(load_checkpoint(BUNDLED if path is None else path), device=device)
+    from hierclass.runtime.choice import open_model
+
+    description, found = open_model(Path(BUNDLED if path is None else path), device, runtime, threads)
+    return Classifier(description, runtime=found)
 
 
 class Classifier:
-    """Classifies images at any level of one nested network. Safe to share between threads."""
+    """Classifies images at any level of one nested network. Safe to share between threads, and to fork."""
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "auto"):
-        """Copy the network of `checkpoint` to `device` and fuse its layers for inference."""
-        self.checkpoint = checkpoint
-        self.device = _find_device(device)
-        self._network = checkpoint.network.fused().to(self.device)
-        self._network.to(memory_format=torch.channels_last)
-        self._decision = Decision.from_dict(checkpoint.decision, checkpoint.network.num_levels)
-        self.levels = _describe_levels(checkpoint)
+    def __init__(
+        self, model: ModelDescription, device: str = "auto", *, runtime: Runtime | None = None
+    ) -> None:
+        """Answer with what `runtime` runs; None: torch runs `model`, which then is a `Checkpoint`, on `device`."""
+        self.model = model
+        """Classes, architecture, preprocessing, decisions and measured results."""
+        if runtime is None:
+            from hierclass.runtime.torch_runtime import TorchRuntime
+
+            runtime = TorchRuntime(cast("Checkpoint", model), device)
+        self.runtime = runtime
+        """What runs the levels."""
+        self._decision = Decision.from_dict(model.decision, runtime.num_levels)
+        self.levels = _describe_levels(model, runtime)
 
     @property
     def taxonomy(self) -> Taxonomy:
         """The tree of the classes; level k answers its tier k."""
-        return self.checkpoint.taxonomy
+        return self.model.taxonomy
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the network's input."""
-        return self.checkpoint.preprocessing
+        return self.model.preprocessing
+
+    @property
+    def device(self) -> str:
+        """Where levels run: "cpu", "cuda:0" …."""
+        return self.runtime.device
 
     def preprocessing_for(self, level: int | None = None) -> Preprocessing:
         """Return how an image is prepared if no level above `level` (None: the finest) is computed.
 
-        For levels with a smaller image size, large photographs are decoded at a smaller scale, which is much faster,
-        and resized to the network's size as always; nearly all answers stay the same (docs/labelling.md).
+        Levels with a smaller image size are given images of that size, and large photographs are decoded at a smaller
+        scale, which is much faster; nearly all answers stay the same (docs/labelling.md).
 
         Raises:
             LevelError: the model has no such level.
         """
-        level, sizes = self.check_level(level), self.checkpoint.network.sizes
+        level, sizes = self.check_level(level), self.runtime.sizes
         if sizes is None or sizes[level] == self.preprocessing.size:
             return self.preprocessing
         return dataclasses.replace(self.preprocessing, detail=sizes[level])
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        """The model with its network of torch.
+
+        Raises:
+            InputError: ONNX Runtime runs this model; load it with `runtime="torch"`.
+        """
+        if self.runtime.name != "torch":
+            raise InputError(
+                "ONNX Runtime runs this model, without a network of torch; load it with runtime='torch'"
+            )
+        return cast("Checkpoint", self.model)
+
+    @property
+    def network(self) -> NestedNetwork:
+        """The network of torch, fused for inference, on `device`; raises as `checkpoint` does."""
+        assert self.checkpoint
+        return cast("TorchRuntime", self.runtime).network
+
+    @property
     def reuses(self) -> bool:
         """Whether a finer level reuses what coarser levels computed, so that refining costs nothing extra."""
-        return self._network.reuses
+        return self.runtime.reuses
 
     @property
     def temperatures(self) -> tuple[float, ...] | None:
@@ -127,28 +180,14 @@ class Classifier:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 sum of all that an answer depends on: weights, classes, preprocessing, decisions."""
-        checkpoint = self.checkpoint
-        made = [stored_fields(checkpoint.architecture), stored_fields(checkpoint.preprocessing)]
-        texts = [*made, checkpoint.decision, checkpoint.taxonomy.to_dict()]
+        model = self.model
+        made = [stored_fields(model.architecture), stored_fields(model.preprocessing)]
+        texts = [*made, model.decision, model.taxonomy.to_dict()]
         found = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
-        for name, tensor in sorted(checkpoint.network.state_dict().items()):
-            found.update(f"{name} {tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for name, value in self.runtime.weights():
+            found.update(f"{name} {value.shape}".encode())
+            found.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         return found.hexdigest()
-
-    @property
-    def network(self) -> NestedNetwork:
-        """The network, fused for inference, on `device`."""
-        return self._network
-
-    def to_input(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Return the network's input (B, 3, size, size) for images (B, size, size, 3) of `read_square`."""
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float()
-        mean, std = (
-            torch.tensor(values, device=self.device)[:, None, None]
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        return normalise(pixels, mean, std)
 
     def thresholds(self, precision: float = 0.9) -> tuple[tuple[Threshold, ...], ...]:
         """Return the thresholds from which on answers are right at a rate (0 … 1): `thresholds(0.9)[level][tier]`.
@@ -163,7 +202,7 @@ class Classifier:
 
     def check_level(self, level: int | None) -> int:
         """Return the level, the finest for None; raise `LevelError` if the model does not have it."""
-        return self._network.check_level(level)
+        return self.runtime.check_level(level)
 
     def predict(self, image: ImageSource, level: int | None = None) -> Prediction:
         """Answer at one level (None: the finest). An image is a path, bytes, a PIL image or uint8 (H, W, 3), RGB.
@@ -189,7 +228,7 @@ class Classifier:
                 self._prepare(image, start + i, len(images), level)
                 for i, image in enumerate(images[start:][:BATCH_SIZE])
             ]
-            predictions += self._answer(self.to_input(np.stack(batch)), level)
+            predictions += self._answer(np.stack(batch), level)
         return predictions
 
     def refine(self, image: ImageSource) -> Iterator[Prediction]:
@@ -202,36 +241,38 @@ class Classifier:
         Raises:
             ImageError: the image can't be read (on the call, before anything is computed).
         """
-        return self._refine(self.to_input(np.stack([self._prepare(image, 0, 1, None)])))
+        return self._refine(np.stack([self._prepare(image, 0, 1, None)]))
 
     def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
         """Answer for inputs float32 (B, 3, size, size) that `hierclass.images.preprocessing.preprocess` returned.
 
+        They are turned back into the pixels, 0 … 255, that they were made of.
+
         Raises:
             LevelError: the model has no such level.
         """
-        images = torch.from_numpy(batch).to(self.device)
-        return self._answer(images.contiguous(memory_format=torch.channels_last), self.check_level(level))
+        mean, std = (
+            np.asarray(each)[:, None, None] for each in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        pixels = np.clip(np.rint((batch * std + mean) * 255), 0, 255).astype(np.uint8)
+        return self._answer(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), self.check_level(level))
 
-    def _answer(self, images: torch.Tensor, level: int) -> list[Prediction]:
-        """Answer for the network's input (B, 3, size, size)."""
-        logits: list[NDArray[np.float32] | None]
-        with torch.inference_mode():
-            if self._decision.lower_weight:
-                logits = [_numpy(values) for values in self._network.forward_all(images, level)]
-            else:  # lower levels have no say, so none is run that the level itself does not need
-                logits = [*[None] * level, _numpy(self._network(images, level))]
-        return self._decide(logits)
+    def _answer(self, pixels: NDArray[np.uint8], level: int) -> list[Prediction]:
+        """Answer for images (B, S, S, 3) of `read_square`."""
+        if self._decision.lower_weight:
+            state = self.runtime.start(pixels)
+            return self._decide([self.runtime.refine(state) for _ in range(level + 1)])
+        # lower levels have no say, so none is run that the level itself does not need
+        return self._decide([*[None] * level, self.runtime.run(self.runtime.to_batch(pixels), level)])
 
-    def _refine(self, images: torch.Tensor) -> Iterator[Prediction]:
-        state = self._network.start(images)
-        logits: list[NDArray[np.float32]] = []
+    def _refine(self, pixels: NDArray[np.uint8]) -> Iterator[Prediction]:
+        state = self.runtime.start(pixels)
+        logits: list[Logits] = []
         for _ in self.levels:
-            with torch.inference_mode():
-                logits.append(_numpy(self._network.refine(state)))
+            logits.append(self.runtime.refine(state))
             yield self._decide(logits)[0]
 
-    def _decide(self, logits: Sequence[NDArray[np.float32] | None]) -> list[Prediction]:
+    def _decide(self, logits: Sequence[Logits | None]) -> list[Prediction]:
         weight, temperatures = self._decision.lower_weight, self._decision.temperatures
         return to_predictions(combine_levels(logits, self.taxonomy, weight, temperatures), self.taxonomy)
 
@@ -243,41 +284,22 @@ class Classifier:
             raise ImageError(f"{name}: {error}") from error
 
 
-def _numpy(logits: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = logits.float().cpu().numpy()
-    return array
-
-
-def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name!r} can't be used on this machine; try auto or cpu") from error
-    return device
-
-
-def _describe_levels(checkpoint: Checkpoint) -> tuple[Level, ...]:
-    network = checkpoint.network
-    weight = float(checkpoint.decision.get("lower_weight", 0.0))
-    costs = answer_costs(network, weight)
-    included = [0, *(cost.macs for cost in costs)] if network.reuses or weight else [0] * len(costs)
+def _describe_levels(model: ModelDescription, runtime: Runtime) -> tuple[Level, ...]:
+    weight = float(model.decision.get("lower_weight", 0.0))
+    costs = answer_costs(runtime, weight)
+    included = [0, *(cost.macs for cost in costs)] if runtime.reuses or weight else [0] * len(costs)
     steps = [cost.macs - lower for cost, lower in zip(costs, included, strict=False)]
     return tuple(
         Level(
             index=index,
-            num_classes=network.num_classes[index],
+            num_classes=runtime.num_classes[index],
             macs=cost.macs,
             share=cost.macs / costs[-1].macs,
             step_macs=steps[index],
             step_share=steps[index] / costs[-1].macs,
             parameters=cost.parameters,
             bytes=cost.bytes,
-            accuracy=_measured_accuracy(checkpoint.results, index),
+            accuracy=_measured_accuracy(model.results, index),
         )
         for index, cost in enumerate(costs)
     )

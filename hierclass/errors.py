@@ -7,10 +7,13 @@
     ├── LevelError       (ValueError)  a level that the model does not have
     ├── CheckpointError  (ValueError)  a model folder is missing, damaged or of another version
     ├── ImageError       (ValueError)  an image can't be read
-    └── InputError       (ValueError)  a file, folder or option that a user named
+    ├── InputError       (ValueError)  a file, folder or option that a user named
+    └── MissingExtraError (ImportError)  a package that is installed by an extra, such as torch
 
 The message of each is one line that says what to do.
 """
+
+import importlib.util
 
 from taxonomy.errors import HierclassError, TaxonomyError
 
@@ -22,7 +25,9 @@ __all__ = [
     "ImageError",
     "InputError",
     "LevelError",
+    "MissingExtraError",
     "TaxonomyError",
+    "require",
     "unexpected",
 ]
 
@@ -49,6 +54,25 @@ class ImageError(HierclassError, ValueError):
 
 class InputError(HierclassError, ValueError):
     """A file, folder or option named by the user does not fit."""
+
+
+class MissingExtraError(HierclassError, ImportError):
+    """A package is not installed; the message names the extra of hierclass that installs it."""
+
+
+_NAMES = {"torch": "PyTorch", "gradio": "Gradio", "ray": "Ray", "accelerate": "Accelerate"}
+
+
+def require(extra: str, *packages: str, what: str = "this") -> None:
+    """Check that packages can be imported, without importing them; ``extra`` of hierclass installs them.
+
+    Raises:
+        MissingExtraError: the first that is missing: "``what`` needs PyTorch: pip install 'hierclass[torch]'".
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            name = _NAMES.get(package, package)
+            raise MissingExtraError(f"{what} needs {name}: pip install 'hierclass[{extra}]'")
 
 
 def unexpected(error: Exception) -> str:

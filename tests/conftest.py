@@ -107,7 +107,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a real, untrained model: timm's test_resnet, 3 levels, 32 pixels, the tree above."""
     import torch
 
-    from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, save_checkpoint
+    from hierclass.checkpoints.checkpoint import Checkpoint, build, save_checkpoint
+    from hierclass.checkpoints.description import Architecture
     from hierclass.images.preprocessing import Preprocessing
 
     torch.manual_seed(0)
@@ -118,7 +119,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = {"dev": {"levels": [{"top1": 0.5}, {"top1": 0.25}, {"top1": 0.125}]}}
     save_checkpoint(
         folder,
-        Checkpoint(network, taxonomy, architecture, Preprocessing(32), results=results),
+        Checkpoint(taxonomy, architecture, Preprocessing(32), results=results, network=network),
         dtype="float32",
     )
     return folder

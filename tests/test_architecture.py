@@ -245,4 +245,4 @@ def test_the_namespace_is_what_all_says() -> None:
 def test_every_error_of_the_package_is_a_hierclass_error() -> None:
     errors = [getattr(hierclass, name) for name in hierclass.__all__ if name.endswith("Error")]
     assert all(issubclass(error, hierclass.HierclassError) for error in errors)
-    assert len(errors) == 7
+    assert len(errors) == 8

@@ -17,15 +17,15 @@ from torch import nn
 
 from hierclass import load
 from hierclass.checkpoints.checkpoint import (
-    Architecture,
     Checkpoint,
-    Preprocessing,
     as_stored,
     build,
     load_checkpoint,
     save_checkpoint,
 )
+from hierclass.checkpoints.description import Architecture
 from hierclass.errors import BackboneError, CheckpointError
+from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Node, Taxonomy
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -111,7 +111,7 @@ def test_a_model_needs_nothing_but_its_folder(tiny_taxonomy: Taxonomy, tmp_path:
     network = build(architecture, tiny_taxonomy, 32).eval()
     save_checkpoint(
         tmp_path / "model",
-        Checkpoint(network, tiny_taxonomy, architecture, Preprocessing(32)),
+        Checkpoint(tiny_taxonomy, architecture, Preprocessing(32), network=network),
         dtype="float32",
     )
     start.unlink()
@@ -136,7 +136,7 @@ def test_arguments_of_the_backbone_survive_the_way_through_json(
         "test_resnet", (0.25, 0.5, 1.0), {"channels": (24, 32, 32, 64)}, stem_stride=2
     )
     network = build(architecture, tiny_taxonomy, 32)
-    save_checkpoint(tmp_path, Checkpoint(network, tiny_taxonomy, architecture, Preprocessing(32)))
+    save_checkpoint(tmp_path, Checkpoint(tiny_taxonomy, architecture, Preprocessing(32), network=network))
     again = load_checkpoint(tmp_path)
     assert again.architecture == architecture
     assert again.network.num_features == (16, 32, 64)

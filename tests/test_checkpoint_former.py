@@ -17,7 +17,8 @@ import torch
 from conftest import make_tiny_taxonomy
 
 import hierclass
-from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint, stored_fields
+from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from hierclass.checkpoints.description import stored_fields
 
 FORMER: dict[str, Any] = json.loads(
     Path(__file__).with_name("former_checkpoints.json").read_text(encoding="utf-8")

@@ -19,20 +19,20 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hierclass.checkpoints.checkpoint import (
-    Architecture,
     Checkpoint,
-    Preprocessing,
     build,
     load_checkpoint,
     save_checkpoint,
     stored_dtype,
 )
 from hierclass.checkpoints.compress import compare, compress
+from hierclass.checkpoints.description import Architecture
 from hierclass.classifier import Classifier
 from hierclass.cli import main
 from hierclass.decisions.calibration import Decision
 from hierclass.errors import LevelError
 from hierclass.files import BUNDLED
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
 
@@ -82,10 +82,10 @@ def big(
     with torch.no_grad():
         network.forward_all(torch.randn(8, 3, 32, 32))  # so that every norm has statistics of its own
     checkpoint = Checkpoint(
-        network.eval(),
         tiny_taxonomy,
         architecture,
         Preprocessing(32, crop=0.9),
+        network=network.eval(),
         decision={"lower_weight": 0.5},
         results=MEASURED,
     )

@@ -14,7 +14,8 @@ from distil_data import make_classifier, make_recipe, run, write_photographs, wr
 from PIL import Image
 from training_data import draw, jpeg, write_parquet
 
-from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint, build, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.description import Architecture
 from hierclass.errors import BackboneError, InputError
 from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
@@ -68,7 +69,7 @@ def test_the_last_level_of_a_model_is_a_teacher_where_it_is_a_plain_network(
     )
     network = build(architecture, tiny_taxonomy, 32, warn=False).eval()
     save_checkpoint(
-        tmp_path, Checkpoint(network, tiny_taxonomy, architecture, Preprocessing(32)), dtype="float32"
+        tmp_path, Checkpoint(tiny_taxonomy, architecture, Preprocessing(32), network=network), dtype="float32"
     )
     if structure == "slices":
         with pytest.raises(

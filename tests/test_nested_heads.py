@@ -10,15 +10,15 @@ from safetensors.torch import load_file, save_file
 from tiny_families import mark_full
 
 from hierclass.checkpoints.checkpoint import (
-    Architecture,
     Checkpoint,
-    Preprocessing,
     build,
     load_checkpoint,
     save_checkpoint,
 )
 from hierclass.checkpoints.compress import compress
+from hierclass.checkpoints.description import Architecture
 from hierclass.errors import BackboneError, CheckpointError
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import create_backbone, nest
 from hierclass.nested.heads import SummedLinear
 from taxonomy import Taxonomy
@@ -44,7 +44,7 @@ def checkpoint(request: pytest.FixtureRequest, tiny_taxonomy: Taxonomy) -> Check
     torch.manual_seed(0)
     architecture = ARCHITECTURES[request.param]
     network = build(architecture, tiny_taxonomy, 32, warn=False).eval()
-    return Checkpoint(network, tiny_taxonomy, architecture, Preprocessing(32))
+    return Checkpoint(tiny_taxonomy, architecture, Preprocessing(32), network=network)
 
 
 def images() -> torch.Tensor:
@@ -132,7 +132,7 @@ def test_levels_alone_answer_as_in_the_whole(
 def test_groups_that_were_tampered_with_are_refused(tiny_taxonomy: Taxonomy, tmp_path: Path) -> None:
     architecture = ARCHITECTURES["slices"]
     network = build(architecture, tiny_taxonomy, 32)
-    save_checkpoint(tmp_path, Checkpoint(network, tiny_taxonomy, architecture, Preprocessing(32)))
+    save_checkpoint(tmp_path, Checkpoint(tiny_taxonomy, architecture, Preprocessing(32), network=network))
     weights = load_file(tmp_path / "model.safetensors")
     weights["heads.0.groups"][3] = 7
     save_file(weights, tmp_path / "model.safetensors")

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, build, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint, build, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.description import Architecture
 from hierclass.errors import BackboneError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import create_backbone, nest
@@ -94,7 +95,7 @@ def test_a_frozen_last_level_keeps_its_values_bit_for_bit(
     assert torch.equal(made(images()), answers)
     assert not any(torch.equal(made(images(), level), lower[level]) for level in (0, 1))
     save_checkpoint(
-        tmp_path, Checkpoint(made, tiny_taxonomy, architecture, Preprocessing(64)), dtype="float32"
+        tmp_path, Checkpoint(tiny_taxonomy, architecture, Preprocessing(64), network=made), dtype="float32"
     )
     loaded = load_checkpoint(tmp_path)
     assert torch.equal(loaded.network(images()), answers)

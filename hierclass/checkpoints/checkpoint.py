@@ -6,12 +6,11 @@ import copy
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -19,77 +18,45 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.checkpoints import proven
-from hierclass.decisions.calibration import Decision
+from hierclass.checkpoints.description import (
+    DIGEST,
+    FORMAT,
+    VERSION,
+    WEIGHT_SOURCES,
+    Architecture,
+    ModelDescription,
+    _as_tuple,
+    check_weights,
+    describing,
+    parse_description,
+    read_config,
+    stored_fields,
+)
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
-from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
 from hierclass.nested.heads import ClassGroups, SummedLinear, check_groups
 from taxonomy import Taxonomy
 
-T = TypeVar("T")
 
-FORMAT = "hierclass-checkpoint"
-VERSION = 1
-DIGEST = "digest"
-"""Key, in both files, of the digest that tells whether they were written together."""
-MAX_CONFIG_BYTES = 64 * 2**20
-INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
-"""Arguments of timm that name files of weights; ignored on loading, since a checkpoint holds its own."""
-_LATER = frozenset({"sizes", "own", "frozen", "detail"})
-"""Fields of architecture and preprocessing that the first versions did not have."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How the nested network is built; see `create_backbone` and `nest` for the fields.
-
-    `heads`: with "leaves", the heads of lower levels score leaves and sum them up to their own classes; with "tiers"
-    they score their own classes. For a compressed model, `levels` is the number of levels that are left and `leaves`
-    the number of leaves that its heads still score; None if all levels are there.
-    """
-
-    backbone: str
-    widths: tuple[float, ...] | None
-    backbone_args: dict[str, Any] = field(default_factory=dict)
-    stem_stride: int | None = None
-    structure: str = "slices"
-    depths: tuple[float, ...] | None = None
-    densities: tuple[float, ...] | None = None
-    heads: str = "tiers"
-    levels: int | None = None
-    leaves: int | None = None
-    sizes: tuple[int, ...] | None = None
-    own: str | tuple[str, ...] = "norms"
-    frozen: bool = False
-
-    @property
-    def num_levels(self) -> int:
-        """Number of levels before any were left out."""
-        return len(getattr(self, self.shares) or DEFAULT_SHARES)
-
-    @property
-    def shares(self) -> str:
-        """Name of the field that has one number per level."""
-        structure = STRUCTURES.get(self.structure)  # None: `from_timm` nests nothing, `nest` refuses others
-        return structure.shares if structure else "widths"
-
-
-@dataclass
-class Checkpoint:
-    """A network with all that is needed to use it.
-
-    `results` holds measured figures (`results["dev"]["levels"][k]["top1"]`, 0 … 1) and their origin; `decision` is a
-    `hierclass.decisions.calibration.Decision` as JSON values.
-    """
+@dataclass(kw_only=True)
+class Checkpoint(ModelDescription):
+    """A network with all that is needed to use it."""
 
     network: NestedNetwork
-    taxonomy: Taxonomy
-    architecture: Architecture
-    preprocessing: Preprocessing
-    decision: dict[str, Any] = field(default_factory=dict)
-    results: dict[str, Any] = field(default_factory=dict)
+
+
+def num_levels_before(architecture: Architecture) -> int:
+    """Return the number of levels of an architecture before any were left out."""
+    return len(getattr(architecture, _shares(architecture)) or DEFAULT_SHARES)
+
+
+def _shares(architecture: Architecture) -> str:
+    """Name of the field that has one number per level."""
+    structure = STRUCTURES.get(
+        architecture.structure
+    )  # None: `from_timm` nests nothing, `nest` refuses others
+    return structure.shares if structure else "widths"
 
 
 def build(
@@ -142,10 +109,10 @@ def build(
 
 def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
     """Number of levels that compressing a model has removed."""
-    full, left, tiers = architecture.num_levels, architecture.levels, taxonomy.num_tiers
+    full, left, tiers = num_levels_before(architecture), architecture.levels, taxonomy.num_tiers
     if left is None and full != tiers:
         raise BackboneError(
-            f"taxonomy {taxonomy.name!r} has {tiers} tiers but {full} {architecture.shares} are given; "
+            f"taxonomy {taxonomy.name!r} has {tiers} tiers but {full} {_shares(architecture)} are given; "
             "give one per tier"
         )
     if left is not None and not (left == tiers and left <= full):
@@ -235,35 +202,17 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     """
     folder = Path(path)
     config = read_config(folder)
-    try:
-        taxonomy = Taxonomy.from_dict(config["taxonomy"])
-        architecture = _from_json(Architecture, config["architecture"])
-        preprocessing = _from_json(Preprocessing, config["preprocessing"])
-        _check(preprocessing)
-        decision, results = _mapping(config, "decision"), _mapping(config, "results")
-        Decision.from_dict(decision, taxonomy.num_tiers)
-        digest = proven.proof_digest(stored_fields(architecture), taxonomy.num_classes, preprocessing.size)
+    with describing(folder):
+        found = parse_description(config)
+        architecture, taxonomy, size = found.architecture, found.taxonomy, found.preprocessing.size
+        digest = proven.proof_digest(stored_fields(architecture), taxonomy.num_classes, size)
         costs = proven.read_costs(config, digest, taxonomy.num_tiers)
         network = build(
-            _without_weight_sources(architecture),
-            taxonomy,
-            preprocessing.size,
-            warn=False,
-            proof=costs is None,
+            _without_weight_sources(architecture), taxonomy, size, warn=False, proof=costs is None
         )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
     _load_weights(network, folder / WEIGHTS_FILE, config.get(DIGEST))
     network.eval().to(device).known_costs = costs
-    return Checkpoint(
-        network=network,
-        taxonomy=taxonomy,
-        architecture=architecture,
-        preprocessing=preprocessing,
-        decision=decision,
-        results=results,
-    )
+    return Checkpoint(**vars(found), network=network)
 
 
 def stored_dtype(path: str | os.PathLike[str]) -> str:
@@ -273,48 +222,13 @@ def stored_dtype(path: str | os.PathLike[str]) -> str:
     return "float16" if "F16" in kinds else "float32"
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check a checkpoint's config.json, without its weights."""
-    file = folder / CONFIG_FILE
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"there is no model at {folder}; name a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-        )
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(
-                f"{file} is larger than {MAX_CONFIG_BYTES >> 20} MB; this is no model of hierclass"
-            )
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no model: it has no {CONFIG_FILE}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} can't be read: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is not the {CONFIG_FILE} of a hierclass model")
-    if config.get("version") != VERSION:
-        raise CheckpointError(
-            f"{folder} was written in checkpoint version {config.get('version')}; this hierclass reads "
-            f"version {VERSION}. Use the hierclass that wrote it, or train again"
-        )
-    return config
-
-
 def _load_weights(network: NestedNetwork, file: Path, digest: object) -> None:
     """Load the weights; `digest` is that of config.json, None if an older version wrote it."""
+    check_weights(file, digest)
     try:
-        with safetensors.safe_open(file, framework="pt") as stream:
-            theirs = (stream.metadata() or {}).get(DIGEST)
         tensors = safetensors.torch.load_file(file)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file.parent} is no model: it has no {WEIGHTS_FILE}") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
-    if None not in (digest, theirs) and digest != theirs:
-        raise CheckpointError(
-            f"{file.parent} has the {WEIGHTS_FILE} of one model and the {CONFIG_FILE} of another, as when writing "
-            "it was interrupted; make or copy it again"
-        )
     try:
         network.load_stored(tensors)
         for head, classes in zip(network.heads, network.num_classes, strict=True):
@@ -348,48 +262,3 @@ def _stored(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
 def _without_weight_sources(architecture: Architecture) -> Architecture:
     kept = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
     return dataclasses.replace(architecture, backbone_args=kept)
-
-
-def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = config.get(key) or {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{key!r} is no object")
-    return value
-
-
-def _check(preprocessing: Preprocessing) -> None:
-    triples = (preprocessing.mean, preprocessing.std)
-    numbers = (preprocessing.crop, *preprocessing.mean, *preprocessing.std)
-    if (
-        not 8 <= preprocessing.size <= 4096
-        or not all(map(math.isfinite, numbers))
-        or any(len(triple) != 3 for triple in triples)
-        or not 0.05 <= preprocessing.crop <= 1
-        or min(preprocessing.std) <= 0
-        or preprocessing.interpolation not in INTERPOLATIONS
-        or preprocessing.detail is not None
-    ):
-        raise ValueError("preprocessing has values that no image can be prepared with")
-
-
-def stored_fields(value: Architecture | Preprocessing) -> dict[str, Any]:
-    """Return the fields of an architecture or a preprocessing as they are stored and enter `Classifier.digest`.
-
-    Fields that earlier versions did not have are left out if they have their default, so that digests stay the same.
-    """
-    found = dataclasses.asdict(value)
-    defaults = {item.name: item.default for item in dataclasses.fields(value)}
-    return {key: each for key, each in found.items() if key not in _LATER or each != defaults[key]}
-
-
-def _from_json(kind: type[T], values: Mapping[str, Any]) -> T:
-    known = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(values.keys() - known):
-        raise ValueError(f"{unknown[0]!r} is no field of {kind.__name__}")
-    return kind(**{key: _as_tuple(value) for key, value in values.items()})
-
-
-def _as_tuple(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_tuple(item) for key, item in value.items()}
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

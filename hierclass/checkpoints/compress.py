@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from hierclass.checkpoints.checkpoint import Architecture, Checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint, num_levels_before
+from hierclass.checkpoints.description import Architecture
 from hierclass.decisions.calibration import first_levels
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE
 from hierclass.nested import NestedNetwork
@@ -60,7 +61,7 @@ def compress(checkpoint: Checkpoint, level: int) -> Checkpoint:
 
 def _truncated(checkpoint: Checkpoint, levels: int) -> Architecture:
     architecture = checkpoint.architecture
-    if levels == architecture.num_levels:
+    if levels == num_levels_before(architecture):
         return architecture
     leaves = architecture.leaves or len(checkpoint.taxonomy.leaves)  # the former if it was compressed before
     return dataclasses.replace(

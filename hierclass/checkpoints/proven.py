@@ -12,7 +12,8 @@ import timm
 import torch
 
 import hierclass
-from hierclass.nested import Cost
+from hierclass.checkpoints.description import parse_costs
+from hierclass.costs import Cost
 
 KEY = "proven"
 """Key of the configuration under which it is stored."""
@@ -38,14 +39,4 @@ def read_costs(config: Mapping[str, Any], digest: str, num_levels: int) -> tuple
     found = config.get(KEY)
     if not isinstance(found, dict) or found.get("digest") != digest:
         return None
-    rows, names = found.get("costs"), {item.name for item in dataclasses.fields(Cost)}
-    if not isinstance(rows, list) or len(rows) != num_levels:
-        return None
-    for row in rows:
-        if not isinstance(row, dict) or row.keys() != names or not all(map(_is_count, row.values())):
-            return None
-    return tuple(Cost(**row) for row in rows)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return parse_costs(found.get("costs"), num_levels)

@@ -34,11 +34,13 @@ from hierclass.cli.shared import (
     SOME_INPUTS_FAILED,
     DeviceOption,
     LevelOption,
+    ModelChoice,
     ModelOption,
+    RuntimeOption,
     Stopped,
+    ThreadsOption,
     TimmOption,
     WeightsOption,
-    open_classifier,
     say,
 )
 from hierclass.errors import HierclassError, ImageError
@@ -98,6 +100,8 @@ def predict(
     timm: TimmOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
     from rich.console import Console
@@ -105,7 +109,7 @@ def predict(
     from hierclass.images.decoding import read_image
     from hierclass.images.preprocessing import resize_side
 
-    classifier = open_classifier(model, timm, weights, device)
+    classifier = ModelChoice(model, timm, weights, device, runtime, threads).open()
     last = classifier.check_level(level)
     console = Console(highlight=False)
     failed = False
@@ -134,7 +138,7 @@ def levels(model: ModelOption = None, timm: TimmOption = None, weights: WeightsO
 
     from hierclass.cli.terminal import draw_levels
 
-    Console(highlight=False).print(draw_levels(open_classifier(model, timm, weights, "cpu").levels))
+    Console(highlight=False).print(draw_levels(ModelChoice(model, timm, weights, "cpu").open().levels))
 
 
 @app.command()
@@ -149,7 +153,7 @@ def classes(
 
     from hierclass.cli.terminal import draw_classes
 
-    taxonomy = open_classifier(model, timm, weights, "cpu").taxonomy
+    taxonomy = ModelChoice(model, timm, weights, "cpu").open().taxonomy
     Console(highlight=False).print(draw_classes(taxonomy, part))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,11 +29,13 @@ from hierclass.cli.output_target import OutputTarget, survive_closed_pipes
 from hierclass.cli.progress import RunProgress
 from hierclass.cli.shared import (
     DeviceOption,
+    ModelChoice,
     ModelOption,
+    RuntimeOption,
     Stopped,
+    ThreadsOption,
     TimmOption,
     WeightsOption,
-    open_classifier,
 )
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import Shard
@@ -89,6 +90,8 @@ def label(
     timm: TimmOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
+    threads: ThreadsOption = None,
     batch_size: BatchSize = 64,
     workers: Workers = None,
     engine: EngineName = "local",
@@ -107,7 +110,8 @@ def label(
     if target is not None:
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
-    classifier = _open(model, timm, weights, device, precision)
+    choice = ModelChoice(model, timm, weights, device, runtime, threads)
+    classifier = _open(choice, precision)
     from hierclass.labelling.read_input import ReadOptions
     from hierclass.labelling.run_manifest import LabelJob
 
@@ -122,7 +126,7 @@ def label(
     if target is None:
         _print_rows(classifier, job, parse_format(format_) or "csv")
         return
-    how = _engine(engine, partial(open_classifier, model, timm, weights, device), engine_workers)
+    how = _engine(engine, choice.open, engine_workers)
     with target.run(classifier, reading, how) as (run, progress):
         run.label(job, overwrite=overwrite, retry_errors=retry_errors)
         num_errors = target.finish(run)
@@ -149,6 +153,8 @@ def refine(
     timm: TimmOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
+    threads: ThreadsOption = None,
     batch_size: BatchSize = 64,
     workers: Workers = None,
     engine: EngineName = "local",
@@ -160,7 +166,8 @@ def refine(
     folder.manifest()
     target = OutputTarget.in_folder(run_folder, format_)
     survive_closed_pipes()
-    classifier = _open(model, timm, weights, device, precision)
+    choice = ModelChoice(model, timm, weights, device, runtime, threads)
+    classifier = _open(choice, precision)
     from hierclass.labelling.read_input import ReadOptions
 
     reading = ReadOptions(
@@ -169,18 +176,16 @@ def refine(
         processes=True,
         image_column=folder.manifest()["inputs"]["image_column"],
     )
-    how = _engine(engine, partial(open_classifier, model, timm, weights, device), engine_workers)
+    how = _engine(engine, choice.open, engine_workers)
     with target.run(classifier, reading, how) as (run, progress):
         run.refine(where, request)
         num_errors = target.finish(run)
     progress.summarise(target.table, num_errors, run.num_unread)
 
 
-def _open(
-    model: Path | None, timm: str | None, weights: Path | None, device: str, precision: float | None
-) -> Classifier:
+def _open(choice: ModelChoice, precision: float | None) -> Classifier:
     """Load the classifier; raise InputError if it has no thresholds for the precision."""
-    classifier = open_classifier(model, timm, weights, device)
+    classifier = choice.open()
     if precision is not None:
         classifier.decision.at(precision)
     return classifier

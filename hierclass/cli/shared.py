@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +40,17 @@ WeightsOption = Annotated[
     typer.Option("--weights", help="File of the timm classifier's weights. Default: timm's local cache."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps …")]
+RuntimeOption = Annotated[
+    str,
+    typer.Option(
+        "--runtime",
+        help="onnx (ONNX Runtime, on processors), torch, or auto: what suits the device and model.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Processor cores to use. Default: OMP_NUM_THREADS, else all."),
+]
 
 
 class Stopped(BaseException):
@@ -50,25 +62,38 @@ class Stopped(BaseException):
         self.code = code
 
 
-def open_classifier(model: Path | None, timm: str | None, weights: Path | None, device: str) -> Classifier:
-    """Load the classifier that --model, --timm and --weights name; check the options before importing torch.
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """What answers: the options of the same names."""
 
-    Raises:
-        HierclassError: the options do not fit together, or what they name can't be loaded.
-    """
-    if timm is not None:
-        if model is not None:
-            raise InputError("--model and --timm each name what answers; give one of them")
-        if weights is not None and not weights.is_file():
-            raise CheckpointError(f"there is no file of weights at {weights}")
-        return hierclass.from_timm(timm, weights=weights, device=device)
-    if weights is not None:
-        raise InputError("--weights belongs to a timm classifier; name that with --timm")
-    if model is not None and not (model / "config.json").is_file():
-        raise CheckpointError(
-            f"there is no model at {model}; name a folder with config.json and model.safetensors"
-        )
-    return hierclass.load(model, device)
+    model: Path | None
+    timm: str | None
+    weights: Path | None
+    device: str = "auto"
+    runtime: str = "auto"
+    threads: int | None = None
+
+    def open(self) -> Classifier:
+        """Load the classifier; check the choice before importing torch.
+
+        Raises:
+            HierclassError: the options do not fit together, or what they name can't be loaded.
+        """
+        model, weights = self.model, self.weights
+        how: dict[str, Any] = {"device": self.device, "runtime": self.runtime, "threads": self.threads}
+        if self.timm is not None:
+            if model is not None:
+                raise InputError("--model and --timm each name what answers; give one of them")
+            if weights is not None and not weights.is_file():
+                raise CheckpointError(f"there is no file of weights at {weights}")
+            return hierclass.from_timm(self.timm, weights=weights, **how)
+        if weights is not None:
+            raise InputError("--weights belongs to a timm classifier; name that with --timm")
+        if model is not None and not (model / "config.json").is_file():
+            raise CheckpointError(
+                f"there is no model at {model}; name a folder with config.json and model.safetensors"
+            )
+        return hierclass.load(model, **how)
 
 
 def say(message: str) -> None:

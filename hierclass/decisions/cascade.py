@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hierclass.decisions.exit_policy import Answers, ExitPolicy
 from hierclass.decisions.prediction import combine_levels
 from hierclass.errors import unexpected
-from hierclass.nested import State
-from hierclass.nested.verify import keeps_rows
+from hierclass.runtime.interface import Batch, BatchState, Runtime
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -41,7 +39,7 @@ Logits: TypeAlias = "list[NDArray[np.floating[Any]] | None]"
 class _LevelBatch:
     """N images at one level: their state, tags, and per level the logits (N, C), None if they are not needed."""
 
-    state: State
+    state: BatchState
     tags: Tags
     logits: Logits
 
@@ -57,33 +55,29 @@ class Cascade:
         classifier: Classifier,
         policy: ExitPolicy,
         batch_size: int,
-        keeps: bool | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
-        """Use a classifier and an exit policy; `keeps` is that of another cascade of the network."""
+        """Use a classifier and an exit policy; `runtime` is the classifier's (None), or a part of it for a thread."""
         self._classifier, self._policy, self._batch_size = classifier, policy, batch_size
-        self._network = classifier.network
-        if keeps is None:
-            keeps = policy.first == policy.last or keeps_rows(self._network)
-        self.keeps = keeps
+        self._runtime = runtime or classifier.runtime
+        self.keeps = policy.first == policy.last or self._runtime.keeps_rows
         """Whether images that change their batch keep what was computed of them."""
         self._waiting: list[list[_LevelBatch]] = [[] for _ in range(policy.last)]
         self.computed = [0] * (policy.last + 1)
         """Per level, the number of images that were judged at it: lets tests check that levels are skipped."""
 
-    @torch.inference_mode()
     def push(self, images: NDArray[np.uint8], tags: Tags) -> list[Done]:
         """Take in images (B, S, S, 3) of `hierclass.images.preprocessing.square`; return those finished now.
 
         Fewer than `batch_size` images of each level but the last are held back until their batch is full.
         """
-        state = self._network.start(self._classifier.to_input(images))
+        state = self._runtime.start(images)
         done = list(self._run(_LevelBatch(state, tags, []), self._policy.first))
         for level in reversed(range(self._policy.last)):
             while sum(map(len, self._waiting[level])) >= self._batch_size:
                 done += self._go_on(level)
         return done
 
-    @torch.inference_mode()
     def finish(self) -> list[Done]:
         """Finish all images that were held back and return their answers."""
         done: list[Done] = []
@@ -106,7 +100,7 @@ class Cascade:
 
     def _run(self, group: _LevelBatch, level: int) -> Iterator[Done]:
         """Compute a level; yield the images that are finished, let the others wait."""
-        images = group.state.image
+        images = group.state.images
         try:
             logits = self._logits(group, level)
         except Exception as error:  # whatever a network raises: not enough memory, most often
@@ -126,26 +120,23 @@ class Cascade:
 
     def _logits(self, group: _LevelBatch, level: int) -> Logits:
         """The logits of levels 0 … `level`; None for lower levels that do not count in the answer."""
-        network, state = self._network, group.state
+        runtime, state = self._runtime, group.state
         if self._classifier.lower_weight:
             missing = range(len(group.logits), level + 1)
-            return [*group.logits, *(_numpy(network.refine(state, each)) for each in missing)]
+            return [*group.logits, *(runtime.refine(state, each) for each in missing)]
         alone = level == self._policy.last and state.level == -1
-        last = network(state.image, level) if alone else network.refine(state, level)
-        return [*[None] * level, _numpy(last)]
+        return [*[None] * level, runtime.run(state.images, level) if alone else runtime.refine(state, level)]
 
-    def _run_halves(
-        self, images: torch.Tensor, group: _LevelBatch, level: int, error: Exception
-    ) -> Iterator[Done]:
+    def _run_halves(self, images: Batch, group: _LevelBatch, level: int, error: Exception) -> Iterator[Done]:
         """Compute a level again from the image with half as many images at a time, down to one."""
         if len(group) == 1:
             yield group.tags, unexpected(error)
             return
         half = len(group) // 2
-        for rows in (slice(0, half), slice(half, None)):
-            logits = [None if values is None else values[rows] for values in group.logits]
-            state = self._network.start(images[rows])
-            yield from self._run(_LevelBatch(state, group.tags[rows], logits), level)
+        for rows in (range(half), range(half, len(group))):
+            logits = [None if values is None else values[list(rows)] for values in group.logits]
+            state = BatchState(self._runtime.take(images, rows))
+            yield from self._run(_LevelBatch(state, group.tags[list(rows)], logits), level)
 
     def _part(self, group: _LevelBatch, rows: Sequence[int]) -> _LevelBatch:
         return self._join([(group, rows)])
@@ -154,10 +145,11 @@ class Cascade:
         """Make one batch of the chosen rows of several batches at the same level."""
         if len(parts) == 1 and len(parts[0][1]) == len(parts[0][0]):
             return parts[0][0]
-        states = [group.state.take(rows) for group, rows in parts]
-        state = State.join(states)
+        state = self._runtime.join_states(
+            [self._runtime.take_state(group.state, rows) for group, rows in parts]
+        )
         if not self.keeps:
-            state = self._network.start(state.image)
+            state = state.restarted()
         tags = np.concatenate([group.tags[list(rows)] for group, rows in parts])
         num_levels = len(parts[0][0].logits)
         return _LevelBatch(state, tags, [_joined_logits(parts, level) for level in range(num_levels)])
@@ -172,20 +164,18 @@ class ParallelCascade:
     """
 
     def __init__(self, classifier: Classifier, policy: ExitPolicy, batch_size: int) -> None:
-        """Start one thread per core that torch may use, at most `MOST`."""
-        cores = torch.get_num_threads()
-        size = min(MOST, cores) if classifier.device.type == "cpu" else 1
-        first = Cascade(classifier, policy, batch_size)
-        self._cascades = [first]
-        self._cascades += [Cascade(classifier, policy, batch_size, first.keeps) for _ in range(size - 1)]
+        """Start one thread per core that the runtime may use, at most `MOST`."""
+        runtime = classifier.runtime
+        size = min(MOST, runtime.threads)
+        part = runtime.divided(size)
+        self._cascades = [Cascade(classifier, policy, batch_size, part) for _ in range(size)]
         self._threads = [
-            ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade") for _ in range(size - 1)
+            ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade")
+            for _ in range(size if size > 1 else 0)
         ]
-        if self._threads:
-            self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade"))
-            for thread in self._threads:
-                thread.submit(torch.set_num_threads, cores // size).result()
-            torch.set_num_threads(cores)  # for this thread, and those that others start
+        for thread in self._threads:
+            thread.submit(part.enter_thread).result()
+        runtime.enter_thread()  # for this thread, and those that others start
         self._turn = itertools.cycle(range(size))
         self._running: deque[Future[list[Done]]] = deque()
 
@@ -233,8 +223,3 @@ def _joined_logits(
     found = [(group.logits[level], list(rows)) for group, rows in parts]
     chosen = [values[rows] for values, rows in found if values is not None]
     return np.concatenate(chosen) if chosen else None
-
-
-def _numpy(logits: torch.Tensor) -> NDArray[np.floating[Any]]:
-    array: NDArray[np.floating[Any]] = logits.float().cpu().numpy()
-    return array

@@ -20,8 +20,8 @@ class Preprocessing:
     """How an RGB picture becomes a network's input.
 
     The shorter side is resized to `size / crop` pixels, the centre `size` x `size` pixels are kept, values scaled to
-    0 … 1 are normalised with `mean` and `std` per channel. `detail`: the network itself shrinks its input to that
-    side in pixels, so that a picture may be decoded at a smaller scale; never stored with a model.
+    0 … 1 are normalised with `mean` and `std` per channel. `detail`: the same part of the picture is made that many
+    pixels wide instead, from a picture that may be decoded at a smaller scale; never stored with a model.
     """
 
     size: int
@@ -50,20 +50,20 @@ def decode_side(preprocessing: Preprocessing, margin: float = 2) -> int:
 
 
 def square(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the part of an RGB picture that the network sees, resized: uint8 (size, size, 3).
+    """Return the part of an RGB picture that the network sees, resized: uint8 (S, S, 3), S = `detail` or `size`.
 
     Equal to "shorter side to round(size / crop), then the centre square", but cut first and resized once: a picture
     of any aspect ratio costs no more than its centre.
     """
-    size = preprocessing.size
-    side = min(image.size) * size / resize_side(preprocessing)
+    size = preprocessing.detail or preprocessing.size
+    side = min(image.size) * preprocessing.size / resize_side(preprocessing)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     filter_ = Image.Resampling[preprocessing.interpolation.upper()]
     return np.asarray(image.resize((size, size), filter_, box=(left, top, left + side, top + side)))
 
 
 def read_square(source: ImageSource, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Read a picture and return the part that the network sees, resized: uint8 (size, size, 3).
+    """Read a picture and return the part that the network sees, resized, as `square` does.
 
     Raises ImageError as `read_image` does.
     """

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from hierclass.errors import InputError
+from hierclass.errors import InputError, require
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_parts import Range
 from hierclass.labelling.run_pass import PassProgress, RunPass, run_range
@@ -35,12 +33,11 @@ class RayEngine:
         """Start N = `workers` workers (None: one per core of the cluster); each calls `open_classifier`.
 
         Raises:
-            InputError: Ray is not installed.
+            MissingExtraError: Ray is not installed.
         """
-        try:
-            import ray
-        except ModuleNotFoundError:
-            raise InputError("--engine ray needs Ray: pip install 'hierclass[ray]'") from None
+        require("ray", "ray", what="--engine ray")
+        import ray
+
         self._open_classifier = open_classifier
         if not ray.is_initialized():
             _init()
@@ -100,7 +97,7 @@ class _Worker:
     ) -> None:
         """Load the classifier; paths are relative to `place`, the working folder of the program."""
         os.chdir(place)
-        torch.set_num_threads(1)  # of cores the cluster gives one
+        os.environ["OMP_NUM_THREADS"] = "1"  # of cores the cluster gives one
         reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1, processes=False)
         self._folder, self._pass = folder, dataclasses.replace(what, reading=reading)
         self._pipeline = self._pass.pipeline(open_classifier())

@@ -6,7 +6,6 @@ Pillow releases Python's lock only while it decodes; for photographs of web size
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import tempfile
 from collections import deque
@@ -18,6 +17,7 @@ from hierclass.errors import ImageError
 from hierclass.labelling.inputs import Input, ParquetRows
 from hierclass.labelling.read_input import InputReader, ReadOptions, ReadResult, ReadSource
 from hierclass.labelling.reader_processes import ReaderProcess
+from hierclass.processors import num_cores
 
 if TYPE_CHECKING:
     from hierclass.images.preprocessing import Preprocessing
@@ -32,13 +32,6 @@ _MOST_BYTES = 64 << 20
 
 
 _Chunk: TypeAlias = "tuple[list[int], list[ReadSource], Future[list[ReadResult]]]"
-
-
-def num_cores() -> int:
-    """Return how many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def read_ahead(

@@ -7,9 +7,10 @@ then `build` (`nest` makes a network), `verify` (what must hold), `importance` (
 (a level as a timm model), `backbone` (timm's models), `extend` (layers of your own).
 """
 
+from hierclass.costs import Cost, answer_costs
 from hierclass.nested.backbone import create_backbone
 from hierclass.nested.build import DEFAULT_SHARES, STRUCTURES, Structure, default_shares, nest
-from hierclass.nested.network import Cost, NestedNetwork, State, answer_costs
+from hierclass.nested.network import NestedNetwork, State
 
 __all__ = [
     "DEFAULT_SHARES",

@@ -9,8 +9,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import copy
-import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hierclass.costs import Cost
 from hierclass.errors import LevelError
 from hierclass.nested.heads import make_heads
 from hierclass.nested.level_graph import (
@@ -31,18 +30,6 @@ from hierclass.nested.level_graph import (
     graph_to_rows,
 )
 from hierclass.nested.masks.module_view import TransientDict
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one level costs for one image, everything below it included."""
-
-    macs: int
-    """Multiply-accumulates of convolutions, linear layers and matrix products, counted while they run."""
-    parameters: int
-    """Number of weights that the level uses."""
-    bytes: int
-    """Memory of those weights and of the normalisation statistics, as they are held now."""
 
 
 @dataclass
@@ -383,18 +370,6 @@ class FusedNetwork(GraphNetwork):
     def truncate(self, level: int) -> NestedNetwork:
         """Refuse: a fused network holds no levels that could be trained."""
         raise LevelError("a fused network can't be truncated; truncate the network it was made of")
-
-
-def answer_costs(network: NestedNetwork, lower_weight: float = 0.0) -> list[Cost]:
-    """Return what an answer at each level costs, where lower levels count with `lower_weight` in it.
-
-    Levels that share no computing are all run where all have a say: their multiply-accumulates add up.
-    """
-    costs = [network.cost(level) for level in range(network.num_levels)]
-    if network.reuses or not lower_weight:
-        return costs
-    totals = itertools.accumulate(cost.macs for cost in costs)
-    return [dataclasses.replace(cost, macs=total) for cost, total in zip(costs, totals, strict=True)]
 
 
 @contextlib.contextmanager

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from hierclass.costs import Cost
 from hierclass.errors import BackboneError
 from hierclass.nested.analysis.partition import Analysis
 from hierclass.nested.analysis.residual_blocks import ResidualBlock
 from hierclass.nested.extract import check_thin, fill, with_classifier
 from hierclass.nested.level_graph import call_with_weights, low_rank_sum, resize, resize_macs
-from hierclass.nested.network import Cost, GraphNetwork, evaluating
+from hierclass.nested.network import GraphNetwork, evaluating
 from hierclass.nested.shared_weights import (
     Index,
     LevelPlan,

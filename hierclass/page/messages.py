@@ -51,7 +51,7 @@ def _how_it_climbs(classifier: Classifier) -> str:
     if len(classifier.levels) == 1:
         return "A network says what is in your photograph."
     if not classifier.reuses:
-        return INTRODUCTION_SHARPER if classifier.checkpoint.network.sizes else INTRODUCTION_APART
+        return INTRODUCTION_SHARPER if classifier.runtime.sizes else INTRODUCTION_APART
     return INTRODUCTION_WHOLE if run_once(classifier.levels) else INTRODUCTION
 
 

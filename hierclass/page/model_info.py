@@ -23,9 +23,7 @@ _LARGEST_CARD = 1 << 20
 
 def model_name(classifier: Classifier) -> str:
     """Return the name of a model: its backbone and its taxonomy."""
-    return (
-        f"{classifier.checkpoint.architecture.backbone} for {classifier.taxonomy.name or 'its own classes'}"
-    )
+    return f"{classifier.model.architecture.backbone} for {classifier.taxonomy.name or 'its own classes'}"
 
 
 def read_card(folder: Path) -> str:

@@ -15,11 +15,14 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from hierclass.checkpoints.checkpoint import Architecture, Checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint
+from hierclass.checkpoints.description import Architecture
 from hierclass.classifier import Classifier
+from hierclass.costs import Cost
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.nested.level_graph import Kept, Level
-from hierclass.nested.network import Cost, NestedNetwork
+from hierclass.nested.network import NestedNetwork
+from hierclass.runtime.torch_runtime import TorchRuntime
 from hierclass.timm_models.pretrained_classifier import (
     create_classifier,
     find_cached_weights,
@@ -122,6 +125,8 @@ def from_timm(
     weights: str | os.PathLike[str] | None = None,
     taxonomy: Taxonomy | str | os.PathLike[str] | None = None,
     device: str = "auto",
+    runtime: str = "auto",
+    threads: int | None = None,
 ) -> Classifier:
     """Make a hierarchical classifier of timm's `name` (like "resnet50.a1_in1k") without any training.
 
@@ -139,7 +144,7 @@ def from_timm(
         taxonomy: a tree, or an argument of `taxonomy.load_taxonomy`, whose leaves are synset ids among the classifier's
             classes (timm's ImageNet-1k, 12k, 21k or 22k). Outputs that are no leaf are left out, the others sum to 1.
             None takes the bundled tree of ImageNet-1k.
-        device: as in `hierclass.load`.
+        device, runtime, threads: as in `hierclass.load`.
 
     Raises:
         BackboneError: timm has no such model, or it is no classifier that the tree fits.
@@ -160,4 +165,5 @@ def from_timm(
     size = (3, preprocessing.size, preprocessing.size)
     network = WholeNetwork(model, published.num_classes, outputs, size)
     architecture = Architecture(name, widths=(1.0,) * tree.num_tiers, structure=WholeNetwork.structure)
-    return Classifier(Checkpoint(network.eval(), tree, architecture, preprocessing), device=device)
+    checkpoint = Checkpoint(tree, architecture, preprocessing, network=network.eval())
+    return Classifier(checkpoint, runtime=TorchRuntime(checkpoint, device, threads))

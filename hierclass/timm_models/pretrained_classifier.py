@@ -18,7 +18,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from timm.models import PretrainedCfg, load_state_dict
 from torch import nn
 
-from hierclass.checkpoints.checkpoint import INTERPOLATIONS
+from hierclass.checkpoints.description import INTERPOLATIONS
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.backbone import reason

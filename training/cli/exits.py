@@ -48,8 +48,7 @@ def one_line_errors(how_to_resume: Callable[[], str] = str) -> Iterator[None]:
     except HierclassError as error:
         raise failure(str(error), 2) from None
     except ModuleNotFoundError as error:
-        how = "install what training needs with: pip install 'hierclass[train]'"
-        raise failure(f"there is no module {error.name}; {how}", 2) from None
+        raise failure(f"training needs {error.name}: pip install 'hierclass[train]'", 2) from None
     except OSError as error:  # a full disk, a folder that went away
         what = " ".join(filter(None, (error.filename and f"{error.filename}:", error.strerror or str(error))))
         raise failure(what + hint("; make room and"), 1) from None

@@ -99,7 +99,7 @@ def _from_start(given: dict[str, Any]) -> DistilRecipe:
     """The default recipe; with ``start`` its structure is that of the model folder."""
     if "start" not in given:
         return DEFAULTS
-    from hierclass.checkpoints.checkpoint import read_config
+    from hierclass.checkpoints.description import read_config
 
     found = read_config(Path(given["start"])).get("architecture")
     found = found if isinstance(found, dict) else {}

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hierclass.checkpoints.checkpoint import stored_fields
+from hierclass.checkpoints.description import stored_fields
 from hierclass.errors import ImageError, InputError
 from training.data.dataset_check import write_table
 from training.data.sampler import BatchSampler, BatchShare

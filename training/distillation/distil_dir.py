@@ -19,7 +19,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.description import read_config
 from hierclass.errors import CheckpointError, InputError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
 from training.distillation.model_card import distilled_card

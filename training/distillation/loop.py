@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 
-from hierclass.checkpoints.checkpoint import Checkpoint, read_config, save_checkpoint
+from hierclass.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from hierclass.checkpoints.description import read_config
 from hierclass.errors import InputError
 from hierclass.nested.prefix import PrefixNetwork
 from training.data.mixup import PixelNormaliser

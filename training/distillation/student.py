@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hierclass.checkpoints.checkpoint import Architecture, Checkpoint, load_checkpoint, read_config
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from hierclass.checkpoints.description import Architecture, read_config
 from hierclass.errors import BackboneError, InputError
 from hierclass.nested import default_shares, nest
 from hierclass.nested.prefix import PrefixNetwork
@@ -57,7 +58,7 @@ def nest_teacher(recipe: DistilRecipe, teacher: Teacher, images: Tensor) -> Chec
         )
     except BackboneError as error:
         raise BackboneError(f"{teacher.name} can't be nested so: {error}") from error
-    return Checkpoint(network.eval(), tree, architecture, teacher.preprocessing)
+    return Checkpoint(tree, architecture, teacher.preprocessing, network=network.eval())
 
 
 def start_from_model(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Checkpoint:
@@ -77,7 +78,7 @@ def start_from_model(path: Path, recipe: DistilRecipe, teacher: Teacher) -> Chec
         ours, theirs = found.network(images, last), teacher.classifier(images)
     if recipe.frozen and float((ours - theirs).abs().max()) > 0.05 * float(theirs.abs().max()):
         raise InputError(f"`start` {path}: its last level is another classifier than the teacher")
-    return Checkpoint(found.network, found.taxonomy, found.architecture, found.preprocessing)
+    return Checkpoint(found.taxonomy, found.architecture, found.preprocessing, network=found.network)
 
 
 def statistics_of(path: Path, levels: Sequence[int]) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, stored_fields
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from hierclass.checkpoints.description import stored_fields
 from hierclass.errors import BackboneError, InputError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import create_backbone

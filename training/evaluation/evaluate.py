@@ -11,14 +11,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from hierclass.checkpoints.checkpoint import (
-    DIGEST,
-    Checkpoint,
-    load_checkpoint,
-    read_config,
-    save_checkpoint,
-    stored_dtype,
-)
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, stored_dtype
+from hierclass.checkpoints.description import DIGEST, read_config
 from hierclass.decisions.calibration import Decision
 from hierclass.nested import NestedNetwork, answer_costs
 from taxonomy import Taxonomy

@@ -8,7 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from hierclass.checkpoints.checkpoint import Architecture, build
+from hierclass.checkpoints.checkpoint import build
+from hierclass.checkpoints.description import Architecture
 from hierclass.errors import InputError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, default_shares

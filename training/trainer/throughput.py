@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from hierclass.labelling.read_ahead import num_cores
+from hierclass.processors import num_cores
 
 T = TypeVar("T")
 ENOUGH = 0.2

@@ -1,0 +1,159 @@
+"""Levels run by ONNX Runtime on the processor, from the graphs of a model folder; needs no torch.
+
+Sessions and their threads are made when a level is first run, so that loading starts no thread. A forked child makes
+sessions of its own: threads do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+from hierclass.checkpoints.description import LevelGraphs, ModelDescription
+from hierclass.costs import Cost
+from hierclass.errors import CheckpointError
+from hierclass.files import WEIGHTS_FILE
+from hierclass.processors import num_cores
+from hierclass.runtime.interface import Batch, Logits, Runtime
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_RUNTIMES: weakref.WeakSet[OnnxRuntime] = weakref.WeakSet()
+
+
+class OnnxRuntime(Runtime):
+    """Runs the graphs of a model folder; images are uint8 arrays, which the graphs normalise."""
+
+    name = "onnx"
+
+    def __init__(
+        self, folder: Path, description: ModelDescription, graphs: LevelGraphs, threads: int | None = None
+    ) -> None:
+        """Use the graphs of a folder, with N = `threads` threads per call (None: one per core); nothing is run yet."""
+        self._folder, self._description, self._graphs = folder, description, graphs
+        self.reuses, self.sizes = graphs.reuses, graphs.sizes
+        self.num_classes = description.taxonomy.num_classes
+        self.threads = threads or num_cores()
+        self._forget()
+        _RUNTIMES.add(self)
+
+    def _forget(self) -> None:
+        """Hold no session."""
+        self._lock = threading.Lock()
+        self._sessions: dict[int, onnxruntime.InferenceSession] = {}
+        self._divided: dict[int, OnnxRuntime] = {}
+
+    def leave_to_parent(self) -> None:
+        """Forget sessions in a forked child, without ending them: they would wait for threads of the parent."""
+        for session in self._sessions.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+        self._forget()
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether images that change their batch keep what was computed of them, as the graphs' maker found."""
+        return self._graphs.keeps_rows
+
+    def cost(self, level: int) -> Cost:
+        """Return what a level costs for one image, as it was counted when the graphs were made."""
+        return self._graphs.costs[self.check_level(level)]
+
+    def weights(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield name and value of what model.safetensors holds, with the counts of batches that torch keeps."""
+        with safetensors.safe_open(self._folder / WEIGHTS_FILE, framework="numpy") as stream:
+            stored = set(stream.keys())
+            counts = {
+                name.removesuffix("running_mean") + "num_batches_tracked"
+                for name in stored
+                if name.endswith("running_mean")
+            }
+            for name in sorted(stored | counts):
+                if name not in stored:
+                    yield name, np.zeros((), np.int64)
+                    continue
+                value = stream.get_tensor(name)
+                yield name, value.astype(np.float32) if value.dtype == np.float16 else value
+
+    def to_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the images as they are."""
+        return pixels
+
+    def run_level(
+        self, level: int, images: Batch, kept: tuple[Batch, ...], output: str = "logits"
+    ) -> tuple[Logits, tuple[Batch, ...]]:
+        """Compute one level; see `Runtime.run_level`."""
+        session = self._session(level)
+        wanted = [output, *(each.name for each in session.get_outputs() if each.name.startswith("kept"))]
+        given = {"images": images, **{f"given{index}": value for index, value in enumerate(kept)}}
+        inputs = {each.name: given[each.name] for each in session.get_inputs()}
+        found, *kept_now = session.run(wanted, inputs)
+        return found, tuple(kept_now)
+
+    def take(self, values: Batch, rows: Sequence[int]) -> Batch:
+        """Return the rows of some of the images."""
+        return values[list(rows)]
+
+    def join(self, values: Sequence[Batch]) -> Batch:
+        """Return several arrays as one."""
+        return np.concatenate(values)
+
+    def divided(self, parts: int) -> OnnxRuntime:
+        """Return a runtime of the same graphs whose calls use a part of the cores; threads share its sessions."""
+        if parts == 1:
+            return self
+        with self._lock:
+            if parts not in self._divided:
+                threads = max(1, self.threads // parts)
+                self._divided[parts] = OnnxRuntime(self._folder, self._description, self._graphs, threads)
+            return self._divided[parts]
+
+    def enter_thread(self) -> None:
+        """Do nothing: sessions have their own threads."""
+
+    def _session(self, level: int) -> onnxruntime.InferenceSession:
+        with self._lock:
+            if level not in self._sessions:
+                self._sessions[level] = open_session(self._folder / self._graphs.files[level], self.threads)
+            return self._sessions[level]
+
+
+def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Open a graph with N = `threads` threads that do not spin while they wait, which would slow other work down.
+
+    Raises:
+        CheckpointError: the graph or the weights that it names can't be read, or it has an unknown operator.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # errors come as exceptions
+    try:
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except MemoryError:
+        raise
+    except Exception as error:  # classes of its own, which it does not export
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{file} can't be run: {reason}; write it again: hierclass export --in-place --model {file.parent}"
+        ) from error
+
+
+def _leave_to_parent() -> None:
+    for runtime in list(_RUNTIMES):
+        runtime.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
