@@ -13,8 +13,6 @@ from hierclass.errors import InputError
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 """Names of the two files of a model."""
-GRAPHS = "graphs"
-"""Key of config.json that tells which graphs belong to the model."""
 GRAPH_WEIGHTS_FILE = "graphs.safetensors"
 """Weights of graphs that `WEIGHTS_FILE` does not hold."""
 _GRAPH = re.compile(r"level\d+(\.int8)?\.onnx")

@@ -12,21 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hierclass.checkpoints.checkpoint import (
-    DIGEST,
-    Checkpoint,
-    as_stored,
-    config_text,
-    read_config,
-    stored_dtype,
-)
+from hierclass.checkpoints.checkpoint import Checkpoint, as_stored, config_text, stored_dtype
+from hierclass.checkpoints.description import DIGEST, GRAPHS, read_config
 from hierclass.errors import ExportError
-from hierclass.export.level_export import BATCHES, export_level, reason_for, require_exporter, shrunk_side
+from hierclass.export.level_export import BATCHES, export_level, reason_for, shrunk_side
 from hierclass.export.weight_sharing import StoredWeights, as_safetensors, large_weights, share_weights
 from hierclass.files import (
     CONFIG_FILE,
     GRAPH_WEIGHTS_FILE,
-    GRAPHS,
     WEIGHTS_FILE,
     graph_file,
     remove_temporaries,
@@ -61,9 +54,9 @@ def write_graphs(folder: Path, checkpoint: Checkpoint, progress: Progress | None
     graphs.
 
     Raises:
-        ExportError: ONNX is missing, or a level can't be exported; the message names level and operator.
+        ExportError: a level can't be exported; the message names it and the operator.
+        MissingExtraError: the packages that export are not installed.
     """
-    require_exporter()
     config = read_config(folder)
     network = as_stored(checkpoint.network, stored_dtype(folder)).to("cpu")
     weights = {WEIGHTS_FILE: (folder / WEIGHTS_FILE).read_bytes()}
@@ -94,7 +87,7 @@ def make_graphs(
     that they do not hold are put into another such file.
 
     Raises:
-        ExportError: as `write_graphs` does.
+        ExportError, MissingExtraError: as `write_graphs` does.
     """
     import onnx_ir
 

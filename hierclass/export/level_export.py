@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hierclass.errors import ExportError
+from hierclass.errors import ExportError, require
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import NestedNetwork
 from hierclass.nested.level_graph import Kept, resize_by_products
@@ -108,9 +108,10 @@ def export_level(network: NestedNetwork, level: int, preprocessing: Preprocessin
     The number of images is free, and so is their side where the level shrinks them.
 
     Raises:
-        ExportError: ONNX, its exporter or this level is not up to it; the message names the operator.
+        ExportError: the level can't be exported; the message names the operator.
+        MissingExtraError: the packages that export are not installed.
     """
-    require_exporter()
+    require("torch", "onnx", "onnxscript", what="writing graphs for ONNX Runtime")
     level_alone, found = ExportedLevel(network, level, preprocessing), signature(network, level)
     batch, side = torch.export.Dim("batch"), torch.export.Dim("side")
     sides = {} if level_alone.side is None else {1: side, 2: side}
@@ -184,18 +185,6 @@ def _name_sizes(model: onnx_ir.Model) -> None:
         for axis, size in enumerate(value.shape or ()):
             if not isinstance(size, int) and str(size) in names:
                 value.shape[axis] = names[str(size)]  # type: ignore[index]
-
-
-def require_exporter() -> None:
-    """Raise ExportError if a package that exporting needs is missing."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(
-            f"writing ONNX graphs needs {error.name}: pip install 'hierclass[train]'"
-        ) from error
 
 
 @contextlib.contextmanager
