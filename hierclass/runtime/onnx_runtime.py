@@ -131,8 +131,8 @@ class OnnxRuntime(Runtime):
 def import_onnxruntime() -> ModuleType:
     """Import ONNX Runtime, which from 1.29 on would tell its maker about every session; here it does not.
 
-    Importing takes 0.15 s. `ORT_DISABLE_TELEMETRY=0` in the environment lets it. What it starts for that does not survive a
-    fork either: a child would wait for it when it ends.
+    `ORT_DISABLE_TELEMETRY=0` in the environment lets it. A thread that it starts for that does not survive a fork, and
+    a forked child would wait for it when it ends.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
