@@ -3,6 +3,7 @@
     HierclassError
     ├── TaxonomyError    (ValueError)  a tree or a tier is wrong
     ├── BackboneError    (ValueError)  a network can't be built or cut
+    │   └── ExportError                a level can't be written as an ONNX graph
     ├── LevelError       (ValueError)  a level that the model does not have
     ├── CheckpointError  (ValueError)  a model folder is missing, damaged or of another version
     ├── ImageError       (ValueError)  an image can't be read
@@ -19,6 +20,7 @@ from taxonomy.errors import HierclassError, TaxonomyError
 __all__ = [
     "BackboneError",
     "CheckpointError",
+    "ExportError",
     "HierclassError",
     "ImageError",
     "InputError",
@@ -32,6 +34,10 @@ __all__ = [
 
 class BackboneError(HierclassError, ValueError):
     """A backbone is unknown, or holds a layer that can't be cut into levels."""
+
+
+class ExportError(BackboneError):
+    """A level can't be written as an ONNX graph; it still runs by PyTorch."""
 
 
 class LevelError(HierclassError, ValueError):

@@ -13,10 +13,23 @@ from hierclass.errors import InputError
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 """Names of the two files of a model."""
+GRAPH_WEIGHTS_FILE = "graphs.safetensors"
+"""Weights of graphs that `WEIGHTS_FILE` does not hold."""
+_GRAPH = re.compile(r"level\d+(\.int8)?\.onnx")
 BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
 """Folder of the model that comes with the package."""
 _TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
 """Name of the temporary file of a process (its number); a kill leaves it behind."""
+
+
+def graph_file(level: int) -> str:
+    """Return the name of the graph of a level."""
+    return f"level{level}.onnx"
+
+
+def is_graph_file(name: str) -> bool:
+    """Return whether a file of this name in a model's folder is a graph or holds weights of graphs."""
+    return name == GRAPH_WEIGHTS_FILE or _GRAPH.fullmatch(name) is not None
 
 
 def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> None:

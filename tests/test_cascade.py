@@ -58,7 +58,7 @@ def climb(
 
 
 def alone(classifier: Classifier, image: np.ndarray[Any, Any], level: int) -> Any:
-    return classifier.predict_tensors(classifier.to_input(image[None]).contiguous().numpy(), level)[0]
+    return classifier._answer(image[None], level)[0]
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -202,7 +202,7 @@ def test_a_batch_that_fails_is_divided_down_to_the_image_that_fails(
     head, seen = classifier.network.heads[1], list[torch.Tensor]()
     hook = head.register_forward_pre_hook(lambda _, found: seen.append(found[0]))
     with torch.inference_mode():
-        classifier.network(classifier.to_input(images[4:5]), 1)
+        classifier.network(classifier.runtime.to_batch(images[4:5]), 1)
     hook.remove()
 
     def holds_bad(features: torch.Tensor) -> bool:

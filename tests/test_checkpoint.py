@@ -18,7 +18,6 @@ from torch import nn
 from hierclass import load
 from hierclass.checkpoints.checkpoint import (
     Checkpoint,
-    Preprocessing,
     as_stored,
     build,
     load_checkpoint,
@@ -26,6 +25,7 @@ from hierclass.checkpoints.checkpoint import (
 )
 from hierclass.checkpoints.description import Architecture
 from hierclass.errors import BackboneError, CheckpointError
+from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Node, Taxonomy
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

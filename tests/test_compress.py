@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 
 from hierclass.checkpoints.checkpoint import (
     Checkpoint,
-    Preprocessing,
     build,
     load_checkpoint,
     save_checkpoint,
@@ -33,6 +32,7 @@ from hierclass.cli import main
 from hierclass.decisions.calibration import Decision
 from hierclass.errors import LevelError
 from hierclass.files import BUNDLED
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
 

@@ -132,7 +132,7 @@ def test_a_batch_that_needs_too_much_memory_is_divided(classifier: Classifier, p
 def test_an_image_on_which_the_network_fails_has_an_error_of_one_line(
     classifier: Classifier, photos: list[str]
 ) -> None:
-    unlucky = classifier.to_input(np.stack([read_square(photos[4], classifier.preprocessing)]))[0]
+    unlucky = classifier.runtime.to_batch(np.stack([read_square(photos[4], classifier.preprocessing)]))[0]
     error = RuntimeError("first line\nsecond line")
     with failing(
         classifier.network, lambda images: any(torch.equal(image, unlucky) for image in images), error

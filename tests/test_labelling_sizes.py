@@ -64,16 +64,17 @@ def test_for_level_0_photographs_are_decoded_small(classifier: Classifier, photo
     for level in (0, 2):
         preprocessing = dataclasses.replace(classifier.preprocessing_for(level), size=160, crop=1.0)
         sides.append(min(read_image(photos / "0.jpg", min_side=decode_side(preprocessing)).size))
-        assert read_square(photos / "0.jpg", preprocessing).shape == (160, 160, 3)
+        side = preprocessing.detail or 160
+        assert read_square(photos / "0.jpg", preprocessing).shape == (side, side, 3)
     assert sides == [320 / 2, 320]  # a scale that JPEG has, with some to spare
 
 
 def test_where_twice_the_detail_is_all_that_the_network_sees_nothing_is_decoded_smaller(
     classifier: Classifier, photos: Path
 ) -> None:
-    whole, less = read_square(photos / "0.jpg", classifier.preprocessing), classifier.preprocessing_for(1)
+    less = classifier.preprocessing_for(1)
     assert decode_side(less) == resize_side(classifier.preprocessing)
-    assert np.array_equal(read_square(photos / "0.jpg", less), whole)
+    assert read_square(photos / "0.jpg", less).shape == (SIZES[1], SIZES[1], 3)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -84,7 +85,7 @@ def test_labelling_answers_as_asking_for_every_image_does(
     hook = classifier.network.register_forward_pre_hook(lambda _, found: shapes.append(tuple(found[0].shape)))
     found = list(hierclass.label(photos, classifier=classifier, level=level))
     hook.remove()
-    assert shapes == [(3, 3, SIZES[-1], SIZES[-1])]
+    assert shapes == [(3, 3, SIZES[level], SIZES[level])]
     expected = classifier.predict_batch(sorted(photos.iterdir()), level)
     assert [row.synset for row in found] == [each.synset for each in expected]
     assert [row.score for row in found] == pytest.approx([each.score for each in expected], abs=1e-5)
@@ -94,7 +95,7 @@ def test_refining_equals_running_a_level_directly_on_the_same_pixels(
     classifier: Classifier, photos: Path
 ) -> None:
     pixels = np.stack([read_square(file, classifier.preprocessing) for file in sorted(photos.iterdir())])
-    network, images = classifier.network, classifier.to_input(pixels)
+    network, images = classifier.network, classifier.runtime.to_batch(pixels)
     with torch.inference_mode():
         state = network.start(images)
         for level in range(3):

@@ -11,7 +11,6 @@ from tiny_families import mark_full
 
 from hierclass.checkpoints.checkpoint import (
     Checkpoint,
-    Preprocessing,
     build,
     load_checkpoint,
     save_checkpoint,
@@ -19,6 +18,7 @@ from hierclass.checkpoints.checkpoint import (
 from hierclass.checkpoints.compress import compress
 from hierclass.checkpoints.description import Architecture
 from hierclass.errors import BackboneError, CheckpointError
+from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import create_backbone, nest
 from hierclass.nested.heads import SummedLinear
 from taxonomy import Taxonomy

@@ -173,7 +173,12 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     with replacing_all(folder / WEIGHTS_FILE, folder / CONFIG_FILE) as (weights_file, config_file):
         # One key alone: safetensors writes several in any order, and equal models are to be equal files.
         weights_file.write_bytes(safetensors.torch.save(tensors, metadata={DIGEST: digest}))
-        config_file.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        config_file.write_text(config_text(config), encoding="utf-8")
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return what config.json holds."""
+    return json.dumps(config, indent=1, ensure_ascii=False) + "\n"
 
 
 def as_stored(

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import hierclass
+from hierclass.cli.export import export
 from hierclass.cli.label import label, refine
 from hierclass.cli.shared import (
     SOME_INPUTS_FAILED,
@@ -89,6 +90,7 @@ def _common(
 
 app.command()(label)
 app.command()(refine)
+app.command()(export)
 
 
 @app.command()

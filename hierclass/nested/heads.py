@@ -36,7 +36,7 @@ class SummedLinear(nn.Linear):
     def sum_up(self, fine: Tensor) -> Tensor:
         """Return log-probabilities (B, num_classes), float32, for the logits (B, len(groups)) of the fine classes."""
         shares = fine.float().softmax(dim=1)
-        summed = shares.new_zeros(len(shares), self.num_classes).index_add(1, self.groups, shares)
+        summed = shares.new_zeros(shares.shape[0], self.num_classes).index_add(1, self.groups, shares)
         return summed.clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def forward(self, features: Tensor) -> Tensor:

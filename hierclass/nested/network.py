@@ -129,6 +129,10 @@ class NestedNetwork(nn.Module, abc.ABC):
         A level is given what the level below it kept; where nothing is reused, `kept` is empty.
         """
 
+    def level_module(self, level: int) -> nn.Module:
+        """Return a level of all as a module, (image, kept) → (features, kept), with the weights as they are stored."""
+        return _LevelOf(self, level)
+
     @abc.abstractmethod
     def level_tensors(self, level: int) -> Iterator[tuple[str, Tensor, bool]]:
         """Yield name, value and whether it is trained of every weight and statistic that `level` uses, but heads'."""
@@ -267,6 +271,18 @@ class NestedNetwork(nn.Module, abc.ABC):
         self.load_state_dict(tensors, strict=False)
 
 
+class _LevelOf(nn.Module):
+    """One level of a network that is no module by itself."""
+
+    def __init__(self, network: NestedNetwork, level: int):
+        super().__init__()
+        self.network = network
+        self._run = network.level_functions(network.num_levels - 1)[level]
+
+    def forward(self, image: Tensor, kept: Kept) -> tuple[Tensor, Kept]:
+        return self._run(image, kept)
+
+
 class GraphNetwork(NestedNetwork):
     """A network whose levels are graphs over its layers and weights, which they name by their place in the network."""
 
@@ -295,6 +311,10 @@ class GraphNetwork(NestedNetwork):
             found = [bind(graph, self._parts_of(level)) for level, graph in enumerate(graphs)]
             self._bound[key] = found
         return found[: last + 1]
+
+    def level_module(self, level: int) -> fx.GraphModule:
+        """Return the graph of a level."""
+        return self.level_modules(self.num_levels - 1)[level]
 
     def _parts_of(self, level: int) -> dict[str, nn.Module]:
         """Return the modules, by name, that the graph of a level names."""

@@ -73,8 +73,9 @@ class TorchRuntime(Runtime):
     @torch.inference_mode()
     def run(self, images: Tensor, level: int, output: str = "logits") -> Logits:
         """Compute a level from the images, without keeping what higher ones read; see `Runtime.run`."""
-        features = self.network.features(images, level)
-        return self._output(features, level, output)
+        if output == "features":
+            return _numpy(self.network.features(images, level))
+        return _numpy(self.network(images, level))
 
     @torch.inference_mode()
     def run_level(
@@ -85,12 +86,7 @@ class TorchRuntime(Runtime):
             features, kept = self.network.level_functions(self.num_levels - 1)[level](images, kept)
         else:
             features = self.network.features(images, level)
-        return self._output(features, level, output), kept
-
-    def _output(self, features: Tensor, level: int, output: str) -> Logits:
-        found = features if output == "features" else self.network.classify(features, level)
-        array: Logits = found.float().cpu().numpy()
-        return array
+        return _numpy(features if output == "features" else self.network.classify(features, level)), kept
 
     @torch.inference_mode()
     def take(self, values: Tensor, rows: Sequence[int]) -> Tensor:
@@ -114,6 +110,11 @@ class TorchRuntime(Runtime):
         """Make the current thread use `threads` cores; threads that others start then use as many."""
         if self._torch_device.type == "cpu":
             torch.set_num_threads(self.threads)
+
+
+def _numpy(values: Tensor) -> Logits:
+    array: Logits = values.float().cpu().numpy()
+    return array
 
 
 def _find_device(name: str) -> torch.device:

@@ -61,7 +61,7 @@ class WholeNetwork(NestedNetwork):
 
     def _run(self, image: Tensor, kept: Kept) -> tuple[Tensor, Kept]:
         logits = kept[0] if kept else self.classifier(image)
-        if not isinstance(logits, Tensor) or logits.shape != (len(image), self.num_features[0]):
+        if not isinstance(logits, Tensor) or logits.shape != (image.shape[0], self.num_features[0]):
             raise BackboneError(
                 f"this timm model does not answer with {self.num_features[0]:,} logits per image"
             )

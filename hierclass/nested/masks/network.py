@@ -70,6 +70,10 @@ class MaskedNetwork(NestedNetwork):
                 plain = self._plain[level] = fold(self.masked.extract(level), self._pairs)
         return plain(image), ()
 
+    def level_module(self, level: int) -> nn.Module:
+        """Return a level with copies of its weights, zero where it does not use them."""
+        return _Alone(self.masked.extract(level))
+
     def fused(self) -> MaskedNetwork:
         """Return a copy for inference, in evaluation mode, whose levels are plain backbones: calls mask nothing.
 
@@ -160,6 +164,17 @@ class MaskedNetwork(NestedNetwork):
         )
         self.heads.load_state_dict({name.removeprefix("heads."): value for name, value in heads.items()})
         self._changed()
+
+
+class _Alone(nn.Module):
+    """A level that keeps nothing."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Tensor, kept: Kept) -> tuple[Tensor, Kept]:
+        return self.backbone(image), ()
 
 
 def _num_features(backbone: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -1,0 +1,182 @@
+"""Write the graphs of a model folder: every level for ONNX Runtime, beside the weights that they share with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hierclass.checkpoints.checkpoint import Checkpoint, as_stored, config_text, stored_dtype
+from hierclass.checkpoints.description import DIGEST, GRAPHS, read_config
+from hierclass.errors import ExportError
+from hierclass.export.level_export import BATCHES, export_level, reason_for, shrunk_side
+from hierclass.export.weight_sharing import StoredWeights, as_safetensors, large_weights, share_weights
+from hierclass.files import (
+    CONFIG_FILE,
+    GRAPH_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    graph_file,
+    remove_temporaries,
+    replacing,
+    replacing_all,
+)
+from hierclass.images.preprocessing import Preprocessing, normalise
+from hierclass.nested import NestedNetwork
+from hierclass.nested.level_graph import Kept
+from hierclass.nested.verify import keeps_rows
+from hierclass.runtime.onnx_runtime import import_onnxruntime
+
+CLOSE = 1e-4
+"""Largest difference between ONNX Runtime and PyTorch, as a share of the largest number, or of 1 if that is less."""
+Progress = Callable[[int], object]
+"""Is told the number of each level before it is exported."""
+
+
+@dataclass(frozen=True)
+class GraphFiles:
+    """The graphs of a model, not yet written."""
+
+    entry: dict[str, Any]
+    """What config.json says of them under `GRAPHS`, but for the digest."""
+    contents: dict[str, bytes]
+    """Name of a file → its contents."""
+
+
+def write_graphs(folder: Path, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
+    """Write the graphs of all levels into the folder of a checkpoint, as its stored, rounded weights give them.
+
+    If that fails or is interrupted, the folder stays as it is; a kill while files are renamed may leave it without
+    graphs.
+
+    Raises:
+        ExportError: a level can't be exported; the message names it and the operator.
+        MissingExtraError: the packages that export are not installed.
+    """
+    config = read_config(folder)
+    network = as_stored(checkpoint.network, stored_dtype(folder)).to("cpu")
+    weights = {WEIGHTS_FILE: (folder / WEIGHTS_FILE).read_bytes()}
+    made = make_graphs(network, checkpoint.preprocessing, weights, progress)
+    names = (*made.contents, CONFIG_FILE)
+    remove_temporaries(folder, *names)
+    if config.pop(GRAPHS, None):  # no time at which config.json vouches for a mixture
+        with replacing(folder / CONFIG_FILE) as file:
+            file.write_text(config_text(config), encoding="utf-8")
+    with replacing_all(*(folder / name for name in names)) as files:
+        for file, content in zip(files, made.contents.values(), strict=False):
+            file.write_bytes(content)
+        config[GRAPHS] = {"digest": config[DIGEST], **made.entry}
+        files[-1].write_text(config_text(config), encoding="utf-8")
+    for name in {GRAPH_WEIGHTS_FILE} - set(names):
+        (folder / name).unlink(missing_ok=True)
+
+
+def make_graphs(
+    network: NestedNetwork,
+    preprocessing: Preprocessing,
+    weights: Mapping[str, bytes],
+    progress: Progress | None = None,
+) -> GraphFiles:
+    """Export every level of a network in evaluation mode, and compare each with PyTorch.
+
+    `weights` are the contents of files of safetensors, by the names that they will have beside the graphs; weights
+    that they do not hold are put into another such file.
+
+    Raises:
+        ExportError, MissingExtraError: as `write_graphs` does.
+    """
+    import onnx_ir
+
+    models = []
+    for level in range(network.num_levels):
+        if progress is not None:
+            progress(level)
+        models.append(export_level(network, level, preprocessing))
+    stored = StoredWeights()
+    for name, content in weights.items():
+        stored.add(name, content)
+    others = dict[str, bytes]()
+    if more := large_weights(models, stored):
+        others[GRAPH_WEIGHTS_FILE] = as_safetensors(more)
+        stored.add(GRAPH_WEIGHTS_FILE, others[GRAPH_WEIGHTS_FILE])
+    graphs = dict[str, bytes]()
+    for level, model in enumerate(models):
+        share_weights(model, stored)
+        graphs[graph_file(level)] = onnx_ir.to_proto(model).SerializeToString()
+    check_graphs(network, preprocessing, list(graphs.values()), {**weights, **others})
+    costs = [dataclasses.asdict(network.cost(level)) for level in range(network.num_levels)]
+    entry = {
+        "files": list(graphs),
+        "reuses": network.reuses,
+        "keeps_rows": keeps_rows(network),
+        "sizes": None if network.sizes is None else list(network.sizes),
+        "costs": costs,
+    }
+    return GraphFiles(entry, {**others, **graphs})
+
+
+@torch.no_grad()
+def check_graphs(
+    network: NestedNetwork, preprocessing: Preprocessing, graphs: list[bytes], weights: Mapping[str, bytes]
+) -> None:
+    """Compare the graphs' numbers with PyTorch's on random images; what a level keeps is given to the next one.
+
+    Raises:
+        ExportError: ONNX Runtime can't run a graph, or its numbers differ.
+    """
+    runs = network.level_functions(network.num_levels - 1)
+    theirs: dict[int, list[NDArray[Any]]] = {batch: [] for batch in BATCHES}
+    kept: dict[int, Kept] = dict.fromkeys(BATCHES, ())
+    for level, graph in enumerate(graphs):
+        try:
+            session = _session(graph, weights)
+        except Exception as error:  # whatever ONNX Runtime finds in a graph
+            raise ExportError(f"level {level} can't be run by ONNX Runtime: {reason_for(error)}") from error
+        sides = preprocessing.size, shrunk_side(network, level) or preprocessing.size
+        for batch, side in zip(BATCHES, sides, strict=True):
+            pixels = np.random.default_rng(batch).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+            given = theirs[batch] if network.reuses else []
+            inputs = {"images": pixels, **{f"given{i}": value for i, value in enumerate(given)}}
+            try:
+                logits, features, *theirs[batch] = session.run(None, inputs)
+            except Exception as error:
+                raise ExportError(f"level {level} fails in ONNX Runtime: {reason_for(error)}") from error
+            image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+            mean, std = (
+                torch.tensor(each)[:, None, None] for each in (preprocessing.mean, preprocessing.std)
+            )
+            ours, kept[batch] = runs[level](
+                normalise(image, mean, std), kept[batch] if network.reuses else ()
+            )
+            for found, expected in zip(
+                (logits, features, *theirs[batch]),
+                (network.classify(ours, level), ours, *kept[batch]),
+                strict=True,
+            ):
+                _check_close(found, expected.numpy(), level, batch)
+
+
+def _check_close(found: NDArray[Any], expected: NDArray[Any], level: int, batch: int) -> None:
+    if found.shape != expected.shape:
+        raise ExportError(f"level {level} has the shape {found.shape} in ONNX Runtime, not {expected.shape}")
+    if not expected.size:
+        return
+    off = float(np.abs(found.astype(np.float64) - expected).max()) / max(1.0, float(np.abs(expected).max()))
+    if not off <= CLOSE:  # not a number neither
+        raise ExportError(f"level {level} differs by {off:.1g} between ONNX Runtime and PyTorch")
+
+
+def _session(graph: bytes, weights: Mapping[str, bytes]) -> Any:
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_external_initializers_from_files_in_memory(
+        list(weights), list(weights.values()), [len(content) for content in weights.values()]
+    )
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
