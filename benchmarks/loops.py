@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from dense import dense_network, export_dense
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from timm.data import create_dataset, create_loader
 from hierclass.checkpoints.checkpoint import Checkpoint
 from hierclass.images.preprocessing import resize_side
 from hierclass.processors import num_cores
+from hierclass.runtime.onnx_runtime import import_onnxruntime
 
 Loop = Callable[[], int]
 """Answers all photographs of a folder; returns their number."""
@@ -61,6 +61,7 @@ def onnx_loop(checkpoint: Checkpoint, folder: Path, batch_size: int, exported: P
     """
     if not exported.exists():
         export_dense(checkpoint, exported)
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_cores()
     session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
