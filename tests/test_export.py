@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from hierclass.errors import ExportError
-from hierclass.export.graphs import write_graphs
 from hierclass.export.level_export import export_level
 from hierclass.files import BUNDLED
 from hierclass.images.preprocessing import Preprocessing, normalise
@@ -43,17 +41,10 @@ def normalised(images: NDArray[np.uint8], preprocessing: Preprocessing) -> torch
     return normalise(torch.from_numpy(images).permute(0, 3, 1, 2).float(), mean, std)
 
 
-@pytest.fixture(scope="module")
-def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def exported(tiny_graphs: Path) -> Path:
     """The tiny model of structure `slices`, with graphs in place of older ones."""
-    folder = tmp_path_factory.mktemp("exported") / "tiny"
-    shutil.copytree(tiny_checkpoint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "graphs": {"digest": "older"}}))
-    for name in ("level0.onnx", "graphs.safetensors"):
-        (folder / name).write_bytes(b"older")
-    write_graphs(folder, load_checkpoint(folder))
-    return folder
+    return tiny_graphs
 
 
 @pytest.mark.parametrize("size", [96, 64, 224, 40])
@@ -75,6 +66,13 @@ def test_a_level_reads_what_the_level_below_kept(exported: Path) -> None:
         assert np.abs(logits - expected[level].numpy()).max() < 1e-4
         assert features.shape == (4, checkpoint.network.num_features[level])
     assert kept == []
+
+
+def test_outputs_have_the_names_that_the_format_says(exported: Path) -> None:
+    for level in range(3):
+        names = [each.name for each in session(exported, level).get_outputs()]
+        kept = [f"kept{index}" for index in range(len(names) - 2)]
+        assert names == ["logits", "features", *kept]
 
 
 def test_config_json_says_whose_graphs_they_are(tiny_checkpoint: Path, exported: Path) -> None:
