@@ -28,6 +28,8 @@ DIGEST = "digest"
 """Key, in both files, of the digest that tells whether they were written together."""
 GRAPHS = "graphs"
 """Key of the configuration under which the graphs of levels are described."""
+INT8 = "int8"
+"""The same for graphs that compute with whole numbers."""
 MAX_CONFIG_BYTES = 64 * 2**20
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
