@@ -28,7 +28,9 @@ from rich.table import Table
 from timing import Call, busy_neighbours, describe_machine, measure_rounds, wide_console
 
 import hierclass
+from hierclass.checkpoints.description import read_config
 from hierclass.classifier import Classifier
+from hierclass.files import BUNDLED
 
 TORCH = "torch"
 """The runtime that others are compared with."""
@@ -69,13 +71,15 @@ class LevelContender:
 
 
 def open_runtimes(model: Path | None, device: str, threads: int | None) -> dict[str, Classifier]:
-    """Load a model once for every way to run it: torch, and on a processor ONNX Runtime where the model has graphs."""
+    """Load a model once for every way to run it: torch, and on a processor ONNX Runtime with the graphs it has."""
     found = {TORCH: hierclass.load(model, device, runtime="torch", threads=threads)}
-    if found[TORCH].device == "cpu":
-        try:
-            found["onnx"] = hierclass.load(model, "cpu", runtime="onnx", threads=threads)
-        except hierclass.CheckpointError as error:
-            print(error, file=sys.stderr)
+    if found[TORCH].device != "cpu":
+        return found
+    folder = model or BUNDLED
+    config, in_8_bits = read_config(folder), {"int8": True}
+    for key, name, how in (("graphs", "onnx", {}), ("int8", "onnx int8", in_8_bits)):
+        if key in config:
+            found[name] = hierclass.load(folder, "cpu", runtime="onnx", threads=threads, **how)
     return found
 
 
