@@ -323,12 +323,15 @@ def main(
         bool, typer.Option("--small", help="With --paths: photographs of 96 x 72 pixels.")
     ] = False,
     level: Annotated[str, typer.Option(help="With --paths: the level.")] = "0",
+    int8: Annotated[bool, typer.Option("--int8", help="Run the model's graphs in 8 bits.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
     """Measure labelling."""
     console, report = wide_console(), dict[str, Any]()
-    classifier = hierclass.load(model, "cpu")
+    in_8_bits = {"int8": True} if int8 else {}
+    classifier = hierclass.load(model, "cpu", **in_8_bits)
     report["machine"] = {**describe_machine(classifier.device), "used_cores": num_cores()}
+    report["int8"] = int8
     with tempfile.TemporaryDirectory() as place:
         if paths:
             folder = Path(place)
