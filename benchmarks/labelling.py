@@ -329,7 +329,7 @@ def main(
     """Measure labelling."""
     console, report = wide_console(), dict[str, Any]()
     in_8_bits = {"int8": True} if int8 else {}
-    classifier = hierclass.load(model, "cpu", **in_8_bits)
+    classifier = hierclass.load(model, "cpu", runtime="auto", threads=None, **in_8_bits)
     report["machine"] = {**describe_machine(classifier.device), "used_cores": num_cores()}
     report["int8"] = int8
     with tempfile.TemporaryDirectory() as place:
