@@ -88,6 +88,13 @@ def test_a_level_reads_what_the_level_below_kept(exported: Path) -> None:
     assert kept == []
 
 
+def test_outputs_have_the_names_that_the_format_says(exported: Path) -> None:
+    for level in range(2):
+        names = [each.name for each in session(exported, level).get_outputs()]
+        kept = [f"kept{index}" for index in range(len(names) - 2)]
+        assert names == ["logits", "features", *kept]
+
+
 def test_config_json_says_whose_graphs_they_are(plain: Path, exported: Path) -> None:
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (plain, exported))
     graphs = after.pop("graphs")
