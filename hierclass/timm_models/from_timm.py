@@ -70,10 +70,11 @@ def from_timm(
     checkpoint, used = load_whole(name, file, taxonomy)
     if by_onnx:
         cached = CachedGraphs.of(name, used, checkpoint.taxonomy)
+        if file is None:
+            remember_weights(name, used)
         try:
-            cached.write(checkpoint)
-            if file is None:
-                remember_weights(name, used)
+            if cached.open(threads) is None:
+                cached.write(checkpoint)
             if made := cached.open(threads):
                 return Classifier(made[0], runtime=made[1])
         except (ExportError, MissingExtraError) as error:

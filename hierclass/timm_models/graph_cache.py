@@ -80,16 +80,12 @@ class CachedGraphs:
             OSError: the folder can't be written.
         """
         refused = self.folder.with_name(f"{self.folder.name}.refused.json")
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(refused.read_text(encoding="utf-8"))
-            if found["versions"] == _versions():
-                raise ExportError(str(found["reason"]))
+        if (reason := _read_note(refused, "reason")) is not None:
+            raise ExportError(reason)
         try:
             files = _contents(checkpoint)
         except ExportError as error:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(refused) as file:
-                file.write_text(json.dumps({"versions": _versions(), "reason": str(error)}), encoding="utf-8")
+            _write_note(refused, "reason", str(error))
             raise
         made = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(made, ignore_errors=True)
@@ -134,18 +130,31 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 def remember_weights(name: str, file: Path) -> None:
     """Note where timm's own weights of `name` were, so that the next call need not ask timm."""
-    note = cache_folder() / "timm" / f"{_file_name(name)}.weights.json"
-    with contextlib.suppress(OSError), replacing(note) as temporary:
-        facts = {"versions": _versions(), "file": str(file.absolute())}
-        temporary.write_text(json.dumps(facts), encoding="utf-8")
+    with contextlib.suppress(OSError):
+        _write_note(_weights_note(name), "file", str(file.absolute()))
 
 
 def recall_weights(name: str) -> Path | None:
     """Return where timm's own weights of `name` were; None if that is not known."""
-    note = cache_folder() / "timm" / f"{_file_name(name)}.weights.json"
+    found = _read_note(_weights_note(name), "file")
+    return None if found is None else Path(found)
+
+
+def _weights_note(name: str) -> Path:
+    return cache_folder() / "timm" / f"{_file_name(name)}.weights.json"
+
+
+def _write_note(file: Path, key: str, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps({"versions": _versions(), key: text}), encoding="utf-8")
+
+
+def _read_note(file: Path, key: str) -> str | None:
+    """Return the text of a note; None if there is none, or other versions wrote it."""
     try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-        return Path(found["file"]) if _fits(found["versions"]) else None
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return str(found[key]) if _fits(found["versions"]) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
