@@ -27,6 +27,11 @@ def graph_file(level: int) -> str:
     return f"level{level}.onnx"
 
 
+def int8_file(level: int) -> str:
+    """Return the name of the graph of a level in 8 bits."""
+    return f"level{level}.int8.onnx"
+
+
 def is_graph_file(name: str) -> bool:
     """Return whether a file of this name in a model's folder is a graph or holds weights of graphs."""
     return name == GRAPH_WEIGHTS_FILE or _GRAPH.fullmatch(name) is not None

@@ -27,6 +27,7 @@ from hierclass.checkpoints.description import (
     ModelDescription,
     _as_tuple,
     check_weights,
+    config_text,
     describing,
     parse_description,
     read_config,
@@ -174,11 +175,6 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
         # One key alone: safetensors writes several in any order, and equal models are to be equal files.
         weights_file.write_bytes(safetensors.torch.save(tensors, metadata={DIGEST: digest}))
         config_file.write_text(config_text(config), encoding="utf-8")
-
-
-def config_text(config: Mapping[str, Any]) -> str:
-    """Return what config.json holds."""
-    return json.dumps(config, indent=1, ensure_ascii=False) + "\n"
 
 
 def as_stored(
