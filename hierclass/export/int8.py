@@ -223,7 +223,8 @@ def _with_scales(model: onnx.ModelProto, ranges: Ranges, kept_float: set[str]) -
             extra_options=options,
         )
         quantizer.quantize_model()
-    return quantizer.model.model
+    quantised: onnx.ModelProto = quantizer.model.model
+    return quantised
 
 
 @contextlib.contextmanager
