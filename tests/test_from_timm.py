@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from timm_models import CAT, NAME, make_model, sure_of
+from timm_models import CAT, NAME, make_model, random_inputs, sure_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,8 +52,8 @@ def classifier(weights: Path) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def batch() -> torch.Tensor:
-    return torch.randn(4, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+def batch(classifier: Classifier) -> torch.Tensor:
+    return random_inputs(classifier.preprocessing, 4)
 
 
 def summed(probabilities: torch.Tensor, taxonomy: Taxonomy, tier: int) -> dict[str, float]:
@@ -312,7 +312,7 @@ def test_transformers_and_two_headed_models_work(name: str, tmp_path: Path) -> N
     model = timm.create_model(name).eval()
     safetensors.torch.save_model(model, str(tmp_path / "weights.safetensors"))
     classifier = from_timm(name, weights=tmp_path / "weights.safetensors", device="cpu")
-    image = torch.randn(1, 3, classifier.preprocessing.size, classifier.preprocessing.size)
+    image = random_inputs(classifier.preprocessing)
     with torch.inference_mode():
         row = model(image).softmax(1)[0]
     expected = summed(row, classifier.taxonomy, 0)

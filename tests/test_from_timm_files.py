@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from timm_models import CAT, NAME, make_model
+from timm_models import CAT, NAME, make_model, random_inputs
 from torch import nn
 
 import hierclass
@@ -175,7 +175,7 @@ def test_weights_in_torchs_cache_are_used(caches: Path) -> None:
     model = make_model("legacy_seresnet18")
     torch.save(model.state_dict(), folder / "seresnet18-4bb0ce65.pth")
     classifier = from_timm("legacy_seresnet18", device="cpu")
-    image = torch.randn(1, 3, 224, 224)
+    image = random_inputs(classifier.preprocessing)
     with torch.inference_mode():
         expected = int(model(image).argmax())
     synset = timm.data.ImageNetInfo("imagenet-1k").label_names()[expected]

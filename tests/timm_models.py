@@ -10,6 +10,8 @@ import timm
 import torch
 from torch import nn
 
+from hierclass.images.preprocessing import Preprocessing, normalise
+
 CAT = Path(__file__).parent.parent / "examples" / "cat.jpg"
 NAME = "test_resnet"
 
@@ -20,6 +22,14 @@ def make_model(name: str = NAME, seed: int = 0) -> nn.Module:
     model: nn.Module = timm.create_model(name).eval()
     nn.init.normal_(model.get_classifier().weight, std=0.3)  # type: ignore[operator,arg-type,union-attr]
     return model
+
+
+def random_inputs(preprocessing: Preprocessing, count: int = 1) -> torch.Tensor:
+    """Normalised images of random pixels, as `hierclass.images.preprocessing.preprocess` returns them."""
+    size, generator = preprocessing.size, torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator).float()
+    mean, std = (torch.tensor(each)[:, None, None] for each in (preprocessing.mean, preprocessing.std))
+    return normalise(pixels, mean, std)
 
 
 def sure_of(index: int, folder: Path, name: str = NAME) -> Path:

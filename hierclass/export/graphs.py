@@ -30,6 +30,7 @@ from hierclass.images.preprocessing import Preprocessing, normalise
 from hierclass.nested import NestedNetwork
 from hierclass.nested.level_graph import Kept
 from hierclass.nested.verify import keeps_rows
+from hierclass.runtime.onnx_runtime import import_onnxruntime
 
 CLOSE = 1e-4
 """Largest difference between ONNX Runtime and PyTorch, as a share of the largest number, or of 1 if that is less."""
@@ -171,8 +172,7 @@ def _check_close(found: NDArray[Any], expected: NDArray[Any], level: int, batch:
 
 
 def _session(graph: bytes, weights: Mapping[str, bytes]) -> Any:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4

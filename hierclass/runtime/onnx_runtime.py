@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,14 +133,25 @@ class OnnxRuntime(Runtime):
             return self._sessions[level]
 
 
+def import_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime, which from 1.29 on would tell its maker about every session; here it does not.
+
+    `ORT_DISABLE_TELEMETRY=0` in the environment lets it. A thread that it starts for that does not survive a fork, and
+    a forked child would wait for it when it ends.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime  # type: ignore[no-any-return]
+
+
 def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
     """Open a graph with N = `threads` threads that do not spin while they wait, which would slow other work down.
 
     Raises:
         CheckpointError: the graph or the weights that it names can't be read, or it has an unknown operator.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

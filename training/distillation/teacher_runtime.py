@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.images.preprocessing import Preprocessing
+from hierclass.runtime.onnx_runtime import import_onnxruntime
 from training.distillation.teacher import Teacher
 
 WORTH = 4096
@@ -74,8 +75,7 @@ def run_by_torch(network: nn.Module, device: torch.device) -> TeacherFunction:
 def _by_onnxruntime(network: nn.Module, side: int, threads: int | None) -> TeacherFunction | None:
     """Answer by ONNX Runtime; None if it is missing or can't run this network."""
     try:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         model = _export(network, side)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
