@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hierclass.errors import InputError
@@ -45,21 +45,36 @@ def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> Non
     Raises:
         InputError: the folder is refused; the message says what to do.
     """
+    if source is not None and folder.is_dir() and folder.resolve() == source.resolve():
+        raise InputError(f"{folder} is the model itself; name another folder for the new one")
+    check_output_folder(folder, (CONFIG_FILE, WEIGHTS_FILE).__contains__, "a model", force=force)
+
+
+def check_output_folder(
+    folder: Path, is_part: Callable[[str], bool], what: str, *, force: bool, mark: str | None = None
+) -> None:
+    """Refuse a folder if writing `what` there would overwrite other files, or an earlier one without `force`.
+
+    `is_part` says of the name of a file whether it belongs to `what`; without the file `mark`, none does.
+
+    Raises:
+        InputError: the folder is refused; the message says what to do.
+    """
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
-            raise InputError(f"{folder} is no folder; name a new or empty one for the model")
+            raise InputError(f"{folder} is no folder; name a new or empty one for {what}")
         return
-    if source is not None and folder.resolve() == source.resolve():
-        raise InputError(f"{folder} is the model itself; name another folder for the new one")
-    left_by_a_kill = {file.name for file in _temporaries(folder, CONFIG_FILE, WEIGHTS_FILE)}
-    names = sorted({file.name for file in folder.iterdir()} - left_by_a_kill)
-    others = [name for name in names if name not in (CONFIG_FILE, WEIGHTS_FILE)]
+    files = {file.name: _TEMPORARY.fullmatch(file.name) for file in folder.iterdir()}
+    names = sorted(
+        name for name, temporary in files.items() if not (temporary and is_part(temporary["file"]))
+    )
+    others = [name for name in names if not is_part(name) or (mark is not None and mark not in names)]
     if others:
         raise InputError(
-            f"{folder} holds {others[0]}, which is no part of a model; name a new or empty folder"
+            f"{folder} holds {others[0]}, which is no part of {what}; name a new or empty folder"
         )
     if names and not force:
-        raise InputError(f"{folder} holds a model; add --force to replace it, or name another folder")
+        raise InputError(f"{folder} holds {what}; add --force to replace it, or name another folder")
 
 
 def check_writable(file: Path, option: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from hierclass.checkpoints.description import (
     read_description,
 )
 from hierclass.errors import CheckpointError, ImageError, InputError
+from hierclass.export.deployed_folder import CARD_FILE, SourceModel
 from hierclass.export.int8 import Inputs, quantise
 from hierclass.files import CONFIG_FILE, int8_file, remove_temporaries, replacing, replacing_all
 from hierclass.images.preprocessing import Preprocessing
@@ -30,8 +33,6 @@ from hierclass.labelling.inputs import Input, ParquetRows, list_inputs
 from hierclass.labelling.read_input import InputReader, ReadSource
 from hierclass.runtime.onnx_runtime import OnnxRuntime
 
-MAX_IMAGES = 128
-"""Images that ranges are measured on, unless more are asked for; 64 gave the bundled model the same answers."""
 MIN_IMAGES = 16
 """Fewer images say too little of the range of a tensor."""
 Progress = Callable[[str, int, int], object]
@@ -100,6 +101,19 @@ def write_int8(folder: Path, made: Int8Graphs) -> None:
             "results": {"images": made.num_images, "same": list(made.same)},
         }
         files[-1].write_text(config_text(config), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def temporary_int8(folder: Path, made: Int8Graphs) -> Iterator[SourceModel]:
+    """Hold graphs in 8 bits in a temporary folder, to be exported from there."""
+    description, graphs = read_graphs(folder)
+    files = tuple(map(int8_file, range(len(made.contents))))
+    with tempfile.TemporaryDirectory() as place:
+        for file, content in zip(files, made.contents, strict=True):
+            (Path(place) / file).write_bytes(content)
+        if (folder / CARD_FILE).is_file():
+            shutil.copyfile(folder / CARD_FILE, Path(place) / CARD_FILE)
+        yield SourceModel(Path(place), description, dataclasses.replace(graphs, files=files, int8=True))
 
 
 def read_graphs(folder: Path) -> tuple[ModelDescription, LevelGraphs]:

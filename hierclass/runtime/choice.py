@@ -38,8 +38,8 @@ def open_model(
     if int8:
         from hierclass.runtime.onnx_runtime import OnnxRuntime
 
-        description, graphs = read_int8(folder)
-        return description, OnnxRuntime(folder, description, graphs, threads)
+        described, int8_graphs = read_int8(folder)
+        return described, OnnxRuntime(folder, described, int8_graphs, threads)
     if runtime == "onnx" or (runtime == "auto" and not on_accelerator(device)):
         from hierclass.runtime.onnx_runtime import OnnxRuntime
 
@@ -67,7 +67,7 @@ def check_options(device: str, runtime: str, threads: int | None, int8: bool = F
         raise InputError(f"ONNX Runtime runs on the processor; for device {device!r} use runtime torch")
     if int8 and (runtime == "torch" or device not in ("auto", "cpu")):
         raise InputError(
-            "graphs in 8 bits run on the processor, by ONNX Runtime; leave out the other runtime or device"
+            "graphs in 8 bits run on the processor, by ONNX Runtime; leave out other runtimes and devices"
         )
     if threads is not None and threads < 1:
         raise InputError(f"threads must be 1 or more, not {threads}")

@@ -155,7 +155,7 @@ def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Processors without VNNI add up products of 8 bits in 16 and clip the sums; this makes them take an exact, slower way.
+    # Without VNNI, x86 adds up products of 8 bits in 16 and clips the sums; this makes it take an exact, slower way.
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.log_severity_level = 4  # errors come as exceptions
     try:
