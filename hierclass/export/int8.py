@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.errors import ExportError, require
+from hierclass.runtime.onnx_runtime import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx
@@ -107,21 +108,22 @@ def _sample(values: NDArray[np.float32], number: int) -> NDArray[np.float32]:
 def _folded(graph: Path) -> onnx.ModelProto:
     """The graph with norms and low-rank parts folded into its weights, as ONNX Runtime's basic optimisations do."""
     import onnx
-    import onnxruntime
 
+    onnxruntime = import_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         options = _options()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
-        onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        whole = onnx.load(
+            graph
+        ).SerializeToString()  # with the weights of other files, which stay there otherwise
+        onnxruntime.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
         folded: onnx.ModelProto = onnx.load(options.optimized_model_filepath)
         return folded
 
 
 def _options() -> onnxruntime.SessionOptions:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
@@ -130,8 +132,8 @@ def _options() -> onnxruntime.SessionOptions:
 def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
     """A session of the model that gives these tensors."""
     import onnx
-    import onnxruntime
 
+    onnxruntime = import_onnxruntime()
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     del shown.graph.output[:]

@@ -24,6 +24,7 @@ from hierclass.costs import Cost
 from hierclass.errors import CheckpointError
 from hierclass.files import WEIGHTS_FILE
 from hierclass.processors import num_cores
+from hierclass.runtime.int8_probe import clips_sums
 from hierclass.runtime.interface import Batch, Logits, Runtime
 
 if TYPE_CHECKING:
@@ -129,7 +130,9 @@ class OnnxRuntime(Runtime):
     def _session(self, level: int) -> onnxruntime.InferenceSession:
         with self._lock:
             if level not in self._sessions:
-                self._sessions[level] = open_session(self._folder / self._graphs.files[level], self.threads)
+                self._sessions[level] = open_session(
+                    self._folder / self._graphs.files[level], self.threads, int8=self._graphs.int8
+                )
             return self._sessions[level]
 
 
@@ -145,7 +148,7 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime  # type: ignore[no-any-return]
 
 
-def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_session(file: Path, threads: int, *, int8: bool = False) -> onnxruntime.InferenceSession:
     """Open a graph with N = `threads` threads that do not spin while they wait, which would slow other work down.
 
     Raises:
@@ -155,8 +158,8 @@ def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without VNNI, x86 adds up products of 8 bits in 16 and clips the sums; this makes it take an exact, slower way.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if int8 and clips_sums(onnxruntime):
+        options.add_session_config_entry("session.x64quantprecision", "1")  # exact, but only half as fast
     options.log_severity_level = 4  # errors come as exceptions
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -164,10 +167,9 @@ def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
         raise
     except Exception as error:  # classes of its own, which it does not export
         reason = " ".join(str(error).split())[:200]
-        int8 = " --int8 --images DIR" if file.name.endswith(".int8.onnx") else ""
         raise CheckpointError(
             f"{file} can't be run: {reason}; write it again: hierclass export --in-place"
-            f"{int8} --model {file.parent}"
+            f"{' --int8 --images DIR' if int8 else ''} --model {file.parent}"
         ) from error
 
 
