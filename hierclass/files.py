@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from hierclass.errors import InputError
@@ -37,6 +37,19 @@ def is_graph_file(name: str) -> bool:
     return name == GRAPH_WEIGHTS_FILE or _GRAPH.fullmatch(name) is not None
 
 
+def is_part_of_model(name: str) -> bool:
+    """Return whether a file of this name in a model's folder is one of those that the model runs from."""
+    return name in (CONFIG_FILE, WEIGHTS_FILE) or is_graph_file(name)
+
+
+def remove_graphs(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove graphs in the folder of a model, except for the files `keep` and the weights that they share."""
+    kept = {GRAPH_WEIGHTS_FILE, *keep} if keep else set()
+    for file in list(folder.iterdir()):
+        if is_graph_file(_meant(file.name)) and file.name not in kept:
+            file.unlink(missing_ok=True)
+
+
 def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> None:
     """Refuse a folder if writing a model there would overwrite other files, or a model without `force`.
 
@@ -47,7 +60,7 @@ def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> Non
     """
     if source is not None and folder.is_dir() and folder.resolve() == source.resolve():
         raise InputError(f"{folder} is the model itself; name another folder for the new one")
-    check_output_folder(folder, (CONFIG_FILE, WEIGHTS_FILE).__contains__, "a model", force=force)
+    check_output_folder(folder, is_part_of_model, "a model", force=force)
 
 
 def check_output_folder(
@@ -64,16 +77,13 @@ def check_output_folder(
         if folder.exists() or folder.is_symlink():
             raise InputError(f"{folder} is no folder; name a new or empty one for {what}")
         return
-    files = {file.name: _TEMPORARY.fullmatch(file.name) for file in folder.iterdir()}
-    names = sorted(
-        name for name, temporary in files.items() if not (temporary and is_part(temporary["file"]))
-    )
-    others = [name for name in names if not is_part(name) or (mark is not None and mark not in names)]
+    names = sorted(file.name for file in folder.iterdir())
+    others = [name for name in names if not is_part(_meant(name)) or (mark is not None and mark not in names)]
     if others:
         raise InputError(
             f"{folder} holds {others[0]}, which is no part of {what}; name a new or empty folder"
         )
-    if names and not force:
+    if any(not _TEMPORARY.fullmatch(name) for name in names) and not force:
         raise InputError(f"{folder} holds {what}; add --force to replace it, or name another folder")
 
 
@@ -112,8 +122,15 @@ def _temporary(path: Path) -> Path:
 
 
 def _temporaries(folder: Path, *names: str) -> list[Path]:
-    matches = ((file, _TEMPORARY.fullmatch(file.name)) for file in folder.iterdir())
-    return [file for file, match in matches if match and match["file"] in names]
+    return [
+        file for file in folder.iterdir() if _TEMPORARY.fullmatch(file.name) and _meant(file.name) in names
+    ]
+
+
+def _meant(name: str) -> str:
+    """Return the name that a temporary file was to get, and that of any other file as it is."""
+    match = _TEMPORARY.fullmatch(name)
+    return match["file"] if match else name
 
 
 @contextlib.contextmanager

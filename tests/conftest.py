@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import io
+import json
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores are shared with other files of tests
 gc.set_threshold(50_000, 20, 20)  # cutting networks makes many objects, and few of them go round in circles
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test fetches weights, wherever it runs
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # nor sends anything
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # a shell's job in the background, whose children would inherit it
@@ -123,6 +126,25 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dtype="float32",
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that model with the graphs of its levels, in place of older ones; to be read only."""
+    from training_data import make_once
+
+    def make(folder: Path) -> None:
+        from hierclass.checkpoints.checkpoint import load_checkpoint
+        from hierclass.export.graphs import write_graphs
+
+        model = shutil.copytree(tiny_checkpoint, folder / "tiny")
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "graphs": {"digest": "older"}}))
+        for name in ("level0.onnx", "graphs.safetensors"):
+            (model / name).write_bytes(b"older")
+        write_graphs(model, load_checkpoint(model))
+
+    return make_once(tmp_path_factory, "graphs", make) / "tiny"
 
 
 @pytest.fixture(scope="session")

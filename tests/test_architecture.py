@@ -228,9 +228,29 @@ def test_importing_costs_no_torch(package: str) -> None:
     assert run_python(code) == "[]"
 
 
-def test_importing_the_taxonomy_costs_numpy_and_nothing_else() -> None:
+def test_importing_the_taxonomy_costs_nothing() -> None:
     code = "import sys, taxonomy; print(sorted({'nltk', 'typer', 'rich', 'numpy'} & set(sys.modules)))"
-    assert run_python(code) == "['numpy']"
+    assert run_python(code) == "[]"
+
+
+def test_torch_is_imported_where_networks_are_made_and_by_its_own_runtime_alone() -> None:
+    found = {item.file for item in EVERY if item.package in {"torch", "torchvision", "timm"}}
+    ours = {file for file in found if file.startswith("hierclass/")}
+    rooms = ("hierclass/nested/", "hierclass/export/", "hierclass/timm_models/")
+    assert {file for file in ours if not file.startswith(rooms)} == {
+        "hierclass/checkpoints/checkpoint.py",
+        "hierclass/checkpoints/compress.py",
+        "hierclass/checkpoints/proven.py",
+        "hierclass/runtime/choice.py",  # asks whether there is a GPU, where the system shows one
+        "hierclass/runtime/torch_runtime.py",
+    }
+    choosing = [item for item in EVERY if item.file == "hierclass/runtime/choice.py"]
+    assert all(item.in_function for item in choosing if item.package == "torch")
+
+
+def test_onnxruntime_is_imported_by_one_function_which_keeps_it_from_sending_anything() -> None:
+    found = {item.file for item in EVERY if item.package == "onnxruntime"}
+    assert found == {"hierclass/runtime/onnx_runtime.py"}
 
 
 def test_the_namespace_is_what_all_says() -> None:

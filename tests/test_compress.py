@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import hierclass
 from hierclass.checkpoints.checkpoint import (
     Checkpoint,
     build,
@@ -112,7 +113,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def run(model: Path, level: int, output: Path, *options: str) -> int:
-    return main(["compress", "--model", str(model), "--level", str(level), "-o", str(output), *options])
+    words = ["compress", "--no-graphs", "--model", str(model), "--level", str(level), "-o", str(output)]
+    return main([*words, *options])
 
 
 @pytest.fixture(scope="module")
@@ -374,15 +376,17 @@ def test_wrong_use_is_one_line_and_writes_nothing(
 
 
 def test_a_model_is_replaced_where_that_is_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    assert run(tiny_checkpoint, 1, tmp_path) == 0
-    assert run(tiny_checkpoint, 0, tmp_path) == 2
-    assert load_checkpoint(tmp_path).network.num_levels == 2
-    assert run(tiny_checkpoint, 0, tmp_path, "--force") == 0
+    assert run(tiny_checkpoint, 0, tmp_path, "--graphs") == 0
+    assert run(tiny_checkpoint, 1, tmp_path) == 2
+    assert hierclass.load(tmp_path, "cpu").runtime.name == "onnx"
     assert load_checkpoint(tmp_path).network.num_levels == 1
+    assert run(tiny_checkpoint, 1, tmp_path, "--force") == 0
+    assert load_checkpoint(tmp_path).network.num_levels == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == list(FILES)  # no graph of the former model
 
 
 def test_what_a_killed_command_left_is_no_hindrance(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for file in FILES:
+    for file in (*FILES, "level0.onnx"):
         (tmp_path / f".{file}.4194305.tmp").write_bytes(b"half")
     assert run(tiny_checkpoint, 0, tmp_path) == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == list(FILES)

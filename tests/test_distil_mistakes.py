@@ -50,7 +50,7 @@ OPTIONS: dict[str, Any] = {
 def said(folder: Path, out: Path, capsys: pytest.CaptureFixture[str], **changes: Any) -> tuple[int, str]:
     """Exit code and the line on standard error of a command with other options; None leaves one out."""
     wanted = {**OPTIONS, **{f"--{name.replace('_', '-')}": value for name, value in changes.items()}}
-    words = ["distil", "--out", str(out)]
+    words = ["distil", "--no-graphs", "--out", str(out)]
     for option, value in wanted.items():
         if value is True:
             words.append(option)

@@ -35,7 +35,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) ->
 
 def options(folder: Path, out: Path) -> list[object]:
     return [
-        *("distil", "--timm", BACKBONE, "--weights", folder / "weights.safetensors", "--out", out),
+        *(
+            "distil",
+            "--no-graphs",
+            "--timm",
+            BACKBONE,
+            "--weights",
+            folder / "weights.safetensors",
+            "--out",
+            out,
+        ),
         *(
             "--classes",
             folder / "classes.txt",

@@ -13,13 +13,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from hierclass.errors import ExportError
+import hierclass
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.compress import compress
+from hierclass.cli import main
 from hierclass.export.graphs import write_graphs
-from hierclass.export.level_export import export_level
 from hierclass.files import BUNDLED
 from hierclass.images.preprocessing import Preprocessing, normalise
 from hierclass.nested.level_graph import resize, resize_by_products
+from hierclass.nested.network import GraphNetwork, NestedNetwork
+from training.trainer.export import add_graphs
 
 Outputs = list[NDArray[Any]]
 
@@ -44,10 +47,18 @@ def normalised(images: NDArray[np.uint8], preprocessing: Preprocessing) -> torch
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model of structure `slices`, with graphs in place of older ones."""
+def plain(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two levels of structure `slices`, without graphs; not to be changed."""
+    folder = tmp_path_factory.mktemp("plain") / "tiny"
+    save_checkpoint(folder, compress(load_checkpoint(tiny_checkpoint), 1), dtype="float32")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with graphs in place of older ones; not to be changed."""
     folder = tmp_path_factory.mktemp("exported") / "tiny"
-    shutil.copytree(tiny_checkpoint, folder)
+    shutil.copytree(plain, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "graphs": {"digest": "older"}}))
     for name in ("level0.onnx", "graphs.safetensors"):
@@ -70,22 +81,27 @@ def test_a_level_reads_what_the_level_below_kept(exported: Path) -> None:
     kept: Outputs = []
     with torch.no_grad():
         expected = checkpoint.network.forward_all(normalised(images, checkpoint.preprocessing))
-    for level in range(3):
+    for level in range(2):
         logits, features, *kept = run(exported, level, images, kept)
         assert np.abs(logits - expected[level].numpy()).max() < 1e-4
         assert features.shape == (4, checkpoint.network.num_features[level])
     assert kept == []
 
 
-def test_config_json_says_whose_graphs_they_are(tiny_checkpoint: Path, exported: Path) -> None:
-    before, after = (
-        json.loads((folder / "config.json").read_text()) for folder in (tiny_checkpoint, exported)
-    )
+def test_outputs_have_the_names_that_the_format_says(exported: Path) -> None:
+    for level in range(2):
+        names = [each.name for each in session(exported, level).get_outputs()]
+        kept = [f"kept{index}" for index in range(len(names) - 2)]
+        assert names == ["logits", "features", *kept]
+
+
+def test_config_json_says_whose_graphs_they_are(plain: Path, exported: Path) -> None:
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (plain, exported))
     graphs = after.pop("graphs")
     assert after == before
     assert {key: graphs[key] for key in ("digest", "files", "reuses", "keeps_rows", "sizes")} == {
         "digest": before["digest"],
-        "files": ["level0.onnx", "level1.onnx", "level2.onnx"],
+        "files": ["level0.onnx", "level1.onnx"],
         "reuses": True,
         "keeps_rows": True,
         "sizes": None,
@@ -93,10 +109,8 @@ def test_config_json_says_whose_graphs_they_are(tiny_checkpoint: Path, exported:
     assert graphs["costs"] == before["proven"]["costs"]
 
 
-def test_weights_stay_where_they_are_and_no_file_names_this_machine(
-    tiny_checkpoint: Path, exported: Path
-) -> None:
-    weights = (tiny_checkpoint / "model.safetensors").read_bytes()
+def test_weights_stay_where_they_are_and_no_file_names_this_machine(plain: Path, exported: Path) -> None:
+    weights = (plain / "model.safetensors").read_bytes()
     assert (exported / "model.safetensors").read_bytes() == weights
     for file in exported.glob("*.onnx"):
         content = file.read_bytes()
@@ -108,7 +122,7 @@ def test_weights_stay_where_they_are_and_no_file_names_this_machine(
 
 def test_nothing_of_older_graphs_is_left(exported: Path) -> None:
     names = {file.name for file in exported.iterdir()}
-    assert names == {"config.json", "model.safetensors", *(f"level{level}.onnx" for level in range(3))}
+    assert names == {"config.json", "model.safetensors", "level0.onnx", "level1.onnx"}
 
 
 class Factorised(torch.nn.Module):
@@ -118,14 +132,48 @@ class Factorised(torch.nn.Module):
         return torch.geqrf(image[:, 0])[1], ()
 
 
-def test_an_operator_that_cannot_be_exported_is_named(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def unexportable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No level has a graph."""
+    monkeypatch.setattr(NestedNetwork, "level_module", lambda self, level: Factorised())
+    monkeypatch.setattr(GraphNetwork, "level_module", lambda self, level: Factorised())
+
+
+@pytest.mark.usefixtures("unexportable")
+def test_a_trained_model_without_graphs_says_why(plain: Path, exported: Path, tmp_path: Path) -> None:
+    folder, said = shutil.copytree(plain, tmp_path / "model"), list[str]()
+    add_graphs(folder, said.append)
+    add_graphs(exported, said.append)  # has them
+    assert len(said) == 2
+    assert said[1].startswith(
+        f"{folder} runs by PyTorch alone: level 0 can't be exported to ONNX: operator aten.geqrf"
+    )
+    assert hierclass.load(folder, "cpu").runtime.name == "torch"
+
+
+@pytest.mark.usefixtures("unexportable")
+def test_the_command_that_adds_graphs_names_the_operator(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = load_checkpoint(tiny_checkpoint)
-    monkeypatch.setattr(checkpoint.network, "level_module", lambda level: Factorised())
-    checkpoint.network.heads[1] = torch.nn.Linear(32, 5)
-    with pytest.raises(ExportError, match=r"^level 1 can't be exported to ONNX: operator aten.geqrf"):
-        export_level(checkpoint.network, 1, checkpoint.preprocessing)
+    folder = shutil.copytree(plain, tmp_path / "model")
+    assert main(["export", "--in-place", "--model", str(folder)]) == 2
+    assert "error: level 0 can't be exported to ONNX: operator aten.geqrf" in capsys.readouterr().err
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_results_are_stored_without_exporting_again_and_weights_are_not(
+    exported: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "model")
+    checkpoint = load_checkpoint(folder)
+    checkpoint.results["dev"] = {}
+    save_checkpoint(folder, checkpoint, dtype="float32")
+    assert hierclass.load(folder, "cpu").runtime.name == "onnx"
+    with torch.no_grad():
+        next(checkpoint.network.parameters()).zero_()
+    save_checkpoint(folder, checkpoint, dtype="float32")
+    assert hierclass.load(folder, "cpu").runtime.name == "torch"
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -144,4 +192,5 @@ def test_the_bundled_graphs_answer_as_pytorch_does(bundled: Checkpoint, level: i
 
 
 def test_the_bundled_folder_stays_small() -> None:
-    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 20e6
+    files = [file for file in BUNDLED.iterdir() if not file.name.endswith(".int8.onnx")]
+    assert sum(file.stat().st_size for file in files) < 20e6

@@ -37,19 +37,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with graphs."""
-    folder = tmp_path_factory.mktemp("graphs") / "tiny"
-    shutil.copytree(tiny_checkpoint, folder)
-    write_graphs(folder, load_checkpoint(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def quantised(model: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantised(tiny_graphs: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with graphs in 8 bits, too, written by the command."""
     folder = tmp_path_factory.mktemp("int8") / "tiny"
-    shutil.copytree(model, folder)
+    shutil.copytree(tiny_graphs, folder)
     command = ["export", "--in-place", "--int8", "--images", str(photographs), "--model", str(folder)]
     assert main(command) == 0
     return folder
@@ -69,8 +60,8 @@ def test_refining_in_8_bits_equals_answering_at_once(quantised: Path, photograph
     assert list(classifier.refine(file)) == [classifier.predict(file, level) for level in range(3)]
 
 
-def test_the_folder_says_whose_graphs_they_are(model: Path, quantised: Path) -> None:
-    before, after = (json.loads((folder / "config.json").read_text()) for folder in (model, quantised))
+def test_the_folder_says_whose_graphs_they_are(tiny_graphs: Path, quantised: Path) -> None:
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (tiny_graphs, quantised))
     entry = after.pop("int8")
     assert after == before
     assert entry["digest"] == before["digest"]
@@ -96,9 +87,7 @@ def test_what_is_measured_in_float32_is_not_said_of_8_bits(quantised: Path) -> N
     assert hierclass.load(quantised, int8=True).levels[0].accuracy is None
 
 
-def test_a_broken_file_is_left_out_and_counted(
-    model: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_file_is_left_out_and_counted(photographs: Path) -> None:
     pixels, unreadable = read_some([photographs], Preprocessing(32), 128, lambda *_: None)
     assert (len(pixels), unreadable) == (20, 1)
     same, _ = read_some([photographs], Preprocessing(32), 16, lambda *_: None)
@@ -157,11 +146,11 @@ def test_graphs_of_other_weights_are_not_used(quantised: Path, tmp_path: Path) -
     ],
 )
 def test_one_line_says_what_to_do(
-    model: Path, command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    tiny_graphs: Path, command: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if command[0] == "levels":
         command = ["predict", "x.jpg", *command[1:]]
-    assert main([*command, "--model", str(model)]) == 2
+    assert main([*command, "--model", str(tiny_graphs)]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1

@@ -58,7 +58,7 @@ def fit_options(data: Path) -> list[object]:
     return [
         *("fit", "--data", data / "shapes.parquet", "--taxonomy", data / "tiny.json", "--dev-from", 10),
         *("--backbone", "test_resnet", "--size", 32, "--batch-size", 12, "--epochs", 2, "--warmup-epochs", 0),
-        *("--workers", 0, "--threads", 1, "--lr", 0.05),
+        *("--workers", 0, "--threads", 1, "--lr", 0.05, "--no-graphs"),
     ]
 
 

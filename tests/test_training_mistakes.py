@@ -266,7 +266,7 @@ def test_a_damaged_recipe_is_one_line(
 def test_a_recipe_that_was_deleted_is_given_again(recipe: Recipe, out: Path) -> None:
     before = (out / STATE).read_bytes()
     (out / "recipe.json").unlink()
-    options = ["--dev-from", 6, "--backbone", "test_resnet", "--size", 32, "--batch-size", 24]
+    options = ["--no-graphs", "--dev-from", 6, "--backbone", "test_resnet", "--size", 32, "--batch-size", 24]
     where = ["--out", out, "--data", recipe.data[0], "--taxonomy", recipe.taxonomy, "--resume"]
     assert command("fit", *where, *options, "--epochs", 1, "--warmup-epochs", 0, "--lr", 0.05) == 0
     assert Recipe.load(out / "recipe.json") == dataclasses.replace(recipe, widths=(0.25, 0.5, 1.0))

@@ -85,7 +85,7 @@ def stored_recipe(
         "--workers": 0,
         "--out": tmp_path / "run",
     }
-    assert main(["fit", *(str(word) for pair in options.items() for word in pair)]) == 0
+    assert main(["fit", "--no-graphs", *(str(word) for pair in options.items() for word in pair)]) == 0
     stored: dict[str, Any] = json.loads((tmp_path / "run" / "recipe.json").read_text(encoding="utf-8"))
     return stored
 

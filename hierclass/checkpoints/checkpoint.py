@@ -21,6 +21,8 @@ from hierclass.checkpoints import proven
 from hierclass.checkpoints.description import (
     DIGEST,
     FORMAT,
+    GRAPHS,
+    INT8,
     VERSION,
     WEIGHT_SOURCES,
     Architecture,
@@ -34,10 +36,13 @@ from hierclass.checkpoints.description import (
     stored_fields,
 )
 from hierclass.errors import BackboneError, CheckpointError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_temporaries, replacing_all
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_graphs, remove_temporaries, replacing_all
 from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
 from hierclass.nested.heads import ClassGroups, SummedLinear, check_groups
 from taxonomy import Taxonomy
+
+_IN_GRAPHS = ("architecture", "preprocessing")
+"""What the graphs of a model hold of its configuration."""
 
 
 @dataclass(kw_only=True)
@@ -149,7 +154,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
 
     Both files are written under temporary names and then renamed, so that a failed write leaves the former checkpoint
     in place. A kill between the two renames leaves files of two checkpoints, which `load_checkpoint` recognises by
-    their digests and refuses.
+    their digests and refuses. Graphs in the folder stay if they are of these weights, and are removed otherwise.
     """
     folder = Path(path)
     tensors = _tensors(checkpoint.network, dtype)
@@ -171,10 +176,36 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     config[proven.KEY] = proven.to_json(proof, costs)
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder, CONFIG_FILE, WEIGHTS_FILE)
+    # One key alone: safetensors writes several in any order, and equal models are to be equal files.
+    weights = safetensors.torch.save(tensors, metadata={DIGEST: digest})
+    graphs = _graphs_that_stay(folder, config, weights)
+    config.update(graphs)
     with replacing_all(folder / WEIGHTS_FILE, folder / CONFIG_FILE) as (weights_file, config_file):
-        # One key alone: safetensors writes several in any order, and equal models are to be equal files.
-        weights_file.write_bytes(safetensors.torch.save(tensors, metadata={DIGEST: digest}))
+        weights_file.write_bytes(weights)
         config_file.write_text(config_text(config), encoding="utf-8")
+    remove_graphs(folder, keep=[file for entry in graphs.values() for file in entry.get("files", ())])
+
+
+def _graphs_that_stay(folder: Path, config: Mapping[str, Any], weights: bytes) -> dict[str, Any]:
+    """Return what the configuration in a folder says of graphs, if the new model has the same weights.
+
+    So results and thresholds are stored without exporting again.
+    """
+    try:
+        former = read_config(folder)
+        digest = str(former.get(DIGEST))
+        theirs = (folder / WEIGHTS_FILE).read_bytes().replace(digest.encode(), config[DIGEST].encode(), 1)
+    except (CheckpointError, OSError):
+        return {}
+    new = json.loads(json.dumps({name: config[name] for name in _IN_GRAPHS}))
+    if theirs != weights or any(former.get(name) != value for name, value in new.items()):
+        return {}
+    found = {name: former[name] for name in (GRAPHS, INT8) if isinstance(former.get(name), dict)}
+    return {
+        name: {**value, DIGEST: config[DIGEST]}
+        for name, value in found.items()
+        if value.get(DIGEST) == digest
+    }
 
 
 def as_stored(

@@ -16,7 +16,7 @@ import torch
 from hierclass.checkpoints.checkpoint import Checkpoint, num_levels_before
 from hierclass.checkpoints.description import Architecture
 from hierclass.decisions.calibration import first_levels
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE
+from hierclass.files import is_part_of_model
 from hierclass.nested import NestedNetwork
 
 BATCHES = (1, 32)
@@ -32,7 +32,7 @@ class Footprint:
 
     name: str
     bytes: int
-    """Size of the model's two files."""
+    """Size of the model's files."""
     parameters: int
     macs: int
     """Multiply-accumulates for one image."""
@@ -86,7 +86,7 @@ def compare(before: Path, whole: Checkpoint, after: Path, small: Checkpoint) -> 
     found = []
     for index, (name, folder, checkpoint, level) in enumerate(kept):
         cost = checkpoint.network.cost(level)
-        size = sum((folder / file).stat().st_size for file in (CONFIG_FILE, WEIGHTS_FILE))
+        size = sum(file.stat().st_size for file in folder.iterdir() if is_part_of_model(file.name))
         times = {batch: medians[index] for batch, medians in seconds.items()}
         found.append(Footprint(name, size, cost.parameters, cost.macs, times))
     return found

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import hierclass
-from hierclass.cli.export import export
+from hierclass.cli.export import export, show_level
 from hierclass.cli.label import label, refine
 from hierclass.cli.shared import (
     SOME_INPUTS_FAILED,
@@ -175,6 +175,9 @@ def compress(
     dtype: Annotated[
         DType | None, typer.Option("--dtype", help="Type of the stored weights. Default: as in MODEL.")
     ] = None,
+    graphs: Annotated[
+        bool, typer.Option("--graphs/--no-graphs", help="Write graphs, by which it runs without PyTorch.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a model in the folder.")] = False,
 ) -> None:
     """Make a smaller model of a model's levels up to one; it answers as they do. Print what that saves."""
@@ -186,11 +189,14 @@ def compress(
     from hierclass.checkpoints.compress import ROUNDS, compare
     from hierclass.checkpoints.compress import compress as keep_levels
     from hierclass.cli.terminal import draw_footprints
+    from hierclass.export.graphs import try_to_write_graphs
 
     whole = load_checkpoint(source)
     small = keep_levels(whole, level)
     try:
         save_checkpoint(output, small, dtype=dtype or stored_dtype(source))
+        if graphs and (reason := try_to_write_graphs(output, show_level)):
+            say(reason)
     except OSError as error:
         raise Stopped(1, f"writing the model failed: {error.strerror or error}") from error
     try:

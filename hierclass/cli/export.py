@@ -134,10 +134,13 @@ def _add_graphs(model: Path) -> None:
     from hierclass.checkpoints.checkpoint import load_checkpoint
     from hierclass.export.graphs import write_graphs
 
-    checkpoint = load_checkpoint(model)
-    last = checkpoint.network.num_levels - 1
-    write_graphs(model, checkpoint, lambda level: say(f"level {level} of 0 to {last}: writing its graph"))
-    say(f"graphs of levels 0 to {last} -> {model}")
+    write_graphs(model, load_checkpoint(model), show_level)
+    say(f"graphs -> {model}")
+
+
+def show_level(level: int) -> None:
+    """Say that the graph of a level is being made, which takes seconds."""
+    say(f"level {level}: writing its graph")
 
 
 def _add_int8(model: Path, images: list[str], num_images: int) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hierclass.checkpoints.checkpoint import Checkpoint, as_stored, stored_dtype
+from hierclass.checkpoints.checkpoint import Checkpoint, as_stored, load_checkpoint, stored_dtype
 from hierclass.checkpoints.description import DIGEST, GRAPHS, config_text, read_config
-from hierclass.errors import ExportError
+from hierclass.errors import ExportError, MissingExtraError
 from hierclass.export.level_export import BATCHES, export_level, reason_for, shrunk_side
 from hierclass.export.weight_sharing import StoredWeights, as_safetensors, large_weights, share_weights
 from hierclass.files import (
@@ -72,8 +72,17 @@ def write_graphs(folder: Path, checkpoint: Checkpoint, progress: Progress | None
             file.write_bytes(content)
         config[GRAPHS] = {"digest": config[DIGEST], **made.entry}
         files[-1].write_text(config_text(config), encoding="utf-8")
-    for name in {GRAPH_WEIGHTS_FILE} - set(names):
-        (folder / name).unlink(missing_ok=True)
+    if GRAPH_WEIGHTS_FILE not in names:
+        (folder / GRAPH_WEIGHTS_FILE).unlink(missing_ok=True)
+
+
+def try_to_write_graphs(folder: Path, progress: Progress | None = None) -> str | None:
+    """Write the graphs of a model folder if that is possible; return else in one line why not."""
+    try:
+        write_graphs(folder, load_checkpoint(folder), progress)
+    except (ExportError, MissingExtraError) as error:
+        return f"{folder} runs by PyTorch alone: {error}"
+    return None
 
 
 def make_graphs(

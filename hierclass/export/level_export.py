@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -139,6 +139,7 @@ def export_level(network: NestedNetwork, level: int, preprocessing: Preprocessin
             )
         assert exported is not None
         simplify(exported.model)
+        _name_outputs(exported.model, found.outputs)
         _name_sizes(exported.model)
         return exported.model
     except Exception as error:  # torch's exporter raises whatever the traced code meets
@@ -174,6 +175,21 @@ def _drop_zero_biases(model: onnx_ir.Model) -> None:
         zeros = None if bias is None else get_const_tensor(bias)
         if zeros is not None and not zeros.numpy().any():
             node.resize_inputs(2)
+
+
+def _name_outputs(model: onnx_ir.Model, names: Sequence[str]) -> None:
+    """Give every output its name; a value that is an output twice, features that are kept, is copied."""
+    import onnx_ir
+
+    outputs = model.graph.outputs
+    for index, name in enumerate(names):
+        value = outputs[index]
+        if any(value is other for other in outputs[:index]):
+            copy = onnx_ir.node("Identity", [value])
+            model.graph.append(copy)
+            copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+            outputs[index] = value = copy.outputs[0]
+        value.name = name
 
 
 def _name_sizes(model: onnx_ir.Model) -> None:

@@ -49,6 +49,10 @@ class OnnxRuntime(Runtime):
         self._forget()
         _RUNTIMES.add(self)
 
+    def __reduce__(self) -> tuple[type[OnnxRuntime], tuple[object, ...]]:
+        """Be pickled as what it runs, so that a started process opens sessions of its own."""
+        return OnnxRuntime, (self._folder, self._description, self._graphs, self.threads)
+
     def _forget(self) -> None:
         """Hold no session."""
         self._lock = threading.Lock()

@@ -50,6 +50,7 @@ def fit(
     save_every: options.SaveEvery = 10.0,
     workers: options.AutomaticWorkers = None,
     threads: options.RunThreads = None,
+    graphs: options.Graphs = True,
 ) -> None:
     """Train a nested classifier on your images; the best checkpoint on held-out ones is left in OUT/model.
 
@@ -57,7 +58,8 @@ def fit(
     chosen by the images.
     """
     folder = out or _default_out(ctx.params["data"])
-    with one_line_errors(lambda: resume_command("fit", folder, threads)):
+    more = [] if graphs else ["--no-graphs"]
+    with one_line_errors(lambda: resume_command("fit", folder, threads, *more)):
         wanted, stored = wanted_recipe(ctx, folder)
         if check not in CHECKS:
             raise InputError(f"`check` {check}: give {list_words(CHECKS)}")
@@ -75,6 +77,10 @@ def fit(
             save_every=save_every,
             console=FlagConsole(),
         )
+        if graphs and is_main():
+            from training.trainer.export import add_graphs
+
+            add_graphs(folder / "model", print)
 
 
 def _default_out(data: list[str] | None) -> Path:

@@ -297,6 +297,14 @@ SaveEvery = Annotated[
         rich_help_panel=PANELS["rare"],
     ),
 ]
+Graphs = Annotated[
+    bool,
+    typer.Option(
+        "--graphs/--no-graphs",
+        help="Write the model's graphs at the end, by which it runs without PyTorch.",
+        rich_help_panel=PANELS["rare"],
+    ),
+]
 AutomaticWorkers = Annotated[
     int | None,
     typer.Option(

@@ -14,6 +14,7 @@ from training.cli import options
 from training.cli.cli_recipe import refuse_idle
 from training.cli.exits import FlagConsole, one_line_errors, resume_command
 from training.distillation.recipe import IDENTITY, DistilRecipe
+from training.trainer.processes import is_main
 
 DEFAULTS = DistilRecipe(images=())
 
@@ -31,12 +32,14 @@ def distil(
     save_every: options.SaveEvery = 10.0,
     workers: options.AutomaticWorkers = None,
     threads: options.RunThreads = None,
+    graphs: options.Graphs = True,
 ) -> None:
     """Make a pretrained classifier nested, from photographs without labels.
 
     The last level stays the classifier as it is; lower levels, which use parts of its weights, learn from its answers.
     """
     more = [] if level is None else ["--level", str(level)]
+    more += [] if graphs else ["--no-graphs"]
     more += [part for each in eval_data or () for part in ("--eval-data", str(each))]
     more += [] if known_top1 is None else ["--known-top1", str(known_top1)]
     with one_line_errors(lambda: resume_command("distil", out, threads, *more)):
@@ -57,6 +60,10 @@ def distil(
             known_top1=known_top1,
             console=FlagConsole(),
         )
+        if graphs and is_main():
+            from training.trainer.export import add_graphs
+
+            add_graphs(out / "model", print)
 
 
 def wanted_recipe(

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from hierclass.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from hierclass.files import replacing
+from hierclass.checkpoints.description import read_description
+from hierclass.export.graphs import try_to_write_graphs
+from hierclass.files import CONFIG_FILE, replacing
 from training.evaluation.calibration import decision_of
 from training.evaluation.model_card import replace_calibration, replace_results
 from training.recipe.stored_options import StoredOptions, write_json
@@ -32,6 +34,15 @@ def export_model(trainer: SupervisedTrainer, path: Path, results: dict[str, Any]
             decision=decision_of(results),
         ),
     )
+
+
+def add_graphs(model: Path, say: Callable[[str], object]) -> None:
+    """Write the graphs by which a model runs without PyTorch, unless it has them; ``say`` gets lines for the user."""
+    if not (model / CONFIG_FILE).exists() or read_description(model)[1] is not None:
+        return
+    say("writing the graphs by which the model runs without PyTorch")
+    if reason := try_to_write_graphs(model):
+        say(reason)
 
 
 def describe_model(
