@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ def open_graph(file: Path) -> Run:
 
         compiled = openvino.Core().compile_model(file, "CPU")
         return lambda inputs: list(compiled(inputs).values())
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -40,7 +42,10 @@ def read(file: str, size: int, shorter_side: int, interpolation: str) -> Any:
         scale = 2 * shorter_side / min(picture.size)
         if scale < 1:  # a JPEG is decoded at a smaller scale, much faster
             picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
-        image = ImageOps.exif_transpose(picture).convert("RGB")
+        image = ImageOps.exif_transpose(picture)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("RGB")
     side = min(image.size) * size / shorter_side
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)

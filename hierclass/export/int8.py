@@ -21,7 +21,6 @@ from hierclass.runtime.onnx_runtime import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
 
 Inputs = Mapping[str, NDArray[Any]]
 """Values of a graph's inputs, for one image."""
@@ -122,14 +121,14 @@ def _folded(graph: Path) -> onnx.ModelProto:
         return folded
 
 
-def _options() -> onnxruntime.SessionOptions:
+def _options() -> Any:
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 4  # errors come as exceptions
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
-def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
+def _with_outputs(model: onnx.ModelProto, names: list[str]) -> Any:
     """A session of the model that gives these tensors."""
     import onnx
 
@@ -203,6 +202,7 @@ def _activations(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> lis
 
 def _with_scales(model: onnx.ModelProto, ranges: Ranges, kept_float: set[str]) -> onnx.ModelProto:
     """The model with 8-bit weights, and every tensor of `ranges` rounded to 8 bits where it is read."""
+    import_onnxruntime()
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
