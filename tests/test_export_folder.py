@@ -244,7 +244,9 @@ def test_openvino_answers_nearly_as_onnxruntime_does(int8: bool, tmp_path: Path)
     found = run_example(tmp_path / "new", EXAMPLES)
     for path, wanted in zip(found, product_answers(hierclass.load(int8=int8), EXAMPLES), strict=True):
         assert [step[0] for step in path][:1] == [step[0] for step in wanted][:1]
-        assert np.allclose([step[1] for step in path], [step[1] for step in wanted], atol=0.08)
+        assert np.allclose(
+            [step[1] for step in path], [step[1] for step in wanted], atol=0.08 if int8 else 0.03
+        )
 
 
 def test_what_is_no_part_of_an_exported_model_is_never_overwritten(tmp_path: Path) -> None:
