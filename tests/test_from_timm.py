@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import subprocess
 import sys
@@ -27,9 +28,11 @@ from hierclass.cli import main
 from hierclass.errors import BackboneError, CheckpointError, InputError, TaxonomyError
 from hierclass.page.drawing import draw_headline, draw_steps
 from hierclass.page.single import AnswerOptions, classify_by_level
-from hierclass.timm_models.from_timm import from_timm
 from hierclass.timm_models.pretrained_classifier import read_preprocessing
 from taxonomy import Node, Taxonomy
+
+from_timm = functools.partial(hierclass.from_timm, runtime="torch")
+"""Nothing here is about graphs; tests/test_from_timm_graphs.py is."""
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +51,7 @@ def weights(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier(weights: Path) -> Classifier:
-    return hierclass.from_timm(NAME, weights=weights, device="cpu")
+    return from_timm(NAME, weights=weights, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -332,15 +335,21 @@ def test_rows_are_labelled(classifier: Classifier, tmp_path: Path) -> None:
 
 
 def test_the_command_line_labels_predicts_and_lists(
-    classifier: Classifier, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    classifier: Classifier,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no graphs
     options = ["--timm", NAME, "--weights", str(weights)]
     target = tmp_path / "out.csv"
-    assert main(["label", str(CAT), *options, "--device", "cpu", "-o", str(target)]) == 0
+    assert main(["label", str(CAT), *options, "--runtime", "torch", "-o", str(target)]) == 0
     (row,) = csv.DictReader(target.read_text().splitlines())
     assert row["synset"] == classifier.predict(CAT).synset
     capsys.readouterr()
-    assert main(["predict", str(CAT), *options, "--device", "cpu"]) == 0
+    assert main(["predict", str(CAT), *options, "--runtime", "torch"]) == 0
     out = capsys.readouterr().out
     assert classifier.predict(CAT).label in out
     assert "100% of the cost" in out

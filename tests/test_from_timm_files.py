@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import socket
@@ -18,7 +19,8 @@ from torch import nn
 import hierclass
 from hierclass.classifier import Classifier
 from hierclass.errors import CheckpointError, HierclassError
-from hierclass.timm_models.from_timm import from_timm
+
+from_timm = functools.partial(hierclass.from_timm, runtime="torch")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def weights(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def classifier(weights: Path) -> Classifier:
-    return hierclass.from_timm(NAME, weights=weights, device="cpu")
+    return from_timm(NAME, weights=weights, device="cpu")
 
 
 @pytest.mark.parametrize("form", ["new", "old", "training"])

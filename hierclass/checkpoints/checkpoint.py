@@ -158,16 +158,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     """
     folder = Path(path)
     tensors = _tensors(checkpoint.network, dtype)
-    config = {
-        "format": FORMAT,
-        "version": VERSION,
-        "architecture": stored_fields(checkpoint.architecture),
-        "preprocessing": stored_fields(checkpoint.preprocessing),
-        "decision": checkpoint.decision,
-        "results": checkpoint.results,
-        "taxonomy": checkpoint.taxonomy.to_dict(),
-    }
-    config[DIGEST] = digest = _digest(config, tensors)
+    config = describe(checkpoint)
+    config[DIGEST] = digest = contents_digest(config, tensors)
     network = checkpoint.network
     proof = proven.proof_digest(
         stored_fields(checkpoint.architecture), checkpoint.taxonomy.num_classes, checkpoint.preprocessing.size
@@ -184,6 +176,19 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
         weights_file.write_bytes(weights)
         config_file.write_text(config_text(config), encoding="utf-8")
     remove_graphs(folder, keep=[file for entry in graphs.values() for file in entry.get("files", ())])
+
+
+def describe(model: ModelDescription) -> dict[str, Any]:
+    """Return a description as config.json holds it; `parse_description` reads it."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": stored_fields(model.architecture),
+        "preprocessing": stored_fields(model.preprocessing),
+        "decision": model.decision,
+        "results": model.results,
+        "taxonomy": model.taxonomy.to_dict(),
+    }
 
 
 def _graphs_that_stay(folder: Path, config: Mapping[str, Any], weights: bytes) -> dict[str, Any]:
@@ -265,8 +270,8 @@ def _load_weights(network: NestedNetwork, file: Path, digest: object) -> None:
         raise CheckpointError(f"{file} does not fit its {CONFIG_FILE}: {error}") from error
 
 
-def _digest(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Digest of a checkpoint's contents; equal checkpoints have equal digests."""
+def contents_digest(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a digest of a checkpoint's contents; equal checkpoints have equal digests."""
     found = hashlib.sha256(json.dumps(config).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

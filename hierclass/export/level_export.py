@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,7 @@ def signature(network: NestedNetwork, level: int) -> LevelSignature:
     """Return what a level is given and keeps, found by running the levels up to it on images of zeros."""
     runs = [_keep(network, level, batch) for batch in BATCHES]
     given = tuple(
-        (first, first.shape[0] == BATCHES[0] and second.shape[0] == BATCHES[1])
+        (first.clone(), first.shape[0] == BATCHES[0] and second.shape[0] == BATCHES[1])
         for first, second in zip(*(given for given, _ in runs), strict=True)
     )
     return LevelSignature(given, len(runs[0][1]))
@@ -130,16 +130,14 @@ def export_level(network: NestedNetwork, level: int, preprocessing: Preprocessin
             )
             exported = torch.onnx.export(
                 program,
-                input_names=found.inputs,
-                output_names=found.outputs,
                 dynamo=True,
                 optimize=False,
                 verbose=False,
                 opset_version=OPSET,
             )
-        assert exported is not None
-        simplify(exported.model)
-        _name_outputs(exported.model, found.outputs)
+            assert exported is not None
+            simplify(exported.model)
+        _name_values(exported.model, found)
         _name_sizes(exported.model)
         return exported.model
     except Exception as error:  # torch's exporter raises whatever the traced code meets
@@ -177,14 +175,16 @@ def _drop_zero_biases(model: onnx_ir.Model) -> None:
             node.resize_inputs(2)
 
 
-def _name_outputs(model: onnx_ir.Model, names: Sequence[str]) -> None:
-    """Give every output its name; a value that is an output twice, features that are kept, is copied."""
+def _name_values(model: onnx_ir.Model, found: LevelSignature) -> None:
+    """Name inputs and outputs; what is an input as well, or an output twice (features that are kept), is copied."""
     import onnx_ir
 
+    for value, name in zip(model.graph.inputs, found.inputs, strict=True):
+        value.name = name
     outputs = model.graph.outputs
-    for index, name in enumerate(names):
+    for index, name in enumerate(found.outputs):
         value = outputs[index]
-        if any(value is other for other in outputs[:index]):
+        if value.is_graph_input() or any(value is other for other in outputs[:index]):
             copy = onnx_ir.node("Identity", [value])
             model.graph.append(copy)
             copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape

@@ -22,12 +22,11 @@ from hierclass.checkpoints.description import INTERPOLATIONS
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.backbone import reason
+from hierclass.timm_models import TAXONOMY
 from hierclass.timm_models.weight_files import find_cached
 from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
 from taxonomy.labels import key
 
-TAXONOMY = "imagenet-1k"
-"""The bundled tree of ImageNet's 1,000 classes."""
 SEED = 0x68696572
 """Seed of the weights before loading; equal weights afterwards were not in the file."""
 
