@@ -67,7 +67,6 @@ def write_deployed(
         ExportError: OpenVINO can't convert a graph.
         OSError: the folder can't be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
     with _graph_files(source, progress, openvino=openvino) as (graphs, files):
         texts = {
             EXAMPLE_FILE: Path(__file__).with_name(EXAMPLE_FILE).read_text(encoding="utf-8"),
@@ -77,6 +76,7 @@ def write_deployed(
         if (card := source.folder / CARD_FILE).is_file():
             files = [*files, card]
         names = [*(file.name for file in files), *texts]
+        output.mkdir(parents=True, exist_ok=True)
         remove_temporaries(output, *names)
         with replacing_all(*(output / name for name in names)) as temporaries:
             for file, temporary in zip(files, temporaries, strict=False):

@@ -7,6 +7,7 @@ multiply fastest). What was tried and what it cost: docs/export.md.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.errors import ExportError, require
+from hierclass.errors import ExportError, MissingExtraError
 from hierclass.runtime.onnx_runtime import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def quantise(graph: Path, images: Images) -> onnx.ModelProto:
         ExportError: the graph holds nothing that can be quantised, or an operator that fails.
         MissingExtraError: onnx is not installed.
     """
-    require("torch", "onnx", what="writing graphs in 8 bits")
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError("writing graphs in 8 bits needs onnx: pip install onnx")
     from onnx import shape_inference
 
     model = shape_inference.infer_shapes(_folded(graph))
