@@ -45,7 +45,7 @@ from hierclass.cli.shared import (
     WeightsOption,
     say,
 )
-from hierclass.errors import HierclassError, ImageError
+from hierclass.errors import HierclassError, ImageError, require
 from hierclass.files import BUNDLED, check_model_folder
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def compress(
 ) -> None:
     """Make a smaller model of a model's levels up to one; it answers as they do. Print what that saves."""
     source = BUNDLED if model is None else model
+    require("torch", "torch", "timm", what="hierclass compress")
     check_model_folder(output, source, force=force)
     from rich.console import Console
 
