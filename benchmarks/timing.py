@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from hierclass.processors import num_cores
+from hierclass.processors import num_threads
 
 SAMPLE_SECONDS = 0.05
 """A sample repeats its call until it takes about this long, so that the clock's grain does not matter."""
@@ -75,7 +75,7 @@ def describe_machine(device: str = "cpu", threads: int | None = None) -> dict[st
     return {
         "device": _gpu_name(device) if device.startswith("cuda") else processor_name(),
         "cores": os.cpu_count(),
-        "threads": threads or num_cores(),
+        "threads": threads or num_threads(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

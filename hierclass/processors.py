@@ -1,4 +1,4 @@
-"""How many processor cores this process may use."""
+"""How many processor cores this process may use, and how many threads compute."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ _ROOT = Path("/")
 def num_cores(root: Path = _ROOT) -> int:
     """Return how many processor cores this process may use, at least 1.
 
-    What OMP_NUM_THREADS says where that is a number; else the cores that the system lets the process run on, but no
-    more than the processor time of its container, rounded up. ``root`` is the folder that holds ``proc`` and ``sys``.
+    Those that the system lets it run on, but no more than the processor time of its container, rounded up. ``root`` is
+    the folder that holds ``proc`` and ``sys``.
     """
-    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, container_cores(root))))
+
+
+def num_threads(root: Path = _ROOT) -> int:
+    """Return how many threads compute: what OMP_NUM_THREADS says where that is a number, else ``num_cores``."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else num_cores(root)
 
 
 def container_cores(root: Path = _ROOT) -> float:

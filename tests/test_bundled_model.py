@@ -31,7 +31,7 @@ def test_lower_levels_cost_what_we_say(classifier: Classifier) -> None:
 
 
 def test_for_level_0_images_are_decoded_no_larger_than_it_needs(classifier: Classifier) -> None:
-    assert classifier.checkpoint.network.sizes == (64, 128, 224)
+    assert classifier.runtime.sizes == (64, 128, 224)
     sides = [decode_side(classifier.preprocessing_for(level)) for level in range(3)]
     assert sides[0] < sides[1] == sides[2] == resize_side(classifier.preprocessing)
 

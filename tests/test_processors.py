@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hierclass.processors import container_cores, num_cores
+from hierclass.processors import container_cores, num_cores, num_threads
 
 
 def system(root: Path, cgroup: str, files: dict[str, str]) -> Path:
@@ -50,9 +50,8 @@ def test_the_processor_time_of_a_container_is_read(
 
 
 def test_the_cores_are_those_that_the_process_may_use_and_at_least_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     assert num_cores(tmp_path / "no Linux") == every
     quota = tmp_path / "sys/fs/cgroup/cpu.max"
@@ -68,4 +67,4 @@ def test_omp_num_threads_says_how_many_where_it_is_a_number(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     one = system(tmp_path, "0::/", {"sys/fs/cgroup/cpu.max": "1000 100000"})
-    assert num_cores(one) == cores
+    assert (num_threads(one), num_cores(one)) == (cores, 1)

@@ -96,7 +96,7 @@ def test_sigterm_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert error == (
         f"hierclass-train: interrupted; continue with: hierclass-train fit --out {tmp_path} --resume "
-        "--threads 1\n"
+        "--no-graphs --threads 1\n"
     )
 
 

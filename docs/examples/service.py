@@ -10,12 +10,12 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, HTTPException, Request
 
 import hierclass
-from hierclass.processors import num_cores
+from hierclass.processors import num_threads
 
 MOST_BYTES = 20 << 20
 
 classifier = hierclass.load(os.environ.get("HIERCLASS_MODEL"), device="cpu")
-busy = threading.Semaphore(num_cores())  # more photographs at a time would need memory, and be no faster
+busy = threading.Semaphore(num_threads())  # more photographs at a time would need memory, and be no faster
 app = FastAPI(title="hierclass")
 
 

@@ -23,7 +23,7 @@ from hierclass.checkpoints.description import LevelGraphs, ModelDescription
 from hierclass.costs import Cost
 from hierclass.errors import CheckpointError
 from hierclass.files import WEIGHTS_FILE
-from hierclass.processors import num_cores
+from hierclass.processors import num_threads
 from hierclass.runtime.int8_probe import clips_sums
 from hierclass.runtime.interface import Batch, Logits, Runtime
 
@@ -45,7 +45,7 @@ class OnnxRuntime(Runtime):
         self._folder, self._description, self._graphs = folder, description, graphs
         self.reuses, self.sizes = graphs.reuses, graphs.sizes
         self.num_classes = description.taxonomy.num_classes
-        self.threads = threads or num_cores()
+        self.threads = threads or num_threads()
         self._forget()
         _RUNTIMES.add(self)
 

@@ -18,7 +18,7 @@ from hierclass.costs import Cost
 from hierclass.errors import InputError
 from hierclass.images.preprocessing import normalise
 from hierclass.nested.verify import keeps_rows
-from hierclass.processors import num_cores
+from hierclass.processors import num_threads
 from hierclass.runtime.interface import Logits, Runtime
 
 
@@ -47,7 +47,7 @@ class TorchRuntime(Runtime):
         self._mean, self._std = (
             torch.tensor(values, device=self._torch_device)[:, None, None] for values in means
         )
-        self.threads = (threads or num_cores()) if self._torch_device.type == "cpu" else 1
+        self.threads = (threads or num_threads()) if self._torch_device.type == "cpu" else 1
         if threads is not None:
             self.enter_thread()
 
