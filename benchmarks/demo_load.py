@@ -29,9 +29,9 @@ from typing import Annotated, Any
 import httpx
 import psutil
 import typer
-from latency import describe_machine
 from rich.console import Console
 from rich.table import Table
+from timing import describe_machine
 
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = sorted((ROOT / "examples").glob("*.jpg"))

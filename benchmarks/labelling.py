@@ -4,9 +4,10 @@ It makes photographs of its own from `examples/`: of phone size (12 megapixels, 
 cameras put there) and of web size (0.2 megapixels), all different. In one process and in interleaved rounds it
 labels them at every level, as far as each needs (`auto`), with and without `--previews`, each photograph several
 times so that what it takes to start matters little. It also takes apart what that costs: reading and decoding alone,
-the network alone, and what both would cost one after the other on the same cores.
-For comparison the loop of timm's `inference.py`: its dense model of the same backbone, its own transforms, a
-DataLoader with a worker process per core, the best class of every batch.
+the network alone, each on all cores, and what both would cost one after the other on the same cores.
+For comparison two loops over the dense network of the same backbone: that of timm's `inference.py`, with its own
+transforms and a DataLoader with a worker process per core, and one that decodes in a process per core and runs ONNX
+Runtime on all cores.
 
 `--paths N` instead labels a list of N paths over the web-size photographs with `hierclass label`, in a process of its
 own, and reports its peak memory (with the processes that read for it), its rate, how long one photograph alone takes
@@ -32,18 +33,18 @@ from typing import Annotated, Any
 
 import numpy as np
 import psutil
-import torch
 import typer
-from latency import dense_network, describe_machine
+from loops import onnx_loop, timm_loop
 from PIL import Image, ImageEnhance
-from rich.console import Console
 from rich.table import Table
-from timm.data import create_dataset, create_loader
+from timing import describe_machine, wide_console
 
 import hierclass
+from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
-from hierclass.decisions.cascade import ParallelCascade
-from hierclass.decisions.exit_policy import ExitPolicy, LevelChoice, Request
+from hierclass.decisions.cascade import Cascade, ParallelCascade
+from hierclass.decisions.exit_policy import ExitPolicy, Request
+from hierclass.files import BUNDLED
 from hierclass.images.preprocessing import Preprocessing, decode_side, read_square
 from hierclass.labelling.inputs import list_inputs
 from hierclass.labelling.pipeline import LabelPipeline
@@ -55,6 +56,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZES = {"web": (500, 400), "phone": (4032, 3024)}
 """Pixels of the photographs: about 0.2 and 12 megapixels."""
 SMALL = (96, 72)
+
+LOOPS = {"of_timm": "timm's loop, dense", "of_onnx": "ONNX Runtime's loop, dense"}
+"""Key of the rate relative to a loop, and what the loop is called."""
 
 Call = Callable[[], int]
 """Labels all photographs of a folder; returns their number."""
@@ -127,36 +131,6 @@ def label(classifier: Classifier, folder: Path, request: Request, reading: ReadO
     return lambda: sum(len(outcome) for outcome in pipeline.run(inputs))
 
 
-def timm_loop(classifier: Classifier, folder: Path, batch_size: int) -> Call:
-    """What timm's inference.py does: a DataLoader with its evaluation transforms, the dense model, the best class."""
-    network, about = classifier.checkpoint.network, classifier.preprocessing
-    dense = dense_network(network, classifier.checkpoint.architecture).eval()
-    dense.to(classifier.device).to(memory_format=torch.channels_last)
-    dataset = create_dataset(root=str(folder.parent), name="", split=folder.name)
-
-    @torch.inference_mode()
-    def call() -> int:
-        loader = create_loader(
-            dataset,
-            input_size=network.input_size,
-            batch_size=batch_size,
-            use_prefetcher=False,
-            num_workers=num_cores(),
-            crop_pct=about.crop,
-            interpolation=about.interpolation,
-            mean=about.mean,
-            std=about.std,
-        )
-        count = 0
-        for images, _ in loader:
-            images = images.to(classifier.device).contiguous(memory_format=torch.channels_last)
-            dense(images).softmax(-1).topk(1)
-            count += len(images)
-        return count
-
-    return call
-
-
 def ways_to_read(classifier: Classifier) -> dict[str, Preprocessing]:
     """How images are read, by what reading and decoding alone is called: levels may need less than the last."""
     found = [classifier.preprocessing_for(level.index) for level in classifier.levels]
@@ -173,21 +147,58 @@ def contenders(classifier: Classifier, folder: Path, batch_size: int, precision:
     reading, previews = (
         ReadOptions(batch_size=batch_size, processes=True, previews=small) for small in (False, True)
     )
-    levels: list[LevelChoice] = [*range(len(classifier.levels))]
     calls = dict[str, Call]()
     for name, preprocessing in ways_to_read(classifier).items():
         calls[name] = decode_only(preprocessing, folder, reading)
         calls[f"{name}, previews"] = decode_only(preprocessing, folder, previews)
-    if classifier.decision.thresholds:
-        levels.append("auto")
-    for level in levels:
-        request = Request(level=level, precision=precision)
-        name = f"level {level}" if level != "auto" else f"auto, {precision:.0%} sure"
+    for name, request in requests(classifier, precision).items():
         calls[f"{name}: network only"] = network_only(classifier, folder, request, reading)
         calls[f"{name}: label"] = label(classifier, folder, request, reading)
         calls[f"{name}: label, previews"] = label(classifier, folder, request, previews)
-    calls["timm's loop, dense"] = timm_loop(classifier, folder, batch_size)
     return calls
+
+
+def requests(classifier: Classifier, precision: float) -> dict[str, Request]:
+    """Name → what is asked: every level and, if the model has thresholds, as far as each photograph needs."""
+    found = {f"level {level.index}": Request(level=level.index) for level in classifier.levels}
+    if classifier.decision.thresholds:
+        found[f"auto, {precision:.0%} sure"] = Request(level="auto", precision=precision)
+    return found
+
+
+def work_of_auto(classifier: Classifier, folder: Path, precision: float, batch_size: int) -> dict[str, Any]:
+    """Return the share of photographs that auto has judged at each level, and its computing, of the last level's."""
+    policy = ExitPolicy(Request(level="auto", precision=precision), classifier.taxonomy, classifier.decision)
+    cascade = Cascade(classifier, policy, batch_size)
+    preprocessing = classifier.preprocessing_for(policy.last)
+    pixels = np.stack([read_square(file, preprocessing) for file in distinct(folder)])
+    for start in range(0, len(pixels), batch_size):
+        part = pixels[start : start + batch_size]
+        cascade.push(part, np.arange(start, start + len(part)))
+    cascade.finish()
+    judged = [count / len(pixels) for count in cascade.computed]
+    costs = [
+        level.step_macs if classifier.reuses and level.index > policy.first else level.macs
+        for level in classifier.levels
+    ]
+    work = sum(share * cost for share, cost in zip(judged, costs, strict=False))
+    return {"judged": judged, "work": work / classifier.levels[-1].macs}
+
+
+def what_auto_saves(rows: Sequence[dict[str, Any]], work: float) -> str:
+    """Say how much less auto computes than the last level, and how much faster it is."""
+    of_last = {
+        row["what"].partition(": ")[2]: row["of_last"] for row in rows if row["what"].startswith("auto")
+    }
+    return (
+        f"auto computes {work:.0%} of what the last level computes (1 / {1 / work:.2f}); its network alone is "
+        f"{of_last['network only']:.2f} times as fast, labelling {of_last['label']:.2f} times."
+    )
+
+
+def distinct(folder: Path) -> list[Path]:
+    """The photographs of a folder without those that `repeat` linked."""
+    return sorted(file for file in folder.iterdir() if "-" not in file.name)
 
 
 def measure(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
@@ -208,9 +219,8 @@ def agreement(classifier: Classifier, folder: Path) -> list[float]:
 
     Empty where no preview is large enough for the last level.
     """
-    distinct = sorted(file for file in folder.iterdir() if "-" not in file.name)
     both = [
-        list(hierclass.label(distinct, classifier=classifier, reading=ReadOptions(previews=previews)))
+        list(hierclass.label(distinct(folder), classifier=classifier, reading=ReadOptions(previews=previews)))
         for previews in (False, True)
     ]
     pairs = [(whole, small) for whole, small in zip(*both, strict=True) if small.preview]
@@ -233,9 +243,11 @@ def rows_of(classifier: Classifier, found: dict[str, list[float]]) -> list[dict[
             decoding = decode_name(classifier.preprocessing_for(level))
             decode = medians[f"{decoding}, previews" if "previews" in name else decoding]
             network = medians[f"{asked}: network only"]
-            row["of_slower"] = medians[name] / min(decode, network)
             row["of_both"] = medians[name] * (1 / decode + 1 / network)
-            row["of_timm"] = medians[name] / medians["timm's loop, dense"]
+            row |= {key: medians[name] / medians[loop] for key, loop in LOOPS.items()}
+        if ": " in name:
+            last = f"level {len(classifier.levels) - 1}: {name.partition(': ')[2]}"
+            row["of_last"] = medians[name] / medians[last]
         rows.append(row)
     return rows
 
@@ -243,11 +255,17 @@ def rows_of(classifier: Classifier, found: dict[str, list[float]]) -> list[dict[
 def draw(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Show the rows of one folder."""
     table = Table(title=title)
-    for column in ("what runs", "images/s", "range", "of the slower", "of both in turn", "of timm's loop"):
+    shares = {
+        "of_both": "of both in turn",
+        "of_timm": "of timm's loop",
+        "of_onnx": "of ONNX's loop",
+        "of_last": "of the last level",
+    }
+    for column in ("what runs", "images/s", "range", *shares.values()):
         table.add_column(column, justify="left" if column == "what runs" else "right")
     for row in rows:
-        shares = (f"{row[key]:.2f}" if key in row else "" for key in ("of_slower", "of_both", "of_timm"))
-        table.add_row(row["what"], f"{row['rate']:,.0f}", f"{row['low']:,.0f} – {row['high']:,.0f}", *shares)
+        found = (f"{row[key]:.2f}" if key in row else "" for key in shares)
+        table.add_row(row["what"], f"{row['rate']:,.0f}", f"{row['low']:,.0f} – {row['high']:,.0f}", *found)
     return table
 
 
@@ -305,12 +323,15 @@ def main(
         bool, typer.Option("--small", help="With --paths: photographs of 96 x 72 pixels.")
     ] = False,
     level: Annotated[str, typer.Option(help="With --paths: the level.")] = "0",
+    int8: Annotated[bool, typer.Option("--int8", help="Run the model's graphs in 8 bits.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
     """Measure labelling."""
-    console, report = Console(), dict[str, Any]()
-    classifier = hierclass.load(model, "cpu")
+    console, report = wide_console(), dict[str, Any]()
+    in_8_bits = {"int8": True} if int8 else {}
+    classifier = hierclass.load(model, "cpu", runtime="auto", threads=None, **in_8_bits)
     report["machine"] = {**describe_machine(classifier.device), "used_cores": num_cores()}
+    report["int8"] = int8
     with tempfile.TemporaryDirectory() as place:
         if paths:
             folder = Path(place)
@@ -326,23 +347,27 @@ def main(
                 )
         else:
             report["sizes"] = {}
-            counts = {"web": count, "phone": max(1, count // 10)}
-            for name, size in SIZES.items():
+            for name, number in {"web": count, "phone": max(1, count // 10)}.items():
                 folder = Path(place) / name
                 folder.mkdir()
-                make_photographs(folder, size, counts[name])
+                make_photographs(folder, SIZES[name], number)
                 repeat(folder, times)
-                found = measure(contenders(classifier, folder, batch_size, precision), rounds)
-                rows, same = rows_of(classifier, found), agreement(classifier, folder)
-                report["sizes"][name] = {
-                    "images": counts[name],
-                    "times": times,
-                    "rows": rows,
-                    "previews_agree": same,
-                }
-                console.print(draw(f"{counts[name]} photographs of {name} size", rows))
+                calls = contenders(classifier, folder, batch_size, precision)
+                checkpoint = load_checkpoint(model or BUNDLED)
+                calls[LOOPS["of_timm"]] = timm_loop(checkpoint, folder, batch_size)
+                calls[LOOPS["of_onnx"]] = onnx_loop(
+                    checkpoint, folder, batch_size, Path(place) / "dense.onnx"
+                )
+                rows = rows_of(classifier, measure(calls, rounds))
+                found: dict[str, Any] = {"images": number, "times": times, "rows": rows}
+                console.print(draw(f"{number} photographs of {name} size", rows))
+                if classifier.decision.thresholds:
+                    found["auto"] = work_of_auto(classifier, folder, precision, batch_size)
+                    console.print(what_auto_saves(rows, found["auto"]["work"]))
+                found["previews_agree"] = same = agreement(classifier, folder)
                 shares = f"{', '.join(f'{x:.1%}' for x in same)} by tier" if same else "none is large enough"
                 console.print(f"Previews answer at the last level as whole photographs do: {shares}.")
+                report["sizes"][name] = found
     if json_file:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     load = report["machine"]["load_before"]

@@ -1,50 +1,50 @@
-"""How long each level takes: `python benchmarks/latency.py [--model FOLDER] [--threads N] [--json OUT]`.
+"""How long each level takes: `python benchmarks/latency.py [--model FOLDER] [--busy N] [--json OUT]`.
 
-Measured is the network alone, from prepared images in memory to logits: `NestedNetwork.forward` at one level, the
-shrinking of images by a level that sees them smaller included, `refine` through all levels, and for reference the
-dense timm backbone that the network was cut from, with a linear classifier. Reading and decoding images is not in
-it. Everything runs in one process and in rounds: each round times every contender once, in an order shuffled anew, so
-that a slow moment of the machine meets all of them alike.
+Measured is the network alone, from squares of pixels in memory to logits: a level by itself, `refine` through all
+levels, and for reference the dense timm backbone that the network was cut from, with a linear classifier. Reading and
+decoding images is not in it. Torch, ONNX Runtime, and its 8-bit graphs where the model has them, stand side by side:
+everything runs in one process and in rounds, each of which times every contender once, in an order shuffled anew, so
+that a slow moment of the machine meets all of them alike. With `--busy N` all is measured again while N other
+processes use a core each.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import platform
-import random
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import timm
+import numpy as np
 import torch
 import typer
-from rich.console import Console
+from dense import dense_level
+from numpy.typing import NDArray
 from rich.table import Table
-from torch import Tensor, nn
+from timing import Call, busy_neighbours, describe_machine, measure_rounds, wide_console
 
 import hierclass
-from hierclass.checkpoints.description import WEIGHT_SOURCES, Architecture
-from hierclass.nested import NestedNetwork, create_backbone, nest
+from hierclass.checkpoints.description import read_config
+from hierclass.classifier import Classifier
+from hierclass.files import BUNDLED
 
-SAMPLE_SECONDS = 0.05
-"""A sample repeats its call until it takes about this long, so that the clock's grain does not matter."""
-
-Call = Callable[[], object]
+TORCH = "torch"
+"""The runtime that others are compared with."""
 
 
 @dataclass(frozen=True)
 class Timing:
     """What one contender took for one batch."""
 
+    busy: int
+    """Number of other processes that used a core each."""
     batch: int
-    contender: str
+    what: str
+    runtime: str
     macs: int
     """Multiply-accumulates for one image."""
     milliseconds: float
@@ -52,165 +52,158 @@ class Timing:
     low: float
     high: float
     """Quartiles, milliseconds."""
-    images_per_second: float
-    """At the median."""
-    ratio: float
-    """Median relative to that of the last level at the same batch."""
+    of_last: float
+    """Time relative to that of the last level, by the same runtime."""
+    of_torch: float
+    """How many times as fast as by torch, beside as many other processes."""
+    of_quiet: float = 1.0
+    """How fast relative to the same without other processes."""
 
 
-def dense_network(network: NestedNetwork, architecture: Architecture) -> nn.Sequential:
-    """Return the un-nested network: the timm backbone with a classifier of the last level's classes."""
-    arguments = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
-    backbone = create_backbone(architecture.backbone, stem_stride=architecture.stem_stride, **arguments)
-    return nn.Sequential(backbone, nn.Linear(network.num_features[-1], network.num_classes[-1]))
+@dataclass(frozen=True)
+class LevelContender:
+    """Something that gives logits for a batch."""
+
+    what: str
+    runtime: str
+    macs: int
+    call: Call
 
 
-def dense_level(network: NestedNetwork, architecture: Architecture) -> NestedNetwork:
-    """Return the un-nested network as one level that is all of it: its norms can be folded as those of levels are."""
-    backbone, _ = dense_network(network, architecture)
-    classes, size = network.num_classes[-1:], network.input_size
-    return nest(backbone, structure="prefix", widths=(1.0,), num_classes=classes, input_size=size)
+def open_runtimes(model: Path | None, device: str, threads: int | None) -> dict[str, Classifier]:
+    """Load a model once for every way to run it: torch, and on a processor ONNX Runtime with the graphs it has."""
+    found = {TORCH: hierclass.load(model, device, runtime="torch", threads=threads)}
+    if found[TORCH].device != "cpu":
+        return found
+    folder = model or BUNDLED
+    config, in_8_bits = read_config(folder), {"int8": True}
+    for key, name, how in (("graphs", "onnx", {}), ("int8", "onnx int8", in_8_bits)):
+        if key in config:
+            found[name] = hierclass.load(folder, "cpu", runtime="onnx", threads=threads, **how)
+    return found
 
 
-def refine_all(network: NestedNetwork, images: Tensor) -> Tensor:
+def pixels(classifier: Classifier, batch: int, level: int | None = None) -> NDArray[np.uint8]:
+    """Return squares (batch, S, S, 3) as images are prepared for a level."""
+    preprocessing = classifier.preprocessing_for(level)
+    side = preprocessing.detail or preprocessing.size
+    return np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+
+
+def contenders(classifiers: dict[str, Classifier], batch: int) -> list[LevelContender]:
+    """Return what is timed for a batch size."""
+    found = []
+    for name, classifier in classifiers.items():
+        for level in range(len(classifier.levels)):
+            call = functools.partial(run_level, classifier, pixels(classifier, batch, level), level)
+            found.append(LevelContender(f"level {level}", name, classifier.runtime.cost(level).macs, call))
+        climb = "refine " + "→".join(str(level.index) for level in classifier.levels)
+        macs = sum(level.step_macs for level in classifier.levels)
+        call = functools.partial(refine_all, classifier, pixels(classifier, batch))
+        found.append(LevelContender(climb, name, macs, call))
+    return [*found, dense_contender(classifiers[TORCH], batch)]
+
+
+def run_level(classifier: Classifier, images: NDArray[np.uint8], level: int) -> object:
+    """Compute one level."""
+    return classifier.runtime.run(classifier.runtime.to_batch(images), level)
+
+
+def refine_all(classifier: Classifier, images: NDArray[np.uint8]) -> object:
     """Climb from level 0 to the last, answering at every level."""
-    state = network.start(images)
-    for _ in range(network.num_levels - 1):
-        network.refine(state)
-    return network.refine(state)
+    state = classifier.runtime.start(images)
+    return [classifier.runtime.refine(state) for _ in classifier.levels]
 
 
-def contenders(network: NestedNetwork, dense: nn.Module, images: Tensor) -> dict[str, Call]:
-    """Name → call; each gives logits for the batch `images` (B, 3, H, W)."""
-    calls: dict[str, Call] = {
-        f"level {level}": lambda level=level: network(images, level)  # type: ignore[misc]
-        for level in range(network.num_levels)
-    }
-    calls[refine_name(network)] = lambda: refine_all(network, images)
-    calls["dense"] = lambda: dense(images)
-    return calls
+def dense_contender(classifier: Classifier, batch: int) -> LevelContender:
+    """Return the dense network, run by torch as levels are: norms folded, channels last."""
+    runtime, device = classifier.runtime, classifier.device
+    dense = dense_level(classifier.checkpoint).eval().fused().to(device)
+    dense.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def call(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = dense(runtime.to_batch(images), 0).cpu().numpy()
+        return logits
+
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        call(pixels(classifier, 1))
+    images = pixels(classifier, batch)
+    return LevelContender("dense", TORCH, counter.get_total_flops() // 2, lambda: call(images))
 
 
-def refine_name(network: NestedNetwork) -> str:
-    """Name of the contender that climbs through all levels."""
-    return "refine " + "→".join(map(str, range(network.num_levels)))
-
-
-def count_macs(network: NestedNetwork, dense: nn.Module, image: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of every contender for one image, counted while it runs."""
-    counted: dict[str, int] = {}
-    for name, call in contenders(network, dense, image).items():
-        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter, torch.no_grad():
-            call()
-        counted[name] = counter.get_total_flops() // 2
-    return counted
-
-
-def seconds_per_call(call: Call, repeats: int, wait: Call) -> float:
-    """Mean time of `repeats` calls in a row, the device's queue drained before and after."""
-    wait()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    wait()
-    return (time.perf_counter() - start) / repeats
-
-
-def measure_rounds(calls: dict[str, Call], rounds: int, wait: Call, seed: int = 0) -> dict[str, list[float]]:
-    """Time every call once per round, interleaved; return seconds per call, one value per round."""
-    repeats = {}
-    for name, call in calls.items():
-        seconds_per_call(call, 3, wait)  # warm-up
-        once = seconds_per_call(call, 3, wait)
-        repeats[name] = max(1, round(SAMPLE_SECONDS / once))
-    order = list(calls)
-    shuffler = random.Random(seed)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        shuffler.shuffle(order)
-        for name in order:
-            samples[name].append(seconds_per_call(calls[name], repeats[name], wait))
-    return samples
-
-
-@torch.inference_mode()
-def measure(network: NestedNetwork, dense: nn.Module, batches: Sequence[int], rounds: int) -> list[Timing]:
-    """Time every contender at every batch size; `rounds` is at least 2."""
-    device = next(network.parameters()).device
-    wait: Call = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    image = torch.randn(1, *network.input_size, device=device)
-    macs = count_macs(network, dense, image)
-    timings = []
-    for batch in batches:
-        images = image.expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        samples = measure_rounds(contenders(network, dense, images), rounds, wait)
-        last = statistics.median(samples[f"level {network.num_levels - 1}"])
-        for name, values in samples.items():
-            low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-            timings.append(
-                Timing(
-                    batch,
-                    name,
-                    macs[name],
-                    1e3 * median,
-                    1e3 * low,
-                    1e3 * high,
-                    batch / median,
-                    median / last,
+def measure(
+    classifiers: dict[str, Classifier], batches: Sequence[int], busy: Sequence[int], rounds: int
+) -> list[Timing]:
+    """Time every contender at every batch size beside as many busy processes; `rounds` is at least 2."""
+    wait: Call = torch.cuda.synchronize if classifiers[TORCH].device.startswith("cuda") else lambda: None
+    compared = {batch: contenders(classifiers, batch) for batch in batches}
+    timings: list[Timing] = []
+    for neighbours in busy:
+        with busy_neighbours(neighbours):
+            for batch, found in compared.items():
+                samples = measure_rounds(
+                    {(each.what, each.runtime): each.call for each in found}, rounds, wait
                 )
+                timings += relate(found, samples, batch, neighbours)
+    quiet = {(row.batch, row.what, row.runtime): row.milliseconds for row in timings if not row.busy}
+    return [
+        replace(row, of_quiet=quiet[row.batch, row.what, row.runtime] / row.milliseconds) if quiet else row
+        for row in timings
+    ]
+
+
+def relate(
+    found: Sequence[LevelContender], samples: dict[tuple[str, str], list[float]], batch: int, busy: int
+) -> list[Timing]:
+    """Make rows of seconds per call, each related to the last level and to torch; rows of one kind together."""
+    medians = {key: statistics.median(values) for key, values in samples.items()}
+    last = max(each.what for each in found if each.what.startswith("level"))
+    order = {each.what: number for number, each in reversed(list(enumerate(found)))}
+    rows = []
+    for each in sorted(found, key=lambda each: order[each.what]):
+        values = samples[each.what, each.runtime]
+        low, median, high = (1e3 * value for value in statistics.quantiles(values, n=4, method="inclusive"))
+        rows.append(
+            Timing(
+                busy=busy,
+                batch=batch,
+                what=each.what,
+                runtime=each.runtime,
+                macs=each.macs,
+                milliseconds=median,
+                low=low,
+                high=high,
+                of_last=median / (1e3 * medians[last, each.runtime]),
+                of_torch=1e3 * medians[each.what, TORCH] / median,
             )
-    return timings
-
-
-def describe_machine(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor_name()
-    return {
-        "device": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
-
-
-def processor_name() -> str:
-    """Name of the processor as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        )
+    return rows
 
 
 def draw(timings: Sequence[Timing], title: str) -> Table:
-    """Show one row per contender and batch size."""
+    """Show one row per contender, batch size and number of busy processes."""
     table = Table(title=title)
-    for heading in (
-        "batch",
-        "what runs",
-        "MMACs",
-        "ms (median)",
-        "quartiles",
-        "images/s",
-        "of the last level",
-    ):
-        table.add_column(heading, justify="left" if heading == "what runs" else "right")
+    several = any(row.busy for row in timings)
+    timed = ("MMACs", "ms (median)", "quartiles", "images/s", "of the last level", "of torch")
+    busy, quiet = (("busy",), ("of quiet",)) if several else ((), ())
+    for heading in (*busy, "batch", "what runs", "by", *timed, *quiet):
+        table.add_column(heading, justify="left" if heading in ("what runs", "by") else "right")
     for before, row in zip((None, *timings), timings, strict=False):
-        if before and before.batch != row.batch:
+        if before and (before.busy, before.batch) != (row.busy, row.batch):
             table.add_section()
         table.add_row(
+            *([str(row.busy)] if several else []),
             str(row.batch),
-            row.contender,
+            row.what,
+            row.runtime,
             f"{row.macs / 1e6:.1f}",
             f"{row.milliseconds:.2f}",
             f"{row.low:.2f} – {row.high:.2f}",
-            f"{row.images_per_second:.0f}",
-            f"{row.ratio:.3f}",
+            f"{1e3 * row.batch / row.milliseconds:.0f}",
+            f"{row.of_last:.3f}",
+            f"{row.of_torch:.2f} ×",
+            *([f"{row.of_quiet:.2f} ×"] if several else []),
         )
     return table
 
@@ -218,33 +211,30 @@ def draw(timings: Sequence[Timing], title: str) -> Table:
 def main(
     model: Annotated[Path | None, typer.Option(help="Model folder; the bundled model if left out.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be given again.")] = None,
+    busy: Annotated[
+        int, typer.Option(min=0, help="Measure again beside so many processes that use a core each.")
+    ] = 0,
     rounds: Annotated[int, typer.Option(min=2, help="How often everything is timed.")] = 30,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all cores if left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores to use; all if left out.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
-    """Time every level of a model, refining, and the dense backbone."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """Time every level of a model, refining, and the dense backbone, by every runtime."""
     try:
-        classifier = hierclass.load(model, device)
+        classifiers = open_runtimes(model, device, threads)
     except hierclass.HierclassError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-    # As the classifier runs it: batch norms folded into the convolutions, channels_last. The dense one alike.
-    network = classifier.checkpoint.network.fused().to(classifier.device)
-    architecture = classifier.checkpoint.architecture
-    dense = dense_level(network, architecture).eval().fused().to(classifier.device)
-    for contender in (network, dense):
-        contender.to(memory_format=torch.channels_last)
-    machine = describe_machine(classifier.device)
-    timings = measure(network, dense, batch or (1, 32), rounds)
-    size = "×".join(map(str, network.input_size))
-    console = Console()
-    console.print(draw(timings, f"{architecture.backbone}, {size}, float32, network only"))
+    torch.set_num_threads(classifiers[TORCH].runtime.threads)
+    machine = describe_machine(device, classifiers[TORCH].runtime.threads)
+    timings = measure(classifiers, batch or (1, 32), sorted({0, busy}), rounds)
+    architecture = classifiers[TORCH].model.architecture
+    side = classifiers[TORCH].preprocessing.size
+    console = wide_console()
+    console.print(draw(timings, f"{architecture.backbone}, {side} × {side}, network only"))
     console.print(
-        f"Medians of {rounds} interleaved rounds after warm-up, on {machine['device']} "
-        f"with {machine['threads']} threads, torch {machine['torch']}, eager. "
+        f"Medians of {rounds} interleaved rounds after warm-up, on {machine['device']} with {machine['threads']} "
+        f"threads, torch {machine['torch']}, ONNX Runtime {machine['onnxruntime']}. "
         f"Load of the machine before the run: {machine['load_before']}."
     )
     if json_file:

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from latency import describe_machine
 from rich.console import Console
 from rich.markdown import Markdown
 from structures_compress import measure_compressed
@@ -26,6 +25,7 @@ from structures_report import put_into, report
 from structures_rows import ROWS, Bench
 from structures_settings import Settings
 from structures_times import measure_times
+from timing import describe_machine
 
 from hierclass.errors import BackboneError, HierclassError
 from hierclass.files import replacing

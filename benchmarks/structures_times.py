@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from latency import Call, describe_machine, measure_rounds, refine_all
 from structures_rows import ROWS
+from timing import Call, describe_machine, measure_rounds
 from torch import Tensor
 
 from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, nest
@@ -129,4 +129,10 @@ def _answers(networks: Sequence[NestedNetwork], levels: int, images: Tensor) -> 
     if first.num_levels == 1:
         return {f"level {levels - 1}": lambda: first(images)}
     calls = {f"level {k}": lambda k=k: first(images, k) for k in range(levels)}  # type: ignore[misc]
-    return {**calls, "climb": lambda: refine_all(first, images)}
+    return {**calls, "climb": lambda: _refine_all(first, images)}
+
+
+def _refine_all(network: NestedNetwork, images: Tensor) -> list[Tensor]:
+    """Climb from level 0 to the last, answering at every level."""
+    state = network.start(images)
+    return [network.refine(state) for _ in range(network.num_levels)]

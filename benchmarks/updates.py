@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from accelerate import Accelerator
-from latency import Call, describe_machine, measure_rounds
 from rich.console import Console
 from rich.table import Table
+from timing import Call, describe_machine, measure_rounds
 
 from hierclass.errors import HierclassError
 from hierclass.files import replacing

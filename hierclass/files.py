@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from hierclass.errors import InputError
@@ -25,6 +25,11 @@ _TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
 def graph_file(level: int) -> str:
     """Return the name of the graph of a level."""
     return f"level{level}.onnx"
+
+
+def int8_file(level: int) -> str:
+    """Return the name of the graph of a level in 8 bits."""
+    return f"level{level}.int8.onnx"
 
 
 def is_graph_file(name: str) -> bool:
@@ -53,19 +58,33 @@ def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> Non
     Raises:
         InputError: the folder is refused; the message says what to do.
     """
+    if source is not None and folder.is_dir() and folder.resolve() == source.resolve():
+        raise InputError(f"{folder} is the model itself; name another folder for the new one")
+    check_output_folder(folder, is_part_of_model, "a model", force=force)
+
+
+def check_output_folder(
+    folder: Path, is_part: Callable[[str], bool], what: str, *, force: bool, mark: str | None = None
+) -> None:
+    """Refuse a folder if writing `what` there would overwrite other files, or an earlier one without `force`.
+
+    `is_part` says of the name of a file whether it belongs to `what`; without the file `mark`, none does.
+
+    Raises:
+        InputError: the folder is refused; the message says what to do.
+    """
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
-            raise InputError(f"{folder} is no folder; name a new or empty one for the model")
+            raise InputError(f"{folder} is no folder; name a new or empty one for {what}")
         return
-    if source is not None and folder.resolve() == source.resolve():
-        raise InputError(f"{folder} is the model itself; name another folder for the new one")
     names = sorted(file.name for file in folder.iterdir())
-    if others := [name for name in names if not is_part_of_model(_meant(name))]:
+    others = [name for name in names if not is_part(_meant(name)) or (mark is not None and mark not in names)]
+    if others:
         raise InputError(
-            f"{folder} holds {others[0]}, which is no part of a model; name a new or empty folder"
+            f"{folder} holds {others[0]}, which is no part of {what}; name a new or empty folder"
         )
     if any(not _TEMPORARY.fullmatch(name) for name in names) and not force:
-        raise InputError(f"{folder} holds a model; add --force to replace it, or name another folder")
+        raise InputError(f"{folder} holds {what}; add --force to replace it, or name another folder")
 
 
 def check_writable(file: Path, option: str) -> None:

@@ -248,9 +248,13 @@ def test_torch_is_imported_where_networks_are_made_and_by_its_own_runtime_alone(
     assert all(item.in_function for item in choosing if item.package == "torch")
 
 
+USERS_OF_ONNXRUNTIME = {"hierclass/export/int8.py", "hierclass/export/example.py"}
+"""Imports its quantiser after that function; a program of its own that sets the same variable."""
+
+
 def test_onnxruntime_is_imported_by_one_function_which_keeps_it_from_sending_anything() -> None:
     found = {item.file for item in EVERY if item.package == "onnxruntime"}
-    assert found == {"hierclass/runtime/onnx_runtime.py"}
+    assert found - USERS_OF_ONNXRUNTIME == {"hierclass/runtime/onnx_runtime.py"}
 
 
 def test_the_namespace_is_what_all_says() -> None:

@@ -41,28 +41,30 @@ def command(name: str, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     return app
 
 
-def test_latency_reports_every_level_refining_and_the_dense_network(
+def test_latency_reports_every_level_refining_and_the_dense_network_by_every_runtime(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app, threads = command("latency", monkeypatch), torch.get_num_threads()
     out = tmp_path / "latency.json"
-    options = ["--rounds", 2, "--threads", 1, "--batch", 1, "--batch", 2]
+    options = ["--rounds", 2, "--threads", 1, "--batch", 1, "--batch", 2, "--busy", 1]
     arguments = ["--model", tiny_checkpoint, *options, "--json", out]
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     torch.set_num_threads(threads)
     assert done.exit_code == 0, done.output
     report = json.loads(out.read_text(encoding="utf-8"))
-    names = ["level 0", "level 1", "level 2", "refine 0→1→2", "dense"]
-    assert [(row["batch"], row["contender"]) for row in report["timings"]] == [
-        (b, name) for b in (1, 2) for name in names
+    rows = report["timings"]
+    names = ["level 0", "level 1", "level 2", "refine 0→1→2"]
+    runtimes = ["torch", "onnx"] if (tiny_checkpoint / "level0.onnx").exists() else ["torch"]
+    expected = [*((name, runtime) for name in names for runtime in runtimes), ("dense", "torch")]
+    assert [(row["busy"], row["batch"], row["what"], row["runtime"]) for row in rows] == [
+        (busy, batch, *each) for busy in (0, 1) for batch in (1, 2) for each in expected
     ]
-    assert all(
-        row["milliseconds"] > 0 and row["low"] <= row["milliseconds"] <= row["high"]
-        for row in report["timings"]
-    )
-    assert all(row["ratio"] == 1 for row in report["timings"] if row["contender"] == "level 2")
-    macs = {row["contender"]: row["macs"] for row in report["timings"]}
-    assert macs["level 0"] < macs["level 1"] < macs["level 2"] < macs["refine 0→1→2"] < macs["dense"]
+    assert all(0 < row["low"] <= row["milliseconds"] <= row["high"] for row in rows)
+    assert all(row["of_last"] == 1 for row in rows if row["what"] == "level 2")
+    assert all(row["of_torch"] == 1 for row in rows if row["runtime"] == "torch")
+    assert all((row["of_quiet"] == 1) == (row["busy"] == 0) for row in rows)
+    macs = {row["what"]: row["macs"] for row in rows}
+    assert macs["level 0"] < macs["level 1"] < macs["level 2"] <= macs["refine 0→1→2"] < macs["dense"]
     assert report["machine"]["threads"] == 1
     assert report["rounds"] == 2
     assert "Medians of 2 interleaved rounds" in " ".join(done.output.split())
@@ -74,6 +76,19 @@ def test_latency_of_a_missing_model_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("there is no model at")
+
+
+@pytest.mark.full
+def test_startup_reports_every_command(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "startup.json"
+    options = ["--rounds", "1", "--no-page", "--model", str(tiny_checkpoint), "--json", str(out)]
+    done = CliRunner().invoke(command("startup", monkeypatch), options)
+    assert done.exit_code == 0, done.output
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    assert [row["what"] for row in rows][-2:] == ["hierclass predict", "hierclass label, one photograph"]
+    assert all(0 < row["low"] <= row["seconds"] <= row["high"] for row in rows)
 
 
 def test_loading_reports_every_size_augmentation_and_number_of_workers(
@@ -117,9 +132,10 @@ def test_labelling_reports_every_level_what_bounds_it_and_lists_of_paths(
     for size in report["sizes"].values():
         rows = {row["what"]: row for row in size["rows"]}
         assert {f"level {level}: label" for level in range(3)} < rows.keys()
-        assert "timm's loop, dense" in rows
+        assert {"timm's loop, dense", "ONNX Runtime's loop, dense"} < rows.keys()
         assert all(0 < row["low"] <= row["rate"] <= row["high"] for row in rows.values())
-        assert all(row["of_slower"] > 0 for name, row in rows.items() if ": label" in name)
+        for name in (name for name in rows if ": label" in name):
+            assert all(rows[name][f"of_{what}"] > 0 for what in ("both", "timm", "onnx", "last"))
     assert [0 <= share <= 1 for share in report["sizes"]["phone"]["previews_agree"]] == [True] * 3
     done = CliRunner().invoke(app, [*common, "--paths", "30", "--paths", "20", "--small"])
     assert done.exit_code == 0, done.output

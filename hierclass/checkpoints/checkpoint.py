@@ -29,6 +29,7 @@ from hierclass.checkpoints.description import (
     ModelDescription,
     _as_tuple,
     check_weights,
+    config_text,
     describing,
     parse_description,
     read_config,
@@ -210,11 +211,6 @@ def _graphs_that_stay(folder: Path, config: Mapping[str, Any], weights: bytes) -
         for name, value in found.items()
         if value.get(DIGEST) == digest
     }
-
-
-def config_text(config: Mapping[str, Any]) -> str:
-    """Return what config.json holds."""
-    return json.dumps(config, indent=1, ensure_ascii=False) + "\n"
 
 
 def as_stored(

@@ -16,7 +16,7 @@ import safetensors
 from hierclass.costs import Cost
 from hierclass.decisions.calibration import Decision
 from hierclass.errors import CheckpointError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, int8_file
 from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
@@ -29,7 +29,7 @@ DIGEST = "digest"
 GRAPHS = "graphs"
 """Key of the configuration under which the graphs of levels are described."""
 INT8 = "int8"
-"""The same for graphs that compute with whole numbers."""
+"""Key of the configuration under which graphs in 8 bits are described, and how their answers are decided."""
 MAX_CONFIG_BYTES = 64 * 2**20
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 WEIGHT_SOURCES = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
@@ -67,7 +67,8 @@ class LevelGraphs:
     """The graphs of a model for ONNX Runtime, one file per level.
 
     `reuses`: a level reads what the level below it kept; `keeps_rows`: images that change their batch keep what was
-    computed of them; `sizes`: side in pixels at which each level sees the image, None: as it comes; `costs`: per level.
+    computed of them; `sizes`: side in pixels at which each level sees the image, None: as it comes; `costs`: per level;
+    `int8`: the files hold all their weights, in 8 bits.
     """
 
     files: tuple[str, ...]
@@ -75,6 +76,7 @@ class LevelGraphs:
     keeps_rows: bool
     sizes: tuple[int, ...] | None
     costs: tuple[Cost, ...]
+    int8: bool = False
 
 
 @dataclass
@@ -103,6 +105,37 @@ def read_description(folder: Path) -> tuple[ModelDescription, LevelGraphs | None
         description = parse_description(config)
         check_weights(folder / WEIGHTS_FILE, config.get(DIGEST))
         return description, _read_graphs(folder, config, description)
+
+
+def read_int8(folder: Path) -> tuple[ModelDescription, LevelGraphs]:
+    """Read a model folder as its graphs in 8 bits answer: with the decision and the results that are theirs.
+
+    Raises:
+        CheckpointError: as `read_description` does, or the model has no graphs in 8 bits.
+    """
+    config, (description, graphs) = read_config(folder), read_description(folder)
+    found = config.get(INT8)
+    with describing(folder):
+        files = tuple(map(int8_file, range(description.taxonomy.num_tiers)))
+        if (
+            graphs is None
+            or not isinstance(found, dict)
+            or found.get(DIGEST) != config.get(DIGEST)
+            or tuple(found["files"]) != files
+            or not all((folder / file).is_file() for file in files)
+        ):
+            raise CheckpointError(
+                f"{folder} has no graphs in 8 bits; add them: hierclass export --in-place --int8 --images DIR "
+                f"--model {folder}"
+            )
+        decision, results = _mapping(found, "decision"), _mapping(found, "results")
+        Decision.from_dict(decision, description.taxonomy.num_tiers)
+    costs = tuple(
+        dataclasses.replace(cost, bytes=(folder / file).stat().st_size)
+        for cost, file in zip(graphs.costs, files, strict=True)
+    )
+    described = dataclasses.replace(description, decision=decision, results=results)
+    return described, dataclasses.replace(graphs, files=files, costs=costs, int8=True)
 
 
 @contextlib.contextmanager
@@ -216,6 +249,11 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"version {VERSION}. Use the hierclass that wrote it, or train again"
         )
     return config
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return what config.json holds."""
+    return json.dumps(config, indent=1, ensure_ascii=False) + "\n"
 
 
 def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from hierclass.cli.label import label, refine
 from hierclass.cli.shared import (
     SOME_INPUTS_FAILED,
     DeviceOption,
+    Int8Option,
     LevelOption,
     ModelChoice,
     ModelOption,
@@ -44,7 +45,7 @@ from hierclass.cli.shared import (
     WeightsOption,
     say,
 )
-from hierclass.errors import HierclassError, ImageError
+from hierclass.errors import HierclassError, ImageError, require
 from hierclass.files import BUNDLED, check_model_folder
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def predict(
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     threads: ThreadsOption = None,
+    int8: Int8Option = False,
 ) -> None:
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
     from rich.console import Console
@@ -111,7 +113,7 @@ def predict(
     from hierclass.images.decoding import read_image
     from hierclass.images.preprocessing import resize_side
 
-    classifier = ModelChoice(model, timm, weights, device, runtime, threads).open()
+    classifier = ModelChoice(model, timm, weights, device, runtime, threads, int8).open()
     last = classifier.check_level(level)
     console = Console(highlight=False)
     failed = False
@@ -134,13 +136,19 @@ def predict(
 
 
 @app.command()
-def levels(model: ModelOption = None, timm: TimmOption = None, weights: WeightsOption = None) -> None:
+def levels(
+    model: ModelOption = None,
+    timm: TimmOption = None,
+    weights: WeightsOption = None,
+    int8: Int8Option = False,
+) -> None:
     """List the levels of a model: tier, classes, cost, parameters and accuracy on held-out images."""
     from rich.console import Console
 
     from hierclass.cli.terminal import draw_levels
 
-    Console(highlight=False).print(draw_levels(ModelChoice(model, timm, weights, "cpu").open().levels))
+    choice = ModelChoice(model, timm, weights, "cpu", int8=int8)
+    Console(highlight=False).print(draw_levels(choice.open().levels))
 
 
 @app.command()
@@ -174,6 +182,7 @@ def compress(
 ) -> None:
     """Make a smaller model of a model's levels up to one; it answers as they do. Print what that saves."""
     source = BUNDLED if model is None else model
+    require("torch", "torch", "timm", what="hierclass compress")
     check_model_folder(output, source, force=force)
     from rich.console import Console
 

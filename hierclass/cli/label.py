@@ -29,6 +29,7 @@ from hierclass.cli.output_target import OutputTarget, survive_closed_pipes
 from hierclass.cli.progress import RunProgress
 from hierclass.cli.shared import (
     DeviceOption,
+    Int8Option,
     ModelChoice,
     ModelOption,
     RuntimeOption,
@@ -92,6 +93,7 @@ def label(
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     threads: ThreadsOption = None,
+    int8: Int8Option = False,
     batch_size: BatchSize = 64,
     workers: Workers = None,
     engine: EngineName = "local",
@@ -110,7 +112,7 @@ def label(
     if target is not None:
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
-    choice = ModelChoice(model, timm, weights, device, runtime, threads)
+    choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
     classifier = _open(choice, precision)
     from hierclass.labelling.read_input import ReadOptions
     from hierclass.labelling.run_manifest import LabelJob
@@ -155,6 +157,7 @@ def refine(
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     threads: ThreadsOption = None,
+    int8: Int8Option = False,
     batch_size: BatchSize = 64,
     workers: Workers = None,
     engine: EngineName = "local",
@@ -166,7 +169,7 @@ def refine(
     folder.manifest()
     target = OutputTarget.in_folder(run_folder, format_)
     survive_closed_pipes()
-    choice = ModelChoice(model, timm, weights, device, runtime, threads)
+    choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
     classifier = _open(choice, precision)
     from hierclass.labelling.read_input import ReadOptions
 

@@ -48,6 +48,12 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, *rest, console=console, disable=not console.is_terminal, transient=True)
 
 
+def task_bar(console: Console) -> Progress:
+    """Return a bar that says what is being done, how far, and the time left; it is drawn on terminals only."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} images/s" if task.speed else "")

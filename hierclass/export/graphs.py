@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hierclass.checkpoints.checkpoint import Checkpoint, as_stored, config_text, load_checkpoint, stored_dtype
-from hierclass.checkpoints.description import DIGEST, GRAPHS, read_config
+from hierclass.checkpoints.checkpoint import Checkpoint, as_stored, load_checkpoint, stored_dtype
+from hierclass.checkpoints.description import DIGEST, GRAPHS, config_text, read_config
 from hierclass.errors import ExportError, MissingExtraError
 from hierclass.export.level_export import BATCHES, export_level, reason_for, shrunk_side
 from hierclass.export.weight_sharing import StoredWeights, as_safetensors, large_weights, share_weights

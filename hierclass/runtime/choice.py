@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hierclass.checkpoints.description import ModelDescription, read_description
+from hierclass.checkpoints.description import ModelDescription, read_description, read_int8
 from hierclass.errors import CheckpointError, InputError, require
 
 if TYPE_CHECKING:
@@ -18,18 +18,28 @@ RUNTIMES = ("auto", "onnx", "torch")
 
 
 def open_model(
-    folder: Path, device: str = "auto", runtime: str = "auto", threads: int | None = None
+    folder: Path,
+    device: str = "auto",
+    runtime: str = "auto",
+    threads: int | None = None,
+    int8: bool = False,
 ) -> tuple[ModelDescription, Runtime]:
     """Read a model folder and choose what runs it.
 
     "auto" takes torch where `device` names an accelerator or, as "auto", one is there; else ONNX Runtime if the folder
-    holds graphs.
+    holds graphs. `int8`: run its graphs in 8 bits, on the processor, with the decision that is theirs.
 
     Raises:
-        CheckpointError: there is no model, this version can't read it, or it has no graphs and torch is not installed.
+        CheckpointError: there is no model, this version can't read it, it has no graphs and torch is not installed, or
+            it has no graphs in 8 bits.
         InputError: this machine has no such device, or there is no such runtime.
     """
-    check_options(device, runtime, threads)
+    check_options(device, runtime, threads, int8)
+    if int8:
+        from hierclass.runtime.onnx_runtime import OnnxRuntime
+
+        described, int8_graphs = read_int8(folder)
+        return described, OnnxRuntime(folder, described, int8_graphs, threads)
     if runtime == "onnx" or (runtime == "auto" and not on_accelerator(device)):
         from hierclass.runtime.onnx_runtime import OnnxRuntime
 
@@ -49,12 +59,16 @@ def open_model(
     return checkpoint, TorchRuntime(checkpoint, device, threads)
 
 
-def check_options(device: str, runtime: str, threads: int | None) -> None:
+def check_options(device: str, runtime: str, threads: int | None, int8: bool = False) -> None:
     """Raise InputError for options that no machine has, before anything is read."""
     if runtime not in RUNTIMES:
         raise InputError(f"runtime {runtime!r} is not known; there are {', '.join(RUNTIMES)}")
     if runtime == "onnx" and device not in ("auto", "cpu"):
         raise InputError(f"ONNX Runtime runs on the processor; for device {device!r} use runtime torch")
+    if int8 and (runtime == "torch" or device not in ("auto", "cpu")):
+        raise InputError(
+            "graphs in 8 bits run on the processor, by ONNX Runtime; leave out other runtimes and devices"
+        )
     if threads is not None and threads < 1:
         raise InputError(f"threads must be 1 or more, not {threads}")
 

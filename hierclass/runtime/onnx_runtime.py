@@ -24,6 +24,7 @@ from hierclass.costs import Cost
 from hierclass.errors import CheckpointError
 from hierclass.files import WEIGHTS_FILE
 from hierclass.processors import num_cores
+from hierclass.runtime.int8_probe import clips_sums
 from hierclass.runtime.interface import Batch, Logits, Runtime
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ class OnnxRuntime(Runtime):
         return self._graphs.costs[self.check_level(level)]
 
     def weights(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Yield name and value of what model.safetensors holds, with the counts of batches that torch keeps."""
+        """Yield name and value of what model.safetensors holds, with the counts of batches that torch keeps.
+
+        The graphs in 8 bits, if those run, follow.
+        """
         with safetensors.safe_open(self._folder / WEIGHTS_FILE, framework="numpy") as stream:
             stored = set(stream.keys())
             counts = {
@@ -88,6 +92,8 @@ class OnnxRuntime(Runtime):
                     continue
                 value = stream.get_tensor(name)
                 yield name, value.astype(np.float32) if value.dtype == np.float16 else value
+        for file in self._graphs.files if self._graphs.int8 else ():
+            yield file, np.frombuffer((self._folder / file).read_bytes(), np.uint8)
 
     def to_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the images as they are."""
@@ -128,7 +134,9 @@ class OnnxRuntime(Runtime):
     def _session(self, level: int) -> onnxruntime.InferenceSession:
         with self._lock:
             if level not in self._sessions:
-                self._sessions[level] = open_session(self._folder / self._graphs.files[level], self.threads)
+                self._sessions[level] = open_session(
+                    self._folder / self._graphs.files[level], self.threads, int8=self._graphs.int8
+                )
             return self._sessions[level]
 
 
@@ -144,7 +152,7 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime  # type: ignore[no-any-return]
 
 
-def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_session(file: Path, threads: int, *, int8: bool = False) -> onnxruntime.InferenceSession:
     """Open a graph with N = `threads` threads that do not spin while they wait, which would slow other work down.
 
     Raises:
@@ -154,6 +162,8 @@ def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if int8 and clips_sums(onnxruntime):
+        options.add_session_config_entry("session.x64quantprecision", "1")  # exact, but only half as fast
     options.log_severity_level = 4  # errors come as exceptions
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -162,7 +172,8 @@ def open_session(file: Path, threads: int) -> onnxruntime.InferenceSession:
     except Exception as error:  # classes of its own, which it does not export
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{file} can't be run: {reason}; write it again: hierclass export --in-place --model {file.parent}"
+            f"{file} can't be run: {reason}; write it again: hierclass export --in-place"
+            f"{' --int8 --images DIR' if int8 else ''} --model {file.parent}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from hierclass.errors import BackboneError
+from hierclass.errors import BackboneError, require
 
 if TYPE_CHECKING:
     from hierclass.timm_models.backbone_probe import ProbeResult
@@ -119,10 +119,12 @@ def models_to_try(pattern: str | None, *, force: bool = False) -> list[str]:
 
     Raises:
         BackboneError: nothing matches, in the table or in timm.
+        MissingExtraError: models must be probed, and torch or timm is not installed.
     """
     table = shipped_backbones()
     if not force and (pattern is None or (pattern not in table.names and table.matching(pattern).families)):
         return []
+    require("torch", "torch", "timm", what="trying a model")
     import timm
 
     if pattern is not None and timm.is_model(pattern):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hierclass
-from hierclass.checkpoints.description import DIGEST, GRAPHS, ModelDescription, read_description
+from hierclass.checkpoints.description import DIGEST, GRAPHS, ModelDescription, config_text, read_description
 from hierclass.errors import ExportError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, replacing
 from hierclass.runtime.onnx_runtime import OnnxRuntime
@@ -116,7 +116,7 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Return the files of a model folder that holds a network for ONNX Runtime alone."""
     import safetensors.torch
 
-    from hierclass.checkpoints.checkpoint import config_text, contents_digest, describe
+    from hierclass.checkpoints.checkpoint import contents_digest, describe
     from hierclass.export.graphs import make_graphs
 
     tensors = {name: value.detach().clone() for name, value in checkpoint.network.state_dict().items()}

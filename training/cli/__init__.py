@@ -206,6 +206,9 @@ def calibrate(
     batch_size: options.EvaluationBatch = None,
     workers: options.Workers = 1,
     threads: options.Threads = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Fit those of the model's graphs in 8 bits, and measure them.")
+    ] = False,
 ) -> None:
     """Fit temperatures and thresholds to labelled images, not those trained on, and store them in the model."""
     with one_line_errors():
@@ -214,8 +217,10 @@ def calibrate(
 
         from training.evaluation.console import show_calibration
         from training.evaluation.evaluate import calibrate_checkpoint
+        from training.evaluation.int8 import calibrate_int8
 
-        results = calibrate_checkpoint(model, images, **_evaluation_options(ctx))
+        fit = calibrate_int8 if int8 else calibrate_checkpoint
+        results = fit(model, images, **_evaluation_options(ctx))
         show_calibration(Console(), results)
         print(f"stored in {model}")
 

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, stored_dtype
 from hierclass.checkpoints.description import DIGEST, read_config
+from hierclass.costs import HasCosts, answer_costs
 from hierclass.decisions.calibration import Decision
-from hierclass.nested import NestedNetwork, answer_costs
 from taxonomy import Taxonomy
 from training.data.sample_weights import Weighting, check_known_top1, weigh_images
 from training.data.samples import ImageSet, read_images, split
@@ -25,7 +25,7 @@ from training.trainer.export import update_card
 
 
 def summarise(
-    network: NestedNetwork,
+    network: HasCosts,
     taxonomy: Taxonomy,
     predictions: Predictions,
     consensus: float | str = "auto",
@@ -184,7 +184,7 @@ def run_model(
     """
     device = _prepare(options)
     network, taxonomy = checkpoint.network.to(device), checkpoint.taxonomy
-    images = _labelled(data, taxonomy, options)
+    images = labelled_images(data, taxonomy, options)
     decision = Decision.from_dict(checkpoint.decision, network.num_levels)
     predictions = collect_predictions(
         network,
@@ -202,18 +202,23 @@ def run_model(
     return Evaluation(checkpoint, digest, decision, images, predictions, found, weighting)
 
 
-def _prepare(options: EvaluationOptions) -> torch.device:
-    """Check the options, set the threads and return the device."""
+def check_options(options: EvaluationOptions) -> None:
+    """Raise `InputError` for a top-1 that no images can have."""
     if (known_top1 := options.get("known_top1")) is not None:
         check_known_top1(known_top1)
+
+
+def _prepare(options: EvaluationOptions) -> torch.device:
+    """Check the options, set the threads and return the device."""
+    check_options(options)
     if threads := options.get("threads"):
         torch.set_num_threads(threads)
     device: torch.device = Accelerator().device
     return device
 
 
-def _labelled(data: Sequence[str], taxonomy: Taxonomy, options: EvaluationOptions) -> ImageSet:
-    """The images that the options select."""
+def labelled_images(data: Sequence[str], taxonomy: Taxonomy, options: EvaluationOptions) -> ImageSet:
+    """The images that the options select. Raises `InputError` for the data."""
     dev_from, dev_share = options.get("dev_from"), options.get("dev_share")
     part_given = dev_from is not None or dev_share is not None
     images = read_images(data, taxonomy, held_out_only=not part_given)

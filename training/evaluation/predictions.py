@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ import torch
 from hierclass.decisions.prediction import consensus
 from hierclass.errors import InputError
 from hierclass.images.preprocessing import Preprocessing
-from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
 from training.data.batches import evaluation_loader, read_batches
 from training.data.samples import ImageSet
@@ -120,9 +119,31 @@ def weights_to_try(lower_weight: float | str) -> tuple[float, ...]:
     return tuple(sorted({*LOWER_WEIGHTS, *(() if lower_weight == "auto" else (float(lower_weight),))}))
 
 
+class AllLevels(Protocol):
+    """A network, or what runs one: images (B, 3, S, S), normalised → logits of all levels."""
+
+    @property
+    def num_classes(self) -> tuple[int, ...]:
+        """Classes of each level."""
+        ...
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels."""
+        ...
+
+    def eval(self) -> object:
+        """Switch to evaluation mode."""
+        ...
+
+    def forward_all(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the logits of all levels."""
+        ...
+
+
 @torch.inference_mode()
 def collect_predictions(
-    network: NestedNetwork,
+    network: AllLevels,
     images: ImageSet,
     preprocessing: Preprocessing,
     device: torch.device,

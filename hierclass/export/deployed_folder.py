@@ -1,0 +1,201 @@
+"""Write a model as a folder that runs without hierclass: graphs, labels.json, an example, a README."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hierclass.checkpoints.description import LevelGraphs, ModelDescription
+from hierclass.decisions.calibration import Decision
+from hierclass.errors import ExportError, MissingExtraError
+from hierclass.files import (
+    GRAPH_WEIGHTS_FILE,
+    WEIGHTS_FILE,
+    check_output_folder,
+    is_graph_file,
+    remove_temporaries,
+    replacing_all,
+)
+from hierclass.images.preprocessing import resize_side
+
+LABELS_FILE, EXAMPLE_FILE, README_FILE, CARD_FILE = "labels.json", "example.py", "README.md", "MODEL_CARD.md"
+FORMAT, VERSION = "hierclass-labels", 1
+_TEXTS = (LABELS_FILE, EXAMPLE_FILE, README_FILE, CARD_FILE)
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model folder with graphs, as they answer: in float32, or in 8 bits."""
+
+    folder: Path
+    description: ModelDescription
+    graphs: LevelGraphs
+
+
+def check_deployed_folder(folder: Path, *, force: bool) -> None:
+    """Refuse a folder if writing there would overwrite other files, or an exported model without `force`.
+
+    Raises:
+        InputError: the folder is refused; the message says what to do.
+    """
+    check_output_folder(folder, _is_part, "an exported model", mark=LABELS_FILE, force=force)
+
+
+def check_openvino() -> None:
+    """Raise MissingExtraError if OpenVINO is not installed."""
+    if importlib.util.find_spec("openvino") is None:
+        raise MissingExtraError("--format openvino needs OpenVINO: pip install openvino")
+
+
+def write_deployed(
+    source: SourceModel, output: Path, progress: Callable[[int], object], *, openvino: bool = False
+) -> list[Path]:
+    """Write a model as a folder that runs without hierclass, and return its files.
+
+    The graphs are for ONNX Runtime, or for OpenVINO. `progress` is told the number of each level before it is
+    converted. If that fails or is interrupted, the folder stays as it is; a kill while files are renamed may leave it
+    without labels.json.
+
+    Raises:
+        ExportError: OpenVINO can't convert a graph.
+        OSError: the folder can't be written.
+    """
+    with _graph_files(source, progress, openvino=openvino) as (graphs, files):
+        texts = {
+            EXAMPLE_FILE: Path(__file__).with_name(EXAMPLE_FILE).read_text(encoding="utf-8"),
+            README_FILE: readme(source, graphs, "openvino" if openvino else "onnxruntime"),
+            LABELS_FILE: json.dumps(labels(source, graphs), indent=1, ensure_ascii=False) + "\n",
+        }
+        if (card := source.folder / CARD_FILE).is_file():
+            files = [*files, card]
+        names = [*(file.name for file in files), *texts]
+        output.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(output, *names)
+        with replacing_all(*(output / name for name in names)) as temporaries:
+            for file, temporary in zip(files, temporaries, strict=False):
+                shutil.copyfile(file, temporary)
+            for text, temporary in zip(texts.values(), temporaries[len(files) :], strict=True):
+                temporary.write_text(text, encoding="utf-8")
+            (output / LABELS_FILE).unlink(missing_ok=True)  # no time at which it describes a mixture
+    for file in output.iterdir():
+        if _is_part(file.name) and file.name not in names:
+            file.unlink()
+    return [output / name for name in names]
+
+
+def labels(source: SourceModel, graphs: Sequence[str]) -> dict[str, Any]:
+    """Return what labels.json holds; docs/export.md describes it."""
+    description = source.description
+    taxonomy, preprocessing = description.taxonomy, description.preprocessing
+    decision = Decision.from_dict(description.decision, taxonomy.num_tiers)
+    temperatures = decision.temperatures or (1.0,) * taxonomy.num_tiers
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "preprocessing": {
+            "size": preprocessing.size,
+            "shorter_side": resize_side(preprocessing),
+            "interpolation": preprocessing.interpolation,
+        },
+        "reuses": source.graphs.reuses,
+        "lower_weight": decision.lower_weight,
+        "levels": [
+            {
+                "graph": graph,
+                "temperature": temperatures[level],
+                "thresholds": [
+                    {"tier": row.tier, "precision": row.precision, "score": row.score}
+                    for row in decision.thresholds
+                    if row.level == level
+                ],
+            }
+            for level, graph in enumerate(graphs)
+        ],
+        "tiers": [[node.id for node in taxonomy.classes(tier)] for tier in range(taxonomy.num_tiers)],
+        "tree": {
+            node["id"]: {"name": node["name"], "parent": node["parent"]}
+            for node in taxonomy.to_dict()["nodes"]
+        },
+    }
+
+
+def readme(source: SourceModel, graphs: Sequence[str], package: str) -> str:
+    """Return the README of an exported model, whose graphs `package` runs."""
+    classes = " / ".join(f"{count:,}" for count in source.description.taxonomy.num_classes)
+    size = source.description.preprocessing.size
+    kept = ", `given0` …: the outputs `kept0` … of the level before" if source.graphs.reuses else ""
+    weights = "" if source.graphs.int8 or package == "openvino" else _WEIGHTS_NOTE
+    return _README.format(
+        package=package, classes=classes, size=size, kept=kept, weights=weights, graphs=", ".join(graphs)
+    )
+
+
+_WEIGHTS_NOTE = """
+The graphs read their weights from `model.safetensors` beside them: keep the files together.
+"""
+_README = """# A classifier from coarse to fine
+
+Each level is a graph that names a finer class and costs more: {classes} classes. Stop where an answer is fine enough.
+
+```sh
+pip install numpy pillow {package}
+python example.py photo.jpg
+```
+
+- {graphs}: input `images` uint8 (B, {size}, {size}, 3), RGB, 0 … 255{kept}; outputs `logits` (B, classes), `features`.
+- `labels.json`: classes of every level in the order of its logits (`tiers`), names and parents (`tree`), temperature
+  that the logits are divided by, thresholds from which on answers are right at a rate, preparation of images.
+- `example.py`: all of it used, to copy from.
+{weights}
+Made by `hierclass export`; its page docs/export.md describes every field.
+"""
+
+
+def _is_part(name: str) -> bool:
+    stem, _, ending = name.rpartition(".")
+    openvino = ending in ("xml", "bin") and is_graph_file(f"{stem}.onnx")
+    return name in (*_TEXTS, WEIGHTS_FILE, GRAPH_WEIGHTS_FILE) or is_graph_file(name) or openvino
+
+
+@contextmanager
+def _graph_files(
+    source: SourceModel, progress: Callable[[int], object], *, openvino: bool
+) -> Iterator[tuple[list[str], list[Path]]]:
+    """The names of the graphs, and all files that they need."""
+    graphs = [source.folder / file for file in source.graphs.files]
+    if not openvino:
+        weights = [source.folder / name for name in (WEIGHTS_FILE, GRAPH_WEIGHTS_FILE)]
+        needed = [] if source.graphs.int8 else [file for file in weights if file.is_file()]
+        yield [file.name for file in graphs], [*graphs, *needed]
+        return
+    with tempfile.TemporaryDirectory() as place:
+        made = list[Path]()
+        for level, graph in enumerate(graphs):
+            progress(level)
+            made.append(Path(place) / f"{graph.stem}.xml")
+            convert_to_openvino(graph, made[-1])
+        yield [file.name for file in made], [*made, *(file.with_suffix(".bin") for file in made)]
+
+
+def convert_to_openvino(graph: Path, file: Path) -> None:
+    """Convert a graph to OpenVINO's format: `file`.xml and .bin, weights in half precision or 8 bits.
+
+    Raises:
+        ExportError: OpenVINO can't.
+    """
+    import openvino
+
+    try:
+        openvino.save_model(openvino.convert_model(graph), file, compress_to_fp16=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever OpenVINO finds in a graph
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(f"{graph.name} can't be converted by OpenVINO: {reason}") from error
