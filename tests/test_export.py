@@ -17,6 +17,7 @@ import hierclass
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hierclass.checkpoints.compress import compress
 from hierclass.cli import main
+from hierclass.cli.shared import Stopped
 from hierclass.export.graphs import write_graphs
 from hierclass.files import BUNDLED
 from hierclass.images.preprocessing import Preprocessing, normalise
@@ -149,6 +150,17 @@ def test_a_trained_model_without_graphs_says_why(plain: Path, exported: Path, tm
         f"{folder} runs by PyTorch alone: level 0 can't be exported to ONNX: operator aten.geqrf"
     )
     assert hierclass.load(folder, "cpu").runtime.name == "torch"
+
+
+def test_a_stopped_command_leaves_the_model_as_it_was(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "model")
+
+    def stop(level: int) -> None:
+        raise Stopped(130)
+
+    with pytest.raises(Stopped):
+        write_graphs(folder, load_checkpoint(folder), stop)
+    assert all(file.read_bytes() == (exported / file.name).read_bytes() for file in folder.iterdir())
 
 
 @pytest.mark.usefixtures("unexportable")

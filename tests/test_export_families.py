@@ -12,7 +12,7 @@ from hierclass.images.preprocessing import Preprocessing
 
 REFUSED: dict[str, str] = {}
 """Family → what stops it: the same in docs/export.md."""
-DEFAULT = [("prefix", "resnet")]
+DEFAULT = [("masks", "mixer")]
 
 
 @pytest.mark.parametrize(("structure", "family"), mark_full(CASES, DEFAULT))

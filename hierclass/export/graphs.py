@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from hierclass.images.preprocessing import Preprocessing, normalise
 from hierclass.nested import NestedNetwork
 from hierclass.nested.level_graph import Kept
 from hierclass.nested.verify import keeps_rows
-from hierclass.runtime.onnx_runtime import import_onnxruntime
+from hierclass.runtime.onnx_runtime import open_session
 
 CLOSE = 1e-4
 """Largest difference between ONNX Runtime and PyTorch, as a share of the largest number, or of 1 if that is less."""
@@ -117,7 +118,7 @@ def make_graphs(
     for level, model in enumerate(models):
         share_weights(model, stored)
         graphs[graph_file(level)] = onnx_ir.to_proto(model).SerializeToString()
-    check_graphs(network, preprocessing, list(graphs.values()), {**weights, **others})
+    check_graphs(network, preprocessing, {**weights, **others, **graphs})
     costs = [dataclasses.asdict(network.cost(level)) for level in range(network.num_levels)]
     entry = {
         "files": list(graphs),
@@ -129,63 +130,54 @@ def make_graphs(
     return GraphFiles(entry, {**others, **graphs})
 
 
-@torch.no_grad()
-def check_graphs(
-    network: NestedNetwork, preprocessing: Preprocessing, graphs: list[bytes], weights: Mapping[str, bytes]
-) -> None:
+def check_graphs(network: NestedNetwork, preprocessing: Preprocessing, contents: Mapping[str, bytes]) -> None:
     """Compare the graphs' numbers with PyTorch's on random images; what a level keeps is given to the next one.
+
+    `contents` are the files of the graphs and of their weights, by name.
 
     Raises:
         ExportError: ONNX Runtime can't run a graph, or its numbers differ.
     """
-    runs = network.level_functions(network.num_levels - 1)
-    theirs: dict[int, list[NDArray[Any]]] = {batch: [] for batch in BATCHES}
-    kept: dict[int, Kept] = dict.fromkeys(BATCHES, ())
-    for level, graph in enumerate(graphs):
-        try:
-            session = _session(graph, weights)
-        except Exception as error:  # whatever ONNX Runtime finds in a graph
-            raise ExportError(f"level {level} can't be run by ONNX Runtime: {reason_for(error)}") from error
-        sides = preprocessing.size, shrunk_side(network, level) or preprocessing.size
-        for batch, side in zip(BATCHES, sides, strict=True):
-            pixels = np.random.default_rng(batch).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-            given = theirs[batch] if network.reuses else []
-            inputs = {"images": pixels, **{f"given{i}": value for i, value in enumerate(given)}}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for name, content in contents.items():
+            (Path(folder) / name).write_bytes(content)
+        theirs: dict[int, list[NDArray[Any]]] = {batch: [] for batch in BATCHES}
+        ours: dict[int, Kept] = dict.fromkeys(BATCHES, ())
+        for level in range(network.num_levels):
+            sides = preprocessing.size, shrunk_side(network, level) or preprocessing.size
             try:
-                logits, features, *theirs[batch] = session.run(None, inputs)
-            except Exception as error:
+                session = open_session(Path(folder) / graph_file(level), 1)
+                for batch, side in zip(BATCHES, sides, strict=True):
+                    images = np.random.default_rng(batch).integers(0, 256, (batch, side, side, 3), np.uint8)
+                    given = {f"given{index}": value for index, value in enumerate(theirs[batch])}
+                    found = session.run(None, {"images": images, **given})
+                    expected = _by_torch(network, level, preprocessing, images, ours[batch])
+                    for values in zip(found, expected, strict=True):
+                        _check_close(*values, level)
+                    if network.reuses:
+                        theirs[batch], ours[batch] = found[2:], tuple(map(torch.from_numpy, expected[2:]))
+            except ExportError:
+                raise
+            except Exception as error:  # whatever ONNX Runtime finds in a graph
                 raise ExportError(f"level {level} fails in ONNX Runtime: {reason_for(error)}") from error
-            image = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-            mean, std = (
-                torch.tensor(each)[:, None, None] for each in (preprocessing.mean, preprocessing.std)
-            )
-            ours, kept[batch] = runs[level](
-                normalise(image, mean, std), kept[batch] if network.reuses else ()
-            )
-            for found, expected in zip(
-                (logits, features, *theirs[batch]),
-                (network.classify(ours, level), ours, *kept[batch]),
-                strict=True,
-            ):
-                _check_close(found, expected.numpy(), level, batch)
 
 
-def _check_close(found: NDArray[Any], expected: NDArray[Any], level: int, batch: int) -> None:
+@torch.no_grad()
+def _by_torch(
+    network: NestedNetwork, level: int, preprocessing: Preprocessing, images: NDArray[np.uint8], kept: Kept
+) -> list[NDArray[Any]]:
+    """Return what a graph gives: logits, features, and what the level keeps."""
+    mean, std = (torch.tensor(each)[:, None, None] for each in (preprocessing.mean, preprocessing.std))
+    image = normalise(torch.from_numpy(images).permute(0, 3, 1, 2).float(), mean, std)
+    features, kept = network.level_functions(network.num_levels - 1)[level](image, kept)
+    return [value.numpy() for value in (network.classify(features, level), features, *kept)]
+
+
+def _check_close(found: NDArray[Any], expected: NDArray[Any], level: int) -> None:
     if found.shape != expected.shape:
         raise ExportError(f"level {level} has the shape {found.shape} in ONNX Runtime, not {expected.shape}")
     if not expected.size:
         return
     off = float(np.abs(found.astype(np.float64) - expected).max()) / max(1.0, float(np.abs(expected).max()))
-    if not off <= CLOSE:  # not a number neither
+    if not off <= CLOSE:  # nor if it is not a number
         raise ExportError(f"level {level} differs by {off:.1g} between ONNX Runtime and PyTorch")
-
-
-def _session(graph: bytes, weights: Mapping[str, bytes]) -> Any:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_external_initializers_from_files_in_memory(
-        list(weights), list(weights.values()), [len(content) for content in weights.values()]
-    )
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

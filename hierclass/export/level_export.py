@@ -221,6 +221,8 @@ def reason_for(error: BaseException) -> str:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
+    if any("Constraints violated" in str(each) for each in chain):
+        return "its code computes with the number of images as a fixed one (len of a tensor, for example)"
     operators = [found[0] for each in chain if (found := _OPERATOR.search(str(each)))]
     lines = [line for line in str(chain[-1]).strip().splitlines() if line.strip()]
     said = f"{type(chain[-1]).__name__}: {' '.join(lines[:1])[:200]}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from hierclass.errors import BackboneError
 from hierclass.nested.analysis.trace import trace
@@ -71,8 +72,17 @@ class MaskedNetwork(NestedNetwork):
         return plain(image), ()
 
     def level_module(self, level: int) -> nn.Module:
-        """Return a level with copies of its weights, zero where it does not use them."""
-        return _Alone(self.masked.extract(level))
+        """Return a level that masks copies of the weights, which all levels have alike, when it is called."""
+        backbone = self.masked.extract(level)
+        for name, weight, lowest in self.masked.weights():
+            path, _, attribute = name.rpartition(".")
+            try:
+                part = backbone.get_submodule(path)
+            except AttributeError:  # in a block that the level leaves out
+                continue
+            setattr(part, attribute, nn.Parameter(weight.detach().clone(), requires_grad=False))
+            register_parametrization(part, attribute, _Mask(lowest, level), unsafe=True)
+        return _Alone(backbone)
 
     def fused(self) -> MaskedNetwork:
         """Return a copy for inference, in evaluation mode, whose levels are plain backbones: calls mask nothing.
@@ -164,6 +174,20 @@ class MaskedNetwork(NestedNetwork):
         )
         self.heads.load_state_dict({name.removeprefix("heads."): value for name, value in heads.items()})
         self._changed()
+
+
+class _Mask(nn.Module):
+    """Sets what a level does not use of a weight to zero."""
+
+    lowest: Tensor
+
+    def __init__(self, lowest: Tensor, level: int):
+        super().__init__()
+        self.level = level
+        self.register_buffer("lowest", lowest.clone())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.where(self.lowest.int() <= self.level, weight, torch.zeros_like(weight))
 
 
 class _Alone(nn.Module):
