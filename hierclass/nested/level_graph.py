@@ -258,7 +258,8 @@ def pick(tensor: Tensor, axis: int, index: tuple[int, ...]) -> Tensor:
 
 def unfold_rows(value: Tensor, image: Tensor) -> Tensor:
     """Give a value with several rows per image, image after image, an axis of images: (B, rows, …)."""
-    return value.reshape(len(image), len(value) // max(1, len(image)), *value.shape[1:])
+    batch = image.shape[0]  # not len, which fixes the number of images where a level is exported
+    return value.reshape(batch, value.shape[0] // torch.sym_max(1, batch), *value.shape[1:])
 
 
 def fold_rows(value: Tensor) -> Tensor:
