@@ -18,6 +18,7 @@ import typer
 
 from hierclass.cli.shared import (
     DeviceOption,
+    Int8Option,
     ModelChoice,
     RuntimeOption,
     ThreadsOption,
@@ -98,6 +99,7 @@ def serve(
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     threads: ThreadsOption = None,
+    int8: Int8Option = False,
     share: Annotated[
         bool,
         typer.Option(
@@ -109,7 +111,7 @@ def serve(
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
     try:
         require("demo", "gradio", "plotly", what="the page")
-        classifier = ModelChoice(model, timm, weights, device, runtime, threads).open()
+        classifier = ModelChoice(model, timm, weights, device, runtime, threads, int8).open()
     except HierclassError as error:
         _stop(str(error), 2)
     for number in _STOPPING:

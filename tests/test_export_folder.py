@@ -156,6 +156,16 @@ def test_the_example_runs_in_an_environment_without_hierclass(tmp_path: Path) ->
     )
 
 
+def test_exporting_a_model_that_has_graphs_costs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from hierclass.cli import main; main(sys.argv[1:]); "
+        "print(sorted({'torch', 'torchvision', 'timm'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, "export", "--int8", "-o", str(tmp_path / "new")]
+    done = subprocess.run(command, cwd=BUNDLED.parents[2], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_labels_json_holds_what_the_answers_need(tiny_graphs: Path, tmp_path: Path) -> None:
     assert main(["export", "--model", str(tiny_graphs), "-o", str(tmp_path / "new")]) == 0
     labels = json.loads((tmp_path / "new" / "labels.json").read_text())

@@ -14,6 +14,7 @@ import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.checkpoints.description import read_int8
 from hierclass.cli import main
+from hierclass.cli.shared import SOME_INPUTS_FAILED
 from hierclass.errors import CheckpointError, ExportError, InputError
 from hierclass.export.graphs import write_graphs
 from hierclass.export.int8 import best_range, quantise
@@ -78,8 +79,23 @@ def test_graphs_in_8_bits_hold_their_weights_and_name_no_file(quantised: Path) -
         assert not any(text in content for text in (b"safetensors", b".py", b"/tmp", b"pytest"))
 
 
-def test_a_run_tells_8_bits_from_float32(quantised: Path) -> None:
+def test_a_run_tells_8_bits_from_float32(
+    quantised: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert hierclass.load(quantised, int8=True).digest != hierclass.load(quantised).digest
+    command = [
+        "label",
+        str(photographs),
+        "--model",
+        str(quantised),
+        "-o",
+        f"{tmp_path}/run/",
+        "--workers",
+        "1",
+    ]
+    assert main([*command, "--int8"]) == SOME_INPUTS_FAILED
+    assert main(command) == 2
+    assert "give --int8 to both or to none" in capsys.readouterr().err
 
 
 def test_what_is_measured_in_float32_is_not_said_of_8_bits(quantised: Path) -> None:

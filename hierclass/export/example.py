@@ -1,6 +1,6 @@
-"""Say what photographs show, from coarse to fine: python example.py photo.jpg …
+"""Say what photographs show, from coarse to fine, without hierclass: python example.py photo.jpg …
 
-Needs numpy, pillow and onnxruntime (or openvino), no hierclass; labels.json and the graphs lie beside this file.
+Needs numpy, pillow and onnxruntime (or openvino). A program would stop at the first level that is sure enough for it.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-HERE = Path(__file__).parent
-PRECISION = 0.9  # an answer is sure if answers of its score are right at this rate; "thresholds" holds others
-
-Run = Callable[[dict[str, Any]], list[Any]]  # inputs by name → logits, features, kept0, kept1 …
+PRECISION = 0.9  # an answer is sure if answers of its score are right at this rate; labels.json has others
 
 
-def open_graph(file: Path) -> Run:
-    """Open the graph of a level."""
+def open_graph(file: Path) -> Callable[[dict[str, Any]], list[Any]]:
+    """Return a function from inputs by name to logits, features, kept0, kept1 …."""
     if file.suffix == ".xml":
         import openvino
 
@@ -40,71 +37,59 @@ def open_graph(file: Path) -> Run:
 
 
 def read(file: str, size: int, shorter_side: int, interpolation: str) -> Any:
-    """Read the centre square of a picture as the graphs take it: uint8 (1, size, size, 3), RGB."""
-    with Image.open(file) as picture:
-        scale = 2 * shorter_side / min(picture.size)
-        if scale < 1:  # a JPEG is decoded at a smaller scale, much faster
-            picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
-        image = ImageOps.exif_transpose(picture)
+    """Return the centre square of a picture as the graphs take it: uint8 (1, size, size, 3), RGB."""
+    picture = Image.open(file)
+    scale = 2 * shorter_side / min(picture.size)
+    if scale < 1:  # a JPEG is decoded at a smaller scale, much faster
+        picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
+    image = ImageOps.exif_transpose(picture)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("RGB")
     side = min(image.size) * size / shorter_side
     left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling[interpolation.upper()], box=box))[None]
+    how, box = Image.Resampling[interpolation.upper()], (left, top, left + side, top + side)
+    return np.asarray(image.convert("RGB").resize((size, size), how, box))[None]
 
 
-def predict(image: Any, graphs: list[Run], model: dict[str, Any]) -> Iterator[list[tuple[str, float]]]:
-    """Yield the answer of level 0, 1, …: synset id and score (0 … 1) of each tier; stop where it is fine enough."""
-    tree, tiers, kept, said = model["tree"], model["tiers"], list[Any](), list[Any]()
-
-    def above(synset: str, tier: int) -> str:
-        while synset not in tiers[tier]:
-            synset = tree[synset]["parent"]
-        return synset
-
-    for level, run in enumerate(graphs):
-        given = {f"given{number}": value for number, value in enumerate(kept)} if model["reuses"] else {}
-        logits, _, *kept = run({"images": image, **given})
-        said.append(log_softmax(logits[0]))
-        joint = said[level]
-        for tier in range(level if model["lower_weight"] else 0):
-            places = [tiers[tier].index(above(synset, tier)) for synset in tiers[level]]
-            joint = joint + model["lower_weight"] * said[tier][places]
-        scores = np.exp(log_softmax(log_softmax(joint) / model["levels"][level]["temperature"]))
-        best, path = tiers[level][int(scores.argmax())], []
-        for tier in range(level + 1):
-            name = above(best, tier)
-            below = [above(synset, tier) == name for synset in tiers[level]]
-            path.append((name, float(scores[below].sum())))
-        yield path
+def ancestors(model: dict[str, Any], level: int, tier: int) -> list[int]:
+    """Return the index in a tier of what each class of a level belongs to."""
+    indices, found = {synset: index for index, synset in enumerate(model["tiers"][tier])}, []
+    for synset in model["tiers"][level]:
+        while synset not in indices:
+            synset = model["tree"][synset]["parent"]
+        found.append(indices[synset])
+    return found
 
 
 def log_softmax(values: Any) -> Any:
-    """Return the logarithms of probabilities that logits (C,) stand for."""
-    shifted = values.astype(np.float64) - values.max()
-    return shifted - np.log(np.exp(shifted).sum())
-
-
-def is_sure(level: dict[str, Any], tier: int, score: float) -> bool:
-    """Return whether a level's answer to a tier is right at the wanted rate."""
-    lowest = {row["tier"]: row["score"] for row in level["thresholds"] if row["precision"] == PRECISION}
-    return lowest.get(tier) is not None and score >= lowest[tier]
+    """Return the logarithms of the probabilities that logits (C,) stand for."""
+    return values - values.max() - np.log(np.exp(values - values.max()).sum())
 
 
 def main(files: list[str]) -> None:
-    """Print the answers of all levels to each photograph; a program would stop where it is sure enough."""
-    model = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
-    graphs = [open_graph(HERE / level["graph"]) for level in model["levels"]]
+    """Print every level's answer to each photograph."""
+    folder = Path(__file__).parent
+    model = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    graphs = [open_graph(folder / level["graph"]) for level in model["levels"]]
     for file in files:
         print(file)
-        for level, path in enumerate(predict(read(file, **model["preprocessing"]), graphs, model)):
-            steps = (
-                f"{model['tree'][synset]['name']} {score:.3f}"
-                f"{' (sure)' if is_sure(model['levels'][level], tier, score) else ''}"
-                for tier, (synset, score) in enumerate(path)
-            )
+        image, kept, said = read(file, **model["preprocessing"]), list[Any](), list[Any]()
+        for level, fitted in enumerate(model["levels"]):
+            given = {f"given{index}": value for index, value in enumerate(kept)} if model["reuses"] else {}
+            logits, _, *kept = graphs[level]({"images": image, **given})
+            said.append(log_softmax(logits[0].astype(np.float64)))
+            lower = sum(said[tier][ancestors(model, level, tier)] for tier in range(level))
+            joint = said[level] + model["lower_weight"] * lower
+            scores, steps = np.exp(log_softmax(joint / fitted["temperature"])), []
+            for tier in range(level + 1):
+                belongs = ancestors(model, level, tier)
+                answer = belongs[scores.argmax()]
+                score = np.bincount(belongs, scores)[answer]
+                limits = {
+                    row["tier"]: row["score"] for row in fitted["thresholds"] if row["precision"] == PRECISION
+                }
+                sure = " (sure)" if limits.get(tier) is not None and score >= limits[tier] else ""
+                steps.append(f"{model['tree'][model['tiers'][tier][answer]]['name']} {score:.3f}{sure}")
             print(f"  level {level}: {' > '.join(steps)}")
 
 

@@ -56,7 +56,7 @@ def check_model(folder: RunFolder, ours: Manifest) -> None:
     if theirs["digest"] != ours["digest"]:
         raise InputError(
             f"the run in {display_name(folder.path)} was made with another model ({_model(theirs)}; "
-            f"this one: {_model(ours)}); name that with --model"
+            f"this one: {_model(ours)}); name that with --model, and give --int8 to both or to none"
         )
 
 
