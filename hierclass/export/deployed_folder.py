@@ -24,6 +24,7 @@ from hierclass.files import (
     replacing_all,
 )
 from hierclass.images.preprocessing import resize_side
+from taxonomy import Taxonomy
 
 LABELS_FILE, EXAMPLE_FILE, README_FILE, CARD_FILE = "labels.json", "example.py", "README.md", "MODEL_CARD.md"
 FORMAT, VERSION = "hierclass-labels", 1
@@ -69,7 +70,7 @@ def write_deployed(
     """
     with _graph_files(source, progress, openvino=openvino) as (graphs, files):
         texts = {
-            EXAMPLE_FILE: Path(__file__).with_name(EXAMPLE_FILE).read_text(encoding="utf-8"),
+            EXAMPLE_FILE: example(openvino=openvino),
             README_FILE: readme(source, graphs, "openvino" if openvino else "onnxruntime"),
             LABELS_FILE: json.dumps(labels(source, graphs), indent=1, ensure_ascii=False) + "\n",
         }
@@ -110,11 +111,11 @@ def labels(source: SourceModel, graphs: Sequence[str]) -> dict[str, Any]:
             {
                 "graph": graph,
                 "temperature": temperatures[level],
-                "thresholds": [
-                    {"tier": row.tier, "precision": row.precision, "score": row.score}
-                    for row in decision.thresholds
-                    if row.level == level
-                ],
+                "thresholds": {
+                    f"{precision:g}": [row.score for row in decision.at(precision)[level]]
+                    for precision in decision.precisions
+                },
+                "ancestors": _ancestors(taxonomy, level),
             }
             for level, graph in enumerate(graphs)
         ],
@@ -124,6 +125,40 @@ def labels(source: SourceModel, graphs: Sequence[str]) -> dict[str, Any]:
             for node in taxonomy.to_dict()["nodes"]
         },
     }
+
+
+def _ancestors(taxonomy: Taxonomy, level: int) -> list[list[int]]:
+    """For each tier 0 … level the index of what each class of the level's tier belongs to."""
+    found = [list(range(taxonomy.num_classes[level]))]
+    for tier in range(level, 0, -1):
+        parents = taxonomy.parent_classes(tier).tolist()
+        found.insert(0, [parents[index] for index in found[0]])
+    return found
+
+
+def example(*, openvino: bool) -> str:
+    """Return the text of example.py, for ONNX Runtime or for OpenVINO."""
+    text = Path(__file__).with_name(EXAMPLE_FILE).read_text(encoding="utf-8")
+    for onnx, other in _OPENVINO.items() if openvino else ():
+        assert onnx in text
+        text = text.replace(onnx, other)
+    return text
+
+
+_OPENVINO = {
+    "needs numpy, pillow, onnxruntime": "needs numpy, pillow, openvino",
+    'os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")\nimport onnxruntime\n': (
+        "import openvino\n\n"
+        "# bfloat16, which it takes where the processor has it, moves scores by up to 0.1\n"
+        'EXACT = {"INFERENCE_PRECISION_HINT": "f32"}\n'
+    ),
+    'onnxruntime.InferenceSession(HERE / level["graph"])': (
+        'openvino.Core().compile_model(HERE / level["graph"], "CPU", EXACT)'
+    ),
+    'graph.run(None, {"images": images, **given})': 'graph({"images": images, **given}).values()',
+    "import os\n": "",
+}
+"""Lines of the example, and what they are with OpenVINO."""
 
 
 def readme(source: SourceModel, graphs: Sequence[str], package: str) -> str:
