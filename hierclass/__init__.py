@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hierclass import errors
 from hierclass.errors import (
     BackboneError,
     CheckpointError,
@@ -73,8 +72,6 @@ def __getattr__(name: str) -> Any:
     """Import what needs torch on first use: torch takes seconds, which an error message should not."""
     if name not in _LAZY:
         raise AttributeError(f"module 'hierclass' has no attribute {name!r}")
-    if name == "from_timm":
-        errors.require("torch", "torch", "timm", what="from_timm")
     value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
     return value
 
