@@ -65,9 +65,10 @@ def write_graphs(folder: Path, checkpoint: Checkpoint, progress: Progress | None
     made = make_graphs(network, checkpoint.preprocessing, weights, progress)
     names = (*made.contents, CONFIG_FILE)
     remove_temporaries(folder, *names)
-    if config.pop(GRAPHS, None):  # no time at which config.json vouches for a mixture
+    if GRAPHS in config:  # no time at which config.json vouches for a mixture
+        without = {key: value for key, value in config.items() if key != GRAPHS}
         with replacing(folder / CONFIG_FILE) as file:
-            file.write_text(config_text(config), encoding="utf-8")
+            file.write_text(config_text(without), encoding="utf-8")
     with replacing_all(*(folder / name for name in names)) as files:
         for file, content in zip(files, made.contents.values(), strict=False):
             file.write_bytes(content)

@@ -63,7 +63,7 @@ def from_timm(
     by_onnx = runtime == "onnx" or (runtime == "auto" and not on_accelerator(device))
     if by_onnx and (found := _open_cached(name, file, taxonomy, threads)):
         return found
-    require("torch", "torch", "timm", what="a timm classifier")
+    require("torch", "torch", "timm", what="the first run of a timm classifier")
     from hierclass.runtime.torch_runtime import TorchRuntime
     from hierclass.timm_models.whole_network import load_whole
 
