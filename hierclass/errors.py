@@ -27,6 +27,7 @@ __all__ = [
     "LevelError",
     "MissingExtraError",
     "TaxonomyError",
+    "check_level",
     "require",
     "unexpected",
 ]
@@ -73,6 +74,15 @@ def require(extra: str, *packages: str, what: str = "this") -> None:
         if importlib.util.find_spec(package) is None:
             name = _NAMES.get(package, package)
             raise MissingExtraError(f"{what} needs {name}: pip install 'hierclass[{extra}]'")
+
+
+def check_level(level: int | None, num_levels: int) -> int:
+    """Return the level, the finest of `num_levels` for None; raise `LevelError` if there is no such level."""
+    if level is None:
+        return num_levels - 1
+    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < num_levels:
+        raise LevelError(f"level {level} does not exist; this model has levels 0 to {num_levels - 1}")
+    return level
 
 
 def unexpected(error: Exception) -> str:

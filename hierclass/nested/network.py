@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hierclass.costs import Cost
-from hierclass.errors import LevelError
+from hierclass.errors import LevelError, check_level
 from hierclass.nested.heads import make_heads
 from hierclass.nested.level_graph import (
     Kept,
@@ -114,13 +114,7 @@ class NestedNetwork(nn.Module, abc.ABC):
 
     def check_level(self, level: int | None) -> int:
         """Return the level, the finest for None; raise `LevelError` if the network does not have it."""
-        if level is None:
-            return self.num_levels - 1
-        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < self.num_levels:
-            raise LevelError(
-                f"level {level} does not exist; this model has levels 0 to {self.num_levels - 1}"
-            )
-        return level
+        return check_level(level, self.num_levels)
 
     @abc.abstractmethod
     def level_functions(self, last: int) -> Sequence[Level]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.costs import Cost
-from hierclass.errors import LevelError
+from hierclass.errors import LevelError, check_level
 
 Batch: TypeAlias = Any
 """A value with a row per image, of the kind that a runtime computes with: an array of NumPy, or a tensor."""
@@ -56,13 +56,7 @@ class Runtime(abc.ABC):
 
     def check_level(self, level: int | None) -> int:
         """Return the level, the finest for None; raise `LevelError` if the model does not have it."""
-        if level is None:
-            return self.num_levels - 1
-        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < self.num_levels:
-            raise LevelError(
-                f"level {level} does not exist; this model has levels 0 to {self.num_levels - 1}"
-            )
-        return level
+        return check_level(level, self.num_levels)
 
     @functools.cached_property
     @abc.abstractmethod
