@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+MOST_THREADS = 256
+"""More threads than this are a mistake, and would take all memory."""
 _ROOT = Path("/")
 
 
@@ -21,9 +23,10 @@ def num_cores(root: Path = _ROOT) -> int:
 
 
 def num_threads(root: Path = _ROOT) -> int:
-    """Return how many threads compute: what OMP_NUM_THREADS says where that is a number, else ``num_cores``."""
+    """Return how many threads compute: what OMP_NUM_THREADS says where that is a number of use, else ``num_cores``."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else num_cores(root)
+    known = wanted.isdecimal() and len(wanted) < 6 and 0 < int(wanted) <= MOST_THREADS
+    return int(wanted) if known else num_cores(root)
 
 
 def container_cores(root: Path = _ROOT) -> float:

@@ -61,7 +61,9 @@ def test_the_cores_are_those_that_the_process_may_use_and_at_least_one(
     assert num_cores(tmp_path) == min(every, 2)
 
 
-@pytest.mark.parametrize(("value", "cores"), [("3", 3), ("5,2", 5), ("0", 1), ("", 1), ("many", 1)])
+@pytest.mark.parametrize(
+    ("value", "cores"), [("3", 3), ("5,2", 5), ("0", 1), ("", 1), ("many", 1), ("100000", 1)]
+)
 def test_omp_num_threads_says_how_many_where_it_is_a_number(
     value: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

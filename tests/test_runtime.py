@@ -127,7 +127,8 @@ def test_a_damaged_graph_is_an_error_of_one_line(tiny_graphs: Path, tmp_path: Pa
     [
         ({"runtime": "tensorrt"}, "runtime 'tensorrt' is not known; there are auto, onnx, torch"),
         ({"runtime": "onnx", "device": "cuda"}, "for device 'cuda' use runtime torch"),
-        ({"threads": 0}, "threads must be 1 or more"),
+        ({"threads": 0}, "threads must be 1 to 256, not 0"),
+        ({"threads": 10**9}, "threads must be 1 to 256"),
         ({"device": "abacus"}, "device 'abacus' can't be used"),
     ],
 )

@@ -49,7 +49,9 @@ RuntimeOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Processor cores to use. Default: OMP_NUM_THREADS, else all."),
+    typer.Option(
+        "--threads", min=1, max=256, help="Processor cores to use. Default: OMP_NUM_THREADS, else all."
+    ),
 ]
 Int8Option = Annotated[
     bool, typer.Option("--int8", help="Run the model's graphs in 8 bits: faster, a little less exact.")

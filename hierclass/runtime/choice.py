@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hierclass.checkpoints.description import ModelDescription, read_description, read_int8
 from hierclass.errors import CheckpointError, InputError, require
+from hierclass.processors import MOST_THREADS
 
 if TYPE_CHECKING:
     from hierclass.runtime.interface import Runtime
@@ -69,8 +70,8 @@ def check_options(device: str, runtime: str, threads: int | None, int8: bool = F
         raise InputError(
             "graphs in 8 bits run on the processor, by ONNX Runtime; leave out other runtimes and devices"
         )
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be 1 or more, not {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads must be 1 to {MOST_THREADS}, not {threads}")
 
 
 def on_accelerator(device: str) -> bool:
