@@ -117,9 +117,35 @@ def test_a_damaged_graph_is_an_error_of_one_line(tiny_graphs: Path, tmp_path: Pa
     folder = shutil.copytree(tiny_graphs, tmp_path / "model")
     (folder / "level2.onnx").write_bytes((folder / "level2.onnx").read_bytes()[:1000])
     classifier = hierclass.load(folder, runtime="onnx")
-    with pytest.raises(CheckpointError, match=r"level2.onnx can't be run: .*write it again") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"level2.onnx is damaged .*write it again: hierclass"
+    ) as caught:
         classifier.predict(np.zeros((40, 40, 3), np.uint8))
     assert "\n" not in str(caught.value)
+
+
+def test_a_graph_that_no_sum_vouches_for_is_tried(tiny_graphs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_graphs, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["graphs"]["sums"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "level2.onnx").write_bytes(b"no graph")
+    with pytest.raises(CheckpointError, match=r"level2.onnx can't be run: .*write it again: hierclass"):
+        hierclass.load(folder, runtime="onnx").predict(np.zeros((40, 40, 3), np.uint8))
+
+
+def test_files_may_be_links_as_in_caches_of_downloads(tiny_graphs: Path, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "model").mkdir()
+    for number, file in enumerate(sorted(tiny_graphs.iterdir())):
+        blob = tmp_path / "blobs" / str(number)
+        shutil.copyfile(file, blob)
+        (tmp_path / "model" / file.name).symlink_to(blob)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    answers = [
+        hierclass.load(each, runtime="onnx").predict(picture) for each in (tiny_graphs, tmp_path / "model")
+    ]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(

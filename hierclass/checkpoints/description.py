@@ -68,7 +68,7 @@ class LevelGraphs:
 
     `reuses`: a level reads what the level below it kept; `keeps_rows`: images that change their batch keep what was
     computed of them; `sizes`: side in pixels at which each level sees the image, None: as it comes; `costs`: per level;
-    `int8`: the files hold all their weights, in 8 bits.
+    `int8`: the files hold all their weights, in 8 bits; `sums`: the SHA-256 sum of each file, empty if unknown.
     """
 
     files: tuple[str, ...]
@@ -77,6 +77,7 @@ class LevelGraphs:
     sizes: tuple[int, ...] | None
     costs: tuple[Cost, ...]
     int8: bool = False
+    sums: tuple[str, ...] = ()
 
 
 @dataclass
@@ -117,6 +118,11 @@ def read_int8(folder: Path) -> tuple[ModelDescription, LevelGraphs]:
     found = config.get(INT8)
     with describing(folder):
         files = tuple(map(int8_file, range(description.taxonomy.num_tiers)))
+        if isinstance(found, dict) and graphs is None:
+            raise CheckpointError(
+                f"{folder} has graphs in 8 bits, but those of float32, which they belong to, are missing or of other "
+                f"weights; write these again: hierclass export --in-place --model {folder}"
+            )
         if (
             graphs is None
             or not isinstance(found, dict)
@@ -130,12 +136,13 @@ def read_int8(folder: Path) -> tuple[ModelDescription, LevelGraphs]:
             )
         decision, results = _mapping(found, "decision"), _mapping(found, "results")
         Decision.from_dict(decision, description.taxonomy.num_tiers)
+        sums = _sums(found, len(files))
     costs = tuple(
         dataclasses.replace(cost, bytes=(folder / file).stat().st_size)
         for cost, file in zip(graphs.costs, files, strict=True)
     )
     described = dataclasses.replace(description, decision=decision, results=results)
-    return described, dataclasses.replace(graphs, files=files, costs=costs, int8=True)
+    return described, dataclasses.replace(graphs, files=files, costs=costs, int8=True, sums=sums)
 
 
 @contextlib.contextmanager
@@ -186,7 +193,7 @@ def _read_graphs(
 ) -> LevelGraphs | None:
     """The graphs of a model; None if it has none, or those of other weights, or a file is missing."""
     found, num_levels = config.get(GRAPHS), description.taxonomy.num_tiers
-    if not isinstance(found, dict) or found.get(DIGEST) != config.get(DIGEST):
+    if not isinstance(found, dict) or not config.get(DIGEST) or found.get(DIGEST) != config[DIGEST]:
         return None
     files = tuple(f"level{level}.onnx" for level in range(num_levels))
     costs, sizes = parse_costs(found["costs"], num_levels), found["sizes"]
@@ -206,7 +213,20 @@ def _read_graphs(
         bool(found["keeps_rows"]),
         sizes if sizes is None else tuple(sizes),
         costs,
+        sums=_sums(found, num_levels),
     )
+
+
+def _sums(entry: Mapping[str, Any], num_levels: int) -> tuple[str, ...]:
+    """The sums of the files of graphs; empty if there are none."""
+    sums = entry.get("sums", [])
+    if (
+        not isinstance(sums, list)
+        or len(sums) not in (0, num_levels)
+        or not all(isinstance(x, str) for x in sums)
+    ):
+        raise ValueError("'sums' is not of every graph")
+    return tuple(sums)
 
 
 def parse_costs(rows: Any, num_levels: int) -> tuple[Cost, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hierclass.checkpoints.checkpoint import Checkpoint, as_stored, load_checkpoint, stored_dtype
+from hierclass.checkpoints.checkpoint import (
+    Checkpoint,
+    as_stored,
+    contents_digest,
+    describe,
+    load_checkpoint,
+    stored_dtype,
+)
 from hierclass.checkpoints.description import DIGEST, GRAPHS, config_text, read_config
 from hierclass.errors import ExportError, MissingExtraError
 from hierclass.export.level_export import BATCHES, export_level, reason_for, shrunk_side
@@ -60,6 +68,8 @@ def write_graphs(folder: Path, checkpoint: Checkpoint, progress: Progress | None
         MissingExtraError: the packages that export are not installed.
     """
     config = read_config(folder)
+    if not config.get(DIGEST):  # written by an early version
+        config[DIGEST] = contents_digest(describe(checkpoint), checkpoint.network.stored())
     network = as_stored(checkpoint.network, stored_dtype(folder)).to("cpu")
     weights = {WEIGHTS_FILE: (folder / WEIGHTS_FILE).read_bytes()}
     made = make_graphs(network, checkpoint.preprocessing, weights, progress)
@@ -123,6 +133,7 @@ def make_graphs(
     costs = [dataclasses.asdict(network.cost(level)) for level in range(network.num_levels)]
     entry = {
         "files": list(graphs),
+        "sums": [hashlib.sha256(content).hexdigest() for content in graphs.values()],
         "reuses": network.reuses,
         "keeps_rows": keeps_rows(network),
         "sizes": None if network.sizes is None else list(network.sizes),

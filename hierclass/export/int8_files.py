@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import random
 import shutil
 import tempfile
@@ -73,7 +74,7 @@ def make_int8(folder: Path, images: Iterable[str | Path], limit: int, progress: 
             inputs = _Inputs(exact, pixels, level, progress)
             content = quantise(folder / file, inputs).SerializeToString()
             (Path(place) / files[level]).write_bytes(content)
-        rounded = OnnxRuntime(Path(place), description, dataclasses.replace(graphs, files=files))
+        rounded = OnnxRuntime(Path(place), description, dataclasses.replace(graphs, files=files, sums=()))
         same = tuple(_share_of_same(exact, rounded, pixels, level) for level in range(len(files)))
         contents = tuple((Path(place) / file).read_bytes() for file in files)
     return Int8Graphs(contents, same, len(pixels), unreadable)
@@ -97,6 +98,7 @@ def write_int8(folder: Path, made: Int8Graphs) -> None:
         config[INT8] = {
             "digest": config[DIGEST],
             "files": list(names[:-1]),
+            "sums": [hashlib.sha256(content).hexdigest() for content in made.contents],
             "decision": config["decision"],
             "results": {"images": made.num_images, "same": list(made.same)},
         }
@@ -113,7 +115,9 @@ def temporary_int8(folder: Path, made: Int8Graphs) -> Iterator[SourceModel]:
             (Path(place) / file).write_bytes(content)
         if (folder / CARD_FILE).is_file():
             shutil.copyfile(folder / CARD_FILE, Path(place) / CARD_FILE)
-        yield SourceModel(Path(place), description, dataclasses.replace(graphs, files=files, int8=True))
+        yield SourceModel(
+            Path(place), description, dataclasses.replace(graphs, files=files, sums=(), int8=True)
+        )
 
 
 def read_graphs(folder: Path) -> tuple[ModelDescription, LevelGraphs]:

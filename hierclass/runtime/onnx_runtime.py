@@ -7,6 +7,7 @@ sessions of its own: threads do not survive a fork.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import threading
 import weakref
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from hierclass.checkpoints.description import LevelGraphs, ModelDescription
 from hierclass.costs import Cost
 from hierclass.errors import CheckpointError
-from hierclass.files import WEIGHTS_FILE
+from hierclass.files import GRAPH_WEIGHTS_FILE, WEIGHTS_FILE
 from hierclass.processors import num_threads
 from hierclass.runtime.int8_probe import clips_sums
 from hierclass.runtime.interface import Batch, Logits, Runtime
@@ -134,9 +135,10 @@ class OnnxRuntime(Runtime):
     def _session(self, level: int) -> onnxruntime.InferenceSession:
         with self._lock:
             if level not in self._sessions:
-                self._sessions[level] = open_session(
-                    self._folder / self._graphs.files[level], self.threads, int8=self._graphs.int8
-                )
+                graphs = self._graphs
+                known = graphs.sums[level] if graphs.sums else None
+                file = self._folder / graphs.files[level]
+                self._sessions[level] = open_session(file, self.threads, int8=graphs.int8, sha256=known)
             return self._sessions[level]
 
 
@@ -152,11 +154,16 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime  # type: ignore[no-any-return]
 
 
-def open_session(file: Path, threads: int, *, int8: bool = False) -> onnxruntime.InferenceSession:
+def open_session(
+    file: Path, threads: int, *, int8: bool = False, sha256: str | None = None
+) -> onnxruntime.InferenceSession:
     """Open a graph with N = `threads` threads that do not spin while they wait, which would slow other work down.
 
+    `sha256` is the sum that the file is to have; None: any.
+
     Raises:
-        CheckpointError: the graph or the weights that it names can't be read, or it has an unknown operator.
+        CheckpointError: the graph or the weights that it names can't be read, it is another one, or it has an unknown
+            operator.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -165,16 +172,35 @@ def open_session(file: Path, threads: int, *, int8: bool = False) -> onnxruntime
     if int8 and clips_sums(onnxruntime):
         options.add_session_config_entry("session.x64quantprecision", "1")  # exact, but only half as fast
     options.log_severity_level = 4  # errors come as exceptions
+    again = f"hierclass export --in-place{' --int8 --images DIR' if int8 else ''} --model {file.parent}"
     try:
-        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except MemoryError:
+        content = file.read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise CheckpointError(f"{file} is damaged or of another model; write it again: {again}")
+        graph = _with_linked_weights(file, content, options)
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # classes of its own, which it does not export
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{file} can't be run: {reason}; write it again: hierclass export --in-place"
-            f"{' --int8 --images DIR' if int8 else ''} --model {file.parent}"
+            f"{file} can't be run: {reason}; if it is damaged, write it again: {again}"
         ) from error
+
+
+def _with_linked_weights(file: Path, content: bytes, options: onnxruntime.SessionOptions) -> Path | bytes:
+    """Return what a session is made of; weights that are links, as in caches of downloads, are read here.
+
+    ONNX Runtime reads no weights that lie outside the graph's folder.
+    """
+    weights = [file.with_name(name) for name in (WEIGHTS_FILE, GRAPH_WEIGHTS_FILE)]
+    if not any(each.is_symlink() for each in (file, *weights)):
+        return file
+    held = {each.name: each.read_bytes() for each in weights if each.is_file()}
+    options.add_external_initializers_from_files_in_memory(
+        list(held), list(held.values()), [len(each) for each in held.values()]
+    )
+    return content
 
 
 def _leave_to_parent() -> None:
