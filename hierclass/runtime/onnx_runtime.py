@@ -177,8 +177,14 @@ def open_session(
         content = file.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise CheckpointError(f"{file} is damaged or of another model; write it again: {again}")
-        graph = _with_linked_weights(file, content, options)
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        held = _linked_weights(file)
+        if held:
+            sizes = [len(each) for each in held.values()]
+            options.add_external_initializers_from_files_in_memory(list(held), list(held.values()), sizes)
+        graph = content if held else file
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session.linked_weights = held  # which it reads as long as it lives
+        return session
     except (MemoryError, CheckpointError):
         raise
     except Exception as error:  # classes of its own, which it does not export
@@ -188,19 +194,15 @@ def open_session(
         ) from error
 
 
-def _with_linked_weights(file: Path, content: bytes, options: onnxruntime.SessionOptions) -> Path | bytes:
-    """Return what a session is made of; weights that are links, as in caches of downloads, are read here.
+def _linked_weights(file: Path) -> dict[str, bytes]:
+    """Read the weights of a graph by their names, if files are links, as in caches of downloads; else read nothing.
 
-    ONNX Runtime reads no weights that lie outside the graph's folder.
+    ONNX Runtime itself reads no weights that lie outside the graph's folder.
     """
     weights = [file.with_name(name) for name in (WEIGHTS_FILE, GRAPH_WEIGHTS_FILE)]
     if not any(each.is_symlink() for each in (file, *weights)):
-        return file
-    held = {each.name: each.read_bytes() for each in weights if each.is_file()}
-    options.add_external_initializers_from_files_in_memory(
-        list(held), list(held.values()), [len(each) for each in held.values()]
-    )
-    return content
+        return {}
+    return {each.name: each.read_bytes() for each in weights if each.is_file()}
 
 
 def _leave_to_parent() -> None:
