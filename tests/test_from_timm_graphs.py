@@ -16,9 +16,10 @@ from timm_models import CAT, NAME, make_model
 from training_data import write_cached_weights
 
 import hierclass
-from hierclass.errors import ExportError
+from hierclass.errors import CheckpointError, ExportError
 from hierclass.nested.network import NestedNetwork
-from hierclass.timm_models.graph_cache import CachedGraphs, cache_folder
+from hierclass.timm_models.graph_cache import CachedGraphs, cache_folder, recall_weights
+from hierclass.timm_models.whole_network import load_whole
 from taxonomy import Node, Taxonomy
 
 TREE = Taxonomy(
@@ -106,7 +107,17 @@ def test_weights_in_timms_own_cache_are_remembered(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for _ in range(2):
         assert hierclass.from_timm(NAME, **HOW).runtime.name == "onnx"
-    assert os.fspath(tmp_path / "hub") in (cache.parent / f"{NAME}.weights.json").read_text()
+    found = recall_weights(NAME)
+    assert found is not None
+    assert found.is_relative_to(tmp_path / "hub")
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path / "elsewhere"))
+        assert recall_weights(NAME) is None
+    assert recall_weights(NAME) == found
+    refs = next((tmp_path / "hub").rglob("snapshots")).with_name("refs")
+    refs.mkdir()
+    (refs / "main").write_text("another version")
+    assert recall_weights(NAME) is None
 
 
 def test_what_is_damaged_is_not_used(cache: Path, weights: Path) -> None:
@@ -115,6 +126,8 @@ def test_what_is_damaged_is_not_used(cache: Path, weights: Path) -> None:
     for name in ("level0.onnx", "model.safetensors", "config.json", "cached.json"):
         content = (cache / name).read_bytes()
         (cache / name).write_bytes(content[: len(content) // 2])
+        assert entry.open(None) is None
+        (cache / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same length
         assert entry.open(None) is None
         (cache / name).unlink()
         assert entry.open(None) is None
@@ -138,6 +151,60 @@ def test_what_cannot_be_exported_is_run_by_torch_and_tried_once(
         assert hierclass.from_timm(NAME, weights=weights, **HOW).runtime.name == "torch"
     assert tried == [0]
     with pytest.raises(ExportError, match=r"operator aten\.unknown"):
+        hierclass.from_timm(NAME, weights=weights, runtime="onnx", **HOW)
+
+
+def test_a_lack_of_memory_is_no_lasting_refusal(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def refuse(self: NestedNetwork, level: int) -> torch.nn.Module:
+        tried.append(level)
+        raise ExportError("level 0 can't be exported to ONNX: MemoryError") from MemoryError()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(NestedNetwork, "level_module", refuse)
+    for _ in range(2):
+        assert hierclass.from_timm(NAME, weights=weights, **HOW).runtime.name == "torch"
+    assert tried == [0, 0]
+
+
+def test_a_whole_folder_stays_and_what_killed_writers_left_goes(
+    cache: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    ours, parents = (cache.parent / f".{cache.name}.{number}.tmp" for number in (gone.pid, os.getppid()))
+    for left in (ours, parents):
+        left.mkdir()
+        (left / "level0.onnx").write_bytes(b"half of it")
+    before = cache.stat().st_ino
+    files = {file.name: file.read_bytes() for file in cache.iterdir() if file.name != "cached.json"}
+    monkeypatch.setattr("hierclass.timm_models.graph_cache._contents", lambda checkpoint: files)
+    entry, (checkpoint, _) = CachedGraphs(cache), load_whole(NAME, weights, TREE)
+    entry.write(checkpoint)
+    assert cache.stat().st_ino == before
+    assert sorted(cache.parent.iterdir()) == sorted([cache, parents])
+    os.utime(parents, (0, 0))
+    (cache / "config.json").unlink()
+    entry.write(checkpoint)
+    assert entry.open(None) is not None
+    assert list(cache.parent.iterdir()) == [cache]
+
+
+def test_without_a_home_folder_torch_runs_it(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert hierclass.from_timm(NAME, weights=weights, **HOW).runtime.name == "torch"
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    with pytest.raises(CheckpointError, match="XDG_CACHE_HOME"):
         hierclass.from_timm(NAME, weights=weights, runtime="onnx", **HOW)
 
 

@@ -14,7 +14,12 @@ from hierclass.classifier import Classifier
 from hierclass.errors import CheckpointError, ExportError, MissingExtraError, require
 from hierclass.runtime.choice import check_options, on_accelerator
 from hierclass.timm_models import TAXONOMY
-from hierclass.timm_models.graph_cache import CachedGraphs, recall_weights, remember_weights
+from hierclass.timm_models.graph_cache import (
+    CachedGraphs,
+    NoCacheFolderError,
+    recall_weights,
+    remember_weights,
+)
 from taxonomy import Taxonomy, load_taxonomy
 
 _log = logging.getLogger(__name__)
@@ -69,10 +74,10 @@ def from_timm(
 
     checkpoint, used = load_whole(name, file, taxonomy)
     if by_onnx:
-        cached = CachedGraphs.of(name, used, checkpoint.taxonomy)
         if file is None:
             remember_weights(name, used)
         try:
+            cached = CachedGraphs.of(name, used, checkpoint.taxonomy)
             if cached.open(threads) is None:
                 cached.write(checkpoint)
             if made := cached.open(threads):
@@ -84,7 +89,8 @@ def from_timm(
         except OSError as error:
             if runtime == "onnx":
                 raise CheckpointError(f"the graphs of {name} can't be written: {error}") from error
-            _log.warning("the graphs of %s can't be written, so torch runs it: %s", name, error)
+            level = logging.DEBUG if isinstance(error, NoCacheFolderError) else logging.WARNING
+            _log.log(level, "the graphs of %s can't be written, so torch runs it: %s", name, error)
     return Classifier(checkpoint, runtime=TorchRuntime(checkpoint, device, threads))
 
 
@@ -92,11 +98,14 @@ def _open_cached(
     name: str, file: Path | None, taxonomy: Taxonomy | str | os.PathLike[str] | None, threads: int | None
 ) -> Classifier | None:
     """Open what an earlier call has written for these weights; None if there is nothing."""
-    file = recall_weights(name) if file is None else file
-    if file is None or not file.is_file():
+    try:
+        file = recall_weights(name) if file is None else file
+        if file is None or not file.is_file():
+            return None
+        tree = taxonomy
+        if not isinstance(tree, Taxonomy):
+            tree = load_taxonomy(TAXONOMY if tree is None else tree)
+        found = CachedGraphs.of(name, file, tree).open(threads)
+    except OSError:  # no cache folder; or a file can't be read, as loading will say
         return None
-    tree = taxonomy
-    if not isinstance(tree, Taxonomy):
-        tree = load_taxonomy(TAXONOMY if tree is None else tree)
-    found = CachedGraphs.of(name, file, tree).open(threads)
     return Classifier(found[0], runtime=found[1]) if found else None
