@@ -328,8 +328,7 @@ def main(
 ) -> None:
     """Measure labelling."""
     console, report = wide_console(), dict[str, Any]()
-    in_8_bits = {"int8": True} if int8 else {}
-    classifier = hierclass.load(model, "cpu", runtime="auto", threads=None, **in_8_bits)
+    classifier = hierclass.load(model, "cpu", runtime="auto", int8=int8)
     report["machine"] = {**describe_machine(classifier.device), "used_cores": num_cores()}
     report["int8"] = int8
     with tempfile.TemporaryDirectory() as place:
