@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -46,7 +47,7 @@ def remove_graphs(folder: Path, keep: Collection[str] = ()) -> None:
     """Remove graphs in the folder of a model, except for the files `keep` and the weights that they share."""
     kept = {GRAPH_WEIGHTS_FILE, *keep} if keep else set()
     for file in list(folder.iterdir()):
-        if is_graph_file(_meant(file.name)) and file.name not in kept:
+        if is_graph_file(meant_name(file.name)) and file.name not in kept:
             file.unlink(missing_ok=True)
 
 
@@ -68,7 +69,8 @@ def check_output_folder(
 ) -> None:
     """Refuse a folder if writing `what` there would overwrite other files, or an earlier one without `force`.
 
-    `is_part` says of the name of a file whether it belongs to `what`; without the file `mark`, none does.
+    `is_part` says of the name of a file whether it belongs to `what`. Without the file `mark`, or a temporary one of
+    it that a killed writer left, only temporary files do.
 
     Raises:
         InputError: the folder is refused; the message says what to do.
@@ -78,7 +80,10 @@ def check_output_folder(
             raise InputError(f"{folder} is no folder; name a new or empty one for {what}")
         return
     names = sorted(file.name for file in folder.iterdir())
-    others = [name for name in names if not is_part(_meant(name)) or (mark is not None and mark not in names)]
+    marked = mark is None or mark in map(meant_name, names)
+    others = [
+        name for name in names if not is_part(meant_name(name)) or not (marked or _TEMPORARY.fullmatch(name))
+    ]
     if others:
         raise InputError(
             f"{folder} holds {others[0]}, which is no part of {what}; name a new or empty folder"
@@ -123,11 +128,13 @@ def _temporary(path: Path) -> Path:
 
 def _temporaries(folder: Path, *names: str) -> list[Path]:
     return [
-        file for file in folder.iterdir() if _TEMPORARY.fullmatch(file.name) and _meant(file.name) in names
+        file
+        for file in folder.iterdir()
+        if _TEMPORARY.fullmatch(file.name) and meant_name(file.name) in names
     ]
 
 
-def _meant(name: str) -> str:
+def meant_name(name: str) -> str:
     """Return the name that a temporary file was to get, and that of any other file as it is."""
     match = _TEMPORARY.fullmatch(name)
     return match["file"] if match else name
@@ -169,26 +176,36 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_all(*paths: Path) -> Iterator[tuple[Path, ...]]:
-    """Replace files as `replacing` does, all or none: they are renamed when the last one is synced.
+def replacing_all(*paths: Path, mark: Path | None = None) -> Iterator[tuple[Path, ...]]:
+    """Replace files as `replacing` does, all or none: they are renamed in order when the last one is synced.
 
-    Only a process that is killed between two renames leaves some replaced and others not.
+    Only a process that is killed between two renames leaves some replaced and others not. The last file may be the
+    `mark` that they belong together: meanwhile it has a temporary name, by which `check_output_folder` knows them.
     """
     temporaries = tuple(map(_temporary, paths))
+    aside = mark.with_name(f".{mark.name}.0.tmp") if mark else None  # no process has the number 0
     try:
         yield temporaries
         for temporary in temporaries:
             with open(temporary, "r+b") as stream:
                 os.fsync(stream.fileno())
+        if mark and aside:
+            aside.touch()
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(mark, aside)
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
+        if aside:
+            aside.unlink()
         for folder in {path.parent for path in paths}:
             _sync_folder(folder)
     except OSError as error:
         targets = {str(temporary): path for temporary, path in zip(temporaries, paths, strict=True)}
         nameless = error.filename is None and error.errno is not None
-        if nameless or str(error.filename) in targets:  # people don't know the temporary name
-            error.filename, error.filename2 = str(targets.get(str(error.filename), paths[0])), None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a copy, that is the second file
+        name = str(error.filename2 if full and error.filename2 else error.filename)
+        if nameless or name in targets:  # people don't know the temporary name
+            error.filename, error.filename2 = str(targets.get(name, paths[0])), None
         raise
     finally:
         for temporary in temporaries:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -191,6 +193,66 @@ def test_an_exported_model_is_replaced_where_that_is_asked_for(tiny_graphs: Path
 
 
 @pytest.mark.parametrize(
+    ("renamed", "left"),
+    [
+        ([], [".level0.onnx.7.tmp"]),
+        (["level0.onnx"], [".README.md.7.tmp", ".labels.json.7.tmp", ".level7.int8.onnx.7.tmp"]),
+        (["level0.onnx", "README.md"], [".labels.json.0.tmp"]),
+    ],
+)
+def test_a_folder_whose_writer_was_killed_can_be_written_again(
+    renamed: list[str], left: list[str], tiny_graphs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new"
+    output.mkdir()
+    for name in (*renamed, *left):
+        (output / name).write_text("half")
+    command = ["export", "--model", str(tiny_graphs), "-o", str(output)]
+    assert main(command) == (2 if renamed else 0)
+    assert ("add --force" in capsys.readouterr().err) == bool(renamed)
+    assert main([*command, "--force"]) == 0
+    assert json.loads((output / "labels.json").read_text())["format"] == "hierclass-labels"
+    assert not list(output.glob(".*"))
+
+
+def test_an_interrupt_between_two_renames_leaves_a_folder_that_is_known(
+    tiny_graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["export", "--model", str(tiny_graphs), "-o", str(tmp_path / "new"), "--force"]
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        if target.name == "level1.onnx":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    def copy_interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # first in a new folder, then over an exported model
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", interrupted)
+            assert main(command) == 130
+        assert not (tmp_path / "new" / "labels.json").exists()
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "copyfile", copy_interrupted)
+            assert main(command) == 130
+        assert main(command) == 0
+        assert not list((tmp_path / "new").glob(".*"))
+
+
+def test_a_damaged_graph_is_not_copied(
+    tiny_graphs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_graphs, tmp_path / "model")
+    graph = model / "level1.onnx"
+    graph.write_bytes(graph.read_bytes()[:1000])
+    assert main(["export", "--model", str(model), "-o", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {graph} can't be run: ")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "say where the graphs go"),
@@ -203,6 +265,7 @@ def test_an_exported_model_is_replaced_where_that_is_asked_for(tiny_graphs: Path
         (["-o", "{tmp}/new", "--model", "{bare}"], "has no graphs for ONNX Runtime; add them first"),
         (["-o", "{tmp}/new", "--int8", "--model", "{model}"], "has no graphs in 8 bits; add them"),
         (["-o", "{tmp}/new", "--images", "{tmp}"], "--images belongs to --int8"),
+        (["-o", "{tmp}/new", "--num-images", "50"], "--num-images belongs to --int8 --images DIR"),
         (["--in-place"], "--in-place changes a model; name it with --model"),
         (["--in-place", "--force", "--model", "{model}"], "belong to -o FOLDER"),
         (["-o", "{tmp}/new", "--int8", "--images", "{tmp}/none"], "0 readable images are too few"),
@@ -232,13 +295,14 @@ def test_a_full_disk_leaves_what_was_there(
     assert main(command) == 0
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
 
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
 
     monkeypatch.setattr(shutil, "copyfile", fail)
     capsys.readouterr()
     assert main([*command, "--force"]) == 1
-    assert capsys.readouterr().err.startswith("error: writing the graphs failed")
+    message = f"error: writing the graphs failed: {tmp_path / 'level0.onnx'}: No space left on device\n"
+    assert capsys.readouterr().err == message
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

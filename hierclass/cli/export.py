@@ -52,8 +52,11 @@ def export(
         ),
     ] = None,
     num_images: Annotated[
-        int, typer.Option("--num-images", min=16, help="How many of them are used at most.")
-    ] = NUM_IMAGES,
+        int | None,
+        typer.Option(
+            "--num-images", min=16, help=f"How many of them are used at most. Default: {NUM_IMAGES}."
+        ),
+    ] = None,
     model: ModelOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an exported model in the folder.")] = False,
 ) -> None:
@@ -64,15 +67,12 @@ def export(
         )
     if images and not int8:
         raise InputError("--images belongs to --int8; leave it out, or add --int8")
+    if num_images and not images:
+        raise InputError("--num-images belongs to --int8 --images DIR; leave it out, or add them")
+    int8_wish = _Int8Wish(int8, images or [], num_images or NUM_IMAGES)
     with _failures():
         if output is not None:
-            _export(
-                model or BUNDLED,
-                output,
-                format_ or GraphFormat.ONNX,
-                _Int8Wish(int8, images, num_images),
-                force,
-            )
+            _export(model or BUNDLED, output, format_ or GraphFormat.ONNX, int8_wish, force)
             return
         if format_ or force:
             raise InputError("--format and --force belong to -o FOLDER; leave them out with --in-place")
@@ -83,15 +83,15 @@ def export(
         if not (int8 and _has_graphs(model)):
             _add_graphs(model)
         if int8:
-            _add_int8(model, images or [], num_images)
+            _add_int8(model, int8_wish)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Int8Wish:
-    """Whether graphs in 8 bits are wanted, and the photographs to fit them to; None: those of the model."""
+    """Whether graphs in 8 bits are wanted, and the photographs to fit them to; without any: those of the model."""
 
     wanted: bool
-    images: list[str] | None
+    images: list[str]
     num_images: int
 
 
@@ -111,7 +111,7 @@ def _export(model: Path, output: Path, kind: GraphFormat, int8: _Int8Wish, force
     check_deployed_folder(output, force=force)
     with contextlib.ExitStack() as stack:
         if int8.wanted and int8.images:
-            made = _quantise(model, int8.images, int8.num_images)
+            made = _quantise(model, int8)
             source = stack.enter_context(temporary_int8(model, made))
         else:
             source = SourceModel(model, *(read_int8(model) if int8.wanted else read_graphs(model)))
@@ -143,10 +143,10 @@ def show_level(level: int) -> None:
     say(f"level {level}: writing its graph")
 
 
-def _add_int8(model: Path, images: list[str], num_images: int) -> None:
+def _add_int8(model: Path, int8: _Int8Wish) -> None:
     from hierclass.export.int8_files import write_int8
 
-    made = _quantise(model, images, num_images)
+    made = _quantise(model, int8)
     write_int8(model, made)
     size = sum(map(len, made.contents)) / 1e6
     say(
@@ -154,13 +154,13 @@ def _add_int8(model: Path, images: list[str], num_images: int) -> None:
     )
 
 
-def _quantise(model: Path, images: list[str], num_images: int) -> Int8Graphs:
+def _quantise(model: Path, int8: _Int8Wish) -> Int8Graphs:
     """Make the graphs in 8 bits, and say how well they agree with the others."""
     from hierclass.cli.terminal import plural
     from hierclass.export.int8_files import make_int8
 
     with _bar() as progress:
-        made = make_int8(model, images, num_images, progress)
+        made = make_int8(model, int8.images, int8.num_images, progress)
     if made.unreadable:
         say(f"{plural(made.unreadable, 'image')} could not be read, and were left out")
     shares = ", ".join(f"level {level} {share:.1%}" for level, share in enumerate(made.same))

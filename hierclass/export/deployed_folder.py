@@ -20,10 +20,12 @@ from hierclass.files import (
     WEIGHTS_FILE,
     check_output_folder,
     is_graph_file,
+    meant_name,
     remove_temporaries,
     replacing_all,
 )
 from hierclass.images.preprocessing import resize_side
+from hierclass.runtime.onnx_runtime import open_session
 from taxonomy import Taxonomy
 
 LABELS_FILE, EXAMPLE_FILE, README_FILE, CARD_FILE = "labels.json", "example.py", "README.md", "MODEL_CARD.md"
@@ -62,9 +64,10 @@ def write_deployed(
 
     The graphs are for ONNX Runtime, or for OpenVINO. `progress` is told the number of each level before it is
     converted. If that fails or is interrupted, the folder stays as it is; a kill while files are renamed may leave it
-    without labels.json.
+    without labels.json, until it is written with `--force`.
 
     Raises:
+        CheckpointError: ONNX Runtime can't open a graph.
         ExportError: OpenVINO can't convert a graph.
         OSError: the folder can't be written.
     """
@@ -76,17 +79,16 @@ def write_deployed(
         }
         if (card := source.folder / CARD_FILE).is_file():
             files = [*files, card]
-        names = [*(file.name for file in files), *texts]
+        names = [*(file.name for file in files), *texts]  # labels.json is renamed last
         output.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(output, *names)
-        with replacing_all(*(output / name for name in names)) as temporaries:
+        remove_temporaries(output, *names[:-1])  # that of labels.json tells whose the folder is
+        with replacing_all(*(output / name for name in names), mark=output / LABELS_FILE) as temporaries:
             for file, temporary in zip(files, temporaries, strict=False):
                 shutil.copyfile(file, temporary)
             for text, temporary in zip(texts.values(), temporaries[len(files) :], strict=True):
                 temporary.write_text(text, encoding="utf-8")
-            (output / LABELS_FILE).unlink(missing_ok=True)  # no time at which it describes a mixture
-    for file in output.iterdir():
-        if _is_part(file.name) and file.name not in names:
+    for file in list(output.iterdir()):
+        if _is_part(meant_name(file.name)) and file.name not in names:
             file.unlink()
     return [output / name for name in names]
 
@@ -203,9 +205,11 @@ def _is_part(name: str) -> bool:
 def _graph_files(
     source: SourceModel, progress: Callable[[int], object], *, openvino: bool
 ) -> Iterator[tuple[list[str], list[Path]]]:
-    """The names of the graphs, and all files that they need."""
+    """The names of the graphs, which can be opened, and all files that they need."""
     graphs = [source.folder / file for file in source.graphs.files]
     if not openvino:
+        for graph in graphs:
+            open_session(graph, 1, int8=source.graphs.int8)  # damage is found here, not by who runs the copy
         weights = [source.folder / name for name in (WEIGHTS_FILE, GRAPH_WEIGHTS_FILE)]
         needed = [] if source.graphs.int8 else [file for file in weights if file.is_file()]
         yield [file.name for file in graphs], [*graphs, *needed]
