@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -128,12 +129,14 @@ def serve(
 
 
 def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, port: int, share: bool) -> None:
-    from hierclass.page.layout import build_page
-    from hierclass.page.service import Service
-
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
-    _warm_up(classifier)
-    page = build_page(Service(classifier, uploads), card=card, examples=sorted(EXAMPLES.glob("*.jpg")))
+    with ThreadPoolExecutor(1) as beside:  # importing Gradio takes seconds
+        warm = beside.submit(_warm_up, classifier)
+        from hierclass.page.layout import build_page
+        from hierclass.page.service import Service
+
+        page = build_page(Service(classifier, uploads), card=card, examples=sorted(EXAMPLES.glob("*.jpg")))
+        warm.result()
     try:
         address = launch(page, uploads, host, port, share=share)
     except OSError:

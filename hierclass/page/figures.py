@@ -34,6 +34,12 @@ _CURVED = 0.35
 """Exponent of scores for their colour; makes a probability of 0.05 visible."""
 
 
+@functools.lru_cache(maxsize=2)
+def draw_blank_tree(taxonomy: Taxonomy) -> go.Figure:
+    """Draw the tree without an answer; the figure is shared."""
+    return draw_tree(taxonomy)
+
+
 def draw_tree(taxonomy: Taxonomy, stages: Sequence[Stage] = ()) -> go.Figure:
     """Draw the tree as a sunburst: tier 0 inside, width by number of leaves, colour by probability.
 

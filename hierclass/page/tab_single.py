@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hierclass.errors import HierclassError
 from hierclass.page.drawing import draw_headline, draw_message, draw_numbers, draw_steps, draw_trouble
-from hierclass.page.figures import draw_tree
+from hierclass.page.figures import draw_blank_tree, draw_tree
 from hierclass.page.messages import explain, introduction
 from hierclass.page.service import NUM_AT_ONCE, Service
 from hierclass.page.widgets import ANNOUNCED, BUSY, Controls, build_controls, caption, share
@@ -45,7 +45,7 @@ def build_single_tab(service: Service, examples: Sequence[Path]) -> None:
             controls = build_controls(classifier)
         with gr.Column(elem_classes="tree-part", min_width=280):
             gr.HTML(caption("All the classes, coloured by how likely they are"))
-            tree = gr.Plot(draw_tree(classifier.taxonomy), show_label=False, elem_id="tree")
+            tree = gr.Plot(draw_blank_tree(classifier.taxonomy), show_label=False, elem_id="tree")
             with gr.Accordion("In numbers", open=False):
                 numbers = gr.HTML(draw_numbers(classifier, ()))
     _wire(service, image, controls, [headline, steps, tree, numbers], start)
@@ -102,7 +102,12 @@ def _show(service: Service, photo: Any, level: Any, precision: Any) -> Iterator[
 def _empty(service: Service, headline: str) -> tuple[Any, ...]:
     """The contents of the tab without an answer."""
     classifier = service.classifier
-    return headline, draw_steps(classifier, ()), draw_tree(classifier.taxonomy), draw_numbers(classifier, ())
+    return (
+        headline,
+        draw_steps(classifier, ()),
+        draw_blank_tree(classifier.taxonomy),
+        draw_numbers(classifier, ()),
+    )
 
 
 def _in_browser(service: Service, headline: str) -> str:
