@@ -128,5 +128,5 @@ def test_sigterm_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert error == (
         f"hierclass-train: interrupted; continue with: hierclass-train distil --out {tmp_path} --resume --level 0 "
-        "--threads 1\n"
+        "--no-graphs --threads 1\n"
     )

@@ -109,7 +109,7 @@ class TorchRuntime(Runtime):
     def enter_thread(self) -> None:
         """Make the current thread use `threads` cores; threads that others start then use as many."""
         if self._torch_device.type == "cpu":
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(1 if _FORKED else self.threads)
 
 
 def _numpy(values: Tensor) -> Logits:
@@ -130,6 +130,15 @@ def _find_device(name: str) -> torch.device:
     return device
 
 
+_FORKED: list[bool] = []
+"""Not empty in a forked child."""
+
+
+def _compute_alone() -> None:
+    """Use one thread from now on: OpenMP's do not survive a fork, and a child would wait for them for ever."""
+    _FORKED.append(True)
+    torch.set_num_threads(1)
+
+
 if hasattr(os, "register_at_fork"):
-    # OpenMP's threads do not survive a fork, and a child that waited for them would wait for ever.
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+    os.register_at_fork(after_in_child=_compute_alone)
