@@ -27,7 +27,7 @@ from hierclass.checkpoints.description import (
     WEIGHT_SOURCES,
     Architecture,
     ModelDescription,
-    _as_tuple,
+    as_tuple,
     check_weights,
     config_text,
     describing,
@@ -59,9 +59,8 @@ def num_levels_before(architecture: Architecture) -> int:
 
 def _shares(architecture: Architecture) -> str:
     """Name of the field that has one number per level."""
-    structure = STRUCTURES.get(
-        architecture.structure
-    )  # None: `from_timm` nests nothing, `nest` refuses others
+    # None: `from_timm` nests nothing, and `nest` refuses others
+    structure = STRUCTURES.get(architecture.structure)
     return structure.shares if structure else "widths"
 
 
@@ -90,7 +89,7 @@ def build(
         architecture.backbone,
         stem_stride=architecture.stem_stride,
         pretrained=pretrained,
-        **_as_tuple(architecture.backbone_args),
+        **as_tuple(architecture.backbone_args),
     )
     network = nest(
         backbone,

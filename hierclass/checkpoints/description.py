@@ -16,7 +16,15 @@ import safetensors
 from hierclass.costs import Cost
 from hierclass.decisions.calibration import Decision
 from hierclass.errors import CheckpointError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, int8_file
+from hierclass.files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    graph_file,
+    int8_file,
+    remove_temporaries,
+    replacing,
+    replacing_all,
+)
 from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 
@@ -101,7 +109,10 @@ def read_description(folder: Path) -> tuple[ModelDescription, LevelGraphs | None
     Raises:
         CheckpointError: there is no model, it is damaged, or another version of hierclass wrote it.
     """
-    config = read_config(folder)
+    return _read(folder, read_config(folder))
+
+
+def _read(folder: Path, config: Mapping[str, Any]) -> tuple[ModelDescription, LevelGraphs | None]:
     with describing(folder):
         description = parse_description(config)
         check_weights(folder / WEIGHTS_FILE, config.get(DIGEST))
@@ -114,8 +125,8 @@ def read_int8(folder: Path) -> tuple[ModelDescription, LevelGraphs]:
     Raises:
         CheckpointError: as `read_description` does, or the model has no graphs in 8 bits.
     """
-    config, (description, graphs) = read_config(folder), read_description(folder)
-    found = config.get(INT8)
+    config = read_config(folder)
+    (description, graphs), found = _read(folder, config), config.get(INT8)
     with describing(folder):
         files = tuple(map(int8_file, range(description.taxonomy.num_tiers)))
         if isinstance(found, dict) and graphs is None:
@@ -195,7 +206,7 @@ def _read_graphs(
     found, num_levels = config.get(GRAPHS), description.taxonomy.num_tiers
     if not isinstance(found, dict) or not config.get(DIGEST) or found.get(DIGEST) != config[DIGEST]:
         return None
-    files = tuple(f"level{level}.onnx" for level in range(num_levels))
+    files = tuple(map(graph_file, range(num_levels)))
     costs, sizes = parse_costs(found["costs"], num_levels), found["sizes"]
     if tuple(found["files"]) != files or costs is None:
         raise ValueError(f"{GRAPHS!r} is not of {num_levels} levels")
@@ -227,6 +238,30 @@ def _sums(entry: Mapping[str, Any], num_levels: int) -> tuple[str, ...]:
     ):
         raise ValueError("'sums' is not of every graph")
     return tuple(sums)
+
+
+def store_graphs(
+    folder: Path,
+    config: Mapping[str, Any],
+    key: str,
+    entry: Mapping[str, Any],
+    contents: Mapping[str, bytes],
+) -> None:
+    """Write files of graphs into a model folder, and what `config` says of them under `key`; the digest is added.
+
+    If that fails, the folder stays as it is; a kill while files are renamed may leave it without these graphs.
+    """
+    names = (*contents, CONFIG_FILE)
+    remove_temporaries(folder, *names)
+    rest = {name: value for name, value in config.items() if name != key}
+    if key in config:  # no time at which config.json vouches for a mixture
+        with replacing(folder / CONFIG_FILE) as file:
+            file.write_text(config_text(rest), encoding="utf-8")
+    with replacing_all(*(folder / name for name in names)) as files:
+        for file, content in zip(files, contents.values(), strict=False):
+            file.write_bytes(content)
+        stored = {**config, key: {DIGEST: config[DIGEST], **entry}}
+        files[-1].write_text(config_text(stored), encoding="utf-8")
 
 
 def parse_costs(rows: Any, num_levels: int) -> tuple[Cost, ...] | None:
@@ -312,10 +347,11 @@ def _from_json(kind: type[T], values: Mapping[str, Any]) -> T:
     known = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(values.keys() - known):
         raise ValueError(f"{unknown[0]!r} is no field of {kind.__name__}")
-    return kind(**{key: _as_tuple(value) for key, value in values.items()})
+    return kind(**{key: as_tuple(value) for key, value in values.items()})
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """Return a JSON value with tuples in place of its lists, at any depth."""
     if isinstance(value, dict):
-        return {key: _as_tuple(item) for key, item in value.items()}
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
+        return {key: as_tuple(item) for key, item in value.items()}
+    return tuple(as_tuple(item) for item in value) if isinstance(value, list) else value

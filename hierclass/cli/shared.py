@@ -12,6 +12,7 @@ import typer
 
 import hierclass
 from hierclass.errors import CheckpointError, InputError
+from hierclass.processors import MOST_THREADS
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -50,7 +51,10 @@ RuntimeOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, max=256, help="Processor cores to use. Default: OMP_NUM_THREADS, else all."
+        "--threads",
+        min=1,
+        max=MOST_THREADS,
+        help="Processor cores to use. Default: OMP_NUM_THREADS, else all.",
     ),
 ]
 Int8Option = Annotated[

@@ -22,18 +22,14 @@ from hierclass.checkpoints.checkpoint import (
     load_checkpoint,
     stored_dtype,
 )
-from hierclass.checkpoints.description import DIGEST, GRAPHS, config_text, read_config
+from hierclass.checkpoints.description import DIGEST, GRAPHS, read_config, store_graphs
 from hierclass.errors import ExportError, MissingExtraError
 from hierclass.export.level_export import BATCHES, export_level, reason_for, shrunk_side
 from hierclass.export.weight_sharing import StoredWeights, as_safetensors, large_weights, share_weights
 from hierclass.files import (
-    CONFIG_FILE,
     GRAPH_WEIGHTS_FILE,
     WEIGHTS_FILE,
     graph_file,
-    remove_temporaries,
-    replacing,
-    replacing_all,
 )
 from hierclass.images.preprocessing import Preprocessing, normalise
 from hierclass.nested import NestedNetwork
@@ -73,18 +69,8 @@ def write_graphs(folder: Path, checkpoint: Checkpoint, progress: Progress | None
     network = as_stored(checkpoint.network, stored_dtype(folder)).to("cpu")
     weights = {WEIGHTS_FILE: (folder / WEIGHTS_FILE).read_bytes()}
     made = make_graphs(network, checkpoint.preprocessing, weights, progress)
-    names = (*made.contents, CONFIG_FILE)
-    remove_temporaries(folder, *names)
-    if GRAPHS in config:  # no time at which config.json vouches for a mixture
-        without = {key: value for key, value in config.items() if key != GRAPHS}
-        with replacing(folder / CONFIG_FILE) as file:
-            file.write_text(config_text(without), encoding="utf-8")
-    with replacing_all(*(folder / name for name in names)) as files:
-        for file, content in zip(files, made.contents.values(), strict=False):
-            file.write_bytes(content)
-        config[GRAPHS] = {"digest": config[DIGEST], **made.entry}
-        files[-1].write_text(config_text(config), encoding="utf-8")
-    if GRAPH_WEIGHTS_FILE not in names:
+    store_graphs(folder, config, GRAPHS, made.entry, made.contents)
+    if GRAPH_WEIGHTS_FILE not in made.contents:
         (folder / GRAPH_WEIGHTS_FILE).unlink(missing_ok=True)
 
 

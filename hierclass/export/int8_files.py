@@ -17,18 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.checkpoints.description import (
-    DIGEST,
     INT8,
     LevelGraphs,
     ModelDescription,
-    config_text,
     read_config,
     read_description,
+    store_graphs,
 )
 from hierclass.errors import CheckpointError, ImageError, InputError
 from hierclass.export.deployed_folder import CARD_FILE, SourceModel
 from hierclass.export.int8 import Inputs, quantise
-from hierclass.files import CONFIG_FILE, int8_file, remove_temporaries, replacing, replacing_all
+from hierclass.files import int8_file
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.labelling.inputs import Input, ParquetRows, list_inputs
 from hierclass.labelling.read_input import InputReader, ReadSource
@@ -87,22 +86,14 @@ def write_int8(folder: Path, made: Int8Graphs) -> None:
     graphs in 8 bits.
     """
     config = read_config(folder)
-    names = (*map(int8_file, range(len(made.contents))), CONFIG_FILE)
-    remove_temporaries(folder, *names)
-    if config.pop(INT8, None):  # no time at which config.json vouches for a mixture
-        with replacing(folder / CONFIG_FILE) as file:
-            file.write_text(config_text(config), encoding="utf-8")
-    with replacing_all(*(folder / name for name in names)) as files:
-        for file, content in zip(files, made.contents, strict=False):
-            file.write_bytes(content)
-        config[INT8] = {
-            "digest": config[DIGEST],
-            "files": list(names[:-1]),
-            "sums": [hashlib.sha256(content).hexdigest() for content in made.contents],
-            "decision": config["decision"],
-            "results": {"images": made.num_images, "same": list(made.same)},
-        }
-        files[-1].write_text(config_text(config), encoding="utf-8")
+    files = dict(zip(map(int8_file, range(len(made.contents))), made.contents, strict=True))
+    entry = {
+        "files": list(files),
+        "sums": [hashlib.sha256(content).hexdigest() for content in made.contents],
+        "decision": config["decision"],
+        "results": {"images": made.num_images, "same": list(made.same)},
+    }
+    store_graphs(folder, config, INT8, entry, files)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -58,7 +57,7 @@ class Runtime(abc.ABC):
         """Return the level, the finest for None; raise `LevelError` if the model does not have it."""
         return check_level(level, self.num_levels)
 
-    @functools.cached_property
+    @property
     @abc.abstractmethod
     def keeps_rows(self) -> bool:
         """Whether images that change their batch keep what was computed of them."""
@@ -80,11 +79,12 @@ class Runtime(abc.ABC):
 
     @abc.abstractmethod
     def run_level(
-        self, level: int, images: Batch, kept: tuple[Batch, ...], output: str = "logits"
+        self, level: int, images: Batch, kept: tuple[Batch, ...], output: str = "logits", keep: bool = True
     ) -> tuple[Logits, tuple[Batch, ...]]:
         """Compute one level from images and what the level below kept; return its `output` and what it keeps.
 
-        `output`: "logits" (B, num_classes[level]), or "features" (B, num_features), which its head reads.
+        `output`: "logits" (B, num_classes[level]), or "features" (B, num_features), which its head reads. `keep`:
+        whether a higher level is to read what it keeps; else that may be left out.
         """
 
     @abc.abstractmethod
@@ -112,7 +112,10 @@ class Runtime(abc.ABC):
 
     def run(self, images: Batch, level: int, output: str = "logits") -> Logits:
         """Return the logits (or "features") of a level, computing nothing that it does not need."""
-        return self.refine(BatchState(images), level, output)
+        kept: tuple[Batch, ...] = ()
+        for lower in range(level if self.reuses else 0):
+            _, kept = self.run_level(lower, images, kept)
+        return self.run_level(level, images, kept, output, keep=False)[0]
 
     def refine(self, state: BatchState, level: int | None = None, output: str = "logits") -> Logits:
         """Compute the next level, or a given higher one, reusing what can be, and return its logits.

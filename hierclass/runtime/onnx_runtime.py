@@ -101,11 +101,12 @@ class OnnxRuntime(Runtime):
         return pixels
 
     def run_level(
-        self, level: int, images: Batch, kept: tuple[Batch, ...], output: str = "logits"
+        self, level: int, images: Batch, kept: tuple[Batch, ...], output: str = "logits", keep: bool = True
     ) -> tuple[Logits, tuple[Batch, ...]]:
         """Compute one level; see `Runtime.run_level`."""
         session = self._session(level)
-        wanted = [output, *(each.name for each in session.get_outputs() if each.name.startswith("kept"))]
+        kept_names = [each.name for each in session.get_outputs() if each.name.startswith("kept")]
+        wanted = [output, *(kept_names if keep else ())]
         given = {"images": images, **{f"given{index}": value for index, value in enumerate(kept)}}
         inputs = {each.name: given[each.name] for each in session.get_inputs()}
         found, *kept_now = session.run(wanted, inputs)

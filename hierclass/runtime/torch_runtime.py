@@ -79,7 +79,7 @@ class TorchRuntime(Runtime):
 
     @torch.inference_mode()
     def run_level(
-        self, level: int, images: Tensor, kept: tuple[Tensor, ...], output: str = "logits"
+        self, level: int, images: Tensor, kept: tuple[Tensor, ...], output: str = "logits", keep: bool = True
     ) -> tuple[Logits, tuple[Tensor, ...]]:
         """Compute one level; see `Runtime.run_level`."""
         if self.reuses:

@@ -76,7 +76,7 @@ def _by_onnxruntime(network: nn.Module, side: int, threads: int | None) -> Teach
     """Answer by ONNX Runtime; None if it is missing or can't run this network."""
     try:
         onnxruntime = import_onnxruntime()
-        model = _export(network, side)
+        model = export_classifier(network, side)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -97,8 +97,8 @@ def _by_onnxruntime(network: nn.Module, side: int, threads: int | None) -> Teach
     return answer
 
 
-def _export(network: nn.Module, side: int) -> bytes:
-    """The network as the bytes of an ONNX file with a free batch size."""
+def export_classifier(network: nn.Module, side: int) -> bytes:
+    """Return a `PixelClassifier` as the bytes of an ONNX file: `images` uint8 (B, side, side, 3) → `logits`, any B."""
     images = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     silent = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(silent), redirect_stderr(silent):
