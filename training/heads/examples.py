@@ -1,0 +1,137 @@
+"""The examples of a run of heads: features of its images, those that a model keeps of its own, and what is held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hierclass.checkpoints.description import read_description
+from hierclass.errors import InputError
+from taxonomy import Taxonomy
+from training.data.dataset_check import write_table
+from training.data.samples import ImageSet, Unreadable, inner_nodes, read_images, split
+from training.evaluation.console import Reporter
+from training.heads.features import FeatureCache, compute_features, image_key, network_key
+from training.heads.kept_features import read_kept_features
+from training.heads.logistic import Values
+from training.recipe.recipe import Recipe
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Examples:
+    """Features of N images, ``levels[k]`` (N, F_k), and their labels (N,), rows of `truth_table`."""
+
+    levels: Sequence[Values]
+    labels: Indices
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Indices) -> Examples:
+        """The examples at the given indices."""
+        return Examples([values[indices] for values in self.levels], self.labels[indices])
+
+    def join(self, others: Examples) -> Examples:
+        """These examples and then the others."""
+        pairs = zip(self.levels, others.levels, strict=True)
+        return Examples(
+            [np.concatenate(pair) for pair in pairs], np.concatenate([self.labels, others.labels])
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadedExamples:
+    """Examples to fit heads to, those that are held out (None: results are cross-validated), and unreadable images."""
+
+    fitted: Examples
+    held_out: Examples | None
+    unreadable: Sequence[Unreadable]
+
+
+def load_examples(
+    recipe: Recipe,
+    taxonomy: Taxonomy,
+    out: Path,
+    reporter: Reporter,
+    *,
+    threads: int | None = None,
+    workers: int | None = None,
+) -> LoadedExamples:
+    """Compute what ``out``/features lacks of the features of a recipe's images, and return all examples.
+
+    Unreadable images are found here; they are listed in ``out``/unreadable.csv, reported and left out. With ``add`` the
+    images whose features the model of ``base`` keeps come first. Raises `InputError` where too little is left.
+    """
+    base = Path(recipe.base)
+    images = read_images((*recipe.data, *recipe.add), taxonomy)
+    train, dev = _divided(images, recipe)
+    chosen = images.subset(np.concatenate([train, dev]))
+    network, cache = network_key(base), FeatureCache(out / "features")
+    keys = [image_key(network, source) for source in chosen.sources]
+    found = compute_features(chosen, keys, base, cache, reporter, threads=threads, workers=workers)
+    unreadable = [found[index] for index in sorted(found)]
+    write_table(out / "unreadable.csv", unreadable)
+    if unreadable:
+        some = "; ".join(map(str, unreadable[:5]))
+        reporter.line(
+            f"{len(unreadable)} of {len(chosen)} images cannot be read and are left out ({out / 'unreadable.csv'}): {some}"
+        )
+    good = np.setdiff1d(np.arange(len(chosen)), list(found))
+    if not len(good):
+        raise InputError(f"none of the {len(chosen)} images can be read; the first: {unreadable[0]}")
+    levels = range(read_description(base)[0].taxonomy.num_tiers)
+    read = [keys[index] for index in good.tolist()]
+    examples = Examples([cache.level(read, level) for level in levels], chosen.labels[good])
+    held_out = examples.subset(np.flatnonzero(good >= len(train))) if len(dev) else None
+    fitted = examples.subset(np.flatnonzero(good < len(train))) if len(dev) else examples
+    if recipe.add:
+        fitted = _with_kept(fitted, base, taxonomy, reporter)
+    if held_out is not None and not len(held_out):
+        raise InputError(f"none of the {len(dev)} held-out images can be read; the first: {unreadable[0]}")
+    return LoadedExamples(fitted, held_out, unreadable)
+
+
+def _divided(images: ImageSet, recipe: Recipe) -> tuple[Indices, Indices]:
+    """Indices of the images to fit to, and of those held out, if the data or the recipe say so."""
+    if images.held_out is None and recipe.dev_from is None and not recipe.dev_share:
+        return np.arange(len(images))[: recipe.limit], np.arange(0)
+    train, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
+    return train[: recipe.limit], dev
+
+
+def _with_kept(new: Examples, base: Path, taxonomy: Taxonomy, reporter: Reporter) -> Examples:
+    """The examples that a model keeps, and then new ones; refuses where an old class would be left without any."""
+    kept, nodes = read_kept_features(base), label_nodes(taxonomy)
+    places = {node: place for place, node in enumerate(nodes)}
+    joined = new
+    if kept is not None:
+        labels = np.array([places.get(node, -1) for node in kept.nodes], np.int64)
+        known = np.flatnonzero(labels >= 0)
+        joined = Examples(kept.levels, labels).subset(known).join(new)
+        reporter.line(f"{len(known)} images of {base.name} are there as features, which it keeps")
+        if len(known) < len(labels):
+            reporter.line(
+                f"{len(labels) - len(known)} of its images have a label that is not in the tree any more: left out"
+            )
+    old = read_description(base)[0].taxonomy
+    missing = [leaf for leaf in old.leaves if places[leaf] not in set(joined.labels.tolist())]
+    if missing:
+        some = ", ".join(old.node(leaf).name for leaf in missing[:5]) + (", …" if len(missing) > 5 else "")
+        keeps = "keeps features of none of" if kept is None else "keeps no features of"
+        raise InputError(
+            f"{base} {keeps} its images of {len(missing)} of its {len(old.leaves)} classes ({some}), so that heads for "
+            "old and new classes together could be neither fitted nor calibrated: give images of the old classes with "
+            "`data` too, or leave `add` out and give the new ones with `data`, for a model of these alone"
+        )
+    return joined
+
+
+def label_nodes(taxonomy: Taxonomy) -> tuple[str, ...]:
+    """The id of the node that each label of a taxonomy stands for, as rows of `truth_table`."""
+    return (*taxonomy.leaves, *inner_nodes(taxonomy))
