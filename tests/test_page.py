@@ -237,7 +237,7 @@ def test_classes_of_one_parent_stand_side_by_side() -> None:
 def test_a_class_without_images_has_no_share(run: Evaluation, tiny_taxonomy: Taxonomy) -> None:
     animals = dataclasses.replace(
         run.predictions,
-        leaves=np.zeros(3, dtype=np.int64),
+        labels=np.zeros(3, dtype=np.int64),
         best=run.predictions.best[:, :, :3],
     )
     rows = findings.superclasses(animals, tiny_taxonomy, 0)

@@ -57,7 +57,7 @@ def make_answers(
     kept = [level - level.max(axis=1, keepdims=True) for level in logits]
     return Predictions(
         positions=np.arange(images),
-        leaves=leaves,
+        labels=leaves,
         lower_weights=(0.0, 0.5),
         best=best_classes(logits, tree, (0.0, 0.5)),
         ranked=np.argsort(-logits[-1], axis=1)[:, :5].astype(np.int32),
@@ -100,10 +100,10 @@ def test_without_a_mistake_the_temperature_stops_at_its_lowest() -> None:
 def test_scores_are_those_of_the_product(tiny_taxonomy: Taxonomy, level: int, weight: float) -> None:
     answers = make_answers(tiny_taxonomy, 5000, sharpness=(1.0, 2.0, 0.5))  # more than one block of rows
     log_scores = calibration.level_scores(answers, tiny_taxonomy, weight, level)
-    scored = score_answers(log_scores, answers.kept_leaves, tiny_taxonomy, level, 1.7)
+    scored = score_answers(log_scores, answers.kept_labels, tiny_taxonomy, level, 1.7)
     tiers = combine_levels(answers.logits[: level + 1], tiny_taxonomy, weight, (1.7,) * 3)
     best = tiers[level].argmax(axis=1)
-    truth = tiny_taxonomy.projection(level)[answers.leaves]
+    truth = tiny_taxonomy.projection(level)[answers.labels]
     assert scored.scores.shape == scored.right.shape == (5000, level + 1)
     assert scored.scores[:, level] == pytest.approx(tiers[level].max(axis=1), abs=1e-5)
     assert scored.right[:, level].tolist() == (best == truth).tolist()
@@ -116,7 +116,7 @@ def test_scores_are_those_of_the_product(tiny_taxonomy: Taxonomy, level: int, we
         above = tiny_taxonomy.parent_classes(level)[best]
         assert (
             scored.right[:, level - 1].tolist()
-            == (above == tiny_taxonomy.projection(level - 1)[answers.leaves]).tolist()
+            == (above == tiny_taxonomy.projection(level - 1)[answers.labels]).tolist()
         )
         assert scored.scores[:, level - 1] == pytest.approx(
             tiers[level - 1][np.arange(5000), above], abs=1e-5
@@ -128,7 +128,7 @@ def test_what_is_said_of_a_calibration_was_measured_on_the_other_half(tiny_taxon
     (found, *_) = calibrate(answers, tiny_taxonomy, 0.0)
     log_scores = calibration.level_scores(answers, tiny_taxonomy, 0.0, 0)
     by_half = [
-        score_answers(log_scores, answers.leaves, tiny_taxonomy, 0, temperature).scores[:, 0]
+        score_answers(log_scores, answers.labels, tiny_taxonomy, 0, temperature).scores[:, 0]
         for temperature in found.halves
     ]
     assert found.halves[0] != found.halves[1]
@@ -142,7 +142,7 @@ def test_what_is_said_of_a_calibration_was_measured_on_the_other_half(tiny_taxon
 
 
 def answers_truth(tree: Taxonomy, answers: Predictions) -> np.ndarray:
-    return tree.projection(0)[answers.leaves]
+    return tree.projection(0)[answers.labels]
 
 
 def test_kept_precision_and_coverage_are_those_of_thresholds_of_the_other_half(

@@ -36,7 +36,7 @@ def test_a_leaf_without_images_counts_as_one_image(tiny_taxonomy: Taxonomy) -> N
 
 def make_loss(taxonomy: Taxonomy, counts: list[int] | None, distil: float = 0.0) -> NestedLoss:
     return NestedLoss(
-        taxonomy, level_weights=(1.0, 1.0, 1.0), finest_weight=1.0, distil=distil, leaf_counts=counts
+        taxonomy, level_weights=(1.0, 1.0, 1.0), finest_weight=1.0, distil=distil, label_counts=counts
     )
 
 
@@ -66,7 +66,7 @@ def test_the_balanced_loss_is_the_plain_one_of_adjusted_logits(tiny_taxonomy: Ta
 def test_even_classes_change_nothing(tiny_taxonomy: Taxonomy) -> None:
     levels, target = [torch.randn(4, 2), torch.randn(4, 5), torch.randn(4, 12)], torch.tensor([0, 5, 7, 11])
     last_only = {"level_weights": (0.0, 0.0, 1.0), "finest_weight": 0.0}
-    even = NestedLoss(tiny_taxonomy, leaf_counts=[7] * 12, **last_only)  # type: ignore[arg-type]
+    even = NestedLoss(tiny_taxonomy, label_counts=[7] * 12, **last_only)  # type: ignore[arg-type]
     plain = NestedLoss(tiny_taxonomy, **last_only)  # type: ignore[arg-type]
     torch.testing.assert_close(even(levels, [], target), plain(levels, [], target))
 

@@ -33,7 +33,7 @@ from training.data.samples import ImageSet, decode_small, read_images, split
 def test_parquet_and_folders_give_the_same_leaves(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
     table = read_images([write_parquet(tmp_path / "a.parquet", tiny_taxonomy, 2)], tiny_taxonomy)
     folder = read_images([write_folder(tmp_path / "classes", tiny_taxonomy, 2)], tiny_taxonomy)
-    assert np.bincount(table.leaves).tolist() == np.bincount(folder.leaves).tolist() == [2] * 12
+    assert np.bincount(table.labels).tolist() == np.bincount(folder.labels).tolist() == [2] * 12
 
 
 def test_a_folder_of_parquet_files_and_several_paths_are_read_as_one(
@@ -51,13 +51,13 @@ def test_a_folder_tree_finds_its_own_images(tmp_path: Path) -> None:
         (tmp_path / path).mkdir(parents=True)
         (tmp_path / path / "0.jpg").write_bytes(jpeg(draw(leaf, 0)))
     images = read_images([tmp_path], load_taxonomy(str(tmp_path)))
-    assert sorted(images.leaves.tolist()) == [0, 1, 2]
+    assert sorted(images.labels.tolist()) == [0, 1, 2]
 
 
 def test_images_inside_a_class_folder_may_lie_deeper(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
     (tmp_path / "beagle" / "images").mkdir(parents=True)
     (tmp_path / "beagle" / "images" / "0.jpg").write_bytes(jpeg(draw(1, 0)))
-    assert read_images([tmp_path], tiny_taxonomy).leaves.tolist() == [1]
+    assert read_images([tmp_path], tiny_taxonomy).labels.tolist() == [1]
 
 
 def test_a_label_that_the_taxonomy_lacks_is_named(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
@@ -123,7 +123,7 @@ def test_unreadable_images_are_counted_and_no_neighbour_takes_their_place(tiny_t
     sources = [jpeg(draw(0, 0)), b"not an image", jpeg(draw(2, 0)), jpeg(draw(3, 0))[:200]]
     images = ImageSet(sources, ["a", "broken", "c", "cut"], np.arange(4))
     readable, errors = decode_small(images, max_side=64)
-    assert readable.leaves.tolist() == [0, 2]
+    assert readable.labels.tolist() == [0, 2]
     assert [error.name for error in errors] == ["broken", "cut"]
     loader = evaluation_loader(images, Preprocessing(32), batch_size=4, workers=0)
     batch, leaves, messages = next(read_batches(loader))
@@ -205,7 +205,7 @@ def test_how_an_image_is_augmented_does_not_depend_on_who_prepares_it_beside_whi
             images, BatchSampler(12, 12, seed=0, process=process, num_processes=2).shares(0, side=16)
         )
         assert torch.equal(part.images, whole.images[part.positions])
-        assert torch.equal(part.leaves, whole.leaves[part.positions])
+        assert torch.equal(part.labels, whole.labels[part.positions])
 
 
 def test_an_image_that_is_drawn_twice_is_augmented_in_two_ways() -> None:
@@ -225,11 +225,11 @@ def test_the_same_workers_go_on_when_the_images_grow() -> None:
 
 def test_a_batch_says_which_of_its_images_could_be_read(tiny_taxonomy: Taxonomy) -> None:
     images = shapes(4)
-    broken = ImageSet([*images.sources[:2], b"broken", images.sources[3]], images.names, images.leaves)
+    broken = ImageSet([*images.sources[:2], b"broken", images.sources[3]], images.names, images.labels)
     share = BatchShare([3, 2, 1], [0, 4, 5], 6, 0, 16)
     (batch,) = augmented(broken, [share])
     assert batch.positions.tolist() == [0, 5]
-    assert batch.leaves.tolist() == [3, 1]
+    assert batch.labels.tolist() == [3, 1]
     assert [message.split(":")[0] for message in batch.errors] == ["2"]
 
 

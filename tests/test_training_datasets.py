@@ -159,9 +159,9 @@ def test_cifar_100_is_read_by_name_with_its_own_tree(cifar_folder: Path) -> None
     for path in (cifar_folder, cifar_folder / "cifar-100-python"):
         images = read_images([f"cifar100:{path}"], taxonomy)
         assert len(images) == 200
-        assert np.bincount(images.leaves).tolist() == [2] * 100
+        assert np.bincount(images.labels).tolist() == [2] * 100
     apple = next(
-        i for i, leaf in enumerate(images.leaves) if taxonomy.node(taxonomy.leaves[leaf]).name == "apple"
+        i for i, leaf in enumerate(images.labels) if taxonomy.node(taxonomy.leaves[leaf]).name == "apple"
     )
     assert np.asarray(images.image(apple)).max() == 0  # the pixels are the label: apple is class 0
     assert images.names[0] == "train_0.png"

@@ -67,7 +67,7 @@ def test_answers_know_their_images_and_leave_out_those_that_cannot_be_read(
 ) -> None:
     found = collect()
     assert found.positions.tolist() == [index for index in range(25) if index != 3]
-    assert found.leaves.tolist() == [int(images.leaves[index]) for index in found.positions]
+    assert found.labels.tolist() == [int(images.labels[index]) for index in found.positions]
     assert len(found.errors) == 1
     assert "3.png" in found.errors[0]
 
@@ -85,7 +85,7 @@ def test_what_is_best_and_what_is_right_is_what_the_product_decides(
             if level:
                 parents = tree.parent_classes(level)[answer]
                 assert found.path(w, level, tree)[level - 1].tolist() == parents.tolist()
-                right = (parents == tree.projection(level - 1)[found.leaves]).sum()
+                right = (parents == tree.projection(level - 1)[found.labels]).sum()
                 assert found.count_right(w, level, tree)[level - 1] == right
     assert [level.tolist() for level in found.own] == [each.argmax(axis=1).tolist() for each in logits]
 
@@ -117,8 +117,8 @@ def test_many_images_keep_the_logits_of_some_drawn_alike_in_every_process(
     assert found.kept.tolist() == chosen
     assert len(chosen) in (9, 10)
     assert [level.shape for level in found.logits] == [(len(chosen), size) for size in (2, 5, 12)]
-    assert found.kept_leaves.tolist() == [index % 12 for index in chosen]
-    assert len(found.leaves) == 24
+    assert found.kept_labels.tolist() == [index % 12 for index in chosen]
+    assert len(found.labels) == 24
     assert same(Predictions.join([collect(part=np.arange(rank, 25, 2)) for rank in range(2)]), found)
 
 

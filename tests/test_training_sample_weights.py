@@ -49,7 +49,7 @@ def said(tree: Taxonomy, right: int, images: int) -> Predictions:
     ]
     return Predictions(
         positions=np.arange(images),
-        leaves=leaves,
+        labels=leaves,
         lower_weights=(0.0,),
         best=best_classes(logits, tree, (0.0,)),
         ranked=np.argsort(-logits[-1], axis=1)[:, :5].astype(np.int32),
@@ -304,8 +304,8 @@ def test_classes_with_one_image_or_none_are_measured_and_reported(
     model = load_checkpoint(tiny_checkpoint)
     run = run_model(model, [str(tmp_path / "few.parquet")], workers=0)
     results = measures(run)
-    right = run.predictions.own[2] == run.predictions.leaves
-    of_classes = [right[run.predictions.leaves == leaf].mean() for leaf in (0, 1, 5, 9)]
+    right = run.predictions.own[2] == run.predictions.labels
+    of_classes = [right[run.predictions.labels == leaf].mean() for leaf in (0, 1, 5, 9)]
     assert results["levels"][2]["balanced"] == pytest.approx(np.mean(of_classes))
     train("evaluate", tiny_checkpoint, "--data", tmp_path / "few.parquet", "--report", tmp_path / "report")
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())

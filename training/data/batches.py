@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from hierclass.errors import ImageError, InputError
 from hierclass.images.preprocessing import Preprocessing, preprocess, resize_side
 from training.data.sampler import BatchShare, image_seeds, seed_with
-from training.data.samples import ImageSet, LeafArray
+from training.data.samples import ImageSet, LabelArray
 from training.trainer.interrupts import STOPPING
 
 INTERPOLATION = "bilinear"
@@ -33,19 +33,19 @@ INTERPOLATION = "bilinear"
 ODD = 0x9E3779B97F4A7C15
 """Spreads small numbers over 64 bits (Knuth's multiplicative hashing)."""
 EvaluationBatch = tuple[Tensor, Tensor, list[str]]
-"""Images (uint8 or float32, (B, 3, S, S)), leaves (B,), and one message per image that could not be read."""
+"""Images (uint8 or float32, (B, 3, S, S)), labels (B,), and one message per image that could not be read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainingBatch:
     """One process's images of one update; ``share`` says which images of the batch they are.
 
-    ``images`` uint8 (n, 3, S, S), ``leaves`` (n,) and ``positions`` (n,) in the whole batch hold the readable images;
-    ``errors`` has one message for each of the others.
+    ``images`` uint8 (n, 3, S, S), ``labels`` (n,) (of `ImageSet`) and ``positions`` (n,) in the whole batch hold the
+    readable images; ``errors`` has one message for each of the others.
     """
 
     images: Tensor
-    leaves: Tensor
+    labels: Tensor
     positions: Tensor
     share: BatchShare
     errors: list[str]
@@ -63,22 +63,22 @@ class _PreparedBatch:
 
     def tensors(self) -> TrainingBatch:
         positions = torch.tensor(self.share.positions)[self.read.kept]
-        images, leaves = torch.from_numpy(self.read.images), torch.from_numpy(self.read.leaves)
-        return TrainingBatch(images, leaves, positions, self.share, self.read.errors)
+        images, labels = torch.from_numpy(self.read.images), torch.from_numpy(self.read.labels)
+        return TrainingBatch(images, labels, positions, self.share, self.read.errors)
 
     def pin_memory(self, *_: Any) -> TrainingBatch:
         """Called by torch, in a thread of its own, where an accelerator is to copy from page-locked memory."""
         batch = self.tensors()
-        pinned = {name: getattr(batch, name).pin_memory() for name in ("images", "leaves", "positions")}
+        pinned = {name: getattr(batch, name).pin_memory() for name in ("images", "labels", "positions")}
         return dataclasses.replace(batch, **pinned)
 
 
 @dataclasses.dataclass(slots=True)
 class _ReadImages:
-    """Readable images (n, 3, S, S), their leaves (n,), their places among those requested, and errors."""
+    """Readable images (n, 3, S, S), their labels (n,), their places among those requested, and errors."""
 
     images: npt.NDArray[Any]
-    leaves: LeafArray
+    labels: LabelArray
     kept: list[int]
     errors: list[str]
 
@@ -99,7 +99,7 @@ def _read(
         arrays.append(np.asarray(prepare(image, place)))
         kept.append(place)
     stacked = np.stack(arrays) if arrays else np.empty((0, 3, 1, 1), dtype=np.uint8)
-    return _ReadImages(stacked, images.leaves[[indices[place] for place in kept]], kept, errors)
+    return _ReadImages(stacked, images.labels[[indices[place] for place in kept]], kept, errors)
 
 
 class _TrainingImages(Dataset[Any]):
@@ -133,10 +133,10 @@ class _EvaluationImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[npt.NDArray[Any], LeafArray, list[str]]:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[npt.NDArray[Any], LabelArray, list[str]]:
         side = resize_side(self.preprocessing)
         read = _read(self.images, indices, self._prepare, min_side=side)
-        return read.images, read.leaves, read.errors
+        return read.images, read.labels, read.errors
 
     def _prepare(self, image: Image.Image, _: int) -> npt.NDArray[np.float32]:
         return preprocess(image, self.preprocessing)
@@ -166,8 +166,8 @@ def read_batches(loader: DataLoader[Any]) -> Generator[EvaluationBatch]:
 
     Workers send arrays through a pipe, since shared memory is small in many containers.
     """
-    for images, leaves, errors in iterate_loader(loader):
-        yield torch.from_numpy(images), torch.from_numpy(leaves), errors
+    for images, labels, errors in iterate_loader(loader):
+        yield torch.from_numpy(images), torch.from_numpy(labels), errors
 
 
 def read_training_batches(loader: DataLoader[Any]) -> Generator[TrainingBatch]:

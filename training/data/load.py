@@ -84,7 +84,7 @@ def _check(
     waiting = ImageSet(
         [part.sources[i] for part, own in zip(parts, encoded, strict=True) for i in own],
         [part.names[i] for part, own in zip(parts, encoded, strict=True) for i in own],
-        np.concatenate([part.leaves[own] for part, own in zip(parts, encoded, strict=True)]),
+        np.concatenate([part.labels[own] for part, own in zip(parts, encoded, strict=True)]),
     )
     mode = resolve_check_mode(check, waiting)
     if mode == "none" or not len(waiting):
@@ -132,7 +132,7 @@ def _look(
 
 def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> None:
     """Print class sizes, and classes without training or held-out images."""
-    counts, held_out = (np.bincount(part.leaves, minlength=len(taxonomy.leaves)) for part in (train, dev))
+    counts, held_out = (np.bincount(part.labels, minlength=len(taxonomy.leaves)) for part in (train, dev))
     present = counts[counts > 0]
     if len(present) < 2 <= len(train):
         raise InputError("fewer than two classes have images to train on; add images of other classes")

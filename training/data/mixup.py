@@ -37,20 +37,20 @@ class BatchAugmentation:
     """Normalise, mix and erase a batch of uint8 images."""
 
     def __init__(
-        self, recipe: Recipe, preprocessing: Preprocessing, num_leaves: int, device: torch.device
+        self, recipe: Recipe, preprocessing: Preprocessing, num_labels: int, device: torch.device
     ) -> None:
-        """Take mixup, cutmix and erasing from the recipe; mixed targets have ``num_leaves`` classes."""
+        """Take mixup, cutmix and erasing from the recipe; mixed targets have ``num_labels`` shares."""
         self.device, self.seed, self.channels_last = device, recipe.seed, recipe.channels_last
         self.normalise = PixelNormaliser(preprocessing, device)
-        self.mixup = make_mixup(recipe, num_leaves)
+        self.mixup = make_mixup(recipe, num_labels)
         self.erase = RandomErasing(recipe.erase, mode="const", device=device) if recipe.erase else None
 
     def __call__(self, batch: TrainingBatch, *, step: int) -> tuple[Tensor, Tensor]:
-        """Return normalised float32 images (n, 3, S, S) and leaves (n,) or, if mixed, shares (n, num_leaves).
+        """Return normalised float32 images (n, 3, S, S) and labels (n,) or, if mixed, shares (n, num_labels).
 
         NumPy's generator decides how the batch is mixed, so it must be in the same state in all processes.
         """
-        target = batch.leaves.to(self.device, non_blocking=True)
+        target = batch.labels.to(self.device, non_blocking=True)
         pixels = self.normalise(batch.images)
         if self.mixup is not None:
             partners = partner_positions(batch.positions, batch.share.batch).to(self.device)
@@ -86,8 +86,8 @@ def blend(values: Tensor, positions: Tensor, size: int, share: float) -> Tensor:
     return share * values + (1 - share) * values[partners]
 
 
-def make_mixup(recipe: Recipe, num_leaves: int) -> Mixup | None:
-    """timm's mixup and cutmix of a recipe on leaf targets, or None if both are off."""
+def make_mixup(recipe: Recipe, num_labels: int) -> Mixup | None:
+    """timm's mixup and cutmix of a recipe on labels, or None if both are off."""
     if not (recipe.mixup or recipe.cutmix):
         return None
     return Mixup(
@@ -95,5 +95,5 @@ def make_mixup(recipe: Recipe, num_leaves: int) -> Mixup | None:
         cutmix_alpha=recipe.cutmix,
         prob=recipe.mix_prob,
         label_smoothing=0.0,  # NestedLoss smooths on every tier
-        num_classes=num_leaves,
+        num_classes=num_labels,
     )

@@ -56,11 +56,13 @@ def weigh_images(predictions: Predictions, known_top1: float) -> Weighting:
     """Weights that make the last level's top-1 equal ``known_top1`` = p.
 
     With R right and W wrong images, a wrong one counts factor = R (1 - p) / (W p) times as much as a right one, so that
-    R / (R + factor W) = p. Raises `InputError` unless 0 < p < 1, or where all images are right, or all wrong.
+    R / (R + factor W) = p. An image that is labelled with an inner node, of which that is not known, has weight 1.
+    Raises `InputError` unless 0 < p < 1, or where all images are right, or all wrong.
     """
     check_known_top1(known_top1)
-    right = predictions.own[-1] == predictions.leaves
-    images, num_right = len(right), int(right.sum())
+    known = predictions.labels < predictions.logits[-1].shape[1]
+    right = predictions.own[-1] == predictions.labels
+    images, num_right = int(known.sum()), int(right.sum())
     if num_right in (0, images):
         which = "none" if not num_right else "all"
         raise InputError(
@@ -68,7 +70,7 @@ def weigh_images(predictions: Predictions, known_top1: float) -> Weighting:
             f"{known_top1:.1%}; leave `known_top1` out, or give more images"
         )
     share = num_right / images
-    weights = np.where(right, known_top1 / share, (1 - known_top1) / (1 - share))
+    weights = np.where(right, known_top1 / share, np.where(known, (1 - known_top1) / (1 - share), 1.0))
     factor = num_right * (1 - known_top1) / ((images - num_right) * known_top1)
     kept = weights[np.searchsorted(predictions.positions, predictions.kept)]
     return Weighting(len(predictions.own) - 1, known_top1, share, factor, weights, kept)

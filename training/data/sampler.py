@@ -16,7 +16,7 @@ import torch
 
 from hierclass.errors import InputError
 from training.data.class_balance import balanced_order
-from training.data.samples import LeafArray
+from training.data.samples import LabelArray
 
 
 def seed_everything(*parts: int) -> None:
@@ -76,9 +76,9 @@ class BatchSampler:
         seed: int,
         process: int = 0,
         num_processes: int = 1,
-        balance: LeafArray | None = None,
+        balance: LabelArray | None = None,
     ) -> None:
-        """``balance``, the leaves (N,) of the samples, draws every leaf equally often (`balanced_order`).
+        """``balance``, the labels (N,) of the samples, draws every label equally often (`balanced_order`).
 
         Raises `InputError` if there is no pair of images for every process.
         """

@@ -1,12 +1,14 @@
-"""Labelled images with their leaves, and the split into training and held-out images.
+"""Labelled images, and the split into training and held-out images.
 
-A sample is an image and its leaf; classes of coarser tiers are projected from the leaf.
+A sample is an image and its label: a leaf, or an inner node, which says nothing of the tiers below it. The classes of
+all tiers are looked up in `truth_table`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,30 +20,57 @@ from PIL import Image
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_image
-from hierclass.images.discovery import display_name
 from taxonomy import Taxonomy
-from taxonomy.labels import LeafNames
 from training.data.datasets import ImageListing, LabelPath, Source, list_images
+from training.data.label_names import LabelNames
 
-LeafArray = npt.NDArray[np.int64]
+LabelArray = npt.NDArray[np.int64]
+UNKNOWN = -1
+"""The class on a tier of which a label says nothing."""
+
+
+def inner_nodes(taxonomy: Taxonomy) -> tuple[str, ...]:
+    """Ids of the nodes that an image may be labelled with although they are no leaves, in the order of the nodes.
+
+    They are classes of a tier; the root is none of them.
+    """
+    classes = set(itertools.chain.from_iterable(taxonomy.tiers)) - set(taxonomy.leaves)
+    return tuple(node.id for node in taxonomy.nodes[1:] if node.id in classes)
+
+
+def truth_table(taxonomy: Taxonomy) -> LabelArray:
+    """The class of every label on every tier, (num_labels, num_tiers), `UNKNOWN` where it says nothing.
+
+    Labels are the leaves, then the `inner_nodes`.
+    """
+    inner = inner_nodes(taxonomy)
+    table = np.full((len(taxonomy.leaves) + len(inner), taxonomy.num_tiers), UNKNOWN, dtype=np.int64)
+    lines = [{node, *(above.id for above in taxonomy.ancestors(node))} for node in inner]
+    for tier, classes in enumerate(taxonomy.tiers):
+        table[: len(taxonomy.leaves), tier] = taxonomy.projection(tier)
+        index = {node: place for place, node in enumerate(classes)}
+        for row, line in enumerate(lines, start=len(taxonomy.leaves)):
+            table[row, tier] = next((index[node] for node in line if node in index), UNKNOWN)
+    return table
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageSet:
-    """Images with their leaves.
+    """Images with their labels.
 
     ``sources`` hold a path, the bytes of a file, or a decoded (H, W, 3) uint8 array; ``names`` are for messages and
-    splits; ``leaves`` (N,) index the taxonomy's leaves; ``held_out`` (N,) marks images that a split data set holds out,
-    None if the data is not split.
+    splits; ``labels`` (N,) are rows of `truth_table`: below the number of leaves that leaf of the taxonomy, above it
+    one of the `inner_nodes`; ``held_out`` (N,) marks images that a split data set holds out, None if the data is not
+    split.
     """
 
     sources: Sequence[Source]
     names: Sequence[str]
-    leaves: LeafArray
+    labels: LabelArray
     held_out: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
-        return len(self.leaves)
+        return len(self.labels)
 
     def image(self, index: int, min_side: int | None = None) -> Image.Image:
         """The RGB image at an index; raises `ImageError` with its name."""
@@ -53,23 +82,27 @@ class ImageSet:
         except ImageError as error:
             raise ImageError(f"{self.names[index]}: {error}") from error
 
-    def subset(self, indices: LeafArray) -> ImageSet:
+    def truth(self, taxonomy: Taxonomy) -> LabelArray:
+        """The class of every image on every tier, (N, num_tiers), `UNKNOWN` where its label says nothing."""
+        return truth_table(taxonomy)[self.labels]
+
+    def subset(self, indices: LabelArray) -> ImageSet:
         """The samples at the given indices, in that order."""
         picked = indices.tolist()
         held_out = None if self.held_out is None else self.held_out[indices]
         return ImageSet(
-            [self.sources[i] for i in picked], [self.names[i] for i in picked], self.leaves[indices], held_out
+            [self.sources[i] for i in picked], [self.names[i] for i in picked], self.labels[indices], held_out
         )
 
 
 def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy, *, held_out_only: bool = False) -> ImageSet:
     """List the labelled images of paths and named data sets (`training.data.datasets`).
 
-    A label is a leaf's id or name in any spelling (`taxonomy.labels`); in class folders it is the deepest folder that
-    names a leaf. ``held_out_only`` skips the training part of split data. Raises `InputError` for a missing path or
-    column, a label that the taxonomy lacks, or no image at all.
+    A label is the id or name of a leaf or an inner node in any spelling (`training.data.label_names`); in class folders
+    it is the deepest folder that names a leaf, else the last one. ``held_out_only`` skips the training part of split
+    data. Raises `InputError` for a missing path or column, a label that the taxonomy lacks, or no image at all.
     """
-    labels = LeafNames(taxonomy)
+    finder = LabelNames(taxonomy, inner_nodes(taxonomy))
     listings = [part for path in paths for part in list_images(str(path), held_out_only=held_out_only)]
     if not any(part.ways for part in listings):
         raise InputError("no images found; `data` takes Parquet files, or folders of class folders")
@@ -77,19 +110,31 @@ def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy, *, held_out_onl
     return ImageSet(
         [source for part in listings for source in part.sources],
         [name for part in listings for name in part.names],
-        np.concatenate([_leaves(part, labels) for part in listings]),
+        np.concatenate([_labels(part, finder) for part in listings]),
         np.concatenate(held_out) if any(part.held_out for part in listings) else None,
     )
 
 
-def _leaves(listing: ImageListing, labels: LeafNames) -> LeafArray:
+def _labels(listing: ImageListing, finder: LabelNames) -> LabelArray:
     found: dict[LabelPath, int] = {}
-    for way in sorted(set(listing.ways)):
-        leaf = labels.find_folder(way)
-        if leaf is None:
-            raise InputError(f"{listing.where}: {labels.missing(display_name('/'.join(way)))}")
-        found[way] = leaf
+    ways = sorted(set(listing.ways))
+    shared = _shared_end(ways)
+    for way in ways:
+        label = finder.find_folder(way, end=len(way) - shared)
+        if label is None:
+            raise InputError(f"{listing.where}: {finder.missing(way)}")
+        found[way] = label
     return np.array([found[way] for way in listing.ways], dtype=np.int64)
+
+
+def _shared_end(ways: Sequence[LabelPath]) -> int:
+    """Number of folders, such as "images", that all of several ways have in common at their end."""
+    if len(ways) < 2:
+        return 0
+    same = itertools.takewhile(
+        lambda names: len(set(names)) == 1, zip(*(way[::-1] for way in ways), strict=False)
+    )
+    return min(len(list(same)), min(map(len, ways)) - 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,7 +189,7 @@ def decode_small(
     return dataclasses.replace(readable, sources=sources), errors
 
 
-def split_by_number(names: Sequence[str], dev_from: int) -> tuple[LeafArray, LeafArray]:
+def split_by_number(names: Sequence[str], dev_from: int) -> tuple[LabelArray, LabelArray]:
     """Indices of training and dev samples: dev are those numbered ``dev_from`` and up by file name.
 
     The number is the last run of digits before the ending: ``n01443537_450.JPEG`` has 450. Raises `InputError` for a
@@ -161,23 +206,25 @@ def split_by_number(names: Sequence[str], dev_from: int) -> tuple[LeafArray, Lea
     return np.flatnonzero(numbers < dev_from), np.flatnonzero(numbers >= dev_from)
 
 
-def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArray, LeafArray]:
-    """Indices of training and dev samples: a share of each leaf, drawn deterministically.
+def split_by_share(labels: LabelArray, share: float, seed: int) -> tuple[LabelArray, LabelArray]:
+    """Indices of training and dev samples: a share of each label, drawn deterministically.
 
-    Where a stratified split would leave out a leaf, the share of each leaf is rounded, with at least one image of
-    leaves that have two; a single image is trained on. Raises `InputError` where none can be held out, or unless 0 <
+    Where a stratified split would leave out a label, the share of each label is rounded, with at least one image of
+    labels that have two; a single image is trained on. Raises `InputError` where none can be held out, or unless 0 <
     share < 1.
     """
     from sklearn.model_selection import train_test_split
 
     if not 0 < share < 1:
         raise InputError(f"`dev_share` {share}: give more than 0, less than 1")
-    places, known = np.arange(len(leaves)), np.unique(leaves)
+    places, known = np.arange(len(labels)), np.unique(labels)
     dev = places[:0]
-    with contextlib.suppress(ValueError):  # a leaf with one image, or fewer held-out images than leaves
-        _, dev = train_test_split(places, test_size=share, stratify=leaves, random_state=seed)
-    if len(np.unique(leaves[dev])) < len(known):
-        dev = np.concatenate([_draw(np.flatnonzero(leaves == leaf), share, (seed, leaf)) for leaf in known])
+    with contextlib.suppress(ValueError):  # a label with one image, or fewer held-out images than labels
+        _, dev = train_test_split(places, test_size=share, stratify=labels, random_state=seed)
+    if len(np.unique(labels[dev])) < len(known):
+        dev = np.concatenate(
+            [_draw(np.flatnonzero(labels == label), share, (seed, label)) for label in known]
+        )
     if not len(dev):
         raise InputError(
             f"`dev_share` {share} cannot be held out: every class has a single image; add images"
@@ -185,14 +232,14 @@ def split_by_share(leaves: LeafArray, share: float, seed: int) -> tuple[LeafArra
     return np.setdiff1d(places, dev), np.sort(dev)
 
 
-def _draw(own: LeafArray, share: float, seed: tuple[int, int]) -> LeafArray:
+def _draw(own: LabelArray, share: float, seed: tuple[int, int]) -> LabelArray:
     count = min(max(round(share * len(own)), 1), len(own) - 1)
     return np.random.default_rng(seed).permutation(own)[:count]
 
 
 def split(
     images: ImageSet, *, dev_from: int | None, dev_share: float, seed: int
-) -> tuple[LeafArray, LeafArray]:
+) -> tuple[LabelArray, LabelArray]:
     """Indices of training and dev samples; neither is empty.
 
     The data's own split is used if there is one; else ``dev_from`` if given, else ``dev_share``. Raises `InputError`
@@ -205,7 +252,7 @@ def split(
     elif dev_from is not None:
         train, dev = split_by_number(images.names, dev_from)
     else:
-        train, dev = split_by_share(images.leaves, dev_share, seed)
+        train, dev = split_by_share(images.labels, dev_share, seed)
     if not len(train) or not len(dev):
         what, advice = "the split", "add images"
         if dev_from is not None:

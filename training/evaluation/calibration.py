@@ -147,7 +147,7 @@ def calibrate(
 
     ``weighting`` None: all images count the same. Raises `InputError` for fewer than `MIN_IMAGES`.
     """
-    leaves = predictions.kept_leaves
+    leaves = predictions.kept_labels
     check_enough(len(leaves))
     weights = _weights(predictions, weighting)
     return [
@@ -206,7 +206,7 @@ def measure_decision(
     levels, thresholds = [], []
     for level, temperature in enumerate(temperatures):
         log_scores = level_scores(predictions, taxonomy, decision.lower_weight, level)
-        scored = score_answers(log_scores, predictions.kept_leaves, taxonomy, level, temperature, weights)
+        scored = score_answers(log_scores, predictions.kept_labels, taxonomy, level, temperature, weights)
         levels.append({"level": level, "temperature": temperature, **scored.measures()})
         own = [each for each in decision.thresholds if each.level == level]
         kept = [_apply(each, scored) for each in own]

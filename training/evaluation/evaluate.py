@@ -41,7 +41,7 @@ def summarise(
     measures of the finest level, ``calibration`` what was fitted (``found`` if given), None for too few images.
     Accuracies are unweighted; ``weighted_top1`` and ``weighted_answers`` are those by ``weighting``, or None.
     """
-    count, best = len(predictions.leaves), predictions.chosen(consensus, taxonomy)
+    count, best = len(predictions.labels), predictions.chosen(consensus, taxonomy)
     lower_weight = predictions.lower_weights[best]
     found = found or calibrate_if_enough(predictions, taxonomy, lower_weight, weighting)
     costs = answer_costs(network, lower_weight)
@@ -59,7 +59,7 @@ def summarise(
                 "interval": list(metrics.wilson_interval(top1, count)),
                 "weighted_top1": weighted[level][level] if weighted else None,
                 "balanced": metrics.balanced_accuracy(
-                    predictions.own[level], taxonomy.projection(level)[predictions.leaves]
+                    predictions.own[level], taxonomy.projection(level)[predictions.labels]
                 ),
                 "macs": cost.macs,
                 "share": cost.macs / costs[-1].macs,
@@ -109,7 +109,7 @@ def calibrate_if_enough(
 
 def hierarchical_measures(predictions: Predictions, taxonomy: Taxonomy) -> dict[str, float | None]:
     """Hierarchical measures of the finest level's own head (`training.evaluation.metrics`)."""
-    finest, leaves = predictions.own[-1], predictions.leaves
+    finest, leaves = predictions.own[-1], predictions.labels
     precision, recall, f1 = metrics.hierarchical_precision_recall(taxonomy, finest, leaves)
     return {
         "top1": metrics.accuracy(finest, leaves),

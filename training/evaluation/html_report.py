@@ -98,7 +98,7 @@ def header(evaluation: Evaluation, model: str, command: str) -> dict[str, Any]:
     ``images`` has a digest of their names and labels.
     """
     listed = hashlib.sha256()
-    for name, leaf in zip(evaluation.images.names, evaluation.images.leaves.tolist(), strict=True):
+    for name, leaf in zip(evaluation.images.names, evaluation.images.labels.tolist(), strict=True):
         label = f"{name}\t{evaluation.checkpoint.taxonomy.leaves[leaf]}\n"
         listed.update(label.encode("utf-8", "backslashreplace"))
     architecture = evaluation.checkpoint.architecture
@@ -111,7 +111,7 @@ def header(evaluation: Evaluation, model: str, command: str) -> dict[str, Any]:
         "crop": evaluation.checkpoint.preprocessing.crop,
         "images": {
             "listed": len(evaluation.images),
-            "read": len(evaluation.predictions.leaves),
+            "read": len(evaluation.predictions.labels),
             "scores_kept": len(evaluation.predictions.kept),
             "digest": listed.hexdigest(),
         },
@@ -234,8 +234,8 @@ def _examples(
     predictions = evaluation.predictions
     best = predictions.best[weight, -1]
     for pair in worst:
-        wrong = np.flatnonzero((predictions.leaves == pair["truth"]) & (best == pair["answer"]))
-        right = np.flatnonzero((predictions.leaves == pair["answer"]) & (best == pair["answer"]))
+        wrong = np.flatnonzero((predictions.labels == pair["truth"]) & (best == pair["answer"]))
+        right = np.flatnonzero((predictions.labels == pair["answer"]) & (best == pair["answer"]))
         yield {
             **pair,
             "images": _pictures(evaluation, predictions.positions[wrong].tolist(), EXAMPLES),

@@ -16,7 +16,7 @@ from hierclass.errors import InputError
 from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
 from training.data.batches import evaluation_loader, read_batches
-from training.data.samples import ImageSet
+from training.data.samples import UNKNOWN, ImageSet, truth_table
 
 LOWER_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 """Weights of lower levels that are measured; 0: each level answers alone."""
@@ -36,17 +36,17 @@ Indices = npt.NDArray[np.int64]
 class Predictions:
     """Predictions for N images of a set, in the order of the set.
 
-    ``positions`` (N,) are the images' indices in the set, ``leaves`` (N,) the truth. ``best[w, k]`` (N,) is the class
-    of tier k that level k answers if lower levels count with ``lower_weights[w]`` (`hierclass.decisions.prediction`);
-    the first weight is 0. ``ranked`` (N, r) are the last level's own best leaves. ``errors`` has one message per
-    unreadable image; those are in none of the arrays.
+    ``positions`` (N,) are the images' indices in the set, ``labels`` (N,) the truth (as in `ImageSet`). ``best[w, k]``
+    (N,) is the class of tier k that level k answers if lower levels count with ``lower_weights[w]``
+    (`hierclass.decisions.prediction`); the first weight is 0. ``ranked`` (N, r) are the last level's own best leaves.
+    ``errors`` has one message per unreadable image; those are in none of the arrays.
 
     Logits are kept of the images at ``kept`` (n,), indices in the set; a random part if all exceed `KEPT_NUMBERS`.
     ``logits[k]`` (n, num_classes[k]) are float16, each row less its highest, so that rounding affects unlikely classes.
     """
 
     positions: Indices
-    leaves: Indices
+    labels: Indices
     lower_weights: tuple[float, ...]
     best: npt.NDArray[np.int32]
     ranked: npt.NDArray[np.int32]
@@ -62,7 +62,7 @@ class Predictions:
         order, kept_order = positions.argsort(), kept.argsort()
         return cls(
             positions[order],
-            np.concatenate([part.leaves for part in parts])[order],
+            np.concatenate([part.labels for part in parts])[order],
             parts[0].lower_weights,
             np.concatenate([part.best for part in parts], axis=2)[:, :, order],
             np.concatenate([part.ranked for part in parts])[order],
@@ -80,9 +80,18 @@ class Predictions:
         return tuple(self.best[0])
 
     @property
-    def kept_leaves(self) -> Indices:
-        """The truth (n,) of the images whose logits are kept."""
-        return self.leaves[np.searchsorted(self.positions, self.kept)]
+    def kept_labels(self) -> Indices:
+        """The labels (n,) of the images whose logits are kept."""
+        return self.labels[np.searchsorted(self.positions, self.kept)]
+
+    def truth(self, taxonomy: Taxonomy) -> Indices:
+        """The true class on every tier, (N, num_tiers), `UNKNOWN` below an inner node that is the label."""
+        return truth_table(taxonomy)[self.labels]
+
+    def counts(self, taxonomy: Taxonomy) -> list[int]:
+        """Number of images of which the class on each tier is known."""
+        found: list[int] = (self.truth(taxonomy) != UNKNOWN).sum(axis=0).tolist()
+        return found
 
     def path(self, weight: int, level: int, taxonomy: Taxonomy) -> list[Indices]:
         """Answered class (N,) of each tier 0 … level when a level is asked; ``weight`` indexes ``lower_weights``."""
@@ -92,23 +101,33 @@ class Predictions:
         return found
 
     def right(self, weight: int, level: int, taxonomy: Taxonomy) -> list[npt.NDArray[np.bool_]]:
-        """Whether each tier 0 … level is right (N,) when a level is asked; ``weight`` indexes ``lower_weights``."""
-        return [
-            answer == taxonomy.projection(tier)[self.leaves]
-            for tier, answer in enumerate(self.path(weight, level, taxonomy))
-        ]
+        """Whether each tier 0 … level is right (N,) when a level is asked; ``weight`` indexes ``lower_weights``.
+
+        False where the truth is not known.
+        """
+        truth = self.truth(taxonomy)
+        return [answer == truth[:, tier] for tier, answer in enumerate(self.path(weight, level, taxonomy))]
 
     def count_right(self, weight: int, level: int, taxonomy: Taxonomy) -> list[int]:
         """Number of images with each tier 0 … level right when a level is asked, by index of a lower weight."""
         return [int(flags.sum()) for flags in self.right(weight, level, taxonomy)]
 
     def chosen(self, lower_weight: float | str, taxonomy: Taxonomy) -> int:
-        """Index of a lower weight; "auto": the first with most right answers, summed over levels on their own tiers."""
+        """Index of a lower weight; "auto": that of the highest accuracies, summed over levels on their own tiers.
+
+        Of equal weights the lowest is taken.
+        """
         if lower_weight != "auto":
             return self.lower_weights.index(float(lower_weight))
-        levels = range(self.best.shape[1])
+        counts = self.counts(taxonomy)
+        most = max(
+            counts
+        )  # whole numbers where all images are labelled down to the leaves, so that ties are seen
         totals = [
-            sum(self.count_right(weight, level, taxonomy)[level] for level in levels)
+            sum(
+                self.count_right(weight, level, taxonomy)[level] * (most / max(count, 1))
+                for level, count in enumerate(counts)
+            )
             for weight in range(len(self.lower_weights))
         ]
         return totals.index(max(totals))
@@ -164,7 +183,7 @@ def collect_predictions(
     top = min(top, network.num_classes[-1])
     part = np.arange(len(images)) if part is None else part
     keep = images_to_keep(len(images), sum(network.num_classes))
-    numbered = dataclasses.replace(images.subset(part), leaves=part)  # batches bring places in the set
+    numbered = dataclasses.replace(images.subset(part), labels=part)  # batches bring places in the set
     loader = evaluation_loader(numbered, preprocessing, batch_size=batch_size, workers=workers)
     places, best, ranked, kept, errors = [], [], [], [], []
     logits: list[list[npt.NDArray[np.float16]]] = [[] for _ in range(network.num_levels)]
@@ -186,7 +205,7 @@ def collect_predictions(
     found = np.concatenate(places)
     return Predictions(
         found,
-        images.leaves[found],
+        images.labels[found],
         tuple(lower_weights),
         np.concatenate(best, axis=2),
         np.concatenate(ranked),

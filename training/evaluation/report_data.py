@@ -24,7 +24,7 @@ def confusion(predictions: Predictions, taxonomy: Taxonomy, weight: int, tier: i
     ``weight`` indexes the predictions' lower weights.
     """
     size = taxonomy.num_classes[tier]
-    truth = taxonomy.projection(tier)[predictions.leaves]
+    truth = taxonomy.projection(tier)[predictions.labels]
     cells = np.bincount(truth * size + predictions.best[weight, tier], minlength=size * size)
     return cells.reshape(size, size)
 
@@ -73,7 +73,7 @@ def superclasses(predictions: Predictions, taxonomy: Taxonomy, weight: int) -> l
     ``levels[k]`` has the accuracy on tier 0 when level k is asked (``superclass``) and on tier k (``own``), each with
     its 95% interval; None for a class without images.
     """
-    truth = taxonomy.projection(0)[predictions.leaves]
+    truth = taxonomy.projection(0)[predictions.labels]
     right = []
     for level in range(taxonomy.num_tiers):
         flags = predictions.right(weight, level, taxonomy)

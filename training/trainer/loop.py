@@ -20,7 +20,7 @@ from hierclass.images.preprocessing import preprocess, resize_side
 from training.data.batches import TrainingBatch, read_training_batches, training_loader
 from training.data.load import load_data
 from training.data.sampler import BatchSampler
-from training.data.samples import ImageSet
+from training.data.samples import ImageSet, truth_table
 from training.evaluation.console import (
     Reporter,
     calibration_table,
@@ -88,7 +88,7 @@ def fit(
             taxonomy,
             steps_per_epoch=len(sampler),
             accelerator=accelerator,
-            leaf_counts=np.bincount(train.leaves, minlength=len(taxonomy.leaves)).tolist(),
+            label_counts=np.bincount(train.labels, minlength=len(truth_table(taxonomy))).tolist(),
             fresh=fresh,
             images=sample_images(train, recipe) if fresh and recipe.order == "importance" else None,
         )
@@ -127,7 +127,7 @@ def make_sampler(recipe: Recipe, train: ImageSet, accelerator: Accelerator) -> B
         seed=recipe.seed,
         process=accelerator.process_index,
         num_processes=processes,
-        balance=train.leaves if recipe.balance == "sampling" else None,
+        balance=train.labels if recipe.balance == "sampling" else None,
     )
     most = sampler.batch_size // processes // 2
     if recipe.accumulate > most:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from hierclass.nested import NestedNetwork
 from hierclass.nested.heads import SummedLinear
 from taxonomy import Taxonomy
 from training.data.class_balance import log_priors
+from training.data.samples import UNKNOWN, truth_table
 
 
 class TrainingModel(nn.Module):
@@ -50,9 +52,12 @@ class TrainingModel(nn.Module):
 class NestedLoss(nn.Module):
     """Weighted sum of the levels' cross-entropies on their tiers, those on the leaves, and distillation.
 
-    Targets are leaves: indices (B,) or, mixed by mixup or cutmix, shares (B, num_leaves). The target of a coarser tier
-    is the sum over the leaves below each class.
+    Targets are labels, rows of `training.data.samples.truth_table`: indices (B,) or, mixed by mixup or cutmix, shares
+    (B, num_labels). Tiers of which a label says nothing are left out for that image, or for its share of a mixed one:
+    what is summed over tiers is divided by all B images, known or not, so that parts of a batch add up to the whole.
     """
+
+    leaf_shares: Tensor
 
     def __init__(
         self,
@@ -65,15 +70,15 @@ class NestedLoss(nn.Module):
         distil: float = 0.0,
         distil_from: str = "last",
         distil_to: str = "tier",
-        leaf_counts: Sequence[int] | None = None,
+        label_counts: Sequence[int] | None = None,
     ) -> None:
         """Take one weight per level; ``smoothing`` is the share of every target that goes to other classes.
 
         Along the "tier" smoothing is spread evenly over its classes; along the "tree" evenly over the true class's
         groups of every tier and the root, and in each evenly over its leaves. ``distil_from`` is the level that teaches
         a lower one: the "last", or the "next" higher; it teaches its answer on the lower level's "tier", or (last level
-        only) on the "leaves" (``distil_to``). ``leaf_counts``, training images of each leaf, balance the loss by logit
-        adjustment (`training.data.class_balance.log_priors`).
+        only) on the "leaves" (``distil_to``). ``label_counts``, training images of each label, balance the loss by
+        logit adjustment (`training.data.class_balance.log_priors`).
         """
         super().__init__()
         if len(level_weights) != taxonomy.num_tiers:
@@ -85,7 +90,10 @@ class NestedLoss(nn.Module):
         self.distil = distil
         self.distil_from = distil_from
         self.distil_to = distil_to
+        table = torch.tensor(truth_table(taxonomy), dtype=torch.long)
+        self.num_labels = len(table)
         for tier in range(taxonomy.num_tiers):
+            self.register_buffer(f"truth{tier}", table[:, tier].contiguous(), persistent=False)
             projection = torch.tensor(taxonomy.projection(tier), dtype=torch.long)
             self.register_buffer(f"projection{tier}", projection, persistent=False)
             if tier and distil_from == "next":
@@ -94,8 +102,10 @@ class NestedLoss(nn.Module):
             sizes = torch.bincount(projection, minlength=taxonomy.num_classes[tier])
             self.register_buffer(f"sizes{tier}", sizes, persistent=False)
         self.num_classes = tuple(taxonomy.num_classes)
-        self.balanced = leaf_counts is not None
-        for tier, prior in enumerate(log_priors(taxonomy, leaf_counts) if leaf_counts is not None else ()):
+        if self.tree_smoothing:
+            self.register_buffer("leaf_shares", _leaf_shares(taxonomy), persistent=False)
+        self.balanced = label_counts is not None
+        for tier, prior in enumerate(log_priors(taxonomy, label_counts) if label_counts is not None else ()):
             self.register_buffer(f"prior{tier}", prior, persistent=False)
 
     def forward(
@@ -109,8 +119,6 @@ class NestedLoss(nn.Module):
 
         ``teachers`` are the logits to distil from, per level (or the last alone if it teaches); None: ``levels``.
         """
-        if self.tree_smoothing:
-            target = self.smooth(target)
         if self.balanced:
             levels, finest = self._adjusted(levels), [logits + self._prior(-1) for logits in finest]
             teachers = self._adjusted(teachers) if teachers else None
@@ -120,7 +128,9 @@ class NestedLoss(nn.Module):
                 total = total + weight * self.cross_entropy(logits, self.project(target, tier))
         if self.finest_weight:
             for logits in finest:
-                total = total + self.finest_weight * self.cross_entropy(logits, target)
+                total = total + self.finest_weight * self.cross_entropy(
+                    logits, self.project(target, len(self.num_classes) - 1)
+                )
         if self.distil:
             total = total + self.distil * self.distillation(levels, finest, teachers or levels)
         return total
@@ -134,17 +144,24 @@ class NestedLoss(nn.Module):
         return prior
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy with this loss's label smoothing; the target is an index or a distribution."""
-        return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)
+        """Mean cross-entropy with this loss's label smoothing, unknown targets (`project`) counting 0."""
+        if target.ndim == 1:
+            total = F.cross_entropy(
+                logits.float(), target, ignore_index=UNKNOWN, label_smoothing=self.smoothing, reduction="sum"
+            )
+            return total / len(target)
+        even = target.sum(dim=1, keepdim=True) / target.shape[1]
+        return F.cross_entropy(logits.float(), (1 - self.smoothing) * target + self.smoothing * even)
 
     def smooth(self, target: Tensor) -> Tensor:
-        """Spread a share of a target on the leaves, (B,) or (B, num_leaves), along the tree: (B, num_leaves).
+        """Spread a share of a target, (B,) or (B, num_labels), along the tree: (B, num_leaves).
 
-        Soft labels by closeness in the tree (Bertinetto et al. 2020, *Making Better Mistakes*, section 3.2); here a sum
-        over tiers replaces the exponential of heights, so that there is no second parameter.
+        An inner node counts as all leaves below it alike. Soft labels by closeness in the tree (Bertinetto et al. 2020,
+        *Making Better Mistakes*, section 3.2); here a sum over tiers replaces the exponential of heights, so that there
+        is no second parameter.
         """
-        if target.ndim == 1:
-            target = F.one_hot(target, self.num_classes[-1]).float()
+        target = self._as_shares(target)
+        target = target @ self.leaf_shares[: target.shape[1]]
         spread = target.sum(dim=1, keepdim=True).expand_as(target) / self.num_classes[-1]
         for tier in range(len(self.num_classes) - 1):
             projection, sizes = getattr(self, f"projection{tier}"), getattr(self, f"sizes{tier}")
@@ -152,9 +169,22 @@ class NestedLoss(nn.Module):
         return (1 - self.tree_smoothing) * target + self.tree_smoothing / len(self.num_classes) * spread
 
     def project(self, target: Tensor, tier: int) -> Tensor:
-        """Project a target on the leaves, (B,) or (B, num_leaves), to a tier."""
-        projection: Tensor = getattr(self, f"projection{tier}")
-        return projection[target] if target.ndim == 1 else self._sum_up(target, projection, tier)
+        """The target on a tier: class indices (B,), `UNKNOWN` where a label says nothing, or shares (B, C).
+
+        Shares of labels that say nothing are left out, so that those of an image sum to less than 1.
+        """
+        truth: Tensor = getattr(self, f"truth{tier}")
+        if target.ndim == 1 and not self.tree_smoothing:
+            return truth[target]
+        shares = self._as_shares(target)
+        truth = truth[: shares.shape[1]]
+        known = shares * (truth != UNKNOWN)
+        if self.tree_smoothing:
+            return self._sum_up(self.smooth(known), getattr(self, f"projection{tier}"), tier)
+        return self._sum_up(known, truth.clamp_min(0), tier)
+
+    def _as_shares(self, target: Tensor) -> Tensor:
+        return F.one_hot(target, self.num_labels).float() if target.ndim == 1 else target
 
     def distillation(
         self, levels: Sequence[Tensor], finest: Sequence[Tensor], teachers: Sequence[Tensor]
@@ -180,6 +210,16 @@ class NestedLoss(nn.Module):
 
     def _sum_up(self, shares: Tensor, classes: Tensor, tier: int) -> Tensor:
         return sum_up(shares, classes, self.num_classes[tier])
+
+
+def _leaf_shares(taxonomy: Taxonomy) -> Tensor:
+    """Every label as equal shares of the leaves below it: (num_labels, num_leaves), float32."""
+    table = truth_table(taxonomy)
+    leaves, inner = np.split(table, [len(taxonomy.leaves)])
+    below = ((inner[:, None, :] == leaves) | (inner[:, None, :] == UNKNOWN)).all(axis=2).astype(np.float32)
+    return torch.from_numpy(
+        np.concatenate([np.eye(len(leaves), dtype=np.float32), below / below.sum(1, keepdims=True)])
+    )
 
 
 def sum_up(shares: Tensor, classes: Tensor, num_classes: int) -> Tensor:

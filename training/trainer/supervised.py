@@ -17,6 +17,7 @@ from taxonomy import Taxonomy
 from training.data.batches import TrainingBatch
 from training.data.mixup import BatchAugmentation
 from training.data.sampler import seed_everything
+from training.data.samples import truth_table
 from training.recipe.recipe import Recipe
 from training.trainer.batch_dropout import share_dropout
 from training.trainer.losses import NestedLoss, TrainingModel
@@ -35,14 +36,14 @@ class SupervisedTrainer(Trainer):
         *,
         steps_per_epoch: int,
         accelerator: Accelerator,
-        leaf_counts: Sequence[int] | None = None,
+        label_counts: Sequence[int] | None = None,
         fresh: bool = True,
         images: Tensor | None = None,
     ) -> None:
         """Build everything from the recipe and its seed.
 
-        ``leaf_counts``, training images of each leaf, are needed to balance the loss. ``fresh`` False skips pretrained
-        weights, for a state that will be loaded.
+        ``label_counts``, training images of each label, are needed to balance the loss. ``fresh`` False skips
+        pretrained weights, for a state that will be loaded.
         """
         self.recipe, self.taxonomy = recipe, taxonomy
         self.total_updates = recipe.epochs * steps_per_epoch
@@ -63,7 +64,7 @@ class SupervisedTrainer(Trainer):
             distil=recipe.distil,
             distil_from=recipe.distil_from,
             distil_to=recipe.distil_to,
-            leaf_counts=leaf_counts if recipe.balance == "loss" else None,
+            label_counts=label_counts if recipe.balance == "loss" else None,
         ).to(device)
         self.dealt = share_dropout(network, device)
         unused = accelerator.num_processes > 1 and untrained_weights(trainee, self.loss, recipe.size)
@@ -79,7 +80,7 @@ class SupervisedTrainer(Trainer):
         self.prepare(optimizer)
         self.compiled = torch.compile(self.model, dynamic=False) if recipe.compile else None
         self._compiled_shape = torch.Size((0, 0, 0, 0))
-        self.mixing = BatchAugmentation(recipe, self.preprocessing, len(taxonomy.leaves), device)
+        self.mixing = BatchAugmentation(recipe, self.preprocessing, len(truth_table(taxonomy)), device)
 
     def step(self, batch: TrainingBatch, *, epoch: int, step: int) -> Tensor:
         """Make one update on this process's share of a batch; return the detached sum of the losses of its images.
