@@ -57,7 +57,23 @@ class SenseChoice:
         return self.weight < DOUBT or bool(self.note)
 
 
-def choose_senses(names: Sequence[str], *, pins: Mapping[str, str] | None = None) -> tuple[SenseChoice, ...]:
+Evidence = Mapping[str, Mapping[str, float]]
+"""Per name, as it is given, a bonus per synset id that is added to the prior of that sense (natural logarithm)."""
+
+
+def candidates(name: str) -> tuple[str, ...]:
+    """Return the ids of the synsets that a name may mean, the likeliest first, judged by the name alone.
+
+    Empty where WordNet has neither the name nor its last words.
+    """
+    senses, _ = _candidates(name)
+    prior = {sense: _prior(name, sense, k) for k, sense in enumerate(senses)}
+    return tuple(sorted(senses, key=lambda sense: -prior[sense]))
+
+
+def choose_senses(
+    names: Sequence[str], *, pins: Mapping[str, str] | None = None, evidence: Evidence | None = None
+) -> tuple[SenseChoice, ...]:
     """Resolve each name to one noun synset of WordNet 3.0.
 
     The rule. Each sense of a name starts with a weight: how visible its kind is (`VISIBLE`), times exp(-RANK) per
@@ -75,6 +91,8 @@ def choose_senses(names: Sequence[str], *, pins: Mapping[str, str] | None = None
     Args:
         names: class names in English.
         pins: synset id for each name whose sense the caller decides.
+        evidence: what speaks for senses beyond names, such as what photographs show: per name a bonus per synset id,
+            natural logarithm, added to the prior of that sense; senses and names that are not there get none.
 
     Returns:
         One choice per name, in the order of the names.
@@ -87,7 +105,7 @@ def choose_senses(names: Sequence[str], *, pins: Mapping[str, str] | None = None
     _check_pins(names, pins)
     found = [((pins[name],), "") if name in pins else _candidates(name) for name in names]
     _check_found(names, [senses for senses, _ in found])
-    weights = _weights(names, [senses for senses, _ in found])
+    weights = _weights(names, [senses for senses, _ in found], evidence or {})
     chosen = _distinct([senses for senses, _ in found], weights)
     choices = []
     for i, (senses, note) in enumerate(found):
@@ -191,13 +209,17 @@ def _node(synset_id: str) -> Node:
 # ---------------------------------------------------------------- the rule
 
 
-def _weights(names: Sequence[str], senses: Sequence[Sequence[str]]) -> list[Floats]:
+def _weights(names: Sequence[str], senses: Sequence[Sequence[str]], evidence: Evidence) -> list[Floats]:
     """Weight of every sense of every name, summing to 1 per name."""
     flat = [sense for found in senses for sense in found]
     starts = np.cumsum([0, *(len(found) for found in senses)])[:-1]
     owner = np.repeat(np.arange(len(senses)), [len(found) for found in senses])
     prior = np.array(
-        [_prior(name, s, k) for name, found in zip(names, senses, strict=True) for k, s in enumerate(found)]
+        [
+            _prior(name, sense, k) + evidence.get(name, {}).get(sense, 0.0)
+            for name, found in zip(names, senses, strict=True)
+            for k, sense in enumerate(found)
+        ]
     )
     column = {a: j for j, a in enumerate(sorted({a for sense in flat for a in wordnet.ancestors(sense)}))}
     above = np.zeros((len(flat), len(column)))  # (senses, ancestors), 1 where an ancestor-or-self
