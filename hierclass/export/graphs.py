@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,10 +37,15 @@ from hierclass.nested.level_graph import Kept
 from hierclass.nested.verify import keeps_rows
 from hierclass.runtime.onnx_runtime import open_session
 
+if TYPE_CHECKING:
+    import onnx_ir
+
 CLOSE = 1e-4
 """Largest difference between ONNX Runtime and PyTorch, as a share of the largest number, or of 1 if that is less."""
 Progress = Callable[[int], object]
 """Is told the number of each level before it is exported."""
+Export = Callable[[NestedNetwork, int, Preprocessing], "onnx_ir.Model"]
+"""Makes the graph of a level, with its weights in it, as `export_level` does."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,12 @@ class GraphFiles:
     """Name of a file → its contents."""
 
 
-def write_graphs(folder: Path, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
+def write_graphs(
+    folder: Path, checkpoint: Checkpoint, progress: Progress | None = None, export: Export = export_level
+) -> None:
     """Write the graphs of all levels into the folder of a checkpoint, as its stored, rounded weights give them.
 
-    If that fails or is interrupted, the folder stays as it is; a kill while files are renamed may leave it without
+    `export` makes each of them. If that fails or is interrupted, the folder stays as it is; a kill while files are renamed may leave it without
     graphs.
 
     Raises:
@@ -68,7 +75,7 @@ def write_graphs(folder: Path, checkpoint: Checkpoint, progress: Progress | None
         config[DIGEST] = contents_digest(describe(checkpoint), checkpoint.network.stored())
     network = as_stored(checkpoint.network, stored_dtype(folder)).to("cpu")
     weights = {WEIGHTS_FILE: (folder / WEIGHTS_FILE).read_bytes()}
-    made = make_graphs(network, checkpoint.preprocessing, weights, progress)
+    made = make_graphs(network, checkpoint.preprocessing, weights, progress, export)
     store_graphs(folder, config, GRAPHS, made.entry, made.contents)
     if GRAPH_WEIGHTS_FILE not in made.contents:
         (folder / GRAPH_WEIGHTS_FILE).unlink(missing_ok=True)
@@ -88,8 +95,9 @@ def make_graphs(
     preprocessing: Preprocessing,
     weights: Mapping[str, bytes],
     progress: Progress | None = None,
+    export: Export = export_level,
 ) -> GraphFiles:
-    """Export every level of a network in evaluation mode, and compare each with PyTorch.
+    """Export every level of a network in evaluation mode by `export`, and compare each with PyTorch.
 
     `weights` are the contents of files of safetensors, by the names that they will have beside the graphs; weights
     that they do not hold are put into another such file.
@@ -103,7 +111,7 @@ def make_graphs(
     for level in range(network.num_levels):
         if progress is not None:
             progress(level)
-        models.append(export_level(network, level, preprocessing))
+        models.append(export(network, level, preprocessing))
     stored = StoredWeights()
     for name, content in weights.items():
         stored.add(name, content)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -57,7 +58,8 @@ def fit(
     A folder of class folders is enough: a tree of classes is proposed from their names, network and schedule are
     chosen by the images.
     """
-    folder = out or _default_out(ctx.params["data"])
+    since = time.monotonic()
+    folder = out or _default_out(ctx.params["data"] or ctx.params["add"])
     more = [] if graphs else ["--no-graphs"]
     with one_line_errors(lambda: resume_command("fit", folder, threads, *more)):
         wanted, stored = wanted_recipe(ctx, folder)
@@ -65,6 +67,20 @@ def fit(
             raise InputError(f"`check` {check}: give {list_words(CHECKS)}")
         if not stored:
             wanted = _prepared(ctx, wanted, folder)
+        if wanted.fits_heads:
+            from training.heads.fit import fit_heads
+
+            fit_heads(
+                wanted,
+                folder,
+                resume=resume,
+                workers=workers,
+                threads=threads,
+                graphs=graphs,
+                console=FlagConsole(),
+                since=since,
+            )
+            return
         from training.trainer.loop import fit as run
 
         run(
@@ -100,7 +116,7 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
     folder = RunDir(out)
     folder.refuse_to_replace(resume=ctx.params["resume"])
     given = given_fields(ctx)
-    recipe_was_deleted = folder.state.exists() and folder.begun_with.exists()
+    recipe_was_deleted = folder.begun and folder.begun_with.exists()
     if recipe_was_deleted and "taxonomy" not in given:
         given.add("taxonomy")
         recipe = dataclasses.replace(recipe, taxonomy=str(folder.begun_with.absolute()))

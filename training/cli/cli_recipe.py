@@ -12,6 +12,7 @@ import typer
 from hierclass.errors import InputError
 from taxonomy.files import bundled
 from training.cli.options import is_given, read_fields
+from training.cli.tuning import with_base
 from training.recipe.option import list_words, specs_of
 from training.recipe.presets import read_recipe_file
 from training.recipe.recipe import SHARES, Recipe
@@ -67,7 +68,7 @@ def _wanted(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
         given = {name: getattr(recipe, name) for name in given_fields(ctx)}
         from training.trainer.run_dir import RunDir
 
-        begun = RunDir(out).state.exists()
+        begun = RunDir(out).begun
         idle = [name for name in OF_THE_TREE if begun and is_given(ctx, name)]
         if idle:
             raise InputError(
@@ -80,7 +81,8 @@ def _wanted(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
                     f"`{name}` {ours} differs from the run in {out} ({theirs}); leave it out, or change `out`"
                 )
         return dataclasses.replace(stored, **given), True
-    if not recipe.data:
+    recipe = with_base(recipe, given_fields(ctx), from_recipe_file=ctx.params["recipe"] is not None)
+    if not (recipe.data or recipe.add):
         raise InputError(
             f"{out} holds no run to resume" if ctx.params["resume"] else "give the images with `data`"
         )
@@ -90,10 +92,13 @@ def _wanted(ctx: typer.Context, out: Path) -> tuple[Recipe, bool]:
 def _given(ctx: typer.Context) -> Recipe:
     """The recipe of the options, with absolute paths, so that a run resumes from another working directory."""
     typed = read_fields(ctx, Recipe)
-    if "data" in typed:
-        from training.data.datasets import absolute
+    for name in ("data", "add"):
+        if name in typed:
+            from training.data.datasets import absolute
 
-        typed["data"] = tuple(map(absolute, typed["data"]))
+            typed[name] = tuple(map(absolute, typed[name]))
+    if "base" in typed:
+        typed["base"] = "" if typed["base"] == "none" else str(Path(typed["base"]).absolute())
     if typed.get("taxonomy", DEFAULTS.taxonomy) not in bundled():
         typed["taxonomy"] = str(Path(typed["taxonomy"]).absolute())
     return dataclasses.replace(DEFAULTS, **{**_preset(ctx), **typed})

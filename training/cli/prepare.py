@@ -23,7 +23,9 @@ from taxonomy.labels import LeafNames
 from taxonomy.proposal import Proposal, propose
 from taxonomy.tables import dumps_table, with_ids_of
 from training.cli import prompts
+from training.cli.tuning import say_tuning, tree_of_base, with_tune, without_training
 from training.data.dataset_summary import DatasetSummary, default_out, summarise_dataset
+from training.heads.added_classes import add_classes
 from training.recipe.defaults import DatasetFacts, DefaultChoice, choose_network, choose_schedule
 from training.recipe.recipe import PER_LEVEL, Recipe
 from training.trainer.processes import num_processes
@@ -67,17 +69,52 @@ def prepare(
     or `TaxonomyError` for unusable data, and `Declined` when the user rejects the taxonomy.
     """
     recipe.check()
-    found = summarise_dataset(recipe.data)
+    found = summarise_dataset((*recipe.data, *recipe.add))
+    why = ""
+    if recipe.base:
+        recipe, why = with_tune(recipe, given | from_file, _facts(recipe, found))
     if "taxonomy" not in given:
-        recipe = dataclasses.replace(recipe, taxonomy=_tree(found, recipe.data, out, options, console))
+        recipe = dataclasses.replace(recipe, taxonomy=_tree_for(recipe, found, out, options, console))
     elif options.tiers or options.pins:
         raise InputError(
             "--taxonomy is a whole tree; --tiers and --pin belong to a proposed one: leave them out"
         )
-    return _chosen(recipe, given, from_file, found, console)
+    if recipe.fits_heads:
+        recipe = without_training(recipe, given)
+    else:
+        recipe = _chosen(recipe, given, from_file, found, console)
+    if recipe.base:
+        say_tuning(recipe, why, found, console)
+    return recipe
+
+
+def _facts(recipe: Recipe, found: DatasetSummary) -> DatasetFacts:
+    import torch
+
+    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+    count = min(found.num_images, recipe.limit or found.num_images)
+    return DatasetFacts(count, found.side or 64, accelerator)
 
 
 # ---------------------------------------------------------------- the tree
+
+
+def _tree_for(
+    recipe: Recipe, found: DatasetSummary, out: Path, options: PrepareOptions, console: Console
+) -> str:
+    """The bundled name or the path of the tree of a run: a proposed one, or one that its base decides."""
+    if not recipe.add and recipe.tune != "none":
+        return _tree(found, recipe.data, out, options, console)
+    if options.tiers or options.pins:
+        raise InputError("--tiers and --pin belong to a proposed tree; here the model's tree is kept: leave them out")
+    old = tree_of_base(recipe)
+    if recipe.tune == "none":
+        _TreeFiles(out, old).write(old)
+        return str((out / TREE).absolute())
+    added = add_classes(old, list(summarise_dataset(recipe.add).ways))
+    _say(console, f"{Path(recipe.base).name} has {len(old.leaves)} classes, {len(added.new)} are added: {added.how}")
+    _agreed(_TreeFiles(out, added.proposal.taxonomy), added.proposal, found, options, console)
+    return str((out / TREE).absolute())
 
 
 def _tree(
@@ -87,7 +124,15 @@ def _tree(
     name = default_out(data).name
     proposal = propose(list(found.ways), name=name, tiers=options.tiers, pins=options.pins)
     _say_found(console, proposal, found, data)
-    files = _TreeFiles(out, proposal.taxonomy)
+    taxonomy = _agreed(_TreeFiles(out, proposal.taxonomy), proposal, found, options, console)
+    unchanged = proposal.kind == "bundled" and taxonomy == proposal.taxonomy
+    return taxonomy.name if unchanged and taxonomy.name in bundled() else str((out / TREE).absolute())
+
+
+def _agreed(
+    files: _TreeFiles, proposal: Proposal, found: DatasetSummary, options: PrepareOptions, console: Console
+) -> Taxonomy:
+    """Show a proposed tree, or what the user made of it in the run's folder, and ask; return the one to train with."""
     taxonomy = files.edited()
     if taxonomy is not None:
         if options.tiers or options.pins:
@@ -107,8 +152,7 @@ def _tree(
     _say(console, f"saved as {files.tree} and, easier to edit, {files.table}")
     taxonomy = _approved(taxonomy, files, found, options, console)
     files.write(taxonomy)
-    unchanged = proposal.kind == "bundled" and taxonomy == proposal.taxonomy
-    return taxonomy.name if unchanged and taxonomy.name in bundled() else str(files.tree.absolute())
+    return taxonomy
 
 
 def _say_found(console: Console, proposal: Proposal, found: DatasetSummary, data: Sequence[str]) -> None:
@@ -226,14 +270,11 @@ def _chosen(
     recipe: Recipe, given: Set[str], from_file: Set[str], found: DatasetSummary, console: Console
 ) -> Recipe:
     """Choose network, pretrained weights and schedule for the data; prints each choice with its reason."""
-    import torch
-
     from training.trainer.pretrained import find_pretrained
 
-    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
-    facts = DatasetFacts(
-        min(found.num_images, recipe.limit or found.num_images), found.side or 64, accelerator
-    )
+    facts = _facts(recipe, found)
+    if recipe.base:
+        return _for_base(recipe, given, from_file, facts, console)
     network = choose_network(facts)
     if "backbone" in given:
         network = DefaultChoice({"size": _fixed_size(recipe.backbone) or network.values["size"]}, network.why)
@@ -249,8 +290,27 @@ def _chosen(
     if recipe.pretrained and recipe.structure == "slices" and "order" not in given:
         why = "the channels with the largest pretrained weights serve the lowest level"
         recipe = _take(recipe, given, DefaultChoice({"order": "importance"}, why), console)
+    return _scheduled(recipe, given, from_file, facts.num_images, recipe.pretrained, console)
+
+
+def _for_base(
+    recipe: Recipe, given: Set[str], from_file: Set[str], facts: DatasetFacts, console: Console
+) -> Recipe:
+    """The recipe with network and sizes of its base, whose network is trained, and a schedule for that."""
+    from training.trainer.network import fields_of_base
+
+    taxonomy = load_taxonomy(recipe.taxonomy)
+    fields = {k: v for k, v in fields_of_base(Path(recipe.base), taxonomy).items() if k not in given}
+    recipe = _fitting(dataclasses.replace(recipe, **fields), from_file, taxonomy.num_tiers, console)
+    return _scheduled(recipe, given, from_file, facts.num_images, True, console)
+
+
+def _scheduled(
+    recipe: Recipe, given: Set[str], from_file: Set[str], num_images: int, pretrained: bool, console: Console
+) -> Recipe:
+    """Choose the schedule for the number of images."""
     batch_size = recipe.batch_size if "batch_size" in given else None
-    schedule = choose_schedule(facts.num_images, pretrained=recipe.pretrained, batch_size=batch_size)
+    schedule = choose_schedule(num_images, pretrained=pretrained, batch_size=batch_size)
     if "opt" in given:
         schedule = DefaultChoice(
             {name: value for name, value in schedule.values.items() if name != "lr"}, schedule.why

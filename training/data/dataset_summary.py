@@ -24,6 +24,7 @@ class DatasetSummary:
 
     ways: Mapping[LabelPath, int]
     side: int | None
+    sample: Sequence[Source] = ()
 
     @property
     def num_images(self) -> int:
@@ -49,8 +50,10 @@ def summarise_dataset(data: Iterable[str]) -> DatasetSummary:
             f"no images in {names}; give a folder with a folder of images for each class, such as "
             "photos/dog/1.jpg, or Parquet files"
         )
-    sides = [side for side in map(_side, _spread(sample)) if side]
-    return DatasetSummary(dict(sorted(ways.items())), round(float(np.median(sides))) if sides else None)
+    sample = _spread(sample)
+    sides = [side for side in map(_side, sample) if side]
+    side = round(float(np.median(sides))) if sides else None
+    return DatasetSummary(dict(sorted(ways.items())), side, sample)
 
 
 def _spread(sources: Sequence[Source]) -> list[Source]:

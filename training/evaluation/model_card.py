@@ -43,15 +43,7 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             + (" and the weight of the lower levels" if recipe.get("consensus", "auto") == "auto" else "")
             + ", so these figures are slightly optimistic.",
             "",
-            *_table(level_rows(results["levels"])),
-            "",
-            *_answer_table(results),
-            "",
-            *_consensus_table(results),
-            "",
-            *_measure_table(results["finest"]),
-            "",
-            *_calibration_section(results.get("calibration")),
+            *result_sections(results),
             HOW_MADE,
             "",
             f"- {facts['epochs_done']} of {recipe['epochs']} epochs in {clock(facts['seconds'])}; epoch "
@@ -62,6 +54,21 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             "",
         ]
     )
+
+
+def result_sections(results: Mapping[str, Any]) -> list[str]:
+    """Tables of the results, and the section on calibration if there is one."""
+    return [
+        *_table(level_rows(results["levels"])),
+        "",
+        *_answer_table(results),
+        "",
+        *_consensus_table(results),
+        "",
+        *_measure_table(results["finest"]),
+        "",
+        *_calibration_section(results.get("calibration")),
+    ]
 
 
 def hardware_lines(facts: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,8 @@ from training.heads.logistic import Values
 from training.recipe.recipe import Recipe
 
 Indices = npt.NDArray[np.int64]
+FEATURES = "features"
+"""Subfolder of a run that caches features."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def load_examples(
     images = read_images((*recipe.data, *recipe.add), taxonomy)
     train, dev = _divided(images, recipe)
     chosen = images.subset(np.concatenate([train, dev]))
-    network, cache = network_key(base), FeatureCache(out / "features")
+    network, cache = network_key(base), FeatureCache(out / FEATURES)
     keys = [image_key(network, source) for source in chosen.sources]
     found = compute_features(chosen, keys, base, cache, reporter, threads=threads, workers=workers)
     unreadable = [found[index] for index in sorted(found)]

@@ -8,6 +8,8 @@ from typing import Any
 
 TINY, SMALL = 48, 96
 """Largest shorter sides in pixels of tiny and of small images; larger ones are photographs."""
+MANY = 2000
+"""Images from which on all of a model's network is trained, with an accelerator."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,6 +27,15 @@ class DefaultChoice:
 
     values: Mapping[str, Any]
     why: str
+
+
+def choose_tune(facts: DatasetFacts) -> DefaultChoice:
+    """What is trained of a model's network: all with an accelerator and `MANY` images, else heads alone."""
+    if not facts.accelerator:
+        return DefaultChoice({"tune": "heads"}, "on a processor")
+    if facts.num_images < MANY:
+        return DefaultChoice({"tune": "heads"}, f"{facts.num_images} images are few")
+    return DefaultChoice({"tune": "all"}, f"on an accelerator, with {facts.num_images} images")
 
 
 def choose_network(facts: DatasetFacts) -> DefaultChoice:

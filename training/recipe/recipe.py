@@ -52,6 +52,7 @@ class Recipe(StoredOptions):
         flag="--from",
         metavar="MODEL",
         chosen="the bundled model, unless options of a network are given",
+        example="runs/mine/model",
     )
     tune: str = option(
         "",
@@ -60,6 +61,22 @@ class Recipe(StoredOptions):
         choices=("", *TUNE),
         expected="none, heads or all",
         chosen="heads on a processor or of few images, else all",
+        needs=("base",),
+    )
+    add: tuple[str, ...] = option(
+        (),
+        "data",
+        "Images of new classes, or more of old ones, to add to the model of --from, as --data; its own classes and "
+        "images stay. Repeatable.",
+        metavar="PATH|NAME:PATH",
+        repeat=True,
+        needs=("base",),
+        example="runs/mine/model",
+    )
+    keep_features: bool = option(
+        True,
+        "rare",
+        "heads: store the features of the images with the model, so that classes can be added later.",
     )
     backbone: str = option(
         "resnet18", "network", "timm model that is cut into levels.", chosen="by the size of the images"
@@ -112,8 +129,10 @@ class Recipe(StoredOptions):
     heads: str = option(
         "leaves",
         "network",
-        "Classes that the heads of lower levels score: leaves, summed up to their tier, or tiers' classes.",
-        choices=("leaves", "tiers"),
+        "Classes that the heads of lower levels score: leaves, summed up to their tier, or tiers' classes; auto, for "
+        "--tune heads: what cross-validates better.",
+        choices=("leaves", "tiers", "auto"),
+        chosen="leaves; auto where heads alone are fitted",
     )
     size: int = option(
         64, "network", "Pixels per side.", at_least=8, at_most=4096, chosen="by the size of the images"
@@ -142,7 +161,12 @@ class Recipe(StoredOptions):
     )
     dev_from: int | None = option(None, "data", "Hold out images numbered from here up by file name.")
     dev_share: float = option(
-        0.1, "data", "Share of every class to hold out, without --dev-from.", more_than=0, less_than=1
+        0.1,
+        "data",
+        "Share of every class to hold out, without --dev-from; 0, for --tune heads: none, results are cross-validated.",
+        at_least=0,
+        less_than=1,
+        chosen="0.1; 0 where heads alone are fitted",
     )
     limit: int | None = option(None, "data", "Use the first N training images only.", at_least=1)
     epochs: int = option(
@@ -266,11 +290,16 @@ class Recipe(StoredOptions):
         False, "rare", "Compile the network (torch.compile): a slow start, faster updates."
     )
 
+    @property
+    def fits_heads(self) -> bool:
+        """Whether the network of ``base`` stays as it is: heads, or temperatures and thresholds alone, are fitted."""
+        return bool(self.base) and self.tune in ("none", "heads")
+
     def without_paths(self) -> Recipe:
         """A copy with file names in place of paths, to ship with the weights."""
-        names = tuple(name or path.name for name, path in map(split_name, self.data))
+        data, add = (tuple(name or path.name for name, path in map(split_name, each)) for each in (self.data, self.add))
         paths = {name: Path(getattr(self, name)).name for name in ("taxonomy", "base")}
-        return dataclasses.replace(self, data=names, **paths)
+        return dataclasses.replace(self, data=data, add=add, **paths)
 
     def check(self) -> None:
         """Refuse values that no run can have; raises `InputError` naming the field."""
@@ -303,6 +332,16 @@ class Recipe(StoredOptions):
             and not (min(weights) >= 0 and 0 < sum(weights) < math.inf),
             "`distil_to` leaves: the last level alone teaches leaves; leave `distil_from` next out": (
                 self.distil_to == "leaves" and self.distil_from == "next"
+            ),
+            "`heads` auto is for `tune` heads; give leaves or tiers": self.heads == "auto" and not self.fits_heads,
+            "`dev_share` 0 is for `tune` heads and none; give more than 0, less than 1": (
+                not self.dev_share and self.dev_from is None and not self.fits_heads
+            ),
+            "`balance` sampling does not fit `tune` heads; give loss, or `tune` all": (
+                self.balance == "sampling" and self.fits_heads
+            ),
+            "`add` fits new heads for old and new classes; give `tune` heads": (
+                bool(self.add) and self.tune not in ("", "heads")
             ),
             "`distil_to` leaves needs lower levels that score leaves: give `finest_weight` more than 0": (
                 self.distil_to == "leaves" and not self.finest_weight

@@ -2,7 +2,9 @@
 
 recipe.json            the recipe
 history.jsonl          one line per epoch
-last/                  what --resume continues from: state.safetensors, and the taxonomy the run began with
+last/                  what --resume continues from: state.safetensors, and the taxonomy the run began with;
+                       heads.json: that heads were fitted
+features/              features of the images, where heads alone are fitted
 taxonomy.json, .csv    the taxonomy proposed for class folders, to look at and to edit
 checked.json           result of checking the images; unreadable.csv lists those that can't be read
 model/                 the best model on the dev split, with recipe.json, training.json and MODEL_CARD.md
@@ -35,12 +37,18 @@ class RunDir:
         self.begun_with = path / "last" / "taxonomy.json"
         self.model = model or path / "model"
         self.history = path / "history.jsonl"
+        self.done = path / "last" / "heads.json"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run: a state to go on from, or a model whose heads were fitted."""
+        return self.state.exists() or self.done.exists()
 
     def refuse_to_replace(self, *, resume: bool) -> None:
         """Raise `InputError` if the folder holds a run and ``resume`` is not set."""
         if (self.path / START / CONFIG_FILE).exists():
             raise InputError(f"{self.path} holds a run of hierclass-train distil; choose another `out`")
-        if self.state.exists() and not resume:
+        if self.begun and not resume:
             raise InputError(f"{self.path} holds a run; add `resume` to continue it, or choose another `out`")
 
     @contextlib.contextmanager
@@ -71,7 +79,7 @@ class RunDir:
 
         ``tell`` gets a line if the file has changed since.
         """
-        if not (self.state.exists() and self.begun_with.exists()):
+        if not (self.begun and self.begun_with.exists()):
             return load_taxonomy(named)
         begun = load_taxonomy(self.begun_with)
         try:
