@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -170,6 +170,7 @@ def evaluate(
         run = run_checkpoint(model, images, **_evaluation_options(ctx))
         results = measures(run)
         show_results(Console(), results, str(model))
+        _say_not_held_out(run.checkpoint.results, dev_from=dev_from, dev_share=dev_share)
         if json_ is not None:
             write_json(json_, results)
         if report is not None:
@@ -183,6 +184,16 @@ def evaluate(
                 report, run, results, model=str(model), command=_evaluate_command(model, images, given)
             )
             print(f"report: {report / 'report.html'}")
+
+
+def _say_not_held_out(results: Mapping[str, Any], *, dev_from: int | None, dev_share: float | None) -> None:
+    """Say so if no image can be held out of the training of a model, whose heads were fitted to all."""
+    dev = results.get("dev")
+    if isinstance(dev, dict) and dev.get("cross_validated") and (dev_from is not None or dev_share is not None):
+        print(
+            f"if these are the images that the model was made of, they were not held out: its heads were fitted to all "
+            f"of its images, and its own results are cross-validated over {dev.get('images')} of them (MODEL_CARD.md)"
+        )
 
 
 def _labelled(ctx: typer.Context) -> tuple[str, ...]:

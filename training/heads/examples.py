@@ -13,6 +13,7 @@ from hierclass.checkpoints.description import read_description
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.data.dataset_check import write_table
+from training.data.label_names import LabelNames
 from training.data.samples import ImageSet, Unreadable, inner_nodes, read_images, split
 from training.evaluation.console import Reporter
 from training.heads.features import FeatureCache, compute_features, image_key, network_key
@@ -109,20 +110,17 @@ def _divided(images: ImageSet, recipe: Recipe) -> tuple[Indices, Indices]:
 
 def _with_kept(new: Examples, base: Path, taxonomy: Taxonomy, reporter: Reporter) -> Examples:
     """The examples that a model keeps, and then new ones; refuses where an old class would be left without any."""
-    kept, nodes = read_kept_features(base), label_nodes(taxonomy)
-    places = {node: place for place, node in enumerate(nodes)}
-    joined = new
+    old, kept, joined = read_description(base)[0].taxonomy, read_kept_features(base), new
+    places = _places(old, taxonomy)
     if kept is not None:
         labels = np.array([places.get(node, -1) for node in kept.nodes], np.int64)
         known = np.flatnonzero(labels >= 0)
         joined = Examples(kept.levels, labels).subset(known).join(new)
-        reporter.line(f"{len(known)} images of {base.name} are there as features, which it keeps")
+        reporter.line(f"{len(known)} images of {base} are there as features, which it keeps")
         if len(known) < len(labels):
-            reporter.line(
-                f"{len(labels) - len(known)} of its images have a label that is not in the tree any more: left out"
-            )
-    old = read_description(base)[0].taxonomy
-    missing = [leaf for leaf in old.leaves if places[leaf] not in set(joined.labels.tolist())]
+            reporter.line(f"{len(labels) - len(known)} of its images are of classes that the tree lacks: left out")
+    present = set(joined.labels.tolist())
+    missing = [leaf for leaf in old.leaves if leaf in places and places[leaf] not in present]
     if missing:
         some = ", ".join(old.node(leaf).name for leaf in missing[:5]) + (", …" if len(missing) > 5 else "")
         keeps = "keeps features of none of" if kept is None else "keeps no features of"
@@ -132,6 +130,14 @@ def _with_kept(new: Examples, base: Path, taxonomy: Taxonomy, reporter: Reporter
             "`data` too, or leave `add` out and give the new ones with `data`, for a model of these alone"
         )
     return joined
+
+
+def _places(old: Taxonomy, taxonomy: Taxonomy) -> dict[str, int]:
+    """The label in a tree of each node of an old tree that it has, by id, else by name."""
+    own, names = label_nodes(taxonomy), LabelNames(taxonomy, inner_nodes(taxonomy))
+    found: dict[str, int | None] = {node.id: names.find_text((node.name,)) for node in old.nodes[1:]}
+    found |= {node: place for place, node in enumerate(own) if node in found}
+    return {node: place for node, place in found.items() if place is not None}
 
 
 def label_nodes(taxonomy: Taxonomy) -> tuple[str, ...]:
