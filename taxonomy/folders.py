@@ -7,7 +7,6 @@ from pathlib import Path
 from taxonomy.errors import TaxonomyError
 from taxonomy.rows import from_folder_paths
 from taxonomy.tree import Taxonomy
-from taxonomy.validation import listed
 
 MAX_DEPTH = 64
 # What counts as an image in a folder, for trees, labelling and training alike; a file that is named is judged by
@@ -23,13 +22,13 @@ IMAGE_ENDINGS = frozenset((
 def from_folder(path: str | PathLike[str]) -> Taxonomy:
     """Read a tree of class folders like animal/dog/chihuahua/*.jpg.
 
-    A leaf is a folder without folders in it. Its class in tier k is the k-th folder of its path; a leaf of a shorter
-    path is its own class in the finer tiers. Ids are the folders' relative paths with "/", so that a leaf's images are
-    found by its id; names are the folders' names with spaces for underscores. Hidden folders and links that lead back
-    up are ignored.
+    A leaf is a folder without folders in it; images beside folders show an inner node. Its class in tier k is the k-th
+    folder of its path; a leaf of a shorter path is its own class in the finer tiers. Ids are the folders' relative
+    paths with "/", so that a leaf's images are found by its id; names are the folders' names with spaces for
+    underscores. Hidden folders and links that lead back up are ignored.
 
     Raises:
-        TaxonomyError: the folder cannot be read or has no class folders, or a folder holds images beside folders.
+        TaxonomyError: the folder cannot be read or has no class folders.
     """
     path = Path(path)
     if not path.is_dir():
@@ -55,7 +54,7 @@ def _leaf_folders(folder: Path, parts: tuple[str, ...], chain: tuple[Path, ...])
         folders in it.
 
     Raises:
-        TaxonomyError: a folder cannot be read, or holds images beside folders.
+        TaxonomyError: a folder cannot be read.
     """
     if len(parts) > MAX_DEPTH:
         raise TaxonomyError(
@@ -69,11 +68,6 @@ def _leaf_folders(folder: Path, parts: tuple[str, ...], chain: tuple[Path, ...])
     folders = [entry.name for entry in entries if _is_class_folder(entry, chain)]
     if not folders:
         return [parts]
-    if parts and any(
-        Path(entry.name).suffix.lower() in IMAGE_ENDINGS and entry.is_file() for entry in entries
-    ):
-        text = f"{folder}: holds images and also folders ({listed(folders)})"
-        raise TaxonomyError(f"{text}; move the images into a folder of their own, or the folders elsewhere")
     found = []
     for name in folders:
         below = folder / name

@@ -54,10 +54,10 @@ def propose(
 ) -> Proposal:
     """Propose a taxonomy for the folders that hold images.
 
-    Folders that all paths have in common, at their start or end ("images"), are ignored. If paths then have
-    several folders, these are the tiers. Else the folders are classes, and WordNet gives the tiers; where they are
-    exactly the classes of a bundled taxonomy, that is it. Folders that differ only by case, hyphens or underscores
-    are one class.
+    Folders that all paths have in common, at their start or end ("images"), are ignored. If paths then have several
+    folders, these are the tiers; a folder that holds images beside further ones is an inner node. Else the folders are
+    classes, and WordNet gives the tiers; where they are exactly the classes of a bundled taxonomy, that is it. Folders
+    that differ only by case, hyphens or underscores are one class.
 
     Args:
         paths: per class folder the names of the folders that lead to it, outermost first; no two are the same.
@@ -68,14 +68,13 @@ def propose(
             effect where the folders are a bundled taxonomy or a hierarchy.
 
     Raises:
-        TaxonomyError: fewer than two classes, a folder of images above other such folders, pins or tiers that do not
-            fit; the message says what to do.
+        TaxonomyError: fewer than two classes, pins or tiers that do not fit; the message says what to do.
     """
     for path in paths:
         if UNPRINTABLE.search("".join(path)):
             text = "/".join(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             raise TaxonomyError(f"class folder {text!r} has an unprintable character in its name; rename it")
-    trimmed = trim(paths)
+    trimmed = _lowest(trim(paths))
     if len(trimmed) < 2:
         found = f"one class, {trimmed[0][-1]!r}" if trimmed and trimmed[0] else "no class"
         raise TaxonomyError(f"there is {found}; a classifier needs a folder for each of two or more classes")
@@ -101,6 +100,12 @@ def trim(paths: Sequence[FolderPath]) -> list[FolderPath]:
     return [path[-1:] for path in trimmed] if len(trimmed) == 1 else trimmed
 
 
+def _lowest(paths: Sequence[FolderPath]) -> list[FolderPath]:
+    """The folders that have none of the others below them."""
+    above = {path[:end] for path in paths for end in range(1, len(path))}
+    return [path for path in paths if path not in above]
+
+
 def _bundled_with(labels: Sequence[str]) -> Taxonomy | None:
     """The bundled taxonomy whose leaves are exactly these, if there is one."""
     for name in bundled():
@@ -117,14 +122,6 @@ def _bundled_with(labels: Sequence[str]) -> Taxonomy | None:
 
 def _of_folders(paths: Sequence[FolderPath], name: str) -> Taxonomy:
     """The user's own hierarchy, without tiers that say no more than the next."""
-    every = set(paths)
-    for path in paths:
-        above = next((path[:end] for end in range(1, len(path)) if path[:end] in every), None)
-        if above is not None:
-            text = f"folder {'/'.join(above)!r} holds images and also the class folder {path[len(above)]!r}"
-            raise TaxonomyError(
-                f"{text}; move the images into a folder of their own, or that folder elsewhere"
-            )
     tree = from_folder_paths(paths, name=name)
     data = tree.to_dict()
     tiers = data["tiers"]

@@ -140,6 +140,14 @@ def test_a_choice_says_how_sure_it_is() -> None:
     assert not choices["golden_retriever"].doubtful
 
 
+def test_a_folder_of_images_above_class_folders_is_a_class_of_a_coarser_tier() -> None:
+    ways = [("dog",), ("dog", "pug"), ("dog", "beagle"), ("cat", "tabby"), ("cat", "manx")]
+    proposal = propose(ways, name="x")
+    assert proposal.kind == "folders"
+    assert proposal.taxonomy.tiers[0] == ("dog", "cat")
+    assert set(proposal.taxonomy.leaves) == {"/".join(way) for way in ways[1:]}
+
+
 @pytest.mark.parametrize(
     ("ways", "message"),
     [
@@ -147,7 +155,7 @@ def test_a_choice_says_how_sure_it_is() -> None:
         (flat("dog"), "there is one class, 'dog'; a classifier needs a folder for each of two"),
         ([("photos", "dog")], "there is one class, 'dog'"),
         (flat("big dog", "Big_Dog"), "all folders read 'big dog'"),
-        ([("dog",), ("dog", "pug")], "folder 'dog' holds images and also the class folder 'pug'; move"),
+        ([("dog",), ("dog", "pug")], "there is one class, 'pug'"),
         (flat("dog", "ca\udcfft"), r"class folder 'ca\\\\xfft' has an unprintable character"),
     ],
 )

@@ -364,9 +364,10 @@ def test_an_empty_folder_is_answered_with_what_is_expected(tmp_path: Path) -> No
         from_folder(tmp_path / "missing")
 
 
-def test_a_folder_cannot_be_leaf_and_group_at_once(tmp_path: Path) -> None:
-    with pytest.raises(TaxonomyError, match="holds images and also folders \\('pug'\\)"):
-        from_folder(folders(tmp_path, "dog/1.jpg", "dog/pug/1.jpg"))
+def test_a_folder_of_images_and_folders_is_no_leaf(tmp_path: Path) -> None:
+    tree = from_folder(folders(tmp_path, "dog/1.jpg", "dog/pug/1.jpg", "cat/1.jpg"))
+    assert tree.leaves == ("cat", "dog/pug")
+    assert tree.tiers[0] == ("cat", "dog")
 
 
 def test_load_reads_folders_and_tables_too(tmp_path: Path) -> None:

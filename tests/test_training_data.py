@@ -78,7 +78,7 @@ def test_a_missing_path_a_missing_column_and_an_empty_folder_are_named(
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("none", "does not exist"),
-        ("bad.parquet", "no column image and wnid"),
+        ("bad.parquet", "no column path .* and no column label"),
         ("text.parquet", "no readable Parquet"),
         ("empty", "no images found"),
     ):

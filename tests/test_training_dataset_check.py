@@ -147,7 +147,7 @@ def test_what_can_not_be_read_is_listed_and_left_out_before_training(
 def test_a_second_start_takes_what_the_first_one_found(photographs: Recipe, tmp_path: Path) -> None:
     (Path(photographs.data[0]) / "owl" / "1.jpg").write_bytes(encoded("JPEG")[:-9000])
     first = load(photographs, tmp_path / "run")
-    assert "checked 36 images (each decoded): 1 cannot be read" in first[2]
+    assert "checked (each decoded): 1 of 36 images cannot be read" in first[2]
 
     again = load(photographs, tmp_path / "run")
     assert "checked" not in again[2]

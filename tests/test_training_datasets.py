@@ -42,7 +42,7 @@ def test_a_val_folder_is_held_out_and_evaluated_on(tmp_path: Path, tiny_taxonomy
         images = read_images([data], tiny_taxonomy)
         train, dev = split(images, dev_from=None, dev_share=0.5, seed=0)
         assert (len(train), len(dev)) == (36, 12)
-        assert len(read_images([data], tiny_taxonomy, held_out_only=True)) == 12
+        assert len(read_images([data], tiny_taxonomy, part="val")) == 12
         with pytest.raises(InputError, match="leave `dev_from` out"):
             split(images, dev_from=1, dev_share=0.5, seed=0)
 
@@ -168,7 +168,7 @@ def test_cifar_100_is_read_by_name_with_its_own_tree(cifar_folder: Path) -> None
 
 
 def test_evaluating_on_cifar_100_means_its_test_images(cifar_folder: Path) -> None:
-    images = read_images([f"cifar100:{cifar_folder}"], load_taxonomy("cifar-100"), held_out_only=True)
+    images = read_images([f"cifar100:{cifar_folder}"], load_taxonomy("cifar-100"), part="val")
     assert (len(images), images.names[0]) == (100, "test_0.png")
 
 

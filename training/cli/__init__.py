@@ -147,6 +147,7 @@ def evaluate(
     ] = None,
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
+    split: options.MeasuredSplit = "test",
     known_top1: options.KnownTop1 = None,
     seed: options.Seed = 0,
     batch_size: options.EvaluationBatch = None,
@@ -177,6 +178,7 @@ def evaluate(
             given = {
                 "--dev-from": dev_from,
                 "--dev-share": dev_share,
+                "--split": split if split != "test" else None,
                 "--known-top1": known_top1,
                 "--seed": seed or None,
             }
@@ -228,6 +230,7 @@ def calibrate(
     data: options.Data = None,
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
+    split: options.MeasuredSplit = "val",
     known_top1: options.KnownTop1 = None,
     seed: options.Seed = 0,
     batch_size: options.EvaluationBatch = None,

@@ -28,7 +28,7 @@ PANELS = {group: group.capitalize() for group in GROUPS}
 """Group of options → its heading in ``--help``."""
 RUN_OPTIONS = (
     *("out", "resume", "recipe", "workers", "threads", "save_every", "check", "tiers", "pin", "yes", "level"),
-    *("minutes", "updates", "eval_data", "known_top1", "report"),
+    *("minutes", "updates", "eval_data", "known_top1", "report", "split"),
 )
 """Arguments that are no fields of a recipe, as messages name them."""
 NAMES = {*specs_of(Recipe), *specs_of(DistilRecipe), *RUN_OPTIONS}
@@ -339,6 +339,9 @@ DevFrom = Annotated[int | None, field_option(Recipe, "dev_from", group=False)]
 Seed = Annotated[int, field_option(Recipe, "seed", group=False)]
 OnlyDevShare = Annotated[
     float | None, typer.Option("--dev-share", help="Only the share of every class that fit holds out.")
+]
+MeasuredSplit = Annotated[
+    str, typer.Option(help="Of tables with a column split: the held-out images to take first, val or test.")
 ]
 EvaluationBatch = Annotated[
     int | None,

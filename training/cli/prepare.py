@@ -19,13 +19,17 @@ from hierclass.errors import InputError
 from hierclass.files import replacing
 from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
 from taxonomy.files import bundled
-from taxonomy.labels import LeafNames
 from taxonomy.proposal import Proposal, propose
 from taxonomy.tables import dumps_table, with_ids_of
 from training.cli import prompts
 from training.cli.tuning import say_tuning, tree_of_base, with_tune, without_training
 from training.data.dataset_summary import DatasetSummary, default_out, summarise_dataset
+<<<<<<< HEAD
 from training.heads.added_classes import add_classes
+=======
+from training.data.label_names import LabelNames
+from training.data.samples import inner_nodes
+>>>>>>> labels
 from training.recipe.defaults import DatasetFacts, DefaultChoice, choose_network, choose_schedule
 from training.recipe.recipe import PER_LEVEL, Recipe
 from training.trainer.processes import num_processes
@@ -69,10 +73,14 @@ def prepare(
     or `TaxonomyError` for unusable data, and `Declined` when the user rejects the taxonomy.
     """
     recipe.check()
+<<<<<<< HEAD
     found = summarise_dataset((*recipe.data, *recipe.add))
     why = ""
     if recipe.base:
         recipe, why = with_tune(recipe, given | from_file, _facts(recipe, found))
+=======
+    found = summarise_dataset(recipe.data, pseudo_labels=recipe.pseudo_labels)
+>>>>>>> labels
     if "taxonomy" not in given:
         recipe = dataclasses.replace(recipe, taxonomy=_tree_for(recipe, found, out, options, console))
     elif options.tiers or options.pins:
@@ -207,9 +215,10 @@ def _approved(
 
 
 def _check_fit(taxonomy: Taxonomy, found: DatasetSummary) -> None:
-    """Raise `InputError` if a class folder is no leaf of the taxonomy."""
-    leaves = LeafNames(taxonomy)
-    missing = [way for way in found.ways if leaves.find_folder(way) is None]
+    """Raise `InputError` if a class folder or a label of a table is no node of the taxonomy."""
+    labels = LabelNames(taxonomy, inner_nodes(taxonomy))
+    folders, texts = labels.find_folders(found.ways), labels.find_texts(found.ways)
+    missing = [way for way in found.ways if folders[way] is None and texts[way] is None]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise InputError(

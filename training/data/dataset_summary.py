@@ -32,8 +32,8 @@ class DatasetSummary:
         return sum(self.ways.values())
 
 
-def summarise_dataset(data: Iterable[str]) -> DatasetSummary:
-    """Summarise data (`training.data.datasets` lists the kinds).
+def summarise_dataset(data: Iterable[str], *, pseudo_labels: bool = False) -> DatasetSummary:
+    """Summarise data (`training.data.datasets` lists the kinds; ``pseudo_labels`` as there).
 
     Raises `InputError` where something is missing, can't be read, or holds no image.
     """
@@ -41,14 +41,14 @@ def summarise_dataset(data: Iterable[str]) -> DatasetSummary:
     sample: list[Source] = []
     paths = list(data)
     for path in paths:
-        for listing in list_images(path):
+        for listing in list_images(path, pseudo_labels=pseudo_labels):
             ways.update(listing.ways)
             sample += _spread(listing.sources)
     if not ways:
         names = ", ".join(display_name(split_name(path)[1]) for path in paths)
         raise InputError(
             f"no images in {names}; give a folder with a folder of images for each class, such as "
-            "photos/dog/1.jpg, or Parquet files"
+            "photos/dog/1.jpg, or a table"
         )
     sample = _spread(sample)
     sides = [side for side in map(_side, sample) if side]

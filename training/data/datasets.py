@@ -1,7 +1,8 @@
-"""List labelled images of Parquet files, class folders and named data sets, with labels as found.
+"""List labelled images of tables, class folders and named data sets, with labels as found.
 
 photos/            class folders, at any depth; with train/ and val/ inside, val/ is held out
-images.parquet     columns image, wnid and, optionally, name
+labels.csv         columns path, label and, optionally, split (`training.data.tables`); likewise .tsv and .parquet
+images.parquet     columns image, label (or wnid) and, optionally, name and split
 imagefolder:DIR    class folders of one level, as torchvision's ImageFolder reads them; train/ and val/ likewise
 imagenet:DIR       train/ and val/, each with a folder per synset id
 cifar100:DIR       the files of CIFAR-100 for Python, read by torchvision
@@ -9,6 +10,7 @@ cifar100:DIR       the files of CIFAR-100 for Python, read by torchvision
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -19,14 +21,15 @@ import numpy.typing as npt
 
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name, find_inputs
-from taxonomy.folders import IMAGE_ENDINGS
+from taxonomy import TaxonomyError
+from taxonomy.folders import IMAGE_ENDINGS, from_folder
 
 LabelPath = tuple[str, ...]
-"""Folder names on the path to an image, outermost first; for table rows the label alone."""
+"""Folder names on the path to an image, outermost first; of table rows the parts of the label, split at "/"."""
 Source = Path | bytes | npt.NDArray[np.uint8]
 NAMES = ("cifar100", "imagefolder", "imagenet")
 TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
-"""Folder names of a data set that comes split."""
+"""Folder names, and words in tables, of a data set that comes split."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,7 +37,9 @@ class ImageListing:
     """Labelled images from one place.
 
     ``sources`` hold a path, the bytes of a file, or a decoded (H, W, 3) uint8 array; ``names`` are for messages and
-    splits; ``ways`` are the labels; ``held_out`` images must not be trained on.
+    splits; ``ways`` are the labels; ``held_out`` images must not be trained on, and labels that a model ``guessed`` are
+    there to be trained on alone. ``places`` name the cells of the labels in a table, and are empty for folders;
+    ``notes`` say what was left out.
     """
 
     where: str
@@ -42,6 +47,9 @@ class ImageListing:
     names: Sequence[str]
     ways: Sequence[LabelPath]
     held_out: bool = False
+    guessed: bool = False
+    places: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def split_name(data: str) -> tuple[str, Path]:
@@ -56,11 +64,13 @@ def absolute(data: str) -> str:
     return f"{name}:{path.absolute()}" if name else str(path.absolute())
 
 
-def list_images(data: str, *, held_out_only: bool = False) -> Iterator[ImageListing]:
-    """List the labelled images of a path or a named data set, sorted by name.
+def list_images(data: str, *, part: str = "all", pseudo_labels: bool = False) -> Iterator[ImageListing]:
+    """List the labelled images of a path or a named data set, sorted by name, or in the order of a table.
 
-    ``held_out_only`` skips the training part of a data set that comes split (val/ alone, or CIFAR-100's test images).
-    Parquet files are read into memory. Raises `InputError` for what is missing or can't be read.
+    ``part`` "all" lists training and validation images; "val" and "test" skip the training part of a data set that
+    comes split (val/ alone, CIFAR-100's test images, or that part of a table). ``pseudo_labels`` takes the guesses in
+    tables of ``hierclass label``. Images in Parquet files are read into memory. Raises `InputError` for what is missing
+    or can't be read.
     """
     name, path = split_name(data)
     if not path.exists():
@@ -68,12 +78,14 @@ def list_images(data: str, *, held_out_only: bool = False) -> Iterator[ImageList
     if name == "cifar100":
         from training.data.cifar import read_cifar100
 
-        yield read_cifar100(path, train=not held_out_only)
+        yield read_cifar100(path, train=part == "all")
         return
     tables = sorted(path.glob("**/*.parquet")) if path.is_dir() and not name else [path]
     if tables and not name:
+        from training.data.tables import list_table
+
         for table in tables:
-            yield _read_parquet(table)
+            yield from list_table(table, part=part, pseudo_labels=pseudo_labels)
         return
     parts = divided(path)
     if parts is None and name == "imagenet":
@@ -82,7 +94,7 @@ def list_images(data: str, *, held_out_only: bool = False) -> Iterator[ImageList
             "n02084071; for other folders give the path alone"
         )
     train, val = parts or (path, None)
-    if val is None or not held_out_only:
+    if val is None or part == "all":
         yield _list_folder(train, one_level=bool(name))
     if val is not None:
         yield _list_folder(val, one_level=bool(name), held_out=True)
@@ -123,7 +135,25 @@ def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> Imag
     elif loose:
         ways = [(path.resolve().name,)] * len(files)
     names = [display_name(file.relative_to(path)) for file in files]
-    return ImageListing(display_name(path), files, names, ways, held_out)
+    empty = [] if loose or not files else _empty_folders(path, ways, one_level=one_level)
+    return ImageListing(display_name(path), files, names, ways, held_out, notes=empty)
+
+
+def _empty_folders(path: Path, ways: Sequence[LabelPath], *, one_level: bool) -> list[str]:
+    """A note that names the class folders without an image."""
+    if one_level:
+        folders = [entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."]
+    else:
+        folders = []
+        with contextlib.suppress(TaxonomyError):  # of names that make no tree, said elsewhere
+            folders = list(from_folder(path).leaves)
+    used = {"/".join(way) for way in ways}
+    empty = [display_name(folder) for folder in sorted(folders) if folder not in used]
+    if not empty:
+        return []
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    what = "a class folder holds no image" if len(empty) == 1 else f"{len(empty)} class folders hold no image"
+    return [f"{display_name(path)}: {what}: {', '.join(empty[:5])}{more}"]
 
 
 def _is_image(file: str) -> bool:
@@ -133,28 +163,3 @@ def _is_image(file: str) -> bool:
     if os.path.isdir(file) and not os.access(file, os.R_OK | os.X_OK):  # noqa: PTH112
         raise InputError(f"{display_name(file)}: this folder can't be listed; change its permissions")
     return False
-
-
-def _read_parquet(path: Path) -> ImageListing:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        columns = pq.read_schema(path).names
-        missing = [column for column in ("image", "wnid") if column not in columns]
-        if missing:
-            raise InputError(f"{path}: no column {' and '.join(missing)}; there are {', '.join(columns)}")
-        table = pq.read_table(path, columns=[c for c in ("image", "wnid", "name") if c in columns])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is no readable Parquet file: {error}".splitlines()[0]) from error
-    images = table.column("image")
-    if pa.types.is_struct(images.type):
-        images = pa.chunked_array([chunk.field("bytes") for chunk in images.chunks])
-    sources: list[bytes] = [value or b"" for value in images.to_pylist()]
-    ways = [(str(value),) for value in table.column("wnid").to_pylist()]
-    names = (
-        [str(value) for value in table.column("name").to_pylist()]
-        if "name" in columns
-        else [f"{path.name} row {row}" for row in range(len(sources))]
-    )
-    return ImageListing(path.name, sources, names, ways)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hierclass.images.discovery import display_name
 from taxonomy import Taxonomy
 from taxonomy.labels import LeafNames, key
+from training.data.datasets import LabelPath
 
 
 class LabelNames:
@@ -34,20 +36,28 @@ class LabelNames:
             for text in {node.id, key(node.name), _short(node.name)} if label is not None else ():
                 self._nodes.setdefault(text, []).append((node.id, label))  # type: ignore[arg-type]  # not None
 
-    def find_folder(self, way: Sequence[str], *, end: int | None = None) -> int | None:
-        """Return the label of an image below the folders ``way``, or None.
+    def find_folders(self, ways: Iterable[LabelPath]) -> dict[LabelPath, int | None]:
+        """Return the label of the images in each of some folders, or None.
 
-        Images may lie deeper than the folder that names their leaf. An inner node is named by the last folder of
-        ``way[:end]`` alone, so that a misspelt class below it is not taken for it.
+        Images may lie deeper than the folder that names their leaf. An inner node is named by the last folder alone, so
+        that a misspelt class below it is not taken for it; folders such as "images" that all ways end with don't count.
         """
-        leaf = self._leaves.find_folder(way)
-        return self._find_inner(way[:end]) if leaf is None else leaf
+        known = sorted(set(ways))
+        shared = _shared_end(known)
+        found: dict[LabelPath, int | None] = {}
+        for way in known:
+            leaf = self._leaves.find_folder(way)
+            found[way] = self._find_inner(way[: len(way) - shared]) if leaf is None else leaf
+        return found
 
-    def find_text(self, way: Sequence[str]) -> int | None:
-        """Return the label that a text, split at "/", means, or None: a name, an id, or a path in the tree.
+    def find_texts(self, ways: Iterable[LabelPath]) -> dict[LabelPath, int | None]:
+        """Return the label that each text, split at "/", means, or None: a name, an id, or a path in the tree.
 
         The last part names the node; where several nodes are called so, the parts before it decide.
         """
+        return {way: self._find_text(way) for way in sorted(set(ways))}
+
+    def _find_text(self, way: LabelPath) -> int | None:
         leaf = self._leaves.find("/".join(way))
         if leaf is None and len(way) > 1:
             leaf = self._along(way)
@@ -88,6 +98,15 @@ class LabelNames:
                 "write the id, or a path in the tree such as animal/dog"
             )
         return self._leaves.missing(text)
+
+
+def _shared_end(ways: Sequence[LabelPath]) -> int:
+    """Number of folders, such as "images", that all of several ways have in common at their end."""
+    if len(ways) < 2:
+        return 0
+    columns = zip(*(way[::-1] for way in ways), strict=False)
+    same = itertools.takewhile(lambda names: len(set(names)) == 1, columns)
+    return min(len(list(same)), min(map(len, ways)) - 1)
 
 
 def _short(name: str) -> str:

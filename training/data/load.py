@@ -19,7 +19,7 @@ from training.data.dataset_check import (
     resolve_check_mode,
     write_table,
 )
-from training.data.samples import ImageSet, Unreadable, decode_small, read_images, split
+from training.data.samples import ImageSet, Unreadable, decode_small, inner_nodes, read_images, split
 from training.evaluation.console import Reporter
 from training.recipe.recipe import Recipe
 from training.trainer.processes import local_processes
@@ -43,7 +43,9 @@ def load_data(
     processes. Unreadable images are listed in ``out``/unreadable.csv. The split is made before anything is left out, so
     that `evaluate` reproduces it. Raises `InputError` where too little is left to train on.
     """
-    images = read_images(recipe.data, taxonomy)
+    images = read_images(recipe.data, taxonomy, pseudo_labels=recipe.pseudo_labels)
+    for note in images.notes:
+        reporter.line(note)
     train, dev = split(images, dev_from=recipe.dev_from, dev_share=recipe.dev_share, seed=recipe.seed)
     parts = [images.subset(train[: recipe.limit]), images.subset(dev)]
     memory = DECODED_BYTES // (1 if accelerator is None else local_processes(accelerator))
@@ -53,8 +55,9 @@ def load_data(
         kept, errors = decode_small(part, max_side=2 * recipe.size, max_bytes=memory)
         readable.append(kept)
         unreadable += errors
+    how = ""
     if check != "none":
-        readable, errors = _check(readable, recipe, reporter, out, check, accelerator)
+        readable, errors, how = _check(readable, recipe, reporter, out, check, accelerator)
         unreadable += errors
     main = accelerator is None or accelerator.is_main_process
     if out is not None and main:
@@ -62,7 +65,12 @@ def load_data(
     if unreadable:
         where = f" ({out / 'unreadable.csv'})" if out is not None else ""
         some = "; ".join(map(str, unreadable[:5]))
-        reporter.line(f"{len(unreadable)} of {total} images cannot be read and are left out{where}: {some}")
+        looked = f"checked ({how}): " if how else ""
+        reporter.line(
+            f"{looked}{len(unreadable)} of {total} images cannot be read and are left out{where}: {some}"
+        )
+    elif how:
+        reporter.line(f"checked {total} images ({how}): all can be read")
     for part, kept, name in zip(parts, readable, ("training", "held-out"), strict=True):
         if not len(kept):
             first = f"; the first: {unreadable[0]}" if unreadable else ""
@@ -78,8 +86,11 @@ def _check(
     out: Path | None,
     check: str,
     accelerator: Accelerator | None,
-) -> tuple[list[ImageSet], list[Unreadable]]:
-    """Check the images that were not decoded, or reuse the stored result of an earlier check."""
+) -> tuple[list[ImageSet], list[Unreadable], str]:
+    """Check the images that were not decoded, or reuse the stored result of an earlier check.
+
+    Returns the readable images, the unreadable ones, and how they were looked at, "" where they were not now.
+    """
     encoded = [_encoded(part) for part in parts]
     waiting = ImageSet(
         [part.sources[i] for part, own in zip(parts, encoded, strict=True) for i in own],
@@ -88,25 +99,24 @@ def _check(
     )
     mode = resolve_check_mode(check, waiting)
     if mode == "none" or not len(waiting):
-        return list(parts), []
+        return list(parts), [], ""
     digest = digest_images(waiting)
     cache = out / "checked.json" if out is not None else None
     known = CheckResult.load(cache, mode=mode, digest=digest) if cache is not None else None
+    how = ""
     if known is None:
         known = CheckResult(mode, digest, _look(waiting, recipe, reporter, mode, accelerator))
         how = "each decoded" if mode == "full" else "header, size and end of the file"
-        result = f"{len(known.unreadable)} cannot be read" if known.unreadable else "all can be read"
-        reporter.line(f"checked {len(waiting)} images ({how}): {result}")
         if cache is not None and (accelerator is None or accelerator.is_main_process):
             known.save(cache)
     if not known.found:
-        return list(parts), []
+        return list(parts), [], how
     kept, first = [], 0
     for part, own in zip(parts, encoded, strict=True):
         bad = [index for place, index in enumerate(own, start=first) if place in known.found]
         kept.append(part.subset(np.setdiff1d(np.arange(len(part)), bad)))
         first += len(own)
-    return kept, list(known.unreadable)
+    return kept, list(known.unreadable), how
 
 
 def _encoded(part: ImageSet) -> list[int]:
@@ -131,11 +141,20 @@ def _look(
 
 
 def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> None:
-    """Print class sizes, and classes without training or held-out images."""
-    counts, held_out = (np.bincount(part.labels, minlength=len(taxonomy.leaves)) for part in (train, dev))
+    """Print class sizes, classes without training or held-out images, and images labelled with inner nodes."""
+    num_leaves, inner = len(taxonomy.leaves), inner_nodes(taxonomy)
+    labels, held_out = (np.bincount(part.labels, minlength=num_leaves + len(inner)) for part in (train, dev))
+    counts, held_out = labels[:num_leaves], held_out[:num_leaves]
     present = counts[counts > 0]
-    if len(present) < 2 <= len(train):
+    if len(present) < 2 and (len(present) < 1 or len(train) > 1):
         raise InputError("fewer than two classes have images to train on; add images of other classes")
+    if (coarse := labels[num_leaves:]).any():
+        sizes = [f"{taxonomy.node(inner[at]).name} {coarse[at]}" for at in np.argsort(-coarse, kind="stable")]
+        some = ", ".join(sizes[: min(5, int((coarse > 0).sum()))])
+        reporter.line(
+            f"{coarse.sum()} of {len(train)} training images are labelled above the finest tier ({some}): they train "
+            "the tiers down to their own"
+        )
     few = f"{present.min()} to {present.max()} per class, median {np.median(present):.0f}"
     reporter.line(
         f"training images: {few}"

@@ -21,7 +21,7 @@ from PIL import Image
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_image
 from taxonomy import Taxonomy
-from training.data.datasets import ImageListing, LabelPath, Source, list_images
+from training.data.datasets import ImageListing, Source, list_images
 from training.data.label_names import LabelNames
 
 LabelArray = npt.NDArray[np.int64]
@@ -61,13 +61,15 @@ class ImageSet:
     ``sources`` hold a path, the bytes of a file, or a decoded (H, W, 3) uint8 array; ``names`` are for messages and
     splits; ``labels`` (N,) are rows of `truth_table`: below the number of leaves that leaf of the taxonomy, above it
     one of the `inner_nodes`; ``held_out`` (N,) marks images that a split data set holds out, None if the data is not
-    split.
+    split; ``guessed`` (N,) those whose label a model guessed, None if none is; ``notes`` say what was left out.
     """
 
     sources: Sequence[Source]
     names: Sequence[str]
     labels: LabelArray
     held_out: npt.NDArray[np.bool_] | None = None
+    guessed: npt.NDArray[np.bool_] | None = None
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,52 +91,68 @@ class ImageSet:
     def subset(self, indices: LabelArray) -> ImageSet:
         """The samples at the given indices, in that order."""
         picked = indices.tolist()
-        held_out = None if self.held_out is None else self.held_out[indices]
         return ImageSet(
-            [self.sources[i] for i in picked], [self.names[i] for i in picked], self.labels[indices], held_out
+            [self.sources[i] for i in picked],
+            [self.names[i] for i in picked],
+            self.labels[indices],
+            None if self.held_out is None else self.held_out[indices],
+            None if self.guessed is None else self.guessed[indices],
+            self.notes,
         )
 
 
-def read_images(paths: Iterable[str | Path], taxonomy: Taxonomy, *, held_out_only: bool = False) -> ImageSet:
+def read_images(
+    paths: Iterable[str | Path], taxonomy: Taxonomy, *, part: str = "all", pseudo_labels: bool = False
+) -> ImageSet:
     """List the labelled images of paths and named data sets (`training.data.datasets`).
 
     A label is the id or name of a leaf or an inner node in any spelling (`training.data.label_names`); in class folders
-    it is the deepest folder that names a leaf, else the last one. ``held_out_only`` skips the training part of split
-    data. Raises `InputError` for a missing path or column, a label that the taxonomy lacks, or no image at all.
+    it is the deepest folder that names a leaf, else the last one. ``part`` and ``pseudo_labels`` as in `list_images`;
+    an image with a label of its own is not taken for a guess as well. Raises `InputError` for a missing path or column,
+    a label that the taxonomy lacks, no image at all, or ``pseudo_labels`` where nothing is guessed.
     """
     finder = LabelNames(taxonomy, inner_nodes(taxonomy))
-    listings = [part for path in paths for part in list_images(str(path), held_out_only=held_out_only)]
-    if not any(part.ways for part in listings):
-        raise InputError("no images found; `data` takes Parquet files, or folders of class folders")
-    held_out = [np.full(len(part.ways), part.held_out) for part in listings]
-    return ImageSet(
-        [source for part in listings for source in part.sources],
-        [name for part in listings for name in part.names],
-        np.concatenate([_labels(part, finder) for part in listings]),
-        np.concatenate(held_out) if any(part.held_out for part in listings) else None,
+    listings = [
+        listing
+        for path in paths
+        for listing in list_images(str(path), part=part, pseudo_labels=pseudo_labels)
+    ]
+    if not any(listing.ways for listing in listings):
+        raise InputError("no images found; `data` takes tables, or folders of class folders")
+    if pseudo_labels and not any(listing.guessed for listing in listings):
+        raise InputError("`pseudo_labels` has no effect: no table of `data` holds guesses; leave it out")
+    images = ImageSet(
+        [source for listing in listings for source in listing.sources],
+        [name for listing in listings for name in listing.names],
+        np.concatenate([_labels(listing, finder) for listing in listings]),
+        _flags(listings, "held_out"),
+        _flags(listings, "guessed"),
+        [note for listing in listings for note in listing.notes],
     )
+    return images if images.guessed is None else images.subset(_told_once(images.sources, images.guessed))
+
+
+def _flags(listings: Sequence[ImageListing], name: str) -> npt.NDArray[np.bool_] | None:
+    """A flag of listings for each of their images, None if it is nowhere set."""
+    flags = [np.full(len(listing.ways), getattr(listing, name)) for listing in listings]
+    return np.concatenate(flags) if any(each.any() for each in flags) else None
+
+
+def _told_once(sources: Sequence[Source], guessed: npt.NDArray[np.bool_]) -> LabelArray:
+    """Indices of the images without the guesses for files that have a label elsewhere."""
+    files = [source.absolute() if isinstance(source, Path) else None for source in sources]
+    known = {file for file, guess in zip(files, guessed, strict=True) if file and not guess}
+    return np.flatnonzero([not (guess and file in known) for file, guess in zip(files, guessed, strict=True)])
 
 
 def _labels(listing: ImageListing, finder: LabelNames) -> LabelArray:
-    found: dict[LabelPath, int] = {}
-    ways = sorted(set(listing.ways))
-    shared = _shared_end(ways)
-    for way in ways:
-        label = finder.find_folder(way, end=len(way) - shared)
+    table = bool(listing.places)
+    found = finder.find_texts(listing.ways) if table else finder.find_folders(listing.ways)
+    for way, label in found.items():
         if label is None:
-            raise InputError(f"{listing.where}: {finder.missing(way)}")
-        found[way] = label
+            where = listing.places[listing.ways.index(way)] if table else listing.where
+            raise InputError(f"{where}: {finder.missing(way)}")
     return np.array([found[way] for way in listing.ways], dtype=np.int64)
-
-
-def _shared_end(ways: Sequence[LabelPath]) -> int:
-    """Number of folders, such as "images", that all of several ways have in common at their end."""
-    if len(ways) < 2:
-        return 0
-    same = itertools.takewhile(
-        lambda names: len(set(names)) == 1, zip(*(way[::-1] for way in ways), strict=False)
-    )
-    return min(len(list(same)), min(map(len, ways)) - 1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -242,12 +260,18 @@ def split(
 ) -> tuple[LabelArray, LabelArray]:
     """Indices of training and dev samples; neither is empty.
 
-    The data's own split is used if there is one; else ``dev_from`` if given, else ``dev_share``. Raises `InputError`
-    where a side would be empty, or for ``dev_from`` with data that comes split.
+    The data's own split is used if there is one; else ``dev_from`` if given, else ``dev_share``. What a model guessed
+    is trained on, and held out only where there is nothing else. Raises `InputError` where a side would be empty, or
+    for ``dev_from`` with data that comes split.
     """
+    if images.guessed is not None and not images.guessed.all():
+        known, guessed = np.flatnonzero(~images.guessed), np.flatnonzero(images.guessed)
+        own = dataclasses.replace(images.subset(known), guessed=None)
+        train, dev = split(own, dev_from=dev_from, dev_share=dev_share, seed=seed)
+        return np.sort(np.concatenate([known[train], guessed])), known[dev]
     if images.held_out is not None:
         if dev_from is not None:
-            raise InputError("the data has a folder of held-out images (val); leave `dev_from` out")
+            raise InputError("the data says which images are held out (val); leave `dev_from` out")
         train, dev = np.flatnonzero(~images.held_out), np.flatnonzero(images.held_out)
     elif dev_from is not None:
         train, dev = split_by_number(images.names, dev_from)

@@ -82,7 +82,7 @@ def distil(
     reporter = Reporter(console or Console(), quiet=not accelerator.is_main_process)
     session = Distillation(recipe, DistilDir(out, recipe.cache), accelerator, reporter, changes=changes)
     if eval_data:  # what is wrong with it is said before hours of work
-        check_enough(len(read_images(eval_data, session.teacher.taxonomy, held_out_only=True)))
+        check_enough(len(read_images(eval_data, session.teacher.taxonomy, part="val")))
     groups = session.set_up(level, resume=resume)
     session.make_crops(groups, workers=workers, threads=threads)
     ended = session.train_all(groups, resume=resume, save_every=save_every, until=until)

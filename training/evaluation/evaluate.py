@@ -15,6 +15,7 @@ from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_c
 from hierclass.checkpoints.description import DIGEST, read_config
 from hierclass.costs import HasCosts, answer_costs
 from hierclass.decisions.calibration import Decision
+from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.data.sample_weights import Weighting, check_known_top1, weigh_images
 from training.data.samples import ImageSet, read_images, split
@@ -151,6 +152,8 @@ class EvaluationOptions(TypedDict, total=False):
     """Only the share of every class that `training.data.samples.split` holds out. Default: all."""
     seed: int
     """Seed of that split. Default: 0."""
+    split: str
+    """Which held-out images of a table that has both are measured: val or test. Default: val."""
     known_top1: float | None
     """The last level's top-1 on representative images (`training.data.sample_weights`). Default: no weights."""
     batch_size: int | None
@@ -203,7 +206,9 @@ def run_model(
 
 
 def check_options(options: EvaluationOptions) -> None:
-    """Raise `InputError` for a top-1 that no images can have."""
+    """Raise `InputError` for a top-1 that no images can have, and a split that is none."""
+    if (part := options.get("split", "val")) not in ("val", "test"):
+        raise InputError(f"`split` {part}: give val or test")
     if (known_top1 := options.get("known_top1")) is not None:
         check_known_top1(known_top1)
 
@@ -221,7 +226,7 @@ def labelled_images(data: Sequence[str], taxonomy: Taxonomy, options: Evaluation
     """The images that the options select. Raises `InputError` for the data."""
     dev_from, dev_share = options.get("dev_from"), options.get("dev_share")
     part_given = dev_from is not None or dev_share is not None
-    images = read_images(data, taxonomy, held_out_only=not part_given)
+    images = read_images(data, taxonomy, part="all" if part_given else options.get("split", "val"))
     if not part_given:
         return images
     _, dev = split(images, dev_from=dev_from, dev_share=dev_share or 0.0, seed=options.get("seed", 0))

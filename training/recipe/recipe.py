@@ -31,8 +31,8 @@ class Recipe(StoredOptions):
     data: tuple[str, ...] = dataclasses.field(
         metadata=spec(
             "data",
-            "A folder of class folders (with train/ and val/ inside, val/ is held out), Parquet files "
-            "(columns image, wnid, name), or cifar100:DIR, imagenet:DIR, imagefolder:DIR. Repeatable.",
+            "A folder of class folders (with train/ and val/ inside, val/ is held out), tables (.csv, .tsv, .parquet) "
+            "with columns path or image, label, split, or cifar100:DIR, imagenet:DIR, imagefolder:DIR. Repeatable.",
             metavar="PATH|NAME:PATH",
             repeat=True,
         )
@@ -167,6 +167,11 @@ class Recipe(StoredOptions):
         at_least=0,
         less_than=1,
         chosen="0.1; 0 where heads alone are fitted",
+    )
+    pseudo_labels: bool = option(
+        False,
+        "data",
+        "Train on a model's guesses, too, in a table of hierclass label that has no correction for them.",
     )
     limit: int | None = option(None, "data", "Use the first N training images only.", at_least=1)
     epochs: int = option(
