@@ -24,12 +24,9 @@ from taxonomy.tables import dumps_table, with_ids_of
 from training.cli import prompts
 from training.cli.tuning import say_tuning, tree_of_base, with_tune, without_training
 from training.data.dataset_summary import DatasetSummary, default_out, summarise_dataset
-<<<<<<< HEAD
-from training.heads.added_classes import add_classes
-=======
 from training.data.label_names import LabelNames
 from training.data.samples import inner_nodes
->>>>>>> labels
+from training.heads.added_classes import add_classes
 from training.recipe.defaults import DatasetFacts, DefaultChoice, choose_network, choose_schedule
 from training.recipe.recipe import PER_LEVEL, Recipe
 from training.trainer.processes import num_processes
@@ -73,14 +70,10 @@ def prepare(
     or `TaxonomyError` for unusable data, and `Declined` when the user rejects the taxonomy.
     """
     recipe.check()
-<<<<<<< HEAD
-    found = summarise_dataset((*recipe.data, *recipe.add))
+    found = summarise_dataset((*recipe.data, *recipe.add), pseudo_labels=recipe.pseudo_labels)
     why = ""
     if recipe.base:
         recipe, why = with_tune(recipe, given | from_file, _facts(recipe, found))
-=======
-    found = summarise_dataset(recipe.data, pseudo_labels=recipe.pseudo_labels)
->>>>>>> labels
     if "taxonomy" not in given:
         recipe = dataclasses.replace(recipe, taxonomy=_tree_for(recipe, found, out, options, console))
     elif options.tiers or options.pins:

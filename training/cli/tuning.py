@@ -19,7 +19,7 @@ from training.recipe.option import list_words, specs_of
 from training.recipe.recipe import Recipe
 from training.trainer.processes import num_processes
 
-ALWAYS_USED = {"data", "taxonomy", "base", "tune", "dev_from", "dev_share", "limit", "consensus", "seed"}
+ALWAYS_USED = {"data", "taxonomy", "base", "tune", "dev_from", "dev_share", "limit", "consensus", "seed", "pseudo_labels"}
 USED = {
     "none": ALWAYS_USED,
     "heads": {*ALWAYS_USED, "add", "keep_features", "heads", "balance"},

@@ -19,7 +19,7 @@ from training.data.dataset_check import (
     resolve_check_mode,
     write_table,
 )
-from training.data.samples import ImageSet, Unreadable, decode_small, inner_nodes, read_images, split
+from training.data.samples import ImageSet, LabelArray, Unreadable, decode_small, inner_nodes, read_images, split
 from training.evaluation.console import Reporter
 from training.recipe.recipe import Recipe
 from training.trainer.processes import local_processes
@@ -75,7 +75,7 @@ def load_data(
         if not len(kept):
             first = f"; the first: {unreadable[0]}" if unreadable else ""
             raise InputError(f"none of the {len(part)} {name} images can be read{first}")
-    _tell(readable[0], readable[1], recipe, taxonomy, reporter)
+    tell_classes(readable[0].labels, readable[1].labels, taxonomy, reporter, balance=recipe.balance)
     return readable[0], readable[1]
 
 
@@ -140,11 +140,18 @@ def _look(
     return {place: Unreadable(name, error) for place, name, error in sorted(found)}
 
 
-def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, reporter: Reporter) -> None:
-    """Print class sizes, classes without training or held-out images, and images labelled with inner nodes."""
+def tell_classes(
+    train: LabelArray, dev: LabelArray | None, taxonomy: Taxonomy, reporter: Reporter, *, balance: str = "none"
+) -> None:
+    """Print class sizes, classes without training or held-out images, and images labelled with inner nodes.
+
+    ``train`` and ``dev`` (None: nothing is held out) are labels, rows of `truth_table`. Raises `InputError` for images of
+    one class.
+    """
     num_leaves, inner = len(taxonomy.leaves), inner_nodes(taxonomy)
-    labels, held_out = (np.bincount(part.labels, minlength=num_leaves + len(inner)) for part in (train, dev))
-    counts, held_out = labels[:num_leaves], held_out[:num_leaves]
+    labels = np.bincount(train, minlength=num_leaves + len(inner))
+    counts = labels[:num_leaves]
+    held_out = counts if dev is None else np.bincount(dev, minlength=num_leaves)[:num_leaves]
     present = counts[counts > 0]
     if len(present) < 2 and (len(present) < 1 or len(train) > 1):
         raise InputError("fewer than two classes have images to train on; add images of other classes")
@@ -167,7 +174,7 @@ def _tell(train: ImageSet, dev: ImageSet, recipe: Recipe, taxonomy: Taxonomy, re
     if ((counts > 0) & (held_out == 0)).any():
         names = _names(taxonomy, (counts > 0) & (held_out == 0))
         reporter.line(f"no image held out: {names}; the results say nothing of them")
-    if present.max() > HINT_AT * present.min() and recipe.balance == "none":
+    if present.max() > HINT_AT * present.min() and balance == "none":
         ratio = present.max() / present.min()
         reporter.line(
             f"the largest class has {ratio:.0f} times as many images as the smallest: consider `balance` loss"

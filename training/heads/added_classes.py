@@ -8,10 +8,12 @@ from typing import Any
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy, wordnet
-from taxonomy.labels import LeafNames, key
+from taxonomy.labels import key
 from taxonomy.proposal import OTHER, FolderPath, Proposal, propose, trim
 from taxonomy.rows import spaced
 from taxonomy.senses import SenseChoice, choose_senses, is_known
+from training.data.label_names import LabelNames
+from training.data.samples import inner_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,13 @@ def add_classes(old: Taxonomy, ways: Sequence[FolderPath]) -> AddedClasses:
     that was edited or is the user's own, stays, and a new class goes below its nearest relative among the coarser
     classes, or beside them. Raises `InputError` for no class at all.
     """
-    leaves = LeafNames(old)
-    names = {key(trimmed[-1]): trimmed[-1] for way, trimmed in zip(ways, trim(ways), strict=True) if leaves.find_folder(way) is None}
+    labels = LabelNames(old, inner_nodes(old))
+    folders, texts = labels.find_folders(ways), labels.find_texts(ways)
+    names = {
+        key(short[-1]): short[-1]
+        for way, short in zip(ways, trim(ways), strict=True)
+        if folders[way] is None and texts[way] is None
+    }
     new = tuple(names.values())
     if not ways:
         raise InputError("`add` names no images; give a folder of class folders")

@@ -72,7 +72,9 @@ def load_examples(
     images whose features the model of ``base`` keeps come first. Raises `InputError` where too little is left.
     """
     base = Path(recipe.base)
-    images = read_images((*recipe.data, *recipe.add), taxonomy)
+    images = read_images((*recipe.data, *recipe.add), taxonomy, pseudo_labels=recipe.pseudo_labels)
+    for note in images.notes:
+        reporter.line(note)
     train, dev = _divided(images, recipe)
     chosen = images.subset(np.concatenate([train, dev]))
     network, cache = network_key(base), FeatureCache(out / FEATURES)
@@ -134,9 +136,9 @@ def _with_kept(new: Examples, base: Path, taxonomy: Taxonomy, reporter: Reporter
 
 def _places(old: Taxonomy, taxonomy: Taxonomy) -> dict[str, int]:
     """The label in a tree of each node of an old tree that it has, by id, else by name."""
-    own, names = label_nodes(taxonomy), LabelNames(taxonomy, inner_nodes(taxonomy))
-    found: dict[str, int | None] = {node.id: names.find_text((node.name,)) for node in old.nodes[1:]}
-    found |= {node: place for place, node in enumerate(own) if node in found}
+    named = LabelNames(taxonomy, inner_nodes(taxonomy)).find_texts([(node.name,) for node in old.nodes[1:]])
+    own = {node: place for place, node in enumerate(label_nodes(taxonomy))}
+    found = {node.id: own.get(node.id, named[node.name,]) for node in old.nodes[1:]}
     return {node: place for node, place in found.items() if place is not None}
 
 

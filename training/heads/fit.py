@@ -21,6 +21,7 @@ from hierclass.errors import ExportError, InputError, MissingExtraError
 from hierclass.export.new_heads import write_graphs_like
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
+from training.data.load import tell_classes
 from training.data.samples import truth_table
 from training.evaluation.calibration import MIN_IMAGES, calibrate, decision_of
 from training.evaluation.console import (
@@ -112,9 +113,7 @@ def fit_heads(
         watch.lap("model read")
         data = load_examples(recipe, taxonomy, out, reporter, threads=threads, workers=workers)
         watch.lap("features")
-        held_out = f", {len(data.held_out)} held out" if data.held_out is not None else ""
-        classes = " / ".join(map(str, taxonomy.num_classes))
-        reporter.line(f"{len(data.fitted)} images{held_out}, classes {classes}")
+        _tell(data, taxonomy, recipe, reporter)
         model = _calibrated(base, data) if recipe.tune == "none" else _fitted(base, data, taxonomy, recipe)
         for line in model.why:
             reporter.line(line)
@@ -141,11 +140,19 @@ def _check_fit(base: Checkpoint, taxonomy: Taxonomy, recipe: Recipe) -> None:
         with_new_classes(base, taxonomy, choose_levels(taxonomy.num_tiers, num_levels))
 
 
+def _tell(data: LoadedExamples, taxonomy: Taxonomy, recipe: Recipe, reporter: Reporter) -> None:
+    """Print how many images of which classes there are; raises `InputError` for too few to fit heads to."""
+    held_out = f", {len(data.held_out)} held out" if data.held_out is not None else ""
+    classes = " / ".join(map(str, taxonomy.num_classes))
+    reporter.line(f"{len(data.fitted)} images{held_out}, classes {classes}")
+    if recipe.tune == "heads":
+        dev = data.held_out.labels if data.held_out is not None else None
+        tell_classes(data.fitted.labels, dev, taxonomy, reporter, balance=recipe.balance)
+
+
 def _fitted(base: Checkpoint, data: LoadedExamples, taxonomy: Taxonomy, recipe: Recipe) -> FittedModel:
     """The network of a model with heads fitted to the examples."""
     truth = truth_table(taxonomy)[data.fitted.labels]
-    if len(np.unique(truth[:, -1][truth[:, -1] >= 0])) < 2:
-        raise InputError("fewer than two classes have images to fit heads to; add images of other classes")
     found = select_heads(
         data.fitted, taxonomy, truth, kind=recipe.heads, balance=recipe.balance == "loss", seed=recipe.seed
     )
