@@ -28,14 +28,20 @@ def write_base(folder: Path, taxonomy: Taxonomy | None = None) -> Path:
     torch.manual_seed(0)
     taxonomy = taxonomy or make_tiny_taxonomy()
     architecture = Architecture(
-        backbone="test_resnet", widths=(0.5, 0.75, 1.0), structure="prefix", sizes=(16, 24, 32), heads="leaves"
+        backbone="test_resnet",
+        widths=(0.5, 0.75, 1.0),
+        structure="prefix",
+        sizes=(16, 24, 32),
+        heads="leaves",
     )
     network = build(architecture, taxonomy, 32)
     save_checkpoint(folder, Checkpoint(taxonomy, architecture, Preprocessing(32), network=network))
     return folder
 
 
-def write_photos(folder: Path, names: tuple[str, ...] = NAMES[:4], per_class: int = 16, first: int = 0) -> Path:
+def write_photos(
+    folder: Path, names: tuple[str, ...] = NAMES[:4], per_class: int = 16, first: int = 0
+) -> Path:
     """A folder of class folders; a class looks as its place in `NAMES` says, whatever other classes there are."""
     for name in names:
         (folder / name).mkdir(parents=True)

@@ -84,9 +84,7 @@ def test_what_is_in_the_cache_is_not_computed_again(
     assert sum(seen) == 8
 
 
-def test_ctrl_c_keeps_what_was_computed(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_keeps_what_was_computed(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = computing.level_features, []
 
     def interrupted(runtime: computing.Runtime, pixels: computing.Pixels) -> list[computing.Values]:
@@ -203,7 +201,10 @@ def test_scores_out_of_fold_do_not_know_the_label_of_their_image() -> None:
 def test_folds_hold_every_class_in_equal_parts() -> None:
     labels = np.array([0] * 50 + [1] * 10 + [2] * 3)
     folds = make_folds(labels, 7)
-    assert [np.bincount(folds[labels == each], minlength=5).tolist() for each in (0, 1)] == [[10] * 5, [2] * 5]
+    assert [np.bincount(folds[labels == each], minlength=5).tolist() for each in (0, 1)] == [
+        [10] * 5,
+        [2] * 5,
+    ]
     assert np.bincount(folds).max() - np.bincount(folds).min() <= 1
 
 
@@ -226,7 +227,9 @@ def examples_of(taxonomy: Taxonomy, good: Sequence[float]) -> tuple[Examples, np
     return Examples(levels, labels), truth_table(taxonomy)[labels]
 
 
-def test_a_tree_of_fewer_tiers_takes_the_cheapest_level_that_is_about_as_right(tiny_taxonomy: Taxonomy) -> None:
+def test_a_tree_of_fewer_tiers_takes_the_cheapest_level_that_is_about_as_right(
+    tiny_taxonomy: Taxonomy,
+) -> None:
     two = tiny_taxonomy.truncate(1)
     examples, truth = examples_of(two, (0.05, 0.05, 0.05))
     assert select_heads(examples, two, truth).levels == (0, 2)
@@ -261,4 +264,3 @@ def test_leaves_are_summed_up_as_the_network_does(tiny_taxonomy: Taxonomy) -> No
     summed = np.exp(summed_logits(logits, tiny_taxonomy, 2, 0))
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert np.allclose(summed[:, 0], shares[:, tiny_taxonomy.projection(0) == 0].sum(1), atol=1e-6)
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -105,8 +104,13 @@ def test_a_compressed_model_has_no_features_of_images(shared: Path, tmp_path: Pa
     from hierclass.cli import main as hierclass_main
 
     model = shared / "run" / "model"
-    assert hierclass_main(["compress", "--model", str(model), "--level", "0", "-o", str(tmp_path / "small"), "--no-graphs"]) == 0
-    assert FILE not in os.listdir(tmp_path / "small")
+    assert (
+        hierclass_main(
+            ["compress", "--model", str(model), "--level", "0", "-o", str(tmp_path / "small"), "--no-graphs"]
+        )
+        == 0
+    )
+    assert not (tmp_path / "small" / FILE).exists()
 
 
 def test_the_same_run_gives_the_same_model(shared: Path, tmp_path: Path) -> None:
@@ -121,7 +125,10 @@ def test_graphs_are_those_of_the_base_with_other_heads(shared: Path, tmp_path: P
     write_graphs(base, load_checkpoint(base))
     run(recipe_of(base, shared / "photos", shared / "tree.csv"), tmp_path / "run", graphs=True)
     model, image = tmp_path / "run" / "model", shared / "photos" / "taxi" / "3.jpg"
-    assert [name for name in sorted(os.listdir(model)) if is_graph_file(name)] == ["level0.onnx", "level1.onnx"]
+    assert sorted(file.name for file in model.iterdir() if is_graph_file(file.name)) == [
+        "level0.onnx",
+        "level1.onnx",
+    ]
     for level in (0, 1):
         by_graph = hierclass.load(model, runtime="onnx").predict(image, level)
         by_torch = hierclass.load(model, runtime="torch").predict(image, level)
@@ -138,7 +145,9 @@ def test_a_base_without_graphs_has_none_to_take(shared: Path) -> None:
 # ---------------------------------------------------------------- images
 
 
-def test_images_that_are_held_out_measure_the_model_and_are_not_fitted_to(shared: Path, tmp_path: Path) -> None:
+def test_images_that_are_held_out_measure_the_model_and_are_not_fitted_to(
+    shared: Path, tmp_path: Path
+) -> None:
     recipe = recipe_of(shared / "base", shared / "photos", shared / "tree.csv", dev_share=0.25)
     results, text = run(recipe, tmp_path)
     assert (results["images"], results["cross_validated"]) == (16, False)
@@ -193,7 +202,8 @@ def test_images_of_one_class_are_too_few(shared: Path, tmp_path: Path) -> None:
 def test_classes_are_added_and_the_old_ones_stay_without_their_images(shared: Path, tmp_path: Path) -> None:
     new = write_photos(tmp_path / "new", NAMES[4:6])
     (tmp_path / "tree.csv").write_text(
-        "tier 0,class,id\n" + "".join(
+        "tier 0,class,id\n"
+        + "".join(
             f"{group},{leaf},{group}/{leaf}\n"
             for group, leaves in {**PETS, "wild": ["goldfish", "magpie"]}.items()
             for leaf in leaves
@@ -201,7 +211,12 @@ def test_classes_are_added_and_the_old_ones_stay_without_their_images(shared: Pa
     )
     model = shutil.copytree(shared / "run" / "model", tmp_path / "mine")  # the photographs are not there
     recipe = Recipe(
-        data=(), add=(str(new),), taxonomy=str(tmp_path / "tree.csv"), base=str(model), tune="heads", dev_share=0.0
+        data=(),
+        add=(str(new),),
+        taxonomy=str(tmp_path / "tree.csv"),
+        base=str(model),
+        tune="heads",
+        dev_share=0.0,
     )
     results, text = run(recipe, tmp_path / "run")
     assert f"64 images of {model} are there as features, which it keeps" in text
@@ -222,8 +237,12 @@ def test_a_model_that_keeps_no_features_says_what_it_needs_to_get_classes(
 ) -> None:
     new = write_photos(tmp_path / "new", NAMES[4:6])
     recipe = recipe_of(shared / "base", new, shared / "tree.csv")
-    recipe = changed(recipe, data=(), add=(str(new),), taxonomy=str(write_larger_tree(tmp_path, shared / "base")))
-    with pytest.raises(InputError, match=r"keeps features of none of its images of 12 of its 12 classes .* `data`"):
+    recipe = changed(
+        recipe, data=(), add=(str(new),), taxonomy=str(write_larger_tree(tmp_path, shared / "base"))
+    )
+    with pytest.raises(
+        InputError, match=r"keeps features of none of its images of 12 of its 12 classes .* `data`"
+    ):
         run(recipe, tmp_path / "run")
 
 
@@ -295,16 +314,28 @@ def test_evaluating_says_that_images_of_its_own_were_not_held_out(
 ) -> None:
     given = ("--data", shared / "photos", "--workers", 0)
     model = shared / "run" / "model"
-    assert "they were not held out: its heads were fitted to all" in command(capfd, "evaluate", model, *given, "--dev-share", 0.1)[1]
+    assert (
+        "they were not held out: its heads were fitted to all"
+        in command(capfd, "evaluate", model, *given, "--dev-share", 0.1)[1]
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("--tune", "heads", "--epochs", 3), "--epochs has no effect with --tune heads, which does not train"),
+        (
+            ("--tune", "heads", "--epochs", 3),
+            "--epochs has no effect with --tune heads, which does not train",
+        ),
         (("--tune", "none", "--heads", "tiers"), "--heads has no effect with --tune none"),
-        (("--tune", "heads", "--balance", "sampling"), "--balance sampling does not fit --tune heads; give loss"),
-        (("--backbone", "test_resnet"), "--backbone has no effect with --from, whose network is taken as it is"),
+        (
+            ("--tune", "heads", "--balance", "sampling"),
+            "--balance sampling does not fit --tune heads; give loss",
+        ),
+        (
+            ("--backbone", "test_resnet"),
+            "--backbone has no effect with --from, whose network is taken as it is",
+        ),
         (("--tune", "some"), "--tune some: give none, heads or all"),
         (("--dev-share", 0, "--tune", "all"), "--dev-share 0 is for --tune heads and none"),
     ],
@@ -321,7 +352,16 @@ def test_options_that_do_not_go_together_are_one_line(
 @pytest.mark.full
 def test_a_run_killed_in_the_middle_of_features_goes_on_from_there(shared: Path, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", per_class=400)
-    what = ["--data", photos, "--from", shared / "base", "--taxonomy", shared / "tree.csv", "--out", tmp_path / "run"]
+    what = [
+        "--data",
+        photos,
+        "--from",
+        shared / "base",
+        "--taxonomy",
+        shared / "tree.csv",
+        "--out",
+        tmp_path / "run",
+    ]
     words = [sys.executable, "-m", "training", "fit", *map(str, what), "--no-graphs"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 200
@@ -331,7 +371,9 @@ def test_a_run_killed_in_the_middle_of_features_goes_on_from_there(shared: Path,
     process.communicate()
     parts = sorted((tmp_path / "run" / "features").iterdir())
     times = [part.stat().st_mtime_ns for part in parts]
-    done = subprocess.run([*words[:4], "--out", str(tmp_path / "run"), "--resume", "--no-graphs"], capture_output=True)
+    done = subprocess.run(
+        [*words[:4], "--out", str(tmp_path / "run"), "--resume", "--no-graphs"], capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     assert [part.stat().st_mtime_ns for part in parts] == times
     assert b"cross-validated over 1600 images" in done.stdout.replace(b"\n", b" ")

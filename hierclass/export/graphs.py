@@ -63,8 +63,8 @@ def write_graphs(
 ) -> None:
     """Write the graphs of all levels into the folder of a checkpoint, as its stored, rounded weights give them.
 
-    `export` makes each of them. If that fails or is interrupted, the folder stays as it is; a kill while files are renamed may leave it without
-    graphs.
+    `export` makes each of them. If that fails or is interrupted, the folder stays as it is; a kill while files are
+    renamed may leave it without graphs.
 
     Raises:
         ExportError: a level can't be exported; the message names it and the operator.

@@ -69,7 +69,9 @@ def replace_head(model: onnx_ir.Model, head: nn.Module) -> None:
 
     def constant(name: str, values: NDArray[np.generic]) -> ir.Value:
         tensor = ir.tensor(np.ascontiguousarray(values), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         graph.register_initializer(value)
         return value
 

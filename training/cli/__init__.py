@@ -191,7 +191,11 @@ def evaluate(
 def _say_not_held_out(results: Mapping[str, Any], *, dev_from: int | None, dev_share: float | None) -> None:
     """Say so if no image can be held out of the training of a model, whose heads were fitted to all."""
     dev = results.get("dev")
-    if isinstance(dev, dict) and dev.get("cross_validated") and (dev_from is not None or dev_share is not None):
+    if (
+        isinstance(dev, dict)
+        and dev.get("cross_validated")
+        and (dev_from is not None or dev_share is not None)
+    ):
         print(
             f"if these are the images that the model was made of, they were not held out: its heads were fitted to all "
             f"of its images, and its own results are cross-validated over {dev.get('images')} of them (MODEL_CARD.md)"

@@ -80,10 +80,8 @@ def prepare(
         raise InputError(
             "--taxonomy is a whole tree; --tiers and --pin belong to a proposed one: leave them out"
         )
-    if recipe.fits_heads:
-        recipe = without_training(recipe, given)
-    else:
-        recipe = _chosen(recipe, given, from_file, found, console)
+    fit = without_training(recipe, given) if recipe.fits_heads else None
+    recipe = fit or _chosen(recipe, given, from_file, found, console)
     if recipe.base:
         say_tuning(recipe, why, found, console)
     return recipe
@@ -107,13 +105,18 @@ def _tree_for(
     if not recipe.add and recipe.tune != "none":
         return _tree(found, recipe.data, out, options, console)
     if options.tiers or options.pins:
-        raise InputError("--tiers and --pin belong to a proposed tree; here the model's tree is kept: leave them out")
+        raise InputError(
+            "--tiers and --pin belong to a proposed tree; here the model's tree is kept: leave them out"
+        )
     old = tree_of_base(recipe)
     if recipe.tune == "none":
         _TreeFiles(out, old).write(old)
         return str((out / TREE).absolute())
     added = add_classes(old, list(summarise_dataset(recipe.add).ways))
-    _say(console, f"{Path(recipe.base).name} has {len(old.leaves)} classes, {len(added.new)} are added: {added.how}")
+    _say(
+        console,
+        f"{Path(recipe.base).name} has {len(old.leaves)} classes, {len(added.new)} are added: {added.how}",
+    )
     _agreed(_TreeFiles(out, added.proposal.taxonomy), added.proposal, found, options, console)
     return str((out / TREE).absolute())
 

@@ -1,10 +1,11 @@
-"""Choose the model that a run begins with, and what of its network is trained; the tree of a model that gets classes."""
+"""Choose the model that a run begins with, and what of its network is trained."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Set
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -19,7 +20,18 @@ from training.recipe.option import list_words, specs_of
 from training.recipe.recipe import Recipe
 from training.trainer.processes import num_processes
 
-ALWAYS_USED = {"data", "taxonomy", "base", "tune", "dev_from", "dev_share", "limit", "consensus", "seed", "pseudo_labels"}
+ALWAYS_USED = {
+    "data",
+    "taxonomy",
+    "base",
+    "tune",
+    "dev_from",
+    "dev_share",
+    "limit",
+    "consensus",
+    "seed",
+    "pseudo_labels",
+}
 USED = {
     "none": ALWAYS_USED,
     "heads": {*ALWAYS_USED, "add", "keep_features", "heads", "balance"},
@@ -69,7 +81,9 @@ def with_tune(recipe: Recipe, given: Set[str], facts: DatasetFacts) -> tuple[Rec
                 "give `tune` all"
             )
         if num_processes() > 1:
-            raise InputError(f"`tune` {tune} runs in one process; start it without a launcher, or give `tune` all")
+            raise InputError(
+                f"`tune` {tune} runs in one process; start it without a launcher, or give `tune` all"
+            )
     recipe = dataclasses.replace(recipe, tune=tune)
     recipe.check()
     return recipe, why
@@ -77,12 +91,10 @@ def with_tune(recipe: Recipe, given: Set[str], facts: DatasetFacts) -> tuple[Rec
 
 def without_training(recipe: Recipe, given: Set[str]) -> Recipe:
     """The recipe where the network is not trained: nothing held out and the better kind of heads, unless given."""
-    values = {"dev_share": 0.0, "heads": "auto"}
+    values: dict[str, Any] = {"dev_share": 0.0, "heads": "auto"}
     if recipe.tune == "none":
         values["heads"] = read_description(Path(recipe.base))[0].architecture.heads
-    return dataclasses.replace(
-        recipe, **{name: value for name, value in values.items() if name not in given}
-    )
+    return dataclasses.replace(recipe, **{name: value for name, value in values.items() if name not in given})
 
 
 def say_tuning(recipe: Recipe, why: str, found: DatasetSummary, console: Console) -> None:
@@ -100,7 +112,9 @@ def say_tuning(recipe: Recipe, why: str, found: DatasetSummary, console: Console
             if recipe.tune == "heads"
             else "temperatures and thresholds are fitted to what it says"
         )
-        rest = f"its network stays as it is, {what}: about {clock(seconds + 1)} for {count} images, then the fit"
+        rest = (
+            f"its network stays as it is, {what}: about {clock(seconds + 1)} for {count} images, then the fit"
+        )
     text = f"chosen: --from {base.name} --tune {recipe.tune} ({why}): {rest}"
     console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 

@@ -19,7 +19,15 @@ from training.data.dataset_check import (
     resolve_check_mode,
     write_table,
 )
-from training.data.samples import ImageSet, LabelArray, Unreadable, decode_small, inner_nodes, read_images, split
+from training.data.samples import (
+    ImageSet,
+    LabelArray,
+    Unreadable,
+    decode_small,
+    inner_nodes,
+    read_images,
+    split,
+)
 from training.evaluation.console import Reporter
 from training.recipe.recipe import Recipe
 from training.trainer.processes import local_processes
@@ -141,12 +149,17 @@ def _look(
 
 
 def tell_classes(
-    train: LabelArray, dev: LabelArray | None, taxonomy: Taxonomy, reporter: Reporter, *, balance: str = "none"
+    train: LabelArray,
+    dev: LabelArray | None,
+    taxonomy: Taxonomy,
+    reporter: Reporter,
+    *,
+    balance: str = "none",
 ) -> None:
     """Print class sizes, classes without training or held-out images, and images labelled with inner nodes.
 
-    ``train`` and ``dev`` (None: nothing is held out) are labels, rows of `truth_table`. Raises `InputError` for images of
-    one class.
+    ``train`` and ``dev`` (None: nothing is held out) are labels, rows of `truth_table`. Raises `InputError` for images
+    of one class.
     """
     num_leaves, inner = len(taxonomy.leaves), inner_nodes(taxonomy)
     labels = np.bincount(train, minlength=num_leaves + len(inner))

@@ -28,9 +28,9 @@ class AddedClasses:
 def add_classes(old: Taxonomy, ways: Sequence[FolderPath]) -> AddedClasses:
     """The tree of a model's classes and of those that class folders name; folders of old classes add none.
 
-    Where the old tree is what is proposed for its classes, old and new ones get a proposal together. Any other tree, one
-    that was edited or is the user's own, stays, and a new class goes below its nearest relative among the coarser
-    classes, or beside them. Raises `InputError` for no class at all.
+    Where the old tree is what is proposed for its classes, old and new ones get a proposal together. Any other tree,
+    edited or of the user's own, stays, and a new class goes below its nearest relative among the coarser ones, or beside
+    them. Raises `InputError` for no class at all.
     """
     labels = LabelNames(old, inner_nodes(old))
     folders, texts = labels.find_folders(ways), labels.find_texts(ways)
@@ -43,7 +43,9 @@ def add_classes(old: Taxonomy, ways: Sequence[FolderPath]) -> AddedClasses:
     if not ways:
         raise InputError("`add` names no images; give a folder of class folders")
     if not new:
-        return AddedClasses(Proposal(old, "folders"), "the images are of classes that it has; its tree stays", ())
+        return AddedClasses(
+            Proposal(old, "folders"), "the images are of classes that it has; its tree stays", ()
+        )
     if _is_proposed(old):
         found = propose([(label,) for label in (*old.leaves, *new)], name=old.name)
         tree = _renamed(found.taxonomy, old)
@@ -51,7 +53,9 @@ def add_classes(old: Taxonomy, ways: Sequence[FolderPath]) -> AddedClasses:
             shown = Proposal(tree, found.kind, _of(new, found.choices), found.unknown, found.same)
             return AddedClasses(shown, "a new tree for old and new classes", new)
     tree, choices, unknown = _inserted(old, new)
-    return AddedClasses(Proposal(tree, "names", choices, unknown), "its tree stays, new classes are put into it", new)
+    return AddedClasses(
+        Proposal(tree, "names", choices, unknown), "its tree stays, new classes are put into it", new
+    )
 
 
 def _is_proposed(tree: Taxonomy) -> bool:

@@ -20,7 +20,9 @@ TRIED = 8
 """Images that are tried."""
 
 
-def seconds_for_features(model: Path, sample: Sequence[Source], count: int, threads: int | None = None) -> float:
+def seconds_for_features(
+    model: Path, sample: Sequence[Source], count: int, threads: int | None = None
+) -> float:
     """Seconds that the features of ``count`` images like those of a sample will take, by all levels of a model."""
     description, runtime = open_model(model, threads=threads)
     size = description.preprocessing.size
@@ -53,7 +55,8 @@ def seconds_for_training(model: Path, images: float, batch_size: int) -> float:
         parameter.requires_grad_(True)
     for _ in range(2):  # the first one opens what is needed
         started = time.monotonic()
-        torch.stack([logits.float().mean() for logits in network.forward_all(batch)]).sum().backward()
+        loss = torch.stack([logits.float().mean() for logits in network.forward_all(batch)]).sum()
+        torch.autograd.backward(loss)
         if device.type == "cuda":
             torch.cuda.synchronize()
     return images * (time.monotonic() - started) / len(batch)

@@ -84,9 +84,8 @@ def load_examples(
     write_table(out / "unreadable.csv", unreadable)
     if unreadable:
         some = "; ".join(map(str, unreadable[:5]))
-        reporter.line(
-            f"{len(unreadable)} of {len(chosen)} images cannot be read and are left out ({out / 'unreadable.csv'}): {some}"
-        )
+        where = f"are left out ({out / 'unreadable.csv'})"
+        reporter.line(f"{len(unreadable)} of {len(chosen)} images cannot be read and {where}: {some}")
     good = np.setdiff1d(np.arange(len(chosen)), list(found))
     if not len(good):
         raise InputError(f"none of the {len(chosen)} images can be read; the first: {unreadable[0]}")
@@ -120,7 +119,9 @@ def _with_kept(new: Examples, base: Path, taxonomy: Taxonomy, reporter: Reporter
         joined = Examples(kept.levels, labels).subset(known).join(new)
         reporter.line(f"{len(known)} images of {base} are there as features, which it keeps")
         if len(known) < len(labels):
-            reporter.line(f"{len(labels) - len(known)} of its images are of classes that the tree lacks: left out")
+            reporter.line(
+                f"{len(labels) - len(known)} of its images are of classes that the tree lacks: left out"
+            )
     present = set(joined.labels.tolist())
     missing = [leaf for leaf in old.leaves if leaf in places and places[leaf] not in present]
     if missing:

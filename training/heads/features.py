@@ -12,7 +12,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from hierclass.checkpoints.description import read_config, stored_fields
+from hierclass.checkpoints.description import read_config
 from hierclass.errors import ImageError
 from hierclass.files import WEIGHTS_FILE, remove_temporaries, replacing
 from hierclass.images.preprocessing import Preprocessing, read_square
@@ -63,7 +63,9 @@ def image_key(network: str, source: Source) -> bytes:
     if isinstance(source, Path):
         with contextlib.suppress(OSError):  # reading it says what is wrong
             status = source.stat()
-            found.update(f"{source.absolute()}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="replace"))
+            found.update(
+                f"{source.absolute()}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="replace")
+            )
     elif isinstance(source, bytes):
         found.update(source)
     else:
@@ -134,7 +136,9 @@ def _part(number: int) -> str:
 
 
 def _last(folder: Path) -> int:
-    return max((int(file.stem.removeprefix("part-")) for file in folder.glob("part-*.safetensors")), default=-1)
+    return max(
+        (int(file.stem.removeprefix("part-")) for file in folder.glob("part-*.safetensors")), default=-1
+    )
 
 
 def compute_features(
@@ -165,7 +169,9 @@ def compute_features(
         with contextlib.closing(squares):
             while batch := list(itertools.islice(squares, max(1, min(BATCH, BATCH_PIXELS // size**2)))):
                 good = [(index, pixels) for index, pixels in batch if isinstance(pixels, np.ndarray)]
-                unreadable.update({index: Unreadable(images.names[index], p) for index, p in batch if isinstance(p, str)})
+                unreadable.update(
+                    {index: Unreadable(images.names[index], p) for index, p in batch if isinstance(p, str)}
+                )
                 if good:
                     found = level_features(runtime, np.stack([pixels for _, pixels in good]))
                     part.extend([keys[index] for index, _ in good], found)
@@ -197,7 +203,9 @@ class _Part:
         rows, self._rows, self._since = self._rows, [], time.monotonic()  # a full disk must not be met twice
         if rows:
             levels = zip(*(levels for _, levels in rows), strict=True)
-            self._cache.add([key for keys, _ in rows for key in keys], [np.concatenate(each) for each in levels])
+            self._cache.add(
+                [key for keys, _ in rows for key in keys], [np.concatenate(each) for each in levels]
+            )
 
 
 def level_features(runtime: Runtime, pixels: Pixels) -> list[Values]:
@@ -211,7 +219,7 @@ def level_features(runtime: Runtime, pixels: Pixels) -> list[Values]:
 
 def read_squares(
     images: ImageSet, indices: Sequence[int], preprocessing: Preprocessing, *, workers: int | None = None
-) -> Iterator[tuple[int, Pixels | str]]:
+) -> Generator[tuple[int, Pixels | str]]:
     """Read images ahead in threads; yield index and pixels (S, S, 3), or why it can't be read, in order."""
 
     def read(index: int) -> Pixels | str:

@@ -73,8 +73,8 @@ class Stopwatch:
 class FittedModel:
     """A model, the examples that it is calibrated on, with its levels' features, and what it scores them.
 
-    ``logits[k]`` (N, num_classes[k]) are of level k, by heads that were not fitted to the image. ``base_levels`` are the
-    levels of the model that it was made of, ``strengths`` the regularisation of its heads, ``why`` what decided.
+    ``logits[k]`` (N, num_classes[k]) are of level k, by heads that were not fitted to the image. ``base_levels`` are
+    the levels of the model that it was made of, ``strengths`` the regularisation of its heads, ``why`` what decided.
     """
 
     checkpoint: Checkpoint
@@ -135,7 +135,9 @@ def _check_fit(base: Checkpoint, taxonomy: Taxonomy, recipe: Recipe) -> None:
     num_levels = base.network.num_levels
     if recipe.tune == "none":
         if base.taxonomy.tiers != taxonomy.tiers:
-            raise InputError("`tune` none keeps the classes of the model; leave `taxonomy` out, or give `tune` heads")
+            raise InputError(
+                "`tune` none keeps the classes of the model; leave `taxonomy` out, or give `tune` heads"
+            )
     elif taxonomy.num_tiers != num_levels:
         with_new_classes(base, taxonomy, choose_levels(taxonomy.num_tiers, num_levels))
 
@@ -294,8 +296,8 @@ def _show(reporter: Reporter, run_dir: RunDir, results: dict[str, Any], watch: S
         tables += [calibration_table(found), coverage_table(found["thresholds"])]
     else:
         reporter.line(
-            f"not calibrated: {MIN_IMAGES} images are the fewest that temperatures and thresholds are fitted to; scores "
-            "are as they come"
+            f"not calibrated: {MIN_IMAGES} images are the fewest that temperatures and thresholds are fitted to; "
+            "scores are as they come"
         )
     for table in tables:
         reporter.console.print(table)

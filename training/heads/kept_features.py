@@ -43,7 +43,7 @@ def keep_features(model: Path, levels: Sequence[Values], nodes: Sequence[str]) -
             tensors[names[-1]] = as_half(values)
     known = sorted(set(nodes))
     places = {node: place for place, node in enumerate(known)}
-    tensors["labels"] = np.array([places[node] for node in nodes], np.int64)  # type: ignore[assignment]
+    tensors["labels"] = np.array([places[node] for node in nodes], np.int64)
     about = {"network": network_key(model), "levels": json.dumps(names), "nodes": json.dumps(known)}
     remove_temporaries(model, FILE)
     with replacing(model / FILE) as file:

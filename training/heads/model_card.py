@@ -55,8 +55,8 @@ def _measured(recipe: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if results["cross_validated"]:
         return (
             f"Cross-validated over {count} images: each was scored by heads that were fitted to the other four fifths. "
-            "The heads that ship are fitted to all of them, and so no image is left that they have not seen. Images that "
-            "are nearly the same (a burst, frames of a video) make such figures too good."
+            "The heads that ship are fitted to all of them, and so no image is left that they have not seen. Images "
+            "that are nearly the same (a burst, frames of a video) make such figures too good."
         )
     if recipe["tune"] == "none":
         return f"{count} images, to which temperatures and thresholds were fitted."

@@ -30,8 +30,8 @@ LEAVES, TIERS, AUTO = "leaves", "tiers", "auto"
 class SelectedHeads:
     """Heads for a tree.
 
-    Tier k is answered by level ``levels[k]`` of the network, whose head scores what ``kind`` says (the last one leaves).
-    ``heads[k]`` are fitted to all images. ``logits[k]`` (N, num_classes[k]) score every image by heads that were not
+    Tier k is answered by level ``levels[k]`` of the network, whose head scores what ``kind`` says (the last one
+    leaves). ``heads[k]`` are fitted to all images. ``logits[k]`` (N, num_classes[k]) score every image by heads that were not
     fitted to it, ``strengths[k]`` is the regularisation that was chosen. ``why`` says in words what was measured.
     """
 
@@ -147,9 +147,7 @@ def _levels(chooser: _Chooser, num_tiers: int, num_levels: int) -> tuple[tuple[i
         least = chosen[-1] + 1 if chosen else 0
         most = num_levels - (num_tiers - tier)  # every finer tier needs a level above
         best = chooser.accuracy(last, leaves, tier)
-        close = (
-            each for each in range(least, most) if chooser.accuracy(each, leaves, tier) >= best - CLOSE
-        )
+        close = (each for each in range(least, most) if chooser.accuracy(each, leaves, tier) >= best - CLOSE)
         chosen.append(next(close, most))
         got = chooser.accuracy(chosen[-1], leaves, tier)
         why.append(
@@ -157,4 +155,3 @@ def _levels(chooser: _Chooser, num_tiers: int, num_levels: int) -> tuple[tuple[i
             f"last level {best:.1%})"
         )
     return (*chosen, last), why
-

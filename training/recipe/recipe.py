@@ -302,8 +302,10 @@ class Recipe(StoredOptions):
 
     def without_paths(self) -> Recipe:
         """A copy with file names in place of paths, to ship with the weights."""
-        data, add = (tuple(name or path.name for name, path in map(split_name, each)) for each in (self.data, self.add))
-        paths = {name: Path(getattr(self, name)).name for name in ("taxonomy", "base")}
+        data, add = (
+            tuple(name or path.name for name, path in map(split_name, each)) for each in (self.data, self.add)
+        )
+        paths: dict[str, Any] = {name: Path(getattr(self, name)).name for name in ("taxonomy", "base")}
         return dataclasses.replace(self, data=data, add=add, **paths)
 
     def check(self) -> None:
@@ -338,7 +340,8 @@ class Recipe(StoredOptions):
             "`distil_to` leaves: the last level alone teaches leaves; leave `distil_from` next out": (
                 self.distil_to == "leaves" and self.distil_from == "next"
             ),
-            "`heads` auto is for `tune` heads; give leaves or tiers": self.heads == "auto" and not self.fits_heads,
+            "`heads` auto is for `tune` heads; give leaves or tiers": self.heads == "auto"
+            and not self.fits_heads,
             "`dev_share` 0 is for `tune` heads and none; give more than 0, less than 1": (
                 not self.dev_share and self.dev_from is None and not self.fits_heads
             ),
