@@ -90,7 +90,7 @@ def make_network(
 
 
 def _network_of_base(recipe: Recipe, taxonomy: Taxonomy) -> NestedNetwork:
-    """The network of the model that a recipe begins with, to be trained; with its heads only if its tree is the same."""
+    """The network of the model that a recipe begins with, with its heads only if its tree is the same."""
     base = load_checkpoint(recipe.base)
     levels = choose_levels(taxonomy.num_tiers, base.network.num_levels)
     thawed = dataclasses.replace(base, architecture=dataclasses.replace(base.architecture, frozen=False))
