@@ -24,7 +24,7 @@ from training.distillation.cli import distil
 from training.recipe.option import CHECKS, list_words
 from training.recipe.recipe import Recipe
 from training.recipe.stored_options import write_json
-from training.trainer.processes import is_main
+from training.trainer.processes import is_main, num_processes
 
 if TYPE_CHECKING:
     from training.evaluation.evaluate import EvaluationOptions
@@ -81,6 +81,10 @@ def fit(
                 since=since,
             )
             return
+        if wanted.tune == "all" and not stored and num_processes() == 1:
+            from training.heads.fit import start_with_heads
+
+            wanted = start_with_heads(wanted, folder, workers=workers, threads=threads, console=FlagConsole())
         from training.trainer.loop import fit as run
 
         run(

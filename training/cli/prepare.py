@@ -27,7 +27,13 @@ from training.data.dataset_summary import DatasetSummary, default_out, summarise
 from training.data.label_names import LabelNames
 from training.data.samples import inner_nodes
 from training.heads.added_classes import add_classes
-from training.recipe.defaults import DatasetFacts, DefaultChoice, choose_network, choose_schedule
+from training.recipe.defaults import (
+    DatasetFacts,
+    DefaultChoice,
+    choose_network,
+    choose_schedule,
+    choose_tuning,
+)
 from training.recipe.recipe import PER_LEVEL, Recipe
 from training.trainer.processes import num_processes
 
@@ -315,7 +321,10 @@ def _scheduled(
 ) -> Recipe:
     """Choose the schedule for the number of images."""
     batch_size = recipe.batch_size if "batch_size" in given else None
-    schedule = choose_schedule(num_images, pretrained=pretrained, batch_size=batch_size)
+    if recipe.base:
+        schedule = choose_tuning(num_images, batch_size=batch_size)
+    else:
+        schedule = choose_schedule(num_images, pretrained=pretrained, batch_size=batch_size)
     if "opt" in given:
         schedule = DefaultChoice(
             {name: value for name, value in schedule.values.items() if name != "lr"}, schedule.why

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from hierclass.checkpoints.description import read_description
 from hierclass.checkpoints.new_classes import choose_levels, with_new_classes
 from hierclass.errors import ExportError, InputError, MissingExtraError
 from hierclass.export.new_heads import write_graphs_like
@@ -47,8 +48,11 @@ from training.heads.selection import SelectedHeads, select_heads
 from training.recipe.recipe import Recipe
 from training.recipe.stored_options import write_json
 from training.trainer.export import add_graphs, describe_model
+from training.trainer.network import fields_of_base
 from training.trainer.run_dir import RunDir
 
+HEADS = "heads"
+"""Subfolder of a run that trains all of a network: the heads that it begins with."""
 BLOCK = 4096
 """Images that are scored at once."""
 
@@ -95,11 +99,13 @@ def fit_heads(
     graphs: bool = True,
     console: Console | None = None,
     since: float | None = None,
+    show: bool = True,
 ) -> dict[str, Any]:
     """Fit heads to the features of a recipe's images (``tune`` none: temperatures and thresholds alone).
 
     The model is left in ``out``/model, features in ``out``/features, which a second start takes up. ``since`` is the
-    `time.monotonic()` of the command's start. Returns the results. Raises `InputError` for bad data or options.
+    `time.monotonic()` of the command's start. ``show`` prints the results. Returns them. Raises `InputError` for bad
+    data or options.
     """
     recipe.check()
     if threads:
@@ -126,8 +132,43 @@ def fit_heads(
             _write_graphs(run_dir.model, Path(recipe.base), model.base_levels, reporter)
             watch.lap("graphs")
         _describe(model, recipe, run_dir, results, watch)
-    _show(reporter, run_dir, results, watch)
+    if show:
+        _show(reporter, run_dir, results, watch)
     return results
+
+
+def start_with_heads(
+    recipe: Recipe,
+    out: Path,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    console: Console | None = None,
+) -> Recipe:
+    """Fit heads first where all of a network is to be trained (``tune`` all); return the recipe that begins with them.
+
+    The model with these heads is left in ``out``/heads/model. Training from fitted heads distorts the features of a
+    pretrained network less than from random ones (Kumar et al. 2022, arXiv 2202.10054). The images that training holds
+    out are held out here too.
+    """
+    folder, console = out / HEADS, console or Console()
+    balance = "none" if recipe.balance == "sampling" else recipe.balance
+    first = dataclasses.replace(recipe, tune="heads", keep_features=False, balance=balance)
+    results = fit_heads(
+        first,
+        folder,
+        resume=True,
+        workers=workers,
+        threads=threads,
+        graphs=False,
+        console=console,
+        show=False,
+    )
+    accuracy = " / ".join(f"{level['top1']:.1%}" for level in results["levels"])
+    Reporter(console).line(f"heads on its features, from which all of it is trained: dev {accuracy}")
+    base = (folder / "model").absolute()
+    fields = fields_of_base(base, read_description(base)[0].taxonomy)
+    return dataclasses.replace(recipe, **{**fields, "base": str(base)})
 
 
 def _check_fit(base: Checkpoint, taxonomy: Taxonomy, recipe: Recipe) -> None:

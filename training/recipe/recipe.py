@@ -313,7 +313,11 @@ class Recipe(StoredOptions):
         data, add = (
             tuple(name or path.name for name, path in map(split_name, each)) for each in (self.data, self.add)
         )
-        paths: dict[str, Any] = {name: Path(getattr(self, name)).name for name in ("taxonomy", "base")}
+        base = Path(self.base)
+        paths = {
+            "taxonomy": Path(self.taxonomy).name,
+            "base": (base.parent if base.name == "model" else base).name,  # the run's name, of its model
+        }
         return dataclasses.replace(self, data=data, add=add, **paths)
 
     def check(self) -> None:

@@ -198,6 +198,8 @@ class EpochLoop:
             _work(trainer.recipe, trainer.recipe.epochs), _work(trainer.recipe, progress.epoch) + part_done
         )
         stream = read_training_batches(self._loader(progress))
+        if trainer.recipe.base and not self.run_dir.state.exists():
+            self._keep_start(progress, main=main)
         try:
             with contextlib.closing(stream), Interrupts(quiet=not main) as interrupts:
                 autosave = Autosave(trainer, self.run_dir.state, progress, interrupts, minutes=save_every)
@@ -207,6 +209,15 @@ class EpochLoop:
             reporter.close()
         assert progress.best is not None
         return progress.best
+
+    def _keep_start(self, progress: TrainingProgress, *, main: bool) -> None:
+        """Keep the model that training begins with until an epoch is better on the held-out images."""
+        results = evaluate_run(self.trainer, self.dev, workers=self.workers)
+        progress.best = {"epoch": 0, "results": results}
+        if main:
+            export_model(self.trainer, self.run_dir.model, results)
+        accuracies = " / ".join(f"{level['top1']:.1%}" for level in results["levels"])
+        self.reporter.line(f"before training dev {accuracies}")
 
     def _start_progress(self, *, main: bool) -> TrainingProgress:
         device = self.trainer.accelerator.device
