@@ -377,3 +377,17 @@ def test_a_run_killed_in_the_middle_of_features_goes_on_from_there(shared: Path,
     assert done.returncode == 0, done.stderr
     assert [part.stat().st_mtime_ns for part in parts] == times
     assert b"cross-validated over 1600 images" in done.stdout.replace(b"\n", b" ")
+
+
+def test_all_of_the_network_is_trained_where_options_of_training_ask_for_it(
+    shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    what = ("--data", shared / "photos", "--from", shared / "base", "--taxonomy", shared / "tree.csv")
+    code, text, error = command(
+        capfd, "fit", *what, "--out", tmp_path / "run", "--epochs", 1, "--workers", 0, "--no-graphs"
+    )
+    assert (code, error) == (0, "")
+    assert "--tune all (--epochs is for training): its whole network is trained, for 1 epochs of 64 images" in text
+    recipe = Recipe.load(tmp_path / "run" / "recipe.json")
+    assert (recipe.tune, recipe.backbone, recipe.structure, recipe.size) == ("all", "test_resnet", "prefix", 32)
+    assert hierclass.load(tmp_path / "run" / "model").taxonomy.num_classes == (2, 4)

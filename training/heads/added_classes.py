@@ -29,8 +29,8 @@ def add_classes(old: Taxonomy, ways: Sequence[FolderPath]) -> AddedClasses:
     """The tree of a model's classes and of those that class folders name; folders of old classes add none.
 
     Where the old tree is what is proposed for its classes, old and new ones get a proposal together. Any other tree,
-    edited or of the user's own, stays, and a new class goes below its nearest relative among the coarser ones, or beside
-    them. Raises `InputError` for no class at all.
+    edited or of the user's own, stays, and a new class goes below its nearest relative among the coarser ones, or
+    beside them. Raises `InputError` for no class at all.
     """
     labels = LabelNames(old, inner_nodes(old))
     folders, texts = labels.find_folders(ways), labels.find_texts(ways)

@@ -31,8 +31,8 @@ class SelectedHeads:
     """Heads for a tree.
 
     Tier k is answered by level ``levels[k]`` of the network, whose head scores what ``kind`` says (the last one
-    leaves). ``heads[k]`` are fitted to all images. ``logits[k]`` (N, num_classes[k]) score every image by heads that were not
-    fitted to it, ``strengths[k]`` is the regularisation that was chosen. ``why`` says in words what was measured.
+    leaves). ``heads[k]`` are fitted to all images. ``logits[k]`` (N, num_classes[k]) score every image by heads that
+    were not fitted to it, ``strengths[k]`` is the regularisation that was chosen. ``why`` says what was measured.
     """
 
     levels: tuple[int, ...]
