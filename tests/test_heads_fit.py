@@ -387,7 +387,15 @@ def test_all_of_the_network_is_trained_where_options_of_training_ask_for_it(
         capfd, "fit", *what, "--out", tmp_path / "run", "--epochs", 1, "--workers", 0, "--no-graphs"
     )
     assert (code, error) == (0, "")
-    assert "--tune all (--epochs is for training): its whole network is trained, for 1 epochs of 64 images" in text
+    assert (
+        "--tune all (--epochs is for training): its whole network is trained, for 1 epochs of 64 images"
+        in text
+    )
     recipe = Recipe.load(tmp_path / "run" / "recipe.json")
-    assert (recipe.tune, recipe.backbone, recipe.structure, recipe.size) == ("all", "test_resnet", "prefix", 32)
+    assert (recipe.tune, recipe.backbone, recipe.structure, recipe.size) == (
+        "all",
+        "test_resnet",
+        "prefix",
+        32,
+    )
     assert hierclass.load(tmp_path / "run" / "model").taxonomy.num_classes == (2, 4)

@@ -37,7 +37,7 @@ def with_new_classes(
         BackboneError: the structure can't give up or repeat levels (prefix and depths can), or the levels do not fit.
     """
     old, last = checkpoint.network, checkpoint.network.num_levels - 1
-    rising = list(levels) == sorted(levels) and levels[:1] >= [0] and levels[-1:] == [last]
+    rising = list(levels) == sorted(levels) and len(levels) > 0 and levels[0] >= 0 and levels[-1] == last
     repeated = any(low == high != last for low, high in itertools.pairwise(levels))
     if not rising or repeated or len(levels) != taxonomy.num_tiers:
         raise BackboneError(
@@ -57,7 +57,7 @@ def with_new_classes(
     else:
         network.load_stored({**_without_heads(old.stored()), **_heads_of(network)})
     for tier, head in enumerate(network.heads):
-        _clear(head, taxonomy.projection(tier))
+        _clear(head, taxonomy.projection(tier).tolist())
     return Checkpoint(taxonomy, architecture, checkpoint.preprocessing, network=network.eval())
 
 

@@ -314,7 +314,7 @@ class Recipe(StoredOptions):
             tuple(name or path.name for name, path in map(split_name, each)) for each in (self.data, self.add)
         )
         base = Path(self.base)
-        paths = {
+        paths: dict[str, Any] = {
             "taxonomy": Path(self.taxonomy).name,
             "base": (base.parent if base.name == "model" else base).name,  # the run's name, of its model
         }
