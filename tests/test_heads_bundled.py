@@ -16,7 +16,13 @@ from training.heads.kept_features import read_kept_features
 from training.recipe.recipe import Recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-CLASSES = {"cat": "tabby cat", "coffee": "espresso", "flower": "daisy", "rocket": "rocket", "temple": "temple"}
+CLASSES = {
+    "cat": "tabby cat",
+    "coffee": "espresso",
+    "flower": "daisy",
+    "rocket": "rocket",
+    "temple": "temple",
+}
 PARTS = 12
 
 
@@ -47,7 +53,9 @@ def test_photographs_become_a_calibrated_model_and_get_another_class_later(
     monkeypatch.chdir(tmp_path)
     names = dict(CLASSES)
     later = {"temple": names.pop("temple")}
-    assert fit("--data", write_parts(tmp_path / "photos", names), "--pin", "rocket=n04099429", "--seed", 1) == 0
+    assert (
+        fit("--data", write_parts(tmp_path / "photos", names), "--pin", "rocket=n04099429", "--seed", 1) == 0
+    )
     text = capfd.readouterr().out
     assert "chosen: --from imagenet-1k --tune heads (on a processor)" in text
     assert "not calibrated" in text  # 48 are too few

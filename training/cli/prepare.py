@@ -22,7 +22,7 @@ from taxonomy.files import bundled
 from taxonomy.proposal import Proposal, propose
 from taxonomy.tables import dumps_table, with_ids_of
 from training.cli import prompts
-from training.cli.tuning import say_tuning, tree_of_base, with_tune, without_training
+from training.cli.tuning import say_tuning, shown, tree_of_base, with_tune, without_training
 from training.data.dataset_summary import DatasetSummary, default_out, summarise_dataset
 from training.data.label_names import LabelNames
 from training.data.samples import inner_nodes
@@ -115,7 +115,7 @@ def _tree_for(
     added = add_classes(old, list(summarise_dataset(recipe.add).ways))
     _say(
         console,
-        f"{Path(recipe.base).name} has {len(old.leaves)} classes, {len(added.new)} are added: {added.how}",
+        f"{shown(Path(recipe.base))} has {len(old.leaves)} classes, {len(added.new)} are added: {added.how}",
     )
     _agreed(_TreeFiles(out, added.proposal.taxonomy), added.proposal, found, options, console)
     return str((out / TREE).absolute())
