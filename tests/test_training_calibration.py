@@ -100,7 +100,7 @@ def test_without_a_mistake_the_temperature_stops_at_its_lowest() -> None:
 def test_scores_are_those_of_the_product(tiny_taxonomy: Taxonomy, level: int, weight: float) -> None:
     answers = make_answers(tiny_taxonomy, 5000, sharpness=(1.0, 2.0, 0.5))  # more than one block of rows
     log_scores = calibration.level_scores(answers, tiny_taxonomy, weight, level)
-    scored = score_answers(log_scores, answers.kept_labels, tiny_taxonomy, level, 1.7)
+    scored = score_answers(log_scores, answers.kept_truth(tiny_taxonomy), tiny_taxonomy, level, 1.7)
     tiers = combine_levels(answers.logits[: level + 1], tiny_taxonomy, weight, (1.7,) * 3)
     best = tiers[level].argmax(axis=1)
     truth = tiny_taxonomy.projection(level)[answers.labels]
@@ -128,7 +128,7 @@ def test_what_is_said_of_a_calibration_was_measured_on_the_other_half(tiny_taxon
     (found, *_) = calibrate(answers, tiny_taxonomy, 0.0)
     log_scores = calibration.level_scores(answers, tiny_taxonomy, 0.0, 0)
     by_half = [
-        score_answers(log_scores, answers.labels, tiny_taxonomy, 0, temperature).scores[:, 0]
+        score_answers(log_scores, answers.truth(tiny_taxonomy), tiny_taxonomy, 0, temperature).scores[:, 0]
         for temperature in found.halves
     ]
     assert found.halves[0] != found.halves[1]

@@ -8,6 +8,8 @@ from typing import Any
 from taxonomy import Taxonomy
 from training.evaluation.console import (
     Rows,
+    alone_rows,
+    alone_sentence,
     answer_rows,
     calibration_rows,
     clock,
@@ -51,6 +53,7 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             "",
             *_measure_table(results["finest"]),
             "",
+            *_alone_section(results.get("alone")),
             *_calibration_section(results.get("calibration")),
             HOW_MADE,
             "",
@@ -158,9 +161,22 @@ def _consensus_table(results: Mapping[str, Any]) -> list[str]:
 def _measure_table(measures: Mapping[str, Any]) -> list[str]:
     rows = [[name.replace("_", " "), f"{value:.4f}"] for name, value in measures.items() if value is not None]
     return [
-        "The finest level's own head, by the measures of `training/evaluation/metrics.py`:",
+        "The finest level's answer, by the measures of `training/evaluation/metrics.py`:",
         "",
         *_table((["measure", "value"], rows)),
+    ]
+
+
+def _alone_section(alone: Mapping[str, Any] | None) -> list[str]:
+    if not alone:  # runs of older versions
+        return []
+    return [
+        "Each level taken alone, its own best class of its own tier; no answer is made so:",
+        "",
+        *_table(alone_rows(alone)),
+        "",
+        f"{alone_sentence(alone).capitalize()}.",
+        "",
     ]
 
 
