@@ -97,30 +97,37 @@ class Reporter:
 
 def level_table(levels: Sequence[Mapping[str, Any]], *, title: str) -> Table:
     """Table of the answers by the level that is asked: tier, classes, accuracy with its interval, cost, parameters."""
-    return _table(title, *level_rows(levels))
+    table = _table(title, *level_rows(levels))
+    table.caption = counts_sentence(levels) or None
+    return table
 
 
 def level_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
-    """Heads and rows of `level_table`; with the numbers of images where these differ."""
-    images = [f"{row['images']:,}" for row in levels if "images" in row]  # absent from runs of older versions
-    differ = len(set(images)) > 1
-    heads = ["level", "tier", "classes", *(["images"] if differ else [])]
-    heads += ["accuracy", "95% interval", "MACs", "share", "parameters"]
+    """Heads and rows of `level_table`."""
+    heads = ["level", "tier", "classes", "accuracy", "95% interval", "MACs", "share", "parameters"]
     rows = [
         [
             str(row["level"]),
             str(row["tier"]),
             str(row["classes"]),
-            *([images[place]] if differ else []),
             with_weighted(row["top1"], row.get("weighted_top1")),
             _interval(row["interval"]),
             f"{row['macs'] / 1e6:.1f} M",
             f"{row['share']:.3f}",
             f"{row['parameters']:,}",
         ]
-        for place, row in enumerate(levels)
+        for row in levels
     ]
     return heads, rows
+
+
+def counts_sentence(levels: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many images count on each tier where these differ, else ""."""
+    counts = [row["images"] for row in levels if "images" in row]  # absent from runs of older versions
+    if len(set(counts)) < 2:
+        return ""
+    tiers = " / ".join(f"{count:,}" for count in counts)
+    return f"Images that are labelled down to tier {' / '.join(map(str, range(len(counts))))}: {tiers}."
 
 
 def answer_table(results: Mapping[str, Any]) -> Table:
@@ -310,8 +317,7 @@ def weighting_sentence(known: Mapping[str, Any], images: int) -> str:
 
 def show_results(console: Console, results: Mapping[str, Any], title: str) -> None:
     """Print all tables of `training.evaluation.evaluate.measures`."""
-    for note in results.get("notes", ()):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    show_notes(console, results)
     console.print(level_table(results["levels"], title=f"answers of {title}: {results['images']} images"))
     console.print(answer_table(results))
     console.print(measure_table(results["finest"], title="the finest level's answer"))
@@ -320,6 +326,12 @@ def show_results(console: Console, results: Mapping[str, Any], title: str) -> No
     console.print(alone_table(results["alone"]))
     console.print(consensus_table(results))
     show_calibration(console, results)
+
+
+def show_notes(console: Console, results: Mapping[str, Any]) -> None:
+    """Print what was left out of the images."""
+    for note in results.get("notes", ()):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_calibration(console: Console, results: Mapping[str, Any]) -> None:

@@ -332,7 +332,11 @@ def calibrate_checkpoint(
     checkpoint.results["dev"] = {**(dev if isinstance(dev, dict) else {}), "calibration": found}
     save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
     update_card(Path(path), found)
-    return {"calibration": found, "unreadable": list(evaluation.predictions.errors)}
+    return {
+        "calibration": found,
+        "notes": list(evaluation.images.notes),
+        "unreadable": list(evaluation.predictions.errors),
+    }
 
 
 def measure_checkpoint(

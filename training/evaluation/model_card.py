@@ -13,6 +13,7 @@ from training.evaluation.console import (
     answer_rows,
     calibration_rows,
     clock,
+    counts_sentence,
     coverage_rows,
     level_rows,
     threshold_rows,
@@ -47,6 +48,7 @@ def model_card(facts: Mapping[str, Any], taxonomy: Taxonomy) -> str:
             "",
             *_table(level_rows(results["levels"])),
             "",
+            *_counts(results),
             *_answer_table(results),
             "",
             *_consensus_table(results),
@@ -102,6 +104,7 @@ def replace_results(card: str, results: Mapping[str, Any]) -> str:
         "",
         *_table(level_rows(results["levels"])),
         "",
+        *_counts(results),
         *_answer_table(results),
         "",
     ]
@@ -165,6 +168,11 @@ def _measure_table(measures: Mapping[str, Any]) -> list[str]:
         "",
         *_table((["measure", "value"], rows)),
     ]
+
+
+def _counts(results: Mapping[str, Any]) -> list[str]:
+    said = counts_sentence(results["levels"])
+    return [said, ""] if said else []
 
 
 def _alone_section(alone: Mapping[str, Any] | None) -> list[str]:
