@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.checkpoints.checkpoint import Checkpoint, build, num_levels_before
-from hierclass.checkpoints.description import Architecture
+from hierclass.checkpoints.description import Architecture, ModelDescription
 from hierclass.errors import BackboneError
 from hierclass.nested import NestedNetwork
 from hierclass.nested.heads import SummedLinear
@@ -50,7 +50,7 @@ def with_new_classes(
             f"a tree of {taxonomy.num_tiers} tiers does not fit this model, whose {last + 1} levels (structure "
             f"{old.structure}) belong together; take a tree of {last + 1} tiers, or start from another model"
         )
-    architecture = _architecture(checkpoint, taxonomy, levels, heads)
+    architecture = levels_of(checkpoint, taxonomy, levels, heads=heads)
     network = build(architecture, taxonomy, checkpoint.preprocessing.size, warn=False, proof=False)
     if isinstance(old, PrefixNetwork) and isinstance(network, PrefixNetwork):
         _copy_levels(old, network, levels)
@@ -73,11 +73,11 @@ def choose_levels(num_tiers: int, num_levels: int) -> list[int]:
     return [last * tier // (num_tiers - 1) if num_tiers > 1 else last for tier in range(num_tiers)]
 
 
-def _architecture(
-    checkpoint: Checkpoint, taxonomy: Taxonomy, levels: Sequence[int], heads: str
+def levels_of(
+    model: ModelDescription, taxonomy: Taxonomy, levels: Sequence[int], *, heads: str = "leaves"
 ) -> Architecture:
-    """The architecture of the chosen levels; levels that compressing has left out stay left out."""
-    old, count = checkpoint.architecture, checkpoint.network.num_levels
+    """Return the architecture of `with_new_classes`; levels that compressing has left out stay left out."""
+    old, count = model.architecture, model.taxonomy.num_tiers
     full = num_levels_before(old)
     kept = [*levels, *range(count, full)]
     chosen: dict[str, Any] = {

@@ -267,6 +267,14 @@ class Recipe(StoredOptions):
     sync_batch_norm: bool = option(
         True, "rare", "Batch norm over the images of all processes, or of each process by itself."
     )
+    statistics: str = option(
+        "batch",
+        "rare",
+        "What norms normalise by while all of a model is trained: each batch, or the pretrained statistics.",
+        choices=("batch", "pretrained"),
+        needs=("base",),
+        example="a model of yours",
+    )
     compile: bool = option(
         False, "rare", "Compile the network (torch.compile): a slow start, faster updates."
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from hierclass.checkpoints.checkpoint import build
-from hierclass.checkpoints.description import Architecture
+from hierclass.checkpoints.checkpoint import build, load_checkpoint
+from hierclass.checkpoints.description import Architecture, read_description
+from hierclass.checkpoints.new_classes import choose_levels, levels_of, with_new_classes
 from hierclass.errors import InputError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import STRUCTURES, NestedNetwork, create_backbone, default_shares
@@ -45,7 +48,9 @@ def make_architecture(recipe: Recipe, num_levels: int = 3) -> Architecture:
 
 
 def make_preprocessing(recipe: Recipe) -> Preprocessing:
-    """Image size and centre crop of a recipe; mean and deviation of a pretrained model, else ImageNet's."""
+    """Image size and centre crop of a recipe; mean and deviation of its base or pretrained model, else ImageNet's."""
+    if recipe.base:
+        return read_description(Path(recipe.base))[0].preprocessing
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     config = timm.get_pretrained_cfg(recipe.backbone, allow_unregistered=True) if recipe.pretrained else None
@@ -66,9 +71,12 @@ def make_network(
     """The nested network of a recipe, with random weights of its seed or timm's pretrained ones.
 
     ``images``, normalised (N, 3, S, S), are needed to order channels by importance. Cached weights are read without
-    contacting the hub. ``fresh`` False skips pretrained weights, for a network whose state will be loaded.
+    contacting the hub. ``fresh`` False skips pretrained weights, for a network whose state will be loaded. A recipe
+    with a ``base`` gives the network of that model.
     """
     seed_everything(recipe.seed)
+    if recipe.base:
+        return _network_of_base(recipe, taxonomy)
     architecture = make_architecture(recipe, taxonomy.num_tiers)
     pretrained = recipe.pretrained and fresh
     cached = cached_weights(recipe.backbone) if pretrained else None
@@ -79,6 +87,41 @@ def make_network(
     return build(
         architecture, taxonomy, recipe.size, pretrained=pretrained, order=recipe.order, images=images
     )
+
+
+def _network_of_base(recipe: Recipe, taxonomy: Taxonomy) -> NestedNetwork:
+    """The network of the model that a recipe begins with, with its heads only if its tree is the same."""
+    base = load_checkpoint(recipe.base)
+    levels = choose_levels(taxonomy.num_tiers, base.network.num_levels)
+    thawed = dataclasses.replace(base, architecture=dataclasses.replace(base.architecture, frozen=False))
+    network = with_new_classes(thawed, taxonomy, levels, heads=recipe.heads).network
+    if base.taxonomy == taxonomy and base.architecture.heads == recipe.heads:
+        network.heads.load_state_dict(base.network.heads.state_dict())
+    return network.train()
+
+
+def fields_of_base(base: Path, taxonomy: Taxonomy) -> dict[str, Any]:
+    """The fields of a recipe that the model which a run begins with decides: network, image size and crop.
+
+    Raises `InputError` for a compressed model, which lacks weights that a recipe describes.
+    """
+    model = read_description(base)[0]
+    levels = choose_levels(taxonomy.num_tiers, model.taxonomy.num_tiers)
+    found = levels_of(model, taxonomy, levels, heads=model.architecture.heads)
+    if found.levels is not None:
+        raise InputError(
+            f"`base` {base}: the levels that were compressed away are needed to train all of it; give the whole "
+            "model, or `tune` heads"
+        )
+    names = ("backbone", "backbone_args", "stem_stride", "structure", "heads", "sizes", *SHARES)
+    own = (found.own,) if isinstance(found.own, str) else found.own
+    return {
+        **{name: getattr(found, name) for name in names},
+        "own": own or ("norms",),
+        "size": model.preprocessing.size,
+        "crop": model.preprocessing.crop,
+        "pretrained": False,
+    }
 
 
 def check_parts(recipe: Recipe) -> None:

@@ -23,6 +23,7 @@ from training.trainer.batch_dropout import share_dropout
 from training.trainer.losses import NestedLoss, TrainingModel
 from training.trainer.network import check_sizes, make_network, make_preprocessing
 from training.trainer.optimizer import make_optimizer, make_scheduler
+from training.trainer.sync_batchnorm import hold_statistics
 from training.trainer.trainer import Trainer
 
 
@@ -92,6 +93,8 @@ class SupervisedTrainer(Trainer):
         seed_everything(self.recipe.seed, epoch, step, 1)
         pixels, target = self.mixing(batch, step=step)
         self.model.train()
+        if self.recipe.statistics == "pretrained":
+            hold_statistics(self.network)
         self.network.train_progress(self.updates / self.total_updates)
         try:
             total = self._gradients(pixels, target, batch, seed=(self.recipe.seed, epoch, step, 2))
