@@ -160,12 +160,15 @@ def _agreed(
 
 
 def _say_found(console: Console, proposal: Proposal, found: DatasetSummary, data: Sequence[str]) -> None:
-    counts = sorted(found.ways.values())
+    above = {way[:end] for way in found.ways for end in range(1, len(way))}
+    counts = sorted(count for way, count in found.ways.items() if way not in above)
     what = FOUND[proposal.kind].format(name=proposal.taxonomy.name)
     if proposal.unknown and not proposal.choices:
         what = "names of your own"
     spread = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
-    text = f"{', '.join(map(_near, data))}: {found.num_images} images of {len(counts)} classes ({spread} each): {what}"
+    text = f"{', '.join(map(_near, data))}: {sum(counts)} images of {len(counts)} classes ({spread} each): {what}"
+    for way in sorted(above & found.ways.keys()):
+        text += f"\n{found.ways[way]} images of {'/'.join(way)} itself count as that, not as a class below it"
     _say(console, text.encode("utf-8", "backslashreplace").decode())
 
 
