@@ -5,7 +5,7 @@ a name that WordNet lacks becomes a class of its own, under "other classes" wher
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,10 @@ def propose(
         if UNPRINTABLE.search("".join(path)):
             text = "/".join(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             raise TaxonomyError(f"class folder {text!r} has an unprintable character in its name; rename it")
-    trimmed = _lowest(trim(paths))
+    trimmed = trim(paths)
+    above = {path[:end] for path in trimmed for end in range(1, len(path))}
+    inner = above.intersection(trimmed)
+    trimmed = [path for path in trimmed if path not in above]
     if len(trimmed) < 2:
         found = f"one class, {trimmed[0][-1]!r}" if trimmed and trimmed[0] else "no class"
         raise TaxonomyError(f"there is {found}; a classifier needs a folder for each of two or more classes")
@@ -82,7 +85,7 @@ def propose(
         if pins or tiers:
             given = "--pin" if pins else "--tiers"
             raise TaxonomyError(f"the folders lie in folders, which are the tiers; leave {given} out")
-        return Proposal(_of_folders(trimmed, name), "folders")
+        return Proposal(_of_folders(trimmed, name, inner), "folders")
     labels = list({key(path[0]): path[0] for path in reversed(trimmed)}.values())[::-1]
     if len(labels) < 2:
         raise TaxonomyError(f"all folders read {labels[0]!r}; a classifier needs two or more classes")
@@ -100,12 +103,6 @@ def trim(paths: Sequence[FolderPath]) -> list[FolderPath]:
     return [path[-1:] for path in trimmed] if len(trimmed) == 1 else trimmed
 
 
-def _lowest(paths: Sequence[FolderPath]) -> list[FolderPath]:
-    """The folders that have none of the others below them."""
-    above = {path[:end] for path in paths for end in range(1, len(path))}
-    return [path for path in paths if path not in above]
-
-
 def _bundled_with(labels: Sequence[str]) -> Taxonomy | None:
     """The bundled taxonomy whose leaves are exactly these, if there is one."""
     for name in bundled():
@@ -120,13 +117,29 @@ def _bundled_with(labels: Sequence[str]) -> Taxonomy | None:
 # ---------------------------------------------------------------- a tree of folders
 
 
-def _of_folders(paths: Sequence[FolderPath], name: str) -> Taxonomy:
-    """The user's own hierarchy, without tiers that say no more than the next."""
+def _of_folders(paths: Sequence[FolderPath], name: str, inner: Set[FolderPath]) -> Taxonomy:
+    """The user's own hierarchy, without tiers that say no more than the one before or than the leaves.
+
+    So folders in which each has only one other, "animal/mammal/cat", keep the name of the topmost as their class. An
+    ``inner`` folder, which has images of its own, stays a class or lies below one.
+    """
     tree = from_folder_paths(paths, name=name)
     data = tree.to_dict()
-    tiers = data["tiers"]
-    data["tiers"] = [a for a, b in itertools.pairwise(tiers) if len(a) < len(b)] + tiers[-1:]
+    *tiers, last = data["tiers"]
+    own = {"/".join(path) for path in inner}
+    kept: list[list[str]] = []
+    for tier in tiers:
+        covered = {node for coarse in kept for node in coarse}
+        needed = [node for node in own.intersection(tier) if covered.isdisjoint(_and_above(node))]
+        if needed or (len(kept[-1]) if kept else 0) < len(tier) < len(last):
+            kept.append(tier)
+    data["tiers"] = [*kept, last]
     return Taxonomy.from_dict(data)
+
+
+def _and_above(node: str) -> list[str]:
+    """The ids of a folder and of those that it lies in."""
+    return list(itertools.accumulate(node.split("/"), "{}/{}".format))
 
 
 # ---------------------------------------------------------------- names and ids

@@ -61,6 +61,7 @@ MEASURED: dict[str, Any] = {
         "lower_weight": 0.5,
         "consensus": [{"lower_weight": 0.5, "top1": [0.6, 0.4, 0.2]}],
         "finest": {"top1": 0.2},
+        "alone": {"top1": [0.6, 0.4, 0.2]},
     },
     "note": "by hand",
 }
@@ -276,6 +277,15 @@ def test_the_command_prints_what_the_small_model_saves(
     assert rows["parameters"][1] == rows["parameters"][2]
     assert rows["parameters"][4] == "1.000"
     assert "Times: the network alone, medians of" in out
+
+
+def test_keeping_all_levels_as_they_are_is_told_to_save_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_checkpoint, 2, tmp_path / "copy") == 0
+    assert "This saves nothing: level 2 is the last level" in capsys.readouterr().err
+    assert run(tiny_checkpoint, 2, tmp_path / "half", "--dtype", "float16") == 0
+    assert "saves nothing" not in capsys.readouterr().err
 
 
 def test_the_other_commands_work_on_a_small_model(

@@ -293,7 +293,9 @@ def test_one_command_makes_a_model_and_the_next_one_adds_to_it(
     photos = shared / "photos"
     code, text, error = command(capfd, "fit", "--data", photos, "--from", shared / "base", *given)
     assert (code, error) == (0, "")
-    assert "chosen: --from base --tune heads (on a processor): its network stays as it is, heads are" in text
+    assert (
+        f"chosen: --from {shared / 'base'} --tune heads (on a processor): its network stays as it is" in text
+    )
     assert "for 64 images, then the fit" in text
     code, _, error = command(capfd, "fit", "--data", photos, "--from", shared / "base", *given)
     assert (code, error.count("\n")) == (2, 1)
@@ -303,7 +305,7 @@ def test_one_command_makes_a_model_and_the_next_one_adds_to_it(
     write_photos(tmp_path / "new", ("goldfish",))
     code, text, error = command(capfd, "fit", "--from", "runs/photos/model", "--add", "new", *given)
     assert (code, error) == (0, "")
-    assert "model has 4 classes, 1 are added: a new tree for old and new classes" in text
+    assert "runs/photos/model has 4 classes, 1 are added: a new tree for old and new classes" in text
     tree, old = (hierclass.load(f"runs/{name}/model").taxonomy for name in ("new", "photos"))
     assert set(tree.leaves) == {*old.leaves, "n01443537"}
     assert {tree.node(leaf).name for leaf in tree.leaves} == {"Chihuahua", *NAMES[:5]} - {"chihuahua"}
@@ -388,7 +390,7 @@ def test_all_of_the_network_is_trained_where_options_of_training_ask_for_it(
     )
     assert (code, error) == (0, "")
     assert (
-        "--tune all (--epochs is for training): its whole network is trained, for 1 epochs of 64 images"
+        "--tune all (--epochs is for training): its whole network is trained, for 1 epoch of 64 images"
         in text
     )
     recipe = Recipe.load(tmp_path / "run" / "recipe.json")

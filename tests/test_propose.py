@@ -146,6 +146,8 @@ def test_a_folder_of_images_above_class_folders_is_a_class_of_a_coarser_tier() -
     assert proposal.kind == "folders"
     assert proposal.taxonomy.tiers[0] == ("dog", "cat")
     assert set(proposal.taxonomy.leaves) == {"/".join(way) for way in ways[1:]}
+    alone = propose([("dog",), ("dog", "pug"), ("cat",)], name="x").taxonomy
+    assert alone.tiers == (("dog", "cat"), ("dog/pug", "cat"))
 
 
 @pytest.mark.parametrize(

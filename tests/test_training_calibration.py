@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -100,7 +101,7 @@ def test_without_a_mistake_the_temperature_stops_at_its_lowest() -> None:
 def test_scores_are_those_of_the_product(tiny_taxonomy: Taxonomy, level: int, weight: float) -> None:
     answers = make_answers(tiny_taxonomy, 5000, sharpness=(1.0, 2.0, 0.5))  # more than one block of rows
     log_scores = calibration.level_scores(answers, tiny_taxonomy, weight, level)
-    scored = score_answers(log_scores, answers.kept_labels, tiny_taxonomy, level, 1.7)
+    scored = score_answers(log_scores, answers.kept_truth(tiny_taxonomy), tiny_taxonomy, level, 1.7)
     tiers = combine_levels(answers.logits[: level + 1], tiny_taxonomy, weight, (1.7,) * 3)
     best = tiers[level].argmax(axis=1)
     truth = tiny_taxonomy.projection(level)[answers.labels]
@@ -128,7 +129,7 @@ def test_what_is_said_of_a_calibration_was_measured_on_the_other_half(tiny_taxon
     (found, *_) = calibrate(answers, tiny_taxonomy, 0.0)
     log_scores = calibration.level_scores(answers, tiny_taxonomy, 0.0, 0)
     by_half = [
-        score_answers(log_scores, answers.labels, tiny_taxonomy, 0, temperature).scores[:, 0]
+        score_answers(log_scores, answers.truth(tiny_taxonomy), tiny_taxonomy, 0, temperature).scores[:, 0]
         for temperature in found.halves
     ]
     assert found.halves[0] != found.halves[1]
@@ -162,6 +163,36 @@ def test_kept_precision_and_coverage_are_those_of_thresholds_of_the_other_half(
     coverages = [row["coverage"] for row in found["thresholds"] if (row["level"], row["tier"]) == (2, 0)]
     assert coverages == sorted(coverages, reverse=True)
     json.dumps(found, allow_nan=False)
+
+
+def test_images_of_inner_nodes_count_as_far_down_as_they_are_labelled(tiny_taxonomy: Taxonomy) -> None:
+    answers = make_answers(tiny_taxonomy, 400, sharpness=(2.0, 2.0, 2.0))
+    labels = answers.labels.copy()
+    labels[:100] = 12 + np.array([0, 4])[tiny_taxonomy.projection(0)[labels[:100]]]  # animal or vehicle
+    coarse = dataclasses.replace(answers, labels=labels)
+    fine = dataclasses.replace(
+        answers,
+        positions=answers.positions[100:],
+        labels=labels[100:],
+        best=answers.best[:, :, 100:],
+        ranked=answers.ranked[100:],
+        kept=answers.kept[100:],
+        logits=tuple(level[100:] for level in answers.logits),
+    )
+    assert coarse.counts(tiny_taxonomy) == [400, 300, 300]
+    whole, mixed, part = (calibrate(each, tiny_taxonomy, 0.0) for each in (answers, coarse, fine))
+    assert mixed[0].temperature == whole[0].temperature
+    assert [each.temperature for each in mixed[1:]] == [each.temperature for each in part[1:]]
+    (one,), (all_,) = (
+        [t for t in found[2].thresholds if (t.tier, t.precision) == (0, 0.8)] for found in (mixed, whole)
+    )
+    assert one.coverage == pytest.approx(
+        all_.coverage, abs=0.01
+    )  # level 2's answers to tier 0, of all images
+    assert mixed[2].before.measures()["nll"] == pytest.approx(part[2].before.measures()["nll"])
+    few = dataclasses.replace(answers, labels=np.where(np.arange(400) < 360, 12, answers.labels))
+    with pytest.raises(InputError, match="40 labelled images are too few"):
+        calibrate(few, tiny_taxonomy, 0.0)
 
 
 def flags(text: str) -> np.ndarray:

@@ -34,6 +34,14 @@ def test_a_leaf_without_images_counts_as_one_image(tiny_taxonomy: Taxonomy) -> N
     assert prior.tolist() == pytest.approx([math.log(1 / 12)] * 12)
 
 
+def test_images_of_inner_nodes_count_on_the_tiers_that_they_know(tiny_taxonomy: Taxonomy) -> None:
+    inner = [100, 0, 0, 0, 0, 0, 50]  # animals, boats
+    shares = [prior.exp().tolist() for prior in log_priors(tiny_taxonomy, [*COUNTS, *inner])]
+    assert shares[0] == pytest.approx([190 / 250, 60 / 250])
+    assert shares[1] == pytest.approx([50 / 150, 30 / 150, 10 / 150, 6 / 150, 54 / 150])
+    assert shares[2] == pytest.approx([count / 100 for count in COUNTS])
+
+
 def make_loss(taxonomy: Taxonomy, counts: list[int] | None, distil: float = 0.0) -> NestedLoss:
     return NestedLoss(
         taxonomy, level_weights=(1.0, 1.0, 1.0), finest_weight=1.0, distil=distil, label_counts=counts

@@ -229,3 +229,16 @@ def test_small_images_are_checked_by_decoding_them_once(tmp_path: Path, tiny_tax
     train, dev, text = load(recipe, tmp_path / "run", check="none")
     assert len(train) + len(dev) == 47
     assert "1 of 48 images cannot be read" in text
+
+
+def test_what_is_found_while_decoding_and_by_the_check_is_told_in_one_line(
+    photographs: Recipe, tmp_path: Path
+) -> None:
+    folder = Path(photographs.data[0])
+    (folder / "owl" / "1.jpg").write_text("text")  # few bytes: read at once, before the others are checked
+    _, _, text = load(photographs, tmp_path / "a")
+    assert "1 of 36 images cannot be read and are left out" in text
+    assert "all can be read" not in text
+    (folder / "owl" / "1.jpg").unlink()
+    _, _, text = load(photographs, tmp_path / "b")
+    assert "checked 35 images (each decoded): all can be read" in text

@@ -173,7 +173,7 @@ def test_a_chosen_consensus_is_stored_and_its_effect_is_reported(recipe: Recipe,
     assert list(effect) == [0.0, 0.25, 0.3, 0.5, 1.0]
     assert effect[0.3] == [row["top1"] for row in results["levels"]]
     assert {top1[0] for top1 in effect.values()} == {results["levels"][0]["top1"]}  # nothing is below level 0
-    assert effect[0.0][2] == results["finest"]["top1"]  # the last level's own head
+    assert effect[0.0][2] == results["alone"]["top1"][2]  # the last level's own head
     assert "0.3 (used)" in text
     card = (tmp_path / "model" / "MODEL_CARD.md").read_text()
     assert "| 0.3 | " + " | ".join(f"{top1:.1%}" for top1 in effect[0.3]) + " |" in card
@@ -208,14 +208,20 @@ def test_evaluating_a_model_shows_its_consensus_beside_others(
     assert "not at all" in text.getvalue()
 
 
-def row(top1: float, parameters: int = 10) -> dict[str, Any]:
-    return {"levels": [{"top1": 0.5, "parameters": 5}, {"top1": top1, "parameters": parameters}]}
+def row(top1: float, parameters: int = 10, coarse: float = 0.5) -> dict[str, Any]:
+    return {"levels": [{"top1": coarse, "parameters": 5}, {"top1": top1, "parameters": parameters}]}
 
 
 def test_the_best_epoch_is_that_with_the_best_last_level() -> None:
     assert loop._is_better(row(0.3), None)
     assert loop._is_better(row(0.4), {"results": row(0.3)})
-    assert not loop._is_better(row(0.3), {"results": row(0.3)})
+    assert not loop._is_better(row(0.2, coarse=0.9), {"results": row(0.3)})
+
+
+def test_of_equally_good_epochs_the_better_coarser_tiers_win_and_then_the_later_one() -> None:
+    assert loop._is_better(row(0.3, coarse=0.6), {"results": row(0.3)})
+    assert not loop._is_better(row(0.3, coarse=0.4), {"results": row(0.3)})
+    assert loop._is_better(row(0.3), {"results": row(0.3)})
 
 
 def test_an_epoch_before_pruning_ended_is_not_kept_for_its_extra_weights() -> None:

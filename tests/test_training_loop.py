@@ -274,6 +274,48 @@ def test_hard_and_one_hot_targets_cost_the_same(tiny_taxonomy: Taxonomy) -> None
     torch.testing.assert_close(loss(levels, finest, hard), loss(levels, finest, soft))
 
 
+SMOOTHINGS: list[dict[str, Any]] = [{}, {"smoothing": 0.1}, {"smoothing": 0.1, "smoothing_along": "tree"}]
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+def test_a_label_of_an_inner_node_trains_the_tiers_down_to_it(
+    tiny_taxonomy: Taxonomy, smoothing: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    loss = NestedLoss(tiny_taxonomy, level_weights=(1, 1, 1), finest_weight=1, **smoothing)
+    levels = [torch.randn(1, count, requires_grad=True) for count in (2, 5, 12)]
+    finest = [torch.randn(1, 12, requires_grad=True)]
+    dog, beagle = torch.tensor([13]), torch.tensor([1])
+    loss(levels, finest, dog).backward()
+    assert levels[0].grad is not None
+    assert levels[1].grad is not None
+    assert not levels[2].grad.any()  # type: ignore[union-attr]
+    assert not finest[0].grad.any()  # type: ignore[union-attr]
+    coarse = NestedLoss(tiny_taxonomy, level_weights=(1, 1, 0), finest_weight=0, **smoothing)
+    if smoothing.get("smoothing_along") != "tree":  # along the tree it depends on the leaf
+        torch.testing.assert_close(loss(levels, finest, dog), coarse(levels, [], beagle))
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+def test_parts_of_a_batch_with_inner_nodes_add_up_and_mixing_is_linear(
+    tiny_taxonomy: Taxonomy, smoothing: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    loss = NestedLoss(tiny_taxonomy, level_weights=(1, 0.5, 2), finest_weight=1, **smoothing)
+    levels, finest = [torch.randn(4, count) for count in (2, 5, 12)], [torch.randn(4, 12)]
+    labels = torch.tensor([0, 12, 13, 7])
+    whole = loss(levels, finest, labels)
+    parts = [
+        loss([each[part] for each in levels], [each[part] for each in finest], labels[part])
+        for part in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(whole, (parts[0] + 3 * parts[1]) / 4)
+    shares = torch.eye(19)[labels]
+    torch.testing.assert_close(whole, loss(levels, finest, shares))
+    mixed = loss(levels, finest, 0.3 * shares + 0.7 * shares.flip(0))
+    torch.testing.assert_close(mixed, 0.3 * whole + 0.7 * loss(levels, finest, labels.flip(0)))
+
+
 def test_distillation_teaches_the_summed_answer_and_leaves_the_last_level_alone(
     tiny_taxonomy: Taxonomy,
 ) -> None:

@@ -19,7 +19,10 @@ from hierclass.images.preprocessing import preprocess
 from taxonomy import Taxonomy
 from training.data.samples import ImageSet
 from training.evaluation import predictions
+from training.evaluation.console import counts_sentence
+from training.evaluation.evaluate import summarise
 from training.evaluation.predictions import Predictions, collect_predictions, images_to_keep
+from training.evaluation.report_data import confusion
 
 CPU = torch.device("cpu")
 
@@ -88,6 +91,42 @@ def test_what_is_best_and_what_is_right_is_what_the_product_decides(
                 right = (parents == tree.projection(level - 1)[found.labels]).sum()
                 assert found.count_right(w, level, tree)[level - 1] == right
     assert [level.tolist() for level in found.own] == [each.argmax(axis=1).tolist() for each in logits]
+
+
+def test_an_image_of_an_inner_node_counts_on_the_tiers_down_to_it(
+    collect: Callable[..., Predictions], images: ImageSet, model: Checkpoint
+) -> None:
+    tree, whole = model.taxonomy, collect()
+    labels = whole.labels.copy()
+    labels[:4] = 12  # animal
+    coarse = dataclasses.replace(whole, labels=labels)
+    assert coarse.counts(tree) == [24, 20, 20]
+    results = summarise(model.network, tree, coarse, 0.0)
+    assert [row["images"] for row in results["levels"]] == [24, 20, 20]
+    best = whole.best[0]
+    for level in range(3):
+        right = best[level][4:] == tree.projection(level)[labels[4:]]
+        if level:
+            assert results["levels"][level]["top1"] == right.mean()
+            assert results["alone"]["top1"][level] == right.mean()
+    animals = best[0][:4] == 0
+    others = best[0][4:] == tree.projection(0)[labels[4:]]
+    assert results["levels"][0]["top1"] == np.concatenate([animals, others]).mean()
+    assert "24 / 20 / 20" in counts_sentence(results["levels"])
+    assert confusion(coarse, tree, 0, 0).sum() == 24
+    assert confusion(coarse, tree, 0, 2).sum() == 20
+    with pytest.raises(InputError, match="none of 24 images is labelled down to the finest tier"):
+        summarise(model.network, tree, dataclasses.replace(whole, labels=np.full(24, 12)), 0.0)
+
+
+def test_what_is_said_of_the_finest_level_is_said_of_its_answer(
+    collect: Callable[..., Predictions], model: Checkpoint
+) -> None:
+    found = collect(lower_weights=(0.0, 1.0))
+    results = summarise(model.network, model.taxonomy, found, 1.0)
+    assert results["finest"]["top1"] == (found.best[1, 2] == found.labels).mean()
+    assert results["alone"]["top1"][2] == (found.best[0, 2] == found.labels).mean()
+    assert "inconsistency_rate" not in results["finest"]
 
 
 def test_answers_of_several_processes_joined_are_those_of_one(collect: Callable[..., Predictions]) -> None:

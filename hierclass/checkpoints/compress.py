@@ -92,13 +92,19 @@ def compare(before: Path, whole: Checkpoint, after: Path, small: Checkpoint) -> 
     return found
 
 
+def saves(footprints: Sequence[Footprint]) -> bool:
+    """Whether the last footprint is smaller than the first by more than a hundredth, on disk or in computing."""
+    whole, small = footprints[0], footprints[-1]
+    return small.bytes < 0.99 * whole.bytes or small.macs < 0.99 * whole.macs
+
+
 def _first_levels(results: Any, levels: int) -> Any:
     """Cut measured results (a part of `Checkpoint.results`) to the first levels; leave malformed values out."""
     rows = results.get("levels") if isinstance(results, dict) else None
     if not isinstance(rows, list) or len(rows) <= levels or not all(isinstance(row, dict) for row in rows):
         return results
-    # "finest" measures the leaves, which the tree does not have any more.
-    cut = {key: value for key, value in results.items() if key != "finest"}
+    # "finest" and "alone" measure the leaves, which the tree does not have any more.
+    cut = {key: value for key, value in results.items() if key not in ("finest", "alone")}
     cut["levels"] = _with_shares(rows[:levels])
     for name in ("answers", "weighted_answers"):
         if isinstance(answers := cut.pop(name, None), list):

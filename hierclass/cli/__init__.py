@@ -187,7 +187,7 @@ def compress(
     from rich.console import Console
 
     from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
-    from hierclass.checkpoints.compress import ROUNDS, compare
+    from hierclass.checkpoints.compress import ROUNDS, compare, saves
     from hierclass.checkpoints.compress import compress as keep_levels
     from hierclass.cli.terminal import draw_footprints
     from hierclass.export.graphs import try_to_write_graphs
@@ -206,6 +206,9 @@ def compress(
         raise Stopped(stop.code, f"timing was stopped; the model is written: {output}") from None
     Console(highlight=False).print(draw_footprints(footprints))
     print(f"Times: the network alone, medians of {ROUNDS} rounds in turn, on the processor.")
+    if not saves(footprints):
+        lower = "keep a lower level" if level else "there is no lower one to keep"
+        say(f"This saves nothing: level {level} is the last level of {source}, stored as it was; {lower}.")
     say(f"levels 0 to {level} -> {output}")
 
 

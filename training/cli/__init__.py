@@ -253,12 +253,13 @@ def calibrate(
         images = _labelled(ctx)
         from rich.console import Console
 
-        from training.evaluation.console import show_calibration
+        from training.evaluation.console import show_calibration, show_notes
         from training.evaluation.evaluate import calibrate_checkpoint
         from training.evaluation.int8 import calibrate_int8
 
         fit = calibrate_int8 if int8 else calibrate_checkpoint
         results = fit(model, images, **_evaluation_options(ctx))
+        show_notes(Console(), results)
         show_calibration(Console(), results)
         print(f"stored in {model}")
 

@@ -22,7 +22,7 @@ from taxonomy.files import bundled
 from taxonomy.proposal import Proposal, propose
 from taxonomy.tables import dumps_table, with_ids_of
 from training.cli import prompts
-from training.cli.tuning import say_tuning, tree_of_base, with_tune, without_training
+from training.cli.tuning import say_tuning, shown, tree_of_base, with_tune, without_training
 from training.data.dataset_summary import DatasetSummary, default_out, summarise_dataset
 from training.data.label_names import LabelNames
 from training.data.samples import inner_nodes
@@ -121,7 +121,7 @@ def _tree_for(
     added = add_classes(old, list(summarise_dataset(recipe.add).ways))
     _say(
         console,
-        f"{Path(recipe.base).name} has {len(old.leaves)} classes, {len(added.new)} are added: {added.how}",
+        f"{shown(Path(recipe.base))} has {len(old.leaves)} classes, {len(added.new)} are added: {added.how}",
     )
     _agreed(_TreeFiles(out, added.proposal.taxonomy), added.proposal, found, options, console)
     return str((out / TREE).absolute())
@@ -166,12 +166,15 @@ def _agreed(
 
 
 def _say_found(console: Console, proposal: Proposal, found: DatasetSummary, data: Sequence[str]) -> None:
-    counts = sorted(found.ways.values())
+    above = {way[:end] for way in found.ways for end in range(1, len(way))}
+    counts = sorted(count for way, count in found.ways.items() if way not in above)
     what = FOUND[proposal.kind].format(name=proposal.taxonomy.name)
     if proposal.unknown and not proposal.choices:
         what = "names of your own"
     spread = f"{counts[0]} to {counts[-1]}" if counts[0] < counts[-1] else f"{counts[0]}"
-    text = f"{', '.join(map(_near, data))}: {found.num_images} images of {len(counts)} classes ({spread} each): {what}"
+    text = f"{', '.join(map(_near, data))}: {sum(counts)} images of {len(counts)} classes ({spread} each): {what}"
+    for way in sorted(above & found.ways.keys()):
+        text += f"\n{found.ways[way]} images of {'/'.join(way)} itself count as that, not as a class below it"
     _say(console, text.encode("utf-8", "backslashreplace").decode())
 
 

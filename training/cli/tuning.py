@@ -102,9 +102,10 @@ def say_tuning(recipe: Recipe, why: str, found: DatasetSummary, console: Console
     from training.heads.estimate import seconds_for_features, seconds_for_training
 
     base, count = Path(recipe.base), found.num_images
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
     if recipe.tune == "all":
         seconds = seconds_for_training(base, recipe.epochs * count, recipe.batch_size)
-        rest = f"its whole network is trained, for {recipe.epochs} epochs of {count} images: about {clock(seconds)}"
+        rest = f"its whole network is trained, for {epochs} of {count} images: about {clock(seconds)}"
     else:
         seconds = seconds_for_features(base, found.sample, count)
         what = (
@@ -115,8 +116,15 @@ def say_tuning(recipe: Recipe, why: str, found: DatasetSummary, console: Console
         rest = (
             f"its network stays as it is, {what}: about {clock(seconds + 1)} for {count} images, then the fit"
         )
-    text = f"chosen: --from {base.name} --tune {recipe.tune} ({why}): {rest}"
+    text = f"chosen: --from {shown(base)} --tune {recipe.tune} ({why}): {rest}"
     console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def shown(base: Path) -> str:
+    """A model's folder as people know it: the name of the bundled one, else its path from the working directory."""
+    if base == BUNDLED:
+        return base.name
+    return str(base.relative_to(Path.cwd()) if base.is_relative_to(Path.cwd()) else base)
 
 
 def tree_of_base(recipe: Recipe) -> Taxonomy:

@@ -38,8 +38,8 @@ class ImageListing:
 
     ``sources`` hold a path, the bytes of a file, or a decoded (H, W, 3) uint8 array; ``names`` are for messages and
     splits; ``ways`` are the labels; ``held_out`` images must not be trained on, and labels that a model ``guessed`` are
-    there to be trained on alone. ``places`` name the cells of the labels in a table, and are empty for folders;
-    ``notes`` say what was left out.
+    there to be trained on alone. ``rows`` and ``column`` say where in a table the labels stand; they are empty for
+    folders. ``notes`` say what was left out.
     """
 
     where: str
@@ -48,8 +48,20 @@ class ImageListing:
     ways: Sequence[LabelPath]
     held_out: bool = False
     guessed: bool = False
-    places: Sequence[str] = ()
+    rows: Sequence[int] = ()
+    column: str = ""
     notes: Sequence[str] = ()
+
+    def place(self, way: LabelPath) -> str:
+        """Where a label stands first: in which folder, or in which row and column of a table."""
+        if not self.column:
+            return self.where
+        return cell(self.where, self.rows[self.ways.index(way)], self.column)
+
+
+def cell(where: str, row: int, column: str) -> str:
+    """Name a cell of a table: "labels.csv row 7, column label"."""
+    return f"{where} row {row}, column {column}"
 
 
 def split_name(data: str) -> tuple[str, Path]:

@@ -168,6 +168,10 @@ def tell_classes(
     present = counts[counts > 0]
     if len(present) < 2 and (len(present) < 1 or len(train) > 1):
         raise InputError("fewer than two classes have images to train on; add images of other classes")
+    if not held_out.any():
+        raise InputError(
+            "no held-out image is labelled down to the finest tier; hold out some that are, or add such images"
+        )
     if (coarse := labels[num_leaves:]).any():
         sizes = [f"{taxonomy.node(inner[at]).name} {coarse[at]}" for at in np.argsort(-coarse, kind="stable")]
         some = ", ".join(sizes[: min(5, int((coarse > 0).sum()))])

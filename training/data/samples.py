@@ -146,12 +146,10 @@ def _told_once(sources: Sequence[Source], guessed: npt.NDArray[np.bool_]) -> Lab
 
 
 def _labels(listing: ImageListing, finder: LabelNames) -> LabelArray:
-    table = bool(listing.places)
-    found = finder.find_texts(listing.ways) if table else finder.find_folders(listing.ways)
+    found = finder.find_texts(listing.ways) if listing.column else finder.find_folders(listing.ways)
     for way, label in found.items():
         if label is None:
-            where = listing.places[listing.ways.index(way)] if table else listing.where
-            raise InputError(f"{where}: {finder.missing(way)}")
+            raise InputError(f"{listing.place(way)}: {finder.missing(way)}")
     return np.array([found[way] for way in listing.ways], dtype=np.int64)
 
 

@@ -33,10 +33,6 @@ class TableRows:
         self._delimiter = ","
         self.columns = self._text_columns() if self.text else self._parquet_columns()
 
-    def place(self, number: int, column: str) -> str:
-        """Name a cell: "labels.csv row 7, column label"."""
-        return f"{self.where} row {number}, column {column}"
-
     def read(self, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
         """Yield number and values of every row that is not empty; of text all values are text, "" where it has none."""
         return self._text_rows(columns) if self.text else self._parquet_rows(columns)

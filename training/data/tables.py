@@ -6,6 +6,7 @@ A table that ``hierclass label`` wrote holds guesses of a model; its column ``co
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
-from training.data.datasets import TEST, TRAIN, VAL, ImageListing, LabelPath, Source
+from training.data.datasets import TEST, TRAIN, VAL, ImageListing, LabelPath, Source, cell
 from training.data.table_rows import Row, TableRows
 
 IMAGES = ("path", "image", "filename", "file")
@@ -65,7 +66,8 @@ def list_table(path: Path, *, part: str = "all", pseudo_labels: bool = False) ->
                 [entry.way for entry in own],
                 split != "train",
                 guessed,
-                [table.rows.place(entry.row, table.label_column(guessed)) for entry in own],
+                [entry.row for entry in own],
+                table.label_column(guessed),
                 told,
             )
             told = []
@@ -144,7 +146,7 @@ class _LabelTable:
         ):
             if a != b:
                 raise InputError(
-                    f"{self.rows.place(other.row, column)}: {other.name} is {display_name(b)} here, and "
+                    f"{cell(self.where, other.row, column)}: {other.name} is {display_name(b)} here, and "
                     f"{display_name(a)} in row {one.row}; leave one of them out"
                 )
 
@@ -165,10 +167,10 @@ class _LabelTable:
 
     def _label(self, row: Row) -> tuple[LabelPath, bool]:
         """The label, empty where the row does not count, and whether it is a guess."""
-        right = _way(row.get(CORRECTED if self.of_model else self.label))
+        right = _way(_text(row.get(CORRECTED if self.of_model else self.label)))
         if right or not self.of_model:
             return right, False
-        guess = _way(row.get(self.label))
+        guess = _way(_text(row.get(self.label)))
         why = "without a correction"
         if self.pseudo_labels:
             why = (
@@ -195,7 +197,7 @@ class _LabelTable:
         raise self._wrong(number, self.image, f"{text!r} is no file; relative paths start at {where}")
 
     def _wrong(self, number: int, column: str, what: str) -> InputError:
-        return InputError(f"{self.rows.place(number, column)}: {what}")
+        return InputError(f"{cell(self.where, number, column)}: {what}")
 
 
 def _either(names: Iterable[str]) -> str:
@@ -207,6 +209,7 @@ def _text(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _way(value: object) -> LabelPath:
+@functools.lru_cache(1 << 16)  # equal labels share memory
+def _way(text: str) -> LabelPath:
     """A label as a path in the tree."""
-    return tuple(part.strip() for part in _text(value).split("/") if part.strip())
+    return tuple(part.strip() for part in text.split("/") if part.strip())

@@ -22,6 +22,7 @@ from hierclass.decisions.prediction import best_paths, consensus, sum_up
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.data.sample_weights import Weighting
+from training.data.samples import UNKNOWN
 from training.evaluation.metrics import (
     Flags,
     Indices,
@@ -54,13 +55,14 @@ LogScores = npt.NDArray[np.float32]
 class LevelScores:
     """A level's scores for N images, and their quality.
 
-    ``scores`` and ``right`` (N, k + 1) are for the answers to tiers 0 … k; ``nll`` (N,) and ``brier`` (N,) are the
-    negative log-likelihood (nats) and the Brier score (0 to 2, Brier 1950) of the truth on tier k; ``weights`` (N,)
-    weight the images.
+    ``scores`` and ``right`` (N, k + 1) are for the answers to tiers 0 … k, ``known`` (N, k + 1) says where the truth is
+    known, which alone counts; ``nll`` (N,) and ``brier`` (N,) are the negative log-likelihood (nats) and the Brier
+    score (0 to 2, Brier 1950) of the truth on tier k, 0 where it is not known; ``weights`` (N,) weight the images.
     """
 
     scores: Shares
     right: Flags
+    known: Flags
     nll: Shares
     brier: Shares
     weights: Shares
@@ -75,13 +77,18 @@ class LevelScores:
         """The selected images."""
         return LevelScores(*(getattr(self, field.name)[wanted] for field in dataclasses.fields(self)))
 
+    def tier(self, tier: int) -> tuple[Shares, Flags, Shares]:
+        """Scores, right answers and weights (n,) of the images whose class of a tier is known."""
+        own = self.known[:, tier]
+        return self.scores[own, tier], self.right[own, tier], self.weights[own]
+
     def measures(self) -> dict[str, Any]:
         """Means as JSON values: ``nll``, ``brier`` and ``ece``, the calibration error (0 to 1) per tier 0 … k."""
-        pairs = zip(self.scores.T, self.right.T, strict=True)
+        weights = self.weights * self.known[:, -1]
         return {
-            "nll": float(np.average(self.nll, weights=self.weights)),
-            "brier": float(np.average(self.brier, weights=self.weights)),
-            "ece": [expected_calibration_error(scores, right, self.weights) for scores, right in pairs],
+            "nll": float(np.average(self.nll, weights=weights)),
+            "brier": float(np.average(self.brier, weights=weights)),
+            "ece": [expected_calibration_error(*self.tier(tier)) for tier in range(self.scores.shape[1])],
         }
 
 
@@ -134,6 +141,11 @@ class LevelCalibration:
     splits: int
 
 
+def num_usable(predictions: Predictions, taxonomy: Taxonomy) -> int:
+    """Number of images to calibrate on: those whose logits are kept and that are labelled down to the leaves."""
+    return int((predictions.kept_labels < taxonomy.num_classes[-1]).sum())
+
+
 def check_enough(count: int) -> None:
     """Raise `InputError` if there are too few labelled images to calibrate on."""
     if count < MIN_IMAGES:
@@ -147,12 +159,12 @@ def calibrate(
 
     ``weighting`` None: all images count the same. Raises `InputError` for fewer than `MIN_IMAGES`.
     """
-    leaves = predictions.kept_labels
-    check_enough(len(leaves))
+    check_enough(num_usable(predictions, taxonomy))
+    truth = predictions.kept_truth(taxonomy)
     weights = _weights(predictions, weighting)
     return [
         _calibrate_level(
-            level_scores(predictions, taxonomy, lower_weight, level), leaves, weights, taxonomy, level
+            level_scores(predictions, taxonomy, lower_weight, level), truth, weights, taxonomy, level
         )
         for level in range(len(predictions.logits))
     ]
@@ -166,7 +178,7 @@ def to_results(levels: Sequence[LevelCalibration], weighting: Weighting | None =
     precision and coverage (``measured``). ``known_top1`` is `Weighting.to_dict`, or None.
     """
     return {
-        "images": len(levels[0].before.nll),
+        "images": int(levels[-1].before.known[:, -1].sum()),
         "splits": levels[0].splits,
         "known_top1": weighting.to_dict() if weighting else None,
         "levels": [
@@ -206,14 +218,16 @@ def measure_decision(
     levels, thresholds = [], []
     for level, temperature in enumerate(temperatures):
         log_scores = level_scores(predictions, taxonomy, decision.lower_weight, level)
-        scored = score_answers(log_scores, predictions.kept_labels, taxonomy, level, temperature, weights)
+        scored = score_answers(
+            log_scores, predictions.kept_truth(taxonomy), taxonomy, level, temperature, weights
+        )
         levels.append({"level": level, "temperature": temperature, **scored.measures()})
         own = [each for each in decision.thresholds if each.level == level]
         kept = [_apply(each, scored) for each in own]
         thresholds += [
             {**row, "measured": k.to_dict()} for row, k in zip(to_rows(tuple(own)), kept, strict=True)
         ]
-    return {"images": len(predictions.kept), "levels": levels, "thresholds": thresholds}
+    return {"images": num_usable(predictions, taxonomy), "levels": levels, "thresholds": thresholds}
 
 
 def level_scores(predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, level: int) -> LogScores:
@@ -231,9 +245,13 @@ def level_scores(predictions: Predictions, taxonomy: Taxonomy, lower_weight: flo
 def fit_temperature(log_scores: LogScores, truth: Indices, weights: Shares | None = None) -> float:
     """The temperature that maximises the likelihood of the truth (N,) by log-scores (N, C), to four digits.
 
-    ``weights`` (N,) None: all equal. Bounded by `TEMPERATURES`; Guo et al. 2017, section 4.2.
+    Images whose truth is `UNKNOWN` do not count. ``weights`` (N,) None: all equal. Bounded by `TEMPERATURES`; Guo et
+    al. 2017, section 4.2.
     """
     low, high = map(math.log, TEMPERATURES)
+    if not (known := truth != UNKNOWN).all():
+        log_scores, truth = log_scores[known], truth[known]
+        weights = None if weights is None else weights[known]
     found = minimize_scalar(
         lambda log: log_likelihood_loss(log_scores, truth, math.exp(log), weights),
         bounds=(low, high),
@@ -261,26 +279,27 @@ def log_likelihood_loss(
 
 def score_answers(
     log_scores: LogScores,
-    leaves: Indices,
+    truth: Indices,
     taxonomy: Taxonomy,
     level: int,
     temperature: float,
     weights: Shares | None = None,
 ) -> LevelScores:
-    """Score a level's log-scores (N, num_classes[level]) at a temperature against the truth (N,).
+    """Score a level's log-scores (N, num_classes[level]) at a temperature against the truth (N, num_tiers).
 
     ``weights`` (N,) None: all equal.
     """
-    weights = np.ones(len(leaves)) if weights is None else weights
+    weights = np.ones(len(truth)) if weights is None else weights
     parts = []
-    for rows in _blocks(len(leaves)):
+    for rows in _blocks(len(truth)):
         tiers = sum_up(log_scores[rows].astype(np.float64), taxonomy, level, temperature)
         classes, scores = best_paths(tiers, taxonomy)
-        truth = np.stack([taxonomy.projection(tier)[leaves[rows]] for tier in range(level + 1)], axis=1)
-        of_truth = tiers[level][np.arange(len(truth)), truth[:, level]]
-        nll = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny))
-        brier = (tiers[level] ** 2).sum(axis=1) - 2 * of_truth + 1
-        parts.append(LevelScores(scores, classes == truth, nll, brier, weights[rows]))
+        true = truth[rows, : level + 1]
+        known = true != UNKNOWN
+        of_truth = tiers[level][np.arange(len(true)), true[:, level]]
+        nll = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)) * known[:, level]
+        brier = ((tiers[level] ** 2).sum(axis=1) - 2 * of_truth + 1) * known[:, level]
+        parts.append(LevelScores(scores, classes == true, known, nll, brier, weights[rows]))
     return LevelScores.join(parts)
 
 
@@ -319,26 +338,26 @@ def find_thresholds(
     """A level's threshold for each tier 0 … level and precision."""
     found = []
     for tier in range(level + 1):
-        scores = scored.scores[:, tier]
+        scores, right, weights = scored.tier(tier)
         for precision in precisions:
-            score = find_threshold(scores, scored.right[:, tier], precision, scored.weights)
-            coverage = 0.0 if score is None else float(np.average(scores >= score, weights=scored.weights))
+            score = find_threshold(scores, right, precision, weights)
+            coverage = 0.0 if score is None else float(np.average(scores >= score, weights=weights))
             found.append(Threshold(level, tier, precision, score, coverage))
     return found
 
 
 def _calibrate_level(
-    log_scores: LogScores, leaves: Indices, weights: Shares, taxonomy: Taxonomy, level: int
+    log_scores: LogScores, all_truth: Indices, weights: Shares, taxonomy: Taxonomy, level: int
 ) -> LevelCalibration:
     def score(temperature: float) -> LevelScores:
-        return score_answers(log_scores, leaves, taxonomy, level, temperature, weights)
+        return score_answers(log_scores, all_truth, taxonomy, level, temperature, weights)
 
-    truth = taxonomy.projection(level)[leaves]
+    truth = all_truth[:, level]
     temperature = fit_temperature(log_scores, truth, weights)
     thresholds = find_thresholds(score(temperature), level)
     halves, parts, places, kept = [], [], [], []
-    splits = max(1, min(MOST_SPLITS, SPLIT_IMAGES // len(leaves)))
-    for fitted, measured in RepeatedKFold(n_splits=2, n_repeats=splits, random_state=0).split(leaves):
+    splits = max(1, min(MOST_SPLITS, SPLIT_IMAGES // len(truth)))
+    for fitted, measured in RepeatedKFold(n_splits=2, n_repeats=splits, random_state=0).split(truth):
         halves.append(fit_temperature(log_scores[fitted], truth[fitted], weights[fitted]))
         scored = score(halves[-1])
         parts.append(scored.rows(measured))
@@ -365,9 +384,9 @@ def _weights(predictions: Predictions, weighting: Weighting | None) -> Shares:
 
 def _apply(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:
     """Outcome of a threshold on a level's scores."""
-    weights = scored.weights
-    given = scored.scores[:, threshold.tier] >= (np.inf if threshold.score is None else threshold.score)
-    right = given & scored.right[:, threshold.tier]
+    scores, flags, weights = scored.tier(threshold.tier)
+    given = scores >= (np.inf if threshold.score is None else threshold.score)
+    right = given & flags
     return ThresholdOutcome(
         int(given.sum()),
         int(right.sum()),

@@ -96,8 +96,10 @@ class Reporter:
 
 
 def level_table(levels: Sequence[Mapping[str, Any]], *, title: str) -> Table:
-    """Table of levels: tier, classes, accuracy with its interval, multiply-accumulates, parameters."""
-    return _table(title, *level_rows(levels))
+    """Table of the answers by the level that is asked: tier, classes, accuracy with its interval, cost, parameters."""
+    table = _table(title, *level_rows(levels))
+    table.caption = counts_sentence(levels) or None
+    return table
 
 
 def level_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
@@ -117,6 +119,15 @@ def level_rows(levels: Sequence[Mapping[str, Any]]) -> Rows:
         for row in levels
     ]
     return heads, rows
+
+
+def counts_sentence(levels: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many images count on each tier where these differ, else ""."""
+    counts = [row["images"] for row in levels if "images" in row]  # absent from runs of older versions
+    if len(set(counts)) < 2:
+        return ""
+    tiers = " / ".join(f"{count:,}" for count in counts)
+    return f"Images that are labelled down to tier {' / '.join(map(str, range(len(counts))))}: {tiers}."
 
 
 def answer_table(results: Mapping[str, Any]) -> Table:
@@ -153,8 +164,31 @@ def consensus_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def alone_table(alone: Mapping[str, Any]) -> Table:
+    """Table of the levels taken alone, from `training.evaluation.evaluate.measures_alone`."""
+    table = _table("each level alone, as if there were no others (no answer is made so)", *alone_rows(alone))
+    table.caption = alone_sentence(alone)
+    return table
+
+
+def alone_rows(alone: Mapping[str, Any]) -> Rows:
+    """Heads and rows of `alone_table`."""
+    pairs = enumerate(zip(alone["top1"], alone["balanced"], strict=True))
+    rows = [[str(level), str(level), f"{top1:.1%}", f"{balanced:.1%}"] for level, (top1, balanced) in pairs]
+    return ["level", "tier", "accuracy", "mean per class"], rows
+
+
+def alone_sentence(alone: Mapping[str, Any]) -> str:
+    """Explain how levels that are taken alone fit together."""
+    return (
+        f"all levels right at once: {alone['full_path_accuracy']:.1%}; levels that contradict one another: "
+        f"{alone['inconsistency_rate']:.1%} of the images (answers never do: they are paths of the tree); the finest "
+        f"level has the leaf among its best five: {alone['top5']:.1%}"
+    )
+
+
 def measure_table(measures: Mapping[str, Any], *, title: str) -> Table:
-    """Table of the finest level's hierarchical measures."""
+    """Table of the hierarchical measures of the finest level's answer."""
     table = Table(title=title)
     table.add_column("measure")
     table.add_column("value", justify="right")
@@ -283,13 +317,21 @@ def weighting_sentence(known: Mapping[str, Any], images: int) -> str:
 
 def show_results(console: Console, results: Mapping[str, Any], title: str) -> None:
     """Print all tables of `training.evaluation.evaluate.measures`."""
-    console.print(level_table(results["levels"], title=f"{title}: {results['images']} images"))
+    show_notes(console, results)
+    console.print(level_table(results["levels"], title=f"answers of {title}: {results['images']} images"))
     console.print(answer_table(results))
-    console.print(consensus_table(results))
-    console.print(measure_table(results["finest"], title="finest level"))
+    console.print(measure_table(results["finest"], title="the finest level's answer"))
     balanced = " / ".join(f"{row['balanced']:.1%}" for row in results["levels"])
-    console.print(f"mean accuracy per class, each level alone: {balanced}", highlight=False)
+    console.print(f"mean accuracy per class: {balanced}", highlight=False)
+    console.print(alone_table(results["alone"]))
+    console.print(consensus_table(results))
     show_calibration(console, results)
+
+
+def show_notes(console: Console, results: Mapping[str, Any]) -> None:
+    """Print what was left out of the images."""
+    for note in results.get("notes", ()):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_calibration(console: Console, results: Mapping[str, Any]) -> None:

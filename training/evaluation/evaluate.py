@@ -18,7 +18,7 @@ from hierclass.decisions.calibration import Decision
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 from training.data.sample_weights import Weighting, check_known_top1, weigh_images
-from training.data.samples import ImageSet, read_images, split
+from training.data.samples import UNKNOWN, ImageSet, read_images, split
 from training.evaluation import calibration, metrics
 from training.evaluation.calibration import LevelCalibration
 from training.evaluation.predictions import Predictions, collect_predictions, weights_to_try
@@ -35,65 +35,85 @@ def summarise(
 ) -> dict[str, Any]:
     """All measures of a network's predictions as JSON values.
 
-    ``levels`` has a row per level: tier, classes, top-1 of the product's answer (0 to 1) with its 95% Wilson interval,
-    ``balanced`` the mean accuracy per class of the level's own answer, cost. ``answers[k][j]`` is the accuracy on tier
-    j when level k is asked. ``lower_weight`` is the weight used: the argument ``consensus``, or the best of those tried
-    if that is "auto"; the result ``consensus`` has every level's top-1 for each weight. ``finest`` has the hierarchical
-    measures of the finest level, ``calibration`` what was fitted (``found`` if given), None for too few images.
-    Accuracies are unweighted; ``weighted_top1`` and ``weighted_answers`` are those by ``weighting``, or None.
+    All but ``alone`` are of the answers that users get, which are paths of the tree. ``levels`` has a row per level:
+    tier, classes, number of ``images`` whose class on that tier is known, top-1 (0 to 1) with its 95% Wilson interval,
+    ``balanced`` the mean accuracy per class, cost. ``answers[k][j]`` is the accuracy on tier j when level k is asked.
+    ``lower_weight`` is the weight used: the argument ``consensus``, or the best of those tried if that is "auto"; the
+    result ``consensus`` has every level's top-1 for each weight. ``finest`` has the hierarchical measures of the finest
+    level's answer, ``alone`` those of the levels without one another (`measures_alone`), ``calibration`` what was
+    fitted (``found`` if given), None for too few images. Accuracies are unweighted; ``weighted_top1`` and
+    ``weighted_answers`` are those by ``weighting``, or None. Raises `InputError` if no image is labelled down to the
+    leaves.
     """
-    count, best = len(predictions.labels), predictions.chosen(consensus, taxonomy)
+    counts, best = predictions.counts(taxonomy), predictions.chosen(consensus, taxonomy)
+    if not counts[-1]:
+        raise InputError(
+            f"none of {len(predictions.labels)} images is labelled down to the finest tier; give images that are"
+        )
     lower_weight = predictions.lower_weights[best]
     found = found or calibrate_if_enough(predictions, taxonomy, lower_weight, weighting)
-    costs = answer_costs(network, lower_weight)
-    right = [predictions.count_right(best, level, taxonomy) for level in range(len(costs))]
-    weighted = _weighted_answers(predictions, best, taxonomy, weighting) if weighting else None
-    levels = []
+    shares = [_shares(predictions, weight, taxonomy) for weight in range(len(predictions.lower_weights))]
+    weighted = _shares(predictions, best, taxonomy, weighting.weights) if weighting else None
+    return {
+        "images": len(predictions.labels),
+        "unreadable": len(predictions.errors),
+        "levels": _level_rows(network, taxonomy, predictions, best, shares[best], weighted),
+        "answers": shares[best],
+        "weighted_answers": weighted,
+        "lower_weight": lower_weight,
+        "consensus": [
+            {"lower_weight": weight, "top1": [row[-1] for row in each]}
+            for weight, each in zip(predictions.lower_weights, shares, strict=True)
+        ],
+        "finest": hierarchical_measures(predictions, taxonomy, best),
+        "alone": measures_alone(predictions, taxonomy),
+        "calibration": calibration.to_results(found, weighting) if found else None,
+    }
+
+
+def _level_rows(
+    network: HasCosts,
+    taxonomy: Taxonomy,
+    predictions: Predictions,
+    weight: int,
+    shares: list[list[float]],
+    weighted: list[list[float]] | None,
+) -> list[dict[str, Any]]:
+    """The rows ``levels`` of `summarise`, of the accuracies [k][j] on tier j when level k is asked."""
+    costs = answer_costs(network, predictions.lower_weights[weight])
+    counts, truth = predictions.counts(taxonomy), predictions.truth(taxonomy)
+    rows = []
     for level, cost in enumerate(costs):
-        top1 = right[level][level] / count
-        levels.append(
+        known = truth[:, level] != UNKNOWN
+        rows.append(
             {
                 "level": level,
                 "tier": level,
                 "classes": taxonomy.num_classes[level],
-                "top1": top1,
-                "interval": list(metrics.wilson_interval(top1, count)),
+                "images": counts[level],
+                "top1": shares[level][level],
+                "interval": list(metrics.wilson_interval(shares[level][level], counts[level])),
                 "weighted_top1": weighted[level][level] if weighted else None,
                 "balanced": metrics.balanced_accuracy(
-                    predictions.own[level], taxonomy.projection(level)[predictions.labels]
+                    predictions.best[weight, level][known], truth[known, level]
                 ),
                 "macs": cost.macs,
                 "share": cost.macs / costs[-1].macs,
                 "parameters": cost.parameters,
             }
         )
-    return {
-        "images": count,
-        "unreadable": len(predictions.errors),
-        "levels": levels,
-        "answers": [[share / count for share in row] for row in right],
-        "weighted_answers": weighted,
-        "lower_weight": lower_weight,
-        "consensus": [
-            {
-                "lower_weight": weight,
-                "top1": [predictions.count_right(w, k, taxonomy)[k] / count for k in range(len(costs))],
-            }
-            for w, weight in enumerate(predictions.lower_weights)
-        ],
-        "finest": hierarchical_measures(predictions, taxonomy),
-        "calibration": calibration.to_results(found, weighting) if found else None,
-    }
+    return rows
 
 
-def _weighted_answers(
-    predictions: Predictions, weight: int, taxonomy: Taxonomy, weighting: Weighting
+def _shares(
+    predictions: Predictions, weight: int, taxonomy: Taxonomy, weights: metrics.Shares | None = None
 ) -> list[list[float]]:
-    """Accuracy [k][j] on tier j when level k is asked, weighted."""
+    """Accuracy [k][j] on tier j when level k is asked, over the images whose class there is known, weighted or not."""
+    known = (predictions.truth(taxonomy) != UNKNOWN).T
     return [
         [
-            float(np.average(flags, weights=weighting.weights))
-            for flags in predictions.right(weight, level, taxonomy)
+            float(np.average(flags[own], weights=None if weights is None else weights[own]))
+            for flags, own in zip(predictions.right(weight, level, taxonomy), known, strict=False)
         ]
         for level in range(taxonomy.num_tiers)
     ]
@@ -103,26 +123,53 @@ def calibrate_if_enough(
     predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration] | None:
     """Calibrate; None for too few images, which are refused only with a weighting."""
-    if len(predictions.kept) < calibration.MIN_IMAGES and weighting is None:
+    if weighting is None and calibration.num_usable(predictions, taxonomy) < calibration.MIN_IMAGES:
         return None
     return calibration.calibrate(predictions, taxonomy, lower_weight, weighting)
 
 
-def hierarchical_measures(predictions: Predictions, taxonomy: Taxonomy) -> dict[str, float | None]:
-    """Hierarchical measures of the finest level's own head (`training.evaluation.metrics`)."""
-    finest, leaves = predictions.own[-1], predictions.labels
-    precision, recall, f1 = metrics.hierarchical_precision_recall(taxonomy, finest, leaves)
+def hierarchical_measures(
+    predictions: Predictions, taxonomy: Taxonomy, weight: int
+) -> dict[str, float | None]:
+    """Hierarchical measures of the finest level's answer (`training.evaluation.metrics`).
+
+    ``weight`` indexes the predictions' lower weights. Images labelled with an inner node do not count.
+    """
+    known = predictions.labels < taxonomy.num_classes[-1]
+    answers, leaves = predictions.best[weight, -1][known], predictions.labels[known]
+    precision, recall, f1 = metrics.hierarchical_precision_recall(taxonomy, answers, leaves)
     return {
-        "top1": metrics.accuracy(finest, leaves),
-        "top5": float(np.mean((predictions.ranked == leaves[:, None]).any(axis=1))),
-        "full_path_accuracy": metrics.full_path_accuracy(taxonomy, predictions.own, leaves),
-        "inconsistency_rate": metrics.inconsistency_rate(taxonomy, predictions.own),
-        "mistake_severity": metrics.mistake_severity(taxonomy, finest, leaves),
-        "mean_lca_height": metrics.mean_lca_height(taxonomy, finest, leaves),
-        "hierarchical_distance_at_5": metrics.hierarchical_distance_at(taxonomy, predictions.ranked, leaves),
+        "top1": metrics.accuracy(answers, leaves),
+        "mistake_severity": metrics.mistake_severity(taxonomy, answers, leaves),
+        "mean_lca_height": metrics.mean_lca_height(taxonomy, answers, leaves),
         "hierarchical_precision": precision,
         "hierarchical_recall": recall,
         "hierarchical_f1": f1,
+    }
+
+
+def measures_alone(predictions: Predictions, taxonomy: Taxonomy) -> dict[str, Any]:
+    """Measures of the levels without one another: each level's own best class of its own tier.
+
+    ``top1`` and ``balanced`` are lists with a number per level, ``top5`` and ``hierarchical_distance_at_5`` are of the
+    finest level's ranking. ``full_path_accuracy`` and ``inconsistency_rate`` say how often all levels are right at
+    once, and how often they contradict one another: an answer never does.
+    """
+    truth, known = predictions.truth(taxonomy), predictions.truth(taxonomy) != UNKNOWN
+    pairs = [
+        (own[there], true[there]) for own, true, there in zip(predictions.own, truth.T, known.T, strict=True)
+    ]
+    leaves, last = predictions.labels[known[:, -1]], known[:, -1]
+    ranked = predictions.ranked[last]
+    return {
+        "top1": [metrics.accuracy(*pair) for pair in pairs],
+        "balanced": [metrics.balanced_accuracy(*pair) for pair in pairs],
+        "top5": float(np.mean((ranked == leaves[:, None]).any(axis=1))),
+        "hierarchical_distance_at_5": metrics.hierarchical_distance_at(taxonomy, ranked, leaves),
+        "full_path_accuracy": metrics.full_path_accuracy(
+            taxonomy, [own[last] for own in predictions.own], leaves
+        ),
+        "inconsistency_rate": metrics.inconsistency_rate(taxonomy, predictions.own),
     }
 
 
@@ -234,7 +281,7 @@ def labelled_images(data: Sequence[str], taxonomy: Taxonomy, options: Evaluation
 
 
 def measures(evaluation: Evaluation) -> dict[str, Any]:
-    """Results of `summarise`, the messages of ``unreadable`` images, and ``stored``.
+    """Results of `summarise`, ``notes`` on what was left out, the messages of ``unreadable`` images, and ``stored``.
 
     ``stored`` measures the checkpoint's own temperatures and thresholds on these images; None if it has none.
     """
@@ -256,7 +303,12 @@ def measures(evaluation: Evaluation) -> dict[str, Any]:
         if fitted
         else None
     )
-    return {**results, "unreadable": list(predictions.errors), "stored": stored}
+    return {
+        **results,
+        "notes": list(evaluation.images.notes),
+        "unreadable": list(predictions.errors),
+        "stored": stored,
+    }
 
 
 def calibrate_checkpoint(
@@ -280,7 +332,11 @@ def calibrate_checkpoint(
     checkpoint.results["dev"] = {**(dev if isinstance(dev, dict) else {}), "calibration": found}
     save_checkpoint(path, checkpoint, dtype=stored_dtype(path))
     update_card(Path(path), found)
-    return {"calibration": found, "unreadable": list(evaluation.predictions.errors)}
+    return {
+        "calibration": found,
+        "notes": list(evaluation.images.notes),
+        "unreadable": list(evaluation.predictions.errors),
+    }
 
 
 def measure_checkpoint(

@@ -23,8 +23,9 @@ import hierclass
 from hierclass.cli.terminal import one_line
 from hierclass.errors import ImageError, InputError
 from hierclass.files import remove_temporaries, replacing_all
+from training.data.samples import inner_nodes
 from training.evaluation import plots, report_data
-from training.evaluation.console import weighting_sentence
+from training.evaluation.console import alone_sentence, weighting_sentence
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import wilson_interval
 
@@ -34,18 +35,11 @@ PACKAGES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "matplotlib")
 """Packages whose versions a report lists."""
 MEASURES = {
     "top1": ("top-1", "share of images whose leaf is right"),
-    "top5": ("top-5", "share of images whose leaf is among the five best"),
-    "full_path_accuracy": ("full-path accuracy", "share of images that every level’s own head has right"),
-    "inconsistency_rate": (
-        "inconsistency",
-        "share of images where the heads’ answers are no path of the tree",
-    ),
     "mistake_severity": (
         "mistake severity",
         "mean height at which answer and truth meet, of wrong answers only",
     ),
     "mean_lca_height": ("mean height", "the same of all answers, right ones 0"),
-    "hierarchical_distance_at_5": ("distance at 5", "the same of the five best answers"),
     "hierarchical_precision": (
         "hierarchical precision",
         "of the answers and their ancestors, the share that is true",
@@ -98,9 +92,9 @@ def header(evaluation: Evaluation, model: str, command: str) -> dict[str, Any]:
     ``images`` has a digest of their names and labels.
     """
     listed = hashlib.sha256()
-    for name, leaf in zip(evaluation.images.names, evaluation.images.labels.tolist(), strict=True):
-        label = f"{name}\t{evaluation.checkpoint.taxonomy.leaves[leaf]}\n"
-        listed.update(label.encode("utf-8", "backslashreplace"))
+    nodes = (*evaluation.checkpoint.taxonomy.leaves, *inner_nodes(evaluation.checkpoint.taxonomy))
+    for name, label in zip(evaluation.images.names, evaluation.images.labels.tolist(), strict=True):
+        listed.update(f"{name}\t{nodes[label]}\n".encode("utf-8", "backslashreplace"))
     architecture = evaluation.checkpoint.architecture
     return {
         "model": model,
@@ -173,6 +167,8 @@ def render(evaluation: Evaluation, numbers: dict[str, Any]) -> str:
         stored_kept=_stored_thresholds(numbers),
         answer_intervals=_answer_intervals(numbers),
         figures=_figures(numbers, evaluation),
+        alone_sentence=alone_sentence(numbers["alone"]),
+        counts_differ=len({row["images"] for row in numbers["levels"]}) > 1,
         weighting=weighting_sentence(evaluation.weighting.to_dict(), len(evaluation.predictions.kept))
         if evaluation.weighting
         else "",
@@ -182,8 +178,11 @@ def render(evaluation: Evaluation, numbers: dict[str, Any]) -> str:
 
 def _answer_intervals(numbers: dict[str, Any]) -> list[list[tuple[float, float, float]]]:
     """Share, low and high [k][j] of tier j when level k is asked."""
-    images = numbers["images"]
-    return [[(share, *wilson_interval(share, images)) for share in row] for row in numbers["answers"]]
+    images = [row["images"] for row in numbers["levels"]]
+    return [
+        [(share, *wilson_interval(share, count)) for share, count in zip(row, images, strict=False)]
+        for row in numbers["answers"]
+    ]
 
 
 def _stored_thresholds(numbers: dict[str, Any]) -> dict[tuple[int, int, float], dict[str, Any]]:

@@ -67,9 +67,10 @@ def calibrate_int8(
     levels = Int8Levels(
         OnnxRuntime(folder, description, graphs, options.get("threads")), description.preprocessing
     )
+    images = labelled_images(data, taxonomy, options)
     predictions = collect_predictions(
         levels,
-        labelled_images(data, taxonomy, options),
+        images,
         description.preprocessing,
         torch.device("cpu"),
         taxonomy,
@@ -86,4 +87,4 @@ def calibrate_int8(
     config[INT8]["results"]["dev"] = results
     with replacing(folder / CONFIG_FILE) as file:
         file.write_text(config_text(config), encoding="utf-8")
-    return {**results, "unreadable": list(predictions.errors)}
+    return {**results, "notes": list(images.notes), "unreadable": list(predictions.errors)}

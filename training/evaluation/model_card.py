@@ -8,9 +8,12 @@ from typing import Any
 from taxonomy import Taxonomy
 from training.evaluation.console import (
     Rows,
+    alone_rows,
+    alone_sentence,
     answer_rows,
     calibration_rows,
     clock,
+    counts_sentence,
     coverage_rows,
     level_rows,
     threshold_rows,
@@ -61,12 +64,14 @@ def result_sections(results: Mapping[str, Any]) -> list[str]:
     return [
         *_table(level_rows(results["levels"])),
         "",
+        *_counts(results),
         *_answer_table(results),
         "",
         *_consensus_table(results),
         "",
         *_measure_table(results["finest"]),
         "",
+        *_alone_section(results.get("alone")),
         *_calibration_section(results.get("calibration")),
     ]
 
@@ -106,6 +111,7 @@ def replace_results(card: str, results: Mapping[str, Any]) -> str:
         "",
         *_table(level_rows(results["levels"])),
         "",
+        *_counts(results),
         *_answer_table(results),
         "",
     ]
@@ -165,9 +171,27 @@ def _consensus_table(results: Mapping[str, Any]) -> list[str]:
 def _measure_table(measures: Mapping[str, Any]) -> list[str]:
     rows = [[name.replace("_", " "), f"{value:.4f}"] for name, value in measures.items() if value is not None]
     return [
-        "The finest level's own head, by the measures of `training/evaluation/metrics.py`:",
+        "The finest level's answer, by the measures of `training/evaluation/metrics.py`:",
         "",
         *_table((["measure", "value"], rows)),
+    ]
+
+
+def _counts(results: Mapping[str, Any]) -> list[str]:
+    said = counts_sentence(results["levels"])
+    return [said, ""] if said else []
+
+
+def _alone_section(alone: Mapping[str, Any] | None) -> list[str]:
+    if not alone:  # runs of older versions
+        return []
+    return [
+        "Each level taken alone, its own best class of its own tier; no answer is made so:",
+        "",
+        *_table(alone_rows(alone)),
+        "",
+        f"{alone_sentence(alone).capitalize()}.",
+        "",
     ]
 
 

@@ -88,6 +88,10 @@ class Predictions:
         """The true class on every tier, (N, num_tiers), `UNKNOWN` below an inner node that is the label."""
         return truth_table(taxonomy)[self.labels]
 
+    def kept_truth(self, taxonomy: Taxonomy) -> Indices:
+        """The truth (n, num_tiers) of the images whose logits are kept."""
+        return truth_table(taxonomy)[self.kept_labels]
+
     def counts(self, taxonomy: Taxonomy) -> list[int]:
         """Number of images of which the class on each tier is known."""
         found: list[int] = (self.truth(taxonomy) != UNKNOWN).sum(axis=0).tolist()

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taxonomy import Taxonomy
+from training.data.samples import UNKNOWN
 from training.evaluation.calibration import LevelCalibration
 from training.evaluation.metrics import Flags, Shares, reliability, wilson_interval
 from training.evaluation.predictions import Predictions
@@ -24,8 +25,9 @@ def confusion(predictions: Predictions, taxonomy: Taxonomy, weight: int, tier: i
     ``weight`` indexes the predictions' lower weights.
     """
     size = taxonomy.num_classes[tier]
-    truth = taxonomy.projection(tier)[predictions.labels]
-    cells = np.bincount(truth * size + predictions.best[weight, tier], minlength=size * size)
+    truth = predictions.truth(taxonomy)[:, tier]
+    known = truth != UNKNOWN
+    cells = np.bincount(truth[known] * size + predictions.best[weight, tier][known], minlength=size * size)
     return cells.reshape(size, size)
 
 
@@ -73,15 +75,21 @@ def superclasses(predictions: Predictions, taxonomy: Taxonomy, weight: int) -> l
     ``levels[k]`` has the accuracy on tier 0 when level k is asked (``superclass``) and on tier k (``own``), each with
     its 95% interval; None for a class without images.
     """
-    truth = taxonomy.projection(0)[predictions.labels]
+    truth = predictions.truth(taxonomy)
     right = []
     for level in range(taxonomy.num_tiers):
         flags = predictions.right(weight, level, taxonomy)
         right.append({"superclass": flags[0], "own": flags[level]})
     rows = []
     for index, node in enumerate(taxonomy.classes(0)):
-        mine = truth == index
-        levels = [{name: _share(flags[mine]) for name, flags in level.items()} for level in right]
+        mine = truth[:, 0] == index
+        levels = [
+            {
+                "superclass": _share(level["superclass"][mine]),
+                "own": _share(level["own"][mine & (truth[:, tier] != UNKNOWN)]),
+            }
+            for tier, level in enumerate(right)
+        ]
         rows.append({"id": node.id, "name": node.name, "images": int(mine.sum()), "levels": levels})
     return rows
 
@@ -123,14 +131,13 @@ def curves(levels: Sequence[LevelCalibration]) -> list[dict[str, Any]]:
     for each in levels:
         row: dict[str, Any] = {"level": each.level}
         for name, scored in (("before", each.before), ("after", each.after)):
-            bins = reliability(scored.scores[:, -1], scored.right[:, -1], scored.weights)
+            bins = reliability(*scored.tier(each.level))
             row[name] = {
                 "counts": bins.counts.tolist(),
                 "shares": bins.shares.tolist(),
                 "score": bins.mean_score.tolist(),
                 "accuracy": bins.accuracy.tolist(),
             }
-        pairs = zip(each.after.scores.T, each.after.right.T, strict=True)
-        row["tiers"] = [risk_coverage(scores, right, each.after.weights) for scores, right in pairs]
+        row["tiers"] = [risk_coverage(*each.after.tier(tier)) for tier in range(each.level + 1)]
         found.append(row)
     return found

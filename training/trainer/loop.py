@@ -333,13 +333,15 @@ def _keep(
 def _is_better(results: dict[str, Any], best: dict[str, Any] | None) -> bool:
     """Whether an epoch's network replaces the best so far: by the accuracy of the last level.
 
-    During pruning, levels have more weights than asked for and are better for it; networks with different numbers of
-    weights are not compared, and the later one is kept.
+    Of equal ones that with the better next lower level wins, and so on; of ties in all levels the later epoch. During
+    pruning, levels have more weights than asked for and are better for it; networks with different numbers of weights
+    are not compared, and the later one is kept.
     """
     if best is None:
         return True
     weights, former = ([row["parameters"] for row in r["levels"]] for r in (results, best["results"]))
-    return weights != former or bool(results["levels"][-1]["top1"] > best["results"]["levels"][-1]["top1"])
+    found, known = ([row["top1"] for row in reversed(r["levels"])] for r in (results, best["results"]))
+    return weights != former or bool(found >= known)
 
 
 def _work(recipe: Recipe, epochs: int) -> float:
