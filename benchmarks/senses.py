@@ -164,7 +164,7 @@ def draw(title: str, results: Sequence[Accuracy]) -> Table:
 
 
 @dataclass(frozen=True)
-class Cost:
+class ProposalCost:
     """What proposing one large tree took, start of the process included."""
 
     what: str
@@ -173,17 +173,17 @@ class Cost:
     gigabytes: float
 
 
-def large(num: int) -> list[Cost]:
+def large(num: int) -> list[ProposalCost]:
     """Measure a proposal of so many ids and of so many names, each in a process of its own."""
     costs = []
     for what in ("ids", "names"):
         command = [sys.executable, __file__, "--large", str(num), "--only", what]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        costs.append(Cost(**json.loads(text)))
+        costs.append(ProposalCost(**json.loads(text)))
     return costs
 
 
-def propose_large(what: str, num: int) -> Cost:
+def propose_large(what: str, num: int) -> ProposalCost:
     """Propose a tree for ids or names of ImageNet-22k, in this process."""
     start = time.perf_counter()
     every = photographed_synsets()
@@ -191,7 +191,9 @@ def propose_large(what: str, num: int) -> Cost:
     labels = ids if what == "ids" else list(dict.fromkeys(wordnet.known(one).lemmas[0] for one in ids))
     proposal = propose([(label,) for label in labels[:num]], name="large")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return Cost(what, len(proposal.taxonomy.leaves), round(time.perf_counter() - start, 1), round(peak, 2))
+    return ProposalCost(
+        what, len(proposal.taxonomy.leaves), round(time.perf_counter() - start, 1), round(peak, 2)
+    )
 
 
 def main(
