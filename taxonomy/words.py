@@ -132,7 +132,7 @@ def _tail(text: str) -> str:
     """The noun at the end of two words written as one, such as "monitor" of "tvmonitor"; empty where there is none."""
     for end in range(2, len(text) - 3):
         head, tail = text[:end], text[end:]
-        if tail in wordnet.words() and (head in _parts() or (len(head) > 4 and head.endswith("ed"))):
+        if tail in wordnet.common_nouns() and (head in _parts() or (len(head) > 4 and head.endswith("ed"))):
             return tail
     return ""
 
@@ -145,8 +145,8 @@ def _joined() -> Mapping[str, str]:
 
 @functools.cache
 def _parts() -> frozenset[str]:
-    """The words that WordNet's nouns are made of."""
-    return frozenset(part for word in wordnet.words() for part in word.split())
+    """The words that WordNet's common nouns are made of."""
+    return frozenset(part for word in wordnet.common_nouns() for part in word.split())
 
 
 def _hinted(senses: tuple[str, ...], hints: tuple[str, ...]) -> tuple[str, ...]:
