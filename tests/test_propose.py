@@ -111,6 +111,9 @@ def test_a_folder_whose_name_contradicts_its_id_is_told_and_called_by_the_id() -
     )
     bundled = propose(ways, name="x")
     assert (bundled.kind, len(bundled.doubtful)) == ("bundled", 1)
+    ways = [("bird", "n02012849_whale"), ("bird", "n02007558_flamingo"), ("dog", "n02085620")]
+    folders = propose(ways, name="x")
+    assert (folders.kind, [choice.name for choice in folders.doubtful]) == ("folders", ["n02012849_whale"])
 
 
 def test_an_id_that_is_no_synset_is_no_id() -> None:
