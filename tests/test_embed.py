@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,3 +286,26 @@ def test_parts_are_bounded_by_bytes(
     engine = LocalEngine(classifier, part_rows=10_000)
     embed(tmp_path / "run", classifier, job(photos, features=True), engine=engine)
     assert len(list((tmp_path / "run" / "parts").iterdir())) >= 2
+
+
+# ---------------------------------------------------------------- the documentation
+
+
+def test_the_example_of_the_documentation_finds_the_photograph_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(EXAMPLES, "photos")
+    shutil.copy(EXAMPLES / "coffee.jpg", "photo.jpg")
+    (tmp_path / "photos" / "broken.jpg").write_text("no picture")
+    assert main(["embed", "photos", "-o", "features.parquet"]) == 3
+    capsys.readouterr()
+    shown: dict[str, object] = {}
+    for block in re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/features.md").read_text("utf-8"), re.DOTALL
+    ):
+        exec(block, shown)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "1.00 photos/coffee.jpg"
+    assert float(lines[1].split()[0]) < 0.9
