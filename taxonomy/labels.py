@@ -11,10 +11,16 @@ def key(label: str) -> str:
     return " ".join(part for part in re.split(r"[\s_-]+", label.casefold()) if part)
 
 
+def leading_id(label: str) -> str | None:
+    """Return the synset id that a label is or starts with, as in "n02085620-Chihuahua"; None where it has none."""
+    found = re.match(r"n\d{8}(?=$|[\s_.,:-])", label)
+    return found[0] if found else None
+
+
 class LeafNames:
     """Finds the leaf that a label names: by id or display name, else by how the name reads.
 
-    Case, spaces, underscores and hyphens make no difference where that is not ambiguous; nor does what was added to
+    A synset id before a name decides, as in "n02085620-Chihuahua". Case, spaces, underscores and hyphens make no difference where that is not ambiguous; nor does what was added to
     a name to make it unique, "other" before it or a bracket behind it.
     """
 
@@ -41,7 +47,7 @@ class LeafNames:
             found = read.get(key(label), set())
             if len(found) == 1:
                 return next(iter(found))
-        return None
+        return self._exact.get(leading_id(label) or "")
 
     def find_folder(self, path: Sequence[str]) -> int | None:
         """Return the leaf index of the deepest folder of a path that names a leaf, or None.

@@ -15,7 +15,7 @@ from taxonomy.errors import TaxonomyError
 from taxonomy.files import bundled, load_taxonomy
 from taxonomy.labels import LeafNames, key
 from taxonomy.rows import from_folder_paths, spaced
-from taxonomy.senses import SenseChoice
+from taxonomy.senses import Evidence, SenseChoice
 from taxonomy.tree import Taxonomy
 from taxonomy.validation import UNPRINTABLE, listed
 
@@ -50,6 +50,7 @@ def propose(
     name: str,
     tiers: Sequence[int] | None = None,
     pins: Mapping[str, str] | None = None,
+    evidence: Evidence | None = None,
 ) -> Proposal:
     """Propose a taxonomy for the folders that hold images.
 
@@ -63,6 +64,8 @@ def propose(
         name: name of the taxonomy.
         tiers: wanted numbers of classes of the coarser tiers; None takes `taxonomy.tiers.automatic_sizes`.
         pins: synset id for each name whose sense the caller decides.
+        evidence: what speaks for a sense of a class folder's name, as in `taxonomy.senses.choose_senses`; of no
+            effect where the folders are a bundled taxonomy or a hierarchy.
 
     Raises:
         TaxonomyError: fewer than two classes, a folder of images above other such folders, pins or tiers that do not
@@ -86,7 +89,7 @@ def propose(
         raise TaxonomyError(f"all folders read {labels[0]!r}; a classifier needs two or more classes")
     if not tiers and not pins and (known := _bundled_with(labels)) is not None:
         return Proposal(known, "bundled")
-    return _of_labels(labels, name, tiers, pins or {})
+    return _of_labels(labels, name, tiers, pins or {}, evidence or {})
 
 
 def trim(paths: Sequence[FolderPath]) -> list[FolderPath]:
@@ -133,11 +136,15 @@ def _of_folders(paths: Sequence[FolderPath], name: str) -> Taxonomy:
 
 
 def _of_labels(
-    labels: Sequence[str], name: str, tiers: Sequence[int] | None, pins: Mapping[str, str]
+    labels: Sequence[str],
+    name: str,
+    tiers: Sequence[int] | None,
+    pins: Mapping[str, str],
+    evidence: Evidence,
 ) -> Proposal:
     pinned = _pinned(labels, pins)
     known = [label for label in labels if label in pinned or senses.is_known(label)]
-    choices = senses.choose_senses(known, pins=pinned) if known else ()
+    choices = senses.choose_senses(known, pins=pinned, evidence=evidence) if known else ()
     first: dict[str, str] = {}
     same: list[tuple[str, str]] = []
     for choice in sorted(

@@ -1,7 +1,6 @@
-"""Word senses: which synset a class name such as "crane" means, judged by WordNet and the other names."""
+"""Word senses: which synset a class name such as "crane" means, judged by what is known of words and the other names."""
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,39 +9,40 @@ import numpy.typing as npt
 
 from taxonomy import wordnet
 from taxonomy.errors import TaxonomyError
+from taxonomy.evidence import priors
 from taxonomy.tree import Node
+from taxonomy.words import Reading, close_words, contradiction, is_known, read
+
+__all__ = [
+    "Evidence",
+    "SenseChoice",
+    "candidates",
+    "choose_senses",
+    "close_words",
+    "contradiction",
+    "is_known",
+]
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Evidence = Mapping[str, Mapping[str, float]]
+"""Per name, as it is given, a bonus per synset id that is added to the prior of that sense (natural logarithm)."""
 
-RANK = 0.15  # how much less likely each later sense of WordNet's order is (natural logarithm)
-CASE = 0.5  # bonus of a sense that is spelled with the same capitals
-CONTEXT = 1.0  # weight of the other names
+CONTEXT = 1.2  # exponent of the company of the other names
 STRANGER = 0.1  # chance, in names, that a name has nothing to do with the others
 ROUNDS = 8
+UNLISTED = -4.0  # prior of a meaning that WordNet does not have, such as the cat called Bengal
 
 DOUBT = 0.9  # a sense of less weight is doubtful; `benchmarks/senses.py` says how many wrong ones that finds
-
-# How likely a photograph shows a thing of this kind, before anything else is known.
-VISIBLE = {
-    "animal": 1.0,
-    "artifact": 1.0,
-    "food": 1.0,
-    "plant": 0.5,  # crops have a plant sense and a food sense; pictures show what is eaten
-    "object": 0.6,
-    "body": 0.5,
-    "person": 0.3,
-    "substance": 0.3,
-    "phenomenon": 0.2,
-}
-INVISIBLE = 0.05
+REMOTE = 0.02  # a sense of less weight is not taken instead of one that another name has
 
 
 @dataclass(frozen=True, slots=True)
 class SenseChoice:
-    """The sense chosen for a name, those rejected, and a note where only a part of the name was used.
+    """The sense chosen for a name, those rejected, and a note where a part of the name was not used.
 
     `rejected` has the likeliest first, or WordNet's order where the sense is pinned. `weight` is the chosen sense's
-    share of the weight of all senses, 0 to 1; 1 where it is pinned or the only one.
+    share of the weight of all senses and of a meaning that WordNet lacks, 0 to 1; 1 where it is pinned or an id.
     """
 
     name: str
@@ -53,28 +53,45 @@ class SenseChoice:
 
     @property
     def doubtful(self) -> bool:
-        """Whether a person should look: another sense is not much less likely, or a part of the name was not used."""
+        """Whether a person should look: the weight is low, or a part of the name was not used or contradicts its id."""
         return self.weight < DOUBT or bool(self.note)
 
 
-def choose_senses(names: Sequence[str], *, pins: Mapping[str, str] | None = None) -> tuple[SenseChoice, ...]:
+def candidates(name: str) -> tuple[str, ...]:
+    """Return the ids of the synsets that a name may mean, the likeliest first, judged by the name alone.
+
+    Empty where WordNet has neither the name nor its last words.
+    """
+    found = read(name)
+    prior = dict(zip(found.senses, priors(name, found.word, found.senses), strict=True))
+    return tuple(sorted(found.senses, key=lambda sense: -prior[sense]))
+
+
+def choose_senses(
+    names: Sequence[str],
+    *,
+    pins: Mapping[str, str] | None = None,
+    evidence: Evidence | None = None,
+    photographed: bool = True,
+) -> tuple[SenseChoice, ...]:
     """Resolve each name to one noun synset of WordNet 3.0.
 
-    The rule. Each sense of a name starts with a weight: how visible its kind is (`VISIBLE`), times exp(-RANK) per
-    step in WordNet's order, times exp(CASE) where the capitals agree. Then, for ROUNDS rounds, it is multiplied by
-    how well it keeps company with the other names, to the power CONTEXT, and the weights of a name's senses are
-    scaled to sum to 1. The company of a sense is the chance to draw it as follows: take another name (one with the
-    same senses is not another), take one of its senses by weight, take one of that sense's ancestors, take one of the
-    synsets below that ancestor. So a sense gains from near relatives most, from far ones a little. The heaviest sense
-    wins, the surest name first; a sense that another name has is taken only where no other is left.
-
-    A name is looked up as it is (any case; spaces, underscores or hyphens), then as a plural, then by its last words
-    ("spotted tabby cat" as "tabby cat", with a note). "goldfish, Carassius auratus" keeps the senses that have most
-    of these words, "crane (bird)" those below (else nearest to) the word in brackets. A synset id stands for itself.
+    The rule. A name is read by `taxonomy.words.read`; each of its senses starts with the weight of
+    `taxonomy.evidence.priors`. Then, for ROUNDS rounds, it is multiplied by how well it keeps company with the other
+    names, to the power CONTEXT, and the weights of a name's senses, and of a meaning that WordNet lacks, are scaled to
+    sum to 1. The company of a sense is the chance to draw it as follows: take another name (one with the same senses
+    is not another), take one of its senses by weight (but not the same one: two classes rarely mean one thing), take
+    one of that sense's ancestors, take one of the synsets below that ancestor. So a sense gains from near relatives
+    most, from far ones a little. The heaviest sense wins, the surest name first; a sense that another name has is
+    taken only where no other is left that has some weight.
 
     Args:
-        names: class names in English.
+        names: class names in English, or synset ids, or both in one as in "n02085620-Chihuahua".
         pins: synset id for each name whose sense the caller decides.
+        evidence: what speaks for senses beyond names, such as what photographs show: per name a bonus per synset id,
+            natural logarithm, added to the prior of that sense; senses and names that are not there get none.
+        photographed: whether it counts which synsets ImageNet-22k has photographs of; off to measure the rule on
+            ImageNet's own classes.
 
     Returns:
         One choice per name, in the order of the names.
@@ -85,74 +102,36 @@ def choose_senses(names: Sequence[str], *, pins: Mapping[str, str] | None = None
     """
     pins = pins or {}
     _check_pins(names, pins)
-    found = [((pins[name],), "") if name in pins else _candidates(name) for name in names]
-    _check_found(names, [senses for senses, _ in found])
-    weights = _weights(names, [senses for senses, _ in found])
-    chosen = _distinct([senses for senses, _ in found], weights)
-    choices = []
-    for i, (senses, note) in enumerate(found):
-        order = sorted(range(len(senses)), key=lambda k: (k != chosen[i], -weights[i][k], k))
-        every = senses if names[i] not in pins else (senses[0], *_others(names[i], senses[0]))
-        ranked = [senses[k] for k in order] if len(every) == len(senses) else list(every)
-        others = tuple(_node(sense) for sense in ranked[1:])
-        choices.append(
-            SenseChoice(names[i], _node(ranked[0]), others, note, round(float(weights[i][chosen[i]]), 3))
-        )
-    return tuple(choices)
+    found = [Reading((pins[name],), pins[name]) if name in pins else read(name) for name in names]
+    _check_found(names, [reading.senses for reading in found])
+    prior = []
+    for name, reading in zip(names, found, strict=True):
+        bonus = (evidence or {}).get(name, {})
+        plain = priors(name, reading.word, reading.senses, photographed=photographed)
+        prior.append([p + bonus.get(sense, 0.0) for p, sense in zip(plain, reading.senses, strict=True)])
+    decided = [reading.senses == (reading.word,) for reading in found]  # by an id or a pin
+    senses = [reading.senses for reading in found]
+    weights = _weights(senses, prior, decided)
+    chosen = _distinct(senses, weights)
+    return tuple(
+        _choice(name, reading, weight, pick, name in pins)
+        for name, reading, weight, pick in zip(names, found, weights, chosen, strict=True)
+    )
 
 
-def is_known(name: str) -> bool:
-    """Whether WordNet has a noun for a name, or for its last words, of at least two letters: "model 3" has none."""
-    senses, note = _candidates(name)
-    read = note.rpartition("taken as ")[2].strip("'\"") if note else name
-    if wordnet.synset(name) is not None:
-        return True
-    return bool(senses) and re.search(r"[^\W\d_]{2}", read) is not None
-
-
-# ---------------------------------------------------------------- names
-
-
-def _candidates(name: str) -> tuple[tuple[str, ...], str]:
-    """The senses a name may have in WordNet's order, and a note where only its last words are known."""
-    text = " ".join(name.replace("_", " ").split())
-    if wordnet.synset(text) is not None:
-        return (text,), ""
-    bracket = re.fullmatch(r"(.+?) \((.+)\)", text)
-    if bracket:
-        senses, note = _candidates(bracket[1])
-        return _hinted(senses, wordnet.senses(bracket[2])), note
-    if "," in text:
-        votes: dict[str, int] = {}
-        for part in text.split(","):
-            for sense in wordnet.senses(part):
-                votes[sense] = votes.get(sense, 0) + 1
-        return tuple(sense for sense, count in votes.items() if count == max(votes.values())), ""
-    parts = re.split(r"[ -]", text)
-    for start in range(len(parts)):
-        senses = wordnet.senses(" ".join(parts[start:]) if start else text)
-        if senses:
-            read = " ".join(parts[start:])
-            return senses, f"{name!r} is not in WordNet; taken as {read!r}" if start else ""
-    return (), ""
-
-
-def _hinted(senses: tuple[str, ...], hints: tuple[str, ...]) -> tuple[str, ...]:
-    """The senses below a sense of the hint; where there is none, those that share most with its first sense."""
-    below = tuple(sense for sense in senses if set(hints) & (wordnet.ancestors(sense) - {sense}))
-    if below or not hints:
-        return below or senses
-    near = {s: max(map(wordnet.depth, wordnet.ancestors(s) & wordnet.ancestors(hints[0]))) for s in senses}
-    return tuple(sense for sense in senses if near[sense] == max(near.values()))
-
-
-def _others(name: str, pinned: str) -> list[str]:
-    return [sense for sense in _candidates(name)[0] if sense != pinned]
+def _choice(name: str, reading: Reading, weight: Floats, pick: int, pinned: bool) -> SenseChoice:
+    order = sorted(range(len(reading.senses)), key=lambda k: (k != pick, -weight[k], k))
+    ranked = [reading.senses[k] for k in order]
+    if pinned:
+        ranked += [sense for sense in read(name).senses if sense != ranked[0]]
+    others = tuple(_node(sense) for sense in ranked[1:])
+    return SenseChoice(name, _node(ranked[0]), others, reading.note, round(float(weight[pick]), 3))
 
 
 def _check_pins(names: Sequence[str], pins: Mapping[str, str]) -> None:
+    known = set(names)
     for name, synset_id in pins.items():
-        if name not in names:
+        if name not in known:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TaxonomyError(f"{name!r} is pinned but is none of the names{hint}")
@@ -176,13 +155,6 @@ def _check_found(names: Sequence[str], senses: Sequence[Sequence[str]]) -> None:
     )
 
 
-def close_words(name: str, num: int = 3) -> list[str]:
-    """Nouns of WordNet spelled like a name, the closest first."""
-    text = " ".join(re.split(r"[\s_-]+", name.strip().lower()))
-    near = [word for word in wordnet.words() if word[:1] == text[:1] and abs(len(word) - len(text)) <= 3]
-    return difflib.get_close_matches(text, sorted(near), n=num, cutoff=0.75)
-
-
 def _node(synset_id: str) -> Node:
     found = wordnet.known(synset_id)
     return Node(synset_id, found.lemmas[0], found.definition)
@@ -191,45 +163,72 @@ def _node(synset_id: str) -> Node:
 # ---------------------------------------------------------------- the rule
 
 
-def _weights(names: Sequence[str], senses: Sequence[Sequence[str]]) -> list[Floats]:
-    """Weight of every sense of every name, summing to 1 per name."""
-    flat = [sense for found in senses for sense in found]
-    starts = np.cumsum([0, *(len(found) for found in senses)])[:-1]
-    owner = np.repeat(np.arange(len(senses)), [len(found) for found in senses])
-    prior = np.array(
-        [_prior(name, s, k) for name, found in zip(names, senses, strict=True) for k, s in enumerate(found)]
-    )
-    column = {a: j for j, a in enumerate(sorted({a for sense in flat for a in wordnet.ancestors(sense)}))}
-    above = np.zeros((len(flat), len(column)))  # (senses, ancestors), 1 where an ancestor-or-self
-    for i, sense in enumerate(flat):
-        above[i, [column[a] for a in wordnet.ancestors(sense)]] = 1
-    drawn = above / above.sum(1, keepdims=True)  # chance to take each ancestor of a sense
-    below = wordnet.num_below()
-    size = np.array([below[a] for a in column], dtype=np.float64)
-    kinds = {tuple(found): k for k, found in enumerate(dict.fromkeys(map(tuple, senses)))}
-    kind = np.array(
-        [kinds[tuple(found)] for found in senses]
-    )  # the same word twice gives no company to itself
-    weight = _scaled(prior, starts, owner)
+class _Company:
+    """How well each sense of some names keeps company with the senses of the other names.
+
+    Holds the pairs of a sense and one of its ancestors, not a matrix of all with all.
+    """
+
+    def __init__(self, senses: Sequence[Sequence[str]], owner: Integers) -> None:
+        """`senses` per name, and for each sense, names in order, the position of its name."""
+        flat = [sense for found in senses for sense in found]
+        column: dict[str, int] = {}
+        lines = [[column.setdefault(a, len(column)) for a in sorted(wordnet.ancestors(s))] for s in flat]
+        length = np.array([len(line) for line in lines])
+        self._sense = np.repeat(np.arange(len(flat)), length)  # (pairs,)
+        self._above = np.concatenate([np.asarray(line) for line in lines])  # (pairs,)
+        below = wordnet.num_below()
+        self._size = np.array([below[a] for a in column], dtype=np.float64)
+        self._drawn = 1 / length[self._sense]  # chance to take this ancestor of a sense
+        kinds = {found: k for k, found in enumerate(dict.fromkeys(map(tuple, senses)))}
+        kind = np.array([kinds[tuple(found)] for found in senses])[owner]  # the same word twice is one kind
+        self._kin = _numbered(kind[self._sense] * len(column) + self._above)
+        self._synset = _numbered(np.array([column[sense] for sense in flat]))
+        self._own = _numbered(kind * len(column) + self._synset)
+        self._itself = self._per_sense(self._drawn / self._size[self._above])  # chance to draw what was taken
+        self._others = max(len(senses) - 1, 1)
+
+    def chance(self, weight: Floats) -> Floats:
+        """Return the chance to draw each sense from the other names, (senses,)."""
+        votes = weight[self._sense] * self._drawn
+        foreign = np.bincount(self._above, votes)[self._above] - np.bincount(self._kin, votes)[self._kin]
+        drawn = self._per_sense(foreign / self._size[self._above])
+        same = np.bincount(self._synset, weight)[self._synset] - np.bincount(self._own, weight)[self._own]
+        return np.maximum(drawn - same * self._itself, 0) / self._others
+
+    def _per_sense(self, pairs: Floats) -> Floats:
+        return np.bincount(self._sense, pairs)
+
+
+def _numbered(keys: Integers) -> Integers:
+    """The keys as numbers from 0, equal ones the same."""
+    return np.asarray(np.unique(keys, return_inverse=True)[1], dtype=np.int64)
+
+
+def _weights(
+    senses: Sequence[Sequence[str]], prior: Sequence[Sequence[float]], decided: Sequence[bool]
+) -> list[Floats]:
+    """Weight of every sense of every name, summing to 1 per name with the meaning that WordNet lacks."""
+    if not senses:
+        return []
+    count = np.array([len(found) for found in senses])
+    starts = np.cumsum(count) - count
+    owner = np.repeat(np.arange(len(senses)), count)
+    flat = np.concatenate([np.asarray(found, dtype=np.float64) for found in prior])
+    alone = np.log(STRANGER / wordnet.num_below()[wordnet.ROOT])
+    unlisted = np.where(decided, -np.inf, UNLISTED + CONTEXT * alone)
+    company = _Company(senses, owner)
+    weight = _scaled(flat + CONTEXT * alone, unlisted, starts, owner)
     for _ in range(ROUNDS):
-        votes = np.add.reduceat(drawn * weight[:, None], starts, axis=0)  # (names, ancestors)
-        own = np.zeros((len(kinds), len(column)))
-        np.add.at(own, kind, votes)
-        chance = (votes.sum(0) - own[kind]) / size
-        company = np.einsum("sa,sa->s", above, chance[owner]) / max(len(senses) - 1, 1)
-        weight = _scaled(prior + CONTEXT * np.log(company + STRANGER / below[wordnet.ROOT]), starts, owner)
+        met = np.log(company.chance(weight) + np.exp(alone))
+        weight = _scaled(flat + CONTEXT * met, unlisted, starts, owner)
     return np.split(weight, starts[1:])
 
 
-def _prior(name: str, sense: str, rank: int) -> float:
-    found = wordnet.known(sense)
-    same_case = name.replace("_", " ") in found.lemmas
-    return -RANK * rank + CASE * same_case + float(np.log(VISIBLE.get(found.category, INVISIBLE)))
-
-
-def _scaled(score: Floats, starts: npt.NDArray[np.int64], owner: npt.NDArray[np.int64]) -> Floats:
-    weight = np.exp(score - np.maximum.reduceat(score, starts)[owner])
-    return np.asarray(weight / np.add.reduceat(weight, starts)[owner])
+def _scaled(score: Floats, unlisted: Floats, starts: Integers, owner: Integers) -> Floats:
+    top = np.maximum(np.maximum.reduceat(score, starts), unlisted)
+    weight = np.exp(score - top[owner])
+    return np.asarray(weight / (np.add.reduceat(weight, starts) + np.exp(unlisted - top))[owner])
 
 
 def _distinct(senses: Sequence[Sequence[str]], weights: Sequence[Floats]) -> list[int]:
@@ -238,6 +237,7 @@ def _distinct(senses: Sequence[Sequence[str]], weights: Sequence[Floats]) -> lis
     taken: set[str] = set()
     for i in sorted(range(len(senses)), key=lambda i: (-float(weights[i].max()), i)):
         order = sorted(range(len(senses[i])), key=lambda k: (-weights[i][k], k))
-        chosen[i] = next((k for k in order if senses[i][k] not in taken), order[0])
+        free = (k for k in order if senses[i][k] not in taken and weights[i][k] >= REMOTE)
+        chosen[i] = next(free, order[0])
         taken.add(senses[i][chosen[i]])
     return chosen

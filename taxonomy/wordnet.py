@@ -128,6 +128,20 @@ def senses(word: str) -> tuple[str, ...]:
 
 
 @functools.cache
+def base_forms(word: str) -> frozenset[str]:
+    """Return the nouns that a word is a form of, itself included, as `letters`: of "roses" roses, rose."""
+    with _LOCK:
+        forms = _spellings(word)
+        bases = [_reader().morphy(form, "n") for form in forms]
+    return frozenset(letters(form) for form in (*forms, *bases) if form)
+
+
+def letters(word: str) -> str:
+    """Return a word in lower case without what joins its parts: "ice-cream", "ice cream" and "ice_cream" are equal."""
+    return re.sub(r"[\s_-]", "", word.lower())
+
+
+@functools.cache
 def ancestors(synset_id: str) -> frozenset[str]:
     """Return the ids of a synset and of everything above it, by every hypernym path."""
     return frozenset(_upward(synset_id))

@@ -124,6 +124,13 @@ def test_a_pin_decides_what_a_name_means() -> None:
         propose(ways, name="x", pins={"heron": "n02009229"})
 
 
+def test_evidence_decides_between_the_senses_of_a_folders_name() -> None:
+    ways = flat("crane", "flamingo", "taxi")
+    bird, machine = "n02012849", "n03126707"
+    for wanted in (bird, machine):
+        assert propose(ways, name="x", evidence={"crane": {wanted: 9.0}}).taxonomy.leaves[0] == wanted
+
+
 def test_a_choice_says_how_sure_it_is() -> None:
     choices = {
         choice.name: choice for choice in propose(flat("crane", "taxi", "golden_retriever"), name="x").choices

@@ -5,7 +5,7 @@ from importlib.resources import files
 import pytest
 
 from taxonomy import TaxonomyError, wordnet
-from taxonomy.senses import SenseChoice, choose_senses, close_words
+from taxonomy.senses import SenseChoice, candidates, choose_senses, close_words
 
 IDS = files("taxonomy") / "data" / "anchors" / "imagenet-1k.ids.txt"
 
@@ -119,3 +119,18 @@ def test_a_pin_to_no_synset_is_refused() -> None:
 def test_the_order_of_the_names_does_not_matter() -> None:
     names = ["boxer", "poodle", "crane", "flamingo", "drum", "flute", "bass"]
     assert chosen(*names) == chosen(*reversed(names))
+
+
+def test_candidates_are_the_senses_of_a_name_and_the_likeliest_comes_first() -> None:
+    assert set(candidates("crane")) == set(wordnet.senses("crane"))
+    assert set(candidates("crane")[:2]) == {"n02012849", "n03126707"}
+    assert candidates("qwertyuiop") == ()
+
+
+def test_evidence_tips_a_sense_and_its_weight() -> None:
+    names = ["crane", "flamingo", "heron"]
+    (plain, *_) = choose_senses(names)
+    (seen, *_) = choose_senses(names, evidence={"crane": {"n03126707": 9.0, "n00000000": 9.0}, "owl": {}})
+    assert (plain.synset.id, seen.synset.id) == ("n02012849", "n03126707")
+    (surer, *_) = choose_senses(names, evidence={"crane": {"n02012849": 9.0}})
+    assert surer.weight > plain.weight
