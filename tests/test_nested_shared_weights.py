@@ -191,7 +191,6 @@ def test_corrections_cost_nothing_where_a_level_is_used() -> None:
         ({"sizes": (32, 64)}, r"sizes \[32, 64\] do not fit; give a side per level \(3\)"),
         ({"sizes": (64, 32, 64)}, "never falling, the last that of the image, 64"),
         ({"sizes": (32, 48, 96)}, "the last that of the image, 64"),
-        ({"sizes": (32, 64, 64)}, "two levels are alike: width 1 at 64 pixels"),
         ({"sizes": None}, r"widths \[0.5, 1.0, 1.0\] do not fit"),
         ({"sizes": (0, 48, 64)}, "sizes .* give numbers of at least 1"),
         ({"structure": "slices"}, "structure 'slices' takes no sizes, own or frozen"),

@@ -62,17 +62,25 @@ def _make_prefix(options: StructureOptions) -> NestedNetwork:
 
 
 def distinct_widths(widths: Sequence[float], sharing: SharingOptions) -> tuple[float, ...]:
-    """Return the different widths of levels, rising; levels that see images of different sizes may be equally wide."""
+    """Return the different widths of levels, rising; levels that have sizes of the image may be equally wide."""
     if sharing.sizes is None or list(widths) != sorted(widths):
         return check_widths(widths)
+    return check_widths(sorted(set(widths)))
+
+
+def check_different(widths: Sequence[float], sizes: Sequence[int]) -> None:
+    """Raise `BackboneError` if two levels have the same width and the same size of the image.
+
+    `nest` takes such levels: they cost the same and may name different tiers, as where a model of three levels gets a
+    tree of four. Whoever chooses widths and sizes hardly means them.
+    """
     for (low, high), (small, large) in zip(
-        itertools.pairwise(widths), itertools.pairwise(sharing.sizes), strict=True
+        itertools.pairwise(widths), itertools.pairwise(sizes), strict=False
     ):
         if low == high and small == large:
             raise BackboneError(
                 f"two levels are alike: width {low:g} at {small} pixels; give one of them another width or size"
             )
-    return check_widths(sorted(set(widths)))
 
 
 def _make_depths(options: StructureOptions) -> NestedNetwork:

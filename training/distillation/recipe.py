@@ -196,6 +196,10 @@ class DistilRecipe(StoredOptions):
         for message, wrong in self._wrong_together().items():
             if wrong:
                 raise InputError(message)
+        if self.widths and self.sizes:
+            from hierclass.nested.build import check_different  # imports torch, which options do without
+
+            check_different(self.widths, self.sizes)
 
     def check_levels(self, num_tiers: int) -> None:
         """Refuse lists that do not have one number per tier; raises `InputError` naming the field."""

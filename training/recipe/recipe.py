@@ -16,6 +16,8 @@ SHARES = ("widths", "depths", "densities")
 """Fields of a recipe that give the size of each level as a share; a structure takes some of them."""
 PER_LEVEL = (*SHARES, "sizes", "level_weights")
 """Fields of a recipe with a number per level."""
+TUNE = ("none", "heads", "all")
+"""What is trained of the network of a model: nothing, the heads on its features, or all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,23 @@ class Recipe(StoredOptions):
             "A bundled name, a .json or .csv file, or a folder tree.",
             chosen="proposed from the class folders",
         )
+    )
+    base: str = option(
+        "",
+        "network",
+        "Start from the network of a model: its folder; none: a network of its own, from timm's weights or "
+        "from scratch.",
+        flag="--from",
+        metavar="MODEL",
+        chosen="the bundled model, unless options of a network are given",
+    )
+    tune: str = option(
+        "",
+        "network",
+        "What is trained of that network: heads; all; none, which fits temperatures and thresholds alone.",
+        choices=("", *TUNE),
+        expected="none, heads or all",
+        chosen="heads on a processor or of few images, else all",
     )
     backbone: str = option(
         "resnet18", "network", "timm model that is cut into levels.", chosen="by the size of the images"
@@ -250,7 +269,8 @@ class Recipe(StoredOptions):
     def without_paths(self) -> Recipe:
         """A copy with file names in place of paths, to ship with the weights."""
         names = tuple(name or path.name for name, path in map(split_name, self.data))
-        return dataclasses.replace(self, data=names, taxonomy=Path(self.taxonomy).name)
+        paths = {name: Path(getattr(self, name)).name for name in ("taxonomy", "base")}
+        return dataclasses.replace(self, data=names, **paths)
 
     def check(self) -> None:
         """Refuse values that no run can have; raises `InputError` naming the field."""
@@ -349,6 +369,10 @@ class Recipe(StoredOptions):
             except BackboneError as error:
                 advice = str(error).partition("; ")[2]
                 raise InputError(f"`{name}` {as_text(values)}: {advice}") from error
+        if self.widths and self.sizes and not self.base:
+            from hierclass.nested.build import check_different
+
+            check_different(self.widths, self.sizes)
 
     def image_size(self, epoch: int) -> int:
         """Pixels per side of the training images in an epoch, which counts from 0."""
