@@ -174,11 +174,11 @@ def tree_parents(leaves: Sequence[str]) -> dict[str, str]:
         while above != ROOT and above not in said:
             above = chosen[above]
         parents[node] = above
-    for leaf in leaves:
-        if leaf in parents.values():
-            group = f"{leaf}-group"
-            parents = {node: group if above == leaf else above for node, above in parents.items()}
-            parents |= {group: parents[leaf], leaf: group}
+    above_others = set(parents.values())
+    groups = {leaf: f"{leaf}-group" for leaf in leaves if leaf in above_others}
+    parents = {node: groups.get(above, above) for node, above in parents.items()}
+    for leaf, group in groups.items():
+        parents[group], parents[leaf] = parents[leaf], group
     return parents
 
 

@@ -219,15 +219,19 @@ def _read_ids(path: Path) -> dict[str, str]:
 
 
 def _print_senses(choices: Sequence[SenseChoice]) -> None:
-    """One line a name with its sense, and one for each rejected sense."""
+    """One line a name with its sense, marked where it is doubtful, and one for each rejected sense."""
     for choice in choices:
         chosen = choice.synset
         sense = escape(f"{chosen.id} {chosen.name}: {chosen.definition}")
-        _print(f"[bold]{escape(choice.name)}[/bold] = {sense}")
+        mark = "[bold yellow]?[/bold yellow] " if choice.doubtful else ""
+        _print(f"{mark}[bold]{escape(choice.name)}[/bold] = {sense}")
         if choice.note:
             _print(f"  [yellow]{escape(choice.note)}[/yellow]")
         for other in choice.rejected:
             _print(f"  [dim]not {escape(f'{other.id} {other.name}: {other.definition}')}[/dim]")
+    if doubtful := [choice for choice in choices if choice.doubtful]:
+        names = "name" if len(choices) == 1 else "names"
+        _print(f"[yellow]?[/yellow] {len(doubtful)} of {len(choices)} {names} may mean something else: look at these")
     if any(choice.rejected for choice in choices):
         _print("another sense: --pin NAME=SYNSET")
 

@@ -13,7 +13,7 @@ from taxonomy import senses, wordnet
 from taxonomy.build import from_synsets
 from taxonomy.errors import TaxonomyError
 from taxonomy.files import bundled, load_taxonomy
-from taxonomy.labels import LeafNames, key
+from taxonomy.labels import LeafNames, key, leading_id
 from taxonomy.rows import from_folder_paths, spaced
 from taxonomy.senses import Evidence, SenseChoice
 from taxonomy.tree import Taxonomy
@@ -32,7 +32,8 @@ class Proposal:
     kind: str
     """What the folders are: "bundled" (exactly the classes of a bundled taxonomy), "ids", "names", or "folders"."""
     choices: tuple[SenseChoice, ...] = ()
-    """Of names: the sense chosen for each that WordNet has, in the order of the folders."""
+    """Of names: the sense chosen for each that WordNet has, in the order of the folders. Of ids: those that the rest of
+    the folder's name contradicts."""
     unknown: tuple[str, ...] = ()
     """Names that WordNet lacks; each is a class of its own."""
     same: tuple[tuple[str, str], ...] = ()
@@ -88,7 +89,7 @@ def propose(
     if len(labels) < 2:
         raise TaxonomyError(f"all folders read {labels[0]!r}; a classifier needs two or more classes")
     if not tiers and not pins and (known := _bundled_with(labels)) is not None:
-        return Proposal(known, "bundled")
+        return Proposal(known, "bundled", _contradicted(labels))
     return _of_labels(labels, name, tiers, pins or {}, evidence or {})
 
 
@@ -116,7 +117,10 @@ def _bundled_with(labels: Sequence[str]) -> Taxonomy | None:
 
 
 def _of_folders(paths: Sequence[FolderPath], name: str) -> Taxonomy:
-    """The user's own hierarchy, without tiers that say no more than the next."""
+    """The user's own hierarchy, without tiers that say no more than the one before or than the leaves.
+
+    So folders in which each has only one other, "animal/mammal/cat", keep the name of the topmost as their class.
+    """
     every = set(paths)
     for path in paths:
         above = next((path[:end] for end in range(1, len(path)) if path[:end] in every), None)
@@ -128,7 +132,8 @@ def _of_folders(paths: Sequence[FolderPath], name: str) -> Taxonomy:
     tree = from_folder_paths(paths, name=name)
     data = tree.to_dict()
     tiers = data["tiers"]
-    data["tiers"] = [a for a, b in itertools.pairwise(tiers) if len(a) < len(b)] + tiers[-1:]
+    coarse = {len(tier): tier for tier in reversed(tiers) if len(tier) < len(tiers[-1])}
+    data["tiers"] = [*reversed(coarse.values()), tiers[-1]]
     return Taxonomy.from_dict(data)
 
 
@@ -143,26 +148,39 @@ def _of_labels(
     evidence: Evidence,
 ) -> Proposal:
     pinned = _pinned(labels, pins)
+    by_key = {key(label): label for label in labels}
+    seen = {by_key[key(label)]: bonus for label, bonus in evidence.items() if key(label) in by_key}
     known = [label for label in labels if label in pinned or senses.is_known(label)]
-    choices = senses.choose_senses(known, pins=pinned, evidence=evidence) if known else ()
+    choices = senses.choose_senses(known, pins=pinned, evidence=seen) if known else ()
     first: dict[str, str] = {}
     same: list[tuple[str, str]] = []
-    for choice in sorted(
-        choices, key=lambda choice: choice.name != choice.synset.id
-    ):  # an id is its own leaf
+    for choice in sorted(choices, key=lambda choice: _by_id(choice) is None):  # an id is its own leaf
         other = first.setdefault(choice.synset.id, choice.name)
         if other != choice.name:
             same.append((other, choice.name))
-    names = {synset: _display(label, wordnet.known(synset).lemmas) for synset, label in first.items()}
-    unknown = tuple(label for label in labels if label not in set(known))
+    names = {synset: _display(label, synset) for synset, label in first.items()}
+    read = set(known)
+    unknown = tuple(label for label in labels if label not in read)
     if first:
         tree = from_synsets(list(first), tiers=tiers, name=name, names=names)
     else:
         tree = from_folder_paths([(label,) for label in unknown], name=name)
     synsets = {label: synset for synset, label in first.items()}
     tree = _with_own(tree, [(b, synsets[a]) for a, b in same], unknown if first else ())
-    kind = "ids" if all(choice.name == choice.synset.id for choice in choices) and first else "names"
-    return Proposal(tree, kind, () if kind == "ids" else choices, unknown, tuple(same))
+    kind = "ids" if all(_by_id(choice) is not None for choice in choices) and first else "names"
+    told = tuple(choice for choice in choices if choice.note) if kind == "ids" else choices
+    return Proposal(tree, kind, told, unknown, tuple(same))
+
+
+def _by_id(choice: SenseChoice) -> str | None:
+    """The synset id in a folder's name that decided its meaning."""
+    return choice.synset.id if leading_id(choice.name) == choice.synset.id else None
+
+
+def _contradicted(labels: Sequence[str]) -> tuple[SenseChoice, ...]:
+    """The ids that the rest of the folder's name contradicts."""
+    wrong = [label for label in labels if leading_id(label) and senses.contradiction(label)]
+    return senses.choose_senses(wrong)
 
 
 def _pinned(labels: Sequence[str], pins: Mapping[str, str]) -> dict[str, str]:
@@ -173,15 +191,15 @@ def _pinned(labels: Sequence[str], pins: Mapping[str, str]) -> dict[str, str]:
     return {by_key[key(pin)]: synset for pin, synset in pins.items()}
 
 
-def _display(label: str, lemmas: Sequence[str]) -> str:
-    """What a class is called: the synset's own spelling of the folder's name, else the folder's name."""
-    return next(
-        (lemma for lemma in lemmas if key(lemma) == key(label)), lemmas[0] if _is_id(label) else spaced(label)
-    )
-
-
-def _is_id(label: str) -> bool:
-    return len(label) == 9 and label[0] == "n" and label[1:].isdigit()
+def _display(label: str, synset: str) -> str:
+    """What a class is called: the synset's own spelling of the folder's name, else the folder's name without its id."""
+    lemmas = wordnet.known(synset).lemmas
+    own = label
+    if leading_id(label) == synset:
+        own = label[len(synset) :].strip(" _-.,:")
+        if not own or senses.contradiction(label):
+            return lemmas[0]
+    return next((lemma for lemma in lemmas if key(lemma) == key(own)), spaced(own))
 
 
 def _with_own(tree: Taxonomy, beside: Sequence[tuple[str, str]], apart: Sequence[str]) -> Taxonomy:

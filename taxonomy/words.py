@@ -70,7 +70,8 @@ def contradiction(name: str) -> str:
     synset = wordnet.synset(given) if given else None
     if given is None or synset is None or not rest:
         return ""
-    senses = read(rest).senses
+    found = read(rest)
+    senses = found.senses if _LETTERS.search(found.word) else ()
     related = wordnet.ancestors(given)
     if not senses or any(sense in related or given in wordnet.ancestors(sense) for sense in senses):
         return ""

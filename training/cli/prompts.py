@@ -100,7 +100,7 @@ def _unknown(proposal: Proposal) -> str:
     names = proposal.unknown
     some = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     lacks = f"WordNet has no noun for {some}"
-    if not proposal.choices:
+    if not proposal.choices and proposal.kind == "names":
         return f"{lacks}: one tier of {len(names)} classes; group them in taxonomy.csv, with a column before the others"
     grouped = len(names) > 1 and proposal.taxonomy.num_tiers > 1
     where = "classes of their own, under 'other classes'" if grouped else "a class of its own"
