@@ -27,7 +27,20 @@ from training.recipe.stored_options import StoredOptions
 PANELS = {group: group.capitalize() for group in GROUPS}
 """Group of options → its heading in ``--help``."""
 RUN_OPTIONS = (
-    *("out", "resume", "recipe", "workers", "threads", "save_every", "check", "tiers", "pin", "yes", "level"),
+    *(
+        "out",
+        "resume",
+        "recipe",
+        "workers",
+        "threads",
+        "save_every",
+        "check",
+        "tiers",
+        "pin",
+        "yes",
+        "look",
+        "level",
+    ),
     *("minutes", "updates", "eval_data", "known_top1", "report"),
 )
 """Arguments that are no fields of a recipe, as messages name them."""
@@ -240,6 +253,14 @@ Yes = Annotated[
     bool,
     typer.Option(
         "--yes", "-y", help="Take the proposed tree without asking.", rich_help_panel=PANELS["tree"]
+    ),
+]
+Look = Annotated[
+    bool,
+    typer.Option(
+        "--look/--no-look",
+        help="Look at some images of each class with the bundled model: what they show tells what names mean.",
+        rich_help_panel=PANELS["tree"],
     ),
 ]
 Check = Annotated[

@@ -23,6 +23,7 @@ from taxonomy.labels import LeafNames
 from taxonomy.proposal import Proposal, propose
 from taxonomy.tables import dumps_table, with_ids_of
 from training.cli import prompts
+from training.cli.looking import look
 from training.data.dataset_summary import DatasetSummary, default_out, summarise_dataset
 from training.recipe.defaults import DatasetFacts, DefaultChoice, choose_network, choose_schedule
 from training.recipe.recipe import PER_LEVEL, Recipe
@@ -44,11 +45,15 @@ class Declined(Exception):  # noqa: N818 - an answer, no error
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """Options for proposing a taxonomy: sizes of tiers, pinned senses, and whether to skip the question."""
+    """Options for proposing a taxonomy: sizes of tiers, pinned senses, and whether to skip the question.
+
+    ``look``: whether images tell what names mean.
+    """
 
     tiers: Sequence[int] | None = None
     pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     yes: bool = False
+    look: bool = True
 
 
 def prepare(
@@ -85,7 +90,9 @@ def _tree(
 ) -> str:
     """Propose a taxonomy, show it and ask; return the bundled name or the path of the one to train with."""
     name = default_out(data).name
-    proposal = propose(list(found.ways), name=name, tiers=options.tiers, pins=options.pins)
+    seen = look(found, console) if options.look else None
+    evidence = seen.evidence() if seen else None
+    proposal = propose(list(found.ways), name=name, tiers=options.tiers, pins=options.pins, evidence=evidence)
     _say_found(console, proposal, found, data)
     files = _TreeFiles(out, proposal.taxonomy)
     taxonomy = files.edited()
@@ -103,7 +110,7 @@ def _tree(
         taxonomy, shown = proposal.taxonomy, proposal
     _check_fit(taxonomy, found)
     files.write(taxonomy)
-    prompts.show(console, shown)
+    prompts.show(console, shown, seen)
     _say(console, f"saved as {files.tree} and, easier to edit, {files.table}")
     taxonomy = _approved(taxonomy, files, found, options, console)
     files.write(taxonomy)
