@@ -16,7 +16,11 @@ Floats = npt.NDArray[np.float64]
 CHANCE = 0.2
 """Share of images of which what is seen says nothing."""
 WIDE = 0.3
-"""A kind that holds a larger share of the model's classes says nothing of an image."""
+"""A kind that holds a larger share of the model's classes is not worth naming."""
+NEAR = 0.1
+"""Two kinds below one that holds at most this share of the model's classes are near each other."""
+VAGUE = 2500
+"""A synset with more of WordNet's 82,115 below it, such as "substance", says nothing of how a thing looks."""
 
 
 class Kinds:
@@ -48,11 +52,13 @@ class Kinds:
     def expected(self, synset: str) -> Floats:
         """Return the chance (L,) that an image of a synset is seen as each class.
 
-        Take one of the synset's ancestors (or itself) that hold classes, then one of these. So near relatives are
-        likely, all others possible.
+        Take one of the synset's ancestors (or itself), then one of the model's classes below it; any class where it has
+        none, or is VAGUE. So near relatives are likely, and all is possible of what the model knows nothing near of.
         """
-        places = sorted(self._place[each] for each in wordnet.ancestors(synset) if each in self._place)
-        return np.asarray(self._share[places].mean(0))
+        line, below = wordnet.ancestors(synset), wordnet.num_below()
+        told = sorted(self._place[each] for each in line if each in self._place and below[each] <= VAGUE)
+        anything = (len(line) - len(told)) / self.holds.shape[1]
+        return np.asarray((self._share[told].sum(0) + anything) / len(line))
 
     def fit(self, probabilities: Floats, synset: str) -> Floats:
         """Return how well images fit a synset, (N,): natural logarithm of how many times likelier than by chance.
@@ -84,7 +90,9 @@ class Kinds:
         place = min(found)[2]
         return self.ids[place], float(mass[place])
 
-
-def related(one: str, other: str) -> bool:
-    """Return whether a synset is another or lies above or below it."""
-    return one in wordnet.ancestors(other) or other in wordnet.ancestors(one)
+    def apart(self, one: str, other: str) -> bool:
+        """Return whether two synsets are different things: neither lies above the other, and they are not `NEAR`."""
+        above, below = wordnet.ancestors(one), wordnet.ancestors(other)
+        shared = [self._place[each] for each in above & below if each in self._place]
+        smallest = min((int(self.holds[k].sum()) for k in shared), default=self.holds.shape[1])
+        return one not in below and other not in above and smallest > NEAR * self.holds.shape[1]

@@ -15,7 +15,7 @@ from taxonomy import wordnet
 from taxonomy.labels import LeafNames, key
 from taxonomy.proposal import trim
 from taxonomy.senses import candidates
-from training.look.kinds import Floats, Kinds, related
+from training.look.kinds import Floats, Kinds
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -115,7 +115,7 @@ class Seen:
     def _misfit(self, name: str, synset: str, images: Floats) -> str:
         every, own = self.kinds.best_fit(images), self.kinds.fit(images, synset)
         whole = self._sight(images)
-        if whole and every.mean(0).max() - own.mean() > MISFIT and not related(synset, whole.synset):
+        if whole and every.mean(0).max() - own.mean() > MISFIT and self.kinds.apart(synset, whole.synset):
             meant = wordnet.known(synset)
             text = f"images of {name!r} look like {whole}{self._examples(images, whole)}, not like {meant.lemmas[0]}"
             return f"{text} ({shortened(meant.definition)})"
@@ -124,7 +124,9 @@ class Seen:
         if min(count, len(odd) - count) < max(FEW, MIXED * len(odd)):
             return ""
         strange, usual = self._sight(images[odd]), self._sight(images[~odd])
-        if not strange or not usual or any(related(strange.synset, s) for s in (synset, usual.synset)):
+        if not strange or not usual:
+            return ""
+        if not all(self.kinds.apart(strange.synset, other) for other in (synset, usual.synset)):
             return ""
         return (
             f"images of {name!r} show two kinds: {len(odd) - count} of {len(odd)} look like {usual.name}, {count} like "
