@@ -231,7 +231,9 @@ def _print_senses(choices: Sequence[SenseChoice]) -> None:
             _print(f"  [dim]not {escape(f'{other.id} {other.name}: {other.definition}')}[/dim]")
     if doubtful := [choice for choice in choices if choice.doubtful]:
         names = "name" if len(choices) == 1 else "names"
-        _print(f"[yellow]?[/yellow] {len(doubtful)} of {len(choices)} {names} may mean something else: look at these")
+        _print(
+            f"[yellow]?[/yellow] {len(doubtful)} of {len(choices)} {names} may mean something else: look at these"
+        )
     if any(choice.rejected for choice in choices):
         _print("another sense: --pin NAME=SYNSET")
 

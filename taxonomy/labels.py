@@ -20,8 +20,9 @@ def leading_id(label: str) -> str | None:
 class LeafNames:
     """Finds the leaf that a label names: by id or display name, else by how the name reads.
 
-    A synset id before a name decides, as in "n02085620-Chihuahua". Case, spaces, underscores and hyphens make no difference where that is not ambiguous; nor does what was added to
-    a name to make it unique, "other" before it or a bracket behind it.
+    Case, spaces, underscores and hyphens make no difference where that is not ambiguous; nor does what was added to
+    a name to make it unique, "other" before it or a bracket behind it. Last, the synset id before a name decides, as
+    in "n02085620-Chihuahua".
     """
 
     def __init__(self, taxonomy: Taxonomy) -> None:

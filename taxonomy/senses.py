@@ -1,4 +1,4 @@
-"""Word senses: which synset a class name such as "crane" means, judged by what is known of words and the other names."""
+"""Word senses: which synset a class name such as "crane" means, judged by evidence and the other names."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,13 @@ Integers = npt.NDArray[np.int64]
 Evidence = Mapping[str, Mapping[str, float]]
 """Per name, as it is given, a bonus per synset id that is added to the prior of that sense (natural logarithm)."""
 
-CONTEXT = 1.2  # exponent of the company of the other names
+CONTEXT = 1.0  # exponent of the company of the other names
 STRANGER = 0.1  # chance, in names, that a name has nothing to do with the others
 ROUNDS = 8
-UNLISTED = -4.0  # prior of a meaning that WordNet does not have, such as the cat called Bengal
+UNLISTED = -4.5  # prior of a meaning that WordNet does not have, such as the cat called Bengal
 
 DOUBT = 0.9  # a sense of less weight is doubtful; `benchmarks/senses.py` says how many wrong ones that finds
+MOST_MISSING = 50  # unknown names that are told; a close spelling takes 0.1 s to find
 REMOTE = 0.02  # a sense of less weight is not taken instead of one that another name has
 
 
@@ -97,7 +98,7 @@ def choose_senses(
         One choice per name, in the order of the names.
 
     Raises:
-        TaxonomyError: names that WordNet does not have, all listed with close spellings; a pin for a name that is not
+        TaxonomyError: names that WordNet does not have, listed with close spellings; a pin for a name that is not
             there, or of no synset.
     """
     pins = pins or {}
@@ -146,9 +147,11 @@ def _check_found(names: Sequence[str], senses: Sequence[Sequence[str]]) -> None:
     if not missing:
         return
     texts = []
-    for name in missing:
+    for name in missing[:MOST_MISSING]:
         close = close_words(name)
         texts.append(f"{name!r} (close: {', '.join(close)})" if close else repr(name))
+    if len(missing) > MOST_MISSING:
+        texts.append(f"{len(missing) - MOST_MISSING} more")
     verb = "is" if len(missing) == 1 else "are"
     raise TaxonomyError(
         f"not among WordNet's nouns {verb} {', '.join(texts)}; correct them, or pin a synset for each"
@@ -194,10 +197,10 @@ class _Company:
         foreign = np.bincount(self._above, votes)[self._above] - np.bincount(self._kin, votes)[self._kin]
         drawn = self._per_sense(foreign / self._size[self._above])
         same = np.bincount(self._synset, weight)[self._synset] - np.bincount(self._own, weight)[self._own]
-        return np.maximum(drawn - same * self._itself, 0) / self._others
+        return np.asarray(np.maximum(drawn - same * self._itself, 0) / self._others)
 
     def _per_sense(self, pairs: Floats) -> Floats:
-        return np.bincount(self._sense, pairs)
+        return np.asarray(np.bincount(self._sense, pairs), dtype=np.float64)
 
 
 def _numbered(keys: Integers) -> Integers:
@@ -216,12 +219,13 @@ def _weights(
     owner = np.repeat(np.arange(len(senses)), count)
     flat = np.concatenate([np.asarray(found, dtype=np.float64) for found in prior])
     alone = np.log(STRANGER / wordnet.num_below()[wordnet.ROOT])
-    unlisted = np.where(decided, -np.inf, UNLISTED + CONTEXT * alone)
+    none_other = np.where(decided, -np.inf, UNLISTED)
     company = _Company(senses, owner)
-    weight = _scaled(flat + CONTEXT * alone, unlisted, starts, owner)
+    weight = _scaled(flat, none_other, starts, owner)
     for _ in range(ROUNDS):
         met = np.log(company.chance(weight) + np.exp(alone))
-        weight = _scaled(flat + CONTEXT * met, unlisted, starts, owner)
+        usual = float(np.sum(weight * met) / np.sum(weight))  # what WordNet lacks keeps the usual company
+        weight = _scaled(flat + CONTEXT * met, none_other + CONTEXT * usual, starts, owner)
     return np.split(weight, starts[1:])
 
 

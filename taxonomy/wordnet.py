@@ -12,7 +12,7 @@ import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,12 +128,27 @@ def senses(word: str) -> tuple[str, ...]:
 
 
 @functools.cache
+def plural_senses(word: str) -> tuple[str, ...]:
+    """Return the ids of the noun senses of the words whose plural a word is, in WordNet's order; none are its own."""
+    own = set(senses(word))
+    with _LOCK:
+        bases = [base for form in _spellings(word) for base in _bases(form)]
+        found = [_id(s) for base in bases for s in _reader().synsets(base, pos="n") if _has(s, base)]
+    return tuple(sense for sense in dict.fromkeys(found) if sense not in own)
+
+
+@functools.cache
 def base_forms(word: str) -> frozenset[str]:
     """Return the nouns that a word is a form of, itself included, as `letters`: of "roses" roses, rose."""
     with _LOCK:
         forms = _spellings(word)
-        bases = [_reader().morphy(form, "n") for form in forms]
-    return frozenset(letters(form) for form in (*forms, *bases) if form)
+        bases = [base for form in forms for base in _bases(form)]
+    return frozenset(letters(form) for form in (*forms, *bases))
+
+
+def _bases(form: str) -> list[str]:
+    """The nouns of at least three letters that a word is an inflected form of, by Princeton's morphy rules."""
+    return [base for base in _reader()._morphy(form, "n") if base != form and len(base) > 2]
 
 
 def letters(word: str) -> str:
@@ -182,15 +197,26 @@ def words() -> frozenset[str]:
 
 
 @functools.cache
+def have_parts() -> frozenset[str]:
+    """Return the ids of the synsets whose parts WordNet lists: mostly everyday things, such as a car or a bird."""
+    return frozenset(synset_id for synset_id, data in _data_lines() if " %p " in data)
+
+
+@functools.cache
 def _hypernyms() -> Mapping[str, tuple[str, ...]]:
     """Ids of the direct hypernyms of every noun synset (0.4 s once; NLTK object by object takes 20 s)."""
-    graph: dict[str, tuple[str, ...]] = {}
     pointer = re.compile(r" @i? (\d{8}) n")
+    return {
+        synset_id: tuple(sorted({"n" + offset for offset in pointer.findall(data)}))
+        for synset_id, data in _data_lines()
+    }
+
+
+def _data_lines() -> Iterator[tuple[str, str]]:
+    """Every noun synset's id and its line in WordNet's file, without the definition."""
     for line in _unpacked("wordnet/data.noun").decode().splitlines():
         if line[:1].isdigit():
-            data, _, _ = line.partition(" | ")
-            graph["n" + line[:8]] = tuple(sorted({"n" + offset for offset in pointer.findall(data)}))
-    return graph
+            yield "n" + line[:8], line.partition(" | ")[0]
 
 
 def _spellings(word: str) -> list[str]:

@@ -33,10 +33,11 @@ def read(name: str) -> Reading:
     """Read a class name.
 
     A synset id alone, or before a name as in "n02085620-Chihuahua", decides. Else the name is looked up as it is (any
-    case; spaces, underscores or hyphens), as a plural, without a number before it, in its parts where
-    capitals tell them ("TeddyBear") and with spaces where WordNet has them ("diningtable"). "crane (bird)" keeps the
-    senses below (else nearest to) the word in brackets, "goldfish, Carassius auratus" those that have most of these
-    words, and so does "T-shirt/top". Last, its last words are taken, with a note: "spotted tabby cat" as "tabby cat"; but not of "without mask".
+    case; spaces, underscores or hyphens) and as a plural, without a number before it, in its parts where capitals
+    tell them ("TeddyBear") and with spaces where WordNet has them ("diningtable"). "crane (bird)" keeps the senses
+    below (else nearest to) the word in brackets, "goldfish, Carassius auratus" those that have most of these words,
+    and so does "T-shirt/top". Last, its last words are taken, with a note: "spotted tabby cat" as "tabby cat"; but
+    not of "without mask".
     """
     text = " ".join(name.replace("_", " ").split())
     given = leading_id(text)
@@ -50,7 +51,7 @@ def read(name: str) -> Reading:
         return Reading(either, text)
     for form in _forms(text):
         if senses := wordnet.senses(form):
-            return Reading(senses, form)
+            return Reading((*senses, *wordnet.plural_senses(form)), form)
     return _of_last_words(name, text)
 
 
@@ -121,9 +122,7 @@ def _of_last_words(name: str, text: str) -> Reading:
     if len(parts) == 1:
         words = _tail(text.lower())
         if words:
-            return Reading(
-                wordnet.senses(words), words, f"{name!r} is not in WordNet; taken as {words!r}"
-            )
+            return Reading(wordnet.senses(words), words, f"{name!r} is not in WordNet; taken as {words!r}")
     return Reading()
 
 
