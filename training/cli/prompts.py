@@ -22,7 +22,7 @@ from training.look.seen import Seen, shortened
 SHOWN_LEAVES = 60
 """Taxonomies with more leaves are drawn without them."""
 SHOWN_DOUBTS = 12
-"""Number of doubtful senses that are shown in full."""
+"""Number of doubtful senses, and of classes whose images do not fit, that are shown in full."""
 EDITORS = ("sensible-editor", "nano", "vi", "notepad")
 
 
@@ -63,10 +63,12 @@ def show(console: Console, proposal: Proposal, seen: Seen | None = None) -> None
     for first, second in proposal.same:
         _plain(console, f"{first!r} and {second!r} mean the same in WordNet; both stay classes, side by side")
     misfits = seen.misfits(proposal.taxonomy) if seen else []
-    for line in misfits:
+    for line in misfits[:SHOWN_DOUBTS]:
         console.print(
             f"[bold yellow]![/bold yellow] {escape(line)}", emoji=False, highlight=False, soft_wrap=True
         )
+    if len(misfits) > SHOWN_DOUBTS:
+        _plain(console, f"  and images of {len(misfits) - SHOWN_DOUBTS} more classes")
     if misfits:
         _plain(console, "  check these images, their names, or with --pin what the names mean")
 

@@ -104,12 +104,18 @@ class Seen:
         `taxonomy` gives the meanings: a class that it has under a synset id means that synset.
         """
         leaves = LeafNames(taxonomy)
-        lines = []
-        for name, images in self.images.items():
-            leaf = leaves.find(name)
-            synset = None if leaf is None else taxonomy.leaves[leaf]
-            if synset is not None and wordnet.synset(synset) is not None and len(images) >= FEW:
-                lines.append(self._misfit(name, synset, images))
+        found = {name: leaves.find(name) for name in self.images}
+        return self.misfits_of(
+            {name: taxonomy.leaves[leaf] for name, leaf in found.items() if leaf is not None}
+        )
+
+    def misfits_of(self, meanings: Mapping[str, str]) -> list[str]:
+        """Return these lines for classes of given meanings, which are synset ids, or ids of no synset."""
+        lines = [
+            self._misfit(name, synset, self.images[name])
+            for name, synset in meanings.items()
+            if wordnet.synset(synset) is not None and len(self.images[name]) >= FEW
+        ]
         return [line for line in lines if line]
 
     def _misfit(self, name: str, synset: str, images: Floats) -> str:
@@ -140,7 +146,7 @@ class Seen:
     def _examples(self, images: Floats, sight: Sight) -> str:
         """The likeliest two of a kind's classes, in brackets; empty where the kind is a class itself."""
         inside = images.mean(0) * self.kinds.holds[self.kinds.ids.index(sight.synset)]
-        best = np.argsort(-inside)[: min(2, np.count_nonzero(inside))].tolist()
+        best = np.argsort(-inside, kind="stable")[: min(2, np.count_nonzero(inside))].tolist()
         names = [f"{self.kinds.leaf_names[leaf]} {inside[leaf]:.2f}" for leaf in best]
         return f" ({', '.join(names)})" if len(names) > 1 else ""
 
