@@ -331,7 +331,7 @@ def test_doubt_is_shown_with_what_was_seen(kinds: Kinds) -> None:
         ("crane", MACHINE),
         ("crane", BIRD),
         ("kite", "n01608432"),
-        ("drake", "n01847000")("nail", "n03804744"),
+        ("drake", "n01847000"),
     ],
 )
 def test_photographs_tell_what_an_ambiguous_name_means(

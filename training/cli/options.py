@@ -27,20 +27,8 @@ from training.recipe.stored_options import StoredOptions
 PANELS = {group: group.capitalize() for group in GROUPS}
 """Group of options → its heading in ``--help``."""
 RUN_OPTIONS = (
-    *(
-        "out",
-        "resume",
-        "recipe",
-        "workers",
-        "threads",
-        "save_every",
-        "check",
-        "tiers",
-        "pin",
-        "yes",
-        "look",
-        "level",
-    ),
+    "look",
+    *("out", "resume", "recipe", "workers", "threads", "save_every", "check", "tiers", "pin", "yes", "level"),
     *("minutes", "updates", "eval_data", "known_top1", "report"),
 )
 """Arguments that are no fields of a recipe, as messages name them."""
