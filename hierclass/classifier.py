@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -224,14 +225,37 @@ class Classifier:
                 `hierclass.label`.
         """
         level = self.check_level(level)
-        predictions: list[Prediction] = []
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = [
-                self._prepare(image, start + i, len(images), level)
-                for i, image in enumerate(images[start:][:BATCH_SIZE])
-            ]
-            predictions += self._answer(np.stack(batch), level)
-        return predictions
+        return [answer for batch in self._batches(images, level) for answer in self._answer(batch, level)]
+
+    def features(self, images: Iterable[ImageSource], level: int | None = None) -> NDArray[np.float32]:
+        """Return the features (N, F) of images at one level (None: the finest), in order.
+
+        They are what the head of the level reads: pooled over the image and not scaled in any way; divide each row by
+        its length to compare directions. Those of a timm classifier as it is (`from_timm`) are its logits. F is
+        `num_features(level)`. Images are prepared as `predict` prepares them. `hierclass embed` writes the features of
+        many images to a file, and gets past broken ones.
+
+        Raises:
+            LevelError: the model has no such level.
+            ImageError: an image can't be read; the message says which.
+            InputError: `images` is one image.
+        """
+        level = self.check_level(level)
+        found = [
+            self.runtime.run(self.runtime.to_batch(batch), level, "features")
+            for batch in self._batches(images, level)
+        ]
+        return np.concatenate(found) if found else np.zeros((0, self.num_features(level)), np.float32)
+
+    def num_features(self, level: int | None = None) -> int:
+        """Return how many features a level (None: the finest) computes of an image; computes those of a black one.
+
+        Raises:
+            LevelError: the model has no such level.
+        """
+        level, size = self.check_level(level), self.preprocessing.size
+        black = np.zeros((1, size, size, 3), np.uint8)
+        return int(self.runtime.run(self.runtime.to_batch(black), level, "features").shape[1])
 
     def refine(self, image: ImageSource) -> Iterator[Prediction]:
         """Yield the prediction of level 0, then of each finer level; `Level.step_macs` is the cost of each step.
@@ -278,11 +302,25 @@ class Classifier:
         weight, temperatures = self._decision.lower_weight, self._decision.temperatures
         return to_predictions(combine_levels(logits, self.taxonomy, weight, temperatures), self.taxonomy)
 
-    def _prepare(self, image: ImageSource, index: int, count: int, level: int | None) -> NDArray[np.uint8]:
+    def _batches(self, images: Iterable[ImageSource], level: int) -> Iterator[NDArray[np.uint8]]:
+        """Read images for a level in batches (B, S, S, 3)."""
+        if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, Iterable):
+            raise InputError("this takes many images, not one; put it into a list: [image]")
+        count, numbered = len(images) if isinstance(images, Sized) else None, enumerate(images)
+        while batch := [
+            self._prepare(image, index, count, level)
+            for index, image in itertools.islice(numbered, BATCH_SIZE)
+        ]:
+            yield np.stack(batch)
+
+    def _prepare(
+        self, image: ImageSource, index: int, count: int | None, level: int | None
+    ) -> NDArray[np.uint8]:
         try:
             return read_square(image, self.preprocessing_for(level))
         except ImageError as error:
-            name = str(image) if isinstance(image, (str, os.PathLike)) else f"image {index + 1} of {count}"
+            number = f"image {index + 1}" + (f" of {count}" if count else "")
+            name = str(image) if isinstance(image, (str, os.PathLike)) else number
             raise ImageError(f"{name}: {error}") from error
 
 

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
@@ -304,3 +306,29 @@ def test_a_large_tree_is_proposed_in_little_memory(monkeypatch: pytest.MonkeyPat
     for cost in senses.large(1500):
         assert cost.classes > 1400
         assert cost.gigabytes < 0.8
+
+
+def test_looking_counts_names_read_rightly_and_alarms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, out = command("looking", monkeypatch), tmp_path / "out.json"
+    looking = importlib.import_module("looking")
+    monkeypatch.setattr(looking, "SAMPLES", 2)
+    monkeypatch.setattr(looking, "PAIRS", 4)
+    known = {"n02124075": "cat", "n07920052": "coffee", "n03877845": "temple"}
+    images = {label: (ROOT / "examples" / f"{name}.jpg").read_bytes() for label, name in known.items()}
+    rows = [(image, label) for label, image in images.items() for _ in range(3)]
+    for file, column, labels in (
+        ("dev.parquet", "wnid", [label for _, label in rows]),
+        ("own.parquet", "label", [known[label] for _, label in rows]),
+    ):
+        pq.write_table(pa.table({"image": [image for image, _ in rows], column: labels}), tmp_path / file)
+    options = [tmp_path / "dev.parquet", "--own", tmp_path / "own.parquet", "--json", out]
+    done = CliRunner().invoke(app, [str(option) for option in options])
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert [row["names"] for row in report["meanings"]] == [6, 6, 6]
+    assert report["meanings"][1]["right"] == 6
+    own, mine, swapped, _ = report["alarms"]
+    assert (own["classes"], own["alarms"], mine["classes"]) == (3, 0, 3)
+    assert swapped["alarms"] >= 1

@@ -16,7 +16,7 @@ import pytest
 from hierclass.decisions.exit_policy import Answers, StopReason
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import Input, Stamp
-from hierclass.labelling.rows import ClassNames, Outcome, Row, columns
+from hierclass.labelling.rows import ClassNames, Outcome, Row, columns, schema
 from hierclass.labelling.table_writers import check_target, open_writer, write_table
 from taxonomy import Node, Taxonomy
 
@@ -110,7 +110,7 @@ def test_a_row_says_what_its_answer_says() -> None:
 @pytest.mark.parametrize("ending", FORMATS)
 def test_every_format_holds_the_same_rows(ending: str, tmp_path: Path) -> None:
     file = tmp_path / f"out{ending}"
-    write_table(file, [table(), table()], 2)
+    write_table(file, [table(), table()], schema(2))
     rows = read(file)
     assert [tuple(row) for row in rows] == [columns(2)] * 8
     assert [row["path"] for row in rows[:3]] == ["a.jpg", "b.jpg", 'new\nline, "quoted" caf\\xe9\r.jpg']
@@ -123,12 +123,12 @@ def test_every_format_holds_the_same_rows(ending: str, tmp_path: Path) -> None:
 
 
 def test_scores_are_short_in_text(tmp_path: Path) -> None:
-    write_table(tmp_path / "out.csv", [table()], 2)
+    write_table(tmp_path / "out.csv", [table()], schema(2))
     assert read(tmp_path / "out.csv")[0]["score"] == "0.3333"
 
 
 def test_parquet_has_types_even_if_every_row_is_an_error(tmp_path: Path) -> None:
-    write_table(tmp_path / "out.parquet", [table().slice(1, 1)], 2)
+    write_table(tmp_path / "out.parquet", [table().slice(1, 1)], schema(2))
     types = {field.name: str(field.type) for field in pq.read_schema(tmp_path / "out.parquet")}
     assert (types["level"], types["chosen_level"], types["preview"]) == ("int32", "int32", "bool")
     assert types["tier1_score"] == "float"
@@ -136,7 +136,7 @@ def test_parquet_has_types_even_if_every_row_is_an_error(tmp_path: Path) -> None
 
 
 def test_parquet_is_written_by_row_groups(tmp_path: Path) -> None:
-    write_table(tmp_path / "out.parquet", [table()] * 6000, 2)
+    write_table(tmp_path / "out.parquet", [table()] * 6000, schema(2))
     file = pq.ParquetFile(tmp_path / "out.parquet")
     assert file.metadata.num_rows == 24_000
     assert file.metadata.num_row_groups == 3
@@ -149,7 +149,7 @@ def test_another_ending_is_an_error_that_lists_the_three(name: str, tmp_path: Pa
 
 
 def test_an_ending_may_be_in_capitals(tmp_path: Path) -> None:
-    write_table(tmp_path / "OUT.CSV", [table()], 2)
+    write_table(tmp_path / "OUT.CSV", [table()], schema(2))
     assert (tmp_path / "OUT.CSV").read_text().startswith("path,error,level")
 
 
@@ -173,13 +173,13 @@ def test_after_a_failure_the_old_table_stands(ending: str, tmp_path: Path) -> No
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_table(file, breaking(), 2)
+        write_table(file, breaking(), schema(2))
     assert file.read_text() == "old"
     assert names(tmp_path) == [file.name]
 
 
 def test_a_table_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
-    write_table(tmp_path / "out.csv", [table()], 2)
+    write_table(tmp_path / "out.csv", [table()], schema(2))
     (tmp_path / "other").touch()
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("out.csv", "other")}
     assert len(modes) == 1
@@ -188,7 +188,7 @@ def test_a_table_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
 def test_through_a_link_the_file_behind_it_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "real.csv").write_text("old")
     (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
-    write_table(check_target(tmp_path / "link.csv"), [table()], 2)
+    write_table(check_target(tmp_path / "link.csv"), [table()], schema(2))
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "real.csv").read_text().startswith("path,")
 
@@ -205,7 +205,7 @@ def test_a_file_that_takes_a_part_of_a_write_gets_all_of_it(tmp_path: Path) -> N
         def flush(self) -> None: ...
 
     short = Short()
-    open_writer(short, "csv", 2).write(table())  # type: ignore[arg-type]
+    open_writer(short, "csv", schema(2)).write(table())  # type: ignore[arg-type]
     whole = tmp_path / "out.csv"
-    write_table(whole, [table()], 2)
+    write_table(whole, [table()], schema(2))
     assert short.data == whole.read_bytes()

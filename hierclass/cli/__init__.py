@@ -5,7 +5,7 @@ is not the user's, 2 wrong use, 3 some inputs could not be read, 128 + n stopped
 after checking everything that can be checked without it.
 
 Read in this order: this file (the commands and `main`), `shared` (options of several commands), `label`,
-`label_options` and `output_target` (the two commands of runs), `progress` and `terminal` (what is shown).
+`embed`, `label_options` and `output_target` (the commands of runs), `progress` and `terminal` (what is shown).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import hierclass
+from hierclass.cli.embed import embed
 from hierclass.cli.export import export, show_level
 from hierclass.cli.label import label, refine
 from hierclass.cli.shared import (
@@ -91,6 +92,7 @@ def _common(
 
 app.command()(label)
 app.command()(refine)
+app.command()(embed)
 app.command()(export)
 
 

@@ -16,11 +16,16 @@ from hierclass.cli.label_options import (
     EngineWorkers,
     Exclude,
     Format,
+    ImageColumn,
     LevelOrAuto,
     MinTier,
     Only,
+    Overwrite,
+    Paths,
     Precision,
     Previews,
+    RetryErrors,
+    ShardText,
     Workers,
     parse_format,
     read_request,
@@ -50,13 +55,7 @@ if TYPE_CHECKING:
 
 
 def label(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH",
-            help="Images, folders, .tar or .parquet files of images, or - for a list of paths on standard input.",
-        ),
-    ],
+    paths: Paths,
     output: Annotated[
         str | None,
         typer.Option(
@@ -72,20 +71,10 @@ def label(
     only: Only = None,
     exclude: Exclude = None,
     format_: Format = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew, whatever was begun before.")
-    ] = False,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Read inputs that had errors again.")
-    ] = False,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="I/N", help="Label one of N parts, for N machines: 1/N … N/N."),
-    ] = None,
-    image_column: Annotated[
-        str | None,
-        typer.Option("--image-column", help="Of Parquet files. Default: the first that holds images."),
-    ] = None,
+    overwrite: Overwrite = False,
+    retry_errors: RetryErrors = False,
+    shard: ShardText = None,
+    image_column: ImageColumn = None,
     previews: Previews = False,
     model: ModelOption = None,
     timm: TimmOption = None,
@@ -222,7 +211,7 @@ def _print_rows(classifier: Classifier, job: LabelJob, format_: str) -> None:
         try:
             found = pipeline.run(inputs)
             first = next(found, None)  # wrong use is found before anything is written
-            table = open_writer(sys.stdout.buffer, format_, pipeline.num_tiers)
+            table = open_writer(sys.stdout.buffer, format_, pipeline.schema())
             for outcome in itertools.chain(filter(None, [first]), found):
                 table.write(pipeline.table(outcome))
                 progress.advance(len(outcome), outcome.num_errors)

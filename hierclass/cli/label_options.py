@@ -1,4 +1,4 @@
-"""The options that `hierclass label` and `hierclass refine` share, and how their texts are read."""
+"""The options that `hierclass label`, `hierclass refine` and `hierclass embed` share, and how their texts are read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from hierclass.decisions.exit_policy import LevelChoice, Request
 from hierclass.errors import InputError
 from hierclass.labelling.rows import FORMATS
 
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH",
+        help="Images, folders, .tar or .parquet files of images, or - for a list of paths on standard input.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever was begun before.")]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Read inputs that had errors again.")]
+ShardText = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Do one of N parts, for N machines: 1/N … N/N."),
+]
+ImageColumn = Annotated[
+    str | None, typer.Option("--image-column", help="Of Parquet files. Default: the first that holds images.")
+]
 LevelOrAuto = Annotated[
     str | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""Where `hierclass label` and `hierclass refine` write: the folder of a run and the file of its table."""
+"""Where `hierclass label`, `refine` and `embed` write: the folder of a run and the file of its table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hierclass.cli.shared import Stopped
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
 from hierclass.labelling.rows import FORMATS
-from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_folder import TABLES, RunFolder
 from hierclass.labelling.table_writers import check_target, format_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class OutputTarget:
     table: Path
     is_file: bool
     """Whether only the table is wanted: the folder is removed when the table is complete."""
+    verb: str = "label"
+    """The command: "label" (and refine), or "embed"."""
 
     @classmethod
     def in_folder(cls, folder: Path, format_: str | None) -> OutputTarget:
@@ -46,8 +48,8 @@ class OutputTarget:
         return cls(folder, folder / f"labels.{chosen}", is_file=False)
 
     @classmethod
-    def parse(cls, output: str, format_: str | None) -> OutputTarget:
-        """Return the target that --output names, after checking that it can be written.
+    def parse(cls, output: str, format_: str | None, verb: str = "label") -> OutputTarget:
+        """Return the target that --output names, after checking that it can be written; `verb` is the command.
 
         Raises:
             InputError: it is neither the file of a table that can be written nor the folder of a run.
@@ -55,19 +57,24 @@ class OutputTarget:
         path = Path(output)
         if output.endswith(("/", os.sep)) or os.path.isdir(path):  # noqa: PTH112 - raises nothing for long names
             RunFolder(path).check()
+            if verb == "embed":
+                return cls(path, path / "features.parquet", is_file=False, verb=verb)
             return cls.in_folder(path, format_)
         if format_ is not None:
             raise InputError(
                 f"--format {format_} belongs to a folder; the ending of {output} says its format"
             )
-        format_of(path)
+        if format_of(path) != "parquet" and verb == "embed":
+            raise InputError(
+                f"features are written as .parquet, or into a folder (with / at its end), not as {path.suffix}"
+            )
         if RunFolder(path.parent).exists:
             raise InputError(
                 f"{display_name(path.parent)} holds a run, which has a table of its own; give the folder "
                 f"({display_name(path.parent)}/), or write elsewhere"
             )
         table = check_target(path)
-        return cls(table.with_name(f"{table.name}.run"), table, is_file=True)
+        return cls(table.with_name(f"{table.name}.run"), table, is_file=True, verb=verb)
 
     @contextmanager
     def run(
@@ -79,7 +86,7 @@ class OutputTarget:
         from hierclass.labelling.run import LabelRun
 
         folder = RunFolder(self.folder)
-        progress = RunProgress(Console(stderr=True, highlight=False))
+        progress = RunProgress(Console(stderr=True, highlight=False), self.verb)
         try:
             with folder.lock(), progress:
                 yield LabelRun(folder, classifier, reading, progress, engine), progress
@@ -100,10 +107,9 @@ class OutputTarget:
             RunFolder(self.folder).clear()  # first what makes it a run: removing the rest may be interrupted
             shutil.rmtree(self.folder, ignore_errors=True)
             return num_errors
-        for format_ in FORMATS:
-            other = self.table.with_name(f"labels.{format_}")
-            if other != self.table:
-                other.unlink(missing_ok=True)  # of another format, and now outdated
+        for name in TABLES:
+            if name != self.table.name:
+                self.table.with_name(name).unlink(missing_ok=True)  # of another format, and now outdated
         return num_errors
 
 

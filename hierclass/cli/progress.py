@@ -1,4 +1,4 @@
-"""Progress of `hierclass label` and `hierclass refine` on standard error."""
+"""Progress of `hierclass label`, `hierclass refine` and `hierclass embed` on standard error."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+_DOING, _DONE = {"label": "labelling", "embed": "embedding"}, {"label": "labelled", "embed": "embedded"}
+
 
 class RunProgress:
     """Shows the progress of a run on standard error: a `RunListener`."""
 
-    def __init__(self, console: Console) -> None:
-        """Draw on a console."""
-        self._console = console
+    def __init__(self, console: Console, verb: str = "label") -> None:
+        """Draw on a console; `verb` is what is done to images."""
+        self._console, self._verb = console, verb
         self._bar: Progress | None = None
         self._total: int | None = None
         self._before = self._num_images = self._num_errors = 0
@@ -53,7 +55,7 @@ class RunProgress:
         if done:
             say(f"going on{self._how_far}")
         self._bar = progress_bar(self._console)
-        self._bar.add_task("labelling", total=total, completed=done, errors="")
+        self._bar.add_task(_DOING[self._verb], total=total, completed=done, errors="")
         self._bar.start()
 
     def advance(self, num_images: int, num_errors: int) -> None:
@@ -94,7 +96,7 @@ class RunProgress:
             return
         seconds = self._bar.tasks[0].elapsed or 0.0
         rate = f", {self._num_images / seconds:,.0f} images/s" if seconds else ""
-        labelled = plural(self._num_images - self._num_errors, "image")
-        self._summaries.append(f"{labelled} labelled in {seconds:.1f} s{rate}")
+        done = plural(self._num_images - self._num_errors, "image")
+        self._summaries.append(f"{done} {_DONE[self._verb]} in {seconds:.1f} s{rate}")
         self._bar.stop()
         self._bar = None

@@ -43,7 +43,7 @@ def one_line(text: str) -> str:
 
 def progress_bar(console: Console) -> Progress:
     """Return a bar with images done, rate, errors and time left; it is drawn on terminals only."""
-    columns = (TextColumn("labelling"), BarColumn(), MofNCompleteColumn(), _RateColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn())
     rest = (TextColumn("{task.fields[errors]}"), TimeRemainingColumn())
     return Progress(*columns, *rest, console=console, disable=not console.is_terminal, transient=True)
 

@@ -1,6 +1,7 @@
 """The cascade: every image is answered at the lowest level that is enough, in full batches.
 
-A `Cascade` runs in the caller's thread, a `ParallelCascade` in several threads.
+A `Cascade` runs in the caller's thread, a `ParallelCascade` in several threads. A `FeatureCascade` gives the
+features of one level in place of answers.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _log = logging.getLogger(__name__)
 
 Tags: TypeAlias = NDArray[np.int64]
 """Numbers (N,) by which the caller knows N images."""
-Done: TypeAlias = "tuple[Tags, Answers | str]"
-"""Tags of finished images, and their answers, or the error that all of them met."""
+Done: TypeAlias = "tuple[Tags, Answers | NDArray[np.float32] | str]"
+"""Tags of N finished images, and their answers or features (N, F), or the error that all of them met."""
 MOST = 4
 """Cascades that run at once, at most: each holds a batch in memory."""
 Logits: TypeAlias = "list[NDArray[np.floating[Any]] | None]"
@@ -155,6 +156,20 @@ class Cascade:
         return _LevelBatch(state, tags, [_joined_logits(parts, level) for level in range(num_levels)])
 
 
+class FeatureCascade(Cascade):
+    """Computes the features of the last level of the exit policy, in batches as they come."""
+
+    def _run(self, group: _LevelBatch, level: int) -> Iterator[Done]:
+        images = group.state.images
+        try:
+            features = self._runtime.run(images, level, "features")
+        except Exception as error:
+            _log.debug("features of a batch of %d failed", len(group), exc_info=True)
+            yield from self._run_halves(images, group, level, error)
+            return
+        yield group.tags, features
+
+
 class ParallelCascade:
     """Several cascades, each in a thread with a share of the processor's cores; batches go to them in turn.
 
@@ -163,12 +178,14 @@ class ParallelCascade:
     thread.
     """
 
-    def __init__(self, classifier: Classifier, policy: ExitPolicy, batch_size: int) -> None:
+    def __init__(
+        self, classifier: Classifier, policy: ExitPolicy, batch_size: int, kind: type[Cascade] = Cascade
+    ) -> None:
         """Start one thread per core that the runtime may use, at most `MOST`."""
         runtime = classifier.runtime
         size = min(MOST, runtime.threads)
         part = runtime.divided(size)
-        self._cascades = [Cascade(classifier, policy, batch_size, part) for _ in range(size)]
+        self._cascades = [kind(classifier, policy, batch_size, part) for _ in range(size)]
         self._threads = [
             ThreadPoolExecutor(1, thread_name_prefix="hierclass-cascade")
             for _ in range(size if size > 1 else 0)

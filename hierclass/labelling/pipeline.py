@@ -1,23 +1,31 @@
-"""Label many images: read them ahead of the network, run the cascade on dense batches, give outcomes in order."""
+"""Label many images, or compute their features: read them ahead of the network, run dense batches, keep the order."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.decisions.cascade import Done, ParallelCascade
+from hierclass.decisions.cascade import Cascade, Done, FeatureCascade, ParallelCascade
 from hierclass.decisions.exit_policy import Answers, ExitPolicy, Request
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs
 from hierclass.labelling.read_ahead import NumberedInput, read_ahead
 from hierclass.labelling.read_input import ReadOptions, ReadResult
-from hierclass.labelling.rows import ClassNames, Outcome, Row
+from hierclass.labelling.rows import (
+    ClassNames,
+    FeatureOutcome,
+    Outcome,
+    ReadInputs,
+    Row,
+    feature_schema,
+    schema,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,6 +42,8 @@ class LabelPipeline:
 
     `policy` says when the answer to an image is final, `num_tiers` how many tiers the table of the answers has.
     """
+
+    cascade: ClassVar[type[Cascade]] = Cascade
 
     def __init__(self, classifier: Classifier, request: Request, reading: ReadOptions | None = None) -> None:
         """Check a request against the model of a classifier; nothing is read yet.
@@ -56,17 +66,17 @@ class LabelPipeline:
         inputs = enumerate(list_inputs(names, image_column=self._reading.image_column))
         return inputs if shard is None else shard.of_all(inputs)
 
-    def run(self, inputs: Iterable[NumberedInput]) -> Iterator[Outcome]:
+    def run(self, inputs: Iterable[NumberedInput]) -> Iterator[ReadInputs]:
         """Yield the outcome of every input once, in order; the numbers of the inputs rise.
 
         An image that cannot be read, or on which the network fails, has an error; the others of its batch are
         answered. Memory does not grow with the number of inputs.
         """
         size = self._reading.batch_size
-        window = _OutcomeWindow(self._classifier.taxonomy.num_tiers)
+        window = _OutcomeWindow()
         preprocessing = self._classifier.preprocessing_for(self.policy.last)
         batch: list[tuple[int, NDArray[np.uint8]]] = []
-        with ParallelCascade(self._classifier, self.policy, size) as cascade:
+        with ParallelCascade(self._classifier, self.policy, size, self.cascade) as cascade:
 
             def push() -> None:
                 if batch:
@@ -84,23 +94,69 @@ class LabelPipeline:
                     push()
                     window.close(cascade.finish())
                 if window.num_ready >= size:
-                    yield window.take()
+                    yield self._outcome(window.take())
             push()
             window.close(cascade.finish())
         if window.num_ready:
-            yield window.take()
+            yield self._outcome(window.take())
 
-    def rows(self, outcome: Outcome) -> list[Row]:
+    def rows(self, outcome: ReadInputs) -> list[Row]:
         """Return an outcome as rows for Python."""
-        return outcome.rows(self._classifier.taxonomy)
+        return cast(Outcome, outcome).rows(self._classifier.taxonomy)
 
-    def table(self, outcome: Outcome) -> pa.Table:
+    def table(self, outcome: ReadInputs) -> pa.Table:
         """Return an outcome as an Arrow table of `num_tiers` tiers, with the columns of a part of a run."""
-        return outcome.table(self._names)
+        return cast(Outcome, outcome).table(self._names)
+
+    def schema(self, *, own: bool = False) -> pa.Schema:
+        """Return the Arrow schema of the table; with `own`, of a part of a run."""
+        return schema(self.num_tiers, own=own)
+
+    def _outcome(self, places: Sequence[_PendingInput]) -> ReadInputs:
+        none = Answers.none(1, self._classifier.taxonomy.num_tiers)
+        answers = Answers.gather([place.answer or (none, 0) for place in places])
+        previews = np.array([place.preview for place in places], dtype=np.bool_)
+        return Outcome(**_read_inputs(places), answers=answers, previews=previews)
 
     @functools.cached_property
     def _names(self) -> ClassNames:
         return ClassNames(self._classifier.taxonomy, self.num_tiers)
+
+
+class FeaturePipeline(LabelPipeline):
+    """Computes the features of one level of inputs, as `LabelPipeline` labels them."""
+
+    cascade = FeatureCascade
+
+    def table(self, outcome: ReadInputs) -> pa.Table:
+        """Return an outcome as an Arrow table with the columns of a part of a run."""
+        return cast(FeatureOutcome, outcome).table()
+
+    def schema(self, *, own: bool = False) -> pa.Schema:
+        """Return the Arrow schema of the table; with `own`, of a part of a run."""
+        return feature_schema(self._num_features, own=own)
+
+    def _outcome(self, places: Sequence[_PendingInput]) -> ReadInputs:
+        features = np.zeros((len(places), self._num_features), np.float32)
+        for row, place in enumerate(places):
+            if place.answer is not None:
+                values, at = place.answer
+                features[row] = values[at]
+        return FeatureOutcome(**_read_inputs(places), features=features)
+
+    @functools.cached_property
+    def _num_features(self) -> int:
+        return self._classifier.num_features(self.policy.last)
+
+
+def _read_inputs(places: Sequence[_PendingInput]) -> dict[str, Any]:
+    """The fields of `ReadInputs`."""
+    return {
+        "numbers": np.array([place.number for place in places], dtype=np.int64),
+        "inputs": [place.item for place in places],
+        "errors": [place.error for place in places],
+        "stamps": [place.stamp for place in places],
+    }
 
 
 def count_tiers(request: Request, classifier: Classifier) -> int:
@@ -122,17 +178,16 @@ class _PendingInput:
     item: Input
     stamp: Stamp | None
     preview: bool
-    answer: tuple[Answers, int] | None = None
-    """Answers of a batch, and the row of this input in them."""
+    answer: tuple[Any, int] | None = None
+    """Answers or features of a batch, and the row of this input in them."""
     error: str | None = None
 
 
 class _OutcomeWindow:
     """Puts answers, which come in any order, back into the order of the inputs."""
 
-    def __init__(self, num_tiers: int) -> None:
-        """Begin empty; the model has N = `num_tiers` tiers."""
-        self._none = Answers.none(1, num_tiers)
+    def __init__(self) -> None:
+        """Begin empty."""
         self._held: deque[_PendingInput] = deque()
         self._ready: list[_PendingInput] = []
         self._climbing: dict[int, _PendingInput] = {}
@@ -168,17 +223,10 @@ class _OutcomeWindow:
                     place.answer = answers, row
         self._move()
 
-    def take(self) -> Outcome:
+    def take(self) -> list[_PendingInput]:
         """Give out all inputs that are ready."""
         places, self._ready = self._ready, []
-        return Outcome(
-            numbers=np.array([place.number for place in places], dtype=np.int64),
-            inputs=[place.item for place in places],
-            answers=Answers.gather([place.answer or (self._none, 0) for place in places]),
-            errors=[place.error for place in places],
-            previews=np.array([place.preview for place in places], dtype=np.bool_),
-            stamps=[place.stamp for place in places],
-        )
+        return places
 
     def _move(self) -> None:
         while self._held and (self._held[0].answer is not None or self._held[0].error is not None):

@@ -1,4 +1,4 @@
-"""The table of labels: outcomes of inputs as Arrow tables and as rows for Python."""
+"""The tables of labels and of features: outcomes of inputs as Arrow tables and as rows for Python."""
 
 from __future__ import annotations
 
@@ -92,21 +92,31 @@ def schema(num_tiers: int, *, own: bool = False) -> pa.Schema:
 
     types = {"level": pa.int32(), "score": pa.float32(), "preview": pa.bool_()}
     kinds = {name: types.get(name.split("_")[-1], pa.string()) for name in columns(num_tiers)}
-    if own:
-        kinds = {**dict.fromkeys(_OWN, pa.int64()), **kinds}
-    return pa.schema(list(kinds.items()))
+    return _schema(kinds, own=own)
 
 
-@dataclass(slots=True)
-class Outcome:
-    """The outcomes of N inputs: answers, or errors in their place."""
+def feature_schema(num_features: int, *, own: bool = False) -> pa.Schema:
+    """Return the Arrow schema of a table of F = `num_features` features; with `own`, of a part of a run."""
+    import pyarrow as pa
+
+    features = pa.list_(pa.float32(), num_features)
+    return _schema({"path": pa.string(), "error": pa.string(), "features": features}, own=own)
+
+
+def _schema(kinds: dict[str, pa.DataType], *, own: bool) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(list({**(dict.fromkeys(_OWN, pa.int64()) if own else {}), **kinds}.items()))
+
+
+@dataclass(slots=True, kw_only=True)
+class ReadInputs:
+    """N inputs that were read, and the errors met on the way."""
 
     numbers: NDArray[np.int64]
     """The number of each input among all inputs."""
     inputs: Sequence[Input]
-    answers: Answers
     errors: Sequence[str | None]
-    previews: NDArray[np.bool_]
     stamps: Sequence[Stamp | None]
 
     def __len__(self) -> int:
@@ -116,6 +126,42 @@ class Outcome:
     def num_errors(self) -> int:
         """Number of inputs with an error."""
         return sum(error is not None for error in self.errors)
+
+    def columns(self) -> dict[str, Any]:
+        """Return the values of the columns that every table has, and of those that only parts of a run have."""
+        stamps = [each or Stamp(-1, -1) for each in self.stamps]
+        return {
+            "_index": self.numbers,
+            "_size": [each.size for each in stamps],
+            "_modified": [each.modified for each in stamps],
+            "path": [item.name for item in self.inputs],
+            "error": list(self.errors),
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class FeatureOutcome(ReadInputs):
+    """The outcomes of N inputs: features (N, F), or errors in their place."""
+
+    features: NDArray[np.float32]
+
+    def table(self) -> pa.Table:
+        """Return the outcomes as an Arrow table with the columns of a part of a run; no features where errors are."""
+        import pyarrow as pa
+
+        size = self.features.shape[1]
+        failed = pa.array([error is not None for error in self.errors], pa.bool_())
+        flat = pa.array(self.features.reshape(-1), pa.float32())
+        features = pa.FixedSizeListArray.from_arrays(flat, size, mask=failed)
+        return pa.table({**self.columns(), "features": features}, schema=feature_schema(size, own=True))
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome(ReadInputs):
+    """The outcomes of N inputs: answers, or errors in their place."""
+
+    answers: Answers
+    previews: NDArray[np.bool_]
 
     def rows(self, taxonomy: Taxonomy) -> list[Row]:
         """Return one row per input."""
@@ -145,13 +191,8 @@ class Outcome:
         tier = np.where(good, answers.tier, -1)
         answered = tier >= 0
         at = np.where(answered, tier, 0)
-        stamps = [each or Stamp(-1, -1) for each in self.stamps]
         values: dict[str, Any] = {
-            "_index": self.numbers,
-            "_size": [each.size for each in stamps],
-            "_modified": [each.modified for each in stamps],
-            "path": [item.name for item in self.inputs],
-            "error": list(self.errors),
+            **self.columns(),
             "level": pa.array(tier.astype(np.int32), mask=~answered),
             "synset": _taken(names.synsets, names.starts[at] + answers.classes[rows, at], answered),
             "label": _taken(names.labels, names.starts[at] + answers.classes[rows, at], answered),

@@ -1,4 +1,7 @@
-"""Labelling runs: begin or continue one, refine rows, label changed files again, put the table together."""
+"""Labelling runs: begin or continue one, refine rows, label changed files again, put the table together.
+
+A run of features is one whose first pass computes features in place of answers.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from hierclass.images.discovery import STANDARD_INPUT, display_name
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
 from hierclass.labelling.pipeline import LabelPipeline, count_tiers
 from hierclass.labelling.read_input import ReadOptions
+from hierclass.labelling.rows import schema
 from hierclass.labelling.run_folder import Fingerprint, RunFolder
 from hierclass.labelling.run_manifest import (
     LabelJob,
@@ -37,8 +41,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from hierclass.classifier import Classifier
-
-_LOOKED_AT = ["_index", "_size", "_modified", "error", "_generation"]
 
 
 class RunListener(Protocol):
@@ -114,6 +116,10 @@ class LabelRun:
             InputError: the run is not complete, the condition is wrong, or the request does not fit the model.
         """
         manifest = self.folder.manifest()
+        if manifest["jobs"][0]["kind"] == "embed":
+            raise InputError(
+                f"the run in {display_name(self.folder.path)} holds features, which can't be refined"
+            )
         check_model(self.folder, describe_model(self.classifier))
         check_place(self.folder)
         if not request.selects:
@@ -154,7 +160,7 @@ class LabelRun:
                 yield table
 
         remove_temporaries(path.parent, path.name)
-        write_table(path, counted(), self.num_tiers)
+        write_table(path, counted(), self._schema())
         return errors
 
     # -- state
@@ -179,7 +185,13 @@ class LabelRun:
 
     def _rows(self) -> Iterator[pa.Table]:
         """The newest row of every input."""
-        return self.folder.read(range(len(self.jobs)), self.classifier.taxonomy.num_tiers)
+        return self.folder.read(range(len(self.jobs)), self._schema(own=True))
+
+    def _schema(self, *, own: bool = False) -> pa.Schema:
+        """The schema of the table; with `own`, of the parts."""
+        if self.jobs[0]["kind"] == "embed":
+            return self._pass(0).pipeline(self.classifier).schema(own=own)
+        return schema(self.num_tiers, own=own)
 
     def _not_above(self, table: pa.Table, numbers: Sequence[int], request: Request) -> dict[int, int | None]:
         """Leave out inputs that a higher level has answered than the request's (with "auto": the last level).
@@ -256,15 +268,7 @@ class LabelRun:
 
     def _run_pass(self, generation: int) -> None:
         """Label the inputs of a pass that have no row of it yet."""
-        job = self.jobs[generation]
-        source = self.jobs[job["of"]] if job["kind"] == "again" else job
-        what = RunPass(
-            generation=generation,
-            request=request_from_json(source),
-            reading=dataclasses.replace(self.reading, previews=source["previews"]),
-            sparse=job["kind"] != "label",
-            keeps_known=job["kind"] == "refine",
-        )
+        what = self._pass(generation)
         gaps = self.folder.gaps(generation, self._range)
         total, left = (_size(self.folder, what, ranges) for ranges in ([self._range], gaps))
         self.listener.start(total, total - left)
@@ -279,12 +283,25 @@ class LabelRun:
                 f"could not be read again, rows stay as they were: {_images(num_errors)}; the same command tries again"
             )
 
+    def _pass(self, generation: int) -> RunPass:
+        job = self.jobs[generation]
+        source = self.jobs[job["of"]] if job["kind"] == "again" else job
+        return RunPass(
+            generation=generation,
+            request=request_from_json(source),
+            reading=dataclasses.replace(self.reading, previews=source["previews"]),
+            sparse=job["kind"] in ("again", "refine"),
+            features=source["kind"] == "embed",
+            keeps_known=job["kind"] == "refine",
+        )
+
     def _look_again(self, *, retry_errors: bool) -> None:
         """Label files again that have changed since their rows were made, and those with errors if asked for."""
         again, gone = defaultdict[int, list[int]](list), 0
         changed = failed = relisted = 0
         stamps = _StampCache()
-        rows = (row for table in self._rows() for row in table.select(_LOOKED_AT).to_pylist())
+        tables = self.folder.read(range(len(self.jobs)), schema(0, own=True))
+        rows = (row for table in tables for row in table.to_pylist())
         for row, (number, item) in zip(rows, self.folder.inputs(self._range[0]), strict=False):
             assert row["_index"] == number
             before, now = Stamp(row["_size"], row["_modified"]), stamps.of(item)

@@ -4,7 +4,7 @@ run.json          the manifest: model, inputs, and in `jobs` one entry per pass 
 inputs.parquet    every input, in order
 parts/            PASS-FIRST-END.parquet: rows of a pass for the inputs numbered FIRST up to END (excluded);
                   PASS-inputs.parquet: the inputs of a pass that is not for all of them
-labels.…          the table, once every input has its row
+labels.…          the table, once every input has its row (features.parquet, where features were asked for)
 
 Parts are only added, each written whole or not at all. A row of a later pass replaces that of an earlier one.
 """
@@ -24,7 +24,7 @@ from hierclass.errors import InputError
 from hierclass.files import locked, replacing
 from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Input
-from hierclass.labelling.rows import FORMATS
+from hierclass.labelling.rows import FORMATS, schema
 from hierclass.labelling.run_parts import Part, PassRows, Range, overlay
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FORMAT = "hierclass-run"
 VERSION = 1
 LOCK = ".lock"
+TABLES = (*(f"labels.{format_}" for format_ in FORMATS), "features.parquet")
+"""Names that the table in the folder of a run may have."""
 _GROUP = 10_000
 """Rows of a group of a Parquet file, which are read and written at once."""
 
@@ -65,9 +67,7 @@ class RunFolder:
             raise InputError(f"cannot use {display_name(self.path)}: {error.strerror}") from error
         if ours and self.exists:
             return
-        known = (
-            {LOCK, "parts", self._inputs.name, *(f"labels.{format_}" for format_ in FORMATS)} if ours else ()
-        )
+        known = {LOCK, "parts", self._inputs.name, *TABLES} if ours else set[str]()
         others = sorted(name for name in names if name not in known and not (ours and name.endswith(".tmp")))
         if others:
             raise InputError(
@@ -136,7 +136,7 @@ class RunFolder:
     def _discard(self) -> None:
         """Remove a run that was not begun."""
         self.clear()
-        if any(self.path.glob("labels.*")):
+        if any((self.path / table).exists() for table in TABLES):
             return
         (self.path / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -273,15 +273,15 @@ class RunFolder:
             begin = max(begin, part.end)
         return [*found, (begin, end)] if begin < end else found
 
-    def read(self, generations: Sequence[int], num_tiers: int) -> Iterator[pa.Table]:
+    def read(self, generations: Sequence[int], wanted: pa.Schema) -> Iterator[pa.Table]:
         """Yield the newest row of every input from the given passes, in order, some thousands at a time.
 
-        The first pass has a row for every input. Column `_generation` holds the pass of a row. Rows with an error of
-        a pass that refines are left out: the earlier row stays.
+        The columns are those of the schema `wanted`, and `_generation`, the pass of a row. The first pass has a row for
+        every input. Rows with an error of a pass that refines are left out: the earlier row stays.
         """
         kinds = [job["kind"] for job in self.manifest()["jobs"]]
         base, *later = (
-            PassRows(self._parts, self.parts(each), num_tiers, errors=kinds[each] != "refine")
+            PassRows(self._parts, self.parts(each), wanted, errors=kinds[each] != "refine")
             for each in generations
         )
         for table in base:
@@ -296,7 +296,7 @@ class RunFolder:
         """Return the rising numbers of the inputs for which a pass has a row with an error."""
         import pyarrow.compute as pc
 
-        rows = PassRows(self._parts, self.parts(generation), 1)
+        rows = PassRows(self._parts, self.parts(generation), schema(0, own=True))
         found: list[int] = []
         for table in rows:
             found += table.filter(pc.is_valid(table.column("error"))).column("_index").to_pylist()

@@ -23,12 +23,16 @@ Manifest: TypeAlias = "dict[str, Any]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelJob:
-    """What to label: the inputs that `names` lead to, the request, and how inputs are read."""
+    """What to label: the inputs that `names` lead to, the request, and how inputs are read.
+
+    With `features`, those of the request's level are computed instead of answers.
+    """
 
     names: tuple[str, ...]
     request: Request
     reading: ReadOptions = dataclasses.field(default_factory=ReadOptions)
     shard: Shard | None = None
+    features: bool = False
 
     def manifest(self, classifier: Classifier) -> Manifest:
         """Return all that the result depends on, as JSON values."""
@@ -41,7 +45,13 @@ class LabelJob:
                 "image_column": self.reading.image_column,
                 "shard": None if self.shard is None else f"{self.shard.number}/{self.shard.of}",
             },
-            "jobs": [{"kind": "label", "previews": self.reading.previews, **request_to_json(self.request)}],
+            "jobs": [
+                {
+                    "kind": "embed" if self.features else "label",
+                    "previews": self.reading.previews,
+                    **request_to_json(self.request),
+                }
+            ],
         }
 
 
@@ -74,6 +84,12 @@ def check_same(folder: RunFolder, wanted: Manifest) -> None:
     """Raise InputError if a run was begun with another model or other options; the message names the option."""
     check_model(folder, wanted["model"])
     stored = folder.manifest()
+    begun_by, asked = stored["jobs"][0]["kind"], wanted["jobs"][0]["kind"]
+    if begun_by != asked:
+        raise InputError(
+            f"the run in {display_name(folder.path)} was begun by hierclass {begun_by}, not hierclass {asked}; name "
+            "another folder, or add --overwrite"
+        )
     ours = {**wanted["inputs"], **wanted["jobs"][0]}
     theirs = {**stored["inputs"], **stored["jobs"][0]}
     different = [name for name, value in ours.items() if theirs.get(name) != value]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
-from hierclass.labelling.rows import schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,9 +42,11 @@ class Part:
 class PassRows:
     """Reads the rows of one pass in the order of the inputs, some thousands at a time."""
 
-    def __init__(self, folder: Path, parts: Sequence[Part], num_tiers: int, *, errors: bool = True) -> None:
-        """Read the parts of a pass; without `errors`, leave rows with an error out."""
-        self._tables = self._read(folder, parts, schema(num_tiers, own=True))
+    def __init__(
+        self, folder: Path, parts: Sequence[Part], wanted: pa.Schema, *, errors: bool = True
+    ) -> None:
+        """Read the columns of a schema from the parts of a pass; without `errors`, leave rows with an error out."""
+        self._tables = self._read(folder, parts, wanted)
         if not errors:
             self._tables = map(_without_errors, self._tables)
         self._held: pa.Table | None = None
@@ -65,7 +66,8 @@ class PassRows:
             try:
                 with pq.ParquetFile(folder / part.name) as file:
                     for group in range(file.metadata.num_row_groups):
-                        table = file.read_row_group(group)
+                        stored = set(file.schema_arrow.names)
+                        table = file.read_row_group(group, [n for n in wanted.names if n in stored])
                         missing = [
                             pa.nulls(len(table), field.type)
                             for field in wanted

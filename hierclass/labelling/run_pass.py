@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 import pyarrow as pa
 
 from hierclass.decisions.exit_policy import Request, StopReason
-from hierclass.labelling.pipeline import LabelPipeline
+from hierclass.labelling.pipeline import FeaturePipeline, LabelPipeline
 from hierclass.labelling.read_ahead import NumberedInput
 from hierclass.labelling.read_input import ReadOptions
-from hierclass.labelling.rows import schema
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_parts import Part, Range
 
@@ -24,8 +23,9 @@ if TYPE_CHECKING:
     from hierclass.classifier import Classifier
 
 PART_ROWS = 10_000
+PART_BYTES = 16 << 20
 PART_SECONDS = 30.0
-"""A part is written after N rows or S seconds; bounds what a crash can lose."""
+"""A part is written after N rows, B bytes or S seconds; bounds what a crash can lose, and memory."""
 
 
 PassProgress: TypeAlias = Generator[tuple[int, int], None, None]
@@ -41,12 +41,15 @@ class RunPass:
     reading: ReadOptions
     sparse: bool = False
     """Whether the pass is for the inputs of `RunFolder.numbers` only."""
+    features: bool = False
+    """Whether features are computed instead of answers."""
     keeps_known: bool = False
     """Whether an image that can't be read any more keeps its earlier row."""
 
     def pipeline(self, classifier: Classifier) -> LabelPipeline:
-        """Return the pipeline that labels the inputs of this pass."""
-        return LabelPipeline(classifier, self.request, self.reading)
+        """Return the pipeline that labels the inputs of this pass, or computes their features."""
+        kind = FeaturePipeline if self.features else LabelPipeline
+        return kind(classifier, self.request, self.reading)
 
 
 class Engine(Protocol):
@@ -82,7 +85,8 @@ def run_range(
     known = folder.levels(what.generation) if what.sparse else {}
     if what.sparse:
         inputs = _chosen(inputs, [number for number in known if number >= first])
-    with _PartWriter(folder, what.generation, wanted, part_rows) as writer:
+    empty = pipeline.schema(own=True).empty_table()
+    with _PartWriter(folder, what.generation, wanted, part_rows, empty) as writer:
         for outcome in pipeline.run(inputs):
             table = pipeline.table(outcome)
             if what.keeps_known:
@@ -107,10 +111,13 @@ def _improved(table: pa.Table, known: Mapping[int, int | None]) -> pa.Table:
 class _PartWriter:
     """Collects the rows of a pass and writes them as parts, also when it is interrupted."""
 
-    def __init__(self, folder: RunFolder, generation: int, wanted: Range, part_rows: int) -> None:
-        """Write parts of a pass for a range of inputs, one every `part_rows` rows or `PART_SECONDS` seconds."""
+    def __init__(
+        self, folder: RunFolder, generation: int, wanted: Range, part_rows: int, empty: pa.Table
+    ) -> None:
+        """Write parts of a pass for a range of inputs, one every `part_rows` rows; `empty` is one without rows."""
         self._folder, self._generation, self._part_rows = folder, generation, part_rows
         self._begin, self._end = wanted
+        self._empty = empty
         self._held: list[tuple[int, pa.Table]] = []
         """Tables, each with the number that it reaches; in one list, since a signal may come at any moment."""
         self._since = time.monotonic()
@@ -133,7 +140,8 @@ class _PartWriter:
             self._since = time.monotonic()
         self._held.append((reached, table))
         old = time.monotonic() - self._since > PART_SECONDS
-        if old or sum(len(table) for _, table in self._held) >= self._part_rows:
+        large = sum(table.nbytes for _, table in self._held) >= PART_BYTES
+        if old or large or sum(len(table) for _, table in self._held) >= self._part_rows:
             self._write()
 
     def _write(self, end: int | None = None) -> None:
@@ -141,7 +149,7 @@ class _PartWriter:
         reached = end if end is not None else self._held[-1][0] if self._held else self._begin
         if reached == self._begin:
             return
-        tables = [table for _, table in self._held] or [schema(1, own=True).empty_table()]
+        tables = [table for _, table in self._held] or [self._empty]
         self._folder.add_part(Part(self._generation, self._begin, reached), pa.concat_tables(tables))
         self._begin, self._held = reached, []
 

@@ -1,4 +1,4 @@
-"""Write the table of labels as CSV, JSON lines or Parquet."""
+"""Write a table of labels as CSV, JSON lines or Parquet, or one of features as Parquet."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 from hierclass.errors import InputError
 from hierclass.files import replacing, why_unwritable
 from hierclass.images.discovery import display_name
-from hierclass.labelling.rows import FORMATS, SCORE_DIGITS, Value, columns, schema
+from hierclass.labelling.rows import FORMATS, SCORE_DIGITS, Value
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROW_GROUP = 10_000
+_ROW_GROUP_BYTES = 16 << 20
 
 Record: TypeAlias = "dict[str, Value]"
 
@@ -28,9 +29,9 @@ Record: TypeAlias = "dict[str, Value]"
 class TableWriter(ABC):
     """Writes a table: `write` rows, then `close`."""
 
-    def __init__(self, file: IO[bytes], num_tiers: int) -> None:
-        """Begin a table of N = `num_tiers` tiers in an empty file."""
-        self.num_tiers = num_tiers
+    def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
+        """Begin a table of an Arrow schema in an empty file."""
+        self.schema = schema
         self._file = file
 
     @abstractmethod
@@ -45,12 +46,12 @@ class TableWriter(ABC):
 class _TextWriter(TableWriter):
     """Writes lines of text, flushed with every call."""
 
-    def __init__(self, file: IO[bytes], num_tiers: int) -> None:
-        super().__init__(file, num_tiers)
+    def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
+        super().__init__(file, schema)
         self._emit(self._header())
 
     def write(self, rows: pa.Table) -> None:
-        records = [_rounded(row) for row in rows.select(columns(self.num_tiers)).to_pylist()]
+        records = [_rounded(row) for row in rows.select(self.schema.names).to_pylist()]
         self._emit("".join(self._line(record) for record in records))
 
     def close(self) -> None:
@@ -71,7 +72,7 @@ class _TextWriter(TableWriter):
 
 class _CsvWriter(_TextWriter):
     def _header(self) -> str:
-        return ",".join(columns(self.num_tiers)) + "\n"
+        return ",".join(self.schema.names) + "\n"
 
     def _line(self, record: Record) -> str:
         text = io.StringIO(newline="")
@@ -86,18 +87,19 @@ class _JsonWriter(_TextWriter):
 
 
 class _ParquetWriter(TableWriter):
-    def __init__(self, file: IO[bytes], num_tiers: int) -> None:
-        super().__init__(file, num_tiers)
+    def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
+        super().__init__(file, schema)
         import pyarrow.parquet as pq
 
         # pyarrow ignores that a write may be short
         self._buffer = io.BufferedWriter(cast("io.RawIOBase", file))
-        self._writer: Any = pq.ParquetWriter(self._buffer, schema(num_tiers))
+        self._writer: Any = pq.ParquetWriter(self._buffer, schema)
         self._held: list[pa.Table] = []
 
     def write(self, rows: pa.Table) -> None:
-        self._held.append(rows.select(columns(self.num_tiers)).cast(schema(self.num_tiers)))
-        if sum(map(len, self._held)) >= _ROW_GROUP:
+        self._held.append(rows.select(self.schema.names).cast(self.schema))
+        large = sum(each.nbytes for each in self._held) >= _ROW_GROUP_BYTES
+        if large or sum(map(len, self._held)) >= _ROW_GROUP:
             self._flush()
 
     def close(self) -> None:
@@ -113,26 +115,26 @@ class _ParquetWriter(TableWriter):
         self._held = []
 
 
-_TABLES: dict[str, Callable[[IO[bytes], int], TableWriter]] = {
+_TABLES: dict[str, Callable[[IO[bytes], Any], TableWriter]] = {
     "csv": _CsvWriter,
     "jsonl": _JsonWriter,
     "parquet": _ParquetWriter,
 }
 
 
-def open_writer(file: IO[bytes], format_: str, num_tiers: int) -> TableWriter:
+def open_writer(file: IO[bytes], format_: str, schema: pa.Schema) -> TableWriter:
     """Return a writer for an open, empty file; `format_` is one of `FORMATS`."""
-    return _TABLES[format_](file, num_tiers)
+    return _TABLES[format_](file, schema)
 
 
-def write_table(path: Path, tables: Iterable[pa.Table], num_tiers: int) -> None:
-    """Write Arrow tables as one file in the format of its ending, whole or not at all.
+def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write the columns of a schema of Arrow tables as one file in the format of its ending, whole or not at all.
 
     Raises:
         OSError: writing failed; what `path` held before is still there.
     """
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
-        table = open_writer(file, format_of(path), num_tiers)
+        table = open_writer(file, format_of(path), schema)
         try:
             for rows in tables:
                 table.write(rows)

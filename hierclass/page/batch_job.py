@@ -190,7 +190,7 @@ def write_tables(job: BatchJob, num_tiers: int, folder: Path) -> list[Path]:
     paths = [folder / f"labels.{ending}" for ending in DOWNLOADS]
     try:
         for path in paths:
-            write_table(path, [table], num_tiers)
+            write_table(path, [table], table.schema)
     except OSError as error:
         raise InputError(
             f"the tables could not be written ({error.strerror}); please try again later"

@@ -47,6 +47,7 @@ def fit(
     tiers: options.Tiers = None,
     pin: options.Pin = None,
     yes: options.Yes = False,
+    look: options.Look = True,
     check: options.Check = "auto",
     save_every: options.SaveEvery = 10.0,
     workers: options.AutomaticWorkers = None,
@@ -128,6 +129,7 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
         tiers=options.tier_sizes(ctx.params["tiers"]),
         pins=options.pins(ctx.params["pin"] or []),
         yes=ctx.params["yes"],
+        look=ctx.params["look"],
     )
     from_file = given - options.read_fields(ctx, Recipe).keys() - {"taxonomy"}
     console = FlagConsole(quiet=not is_main())

@@ -27,6 +27,7 @@ from training.recipe.stored_options import StoredOptions
 PANELS = {group: group.capitalize() for group in GROUPS}
 """Group of options → its heading in ``--help``."""
 RUN_OPTIONS = (
+    "look",
     *("out", "resume", "recipe", "workers", "threads", "save_every", "check", "tiers", "pin", "yes", "level"),
     *("minutes", "updates", "eval_data", "known_top1", "report", "split"),
 )
@@ -240,6 +241,14 @@ Yes = Annotated[
     bool,
     typer.Option(
         "--yes", "-y", help="Take the proposed tree without asking.", rich_help_panel=PANELS["tree"]
+    ),
+]
+Look = Annotated[
+    bool,
+    typer.Option(
+        "--look/--no-look",
+        help="Look at some images of each class with the bundled model: what they show tells what names mean.",
+        rich_help_panel=PANELS["tree"],
     ),
 ]
 Check = Annotated[

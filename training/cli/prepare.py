@@ -22,11 +22,13 @@ from taxonomy.files import bundled
 from taxonomy.proposal import Proposal, propose
 from taxonomy.tables import dumps_table, with_ids_of
 from training.cli import prompts
+from training.cli.looking import look
 from training.cli.tuning import say_tuning, shown, tree_of_base, with_tune, without_training
 from training.data.dataset_summary import DatasetSummary, default_out, summarise_dataset
 from training.data.label_names import LabelNames
 from training.data.samples import inner_nodes
 from training.heads.added_classes import add_classes
+from training.look.seen import Seen
 from training.recipe.defaults import (
     DatasetFacts,
     DefaultChoice,
@@ -53,11 +55,15 @@ class Declined(Exception):  # noqa: N818 - an answer, no error
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """Options for proposing a taxonomy: sizes of tiers, pinned senses, and whether to skip the question."""
+    """Options for proposing a taxonomy: sizes of tiers, pinned senses, and whether to skip the question.
+
+    ``look``: whether images tell what names mean.
+    """
 
     tiers: Sequence[int] | None = None
     pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
     yes: bool = False
+    look: bool = True
 
 
 def prepare(
@@ -132,15 +138,22 @@ def _tree(
 ) -> str:
     """Propose a taxonomy, show it and ask; return the bundled name or the path of the one to train with."""
     name = default_out(data).name
-    proposal = propose(list(found.ways), name=name, tiers=options.tiers, pins=options.pins)
+    seen = look(found, console) if options.look else None
+    evidence = seen.evidence() if seen else None
+    proposal = propose(list(found.ways), name=name, tiers=options.tiers, pins=options.pins, evidence=evidence)
     _say_found(console, proposal, found, data)
-    taxonomy = _agreed(_TreeFiles(out, proposal.taxonomy), proposal, found, options, console)
+    taxonomy = _agreed(_TreeFiles(out, proposal.taxonomy), proposal, found, options, console, seen)
     unchanged = proposal.kind == "bundled" and taxonomy == proposal.taxonomy
     return taxonomy.name if unchanged and taxonomy.name in bundled() else str((out / TREE).absolute())
 
 
 def _agreed(
-    files: _TreeFiles, proposal: Proposal, found: DatasetSummary, options: PrepareOptions, console: Console
+    files: _TreeFiles,
+    proposal: Proposal,
+    found: DatasetSummary,
+    options: PrepareOptions,
+    console: Console,
+    seen: Seen | None = None,
 ) -> Taxonomy:
     """Show a proposed tree, or what the user made of it in the run's folder, and ask; return the one to train with."""
     taxonomy = files.edited()
@@ -158,7 +171,7 @@ def _agreed(
         taxonomy, shown = proposal.taxonomy, proposal
     _check_fit(taxonomy, found)
     files.write(taxonomy)
-    prompts.show(console, shown)
+    prompts.show(console, shown, seen)
     _say(console, f"saved as {files.tree} and, easier to edit, {files.table}")
     taxonomy = _approved(taxonomy, files, found, options, console)
     files.write(taxonomy)

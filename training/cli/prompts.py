@@ -17,11 +17,12 @@ from hierclass.errors import InputError
 from taxonomy import Node, Taxonomy
 from taxonomy.proposal import Proposal
 from taxonomy.senses import SenseChoice
+from training.look.seen import Seen, shortened
 
 SHOWN_LEAVES = 60
 """Taxonomies with more leaves are drawn without them."""
 SHOWN_DOUBTS = 12
-"""Number of doubtful senses that are shown in full."""
+"""Number of doubtful senses, and of classes whose images do not fit, that are shown in full."""
 EDITORS = ("sensible-editor", "nano", "vi", "notepad")
 
 
@@ -46,28 +47,33 @@ def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = ()) -> Tree:
             if node.id not in known:
                 text = f"{text} [dim]{counts[index]}[/dim]"
             elif node.definition:
-                text += f" [dim]{escape(_short(node.definition))}[/dim]"
+                text += f" [dim]{escape(shortened(node.definition))}[/dim]"
             if node.id in marked:
                 text = f"{text} [bold yellow]?[/bold yellow]"
             branches[node.id] = branches.get(above, drawing).add(text)
     return drawing
 
 
-def _short(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
-
-
-def show(console: Console, proposal: Proposal) -> None:
-    """Print a proposed taxonomy with its doubtful, unknown and synonymous names."""
+def show(console: Console, proposal: Proposal, seen: Seen | None = None) -> None:
+    """Print a proposed taxonomy with its doubtful, unknown and synonymous names, and what was seen in their images."""
     console.print(draw(proposal.taxonomy, proposal.doubtful), soft_wrap=True, highlight=False)
-    _tell_doubts(console, proposal)
+    _tell_doubts(console, proposal, seen)
     if proposal.unknown:
-        _plain(console, _unknown(proposal))
+        _plain(console, _unknown(proposal, seen))
     for first, second in proposal.same:
         _plain(console, f"{first!r} and {second!r} mean the same in WordNet; both stay classes, side by side")
+    misfits = seen.misfits(proposal.taxonomy) if seen else []
+    for line in misfits[:SHOWN_DOUBTS]:
+        console.print(
+            f"[bold yellow]![/bold yellow] {escape(line)}", emoji=False, highlight=False, soft_wrap=True
+        )
+    if len(misfits) > SHOWN_DOUBTS:
+        _plain(console, f"  and images of {len(misfits) - SHOWN_DOUBTS} more classes")
+    if misfits:
+        _plain(console, "  check these images, their names, or with --pin what the names mean")
 
 
-def _tell_doubts(console: Console, proposal: Proposal) -> None:
+def _tell_doubts(console: Console, proposal: Proposal, seen: Seen | None) -> None:
     """Print the names that may mean something else, with alternatives."""
     told, more = proposal.doubtful[:SHOWN_DOUBTS], proposal.doubtful[SHOWN_DOUBTS:]
     if not told:
@@ -80,6 +86,8 @@ def _tell_doubts(console: Console, proposal: Proposal) -> None:
     console.print(f"[bold yellow]?[/bold yellow] {names} may mean something else:", highlight=False)
     for choice in told:
         _plain(console, f"  {choice.name} = {_sense(choice.synset)}")
+        if sight := seen and seen.sight(choice.name):
+            _plain(console, f"    its images look like: {sight}")
         if choice.note:
             _plain(console, f"    {choice.note}")
         for other in choice.rejected[:2]:
@@ -92,10 +100,10 @@ def _tell_doubts(console: Console, proposal: Proposal) -> None:
 
 
 def _sense(node: Node) -> str:
-    return f"{node.id} {node.name}: {_short(node.definition, 80)}"
+    return f"{node.id} {node.name}: {shortened(node.definition, 80)}"
 
 
-def _unknown(proposal: Proposal) -> str:
+def _unknown(proposal: Proposal, seen: Seen | None) -> str:
     """One line about the names that WordNet lacks."""
     names = proposal.unknown
     some = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -104,7 +112,10 @@ def _unknown(proposal: Proposal) -> str:
         return f"{lacks}: one tier of {len(names)} classes; group them in taxonomy.csv, with a column before the others"
     grouped = len(names) > 1 and proposal.taxonomy.num_tiers > 1
     where = "classes of their own, under 'other classes'" if grouped else "a class of its own"
-    return f"{lacks}: {where}; move them in taxonomy.csv, or give a meaning with --pin '{names[0]}=SYNSET'"
+    sights = {name: sight for name in names[:8] if (sight := seen.sight(name) if seen else None)}
+    look = f"; {', '.join(f'{name!r} looks like {sight}' for name, sight in sights.items())}"
+    pin = next((f"{name}={sight.synset}" for name, sight in sights.items()), f"{names[0]}=SYNSET")
+    return f"{lacks}: {where}{look if sights else ''}; move them in taxonomy.csv, or give a meaning with --pin '{pin}'"
 
 
 def _plain(console: Console, text: str) -> None:
