@@ -256,4 +256,4 @@ def test_senses_of_many_names_are_chosen_in_little_memory() -> None:
     tracemalloc.stop()
     assert (
         peak < 25e6
-    )  # a matrix of senses by ancestors would take 70 MB for these 1,093 names, 8 GB for 10,000
+    )  # a matrix of senses by ancestors would take 62 MB for these 1,093 names, 8 GB for 10,000
