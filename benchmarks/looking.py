@@ -12,6 +12,8 @@ does not count.
 
 Alarms: classes of three images and more under their own names (false ones), under another class's name, and mixed with
 as many images of another class. Alarms at own classes count as false only where the name means what it should.
+
+Marks: own classes whose names are marked as doubtful.
 """
 
 from __future__ import annotations
@@ -59,6 +61,18 @@ class Alarms:
     what: str
     classes: int
     alarms: int
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Names that are marked as doubtful, by names alone and with images."""
+
+    what: str
+    names: int
+    alone: int
+    with_images: int
+    changed: int
+    """Names that images gave another meaning."""
 
 
 def by_class(file: Path, column: str) -> dict[str, list[bytes]]:
@@ -148,8 +162,17 @@ def of_names(kinds: Kinds, images: Mapping[str, Floats]) -> list[tuple[str, Floa
     return [(choice.synset.id, images[choice.name]) for choice in choices]
 
 
-def draw(readings: Sequence[Readings], judged: Sequence[Alarms]) -> list[Table]:
-    """Show both measurements."""
+def marks(what: str, kinds: Kinds, images: Mapping[str, Floats]) -> Marks:
+    """Count the doubtful names of one set of classes."""
+    seen, names = Seen(kinds, images), [name for name in images if candidates(name)]
+    alone, told = choose_senses(names), choose_senses(names, evidence=seen.evidence())
+    doubtful = sum(choice.doubtful and not seen.confirms(choice) for choice in told)
+    changed = sum(one.synset != other.synset for one, other in zip(alone, told, strict=True))
+    return Marks(what, len(names), sum(choice.doubtful for choice in alone), doubtful, changed)
+
+
+def draw(readings: Sequence[Readings], judged: Sequence[Alarms], doubts: Sequence[Marks]) -> list[Table]:
+    """Show all measurements."""
     first = Table("", "names", "right", "of ambiguous ones", "wrong ones marked", "right ones marked")
     for row in readings:
         first.add_row(
@@ -163,7 +186,12 @@ def draw(readings: Sequence[Readings], judged: Sequence[Alarms]) -> list[Table]:
     second = Table("images under", "classes", "pointed at")
     for each in judged:
         second.add_row(each.what, str(each.classes), str(each.alarms))
-    return [first, second]
+    third = Table("own classes", "names", "marked, names alone", "with images", "another meaning")
+    for marked in doubts:
+        third.add_row(
+            marked.what, *map(str, (marked.names, marked.alone, marked.with_images, marked.changed))
+        )
+    return [first, second, third]
 
 
 def main(
@@ -180,12 +208,18 @@ def main(
     images = seen(table, "wnid")
     readings = meanings(looker.kinds, images)
     named = {table.stem: [(leaf, each) for leaf, each in images.items() if len(each) >= FEW]}
-    named |= {file.stem: of_names(looker.kinds, seen(file, "label")) for file in own or ()}
+    others = {file.stem: seen(file, "label") for file in own or ()}
+    named |= {what: of_names(looker.kinds, each) for what, each in others.items()}
     judged = alarms(looker.kinds, named)
-    for each in draw(readings, judged):
+    doubts = [marks(what, looker.kinds, each) for what, each in others.items()]
+    for each in draw(readings, judged, doubts):
         Console().print(each)
     if json_file:
-        report = {"meanings": [asdict(row) for row in readings], "alarms": [asdict(row) for row in judged]}
+        report = {
+            "meanings": [asdict(row) for row in readings],
+            "alarms": [asdict(row) for row in judged],
+            "marks": [asdict(row) for row in doubts],
+        }
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -201,7 +201,7 @@ def test_at_most_twenty_images_of_a_class_are_drawn_evenly(tmp_path: Path) -> No
         (tmp_path / name).mkdir()
         for number in range(count):
             (tmp_path / name / f"{number:02}.jpg").write_bytes(b"")
-    samples = summarise_dataset([str(tmp_path)]).samples
+    samples = summarise_dataset([str(tmp_path)]).drawn
     assert [len(sources) for sources in samples.values()] == [PER_LABEL, 3]
     numbers = [int(Path(str(source)).stem) for source in samples["a",]]
     assert (numbers[0], numbers[-1]) == (0, 59)
@@ -214,9 +214,9 @@ def test_images_of_many_classes_are_bounded_in_all(tmp_path: Path) -> None:
         pq.write_table(pa.table({"image": [b"x"] * len(labels), "wnid": labels}), tmp_path / "many.parquet")
         return summarise_dataset([str(tmp_path / "many.parquet")])
 
-    assert sum(map(len, summary(200).samples.values())) == 2 * 200
-    assert sum(map(len, summary(IN_ALL).samples.values())) == IN_ALL
-    assert sum(map(len, summary(IN_ALL + 1).samples.values())) == 0
+    assert sum(map(len, summary(200).drawn.values())) == 2 * 200
+    assert sum(map(len, summary(IN_ALL).drawn.values())) == IN_ALL
+    assert sum(map(len, summary(IN_ALL + 1).drawn.values())) == 0
 
 
 def test_folders_that_read_the_same_are_one_class_and_a_tree_of_folders_is_none() -> None:
@@ -316,12 +316,24 @@ def test_pictures_may_be_bytes_or_arrays(classifier: Classifier) -> None:
 
 def test_doubt_is_shown_with_what_was_seen(kinds: Kinds) -> None:
     text = io.StringIO()
-    seen = Seen(kinds, {"nut spotted crane": sure(*[BIRD] * 4)})
-    proposal = propose([("nut spotted crane",), ("dog",)], name="mine", evidence=seen.evidence())
+    seen = Seen(kinds, {"sad crane": sure(BIRD)})
+    proposal = propose([("sad crane",), ("dog",)], name="mine", evidence=seen.evidence())
     prompts.show(Console(file=text, width=200, no_color=True), proposal, seen)
     lines = text.getvalue().splitlines()
-    at = next(index for index, line in enumerate(lines) if line.startswith("  nut spotted crane = "))
+    at = next(index for index, line in enumerate(lines) if line.startswith("  sad crane = "))
     assert lines[at + 1] == "    its images look like: crane (bird) 0.90"
+
+
+def test_images_that_show_what_a_name_was_taken_for_leave_no_doubt(kinds: Kinds) -> None:
+    """WordNet has no "sad crane"; birds say that it is a crane, machines would be another doubt."""
+    for images, marked in ((sure(*[BIRD] * 4), False), (sure(BIRD), True), (sure(*[ESPRESSO] * 4), True)):
+        seen, text = Seen(kinds, {"sad crane": images}), io.StringIO()
+        proposal = propose([("sad crane",), ("heron",)], name="mine", evidence=seen.evidence())
+        prompts.show(Console(file=text, width=200, no_color=True), proposal, seen)
+        assert ("may mean something else" in text.getvalue()) == marked
+    seen = Seen(kinds, {f"{DOG}-crane": sure(*[DOG] * 4)})
+    proposal = propose([(f"{DOG}-crane",), ("heron",)], name="mine", evidence=seen.evidence())
+    assert not any(map(seen.confirms, proposal.doubtful)), "a name that contradicts its id"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the photographs of ImageNet's classes are not here")

@@ -47,7 +47,7 @@ def check_commands() -> None:
     absent = ("torch", "torchvision", "timm", "huggingface_hub", "onnx", "gradio")
     assert not any(map(importlib.util.find_spec, absent))
     examples = str(ROOT / "examples")
-    for command in ("label", "predict", "levels", "refine", "compress", "backbones"):
+    for command in ("label", "embed", "predict", "levels", "refine", "compress", "backbones"):
         assert "Usage" in run("hierclass", command, "--help")
     assert "1,000" in run("hierclass", "levels")
     assert "house cat" in run("hierclass", "predict", f"{examples}/cat.jpg")

@@ -19,7 +19,7 @@ def look(found: DatasetSummary, console: Console) -> Seen | None:
     """Look at the images that a summary drew; None where folders are the tree, or where it can't be done."""
     import hierclass
 
-    images = images_of_classes(found.samples)
+    images = images_of_classes(found.drawn)
     if not images:
         return None
     why = _why_not(found)

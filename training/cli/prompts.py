@@ -56,8 +56,9 @@ def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = ()) -> Tree:
 
 def show(console: Console, proposal: Proposal, seen: Seen | None = None) -> None:
     """Print a proposed taxonomy with its doubtful, unknown and synonymous names, and what was seen in their images."""
-    console.print(draw(proposal.taxonomy, proposal.doubtful), soft_wrap=True, highlight=False)
-    _tell_doubts(console, proposal, seen)
+    doubtful = [choice for choice in proposal.doubtful if not (seen and seen.confirms(choice))]
+    console.print(draw(proposal.taxonomy, doubtful), soft_wrap=True, highlight=False)
+    _tell_doubts(console, doubtful, len(proposal.choices), seen)
     if proposal.unknown:
         _plain(console, _unknown(proposal, seen))
     for first, second in proposal.same:
@@ -73,16 +74,14 @@ def show(console: Console, proposal: Proposal, seen: Seen | None = None) -> None
         _plain(console, "  check these images, their names, or with --pin what the names mean")
 
 
-def _tell_doubts(console: Console, proposal: Proposal, seen: Seen | None) -> None:
+def _tell_doubts(
+    console: Console, doubtful: Sequence[SenseChoice], num_choices: int, seen: Seen | None
+) -> None:
     """Print the names that may mean something else, with alternatives."""
-    told, more = proposal.doubtful[:SHOWN_DOUBTS], proposal.doubtful[SHOWN_DOUBTS:]
+    told, more = doubtful[:SHOWN_DOUBTS], doubtful[SHOWN_DOUBTS:]
     if not told:
         return
-    names = (
-        "1 name"
-        if len(proposal.choices) == 1
-        else f"{len(proposal.doubtful)} of {len(proposal.choices)} names"
-    )
+    names = "1 name" if num_choices == 1 else f"{len(doubtful)} of {num_choices} names"
     console.print(f"[bold yellow]?[/bold yellow] {names} may mean something else:", highlight=False)
     for choice in told:
         _plain(console, f"  {choice.name} = {_sense(choice.synset)}")

@@ -25,13 +25,13 @@ PER_LABEL, IN_ALL = 20, 500
 class DatasetSummary:
     """Number of images per label, and the median shorter side in pixels of a ``sample`` of them (None if unreadable).
 
-    ``samples`` are some images of each label, evenly drawn; of more than `IN_ALL` labels there are none.
+    ``drawn`` are some images of each label, evenly drawn; of more than `IN_ALL` labels there are none.
     """
 
     ways: Mapping[LabelPath, int]
     side: int | None
     sample: Sequence[Source] = ()
-    samples: Mapping[LabelPath, Sequence[Source]] = dataclasses.field(default_factory=dict)
+    drawn: Mapping[LabelPath, Sequence[Source]] = dataclasses.field(default_factory=dict)
 
     @property
     def num_images(self) -> int:

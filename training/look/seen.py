@@ -12,9 +12,9 @@ import numpy as np
 from hierclass.errors import ImageError
 from hierclass.processors import num_cores
 from taxonomy import wordnet
-from taxonomy.labels import LeafNames, key
+from taxonomy.labels import LeafNames, key, leading_id
 from taxonomy.proposal import trim
-from taxonomy.senses import candidates
+from taxonomy.senses import DOUBT, SenseChoice, candidates
 from training.look.kinds import Floats, Kinds
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ MISFIT = 3.0
 """Images fit another kind better than their name by this much (natural logarithm) where they show something else."""
 MIXED = 0.3
 """Share of the images of a class that show another kind, from which on the class mixes two."""
+CONFIRMED = 2.0
+"""Images that fit a meaning at least so well confirm it (natural logarithm)."""
 FEW = 3
 """Fewer images than this say nothing of a class's name."""
 
@@ -97,6 +99,12 @@ class Seen:
         """Return what most images of a class look like; None if it was not looked at or they show many things."""
         images = self.images.get(name)
         return None if images is None or not len(images) else self._sight(images)
+
+    def confirms(self, choice: SenseChoice) -> bool:
+        """Return whether the images show what a name was taken for of which only a part was read, and no id."""
+        images = self.images.get(choice.name, ())
+        likely = len(images) >= FEW and choice.weight >= DOUBT and leading_id(choice.name) is None
+        return likely and self._fit(choice.name, choice.synset.id) >= CONFIRMED
 
     def misfits(self, taxonomy: Taxonomy) -> list[str]:
         """Return a line for every class whose images look like something else than its meaning, or like two kinds.
