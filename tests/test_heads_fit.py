@@ -123,16 +123,25 @@ def test_graphs_are_those_of_the_base_with_other_heads(shared: Path, tmp_path: P
 
     base = shutil.copytree(shared / "base", tmp_path / "base")
     write_graphs(base, load_checkpoint(base))
-    run(recipe_of(base, shared / "photos", shared / "tree.csv"), tmp_path / "run", graphs=True)
-    model, image = tmp_path / "run" / "model", shared / "photos" / "taxi" / "3.jpg"
-    assert sorted(file.name for file in model.iterdir() if is_graph_file(file.name)) == [
-        "level0.onnx",
-        "level1.onnx",
-    ]
-    for level in (0, 1):
-        by_graph = hierclass.load(model, runtime="onnx").predict(image, level)
-        by_torch = hierclass.load(model, runtime="torch").predict(image, level)
-        assert np.allclose(by_graph.scores(), by_torch.scores(), atol=1e-4)
+    four = (
+        "animal,pet,cat,tabby cat\nanimal,pet,dog,chihuahua\nthing,car,cab,taxi\nthing,car,bus,school bus\n"
+    )
+    (tmp_path / "four.csv").write_text("tier 0,tier 1,tier 2,class\n" + four)
+    for tree, levels in (
+        (shared / "tree.csv", 2),
+        (tmp_path / "four.csv", 4),
+    ):  # one is left out; the last is repeated
+        out, image = tmp_path / f"run{levels}", shared / "photos" / "taxi" / "3.jpg"
+        run(recipe_of(base, shared / "photos", tree), out, graphs=True)
+        graphs = [file.name for file in (out / "model").iterdir() if is_graph_file(file.name)]
+        assert sorted(graphs) == [f"level{level}.onnx" for level in range(levels)]
+        by_graph, by_torch = (hierclass.load(out / "model", runtime=name) for name in ("onnx", "torch"))
+        for level in range(levels):
+            scores = [each.predict(image, level).scores() for each in (by_graph, by_torch)]
+            assert np.allclose(*scores, atol=1e-4)
+    kept = read_kept_features(tmp_path / "run4" / "model")
+    assert kept is not None
+    assert np.array_equal(kept.levels[2], kept.levels[3])
 
 
 def test_a_base_without_graphs_has_none_to_take(shared: Path) -> None:
@@ -338,6 +347,7 @@ def test_evaluating_says_that_images_of_its_own_were_not_held_out(
             ("--backbone", "test_resnet"),
             "--backbone has no effect with --from, whose network is taken as it is",
         ),
+        (("--from", "no/model"), "there is no model at"),
         (("--tune", "some"), "--tune some: give none, heads or all"),
         (("--dev-share", 0, "--tune", "all"), "--dev-share 0 is for --tune heads and none"),
     ],

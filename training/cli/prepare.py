@@ -70,6 +70,8 @@ def prepare(
     or `TaxonomyError` for unusable data, and `Declined` when the user rejects the taxonomy.
     """
     recipe.check()
+    if recipe.base:
+        tree_of_base(recipe)  # before anything is asked: whether there is a model
     found = summarise_dataset((*recipe.data, *recipe.add), pseudo_labels=recipe.pseudo_labels)
     why = ""
     if recipe.base:
