@@ -273,6 +273,34 @@ def test_old_images_given_anew_stand_for_those_that_are_not_kept(shared: Path, t
     assert run(recipe, tmp_path / "run")[0]["images"] == 96
 
 
+def test_corrections_of_a_labelled_table_are_added(
+    shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, photos = shared / "run" / "model", write_photos(tmp_path / "photos", first=50, per_class=3)
+    files = [(name, file) for name in NAMES[:4] for file in sorted((photos / name).iterdir())]
+    rows = [
+        f"{file},{name},2,asked,{name if number % 2 else ''}" for number, (name, file) in enumerate(files)
+    ]
+    (tmp_path / "labels.csv").write_text(
+        "\n".join(["path,label,chosen_level,stop_reason,corrected", *rows]) + "\n"
+    )
+    given = (
+        "--from",
+        model,
+        "--add",
+        tmp_path / "labels.csv",
+        "--out",
+        tmp_path / "run",
+        "--yes",
+        "--no-graphs",
+    )
+    code, text, error = command(capfd, "fit", *given)
+    assert (code, error) == (0, "")
+    assert "has 4 classes: the images are of classes that it has; its tree stays" in text
+    assert "cross-validated over 70 images" in " ".join(text.split())
+    assert hierclass.load(tmp_path / "run" / "model").taxonomy == hierclass.load(model).taxonomy
+
+
 # ---------------------------------------------------------------- nothing is learnt
 
 
@@ -314,7 +342,7 @@ def test_one_command_makes_a_model_and_the_next_one_adds_to_it(
     write_photos(tmp_path / "new", ("goldfish",))
     code, text, error = command(capfd, "fit", "--from", "runs/photos/model", "--add", "new", *given)
     assert (code, error) == (0, "")
-    assert "runs/photos/model has 4 classes, 1 are added: a new tree for old and new classes" in text
+    assert "runs/photos/model has 4 classes, 1 more are added: a new tree for old and new classes" in text
     tree, old = (hierclass.load(f"runs/{name}/model").taxonomy for name in ("new", "photos"))
     assert set(tree.leaves) == {*old.leaves, "n01443537"}
     assert {tree.node(leaf).name for leaf in tree.leaves} == {"Chihuahua", *NAMES[:5]} - {"chihuahua"}
