@@ -68,7 +68,8 @@ def propose(
             effect where the folders are a bundled taxonomy or a hierarchy.
 
     Raises:
-        TaxonomyError: fewer than two classes, pins or tiers that do not fit; the message says what to do.
+        TaxonomyError: fewer than two classes, images beside all class folders, pins or tiers that do not fit; the
+        message says what to do.
     """
     for path in paths:
         if UNPRINTABLE.search("".join(path)):
@@ -77,6 +78,10 @@ def propose(
     trimmed = trim(paths)
     above = {path[:end] for path in trimmed for end in range(1, len(path))}
     inner = above.intersection(trimmed)
+    for path in inner:
+        if all(each[: len(path)] == path for each in trimmed):
+            text = f"folder {'/'.join(path)!r} holds images beside all class folders"
+            raise TaxonomyError(f"{text}; move them into one, or into a class folder of their own")
     trimmed = [path for path in trimmed if path not in above]
     if len(trimmed) < 2:
         found = f"one class, {trimmed[0][-1]!r}" if trimmed and trimmed[0] else "no class"

@@ -157,7 +157,10 @@ def test_a_folder_of_images_above_class_folders_is_a_class_of_a_coarser_tier() -
         (flat("dog"), "there is one class, 'dog'; a classifier needs a folder for each of two"),
         ([("photos", "dog")], "there is one class, 'dog'"),
         (flat("big dog", "Big_Dog"), "all folders read 'big dog'"),
-        ([("dog",), ("dog", "pug")], "there is one class, 'pug'"),
+        (
+            [("dog",), ("dog", "pug")],
+            "folder 'dog' holds images beside all class folders; move them into one",
+        ),
         (flat("dog", "ca\udcfft"), r"class folder 'ca\\\\xfft' has an unprintable character"),
     ],
 )
