@@ -123,16 +123,25 @@ def test_graphs_are_those_of_the_base_with_other_heads(shared: Path, tmp_path: P
 
     base = shutil.copytree(shared / "base", tmp_path / "base")
     write_graphs(base, load_checkpoint(base))
-    run(recipe_of(base, shared / "photos", shared / "tree.csv"), tmp_path / "run", graphs=True)
-    model, image = tmp_path / "run" / "model", shared / "photos" / "taxi" / "3.jpg"
-    assert sorted(file.name for file in model.iterdir() if is_graph_file(file.name)) == [
-        "level0.onnx",
-        "level1.onnx",
-    ]
-    for level in (0, 1):
-        by_graph = hierclass.load(model, runtime="onnx").predict(image, level)
-        by_torch = hierclass.load(model, runtime="torch").predict(image, level)
-        assert np.allclose(by_graph.scores(), by_torch.scores(), atol=1e-4)
+    four = (
+        "animal,pet,cat,tabby cat\nanimal,pet,dog,chihuahua\nthing,car,cab,taxi\nthing,car,bus,school bus\n"
+    )
+    (tmp_path / "four.csv").write_text("tier 0,tier 1,tier 2,class\n" + four)
+    for tree, levels in (
+        (shared / "tree.csv", 2),
+        (tmp_path / "four.csv", 4),
+    ):  # one is left out; the last is repeated
+        out, image = tmp_path / f"run{levels}", shared / "photos" / "taxi" / "3.jpg"
+        run(recipe_of(base, shared / "photos", tree), out, graphs=True)
+        graphs = [file.name for file in (out / "model").iterdir() if is_graph_file(file.name)]
+        assert sorted(graphs) == [f"level{level}.onnx" for level in range(levels)]
+        by_graph, by_torch = (hierclass.load(out / "model", runtime=name) for name in ("onnx", "torch"))
+        for level in range(levels):
+            scores = [each.predict(image, level).scores() for each in (by_graph, by_torch)]
+            assert np.allclose(*scores, atol=1e-4)
+    kept = read_kept_features(tmp_path / "run4" / "model")
+    assert kept is not None
+    assert np.array_equal(kept.levels[2], kept.levels[3])
 
 
 def test_a_base_without_graphs_has_none_to_take(shared: Path) -> None:
@@ -264,6 +273,34 @@ def test_old_images_given_anew_stand_for_those_that_are_not_kept(shared: Path, t
     assert run(recipe, tmp_path / "run")[0]["images"] == 96
 
 
+def test_corrections_of_a_labelled_table_are_added(
+    shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model, photos = shared / "run" / "model", write_photos(tmp_path / "photos", first=50, per_class=3)
+    files = [(name, file) for name in NAMES[:4] for file in sorted((photos / name).iterdir())]
+    rows = [
+        f"{file},{name},2,asked,{name if number % 2 else ''}" for number, (name, file) in enumerate(files)
+    ]
+    (tmp_path / "labels.csv").write_text(
+        "\n".join(["path,label,chosen_level,stop_reason,corrected", *rows]) + "\n"
+    )
+    given = (
+        "--from",
+        model,
+        "--add",
+        tmp_path / "labels.csv",
+        "--out",
+        tmp_path / "run",
+        "--yes",
+        "--no-graphs",
+    )
+    code, text, error = command(capfd, "fit", *given)
+    assert (code, error) == (0, "")
+    assert "has 4 classes: the images are of classes that it has; its tree stays" in text
+    assert "cross-validated over 70 images" in " ".join(text.split())
+    assert hierclass.load(tmp_path / "run" / "model").taxonomy == hierclass.load(model).taxonomy
+
+
 # ---------------------------------------------------------------- nothing is learnt
 
 
@@ -305,7 +342,7 @@ def test_one_command_makes_a_model_and_the_next_one_adds_to_it(
     write_photos(tmp_path / "new", ("goldfish",))
     code, text, error = command(capfd, "fit", "--from", "runs/photos/model", "--add", "new", *given)
     assert (code, error) == (0, "")
-    assert "runs/photos/model has 4 classes, 1 are added: a new tree for old and new classes" in text
+    assert "runs/photos/model has 4 classes, 1 more are added: a new tree for old and new classes" in text
     tree, old = (hierclass.load(f"runs/{name}/model").taxonomy for name in ("new", "photos"))
     assert set(tree.leaves) == {*old.leaves, "n01443537"}
     assert {tree.node(leaf).name for leaf in tree.leaves} == {"Chihuahua", *NAMES[:5]} - {"chihuahua"}
@@ -338,6 +375,7 @@ def test_evaluating_says_that_images_of_its_own_were_not_held_out(
             ("--backbone", "test_resnet"),
             "--backbone has no effect with --from, whose network is taken as it is",
         ),
+        (("--from", "no/model"), "there is no model at"),
         (("--tune", "some"), "--tune some: give none, heads or all"),
         (("--dev-share", 0, "--tune", "all"), "--dev-share 0 is for --tune heads and none"),
     ],

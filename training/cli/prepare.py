@@ -82,6 +82,8 @@ def prepare(
     or `TaxonomyError` for unusable data, and `Declined` when the user rejects the taxonomy.
     """
     recipe.check()
+    if recipe.base:
+        tree_of_base(recipe)  # before anything is asked: whether there is a model
     found = summarise_dataset((*recipe.data, *recipe.add), pseudo_labels=recipe.pseudo_labels)
     why = ""
     if recipe.base:
@@ -125,10 +127,8 @@ def _tree_for(
         _TreeFiles(out, old).write(old)
         return str((out / TREE).absolute())
     added = add_classes(old, list(summarise_dataset(recipe.add).ways))
-    _say(
-        console,
-        f"{shown(Path(recipe.base))} has {len(old.leaves)} classes, {len(added.new)} are added: {added.how}",
-    )
+    more = f", {len(added.new)} more are added" if added.new else ""
+    _say(console, f"{shown(Path(recipe.base))} has {len(old.leaves)} classes{more}: {added.how}")
     _agreed(_TreeFiles(out, added.proposal.taxonomy), added.proposal, found, options, console)
     return str((out / TREE).absolute())
 

@@ -72,7 +72,7 @@ def result_sections(results: Mapping[str, Any]) -> list[str]:
         *_measure_table(results["finest"]),
         "",
         *_alone_section(results.get("alone")),
-        *_calibration_section(results.get("calibration")),
+        *_calibration_section(results.get("calibration"), _unseen(results)),
     ]
 
 
@@ -195,14 +195,20 @@ def _alone_section(alone: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _calibration_section(found: Mapping[str, Any] | None) -> list[str]:
+def _unseen(results: Mapping[str, Any]) -> str:
+    """What the images are that temperatures were fitted to."""
+    fitted = results.get("strengths")
+    return "images, each scored by heads that were not fitted to it" if fitted else "held-out images"
+
+
+def _calibration_section(found: Mapping[str, Any] | None, images: str = "held-out images") -> list[str]:
     if not found:  # runs of older versions, or too few images
         return []
     return [
         CALIBRATION,
         "",
         f"Each level's scores are divided by a temperature on the logarithmic scale, fitted to {found['images']} "
-        "held-out images. What ships is fitted to all of them; what it is worth was measured cross-fitted: fitted "
+        f"{images}. What ships is fitted to all of them; what it is worth was measured cross-fitted: fitted "
         f"on a random half, measured on the other, both ways{_often(found)}. Calibration error: 15 bins of equal "
         "width, of the score of the level's answer on its own tier.",
         "",
