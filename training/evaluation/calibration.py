@@ -141,11 +141,6 @@ class LevelCalibration:
     splits: int
 
 
-def num_usable(predictions: Predictions, taxonomy: Taxonomy) -> int:
-    """Number of images to calibrate on: those whose logits are kept and that are labelled down to the leaves."""
-    return int((predictions.kept_labels < taxonomy.num_classes[-1]).sum())
-
-
 def check_enough(count: int) -> None:
     """Raise `InputError` if there are too few labelled images to calibrate on."""
     if count < MIN_IMAGES:
@@ -159,7 +154,7 @@ def calibrate(
 
     ``weighting`` None: all images count the same. Raises `InputError` for fewer than `MIN_IMAGES`.
     """
-    check_enough(num_usable(predictions, taxonomy))
+    check_enough(predictions.num_usable)
     truth = predictions.kept_truth(taxonomy)
     weights = _weights(predictions, weighting)
     return [
@@ -227,7 +222,7 @@ def measure_decision(
         thresholds += [
             {**row, "measured": k.to_dict()} for row, k in zip(to_rows(tuple(own)), kept, strict=True)
         ]
-    return {"images": num_usable(predictions, taxonomy), "levels": levels, "thresholds": thresholds}
+    return {"images": predictions.num_usable, "levels": levels, "thresholds": thresholds}
 
 
 def level_scores(predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, level: int) -> LogScores:

@@ -123,7 +123,7 @@ def calibrate_if_enough(
     predictions: Predictions, taxonomy: Taxonomy, lower_weight: float, weighting: Weighting | None = None
 ) -> list[LevelCalibration] | None:
     """Calibrate; None for too few images, which are refused only with a weighting."""
-    if weighting is None and calibration.num_usable(predictions, taxonomy) < calibration.MIN_IMAGES:
+    if weighting is None and predictions.num_usable < calibration.MIN_IMAGES:
         return None
     return calibration.calibrate(predictions, taxonomy, lower_weight, weighting)
 

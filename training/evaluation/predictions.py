@@ -84,6 +84,11 @@ class Predictions:
         """The labels (n,) of the images whose logits are kept."""
         return self.labels[np.searchsorted(self.positions, self.kept)]
 
+    @property
+    def num_usable(self) -> int:
+        """Number of images to calibrate on: those whose logits are kept and that are labelled down to the leaves."""
+        return int((self.kept_labels < self.logits[-1].shape[1]).sum())
+
     def truth(self, taxonomy: Taxonomy) -> Indices:
         """The true class on every tier, (N, num_tiers), `UNKNOWN` below an inner node that is the label."""
         return truth_table(taxonomy)[self.labels]
