@@ -32,8 +32,8 @@ class Proposal:
     kind: str
     """What the folders are: "bundled" (exactly the classes of a bundled taxonomy), "ids", "names", or "folders"."""
     choices: tuple[SenseChoice, ...] = ()
-    """Of names: the sense chosen for each that WordNet has, in the order of the folders. Of ids: those that the rest of
-    the folder's name contradicts."""
+    """Of names: the sense chosen for each that WordNet has, in the order of the folders. Else the ids in folder names
+    that the rest of the name contradicts."""
     unknown: tuple[str, ...] = ()
     """Names that WordNet lacks; each is a class of its own."""
     same: tuple[tuple[str, str], ...] = ()
@@ -84,7 +84,7 @@ def propose(
         if pins or tiers:
             given = "--pin" if pins else "--tiers"
             raise TaxonomyError(f"the folders lie in folders, which are the tiers; leave {given} out")
-        return Proposal(_of_folders(trimmed, name), "folders")
+        return Proposal(_of_folders(trimmed, name), "folders", _contradicted([path[-1] for path in trimmed]))
     labels = list({key(path[0]): path[0] for path in reversed(trimmed)}.values())[::-1]
     if len(labels) < 2:
         raise TaxonomyError(f"all folders read {labels[0]!r}; a classifier needs two or more classes")

@@ -197,6 +197,16 @@ def words() -> frozenset[str]:
 
 
 @functools.cache
+def common_nouns() -> frozenset[str]:
+    """Return the nouns of WordNet that are written without a capital, with spaces for underscores."""
+    found: set[str] = set()
+    for _, data in _data_lines():
+        fields = data.split(" ")
+        found.update(fields[4 : 4 + 2 * int(fields[3], 16) : 2])
+    return frozenset(word.replace("_", " ") for word in found if word == word.lower())
+
+
+@functools.cache
 def have_parts() -> frozenset[str]:
     """Return the ids of the synsets whose parts WordNet lists: mostly everyday things, such as a car or a bird."""
     return frozenset(synset_id for synset_id, data in _data_lines() if " %p " in data)

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,8 +37,8 @@ def read(name: str) -> Reading:
     case; spaces, underscores or hyphens) and as a plural, without a number before it, in its parts where capitals
     tell them ("TeddyBear") and with spaces where WordNet has them ("diningtable"). "crane (bird)" keeps the senses
     below (else nearest to) the word in brackets, "goldfish, Carassius auratus" those that have most of these words,
-    and so does "T-shirt/top". Last, its last words are taken, with a note: "spotted tabby cat" as "tabby cat"; but
-    not of "without mask".
+    "T-shirt/top" those of the first. Last, its last words are taken, with a note: "spotted tabby cat" as "tabby cat";
+    but not of "without mask".
     """
     text = " ".join(name.replace("_", " ").split())
     given = leading_id(text)
@@ -47,8 +48,10 @@ def read(name: str) -> Reading:
     if bracket:
         whole = read(bracket[1])
         return Reading(_hinted(whole.senses, wordnet.senses(bracket[2])), whole.word, whole.note)
-    if re.search(r"[,/]", text) and (either := _of_alternatives(re.split(r"[,/]", text))):
-        return Reading(either, text)
+    if (parts := [part.strip() for part in re.split(r"[,/]", text) if wordnet.senses(part)]) and parts != [
+        text
+    ]:
+        return Reading(_most_voted(parts), parts[0])
     for form in _forms(text):
         if senses := wordnet.senses(form):
             return Reading((*senses, *wordnet.plural_senses(form)), form)
@@ -64,7 +67,7 @@ def is_known(name: str) -> bool:
 def contradiction(name: str) -> str:
     """Say how the words of a name contradict the synset id before them; empty where they don't.
 
-    They do where WordNet has them, but neither for that synset nor for one above or below it.
+    They do where WordNet has them all, but neither for that synset nor for one above or below it.
     """
     given = leading_id(name)
     rest = name[len(given) :].strip(" _-.,:") if given else ""
@@ -72,7 +75,7 @@ def contradiction(name: str) -> str:
     if given is None or synset is None or not rest:
         return ""
     found = read(rest)
-    senses = found.senses if _LETTERS.search(found.word) else ()
+    senses = found.senses if _LETTERS.search(found.word) and not found.note else ()
     related = wordnet.ancestors(given)
     if not senses or any(sense in related or given in wordnet.ancestors(sense) for sense in senses):
         return ""
@@ -103,12 +106,11 @@ def _spread(text: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
 
 
-def _of_alternatives(parts: list[str]) -> tuple[str, ...]:
-    votes: dict[str, int] = {}
-    for part in parts:
-        for sense in wordnet.senses(part):
-            votes[sense] = votes.get(sense, 0) + 1
-    return tuple(sense for sense, count in votes.items() if count == max(votes.values()))
+def _most_voted(parts: list[str]) -> tuple[str, ...]:
+    """The senses that most of some words have; where none has more than one word, those of the first."""
+    votes = Counter(sense for part in parts for sense in wordnet.senses(part))
+    most = max(votes.values())
+    return tuple(sense for sense in votes if votes[sense] == most > 1) or wordnet.senses(parts[0])
 
 
 def _of_last_words(name: str, text: str) -> Reading:
@@ -130,7 +132,7 @@ def _tail(text: str) -> str:
     """The noun at the end of two words written as one, such as "monitor" of "tvmonitor"; empty where there is none."""
     for end in range(2, len(text) - 3):
         head, tail = text[:end], text[end:]
-        if tail in wordnet.words() and (head in _parts() or (len(head) > 4 and head.endswith("ed"))):
+        if tail in wordnet.common_nouns() and (head in _parts() or (len(head) > 4 and head.endswith("ed"))):
             return tail
     return ""
 
@@ -143,8 +145,8 @@ def _joined() -> Mapping[str, str]:
 
 @functools.cache
 def _parts() -> frozenset[str]:
-    """The words that WordNet's nouns are made of."""
-    return frozenset(part for word in wordnet.words() for part in word.split())
+    """The words that WordNet's common nouns are made of."""
+    return frozenset(part for word in wordnet.common_nouns() for part in word.split())
 
 
 def _hinted(senses: tuple[str, ...], hints: tuple[str, ...]) -> tuple[str, ...]:

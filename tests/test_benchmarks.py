@@ -292,3 +292,43 @@ def test_looking_counts_names_read_rightly_and_alarms(
     own, mine, swapped, _ = report["alarms"]
     assert (own["classes"], own["alarms"], mine["classes"]) == (3, 0, 3)
     assert swapped["alarms"] >= 1
+
+
+def test_the_benchmark_of_senses_counts_what_is_right_marked_and_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    senses = importlib.import_module("senses")
+    truth = {
+        "dog": ["n02084071"],
+        "crane": ["n03126707"],
+        "qzx17": ["-"],
+        "owl": ["n02084071"],
+        "heron": ["-"],
+    }
+    row = senses.measure("these", [(truth, list(truth))])
+    assert (row.names, row.right, row.wrong, row.wrong_unmarked) == (
+        5,
+        0.4,
+        3,
+        3,
+    )  # the crane is the bird, surely
+    assert row.doubtful == 0.2
+
+
+def test_the_names_of_eleven_public_sets_are_read_as_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    senses = importlib.import_module("senses")
+    *sets, together = senses.on_public_sets("eleven")
+    assert len(sets) == 11
+    assert together.right >= 0.97
+    assert together.wrong_unmarked == 0
+    assert senses.on_public_sets("unseen")[-1].right >= 0.96
+
+
+def test_a_large_tree_is_proposed_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    senses = importlib.import_module("senses")
+    for cost in senses.large(1500):
+        assert cost.classes > 1400
+        assert cost.gigabytes < 0.8

@@ -80,6 +80,56 @@ def test_a_tier_that_says_no_more_than_the_next_is_left_out() -> None:
     assert propose([("dogs", "dog"), ("cats", "cat")], name="x").taxonomy.num_classes == (2,)
 
 
+def test_folders_with_only_one_in_each_keep_the_name_of_the_topmost() -> None:
+    ways = [("animal", "mammal", "cat"), ("animal", "mammal", "dog"), ("vehicle", "road", "car", "taxi")]
+    ways += [("vehicle", "road", "car", "van"), ("vehicle", "road", "bus")]
+    taxonomy = propose(ways, name="x").taxonomy
+    assert taxonomy.num_classes == (2, 4, 5)
+    assert [node.name for node in taxonomy.classes(0)] == ["animal", "vehicle"]
+    assert [node.name for node in taxonomy.classes(1)] == ["cat", "dog", "car", "bus"]
+    single = propose([("animal", "cat"), ("vehicle", "car", "taxi"), ("vehicle", "car", "van")], name="x")
+    assert groups(single.taxonomy) == {"animal": {"cat"}, "vehicle": {"taxi", "van"}}
+
+
+def test_an_id_before_the_name_of_a_folder_is_its_class() -> None:
+    ways = flat("n02085620-Chihuahua", "n02012849_crane", "n02123045_my_cat", "n04146614")
+    proposal = propose(ways, name="x")
+    assert (proposal.kind, proposal.choices) == ("ids", ())
+    taxonomy = proposal.taxonomy
+    assert taxonomy.leaves == ("n02085620", "n02012849", "n02123045", "n04146614")
+    names = [taxonomy.node(leaf).name for leaf in taxonomy.leaves]
+    assert names == ["Chihuahua", "crane", "my cat", "school bus"]
+    assert [LeafNames(taxonomy).find_folder(way) for way in ways] == [0, 1, 2, 3]
+
+
+def test_a_folder_whose_name_contradicts_its_id_is_told_and_called_by_the_id() -> None:
+    proposal = propose(flat("n02085620-Chihuahua", "n02012849_whale"), name="x")
+    assert [choice.name for choice in proposal.doubtful] == ["n02012849_whale"]
+    assert proposal.taxonomy.node("n02012849").name == "crane"
+    ways = flat(
+        *load_taxonomy("tiny-imagenet").leaves[1:], load_taxonomy("tiny-imagenet").leaves[0] + "_teapot"
+    )
+    bundled = propose(ways, name="x")
+    assert (bundled.kind, len(bundled.doubtful)) == ("bundled", 1)
+    ways = [("bird", "n02012849_whale"), ("bird", "n02007558_flamingo"), ("dog", "n02085620")]
+    folders = propose(ways, name="x")
+    assert (folders.kind, [choice.name for choice in folders.doubtful]) == ("folders", ["n02012849_whale"])
+
+
+def test_an_id_that_is_no_synset_is_no_id() -> None:
+    ways = flat("n99999999_dog", "cat", "taxi")
+    proposal = propose(ways, name="x")
+    assert proposal.choices[0].synset.id == "n02084071"
+    assert proposal.choices[0].doubtful
+    assert [LeafNames(proposal.taxonomy).find_folder(way) for way in ways] == [0, 1, 2]
+
+
+def test_the_same_folder_with_and_without_is_two_classes() -> None:
+    proposal = propose(flat("with_mask", "without_mask"), name="x")
+    assert proposal.unknown == ("without_mask",)
+    assert len(proposal.taxonomy.leaves) == 2
+
+
 def test_names_that_wordnet_lacks_are_classes_under_other_classes() -> None:
     proposal = propose([*PETS, *flat("qzx17", "wvv_3")], name="x")
     assert proposal.unknown == ("qzx17", "wvv_3")

@@ -1,11 +1,13 @@
 """Which sense of a class name is meant."""
 
+import tracemalloc
 from importlib.resources import files
 
 import pytest
 
 from taxonomy import TaxonomyError, wordnet
-from taxonomy.senses import SenseChoice, candidates, choose_senses, close_words
+from taxonomy.evidence import num_photographed, num_said, photographed_synsets
+from taxonomy.senses import SenseChoice, candidates, choose_senses, close_words, contradiction, is_known
 
 IDS = files("taxonomy") / "data" / "anchors" / "imagenet-1k.ids.txt"
 
@@ -37,8 +39,10 @@ def test_most_names_of_imagenet_are_read_as_meant() -> None:
     meant: dict[str, set[str]] = {}
     for synset_id in ids:
         meant.setdefault(wordnet.known(synset_id).lemmas[0], set()).add(synset_id)
-    right = sum(choice.synset.id in meant[choice.name] for choice in choose_senses(list(meant)))
-    assert right / len(meant) >= 0.9  # the first sense is right for 0.79
+    choices = choose_senses(list(meant), photographed=False)  # that they are photographed is no evidence here
+    wrong = [choice for choice in choices if choice.synset.id not in meant[choice.name]]
+    assert 1 - len(wrong) / len(meant) >= 0.94  # the first sense is right for 0.79
+    assert sum(not choice.doubtful for choice in wrong) <= len(wrong) / 20
 
 
 def test_a_photograph_shows_things_rather_than_ideas() -> None:
@@ -52,6 +56,87 @@ def test_a_photograph_shows_things_rather_than_ideas() -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["cat", "dog", "bird"], "animal"),
+        (["chicken", "duck", "turkey", "goose", "pig", "cow", "sheep", "horse"], "animal"),
+        (["airplane", "boat", "bus", "car", "train", "truck", "motorbike"], "artifact"),
+        (["apple", "orange", "banana", "kiwi", "date", "lime"], "food"),
+        (["baseball", "football", "cricket", "tennis", "rowing"], "act"),
+        (["glacier", "mountain", "sea"], "object"),
+        (["roses", "tulips", "daisy", "sunflowers"], "plant"),
+    ],
+)
+def test_everyday_words_mean_what_photographs_show(names: list[str], kind: str) -> None:
+    assert {c.name: wordnet.known(c.synset.id).category for c in choose_senses(names)} == dict.fromkeys(
+        names, kind
+    )
+
+
+@pytest.mark.parametrize("name", ["cat", "dog", "bird", "horse", "mountain", "boat", "airplane"])
+def test_a_name_alone_is_read_by_its_everyday_sense(name: str) -> None:
+    (choice,) = choose_senses([name])
+    assert choice.synset.id == wordnet.senses(name)[0]
+    assert not choice.doubtful
+
+
+def test_a_sense_that_two_names_share_is_no_company() -> None:
+    answers = chosen("cardboard", "glass", "metal", "paper", "plastic", "trash")
+    assert answers["glass"] != answers["trash"]
+    assert "n03754295" not in answers.values()  # the drug, which both names may mean
+
+
+def test_the_photographed_synsets_may_be_left_out_of_the_evidence() -> None:
+    flock = ["chicken", "duck", "turkey", "goose"]
+    categories = {
+        which: {wordnet.known(c.synset.id).category for c in choose_senses(flock, photographed=which)}
+        for which in (True, False)
+    }
+    assert categories == {True: {"animal"}, False: {"food"}}
+
+
+def test_a_meaning_that_wordnet_lacks_makes_the_others_doubtful() -> None:
+    cats = {
+        c.name: c for c in choose_senses(["Bengal", "Siamese cat", "Abyssinian", "Manx cat", "Persian cat"])
+    }
+    assert [name for name, choice in cats.items() if choice.doubtful] == [
+        "Bengal"
+    ]  # WordNet knows the region
+
+
+def test_an_id_before_a_name_decides_and_nothing_is_doubtful() -> None:
+    for name in (
+        "n02085620-Chihuahua",
+        "n02085620_chihuahua",
+        "n02085620",
+        "n02085620 dog",
+        "n02085620-qzx17",
+    ):
+        (choice,) = choose_senses([name])
+        assert (choice.synset.id, choice.rejected, choice.doubtful) == ("n02085620", (), False)
+
+
+def test_a_name_that_contradicts_its_id_is_doubtful_and_told() -> None:
+    (choice, _) = choose_senses(["n02012849_whale", "n02012849_crane"])
+    assert choice.synset.id == "n02012849"
+    assert choice.doubtful
+    assert choice.note.startswith("'n02012849_whale': n02012849 is 'crane' (large long-necked wading bird")
+    assert choice.note.endswith("not 'whale'; the id decides")
+
+
+def test_the_names_of_the_bundled_tree_contradict_none_of_its_ids() -> None:
+    names = [line.replace(" ", "_", 1) for line in IDS.read_text("utf-8").splitlines()]
+    contradicted = [name for name in names if contradiction(name)]
+    assert len(contradicted) <= 6, contradicted  # such as a rooster, which is no cock in WordNet
+
+
+def test_a_name_without_something_is_not_that_thing() -> None:
+    assert is_known("with_mask")
+    assert not is_known("without_mask")
+    assert not is_known("no mask")
+
+
+@pytest.mark.parametrize(
     ("name", "synset"),
     [
         ("tabby cat", "n02123045"),
@@ -62,6 +147,11 @@ def test_a_photograph_shows_things_rather_than_ideas() -> None:
         ("n02084071", "n02084071"),
         ("crane (bird)", "n02012849"),
         ("crane (machine)", "n03126707"),
+        ("diningtable", "n03201208"),
+        ("TeddyBear", "n04399382"),
+        ("003.backpack", "n02769748"),
+        ("T-shirt/top", "n03595614"),
+        ("shoes", "n04199027"),  # WordNet has the plural, too: "if I were in your shoes"
     ],
 )
 def test_names_are_read_in_many_spellings(name: str, synset: str) -> None:
@@ -74,6 +164,14 @@ def test_an_unknown_phrase_is_taken_by_its_last_words_with_a_note() -> None:
     (choice,) = choose_senses(["spotted tabby cat"])
     assert choice.synset.id == "n02123045"
     assert choice.note == "'spotted tabby cat' is not in WordNet; taken as 'tabby cat'"
+
+
+def test_the_last_word_of_words_written_as_one_is_taken_with_a_note() -> None:
+    choices = choose_senses(["pottedplant", "HerbaceousVegetation"])
+    assert [choice.note for choice in choices] == [
+        "'pottedplant' is not in WordNet; taken as 'plant'",
+        "'HerbaceousVegetation' is not in WordNet; taken as 'Vegetation'",
+    ]
 
 
 def test_a_pin_decides_and_the_other_senses_are_still_reported() -> None:
@@ -134,3 +232,28 @@ def test_evidence_tips_a_sense_and_its_weight() -> None:
     assert (plain.synset.id, seen.synset.id) == ("n02012849", "n03126707")
     (surer, *_) = choose_senses(names, evidence={"crane": {"n02012849": 9.0}})
     assert surer.weight > plain.weight
+
+
+def test_two_names_of_one_thing_do_not_drive_one_of_them_to_a_sense_that_it_hardly_has() -> None:
+    answers = chosen("aeroplane", "airplane", "plane", "helicopter", "glider")
+    assert answers["aeroplane"] == answers["airplane"] == answers["plane"] == "n02691156"
+
+
+def test_what_people_say_and_what_is_photographed_is_known() -> None:
+    assert num_said("dog", "n02084071") == num_said("dogs", "n02084071") == 42
+    assert num_said("dog", "n07676602") == 0
+    assert len(photographed_synsets()) == 21841
+    assert num_photographed()["n01503061"] > 800  # birds
+    assert "n03754295" not in num_photographed()
+
+
+def test_senses_of_many_names_are_chosen_in_little_memory() -> None:
+    names = [wordnet.known(synset_id).lemmas[0] for synset_id in photographed_synsets()[::20]]
+    choose_senses(names)  # WordNet is read
+    tracemalloc.start()
+    choose_senses(names)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (
+        peak < 25e6
+    )  # a matrix of senses by ancestors would take 62 MB for these 1,093 names, 8 GB for 10,000

@@ -180,6 +180,18 @@ def test_build_from_names_reports_each_choice_and_what_was_rejected(
     assert load_taxonomy(output).leaves[0] == "n02012849"
 
 
+def test_build_marks_what_is_doubtful_and_a_name_that_contradicts_its_id(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    names = ["dog", "n02012849_whale", "bass"]
+    code, out, _ = run(capsys, "build", *names, "-o", tmp_path / "x.json")
+    assert code == 0
+    marks = {name: f"? {name} = " in out for name in names}
+    assert marks == {"dog": False, "n02012849_whale": True, "bass": True}
+    assert "not 'whale'; the id decides" in out
+    assert "? 2 of 3 names may mean something else: look at these" in out
+
+
 def test_build_takes_the_pinned_sense(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     output = tmp_path / "t.json"
     code, _, _ = run(capsys, "build", "crane", "heron", "-o", output, "--pin", "crane=n03126707")
