@@ -3,7 +3,8 @@
 Two truths. (1) Class names of public data sets with the synsets that each may mean, `benchmarks/senses_truth/*/*.tsv`:
 name, accepted synset ids ("-" where WordNet lacks the meaning: right is then to say so or to mark it as doubtful), and
 what they are. `eleven` are the sets that the rule's constants were chosen on (beside half of ImageNet-1k's names);
-what `others` got wrong was looked at afterwards, and `late` was measured when the rule almost stood. A set is given at once.
+what `others` got wrong was looked at afterwards, and `late` was measured when the rule almost stood. A set is given
+at once.
 (2) ImageNet-1k: each synset's first lemma is the name, and the synset is what the name means. A name that several
 synsets share is asked once and right with any of them. All names are given at once, and random samples of them,
 because the rule judges a name by its company. Which synsets ImageNet-22k has photographs of is no evidence here, since
