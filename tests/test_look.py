@@ -288,7 +288,7 @@ def test_without_the_bundled_model_names_alone_tell(
 def test_small_pictures_are_not_looked_at(tmp_path: Path) -> None:
     text = io.StringIO()
     found = DatasetSummary(
-        {("dog",): 1, ("cat",): 1}, 32, {("dog",): [Path("1.jpg")], ("cat",): [Path("2.jpg")]}
+        {("dog",): 1, ("cat",): 1}, 32, drawn={("dog",): [Path("1.jpg")], ("cat",): [Path("2.jpg")]}
     )
     assert look(found, Console(file=text, width=200)) is None
     assert (
