@@ -101,7 +101,7 @@ def say_tuning(recipe: Recipe, why: str, found: DatasetSummary, console: Console
     """Print in one line what the run begins with, what is trained of it and why, and how long that will take."""
     from training.heads.estimate import seconds_for_features, seconds_for_training
 
-    base, count = Path(recipe.base), found.num_images
+    base, count = Path(recipe.base), min(found.num_images, recipe.limit or found.num_images)
     epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
     if recipe.tune == "all":
         seconds = seconds_for_training(base, recipe.epochs * count, recipe.batch_size)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,9 @@ def fit_heads(
     data or options.
     """
     recipe.check()
-    if threads:
-        torch.set_num_threads(threads)
     reporter, run_dir, watch = Reporter(console or Console()), RunDir(out), Stopwatch(since)
     taxonomy = run_dir.taxonomy(recipe.taxonomy, reporter.line)
-    with run_dir.claim(resume=resume):
+    with run_dir.claim(resume=resume), _one_thread():
         base = load_checkpoint(recipe.base)
         _check_fit(base, taxonomy, recipe)
         run_dir.begin(recipe, 0, taxonomy)
@@ -169,6 +168,17 @@ def start_with_heads(
     base = (folder / "model").absolute()
     fields = fields_of_base(base, read_description(base)[0].taxonomy)
     return dataclasses.replace(recipe, **{**fields, "base": str(base)})
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: it computes little here, and its threads spin while others have the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_fit(base: Checkpoint, taxonomy: Taxonomy, recipe: Recipe) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
+from hierclass.processors import num_threads
+
 Values = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Inverse strengths of the regularisation that are tried (scikit-learn's C), on standardised features."""
+"""Inverse strengths of the regularisation that are tried (scikit-learn's C), on scaled features."""
 FOLDS = 5
 CHOOSING = 2000
 """Most images on which the strength is chosen."""
@@ -50,10 +54,22 @@ def fit_head(
 
     ``balance`` gives every class the same total weight.
     """
-    return fit_path(features, classes, num_classes, (strength,), balance=balance)[strength]
+    with _calm():
+        return _fit_path(features, classes, num_classes, (strength,), balance=balance)[strength]
 
 
-def fit_path(
+@contextlib.contextmanager
+def _calm() -> Iterator[None]:
+    """Keep BLAS from threads, which spin and on busy cores take ten times as long, and the solver from warnings."""
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # scikit-learn brings it
+
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # held-out images judge what came out
+        yield
+
+
+def _fit_path(
     features: Values,
     classes: Indices,
     num_classes: int,
@@ -62,7 +78,6 @@ def fit_path(
     balance: bool = False,
 ) -> dict[float, LinearHead]:
     """Fit a head for each of rising strengths, each from the one before; otherwise as `fit_head`."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     known = classes >= 0
@@ -70,23 +85,31 @@ def fit_path(
     present = np.unique(classes)
     if len(present) < 2:
         return dict.fromkeys(strengths, _constant(features.shape[1], num_classes, present))
-    mean, scale = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(scale > 1e-6 * max(float(scale.max()), 1e-6), scale, 1).astype(np.float32)
+    mean, scale = features.mean(axis=0), _scale(features)
     scaled = (features - mean) / scale
     model = LogisticRegression(
         warm_start=True, tol=1e-3, max_iter=200, class_weight="balanced" if balance else None
     )
     heads = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # held-out images judge what came out
-        for strength in strengths:
-            model.C = strength
-            model.fit(scaled, classes)
-            weight, bias = model.coef_, model.intercept_
-            if len(present) == 2:  # scikit-learn scores the second class alone
-                weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-            heads[strength] = _unscaled(weight, bias, present, num_classes, mean, scale)
+    for strength in strengths:
+        model.C = strength
+        model.fit(scaled, classes)
+        weight, bias = model.coef_, model.intercept_
+        if len(present) == 2:  # scikit-learn scores the second class alone
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        heads[strength] = _unscaled(weight, bias, present, num_classes, mean, scale)
     return heads
+
+
+def _scale(features: Values) -> Values:
+    """What each feature (F,) is divided by: the geometric mean of its own deviation and that of all features.
+
+    Few images tell the deviation of single features badly: with five a class this is 3 to 11 points more accurate than
+    each feature's own deviation, with hundreds as accurate (docs/own-classes.md).
+    """
+    own = features.std(axis=0)
+    overall = float(np.sqrt(np.mean(own**2))) or 1.0
+    return np.asarray(np.sqrt(np.maximum(own, 1e-3 * overall) * overall), np.float32)
 
 
 def _constant(num_features: int, num_classes: int, present: Indices) -> LinearHead:
@@ -139,11 +162,15 @@ def _out_of_fold(
     balance: bool,
 ) -> Mapping[float, Values]:
     found = {strength: np.zeros((len(classes), num_classes), np.float32) for strength in strengths}
-    for fold in np.unique(folds):
+
+    def score(fold: int) -> None:
         inside = folds == fold
-        heads = fit_path(features[~inside], classes[~inside], num_classes, strengths, balance=balance)
+        heads = _fit_path(features[~inside], classes[~inside], num_classes, strengths, balance=balance)
         for strength, head in heads.items():
             found[strength][inside] = head.logits(features[inside])
+
+    with _calm(), ThreadPoolExecutor(min(num_threads(), FOLDS)) as pool:
+        list(pool.map(score, np.unique(folds)))
     return found
 
 
