@@ -160,7 +160,7 @@ def clouds(classes: Sequence[int], width: int = 6, spread: float = 0.3) -> tuple
     random = np.random.default_rng(0)
     labels = np.array(classes, np.int64)
     points = np.eye(width)[labels] + random.normal(0, spread, (len(labels), width))
-    return (points * np.array([1, 10, 0.1, 1, 1, 1]) + 50).astype(np.float32), labels
+    return (points * np.array([1, 4, 0.25, 1, 1, 1]) + 50).astype(np.float32), labels
 
 
 def test_a_head_takes_features_as_they_come() -> None:
