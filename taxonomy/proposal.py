@@ -175,7 +175,7 @@ def _of_labels(
     read = set(known)
     unknown = tuple(label for label in labels if label not in read)
     if first:
-        tree = from_synsets(list(first), tiers=tiers, name=name, names=names)
+        tree = _with_folders_names(from_synsets(list(first), tiers=tiers, name=name, names=names), first)
     else:
         tree = from_folder_paths([(label,) for label in unknown], name=name)
     synsets = {label: synset for synset, label in first.items()}
@@ -183,6 +183,19 @@ def _of_labels(
     kind = "ids" if all(_by_id(choice) is not None for choice in choices) and first else "names"
     told = tuple(choice for choice in choices if choice.note) if kind == "ids" else choices
     return Proposal(tree, kind, told, unknown, tuple(same))
+
+
+def _with_folders_names(tree: Taxonomy, labels: Mapping[str, str]) -> Taxonomy:
+    """The tree with leaves, synset id -> folder's name, called as the folder where no label would find them else.
+
+    So a folder "crane" beside "n02012849-crane" is "crane", and the other "crane (animal)".
+    """
+    leaves = LeafNames(tree)
+    lost = {synset: spaced(label) for synset, label in labels.items() if leaves.find(label) is None}
+    data = tree.to_dict()
+    for node in data["nodes"]:
+        node["name"] = lost.get(node["id"], node["name"])
+    return Taxonomy.from_dict(data) if lost else tree
 
 
 def _by_id(choice: SenseChoice) -> str | None:

@@ -263,3 +263,12 @@ def test_a_class_that_was_renamed_or_moved_in_the_table_is_so(tmp_path: Path) ->
     assert groups(back)["pet"] == {"golden retriever", "tabby cat", "Chihuahua"}
     assert groups(back)["cab"] == {"taxi"}
     assert back.leaves == original.leaves
+
+
+def test_a_name_beside_the_same_name_with_an_id_is_found_again() -> None:
+    proposal = propose([("crane",), ("n02012849-crane",), ("dog",)], name="x")
+    leaves = LeafNames(proposal.taxonomy)
+    found = [leaves.find_folder((name,)) for name in ("crane", "n02012849-crane", "dog")]
+    assert sorted(found) == [0, 1, 2]
+    assert proposal.taxonomy.leaves[found[1]] == "n02012849"
+    assert proposal.taxonomy.node(proposal.taxonomy.leaves[found[0]]).name == "crane"
