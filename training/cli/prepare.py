@@ -126,10 +126,12 @@ def _tree_for(
     if recipe.tune == "none":
         _TreeFiles(out, old).write(old)
         return str((out / TREE).absolute())
-    added = add_classes(old, list(summarise_dataset(recipe.add).ways))
+    summary = summarise_dataset(recipe.add)
+    seen = look(summary, console) if options.look else None
+    added = add_classes(old, list(summary.ways), seen.evidence() if seen else None)
     more = f", {len(added.new)} more are added" if added.new else ""
     _say(console, f"{shown(Path(recipe.base))} has {len(old.leaves)} classes{more}: {added.how}")
-    _agreed(_TreeFiles(out, added.proposal.taxonomy), added.proposal, found, options, console)
+    _agreed(_TreeFiles(out, added.proposal.taxonomy), added.proposal, found, options, console, seen)
     return str((out / TREE).absolute())
 
 

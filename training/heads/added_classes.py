@@ -11,7 +11,7 @@ from taxonomy import Taxonomy, wordnet
 from taxonomy.labels import key
 from taxonomy.proposal import OTHER, FolderPath, Proposal, propose, trim
 from taxonomy.rows import spaced
-from taxonomy.senses import SenseChoice, choose_senses, is_known
+from taxonomy.senses import Evidence, SenseChoice, choose_senses, is_known
 from training.data.label_names import LabelNames
 from training.data.samples import inner_nodes
 
@@ -25,12 +25,13 @@ class AddedClasses:
     new: tuple[str, ...]
 
 
-def add_classes(old: Taxonomy, ways: Sequence[FolderPath]) -> AddedClasses:
+def add_classes(old: Taxonomy, ways: Sequence[FolderPath], evidence: Evidence | None = None) -> AddedClasses:
     """The tree of a model's classes and of those that class folders name; folders of old classes add none.
 
     Where the old tree is what is proposed for its classes, old and new ones get a proposal together. Any other tree,
     edited or of the user's own, stays, and a new class goes below its nearest relative among the coarser ones, or
-    beside them. Raises `InputError` for no class at all.
+    beside them. ``evidence`` of what names mean is that of `taxonomy.senses.choose_senses`. Raises `InputError` for no
+    class at all.
     """
     labels = LabelNames(old, inner_nodes(old))
     folders, texts = labels.find_folders(ways), labels.find_texts(ways)
@@ -47,12 +48,12 @@ def add_classes(old: Taxonomy, ways: Sequence[FolderPath]) -> AddedClasses:
             Proposal(old, "folders"), "the images are of classes that it has; its tree stays", ()
         )
     if _is_proposed(old):
-        found = propose([(label,) for label in (*old.leaves, *new)], name=old.name)
+        found = propose([(label,) for label in (*old.leaves, *new)], name=old.name, evidence=evidence)
         tree = _renamed(found.taxonomy, old)
         if set(old.leaves) <= set(tree.leaves):
             shown = Proposal(tree, found.kind, _of(new, found.choices), found.unknown, found.same)
             return AddedClasses(shown, "a new tree for old and new classes", new)
-    tree, choices, unknown = _inserted(old, new)
+    tree, choices, unknown = _inserted(old, new, evidence)
     return AddedClasses(
         Proposal(tree, "names", choices, unknown), "its tree stays, new classes are put into it", new
     )
@@ -81,11 +82,13 @@ def _of(names: Sequence[str], choices: Sequence[SenseChoice]) -> tuple[SenseChoi
     return tuple(choice for choice in choices if choice.name in names)
 
 
-def _inserted(old: Taxonomy, new: Sequence[str]) -> tuple[Taxonomy, tuple[SenseChoice, ...], tuple[str, ...]]:
+def _inserted(
+    old: Taxonomy, new: Sequence[str], evidence: Evidence | None
+) -> tuple[Taxonomy, tuple[SenseChoice, ...], tuple[str, ...]]:
     """An old tree with further leaves; the senses that were chosen for their names; and the names without any."""
     known = [name for name in new if is_known(name)]
     company = [leaf for leaf in old.leaves if wordnet.synset(leaf) is not None]
-    choices = _of(known, choose_senses([*company, *known])) if known else ()
+    choices = _of(known, choose_senses([*company, *known], evidence=evidence)) if known else ()
     meant = {choice.name: choice.synset.id for choice in choices}
     apart = [name for name in new if name not in meant or _relative(old, meant[name]) is None]
     data = old.to_dict()
