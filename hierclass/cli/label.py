@@ -99,6 +99,7 @@ def label(
     if target is None and engine != "local":
         raise InputError(f"--engine {engine} writes parts of a table to disk; give --output")
     if target is not None:
+        target.check_lost(overwrite=overwrite)
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
@@ -157,6 +158,7 @@ def refine(
     folder = RunFolder(run_folder)
     folder.manifest()
     target = OutputTarget.in_folder(run_folder, format_)
+    target.check_lost(overwrite=False)
     survive_closed_pipes()
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
     classifier = _open(choice, precision)
