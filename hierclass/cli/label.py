@@ -42,6 +42,7 @@ from hierclass.cli.shared import (
     ThreadsOption,
     TimmOption,
     WeightsOption,
+    say,
 )
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import Shard
@@ -104,6 +105,8 @@ def label(
     part = None if shard is None else Shard.parse(shard)
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
     classifier = _open(choice, precision)
+    if request.level == "auto" and (reason := classifier.decision.why_never_sure(request.precision)):
+        say(reason)
     from hierclass.labelling.read_input import ReadOptions
     from hierclass.labelling.run_manifest import LabelJob
 
