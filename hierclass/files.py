@@ -23,6 +23,15 @@ _TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
 """Name of the temporary file of a process (its number); a kill leaves it behind."""
 
 
+def no_model(folder: Path) -> str:
+    """Return what is wrong with a folder that holds no model, and what to name instead."""
+    if (folder / "model" / CONFIG_FILE).is_file():
+        return f"{folder} is a run, whose model is in a folder of its own: name {folder / 'model'}"
+    if folder.is_dir():
+        return f"{folder} is no model: it has no {CONFIG_FILE}"
+    return f"there is no model at {folder}; name a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+
+
 def graph_file(level: int) -> str:
     """Return the name of the graph of a level."""
     return f"level{level}.onnx"

@@ -183,3 +183,18 @@ def test_a_damaged_decision_is_one_line_that_names_it(
 def test_a_model_of_before_there_were_temperatures_is_read() -> None:
     assert Decision.from_dict({}, 3) == Decision(0.0, None, ())
     assert Decision.from_dict({"lower_weight": 1}, 3) == Decision(1.0, None, ())
+
+
+def test_a_model_without_sure_answers_says_at_which_precisions_it_has_some() -> None:
+    found = tuple(
+        Threshold(0, 0, precision, score, 0.5 if score else 0.0)
+        for precision, score in ((0.8, 0.4), (0.9, 0.7), (0.95, None))
+    )
+    assert Decision(thresholds=found).why_never_sure(0.9) == ""
+    assert (
+        Decision(thresholds=found).why_never_sure(0.95)
+        == "no answer of this model is sure at --precision 0.95, so that all stay empty; some are at 0.8, 0.9"
+    )
+    assert "more labelled images" in Decision(thresholds=found[2:]).why_never_sure(0.95)
+    with pytest.raises(InputError, match="no thresholds"):
+        Decision().why_never_sure(0.95)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import hierclass
 from hierclass.cli import main
+from hierclass.cli.terminal import draw_classes
+from hierclass.errors import CheckpointError
 from hierclass.labelling.rows import columns
+from taxonomy import Node, Taxonomy
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300  # seconds; on a busy machine torch alone takes many
@@ -76,6 +82,34 @@ def test_without_a_file_csv_goes_to_standard_output(
     rows = rows_of(capsys.readouterr().out)
     assert len(rows) == 4
     assert tuple(rows[0]) == columns(1)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_a_column_that_was_added_by_hand_is_not_overwritten(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / f"out{ending}"
+    command = ["label", str(photos), "-o", str(target), "--model", str(tiny_checkpoint)]
+    assert [main(command), main(command)] == [0, 0]  # what it wrote itself it writes again
+    if ending == ".csv":
+        head, *rows = target.read_text().splitlines()
+        target.write_text("\n".join([f"{head},corrected", *(f"{row},cat" for row in rows)]))
+    elif ending == ".jsonl":
+        rows = [json.loads(line) | {"corrected": "cat"} for line in target.read_text().splitlines()]
+        target.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        table = pq.read_table(target)
+        pq.write_table(table.append_column("corrected", [["cat"] * len(table)]), target)
+    before = target.read_bytes()
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "has a column 'corrected' that would be lost; move that file away" in capsys.readouterr().err
+    assert target.read_bytes() == before
+    target.write_text("mine")
+    assert main(command) == 2
+    assert "is no table that hierclass wrote; name another file" in capsys.readouterr().err
+    assert target.read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
@@ -223,6 +257,26 @@ def test_classes_are_listed_with_what_they_are_in(
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
     assert line.split()[:2] == ["2", leaf.id]
     assert f"{taxonomy.project(leaf.id, 0).name} › {taxonomy.project(leaf.id, 1).name}" in line
+
+
+def test_ids_that_look_like_markup_are_shown_as_they_are() -> None:
+    nodes = [Node("[red]fox", "[red]fox"), Node("[/]", "[/]")]
+    ids = ["[red]fox", "[/]"]
+    tree = Taxonomy(name="t", nodes=[Node("t", "t"), *nodes], parents=[-1, 0, 0], leaves=ids, tiers=[ids])
+    text = io.StringIO()
+    Console(file=text, width=80).print(draw_classes(tree, ""))
+    assert text.getvalue().count("[red]fox") == text.getvalue().count("[/]") == 2
+
+
+def test_a_run_named_as_a_model_is_told_where_its_model_is(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "run" / "model")
+    assert main(["levels", "--model", str(tmp_path / "run")]) == 2
+    told = f"{tmp_path / 'run'} is a run, whose model is in a folder of its own: name {tmp_path / 'run' / 'model'}"
+    assert told in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="is a run, whose model"):
+        hierclass.load(tmp_path / "run")
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -250,7 +250,7 @@ def test_a_model_that_keeps_no_features_says_what_it_needs_to_get_classes(
         recipe, data=(), add=(str(new),), taxonomy=str(write_larger_tree(tmp_path, shared / "base"))
     )
     with pytest.raises(
-        InputError, match=r"keeps features of none of its images of 12 of its 12 classes .* `data`"
+        InputError, match=r"keeps no features, and there are no images of 12 of its 12 classes .* `data`"
     ):
         run(recipe, tmp_path / "run")
 
@@ -271,6 +271,25 @@ def test_old_images_given_anew_stand_for_those_that_are_not_kept(shared: Path, t
     tree = save_tree(tmp_path / "tree.csv", {**PETS, "wild": ["goldfish", "magpie"]})
     recipe = changed(recipe_of(model, shared / "photos", tree), add=(str(new),))
     assert run(recipe, tmp_path / "run")[0]["images"] == 96
+
+
+def test_images_that_are_given_again_count_once_as_they_are_labelled_now(
+    shared: Path, tmp_path: Path
+) -> None:
+    again = shutil.copytree(shared / "photos", tmp_path / "again")
+    moved = again / NAMES[0] / "3.jpg"
+    moved.rename(again / NAMES[1] / "moved.jpg")
+    model = shared / "run" / "model"
+    recipe = changed(
+        recipe_of(model, again, shared / "tree.csv"), data=(), add=(str(again),), base=str(model)
+    )
+    results, text = run(recipe, tmp_path / "run")
+    assert f"0 images of {model} are there as features, which it keeps" in text
+    assert "64 of its images are given again: they count once, as they are labelled now" in text
+    assert results["images"] == 64
+    kept = read_kept_features(tmp_path / "run" / "model")
+    assert kept is not None
+    assert sorted(np.unique(kept.nodes, return_counts=True)[1]) == [15, 16, 16, 17]
 
 
 def test_corrections_of_a_labelled_table_are_added(
@@ -342,21 +361,33 @@ def test_one_command_makes_a_model_and_the_next_one_adds_to_it(
     write_photos(tmp_path / "new", ("goldfish",))
     code, text, error = command(capfd, "fit", "--from", "runs/photos/model", "--add", "new", *given)
     assert (code, error) == (0, "")
-    assert "runs/photos/model has 4 classes, 1 more are added: a new tree for old and new classes" in text
+    assert "runs/photos/model has 4 classes, 1 more is added ('goldfish'): a new tree" in text
     tree, old = (hierclass.load(f"runs/{name}/model").taxonomy for name in ("new", "photos"))
     assert set(tree.leaves) == {*old.leaves, "n01443537"}
     assert {tree.node(leaf).name for leaf in tree.leaves} == {"Chihuahua", *NAMES[:5]} - {"chihuahua"}
 
 
 def test_evaluating_says_that_images_of_its_own_were_not_held_out(
-    shared: Path, capfd: pytest.CaptureFixture[str]
+    shared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = ("--data", shared / "photos", "--workers", 0)
-    model = shared / "run" / "model"
-    assert (
-        "they were not held out: its heads were fitted to all"
-        in command(capfd, "evaluate", model, *given, "--dev-share", 0.1)[1]
-    )
+    run(recipe_of(shared / "base", shared / "photos", shared / "tree.csv"), tmp_path / "run")
+    model = tmp_path / "run" / "model"
+    told = "they were not held out: its heads were fitted to all"
+    assert told in command(capfd, "evaluate", model, *given, "--dev-share", 0.1)[1]
+    assert told in command(capfd, "evaluate", model, *given)[1]
+    shutil.copytree(shared / "photos", tmp_path / "others")
+    assert told not in command(capfd, "evaluate", model, "--data", tmp_path / "others", "--workers", 0)[1]
+
+
+def test_classes_of_a_single_image_are_named(shared: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(shared / "photos", photos)
+    for file in sorted((photos / NAMES[0]).iterdir())[1:]:
+        file.unlink()
+    recipe = recipe_of(shared / "base", photos, shared / "tree.csv")
+    text = run(recipe, tmp_path / "run")[1]
+    assert f"a single image: 1 class ({NAMES[0]}); never right in cross-validation" in text
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_file_names_of_any_bytes_are_read_and_can_be_printed(tmp_path: Path, tin
         (
             ["1.jpg", "dog/2.jpg"],
             "{}",
-            r"holds 1 images beside its class folders \(1.jpg\); move them into one",
+            r"holds 1 image beside its class folders \(1.jpg\); move it into one",
         ),
         (["1.jpg"], "imagefolder:{}", "but no class folders; make a folder for each class"),
         (["train/dog/1.jpg", "val/2.jpg"], "imagenet:{}", "val holds images .*but no class folders"),

@@ -17,8 +17,10 @@ from training_data import draw, jpeg, write_cached_weights
 
 from hierclass.errors import InputError
 from taxonomy import load_taxonomy
+from taxonomy.proposal import propose
 from training.cli import main
 from training.cli.prepare import Declined, PrepareOptions, prepare
+from training.cli.prompts import draw as draw_tree
 from training.recipe.recipe import Recipe
 
 NAMES = ("golden_retriever", "Tabby-Cat", "Chihuahua", "school bus", "taxi", "fire_engine")
@@ -199,6 +201,21 @@ def test_an_editor_that_does_not_start_is_told(
     monkeypatch.setenv("VISUAL", str(tmp_path / "none"))
     typed("e", "y")
     assert "none does not start (No such file or directory); set EDITOR" in run(photos, tmp_path / "run")[1]
+
+
+def test_no_line_of_the_tree_is_cut_off_where_the_console_is_narrow() -> None:
+    proposal = propose(
+        [("African_hunting_dog",), ("great_crested_grebe",), ("crane",), ("school_bus",)], name="t"
+    )
+    text = io.StringIO()
+    console = Console(file=text, width=60)
+    doubtful = [choice for choice in proposal.choices if choice.name == "African_hunting_dog"]
+    console.print(draw_tree(proposal.taxonomy, doubtful, width=console.width))
+    assert "African hunting dog a powerful doglike mammal … ?" in text.getvalue()
+    assert all(len(line) <= 60 for line in text.getvalue().splitlines())
+    text.truncate(0)
+    Console(file=text, width=24).print(draw_tree(proposal.taxonomy, doubtful, width=24))
+    assert "?" in text.getvalue()
 
 
 # ---------------------------------------------------------------- the same command again

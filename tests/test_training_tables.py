@@ -270,3 +270,31 @@ def test_paths_of_a_labelled_table_may_start_where_the_command_ran(
         read_images([table], tiny_taxonomy)
     monkeypatch.chdir(folder)
     assert len(read_images([table], tiny_taxonomy)) == 2
+
+
+def test_a_correction_wins_over_the_folder_that_the_image_lies_in(
+    folder: Path, tiny_taxonomy: Taxonomy
+) -> None:
+    (folder / "photos").rename(folder / "beagle")
+    (folder / "tables").mkdir()
+    rows = [{"path": "../beagle/0.jpg", "label": "beagle", "corrected": "husky"}]
+    table = labelled(folder / "tables" / "a.csv", rows, "corrected")
+    for order in ([folder / "beagle", table], [table, folder / "beagle"]):
+        images = read_images(order, tiny_taxonomy)
+        labels = {
+            Path(str(source)).name: label
+            for source, label in zip(images.sources, images.labels.tolist(), strict=True)
+        }
+        assert (len(images), labels["0.jpg"], labels["1.jpg"]) == (6, 2, 1)
+
+
+def test_images_given_twice_count_once_and_two_labels_of_one_file_are_refused(
+    folder: Path, tiny_taxonomy: Taxonomy
+) -> None:
+    one = write(folder / "a.csv", "path,label\nphotos/0.jpg,beagle\nphotos/1.jpg,beagle\n")
+    same = write(folder / "b.csv", "path,label\n./photos/0.jpg,beagle\n")
+    images = read_images([one, same], tiny_taxonomy)
+    assert (len(images), images.notes) == (2, ["1 image is given twice and counts once"])
+    other = write(folder / "c.csv", "path,label\nphotos/0.jpg,husky\n")
+    with pytest.raises(InputError, match="are one file with two labels; keep the right one"):
+        read_images([one, other], tiny_taxonomy)

@@ -50,9 +50,9 @@ def test_a_model_of_ones_own_is_remembered_by_its_absolute_path(
 
 
 def test_what_is_trained_needs_a_model_to_begin_with(tmp_path: Path) -> None:
-    for given in (("--tune", "heads"), ("--add", tmp_path)):
+    for given, named in ((("--tune", "heads"), "`tune` heads"), (("--add", tmp_path), f"`add` {tmp_path}")):
         with pytest.raises(
-            InputError, match="has no effect without `base`; give that, such as runs/mine/model"
+            InputError, match=f"^{named} has no effect without `base`; give that, such as runs/mine/model"
         ):
             base_of(tmp_path, "--from", "none", *given)
 

@@ -21,6 +21,7 @@ from hierclass.files import (
     WEIGHTS_FILE,
     graph_file,
     int8_file,
+    no_model,
     remove_temporaries,
     replacing,
     replacing_all,
@@ -283,9 +284,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read and check a checkpoint's config.json, without its weights."""
     file = folder / CONFIG_FILE
     if not folder.is_dir():
-        raise CheckpointError(
-            f"there is no model at {folder}; name a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-        )
+        raise CheckpointError(no_model(folder))
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise CheckpointError(
@@ -293,7 +292,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             )
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no model: it has no {CONFIG_FILE}") from None
+        raise CheckpointError(no_model(folder)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} can't be read: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:

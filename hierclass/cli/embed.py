@@ -63,6 +63,7 @@ def embed(
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
     target = OutputTarget.parse(output, None, "embed")
+    target.check_lost(overwrite=overwrite)
     survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     classifier = ModelChoice(model, None, None, device, runtime, threads, int8).open()

@@ -42,6 +42,7 @@ from hierclass.cli.shared import (
     ThreadsOption,
     TimmOption,
     WeightsOption,
+    say,
 )
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import Shard
@@ -99,10 +100,13 @@ def label(
     if target is None and engine != "local":
         raise InputError(f"--engine {engine} writes parts of a table to disk; give --output")
     if target is not None:
+        target.check_lost(overwrite=overwrite)
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
     classifier = _open(choice, precision)
+    if request.level == "auto" and (reason := classifier.decision.why_never_sure(request.precision)):
+        say(reason)
     from hierclass.labelling.read_input import ReadOptions
     from hierclass.labelling.run_manifest import LabelJob
 
@@ -157,6 +161,7 @@ def refine(
     folder = RunFolder(run_folder)
     folder.manifest()
     target = OutputTarget.in_folder(run_folder, format_)
+    target.check_lost(overwrite=False)
     survive_closed_pipes()
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
     classifier = _open(choice, precision)

@@ -20,7 +20,7 @@ from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
 from hierclass.labelling.rows import FORMATS
 from hierclass.labelling.run_folder import TABLES, RunFolder
-from hierclass.labelling.table_writers import check_target, format_of
+from hierclass.labelling.table_writers import check_target, format_of, refuse_to_lose
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -99,6 +99,12 @@ class OutputTarget:
                 f"{error.strerror or error}{where}; {'make room' if full else 'mend that'}, then {_GOES_ON}"
             )
             raise Stopped(1, f"writing failed{progress.how_far()}: {what}") from error
+
+    def check_lost(self, *, overwrite: bool) -> None:
+        """Raise InputError if writing the table would lose what people wrote, such as a column `corrected`."""
+        others = [] if self.is_file else [self.folder / name for name in TABLES]  # `finish` removes these
+        for table in {self.table, *others} if not overwrite else ():
+            refuse_to_lose(table)
 
     def finish(self, run: LabelRun) -> int:
         """Write the table; remove the run if only the table is wanted. Returns the number of rows with an error."""

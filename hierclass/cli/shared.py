@@ -12,6 +12,7 @@ import typer
 
 import hierclass
 from hierclass.errors import CheckpointError, InputError
+from hierclass.files import CONFIG_FILE, no_model
 from hierclass.processors import MOST_THREADS
 
 if TYPE_CHECKING:
@@ -103,10 +104,8 @@ class ModelChoice:
             return hierclass.from_timm(self.timm, weights=weights, **how)
         if weights is not None:
             raise InputError("--weights belongs to a timm classifier; name that with --timm")
-        if model is not None and not (model / "config.json").is_file():
-            raise CheckpointError(
-                f"there is no model at {model}; name a folder with config.json and model.safetensors"
-            )
+        if model is not None and not (model / CONFIG_FILE).is_file():
+            raise CheckpointError(no_model(model))
         return hierclass.load(model, **how, int8=self.int8)
 
 

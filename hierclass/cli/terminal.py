@@ -126,7 +126,9 @@ def draw_classes(taxonomy: Taxonomy, part: str) -> RenderableType:
     for tier, node in rows:
         if part.casefold() in f"{node.id} {node.name}".casefold():
             above = [each.name for each in reversed(taxonomy.ancestors(node.id)) if each.id in in_tiers]
-            table.add_row(tier, node.id, Text(one_line(node.name)), Text(one_line(" › ".join(above)), "dim"))
+            table.add_row(
+                tier, Text(node.id), Text(one_line(node.name)), Text(one_line(" › ".join(above)), "dim")
+            )
     if not table.row_count:
         raise InputError(f"no class has {part!r} in its name or id; hierclass classes lists all")
     return table

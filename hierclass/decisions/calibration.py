@@ -94,6 +94,19 @@ class Decision:
         found.sort(key=lambda each: (each.level, each.tier))
         return tuple(tuple(group) for _, group in itertools.groupby(found, key=lambda each: each.level))
 
+    def why_never_sure(self, precision: float) -> str:
+        """Return a line if no score of any level is sure at a precision, so that no image gets an answer; else ""."""
+
+        def some(wanted: float) -> bool:
+            return any(each.score is not None for level in self.at(wanted) for each in level)
+
+        if some(precision):
+            return ""
+        others = ", ".join(f"{each:g}" for each in self.precisions if some(each))
+        return f"no answer of this model is sure at --precision {precision:g}, so that all stay empty; " + (
+            f"some are at {others}" if others else "calibrate it on more labelled images"
+        )
+
 
 def first_levels(decision: Mapping[str, Any], num_levels: int) -> dict[str, Any]:
     """Return a checkpoint's `decision` with the values of its first N levels only."""

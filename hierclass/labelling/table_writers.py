@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 _ROW_GROUP = 10_000
 _ROW_GROUP_BYTES = 16 << 20
+
+_OURS = re.compile(
+    r"path|error|level|synset|label|score|chosen_level|stop_reason|preview|features|tier\d+_(synset|label|score)"
+)
+"""Names of the columns of the tables that are written here."""
 
 Record: TypeAlias = "dict[str, Value]"
 
@@ -158,6 +164,38 @@ def format_of(path: Path) -> str:
             f"{display_name(path.name)!r}"
         )
     return ending
+
+
+def refuse_to_lose(table: Path) -> None:
+    """Raise InputError if a file that would be replaced is no table of ours, or has columns that people added to it."""
+    if not table.is_file() or not table.stat().st_size:
+        return
+    try:
+        names = _columns_of(table)
+    except (OSError, ValueError):  # Arrow's errors are ValueErrors
+        names = []
+    if not {"path", "error"} <= set(names):
+        raise InputError(
+            f"{display_name(table)} exists and is no table that hierclass wrote; name another file, or add --overwrite"
+        )
+    if added := [name for name in names if not _OURS.fullmatch(name)]:
+        raise InputError(
+            f"{display_name(table)} has a column {added[0]!r} that would be lost; move that file away, name another, "
+            "or add --overwrite"
+        )
+
+
+def _columns_of(table: Path) -> list[str]:
+    """Names of the columns of a table on disk."""
+    if format_of(table) == "parquet":
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(table).names)
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        if format_of(table) == "csv":
+            return next(csv.reader(file), [])
+        first = json.loads(file.readline())
+        return list(first) if isinstance(first, dict) else []
 
 
 def check_target(path: Path) -> Path:

@@ -177,7 +177,9 @@ def evaluate(
         run = run_checkpoint(model, images, **_evaluation_options(ctx))
         results = measures(run)
         show_results(Console(), results, str(model))
-        _say_not_held_out(run.checkpoint.results, dev_from=dev_from, dev_share=dev_share)
+        divided = dev_from is not None or dev_share is not None
+        if divided or _were_fitted_to(model, images):
+            _say_not_held_out(run.checkpoint.results)
         if json_ is not None:
             write_json(json_, results)
         if report is not None:
@@ -194,14 +196,20 @@ def evaluate(
             print(f"report: {report / 'report.html'}")
 
 
-def _say_not_held_out(results: Mapping[str, Any], *, dev_from: int | None, dev_share: float | None) -> None:
+def _were_fitted_to(model: Path, images: Sequence[str]) -> bool:
+    """Return whether a model may have been made of these folders or tables: its recipe keeps their names alone."""
+    try:
+        recipe = Recipe.load(model / "recipe.json")
+    except InputError:  # a model that came in another way
+        return False
+    made_of = {Path(each).name for each in (*recipe.data, *recipe.add)}
+    return any(Path(each).absolute().name in made_of for each in images)
+
+
+def _say_not_held_out(results: Mapping[str, Any]) -> None:
     """Say so if no image can be held out of the training of a model, whose heads were fitted to all."""
     dev = results.get("dev")
-    if (
-        isinstance(dev, dict)
-        and dev.get("cross_validated")
-        and (dev_from is not None or dev_share is not None)
-    ):
+    if isinstance(dev, dict) and dev.get("cross_validated"):
         print(
             f"if these are the images that the model was made of, they were not held out: its heads were fitted to all "
             f"of its images, and its own results are cross-validated over {dev.get('images')} of them (MODEL_CARD.md)"

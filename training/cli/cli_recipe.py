@@ -49,8 +49,10 @@ def refuse_idle(recipe: StoredOptions, given: Set[str], typed: Set[str]) -> None
         needs = specs[name].needs
         idle = not any(getattr(recipe, other) for other in needs)
         if idle and (name in typed or (name in given and typed.isdisjoint(needs))):
+            value = getattr(recipe, name)
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
             raise InputError(
-                f"`{name}` {getattr(recipe, name)} has no effect without "
+                f"`{name}` {shown} has no effect without "
                 f"{list_words(f'`{other}`' for other in needs)}; give that, such as {specs[needs[0]].example}"
             )
 

@@ -129,7 +129,9 @@ def _tree_for(
     summary = summarise_dataset(recipe.add)
     seen = look(summary, console) if options.look else None
     added = add_classes(old, list(summary.ways), seen.evidence() if seen else None)
-    more = f", {len(added.new)} more are added" if added.new else ""
+    names = ", ".join(map(repr, added.new[:5])) + (", …" if len(added.new) > 5 else "")
+    count = "1 more is" if len(added.new) == 1 else f"{len(added.new)} more are"
+    more = f", {count} added ({names})" if added.new else ""
     _say(console, f"{shown(Path(recipe.base))} has {len(old.leaves)} classes{more}: {added.how}")
     _agreed(_TreeFiles(out, added.proposal.taxonomy), added.proposal, found, options, console, seen)
     return str((out / TREE).absolute())
@@ -231,7 +233,7 @@ def _approved(
             )
             continue
         taxonomy = edited
-        console.print(prompts.draw(taxonomy), soft_wrap=True, highlight=False)
+        console.print(prompts.draw(taxonomy, width=console.width), highlight=False)
 
 
 def _check_fit(taxonomy: Taxonomy, found: DatasetSummary) -> None:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
@@ -23,11 +24,16 @@ SHOWN_LEAVES = 60
 """Taxonomies with more leaves are drawn without them."""
 SHOWN_DOUBTS = 12
 """Number of doubtful senses, and of classes whose images do not fit, that are shown in full."""
+INDENT = 4
+"""Cells by which each tier of a drawn taxonomy is indented."""
 EDITORS = ("sensible-editor", "nano", "vi", "notepad")
 
 
-def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = ()) -> Tree:
-    """Draw the tiers, with definitions of leaves and a mark at doubtful ones; large taxonomies without leaves."""
+def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = (), *, width: int = 80) -> Tree:
+    """Draw the tiers, with definitions of leaves and a mark at doubtful ones; large taxonomies without leaves.
+
+    Definitions are shortened to the width of the console, so that no mark behind them is cut off.
+    """
     marked = {choice.synset.id for choice in doubtful}
     sizes = " / ".join(map(str, taxonomy.num_classes))
     tiers = "1 tier" if taxonomy.num_tiers == 1 else f"{taxonomy.num_tiers} tiers"
@@ -47,7 +53,8 @@ def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = ()) -> Tree:
             if node.id not in known:
                 text = f"{text} [dim]{counts[index]}[/dim]"
             elif node.definition:
-                text += f" [dim]{escape(shortened(node.definition))}[/dim]"
+                room = width - INDENT * (tier + 1) - cell_len(node.name) - len("  … ?")
+                text += f" [dim]{escape(shortened(node.definition, max(0, min(60, room))))}[/dim]"
             if node.id in marked:
                 text = f"{text} [bold yellow]?[/bold yellow]"
             branches[node.id] = branches.get(above, drawing).add(text)
@@ -57,7 +64,7 @@ def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = ()) -> Tree:
 def show(console: Console, proposal: Proposal, seen: Seen | None = None) -> None:
     """Print a proposed taxonomy with its doubtful, unknown and synonymous names, and what was seen in their images."""
     doubtful = [choice for choice in proposal.doubtful if not (seen and seen.confirms(choice))]
-    console.print(draw(proposal.taxonomy, doubtful), soft_wrap=True, highlight=False)
+    console.print(draw(proposal.taxonomy, doubtful, width=console.width), highlight=False)
     _tell_doubts(console, doubtful, len(proposal.choices), seen)
     if proposal.unknown:
         _plain(console, _unknown(proposal, seen))

@@ -65,7 +65,7 @@ def with_tune(recipe: Recipe, given: Set[str], facts: DatasetFacts) -> tuple[Rec
     training = [name for name in specs_of(Recipe) if name in given and name not in USED["heads"]]
     why = "as you said"
     if not tune and recipe.add:
-        tune, why = "heads", "classes are added"
+        tune, why = "heads", "images are added"
     elif not tune and (training or num_processes() > 1):
         tune = "all"
         why = f"`{training[0]}` is for training" if training else "there are several processes"

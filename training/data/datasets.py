@@ -137,8 +137,9 @@ def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> Imag
     loose = [file.name for file, way in zip(files, ways, strict=True) if not way]
     if loose and (len(loose) < len(files) or held_out or one_level):
         some = ", ".join(map(display_name, loose[:3])) + (", …" if len(loose) > 3 else "")
+        number, them = ("1 image", "it") if len(loose) == 1 else (f"{len(loose)} images", "them")
         raise InputError(
-            f"{display_name(path)} holds {len(loose)} images beside its class folders ({some}); move them into one"
+            f"{display_name(path)} holds {number} beside its class folders ({some}); move {them} into one"
             if len(loose) < len(files)
             else f"{display_name(path)} holds images ({some}), but no class folders; make a folder for each class"
         )

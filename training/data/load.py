@@ -188,6 +188,11 @@ def tell_classes(
     if (counts == 0).any():
         names = _names(taxonomy, counts == 0)
         reporter.line(f"no images to train on: {names}; the network will not learn to answer with them")
+    if dev is None and (counts == 1).any():
+        names = _names(taxonomy, counts == 1)
+        reporter.line(
+            f"a single image: {names}; never right in cross-validation, which has no other to learn from"
+        )
     if ((counts > 0) & (held_out == 0)).any():
         names = _names(taxonomy, (counts > 0) & (held_out == 0))
         reporter.line(f"no image held out: {names}; the results say nothing of them")

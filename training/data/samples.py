@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from hierclass.images.decoding import read_image
 from taxonomy import Taxonomy
 from training.data.datasets import ImageListing, Source, list_images
 from training.data.label_names import LabelNames
+from training.data.tables import CORRECTED
 
 LabelArray = npt.NDArray[np.int64]
 UNKNOWN = -1
@@ -108,8 +110,9 @@ def read_images(
 
     A label is the id or name of a leaf or an inner node in any spelling (`training.data.label_names`); in class folders
     it is the deepest folder that names a leaf, else the last one. ``part`` and ``pseudo_labels`` as in `list_images`;
-    an image with a label of its own is not taken for a guess as well. Raises `InputError` for a missing path or column,
-    a label that the taxonomy lacks, no image at all, or ``pseudo_labels`` where nothing is guessed.
+    a file that is given more than once counts once: a correction wins over another label, and that over a guess. Raises
+    `InputError` for a missing path or column, a label that the taxonomy lacks, a file with two labels, no image at all,
+    or ``pseudo_labels`` where nothing is guessed.
     """
     finder = LabelNames(taxonomy, inner_nodes(taxonomy))
     listings = [
@@ -129,7 +132,12 @@ def read_images(
         _flags(listings, "guessed"),
         [note for listing in listings for note in listing.notes],
     )
-    return images if images.guessed is None else images.subset(_told_once(images.sources, images.guessed))
+    ranks = [
+        2 if listing.column == CORRECTED else 0 if listing.guessed else 1
+        for listing in listings
+        for _ in listing.ways
+    ]
+    return _each_file_once(images, ranks)
 
 
 def _flags(listings: Sequence[ImageListing], name: str) -> npt.NDArray[np.bool_] | None:
@@ -138,11 +146,33 @@ def _flags(listings: Sequence[ImageListing], name: str) -> npt.NDArray[np.bool_]
     return np.concatenate(flags) if any(each.any() for each in flags) else None
 
 
-def _told_once(sources: Sequence[Source], guessed: npt.NDArray[np.bool_]) -> LabelArray:
-    """Indices of the images without the guesses for files that have a label elsewhere."""
-    files = [source.absolute() if isinstance(source, Path) else None for source in sources]
-    known = {file for file, guess in zip(files, guessed, strict=True) if file and not guess}
-    return np.flatnonzero([not (guess and file in known) for file, guess in zip(files, guessed, strict=True)])
+def _each_file_once(images: ImageSet, ranks: Sequence[int]) -> ImageSet:
+    """The images without those of a file that has a label of a higher rank, or the same one, elsewhere.
+
+    Counted twice, an image would be trained on and measured. Raises `InputError` for two labels of one rank.
+    """
+    kept: dict[str, int] = {}
+    dropped, twice = set[int](), 0
+    for index, source in enumerate(images.sources):
+        if not isinstance(source, Path):
+            continue
+        file = os.path.abspath(source)  # noqa: PTH100 - Path.absolute keeps ".."
+        other = kept.setdefault(file, index)
+        if other == index:
+            continue
+        if ranks[index] == ranks[other] and images.labels[index] != images.labels[other]:
+            raise InputError(
+                f"{images.names[other]} and {images.names[index]} are one file with two labels; keep the right one"
+            )
+        twice += ranks[index] == ranks[other]
+        kept[file] = max(other, index, key=lambda each: ranks[each])
+        dropped.add(other + index - kept[file])
+    if not dropped:
+        return images
+    rest = images.subset(np.setdiff1d(np.arange(len(images)), list(dropped)))
+    many = "image is given twice and counts" if twice == 1 else "images are given twice and count"
+    notes = [f"{twice} {many} once"] if twice else []
+    return dataclasses.replace(rest, notes=[*images.notes, *notes])
 
 
 def _labels(listing: ImageListing, finder: LabelNames) -> LabelArray:

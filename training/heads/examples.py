@@ -24,6 +24,10 @@ from training.recipe.recipe import Recipe
 Indices = npt.NDArray[np.int64]
 FEATURES = "features"
 """Subfolder of a run that caches features."""
+SAME = 2e-3
+"""Features that differ by at most this share of their length are of the same image; half precision rounds by 5e-4."""
+CHUNK = 1024
+"""Kept images that are compared with the new ones at a time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,24 +119,43 @@ def _with_kept(new: Examples, base: Path, taxonomy: Taxonomy, reporter: Reporter
     places = _places(old, taxonomy)
     if kept is not None:
         labels = np.array([places.get(node, -1) for node in kept.nodes], np.int64)
-        known = np.flatnonzero(labels >= 0)
+        again = _given_again(kept.levels[-1], new.levels[-1])
+        known = np.flatnonzero((labels >= 0) & ~again)
         joined = Examples(kept.levels, labels).subset(known).join(new)
         reporter.line(f"{len(known)} images of {base} are there as features, which it keeps")
-        if len(known) < len(labels):
+        if again.any():
             reporter.line(
-                f"{len(labels) - len(known)} of its images are of classes that the tree lacks: left out"
+                f"{again.sum()} of its images are given again: they count once, as they are labelled now"
             )
+        if lost := int(((labels < 0) & ~again).sum()):
+            reporter.line(f"{lost} of its images are of classes that the tree lacks: left out")
     present = set(joined.labels.tolist())
     missing = [leaf for leaf in old.leaves if leaf in places and places[leaf] not in present]
     if missing:
         some = ", ".join(old.node(leaf).name for leaf in missing[:5]) + (", …" if len(missing) > 5 else "")
-        keeps = "keeps features of none of" if kept is None else "keeps no features of"
+        lacks = f"images of {len(missing)} of its {len(old.leaves)} classes ({some})"
+        keeps = f"no features, and there are no {lacks}" if kept is None else f"no features of {lacks}"
         raise InputError(
-            f"{base} {keeps} its images of {len(missing)} of its {len(old.leaves)} classes ({some}), so that heads for "
-            "old and new classes together could be neither fitted nor calibrated: give images of the old classes with "
-            "`data` too, or leave `add` out and give the new ones with `data`, for a model of these alone"
+            f"{base} keeps {keeps}, so that heads for old and new classes together could be neither fitted nor "
+            "calibrated: give images of the old classes with `data` too, or leave `add` out and give the new ones with "
+            "`data`, for a model of these alone"
         )
     return joined
+
+
+def _given_again(kept: Values, new: Values) -> npt.NDArray[np.bool_]:
+    """Whether each of the kept features (M, F) is that of one of the new images (N, F), but for rounding.
+
+    The same image in two folds would be measured by heads that have learnt from it.
+    """
+    size = np.linalg.norm(kept, axis=1)
+    directions = (new / np.maximum(np.linalg.norm(new, axis=1, keepdims=True), 1e-9)).T
+    found = np.zeros(len(kept), np.bool_)
+    for start in range(0, len(kept), CHUNK):
+        part = slice(start, start + CHUNK)
+        nearest = new[np.argmax(kept[part] @ directions, axis=1)]
+        found[part] = np.linalg.norm(kept[part] - nearest, axis=1) <= SAME * size[part]
+    return found
 
 
 def _places(old: Taxonomy, taxonomy: Taxonomy) -> dict[str, int]:
