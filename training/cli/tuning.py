@@ -51,6 +51,11 @@ def with_base(recipe: Recipe, given: Set[str], *, from_recipe_file: bool) -> Rec
         raise InputError(
             f"`{own[0]}` has no effect with `base`, whose network is taken as it is; leave one of them out"
         )
+    needing = [name for name in ("tune", "add") if name in given]
+    if own and needing and "base" not in given:
+        raise InputError(
+            f"`{own[0]}` describes a network of its own, `{needing[0]}` is for that of a model; leave one of them out"
+        )
     if "base" in given or own or from_recipe_file or not (BUNDLED / CONFIG_FILE).exists():
         return recipe
     return dataclasses.replace(recipe, base=str(BUNDLED))
