@@ -101,11 +101,13 @@ class _ParquetWriter(TableWriter):
         self._buffer = io.BufferedWriter(cast("io.RawIOBase", file))
         self._writer: Any = pq.ParquetWriter(self._buffer, schema)
         self._held: list[pa.Table] = []
+        self._rows = self._bytes = 0
 
     def write(self, rows: pa.Table) -> None:
         self._held.append(rows.select(self.schema.names).cast(self.schema))
-        large = sum(each.nbytes for each in self._held) >= _ROW_GROUP_BYTES
-        if large or sum(map(len, self._held)) >= _ROW_GROUP:
+        self._rows += len(rows)
+        self._bytes += self._held[-1].nbytes
+        if self._rows >= _ROW_GROUP or self._bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
@@ -118,7 +120,7 @@ class _ParquetWriter(TableWriter):
 
         if self._held:
             self._writer.write_table(pa.concat_tables(self._held))
-        self._held = []
+        self._held, self._rows, self._bytes = [], 0, 0
 
 
 _TABLES: dict[str, Callable[[IO[bytes], Any], TableWriter]] = {
