@@ -104,7 +104,7 @@ def _fit_path(
 def _scale(features: Values) -> Values:
     """What each feature (F,) is divided by: the geometric mean of its own deviation and that of all features.
 
-    Few images tell the deviation of single features badly: with five a class this is 3 to 11 points more accurate than
+    Few images tell the deviation of single features badly: with five a class this was 4 to 9 points more accurate than
     each feature's own deviation, with hundreds as accurate (docs/own-classes.md).
     """
     own = features.std(axis=0)
