@@ -95,35 +95,17 @@ def levels_of(
     )
 
 
+@torch.no_grad()
 def _copy_levels(old: PrefixNetwork, new: PrefixNetwork, levels: Sequence[int]) -> None:
-    """Copy what each level of `new` uses from the level of `old` that it is."""
-    with torch.no_grad():
-        for level, source in enumerate(levels):
-            for mine, theirs in zip(new.plans[level].parts, old.plans[source].parts, strict=True):
-                block = take_block(old.weights[theirs.weight].detach(), theirs.index)
-                places = np.ix_(*mine.index)
-                new.weights[mine.weight][places] = block.to(new.weights[mine.weight])
-    new.load_state_dict(
-        {
-            **{name: value for level in enumerate(levels) for name, value in _own_tensors(old, *level)},
-            **{name: value for name, value in new.state_dict().items() if name.startswith("weights.")},
-            **_heads_of(new),
-        }
-    )
-
-
-def _own_tensors(old: PrefixNetwork, level: int, source: int) -> list[tuple[str, Tensor]]:
-    """What level `source` of a network owns, under the names that it has as level `level`."""
-    found = []
-    for name, value in old.state_dict().items():
-        kind, _, rest = name.partition(".")
-        if kind == "corrections" and rest.startswith(f"{source}/"):
-            found.append((f"corrections.{level}/{rest.partition('/')[2]}", value))
-        if kind == "layers":
-            layer, number, key = rest.split(".", 2)
-            if int(number) == source:
-                found.append((f"layers.{layer}.{level}.{key}", value))
-    return found
+    """Copy what each level of `new` uses from the level of `old` that it is, but for heads."""
+    for level, source in enumerate(levels):
+        for mine, theirs in zip(new.plans[level].parts, old.plans[source].parts, strict=True):
+            block = take_block(old.weights[theirs.weight], theirs.index)
+            new.weights[mine.weight][np.ix_(*mine.index)] = block.to(new.weights[mine.weight])
+        pairs = zip(new.level_tensors(level), old.level_tensors(source), strict=True)
+        for (name, value, _), (_, other, _) in pairs:
+            if name.startswith(("layers.", "corrections.")):  # the others are copies of blocks
+                value.copy_(other)
 
 
 def _without_heads(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
