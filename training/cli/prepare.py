@@ -321,7 +321,7 @@ def _chosen(
     if recipe.pretrained and recipe.structure == "slices" and "order" not in given:
         why = "the channels with the largest pretrained weights serve the lowest level"
         recipe = _take(recipe, given, DefaultChoice({"order": "importance"}, why), console)
-    return _scheduled(recipe, given, from_file, facts.num_images, recipe.pretrained, console)
+    return _scheduled(recipe, given, from_file, facts.num_images, console)
 
 
 def _for_base(
@@ -333,18 +333,18 @@ def _for_base(
     taxonomy = load_taxonomy(recipe.taxonomy)
     fields = {k: v for k, v in fields_of_base(Path(recipe.base), taxonomy).items() if k not in given}
     recipe = _fitting(dataclasses.replace(recipe, **fields), from_file, taxonomy.num_tiers, console)
-    return _scheduled(recipe, given, from_file, facts.num_images, True, console)
+    return _scheduled(recipe, given, from_file, facts.num_images, console)
 
 
 def _scheduled(
-    recipe: Recipe, given: Set[str], from_file: Set[str], num_images: int, pretrained: bool, console: Console
+    recipe: Recipe, given: Set[str], from_file: Set[str], num_images: int, console: Console
 ) -> Recipe:
     """Choose the schedule for the number of images."""
     batch_size = recipe.batch_size if "batch_size" in given else None
     if recipe.base:
         schedule = choose_tuning(num_images, batch_size=batch_size)
     else:
-        schedule = choose_schedule(num_images, pretrained=pretrained, batch_size=batch_size)
+        schedule = choose_schedule(num_images, pretrained=recipe.pretrained, batch_size=batch_size)
     if "opt" in given:
         schedule = DefaultChoice(
             {name: value for name, value in schedule.values.items() if name != "lr"}, schedule.why
