@@ -6,10 +6,7 @@ import io
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+from typing import TextIO
 
 _COMMANDS = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -46,7 +43,7 @@ class VisibleStream(io.BytesIO):
         super().__init__()
         self._terminal = terminal
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]
         """Write whole lines of text."""
         self._terminal.write(visible(bytes(data).decode("utf-8", "backslashreplace")))
         return memoryview(data).nbytes

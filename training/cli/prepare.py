@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hierclass.errors import InputError
-from hierclass.files import replacing
+from hierclass.files import make_folder, replacing
 from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
 from taxonomy.files import bundled
 from taxonomy.proposal import Proposal, propose
@@ -274,7 +274,7 @@ class _TreeFiles:
     def write(self, taxonomy: Taxonomy) -> None:
         """Write the files atomically; raises `InputError` on failure."""
         try:
-            self.tree.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.tree.parent)
             taxonomy.save(self.tree)
             with replacing(self.table) as file:
                 file.write_text(dumps_table(taxonomy), encoding="utf-8", newline="\n")
