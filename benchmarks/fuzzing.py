@@ -14,6 +14,7 @@ what all cases share: the libraries, some 400 MB with PyTorch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import random
 import re
@@ -271,6 +272,10 @@ class Case(NamedTuple):
         return {"kind": self.kind, "name": self.name, "number": self.number, **values}
 
 
+def _write_seeds(kind: str, folder: Path) -> str:
+    return f"{len(KINDS[kind].write(folder))} files"
+
+
 def run_cases(
     count: int, seed: int, kinds: list[str], keep: Path | None, seconds: float, megabytes: int
 ) -> Iterator[Case]:
@@ -279,10 +284,8 @@ def run_cases(
         seeds = {}
         for name in kinds:
             (Path(place) / name).mkdir()
-            write = KINDS[name].write
-            wrote = run_forked(
-                lambda w=write, n=name: str(w(Path(place) / n)), seconds=300, megabytes=1 << 14
-            )  # type: ignore[misc]
+            write = functools.partial(_write_seeds, name, Path(place) / name)
+            wrote = run_forked(write, seconds=300, megabytes=1 << 14)
             if wrote.fault:
                 raise RuntimeError(f"the whole files can't be written: {wrote.fault} {wrote.said}")
             seeds[name] = sorted((Path(place) / name).iterdir())
@@ -293,8 +296,8 @@ def run_cases(
             whole = chance.choice(seeds[name])
             with tempfile.TemporaryDirectory(dir=place) as folder:
                 made = make_case(whole, seeds[name], Path(folder), chance)
-                read = KINDS[name].read
-                outcome = run_forked(lambda r=read, m=made: r(m), seconds=seconds, megabytes=megabytes)  # type: ignore[misc]
+                read = functools.partial(KINDS[name].read, made)
+                outcome = run_forked(read, seconds=seconds, megabytes=megabytes)
                 if outcome.fault and keep is not None:
                     keep.mkdir(parents=True, exist_ok=True)
                     made.rename(keep / f"{number}-{made.name}")
