@@ -28,10 +28,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import onnxruntime  # noqa: F401 - imported once, for every fork
 import torch
 import typer
-from hostile.forked import Outcome, run_forked
+from hostile.forked import ForkedOutcome, run_forked
 from hostile.seeds import small_tree, write_archives, write_models, write_pictures, write_tables
 from rich.table import Table
 from timing import describe_machine
@@ -43,6 +42,7 @@ from hierclass.images.decoding import read_header, read_image, read_preview
 from hierclass.labelling.inputs import ParquetRows, list_inputs, source
 from hierclass.labelling.sql_filter import SqlFilter
 from hierclass.page.unpacking import ByteBudget, unpack
+from hierclass.runtime.onnx_runtime import import_onnxruntime
 from taxonomy import load_taxonomy
 from taxonomy.terminal import PlainConsole
 from training.data.samples import read_images
@@ -264,11 +264,11 @@ class Case(NamedTuple):
     kind: str
     name: str
     number: int
-    outcome: Outcome
+    outcome: ForkedOutcome
 
     def to_dict(self) -> dict[str, Any]:
         """Return the case as JSON values."""
-        values = {name: getattr(self.outcome, name) for name in Outcome.__slots__}
+        values = {name: getattr(self.outcome, name) for name in ForkedOutcome.__slots__}
         return {"kind": self.kind, "name": self.name, "number": self.number, **values}
 
 
@@ -340,6 +340,7 @@ def main(
     if unknown := set(kind or ()) - KINDS.keys():
         raise typer.BadParameter(f"there is no kind {min(unknown)}; there are {', '.join(KINDS)}")
     torch.set_num_threads(1)
+    import_onnxruntime()  # once, for every fork
     console, cases = PlainConsole(width=130), list[Case]()
     with contextlib.suppress(KeyboardInterrupt):
         for case in run_cases(count, seed, kind or list(KINDS), keep, seconds, megabytes):

@@ -171,7 +171,8 @@ def test_nltk_is_imported_in_one_file_and_only_when_a_tree_is_built() -> None:
 
 def test_what_the_page_shows_is_imported_by_the_page_alone() -> None:
     found = [item for item in EVERY if item.module.startswith("hierclass.page")]
-    assert {item.file for item in found if not item.file.startswith("hierclass/page/")} == {"app.py"}
+    others = {item.file for item in found if not item.file.startswith("hierclass/page/")}
+    assert others == {"app.py", "benchmarks/fuzzing.py"}  # which unpacks damaged zip files
 
 
 def test_plotly_is_imported_in_one_file_and_only_when_a_figure_is_drawn() -> None:

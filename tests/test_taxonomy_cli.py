@@ -307,7 +307,7 @@ def test_a_terminal_without_the_letters_still_gets_the_rest(table: Path) -> None
     table.write_text("kind,leaf\nvögel,灰雁\ndog,pug\n", encoding="utf-8")
     result = program("show", str(table), "--leaves", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert result.returncode == 0
-    assert b"v?gel" in result.stdout
+    assert rb"v\xf6gel" in result.stdout
     assert b"Traceback" not in result.stderr
 
 

@@ -19,7 +19,7 @@ LONGEST_SENTENCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ForkedOutcome:
     """What came of a call."""
 
     fault: str
@@ -31,7 +31,7 @@ class Outcome:
     """Peak of its resident memory, with what it shares with the process that forked it."""
 
 
-def run_forked(call: Callable[[], str], *, seconds: float, megabytes: int) -> Outcome:
+def run_forked(call: Callable[[], str], *, seconds: float, megabytes: int) -> ForkedOutcome:
     """Run a call in a fork of this process, which must have no other threads.
 
     The call returns a line, or raises HierclassError with one. Anything else is a fault: another exception, a crash,
@@ -52,13 +52,13 @@ def run_forked(call: Callable[[], str], *, seconds: float, megabytes: int) -> Ou
     _, status, usage = os.wait4(child, 0)
     took, peak = time.perf_counter() - start, usage.ru_maxrss / 1024
     if not ended:
-        return Outcome(f"takes longer than {seconds:g} s", "", took, peak)
+        return ForkedOutcome(f"takes longer than {seconds:g} s", "", took, peak)
     if not data:
-        return Outcome(f"ends its process by signal {os.WTERMSIG(status)}", "", took, peak)
+        return ForkedOutcome(f"ends its process by signal {os.WTERMSIG(status)}", "", took, peak)
     fault, said = pickle.loads(data)  # of our own process
     if peak > megabytes:
         fault = fault or f"takes {peak:,.0f} MB"
-    return Outcome(fault, said, took, peak)
+    return ForkedOutcome(fault, said, took, peak)
 
 
 def _run_here(call: Callable[[], str], writer: int, megabytes: int) -> None:
