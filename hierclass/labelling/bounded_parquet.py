@@ -1,0 +1,303 @@
+"""Read Parquet files that are not trusted: memory and time follow the size of the file, whatever it claims.
+
+Arrow believes what a file says of itself. So the footer is measured before it is parsed, and the headers of the pages
+before these are unpacked (https://parquet.apache.org/docs/file-format/).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from hierclass.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_FOOTER, FOOTER_SHARE = 2 << 20, 1 / 32
+"""Bytes of the footer, at most, and as a share of the file: parsed, each takes up to 400 bytes of memory. Those of real
+files are a hundredth of them, or some kilobytes."""
+MAX_PARTS = 100_000
+"""Columns, and groups of rows, at most."""
+MAX_ROWS, BYTES_PER_ROW = 10_000, 8
+"""More rows than this have this many bytes of the file each, at least. Real photographs have thousands."""
+MAX_PAGE, PAGE_RATIO = 256 << 20, 8
+"""Bytes of a page, unpacked, at most; beyond, this many times its packed bytes. Writers make pages of a
+mebibyte, or of a thousand images, which hardly pack."""
+MAX_UNPACKED, UNPACKED_RATIO = 1 << 30, 200
+"""Bytes that a file may unpack to, pages and values together, at most; beyond, this many times its own bytes."""
+_BATCH_BYTES = 64 << 20
+"""Rows that are read at once hold no more, unless one row does."""
+_BUFFER = 1 << 20
+_HEADER = 16 << 20
+"""Bytes of the header of a page, at most, as Arrow has it."""
+_STEPS = 10_000
+"""Bytes of such a header that are looked at, at most; values are passed over."""
+_I32, _BINARY, _LIST, _SET, _MAP, _STRUCT = 5, 8, 9, 10, 11, 12
+
+
+class UnreadableRowsError(InputError):
+    """Rows of a Parquet file can't be read: those up to `end`, which is excluded."""
+
+    def __init__(self, reason: str, end: int) -> None:
+        """Give the reason, without the name of the file."""
+        super().__init__(reason)
+        self.end = end
+
+
+class Page(NamedTuple):
+    """Bytes of a page, or of several."""
+
+    packed: int
+    unpacked: int
+
+
+class BoundedParquet:
+    """A Parquet file that is open for reading, and whose claims are checked before they are believed."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open a file and read its footer; use it in a `with` block.
+
+        Raises:
+            InputError: it is no Parquet file, or claims too much; the text is the reason alone, such as "is no whole
+                Parquet file".
+            OSError: it can't be read.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._raw = Path(path).open("rb")  # noqa: SIM115 - closed by __exit__
+        try:
+            self._size = os.fstat(self._raw.fileno()).st_size
+            self._check_footer()
+            self._file = pq.ParquetFile(
+                path, pre_buffer=False, buffer_size=_BUFFER, thrift_container_size_limit=MAX_PARTS
+            )
+            self._metadata = self._file.metadata
+            self.schema: pa.Schema = self._file.schema_arrow
+            self._groups = self._group_sizes()
+        except BaseException as error:
+            self._raw.close()
+            if isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None):
+                raise InputError(f"is no whole Parquet file: {short(error)}") from error
+            raise
+        self.num_rows = sum(self._groups)
+
+    def __enter__(self) -> BoundedParquet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        self._raw.close()
+
+    def batches(
+        self, columns: Sequence[str], *, first: int = 0, most: int = 1024
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield rows of columns from row `first` on, up to `most` at once, with the number of the first of them.
+
+        A column may be a field of a struct, as "image.bytes". Rows before `first` are read only where they lie in its
+        group of rows.
+
+        Raises:
+            UnreadableRowsError: these and those up to its `end` can't be read, or unpack to too much.
+        """
+        import pyarrow as pa
+
+        unpacked = packed = begin = 0
+        for group, count in enumerate(self._groups):
+            end = begin + count
+            if end <= first or not count:
+                begin = end
+                continue
+            try:
+                largest, sizes = 1, [Page(0, 0)]
+                for chunk, width in self._chunks(group, columns):
+                    total, most_at_once = self._measure(chunk)
+                    largest += most_at_once + width
+                    sizes.append(total)
+                packed += sum(size.packed for size in sizes)
+                unpacked += sum(size.unpacked for size in sizes)
+                if packed > self._size:
+                    raise InputError("holds the same bytes twice")
+                if largest > max(2 * MAX_PAGE, PAGE_RATIO * self._size):
+                    raise InputError("has too many pages that have to be unpacked at once")
+                self._check_unpacked(unpacked)
+                rows = min(most, max(1, _BATCH_BYTES // largest))
+                for batch in self._file.iter_batches(
+                    rows, row_groups=[group], columns=list(columns), use_threads=False
+                ):
+                    unpacked += batch.nbytes
+                    self._check_unpacked(unpacked)
+                    begin += len(batch)
+                    if begin > first:
+                        skipped = max(0, first - (begin - len(batch)))
+                        yield begin - len(batch) + skipped, batch.slice(skipped)
+            except UnreadableRowsError:
+                raise
+            except (pa.ArrowException, InputError, OSError, IndexError) as error:
+                raise UnreadableRowsError(short(error), end) from error
+            if begin != end:
+                raise UnreadableRowsError("holds fewer rows than it says", end)
+
+    def _check_footer(self) -> None:
+        if self._size < 12:
+            raise InputError("is no whole Parquet file")
+        self._raw.seek(-8, os.SEEK_END)
+        tail = self._raw.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] not in (b"PAR1", b"PARE") or length > self._size:
+            raise InputError("is no whole Parquet file")
+        if length > max(MAX_FOOTER, self._size * FOOTER_SHARE):
+            raise InputError(f"has a list of contents of {length >> 20} MiB, which is not read")
+
+    def _group_sizes(self) -> list[int]:
+        """Rows of each group; refuse more than the file's size can hold."""
+        counts = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
+        rows = self._metadata.num_rows
+        if min([rows, *counts]) < 0 or sum(counts) != rows:
+            raise InputError("is no whole Parquet file: its numbers of rows contradict each other")
+        if rows > max(MAX_ROWS, self._size // BYTES_PER_ROW):
+            raise InputError(f"claims {rows:,} rows in {self._size:,} bytes, which is not read")
+        return counts
+
+    def _check_unpacked(self, size: int) -> None:
+        if size > max(MAX_UNPACKED, UNPACKED_RATIO * self._size):
+            raise UnreadableRowsError(f"unpacks to more than {UNPACKED_RATIO} times its size", self.num_rows)
+
+    def _chunks(self, group: int, columns: Sequence[str]) -> Iterator[tuple[Any, int]]:
+        """The parts of a group that hold columns, or fields of them, and how many bytes a missing value takes."""
+        metadata, schema = self._metadata.row_group(group), self._metadata.schema
+        for number in range(metadata.num_columns):
+            chunk = metadata.column(number)
+            if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
+                width = schema.column(number).length if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
+                if width > MAX_PAGE:
+                    raise InputError(f"has values of {width >> 20} MiB, which are not read")
+                yield chunk, width
+
+    def _measure(self, chunk: Any) -> tuple[Page, int]:
+        """Return the bytes of all pages of a part, and the largest unpacked; refuse one that unpacks to too much."""
+        at, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
+        if chunk.has_dictionary_page and dictionary and 0 < dictionary < at:
+            at = dictionary
+        packed = chunk.total_compressed_size
+        end = at + packed
+        if at < 0 or packed < 0 or end > self._size:
+            raise InputError("is damaged: its pages lie outside of it")
+        unpacked = largest = 0
+        while at < end:
+            length, page = _page_header(self._raw, at)
+            at += length + page.packed
+            if at > self._size:
+                raise InputError("is damaged: a page is longer than the file")
+            if page.unpacked > max(MAX_PAGE, PAGE_RATIO * page.packed):
+                raise InputError(f"has a page of {page.unpacked >> 20} MiB unpacked, which is not read")
+            unpacked, largest = unpacked + page.unpacked, max(largest, page.unpacked)
+        return Page(packed, unpacked), largest
+
+
+def short(error: Exception) -> str:
+    """What Arrow says of a file, in a short line."""
+    return " ".join(str(error)[:1000].split())[:120] or type(error).__name__
+
+
+def _page_header(file: IO[bytes], at: int) -> tuple[int, Page]:
+    """Length of the header of a page that begins at a byte, and what it says."""
+    window = 1 << 10
+    while True:
+        file.seek(at)
+        data = file.read(window)
+        try:
+            header = _CompactThrift(data)
+            fields = header.read_struct()
+        except IndexError:
+            if len(data) < window or window >= _HEADER:
+                break
+            window <<= 4
+            continue
+        page = Page(fields.get(3, -1), fields.get(2, -1))
+        if min(page) < 0:
+            break
+        return header.at, page
+    raise _no_header()
+
+
+class _CompactThrift:
+    """Reads Thrift's compact protocol as far as needed; what ends too early is an IndexError."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.at, self._steps = data, 0, 0
+
+    def read_struct(self, depth: int = 0) -> dict[int, int]:
+        """Read a struct; return its 32-bit integers by the number of their field."""
+        found: dict[int, int] = {}
+        field = 0
+        while head := self._byte():
+            kind, step = head & 15, head >> 4
+            field = field + step if step else _signed(self._varint())
+            if kind == _I32:
+                found[field] = _signed(self._varint() & 0xFFFFFFFF)
+            else:
+                self._skip(kind, depth)
+        return found
+
+    def _byte(self) -> int:
+        self.at += 1
+        self._steps += 1
+        if self._steps > _STEPS:
+            raise _no_header()
+        return self._data[self.at - 1]
+
+    def _varint(self) -> int:
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise _no_header()
+
+    def _skip(self, kind: int, depth: int) -> None:
+        if depth > 8:  # headers of pages are three deep
+            raise _no_header()
+        if kind in (1, 2):  # true and false, which have no bytes
+            return
+        if kind in (4, _I32, 6):
+            self._varint()
+        elif kind == 3:
+            self._byte()
+        elif kind == 7:
+            self.at += 8
+        elif kind == _BINARY:
+            length = self._varint()
+            self.at += length
+        elif kind == _STRUCT:
+            self.read_struct(depth + 1)
+        elif kind in (_LIST, _SET):
+            head = self._byte()
+            self._skip_all([head & 15], self._varint() if head >> 4 == 15 else head >> 4, depth)
+        elif kind == _MAP:
+            if count := self._varint():
+                head = self._byte()
+                self._skip_all([head >> 4, head & 15], count, depth)
+        else:
+            raise _no_header()
+
+    def _skip_all(self, kinds: Sequence[int], count: int, depth: int) -> None:
+        for _ in range(count):
+            for kind in kinds:
+                self._skip(3 if kind in (1, 2) else kind, depth + 1)  # in a list, truth values have a byte
+
+
+def _no_header() -> InputError:
+    return InputError("is damaged: a page has no header")
+
+
+def _signed(value: int) -> int:
+    return (value >> 1) ^ -(value & 1)
