@@ -94,7 +94,6 @@ class RunFolder:
         self.check()
         with contextlib.ExitStack() as stack:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(
                     locked(self.path / LOCK, f"another run writes to {display_name(self.path)}")
                 )

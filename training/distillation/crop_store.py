@@ -95,7 +95,6 @@ class CropStore:
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the folder while writing; waits for another run that does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock", wait=True):
             yield
 

@@ -76,14 +76,12 @@ class DistilDir:
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the folder to set up a run or write the model; waits for another run that does."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with locked(self.path / ".lock", wait=True):
-                yield
-        except OSError as error:
-            if error.filename is None or Path(str(error.filename)).parent == self.path.parent:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / ".lock", wait=True))
+            except OSError as error:
                 raise InputError(f"`out` {self.path} cannot be written: {error.strerror}") from error
-            raise
+            yield
 
     def check_common(self, recipe: DistilRecipe) -> None:
         """Raise `InputError` if the levels trained so far began with other shared options."""
