@@ -72,9 +72,7 @@ def test_photographs_of_a_zip_file_are_written_under_names_of_our_own(tmp_path: 
     assert not (tmp_path.parent / "evil.jpg").exists()
 
 
-@pytest.mark.parametrize(
-    "method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_STORED]
-)
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
 def test_a_damaged_member_is_a_row_and_the_others_come(tmp_path: Path, method: int) -> None:
     members = {f"{n}.jpg": os.urandom(2000) + bytes(3000) for n in range(3)}
     data = bytearray(zipped(tmp_path / "x.zip", members, method).read_bytes())
