@@ -13,11 +13,11 @@ from hierclass.labelling.rows import SCORE_DIGITS, columns
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MAX_CONDITION = 500_000
-"""Characters of a condition, at most: a list of ten thousand paths has room."""
-MAX_VALUE = 1 << 17
+MAX_CONDITION = 1_000_000
+"""Characters of a condition, at most: a list of twenty thousand paths has room."""
+MAX_VALUE = 1 << 16
 """Bytes of a row, and of a text that a condition makes of it, at most; bounds memory."""
-MAX_TEXT = 1 << 13
+MAX_TEXT = 1 << 12
 """Characters of a text of a row that are compared; the rest is cut off. Paths end long before."""
 SECONDS = 60.0
 """Time that a condition may take for a table, which has up to some ten thousand rows; ordinary ones take a hundredth of
