@@ -178,7 +178,7 @@ def test_rows_of_parquet_are_counted_from_0_and_other_files_are_no_tables(
     with pytest.raises(InputError, match=r"a\.parquet row 1, column label: is empty"):
         read_images([folder / "a.parquet"], tiny_taxonomy)
     with pytest.raises(
-        InputError, match=r"0.jpg is no readable Parquet file; tables end in .csv, .tsv, .parquet"
+        InputError, match=r"0.jpg is no whole Parquet file; tables end in .csv, .tsv, .parquet"
     ):
         read_images([folder / "photos" / "0.jpg"], tiny_taxonomy)
 

@@ -7,6 +7,7 @@ before these are unpacked (https://parquet.apache.org/docs/file-format/).
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -68,6 +69,8 @@ class BoundedParquet:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise InputError("is no regular file (a folder, pipe, socket or device)")
         self._raw = Path(path).open("rb")  # noqa: SIM115 - closed by __exit__
         try:
             self._size = os.fstat(self._raw.fileno()).st_size
@@ -101,8 +104,8 @@ class BoundedParquet:
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield rows of columns from row `first` on, up to `most` at once, with the number of the first of them.
 
-        A column may be a field of a struct, as "image.bytes". Rows before `first` are read only where they lie in its
-        group of rows.
+        A column may be a field of a struct, as "image.bytes". Lists, which can be endless, are refused. Rows before
+        `first` are read only where they lie in its group of rows.
 
         Raises:
             UnreadableRowsError: these and those up to its `end` can't be read, or unpack to too much.
@@ -140,10 +143,12 @@ class BoundedParquet:
                         yield begin - len(batch) + skipped, batch.slice(skipped)
             except UnreadableRowsError:
                 raise
-            except (pa.ArrowException, InputError, OSError, IndexError) as error:
+            except InputError as error:
+                raise UnreadableRowsError(f"it {error}", end) from error
+            except (pa.ArrowException, OSError, IndexError) as error:
                 raise UnreadableRowsError(short(error), end) from error
             if begin != end:
-                raise UnreadableRowsError("holds fewer rows than it says", end)
+                raise UnreadableRowsError("it holds fewer rows than it says", end)
 
     def _check_footer(self) -> None:
         if self._size < 12:
@@ -168,7 +173,9 @@ class BoundedParquet:
 
     def _check_unpacked(self, size: int) -> None:
         if size > max(MAX_UNPACKED, UNPACKED_RATIO * self._size):
-            raise UnreadableRowsError(f"unpacks to more than {UNPACKED_RATIO} times its size", self.num_rows)
+            raise UnreadableRowsError(
+                f"it unpacks to more than {UNPACKED_RATIO} times its size", self.num_rows
+            )
 
     def _chunks(self, group: int, columns: Sequence[str]) -> Iterator[tuple[Any, int]]:
         """The parts of a group that hold columns, or fields of them, and how many bytes a missing value takes."""
@@ -176,6 +183,8 @@ class BoundedParquet:
         for number in range(metadata.num_columns):
             chunk = metadata.column(number)
             if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
+                if schema.column(number).max_repetition_level:
+                    raise InputError("holds lists, which are not read")
                 width = schema.column(number).length if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
                 if width > MAX_PAGE:
                     raise InputError(f"has values of {width >> 20} MiB, which are not read")
