@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from hostile import HostileFile
+from hostile.tables import TABLES
+
+__all__ = ["TABLES", "TARS", "ZIPS"]
 
 GIB = 1 << 30
 BLOCK = 512
