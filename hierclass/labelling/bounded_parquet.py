@@ -6,6 +6,8 @@ before these are unpacked (https://parquet.apache.org/docs/file-format/).
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,7 @@ MAX_PARTS = 100_000
 """Columns, and groups of rows, at most."""
 MAX_ROWS, BYTES_PER_ROW = 10_000, 8
 """More rows than this have this many bytes of the file each, at least. Real photographs have thousands."""
-MAX_PAGE, PAGE_RATIO = 256 << 20, 8
+MAX_PAGE, PAGE_RATIO = 128 << 20, 8
 """Bytes of a page, unpacked, at most; beyond, this many times its packed bytes. Writers make pages of a
 mebibyte, or of a thousand images, which hardly pack."""
 MAX_UNPACKED, UNPACKED_RATIO = 1 << 30, 200
@@ -46,6 +48,27 @@ class UnreadableRowsError(InputError):
         """Give the reason, without the name of the file."""
         super().__init__(reason)
         self.end = end
+
+
+class _SpentError(InputError):
+    """A file unpacks to more than it may."""
+
+
+class _Budget:
+    """Bytes that may still be read of a file, each of which is read once, and that these may unpack to."""
+
+    def __init__(self, size: int) -> None:
+        self._packed, self._unpacked = size, max(MAX_UNPACKED, UNPACKED_RATIO * size)
+
+    def read(self, size: int) -> None:
+        self._packed -= size
+        if self._packed < 0:
+            raise _SpentError("holds the same bytes more than once")
+
+    def unpack(self, size: int) -> None:
+        self._unpacked -= size
+        if self._unpacked < 0:
+            raise _SpentError(f"unpacks to more than {UNPACKED_RATIO} times its size")
 
 
 class Page(NamedTuple):
@@ -101,54 +124,55 @@ class BoundedParquet:
 
     def batches(
         self, columns: Sequence[str], *, first: int = 0, most: int = 1024
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+    ) -> Iterator[tuple[int, pa.RecordBatch | UnreadableRowsError]]:
         """Yield rows of columns from row `first` on, up to `most` at once, with the number of the first of them.
 
-        A column may be a field of a struct, as "image.bytes". Lists, which can be endless, are refused. Rows before
+        In place of rows that can't be read, or unpack to too much, comes the error; the rows after its `end` follow. A
+        column may be a field of a struct, as "image.bytes". Lists, which can be endless, are refused. Rows before
         `first` are read only where they lie in its group of rows.
-
-        Raises:
-            UnreadableRowsError: these and those up to its `end` can't be read, or unpack to too much.
         """
         import pyarrow as pa
 
-        unpacked = packed = begin = 0
-        for group, count in enumerate(self._groups):
-            end = begin + count
-            if end <= first or not count:
-                begin = end
-                continue
+        budget = _Budget(self._size)
+        ends = list(itertools.accumulate(self._groups))
+        for group in range(bisect.bisect_right(ends, first), len(ends)):
+            count, end = self._groups[group], ends[group]
+            begin = end - count
             try:
-                largest, sizes = 1, [Page(0, 0)]
-                for chunk, width in self._chunks(group, columns):
-                    total, most_at_once = self._measure(chunk)
-                    largest += most_at_once + width
-                    sizes.append(total)
-                packed += sum(size.packed for size in sizes)
-                unpacked += sum(size.unpacked for size in sizes)
-                if packed > self._size:
-                    raise InputError("holds the same bytes twice")
-                if largest > max(2 * MAX_PAGE, PAGE_RATIO * self._size):
-                    raise InputError("has too many pages that have to be unpacked at once")
-                self._check_unpacked(unpacked)
-                rows = min(most, max(1, _BATCH_BYTES // largest))
-                for batch in self._file.iter_batches(
-                    rows, row_groups=[group], columns=list(columns), use_threads=False
+                rows = min(most, self._rows_at_once(group, columns, budget)) if count else 0
+                for batch in (
+                    self._file.iter_batches(
+                        rows, row_groups=[group], columns=list(columns), use_threads=False
+                    )
+                    if count
+                    else ()
                 ):
-                    unpacked += batch.nbytes
-                    self._check_unpacked(unpacked)
+                    budget.unpack(batch.nbytes)
                     begin += len(batch)
                     if begin > first:
                         skipped = max(0, first - (begin - len(batch)))
                         yield begin - len(batch) + skipped, batch.slice(skipped)
-            except UnreadableRowsError:
-                raise
+                if begin != end:
+                    raise InputError("holds fewer rows than it says")
+            except _SpentError as error:
+                yield max(begin, first), UnreadableRowsError(f"it {error}", self.num_rows)
+                return
             except InputError as error:
-                raise UnreadableRowsError(f"it {error}", end) from error
+                yield max(begin, first), UnreadableRowsError(f"it {error}", end)
             except (pa.ArrowException, OSError, IndexError) as error:
-                raise UnreadableRowsError(short(error), end) from error
-            if begin != end:
-                raise UnreadableRowsError("it holds fewer rows than it says", end)
+                yield max(begin, first), UnreadableRowsError(short(error), end)
+
+    def _rows_at_once(self, group: int, columns: Sequence[str], budget: _Budget) -> int:
+        """How many rows of a group may be read at once; raises InputError for what unpacks to too much."""
+        largest, packed = 1, 0
+        for chunk, width in self._chunks(group, columns):
+            total, at_once = self._measure(chunk)
+            largest, packed = largest + at_once + width, packed + total.packed
+            budget.unpack(total.unpacked)
+        budget.read(packed)
+        if largest > max(2 * MAX_PAGE, PAGE_RATIO * packed):
+            raise InputError("has too many pages that have to be unpacked at once")
+        return max(1, _BATCH_BYTES // largest)
 
     def _check_footer(self) -> None:
         if self._size < 12:
@@ -170,12 +194,6 @@ class BoundedParquet:
         if rows > max(MAX_ROWS, self._size // BYTES_PER_ROW):
             raise InputError(f"claims {rows:,} rows in {self._size:,} bytes, which is not read")
         return counts
-
-    def _check_unpacked(self, size: int) -> None:
-        if size > max(MAX_UNPACKED, UNPACKED_RATIO * self._size):
-            raise UnreadableRowsError(
-                f"it unpacks to more than {UNPACKED_RATIO} times its size", self.num_rows
-            )
 
     def _chunks(self, group: int, columns: Sequence[str]) -> Iterator[tuple[Any, int]]:
         """The parts of a group that hold columns, or fields of them, and how many bytes a missing value takes."""

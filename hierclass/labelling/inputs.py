@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -234,8 +233,6 @@ class ParquetRows:
         """Read `image_column`, None for the first that holds images."""
         self._column = image_column
         self._file: tuple[str, Iterator[tuple[int, Any]]] | None = None
-        self._unreadable: tuple[str, range, str] | None = None
-        """Rows of a file that were found to be unreadable, and why: none of them is tried again."""
 
     def data(self, item: Input) -> bytes | None:
         """Return the bytes of an input, None if it is no row of a Parquet file.
@@ -246,36 +243,21 @@ class ParquetRows:
         if item.offset < 0 or item.length != -1:
             return None
         check_archive(item)
-        if self._unreadable and self._unreadable[0] == item.path and item.offset in self._unreadable[1]:
-            raise ImageError(self._unreadable[2])
-        try:
-            return _image_bytes(self._value(item))
-        except (HierclassError, OSError, StopIteration) as error:
-            if isinstance(error, ImageError):
-                raise
-            self._file = None
-            reason = (
-                f"can't be read from its Parquet file: {short(error) if str(error) else 'it has no such row'}"
-            )
-            end = error.end if isinstance(error, UnreadableRowsError) else sys.maxsize
-            self._unreadable = item.path, range(item.offset, end), reason
-            raise ImageError(reason) from error
-
-    def _value(self, item: Input) -> Any:
-        """The value of a row, as Arrow holds it."""
         if self._file is not None and self._file[0] == item.path:
             for row, value in self._file[1]:
                 if row == item.offset:
-                    return value
+                    return _image_bytes(value)
                 if row > item.offset:
                     break
         self._file = (item.path, _rows_of(item.path, self._column, item.offset))
-        return next(self._file[1])[1]
+        return _image_bytes(next(self._file[1])[1])
 
 
 def _image_bytes(value: Any) -> bytes:
     import pyarrow as pa
 
+    if isinstance(value, Exception):
+        raise ImageError(f"can't be read from its Parquet file: {short(value)}") from value
     if isinstance(value, pa.StructScalar) and value.is_valid:
         value = value["bytes"]
     if isinstance(value, pa.DictionaryScalar):
@@ -288,15 +270,29 @@ def _image_bytes(value: Any) -> bytes:
 
 
 def _rows_of(path: str, column: str | None, first: int) -> Iterator[tuple[int, Any]]:
-    """Yield number and value of the rows of a Parquet file from `first` on, without reading earlier row groups."""
+    """Yield number and value of the rows of a Parquet file from `first` on, without end.
+
+    Instead of a value that can't be read, or does not exist, comes the error.
+    """
     import pyarrow as pa
 
-    with BoundedParquet(path) as file:
-        name = find_column(path, file.schema, column)
-        if pa.types.is_struct(file.schema.field(name).type):
-            name = f"{name}.bytes"
-        for begin, batch in file.batches([name], first=first, most=_BATCH):
-            yield from enumerate(batch.column(0), start=begin)
+    missing: Exception = InputError("it has no such row")
+    try:
+        with BoundedParquet(path) as file:
+            name = find_column(path, file.schema, column)
+            if pa.types.is_struct(file.schema.field(name).type):
+                name = f"{name}.bytes"
+            for begin, batch in file.batches([name], first=first, most=_BATCH):
+                values: Iterable[Any] = (
+                    itertools.repeat(batch, batch.end - begin)
+                    if isinstance(batch, UnreadableRowsError)
+                    else batch.column(0)
+                )
+                for first, value in enumerate(values, start=begin + 1):
+                    yield first - 1, value
+    except (HierclassError, OSError) as error:
+        missing = error
+    yield from zip(itertools.count(first), itertools.repeat(missing), strict=False)
 
 
 def _check_size(size: int) -> None:

@@ -124,6 +124,8 @@ class TableRows:
         try:
             with BoundedParquet(self.path) as file:
                 for first, batch in file.batches(parts):
+                    if isinstance(batch, InputError):
+                        raise batch
                     for number, row in enumerate(batch.to_pylist(), start=first):
                         yield number, {given[name]: value for name, value in row.items()}
         except (InputError, OSError) as error:
