@@ -19,7 +19,7 @@ __all__ = ["TABLES", "TARS", "ZIPS"]
 
 GIB = 1 << 30
 BLOCK = 512
-PNG = bytes.fromhex(
+TINY_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d494844520000000100000001080200000090775"
     "3de0000000c49444154789c63f8ffff3f0005fe02fe0def46b80000000049454e44ae426082"
 )
@@ -35,7 +35,7 @@ def hole(path: Path, size: int) -> None:
 
 
 def header(name: str, size: int = 0, type_: bytes = b"0", **more: str) -> bytes:
-    """The header of a member; a large size is written in binary, a negative one as GNU tar would."""
+    """The header of a member; a large size is written in binary."""
     info = tarfile.TarInfo(name)
     info.size, info.type = size, type_
     for key, value in more.items():
@@ -64,7 +64,7 @@ def member(name: str, data: bytes, type_: bytes = b"0") -> bytes:
 
 def _tar(folder: Path, *parts: bytes, end: int = 0) -> Path:
     path = folder / "hostile.tar"
-    path.write_bytes(b"".join([member("first.png", PNG), *parts, *([] if end else [bytes(2 * BLOCK)])]))
+    path.write_bytes(b"".join([*parts, *([] if end else [bytes(2 * BLOCK)])]))
     if end:
         hole(path, end)
     return path
@@ -89,41 +89,44 @@ def _sparse_map_without_end(folder: Path) -> Path:
 
 
 def _with_attribute(folder: Path, key: str, value: str) -> Path:
-    return _tar(folder, member("x", record(key, value), b"x"), member("second.png", PNG))
+    return _tar(folder, member("x", record(key, value), b"x"), member("second.png", TINY_PNG))
 
 
 def _chain(folder: Path) -> Path:
-    return _tar(folder, member("x", b"long.png\0", b"L") * 20_000, member("second.png", PNG))
+    return _tar(folder, member("x", b"long.png\0", b"L") * 5_000, member("second.png", TINY_PNG))
 
 
 def _many_digits(folder: Path) -> Path:
-    return _tar(folder, member("x", b"1" * (1 << 20), b"x"), member("second.png", PNG))
+    return _tar(folder, member("x", b"1" * (1 << 20), b"x"), member("second.png", TINY_PNG))
 
 
 def _endless_record(folder: Path) -> Path:
-    return _tar(folder, member("x", b"0 a=b\n", b"x"), member("second.png", PNG))
+    return _tar(folder, member("x", b"0 a=b\n", b"x"), member("second.png", TINY_PNG))
 
 
 def _many_members(folder: Path) -> Path:
-    return _tar(folder, header("empty.png") * 20_000)
+    return _tar(folder, header("empty.png") * 5_000)
 
 
+_NAME, _HEADER, _NO_TAR = "has a name of ", "has a tar header of ", "is no whole tar file"
 TARS = [
-    HostileFile("sparse member of 6 GiB", _old_sparse, ""),
-    HostileFile("sparse member whose map has no end", _sparse_map_without_end, ""),
-    HostileFile("GNU long name of 6 GiB", partial(_claims, type_=b"L"), ""),
-    HostileFile("GNU long link of 6 GiB", partial(_claims, type_=b"K"), ""),
-    HostileFile("pax header of 6 GiB", partial(_claims, type_=b"x"), ""),
-    HostileFile("global pax header of 6 GiB", partial(_claims, type_=b"g"), ""),
-    HostileFile("member of 6 GiB", partial(_claims, type_=b"0"), ""),
-    HostileFile("member that goes back", partial(_with_attribute, key="size", value=f"-{2 * BLOCK}"), ""),
-    HostileFile("member of 2^80 bytes", partial(_with_attribute, key="size", value=str(1 << 80)), ""),
-    HostileFile("size of 5,000 digits", partial(_with_attribute, key="size", value="1" * 5000), ""),
-    HostileFile("name of 1 MiB", partial(_with_attribute, key="path", value="a" * (1 << 20) + ".png"), ""),
-    HostileFile("20,000 long names in a row", _chain, ""),
-    HostileFile("pax header of 1 MiB of digits", _many_digits, ""),
-    HostileFile("pax record of no length", _endless_record, ""),
-    HostileFile("20,000 members without bytes", _many_members, "20001 rows: "),
+    HostileFile("sparse member of 6 GiB", _old_sparse, "is stored without its holes"),
+    HostileFile("sparse member whose map has no end", _sparse_map_without_end, "is stored without its holes"),
+    HostileFile("GNU long name of 6 GiB", partial(_claims, type_=b"L"), _NAME),
+    HostileFile("GNU long link of 6 GiB", partial(_claims, type_=b"K"), _NAME),
+    HostileFile("pax header of 6 GiB", partial(_claims, type_=b"x"), _HEADER),
+    HostileFile("global pax header of 6 GiB", partial(_claims, type_=b"g"), _HEADER),
+    HostileFile("member of 6 GiB", partial(_claims, type_=b"0"), "has 6.0 GiB"),
+    HostileFile(
+        "member that goes back", partial(_with_attribute, key="size", value=f"-{2 * BLOCK}"), _NO_TAR
+    ),
+    HostileFile("member of 2^70 bytes", partial(_with_attribute, key="size", value=str(1 << 70)), _NO_TAR),
+    HostileFile("size of 5,000 digits", partial(_with_attribute, key="size", value="1" * 5000), _NO_TAR),
+    HostileFile("name of 1 MiB", partial(_with_attribute, key="path", value="a" * (1 << 20) + ".png"), _NAME),
+    HostileFile("5,000 long names in a row", _chain, "read"),
+    HostileFile("pax header of 1 MiB of digits", _many_digits, "read"),
+    HostileFile("pax record of no length", _endless_record, _NO_TAR),
+    HostileFile("5,000 members without bytes", _many_members, "5000 rows: is empty"),
 ]
 
 
@@ -214,7 +217,7 @@ def _bzip2(folder: Path) -> Path:
 def _lzma(folder: Path) -> Path:
     path = folder / "hostile.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("a.jpg", bytes(1 << 24))
+        archive.writestr("a.jpg", bytes(1 << 20))
     return path
 
 

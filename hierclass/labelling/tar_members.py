@@ -18,6 +18,8 @@ MAX_NAME = 1 << 15
 """Bytes of the name of a member, at most; the longest that Windows allows has 32,767 characters."""
 MAX_EXTENSION = 16 << 20
 """Bytes of an extended header, at most: it also holds attributes of the file, which on a Mac are large."""
+MAX_SIZE = 1 << 62
+"""Bytes of a member, at most, as file systems have it."""
 LINK, SPARSE = -2, -3
 """Lengths of members that have no bytes of their own, or are stored without their holes."""
 _LENGTHS = {b"1": LINK, b"2": LINK, b"S": SPARSE}
@@ -65,6 +67,8 @@ def tar_members(file: IO[bytes], size: int) -> Iterator[TarMember]:
             at += _blocks(header.size)
             continue
         length = _attribute_size(attributes, header.size)
+        if length > MAX_SIZE:
+            raise _damaged()
         name = attributes.get(_MARK + b"name") or attributes.get(b"path") or name or header.name
         if len(name) > MAX_NAME:
             raise InputError(f"has a name of {len(name):,} bytes in its tar file, which is not read")
