@@ -258,7 +258,7 @@ def test_a_wrong_document_is_refused_at_its_line(
         ("", "FILE:1: not valid JSON"),
         ('{\n"format": "hierclass-taxonomy",\n}', "FILE:3: not valid JSON"),
         ("[1]", "FILE:1: a taxonomy is a JSON object"),
-        ("[" * 100_000, "FILE:1: not a taxonomy: nested too deeply"),
+        ("[" * 100_000, "FILE:1: nested too deeply"),
         ('{"format": "hierclass-taxonomy", "version": 1}', 'FILE:1: "name" is missing'),
     ],
 )
