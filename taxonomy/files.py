@@ -115,11 +115,8 @@ def read_text(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_TEXT + 1)
-        if len(data) > MAX_TEXT:
-            raise TaxonomyError(
-                f"{path}:1: longer than {MAX_TEXT >> 20} MiB; is it a tree or a table of classes?"
-            )
-        return data.decode("utf-8-sig")
+        if len(data) <= MAX_TEXT:
+            return data.decode("utf-8-sig")
     except FileNotFoundError:
         names = f"bundled are {', '.join(bundled())}" if bundled() else "none are bundled"
         raise TaxonomyError(f"{path}: no such file, nor a bundled taxonomy ({names})") from None
@@ -130,6 +127,7 @@ def read_text(path: Path) -> str:
         raise TaxonomyError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a path that no file can have, such as one with a null character
         raise TaxonomyError(f"{str(path)!r}: cannot be read ({error})") from None
+    raise TaxonomyError(f"{path}:1: longer than {MAX_TEXT >> 20} MiB; is it a tree or a table of classes?")
 
 
 def from_csv(path: str | PathLike[str]) -> Taxonomy:
