@@ -85,6 +85,8 @@ def test_nothing_but_empty_folders_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_empty_list_is_an_error() -> None:
+    with pytest.raises(InputError, match="a line of a mebibyte, which is no path"):
+        list(find_inputs(["-"], stdin=io.BytesIO(b"x" * (1 << 21))))
     with pytest.raises(InputError, match="list on standard input is empty"):
         list(find_inputs(["-"], stdin=io.BytesIO(b"\n\r\n")))
     with pytest.raises(InputError, match="no image is named"):

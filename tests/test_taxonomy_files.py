@@ -274,7 +274,7 @@ def test_files_of_other_things_are_refused_by_their_size(tmp_path: Path) -> None
     os.truncate(path, MAX_TEXT + 1)
     assert message(path).startswith("FILE:1: longer than 64 MiB")
     path = write(tmp_path, "u.csv", "kind,leaf\n" + ",\n,x\n" * 10_000)
-    assert len(examine(path)[1]) == MAX_PROBLEMS
+    assert MAX_PROBLEMS <= len(examine(path)[1]) < MAX_PROBLEMS + 10
     assert len(message(write(tmp_path, "v.csv", f"kind,leaf\n{'x' * 100_000},\n"))) < 700
 
 

@@ -114,7 +114,9 @@ def packed_zeros(before: bytes, size: int) -> bytes:
     """Bytes and then so many zeros, packed by Zstandard in frames of 16 MiB at most."""
     import pyarrow as pa
 
-    pack = partial(pa.Codec("zstd").compress, asbytes=True)
+    def pack(data: bytes) -> bytes:
+        return bytes(pa.Codec("zstd").compress(data, asbytes=True))
+
     frames, rest = divmod(size, 16 * MIB)
     return pack(before) + pack(bytes(16 * MIB)) * frames + (pack(bytes(rest)) if rest else b"")
 

@@ -80,7 +80,7 @@ class RunFolder:
             return True
         try:
             found = json.loads(self._manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, RecursionError, ValueError):
             return False
         return isinstance(found, dict) and found.get("format") == FORMAT
 
@@ -169,7 +169,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise InputError(f"{display_name(self._manifest)} can't be read: {error.strerror}") from error
-        except (IndexError, KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
             what = f"it lacks {error}" if isinstance(error, (IndexError, KeyError)) else error
             raise InputError(
                 f"{display_name(self._manifest)} can't be read: {what}; --overwrite starts the run anew"
