@@ -71,13 +71,20 @@ def levels(count: int, *, present: bool) -> bytes:
 
 
 def chunk(
-    size: int, count: int, *, at: int = 4, pages: int = 0, codec: int = UNCOMPRESSED, kind: int = BYTE_ARRAY
+    size: int,
+    count: int,
+    *,
+    at: int = 4,
+    pages: int = 0,
+    codec: int = UNCOMPRESSED,
+    kind: int = BYTE_ARRAY,
+    name: bytes = b"image",
 ) -> bytes:
     """Where the pages of the column `image` lie in a file; those of data begin at `pages`, if a dictionary is first."""
     about = [
         (1, I32, number(kind)),
         (2, LIST, items(I32, [number(PLAIN), number(RLE), number(DICTIONARY)])),
-        (3, LIST, items(BINARY, [text(b"image")])),
+        (3, LIST, items(BINARY, [text(name)])),
         (4, I32, number(codec)),
         (5, I64, number(count)),
         (6, I64, number(size)),
@@ -156,11 +163,11 @@ def shared_prefixes(folder: Path, size: int, rows: int) -> Path:
     return write(folder, data, rows, [group(rows, chunk(len(data), rows, codec=ZSTD))])
 
 
-def large_page(folder: Path, size: int, times: int = 1) -> Path:
+def large_page(folder: Path, size: int, times: int = 1, name: bytes = b"image") -> Path:
     """Pages of one value of so many zeros each, in a few kilobytes."""
     head = levels(1, present=True) + struct.pack("<I", size)
     data = page(packed_zeros(head, size), 1, unpacked=len(head) + size) * times
-    return write(folder, data, times, [group(times, chunk(len(data), times, codec=ZSTD))])
+    return write(folder, data, times, [group(times, chunk(len(data), times, codec=ZSTD, name=name))])
 
 
 def _claims_to_unpack(folder: Path) -> Path:
@@ -233,6 +240,9 @@ TABLES = [
         "10000 rows: ",
     ),
     HostileFile("page of 2 GB", partial(large_page, size=2_000_000_000), "has a page of"),
+    HostileFile(
+        "page of 2 GB of another name", partial(large_page, size=2_000_000_000, name=b"x"), "has a page of"
+    ),
     HostileFile("1,000 pages of 60 MB", partial(large_page, size=60_000_000, times=1000), "1000 rows: "),
     HostileFile("page that claims to unpack to 2 GB", _claims_to_unpack, "has a page of"),
     HostileFile("100 missing values of 1 GiB each", _wide_values, "has values of 1024 MiB"),

@@ -7,12 +7,13 @@ before these are unpacked (https://parquet.apache.org/docs/file-format/).
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from hierclass.errors import InputError
 
@@ -38,7 +39,12 @@ _HEADER = 16 << 20
 """Bytes of the header of a page, at most, as Arrow has it."""
 _STEPS = 10_000
 """Bytes of such a header that are looked at, at most; values are passed over."""
-_I32, _BINARY, _LIST, _SET, _MAP, _STRUCT = 5, 8, 9, 10, 11, 12
+_I32, _I64, _BINARY, _LIST, _SET, _MAP, _STRUCT = 5, 6, 8, 9, 10, 11, 12
+_Fields: TypeAlias = "Mapping[int, int | _Fields]"
+_PAGE_HEADER: _Fields = {2: _I32, 3: _I32}
+"""Bytes of a page unpacked, and packed."""
+_FOOTER: _Fields = {4: {1: {3: {7: _I64, 9: _I64, 11: _I64}}}}
+"""Of groups of rows the columns: packed bytes, and where their pages and their dictionary begin."""
 
 
 class UnreadableRowsError(InputError):
@@ -89,7 +95,6 @@ class BoundedParquet:
                 Parquet file".
             OSError: it can't be read.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         if not stat.S_ISREG(Path(path).stat().st_mode):
@@ -103,12 +108,13 @@ class BoundedParquet:
             )
             self._metadata = self._file.metadata
             self.schema: pa.Schema = self._file.schema_arrow
+            _ = self.schema.names  # which may be no UTF-8
             self._groups = self._group_sizes()
         except BaseException as error:
             self._raw.close()
-            if isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None):
-                raise InputError(f"is no whole Parquet file: {short(error)}") from error
-            raise
+            if _is_own(error):
+                raise
+            raise InputError(f"is no whole Parquet file: {short(error)}") from error
         self.num_rows = sum(self._groups)
 
     def __enter__(self) -> BoundedParquet:
@@ -131,10 +137,13 @@ class BoundedParquet:
         column may be a field of a struct, as "image.bytes". Lists, which can be endless, are refused. Rows before
         `first` are read only where they lie in its group of rows.
         """
-        import pyarrow as pa
-
         budget = _Budget(self._size)
         ends = list(itertools.accumulate(self._groups))
+        try:
+            _ = self._parts
+        except (InputError, IndexError):
+            yield first, UnreadableRowsError("its list of contents is damaged", self.num_rows)
+            return
         for group in range(bisect.bisect_right(ends, first), len(ends)):
             count, end = self._groups[group], ends[group]
             begin = end - count
@@ -159,7 +168,9 @@ class BoundedParquet:
                 return
             except InputError as error:
                 yield max(begin, first), UnreadableRowsError(f"it {error}", end)
-            except (pa.ArrowException, OSError, IndexError) as error:
+            except (
+                Exception
+            ) as error:  # Arrow raises what its parsers meet: its own, OSError, UnicodeDecodeError …
                 yield max(begin, first), UnreadableRowsError(short(error), end)
 
     def _rows_at_once(self, group: int, columns: Sequence[str], budget: _Budget) -> int:
@@ -180,10 +191,11 @@ class BoundedParquet:
         self._raw.seek(-8, os.SEEK_END)
         tail = self._raw.read(8)
         length = int.from_bytes(tail[:4], "little")
-        if tail[4:] not in (b"PAR1", b"PARE") or length > self._size:
+        if tail[4:] != b"PAR1" or length > self._size - 12:
             raise InputError("is no whole Parquet file")
         if length > max(MAX_FOOTER, self._size * FOOTER_SHARE):
             raise InputError(f"has a list of contents of {length >> 20} MiB, which is not read")
+        self._footer = length
 
     def _group_sizes(self) -> list[int]:
         """Rows of each group; refuse more than the file's size can hold."""
@@ -195,25 +207,37 @@ class BoundedParquet:
             raise InputError(f"claims {rows:,} rows in {self._size:,} bytes, which is not read")
         return counts
 
-    def _chunks(self, group: int, columns: Sequence[str]) -> Iterator[tuple[Any, int]]:
+    def _chunks(self, group: int, columns: Sequence[str]) -> Iterator[tuple[dict[int, int], int]]:
         """The parts of a group that hold columns, or fields of them, and how many bytes a missing value takes."""
-        metadata, schema = self._metadata.row_group(group), self._metadata.schema
-        for number in range(metadata.num_columns):
-            chunk = metadata.column(number)
-            if any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
-                if schema.column(number).max_repetition_level:
+        schema = self._metadata.schema
+        for number in range(len(schema)):
+            about = schema.column(
+                number
+            )  # Arrow goes by the schema: names and types beside the pages may differ
+            if any(f"{about.path}.".startswith(f"{column}.") for column in columns):
+                if about.max_repetition_level:
                     raise InputError("holds lists, which are not read")
-                width = schema.column(number).length if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
+                width = about.length if about.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
                 if width > MAX_PAGE:
                     raise InputError(f"has values of {width >> 20} MiB, which are not read")
-                yield chunk, width
+                yield self._parts[group][1][number][3], width
 
-    def _measure(self, chunk: Any) -> tuple[Page, int]:
+    @functools.cached_property
+    def _parts(self) -> list[dict[int, Any]]:
+        """The groups of the footer with their parts.
+
+        They are read here, since Arrow ends the process if it is asked for a part whose statistics are wrong.
+        """
+        self._raw.seek(self._size - 8 - self._footer)
+        found = _CompactThrift(self._raw.read(self._footer), self._footer).read_struct(_FOOTER)
+        parts: list[dict[int, Any]] = found.get(4, [])
+        return parts
+
+    def _measure(self, part: dict[int, int]) -> tuple[Page, int]:
         """Return the bytes of all pages of a part, and the largest unpacked; refuse one that unpacks to too much."""
-        at, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
-        if chunk.has_dictionary_page and dictionary and 0 < dictionary < at:
+        packed, at, dictionary = part[7], part[9], part.get(11, 0)
+        if 0 < dictionary < at:
             at = dictionary
-        packed = chunk.total_compressed_size
         end = at + packed
         if at < 0 or packed < 0 or end > self._size:
             raise InputError("is damaged: its pages lie outside of it")
@@ -229,7 +253,13 @@ class BoundedParquet:
         return Page(packed, unpacked), largest
 
 
-def short(error: Exception) -> str:
+def _is_own(error: BaseException) -> bool:
+    """Whether an error is a refusal, of the system, or none of the file's: a signal, say."""
+    of_system = isinstance(error, OSError) and error.errno is not None
+    return isinstance(error, InputError) or of_system or not isinstance(error, Exception)
+
+
+def short(error: BaseException) -> str:
     """What Arrow says of a file, in a short line."""
     return " ".join(str(error)[:1000].split())[:120] or type(error).__name__
 
@@ -241,8 +271,8 @@ def _page_header(file: IO[bytes], at: int) -> tuple[int, Page]:
         file.seek(at)
         data = file.read(window)
         try:
-            header = _CompactThrift(data)
-            fields = header.read_struct()
+            header = _CompactThrift(data, _STEPS)
+            fields = header.read_struct(_PAGE_HEADER)
         except IndexError:
             if len(data) < window or window >= _HEADER:
                 break
@@ -256,28 +286,39 @@ def _page_header(file: IO[bytes], at: int) -> tuple[int, Page]:
 
 
 class _CompactThrift:
-    """Reads Thrift's compact protocol as far as needed; what ends too early is an IndexError."""
+    """Reads Thrift's compact protocol as Arrow's reader does; what ends too early is an IndexError."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self.at, self._steps = data, 0, 0
+    def __init__(self, data: bytes, steps: int) -> None:
+        """Read bytes; not more than so many of them are looked at, values being passed over."""
+        self._data, self.at, self._steps = data, 0, steps
 
-    def read_struct(self, depth: int = 0) -> dict[int, int]:
-        """Read a struct; return its 32-bit integers by the number of their field."""
-        found: dict[int, int] = {}
+    def read_struct(self, wanted: _Fields, depth: int = 0) -> dict[int, Any]:
+        """Read a struct; return the fields that are wanted: integers of a type, structs and lists of structs."""
+        found: dict[int, Any] = {}
         field = 0
         while head := self._byte():
             kind, step = head & 15, head >> 4
-            field = field + step if step else _signed(self._varint())
-            if kind == _I32:
-                found[field] = _signed(self._varint() & 0xFFFFFFFF)
+            field = _wrapped(field + step if step else _signed(self._varint()), 16)
+            what = wanted.get(field)
+            if kind == what:
+                bits = 32 if kind == _I32 else 64
+                found[field] = _wrapped(_signed(self._varint() & ((1 << bits) - 1)), bits)
+            elif isinstance(what, Mapping) and kind == _STRUCT:  # given twice, the second adds to the first
+                found[field] = {**found.get(field, {}), **self.read_struct(what, depth + 1)}
+            elif isinstance(what, Mapping) and kind == _LIST:
+                head = self._byte()
+                if head & 15 != _STRUCT:
+                    raise _no_header()
+                count = self._varint() if head >> 4 == 15 else head >> 4
+                found[field] = [self.read_struct(what, depth + 1) for _ in range(count)]
             else:
                 self._skip(kind, depth)
         return found
 
     def _byte(self) -> int:
         self.at += 1
-        self._steps += 1
-        if self._steps > _STEPS:
+        self._steps -= 1
+        if self._steps < 0:
             raise _no_header()
         return self._data[self.at - 1]
 
@@ -291,7 +332,7 @@ class _CompactThrift:
         raise _no_header()
 
     def _skip(self, kind: int, depth: int) -> None:
-        if depth > 8:  # headers of pages are three deep
+        if depth > 16:  # nothing in a footer or a header is half as deep
             raise _no_header()
         if kind in (1, 2):  # true and false, which have no bytes
             return
@@ -305,7 +346,7 @@ class _CompactThrift:
             length = self._varint()
             self.at += length
         elif kind == _STRUCT:
-            self.read_struct(depth + 1)
+            self.read_struct({}, depth + 1)
         elif kind in (_LIST, _SET):
             head = self._byte()
             self._skip_all([head & 15], self._varint() if head >> 4 == 15 else head >> 4, depth)
@@ -324,6 +365,12 @@ class _CompactThrift:
 
 def _no_header() -> InputError:
     return InputError("is damaged: a page has no header")
+
+
+def _wrapped(value: int, bits: int) -> int:
+    """A number as a signed integer of so many bits holds it."""
+    half = 1 << (bits - 1)
+    return (value + half) % (2 * half) - half
 
 
 def _signed(value: int) -> int:

@@ -128,7 +128,7 @@ class TableRows:
                         raise batch
                     for number, row in enumerate(batch.to_pylist(), start=first):
                         yield number, {given[name]: value for name, value in row.items()}
-        except (InputError, OSError) as error:
+        except (OSError, ValueError) as error:  # of text that is no UTF-8, too
             raise InputError(f"{self.where} row {number} or after it can't be read: {error}") from error
 
 
