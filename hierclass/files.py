@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -22,6 +24,8 @@ BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
 """Folder of the model that comes with the package."""
 _TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
 """Name of the temporary file of a process (its number); a kill leaves it behind."""
+_ATTEMPTS = 100
+"""To make a lock in a folder that others may remove."""
 
 
 def no_model(folder: Path) -> str:
@@ -163,26 +167,65 @@ def meant_name(name: str) -> str:
 
 @contextlib.contextmanager
 def locked(file: Path, message: str = "", *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock on a file, which is created; the system frees it when the process ends, however it ends.
+    """Hold a lock on a file, which is created with its folder; the system frees it however the process ends.
 
-    With `wait`, wait until no other process holds it.
+    With `wait`, wait until no other process holds it. Who holds it may remove the file, as the last thing in it that it
+    does: others notice, and lock the file that then has the name.
 
     Raises:
         InputError: another process holds it; the text is `message`.
-        OSError: the file can't be made.
+        OSError: the file can't be made, or is a link or no regular file.
     """
-    with file.open("w") as lock:
+    for attempt in itertools.count(1):
         try:
-            import fcntl  # absent on Windows, where nothing keeps a second process out
+            make_folder(file.parent)
+            descriptor = _open_lock(file)
+        except (FileExistsError, FileNotFoundError):
+            if attempt == _ATTEMPTS:
+                raise
+            continue  # somebody removed the folder meanwhile
+        try:
+            _lock(descriptor, message, wait=wait)
+            if _is_named(descriptor, file):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
-            fcntl.lockf(
-                lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
-            )  # not inherited by children, unlike flock
-        except ImportError:
-            pass
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(message) from error
-        yield
+
+def _open_lock(file: Path) -> int:
+    """Open a file, which is created; neither a link nor a device, and nothing in it changes."""
+    flags = os.O_RDWR | os.O_CREAT
+    for each in ("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"):
+        flags |= getattr(os, each, 0)  # not all systems have these
+    wrong = OSError(errno.EINVAL, f"its {file.name} is no regular file; remove it", os.fspath(file))
+    try:
+        descriptor = os.open(file, flags, 0o666)
+    except OSError as error:
+        raise (wrong if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO) else error) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise wrong
+    return descriptor
+
+
+def _lock(descriptor: int, message: str, *, wait: bool) -> None:
+    try:
+        import fcntl  # absent on Windows, where nothing keeps a second process out
+    except ImportError:
+        return
+    try:  # not inherited by children, unlike flock
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError) as error:
+        raise InputError(message) from error
+
+
+def _is_named(descriptor: int, file: Path) -> bool:
+    """Whether a file that is open still has its name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(file))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 Exit codes: 0 done; 1 what was given is wrong (a file's content, an unknown name); 2 wrong use.
 """
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -150,12 +149,7 @@ def _anchors(path: Path | None) -> Anchors | None:
     if path is None:
         return None
     text = files.read_text(path)
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TaxonomyError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
-    except RecursionError:
-        raise TaxonomyError(f"{path}:1: not anchors: nested too deeply") from None
+    data = files.parse_json(path, text)
     if not isinstance(data, list):
         example = '[["n00015388"], ["n02084071"]]'
         raise TaxonomyError(f"{path}:1: anchors are a list of synset ids per tier, like {example}")

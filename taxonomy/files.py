@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.resources.abc import Traversable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from taxonomy.errors import TaxonomyError
 from taxonomy.folders import from_folder
@@ -17,6 +18,15 @@ from taxonomy.rows import from_rows
 from taxonomy.tables import read_table
 from taxonomy.tree import Taxonomy
 from taxonomy.validation import Problem, structure_problems
+
+MAX_TEXT = 64 << 20
+"""Bytes of a tree, a table or a list, at most; bounds memory. All nouns of WordNet with definitions take a quarter."""
+
+_MAX_LOCATED = 8 << 20
+"""Characters of a JSON text, at most, in which the lines of problems are looked for: that takes a second for each
+million."""
+_LONGEST = 600
+"""Characters of a problem that are shown."""
 
 
 def load_taxonomy(name_or_path: str | PathLike[str]) -> Taxonomy:
@@ -63,16 +73,11 @@ def examine(path: str | PathLike[str]) -> tuple[Taxonomy | None, list[str]]:
     path = Path(path)
     try:
         text = read_text(path)
+        if path.suffix.lower() in (".csv", ".tsv"):
+            return _from_table(path, text)
+        data = parse_json(path, text)
     except TaxonomyError as error:
         return None, [str(error)]
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return _from_table(path, text)
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        return None, [f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"]
-    except RecursionError:
-        return None, [f"{path}:1: not a taxonomy: nested too deeply"]
     document, found = read_document(data)
     if document is not None:
         ids, names = [node[0] for node in document.nodes], [node[1] for node in document.nodes]
@@ -83,14 +88,35 @@ def examine(path: str | PathLike[str]) -> tuple[Taxonomy | None, list[str]]:
 
 
 def _located(path: Path, text: str, problems: Sequence[Problem]) -> list[str]:
-    lines = json_lines(text)
-    return [f"{path}:{line_of(problem.place, lines)}: {problem.message}" for problem in problems]
+    lines = json_lines(text) if len(text) <= _MAX_LOCATED else {}
+    return [_told(path, line_of(problem.place, lines), problem.message) for problem in problems]
+
+
+def _told(path: Path, line: int, message: str) -> str:
+    return f"{path}:{line}: {message if len(message) <= _LONGEST else f'{message[:_LONGEST]}…'}"
+
+
+def parse_json(path: Path, text: str) -> Any:
+    """Return what the JSON text of a file says; raises TaxonomyError with file and line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TaxonomyError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
+        ) from None
+    except RecursionError:
+        raise TaxonomyError(f"{path}:1: nested too deeply") from None
+    except ValueError:  # of numbers with thousands of digits
+        raise TaxonomyError(f"{path}:1: it holds an endless number") from None
 
 
 def read_text(path: Path) -> str:
     """Read a UTF-8 text, with or without a byte order mark; raises TaxonomyError where it cannot be."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_TEXT + 1)
+        if len(data) <= MAX_TEXT:
+            return data.decode("utf-8-sig")
     except FileNotFoundError:
         names = f"bundled are {', '.join(bundled())}" if bundled() else "none are bundled"
         raise TaxonomyError(f"{path}: no such file, nor a bundled taxonomy ({names})") from None
@@ -101,6 +127,7 @@ def read_text(path: Path) -> str:
         raise TaxonomyError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a path that no file can have, such as one with a null character
         raise TaxonomyError(f"{str(path)!r}: cannot be read ({error})") from None
+    raise TaxonomyError(f"{path}:1: longer than {MAX_TEXT >> 20} MiB; is it a tree or a table of classes?")
 
 
 def from_csv(path: str | PathLike[str]) -> Taxonomy:
@@ -124,5 +151,5 @@ def from_csv(path: str | PathLike[str]) -> Taxonomy:
 def _from_table(path: Path, text: str) -> tuple[Taxonomy | None, list[str]]:
     rows, problems = read_table(text)
     if problems:
-        return None, [f"{path}:{line}: {message}" for line, message in problems]
+        return None, [_told(path, line, message) for line, message in problems]
     return from_rows(rows, name=path.stem), []

@@ -111,7 +111,7 @@ def _slug(name: str) -> str:
 
 def _name_ids(groups: Sequence[_DraftNode], slug: Callable[[str], str]) -> None:
     """Give leaves their own ids where they have one, and other groups the path of their names."""
-    taken = {group.row.id for group in groups if group.row}
+    taken = {group.row.id: 1 for group in groups if group.row}
     for group in groups:
         if group.row and group.row.id:
             group.id = group.row.id
@@ -126,7 +126,7 @@ def _name_labels(groups: Sequence[_DraftNode], label: Callable[[str], str]) -> N
     same: dict[str, list[_DraftNode]] = {}
     for group in groups[1:]:
         same.setdefault(label(group.name), []).append(group)
-    taken = {name for name, sharing in same.items() if len(sharing) == 1}
+    taken = {name: 1 for name, sharing in same.items() if len(sharing) == 1}
     for name, sharing in same.items():
         candidates = [name] * len(sharing)
         above = [[label(upper.name) for upper in _upper(group)] for group in sharing]
@@ -145,11 +145,11 @@ def _upper(group: _DraftNode) -> list[_DraftNode]:
     return [] if above is None or above.parent is None else [above, *_upper(above)]
 
 
-def _free(wish: str, taken: set[str], joint: str) -> str:
-    """Take the wish, or the wish with the first number that makes it new."""
-    number, found = 1, wish
+def _free(wish: str, taken: dict[str, int], joint: str) -> str:
+    """Take the wish, or the wish with the first number that makes it new; `taken` remembers the last one of each."""
+    found = wish
     while found in taken:
-        number += 1
-        found = f"{wish}{joint}{number}"
-    taken.add(found)
+        taken[wish] += 1
+        found = f"{wish}{joint}{taken[wish]}"
+    taken[found] = 1
     return found

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from taxonomy.rows import LeafRow
 from taxonomy.tree import Taxonomy
-from taxonomy.validation import UNPRINTABLE
+from taxonomy.validation import MAX_PROBLEMS, MAX_TIERS, UNPRINTABLE
 
-MAX_TIERS = 64  # a table with more columns is something else
 LinedProblem = tuple[int, str]
 
 
@@ -34,6 +33,8 @@ def read_table(text: str) -> tuple[list[LeafRow], list[LinedProblem]]:
     first_path: dict[tuple[str, ...], int] = {}
     first_id: dict[str, int] = {}
     for line, record in records[1:]:
+        if len(problems) >= MAX_PROBLEMS:
+            break
         row, messages = _read_row(record, header, special)
         if row is not None:
             path_line, id_line = first_path.setdefault(row.cells, line), first_id.setdefault(row.id, line)
@@ -78,14 +79,14 @@ def _records(text: str) -> tuple[list[tuple[int, list[str]]], list[LinedProblem]
 
 
 def _header_problems(line: int, header: Sequence[str], tiers: Sequence[int]) -> list[LinedProblem]:
+    if len(tiers) > MAX_TIERS:
+        return [(line, f"{len(tiers)} tier columns; a taxonomy has at most {MAX_TIERS}")]
     problems = []
     for i, cell in enumerate(header):
         if not cell:
             problems.append((line, f"column {i + 1} has no name; write the name of its tier"))
         elif cell.lower() in [other.lower() for other in header[:i]]:
             problems.append((line, f"two columns are called {cell!r}; rename one of them"))
-    if len(tiers) > MAX_TIERS:
-        problems.append((line, f"{len(tiers)} tier columns; a taxonomy has at most {MAX_TIERS}"))
     if not tiers:
         problems.append((line, "no tier columns; name at least one column for the leaves"))
     return problems

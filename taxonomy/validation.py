@@ -5,6 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks among them
+MAX_TIERS = 64
+"""Tiers of a taxonomy, at most."""
+MAX_DEPTH = 256
+"""Nodes above a node, at most; WordNet has 20."""
+MAX_PROBLEMS = 1000
+"""Problems that are listed, about: a file that is something else would have millions."""
+_LONGEST_WAY = 12
 
 Place = tuple[str | int, ...]
 """Keys and positions that lead to a value of the JSON document, like ("nodes", 3, "parent")."""
@@ -20,9 +27,10 @@ class Problem:
 
 def listed(values: Iterable[str], limit: int = 3) -> str:
     """Quote the first `limit` values and count the rest: "'a', 'b', 'c' and 4 more"."""
-    quoted = [repr(value) for value in values]
-    more = len(quoted) - limit
-    return ", ".join(quoted[:limit]) + (f" and {more} more" if more > 0 else "")
+    found = values if isinstance(values, Sequence) else list(values)
+    more = len(found) - limit
+    shown = (repr(value if len(value) <= 80 else f"{value[:80]}…") for value in found[:limit])
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def structure_problems(
@@ -58,10 +66,12 @@ def node_problems(ids: Sequence[str], names: Sequence[str]) -> list[Problem]:
     """List empty, repeated and unprintable ids and names of nodes."""
     if not ids:
         return [Problem("there are no nodes; list at least a root and one leaf", ("nodes",))]
-    problems = []
+    problems: list[Problem] = []
     first_id: dict[str, int] = {}
     first_name: dict[str, int] = {}
     for i, (node_id, name) in enumerate(zip(ids, names, strict=True)):
+        if len(problems) >= MAX_PROBLEMS:
+            break
         if not node_id.strip():
             problems.append(Problem(f"node {i} has an empty id; give it one", ("nodes", i, "id")))
         elif node_id in first_id:
@@ -97,7 +107,8 @@ def _parent_problems(ids: Sequence[str], parents: Sequence[int]) -> list[Problem
     if problems:
         return problems
     for cycle in _cycles(parents):
-        way = " -> ".join(ids[i] for i in [*cycle, cycle[0]])
+        way = " -> ".join(ids[i] for i in [*cycle, cycle[0]][:_LONGEST_WAY])
+        way += " -> …" if len(cycle) >= _LONGEST_WAY else ""
         text = f"the parents form a cycle ({way}); give one of these nodes a parent outside the cycle"
         problems.append(Problem(text, ("nodes", cycle[0], "parent")))
     if problems:
@@ -111,6 +122,12 @@ def _parent_problems(ids: Sequence[str], parents: Sequence[int]) -> list[Problem
         if parent > i:
             text = f"node {ids[i]!r} stands before its parent {ids[parent]!r}"
             problems.append(Problem(f"{text}; list every parent before its children", ("nodes", i)))
+    depths = [0] * len(parents)
+    for i, parent in enumerate(parents if not problems else ()):
+        depths[i] = depths[parent] + 1 if parent >= 0 else 0
+        if depths[i] > MAX_DEPTH:
+            text = f"node {ids[i]!r} has more than {MAX_DEPTH} nodes above it; a tree is at most so deep"
+            return [Problem(text, ("nodes", i, "parent"))]
     return problems
 
 
@@ -139,8 +156,10 @@ def _leaf_problems(ids: Sequence[str], parents: Sequence[int], leaves: Sequence[
     children: dict[int, list[str]] = {}
     for i, parent in enumerate(parents):
         children.setdefault(parent, []).append(ids[i])
-    problems = []
+    problems: list[Problem] = []
     for j, leaf in enumerate(leaves):
+        if len(problems) >= MAX_PROBLEMS:
+            break
         if leaf not in index:
             text = f"leaf {leaf!r} is not a node; add a node with this id or remove it from leaves"
             problems.append(Problem(text, ("leaves", j)))
@@ -153,7 +172,7 @@ def _leaf_problems(ids: Sequence[str], parents: Sequence[int], leaves: Sequence[
     problems += _repeats(leaves, "leaves", ("leaves",))
     known = set(leaves)
     for i, node_id in enumerate(ids):
-        if i not in children and node_id not in known:
+        if i not in children and node_id not in known and len(problems) < MAX_PROBLEMS:
             text = f"node {node_id!r} has no children but is not in leaves; add it there or remove the node"
             problems.append(Problem(text, ("nodes", i)))
     return problems
@@ -161,9 +180,9 @@ def _leaf_problems(ids: Sequence[str], parents: Sequence[int], leaves: Sequence[
 
 def _repeats(values: Sequence[str], where: str, place: Place) -> list[Problem]:
     first: dict[str, int] = {}
-    problems = []
+    problems: list[Problem] = []
     for j, value in enumerate(values):
-        if first.setdefault(value, j) != j:
+        if first.setdefault(value, j) != j and len(problems) < MAX_PROBLEMS:
             problems.append(Problem(f"{value!r} stands twice in {where}; remove one of them", (*place, j)))
     return problems
 
@@ -173,6 +192,8 @@ def _tier_problems(
 ) -> list[Problem]:
     if not tiers:
         return [Problem("there are no tiers; list at least one, the leaves", ("tiers",))]
+    if len(tiers) > MAX_TIERS:
+        return [Problem(f"{len(tiers)} tiers; a taxonomy has at most {MAX_TIERS}", ("tiers",))]
     index = {node_id: i for i, node_id in enumerate(ids)}
     problems = []
     for k, tier in enumerate(tiers):

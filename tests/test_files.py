@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hierclass.errors import InputError
-from hierclass.files import check_writable, make_folder, replacing, replacing_all
+from hierclass.files import check_writable, locked, make_folder, replacing, replacing_all
 
 
 def fail_after(file: Path, error: OSError) -> None:
@@ -64,3 +66,57 @@ def test_the_names_of_new_folders_are_synced(tmp_path: Path, monkeypatch: pytest
     synced.clear()
     make_folder(tmp_path / "a" / "b" / "c")
     assert synced == set()
+
+
+# ---- locks
+
+
+def test_a_lock_touches_neither_links_nor_what_is_no_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("dear", encoding="utf-8")
+    (tmp_path / "link").symlink_to(mine)
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "dangling", "folder", "pipe"):
+        with (
+            pytest.raises(OSError, match=f"its {name} is no regular file; remove it"),
+            locked(tmp_path / name),
+        ):
+            pass
+    with locked(mine), locked(tmp_path / "new" / "folder" / ".lock"):
+        pass
+    assert mine.read_text("utf-8") == "dear"
+    assert not (tmp_path / "none").exists()
+
+
+HOLDS = """
+import os, shutil, sys
+from pathlib import Path
+from hierclass.errors import InputError
+from hierclass.files import locked
+root, held = Path(sys.argv[1]), 0
+for turn in range(1000):
+    try:
+        with locked(root / "run" / ".lock", "busy", wait=turn % 2 == 0):
+            os.close(os.open(root / "inside", os.O_CREAT | os.O_EXCL))  # fails if another process is inside
+            os.unlink(root / "inside")
+            held += 1
+            if turn % 3 == 0:
+                (root / "run" / ".lock").unlink()
+            elif turn % 3 == 1:
+                shutil.rmtree(root / "run", ignore_errors=True)
+    except InputError:
+        pass
+print(held)
+"""
+
+
+def test_one_process_at_a_time_holds_a_lock_whose_file_is_removed_by_its_holders(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    held = [int(process.communicate()[0]) for process in processes]
+    assert all(process.returncode == 0 for process in processes)
+    assert min(held) >= 500

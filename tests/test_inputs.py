@@ -84,6 +84,11 @@ def test_nothing_but_empty_folders_is_an_error(tmp_path: Path) -> None:
         list(find_inputs([tmp_path]))
 
 
+def test_a_list_of_something_else_is_not_read_into_memory() -> None:
+    with pytest.raises(InputError, match="a line of a mebibyte, which is no path"):
+        list(find_inputs(["-"], stdin=io.BytesIO(b"x" * (1 << 21))))
+
+
 def test_an_empty_list_is_an_error() -> None:
     with pytest.raises(InputError, match="list on standard input is empty"):
         list(find_inputs(["-"], stdin=io.BytesIO(b"\n\r\n")))

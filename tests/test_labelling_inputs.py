@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile import HostileFile
+from hostile import tables as made
+from hostile.archives import TABLES, TARS, TINY_PNG, member
 from PIL import Image
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_image
+from hierclass.labelling import bounded_parquet
+from hierclass.labelling.bounded_parquet import BoundedParquet
 from hierclass.labelling.inputs import Input, ParquetRows, list_inputs, source, stamp
+from hierclass.labelling.tar_members import LINK, TarMember, list_tar
 
 
 def png(value: int) -> bytes:
@@ -181,3 +188,114 @@ def test_the_stamp_of_a_file_changes_with_it(tmp_path: Path) -> None:
     file.write_bytes(b"22")
     assert stamp(str(file)) != before
     assert stamp("a" * 5000) is None
+
+
+# ---- hostile archives
+
+
+def outcomes(file: Path) -> Counter[str]:
+    """How often each error is met, or an input is read without decoding it."""
+    rows, found = ParquetRows(), Counter[str]()
+    try:
+        for item in list_inputs([file]):
+            try:
+                data = rows.data(item)
+                found["read" if (source(item) if data is None else data) else "is empty"] += 1
+            except ImageError as error:
+                found[str(error)] += 1
+    except InputError as error:
+        found[str(error)] += 1
+    return found
+
+
+@pytest.mark.parametrize("hostile", [*TARS, *TABLES], ids=lambda hostile: hostile.name)
+def test_a_hostile_archive_is_told_in_a_line(
+    hostile: HostileFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_parquet, "MAX_UNPACKED", 1 << 27)
+    found = outcomes(hostile.write(tmp_path))
+    count, _, says = hostile.says.rpartition(" rows: ")
+    assert any(says in each for each in found)
+    assert not count or sum(found.values()) == int(count)
+    assert all("\n" not in each and len(each) < 250 for each in found)
+
+
+def test_what_stands_before_a_hostile_member_is_labelled(tmp_path: Path) -> None:
+    for hostile in TARS[:8]:
+        with hostile.write(tmp_path).open("rb") as file:
+            (tmp_path / "whole.tar").write_bytes(member("first.png", TINY_PNG) + file.read(4096))
+        first, *_ = list_inputs([tmp_path / "whole.tar"])
+        assert read_image(source(first)).size == (1, 1)
+
+
+@pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_that_tarfile_lists(tmp_path: Path, format_: int) -> None:
+    names = ["a.png", "d/" * 40 + "b.jpg", "ä ö.png", "c\udcff.gif", "e" * 90 + ".png", "f/", "g"]
+    if format_ != tarfile.USTAR_FORMAT:
+        names += ["h" * 300 + ".png", "i/" * 700 + ".webp"]
+    with tarfile.open(tmp_path / "a.tar", "w", format=format_) as tar:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            info.size = 0 if info.isdir() else 400 * number
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+        link = tarfile.TarInfo("l" * 200 + ".png" if format_ != tarfile.USTAR_FORMAT else "l.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "t" * (200 if format_ != tarfile.USTAR_FORMAT else 20)
+        tar.addfile(link)
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        theirs = [
+            TarMember(each.name, each.offset_data, LINK if each.issym() else each.size)
+            for each in tar
+            if not each.isdir()
+        ]
+    assert list(list_tar(str(tmp_path / "a.tar"))) == theirs
+
+
+def test_rows_after_a_damaged_group_are_read(tmp_path: Path) -> None:
+    file = parquet_of(tmp_path / "a.parquet", 21)
+    where = pq.read_metadata(file).row_group(1).column(1).data_page_offset
+    data = bytearray(file.read_bytes())
+    data[where : where + 20] = b"\xff" * 20
+    file.write_bytes(data)
+    rows, found = ParquetRows(), list(list_inputs([file]))
+    for item in found[7:14]:
+        with pytest.raises(ImageError, match="can't be read from its Parquet file"):
+            grey(item, rows)
+    assert [grey(item, rows) for item in (*found[14:], *found[:7])] == [*range(14, 21), *range(7)]
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "gzip"])
+@pytest.mark.parametrize(
+    ("version", "encoding"), [("1.0", "PLAIN"), ("2.0", "DELTA_BYTE_ARRAY"), ("1.0", None)]
+)
+def test_parquet_files_of_every_writer_are_read(
+    tmp_path: Path, codec: str, version: str, encoding: str | None
+) -> None:
+    values = [bytes([row % 251]) * (37 * row) if row % 7 else None for row in range(100)]
+    columns = {} if encoding is None else {"use_dictionary": False, "column_encoding": {"image": encoding}}
+    pq.write_table(
+        pa.table({"image": pa.array(values, pa.binary())}),
+        tmp_path / "a.parquet",
+        compression=codec,
+        data_page_version=version,
+        data_page_size=4000,
+        row_group_size=60,
+        write_page_checksum=True,
+        **columns,
+    )
+    with BoundedParquet(tmp_path / "a.parquet") as file:
+        found = [
+            value for _, batch in file.batches(["image"], first=3) for value in batch.column(0).to_pylist()
+        ]
+    assert found == values[3:]
+
+
+def test_values_that_outgrow_their_file_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_parquet, "MAX_UNPACKED", 1 << 22)
+    file = made.one_dictionary_value(tmp_path, size=1 << 16, rows=200)
+    assert (
+        outcomes(file)["can't be read from its Parquet file: it unpacks to more than 200 times its size"]
+        > 100
+    )
+    ordinary = parquet_of(tmp_path / "a.parquet", 200)
+    assert outcomes(ordinary) == {"read": 200}

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taxonomy import Taxonomy, TaxonomyError, from_csv, from_folder, load_taxonomy
-from taxonomy.files import bundled, examine
+from taxonomy.files import MAX_TEXT, bundled, examine
 from taxonomy.json_document import dumps, json_lines
+from taxonomy.validation import MAX_PROBLEMS
 
 TWELVE = """kingdom,kind,leaf,id
 animal,dog,pug,x01
@@ -258,12 +259,40 @@ def test_a_wrong_document_is_refused_at_its_line(
         ("", "FILE:1: not valid JSON"),
         ('{\n"format": "hierclass-taxonomy",\n}', "FILE:3: not valid JSON"),
         ("[1]", "FILE:1: a taxonomy is a JSON object"),
-        ("[" * 100_000, "FILE:1: not a taxonomy: nested too deeply"),
+        ("[" * 100_000, "FILE:1: nested too deeply"),
+        ("9" * 10_000, "FILE:1: it holds an endless number"),
         ('{"format": "hierclass-taxonomy", "version": 1}', 'FILE:1: "name" is missing'),
     ],
 )
 def test_a_file_that_is_no_document_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     assert message(write(tmp_path, "t.json", text)).startswith(words)
+
+
+def test_files_of_other_things_are_refused_by_their_size(tmp_path: Path) -> None:
+    path = write(tmp_path, "t.csv", "a," * 100_000 + "\n")
+    assert message(path) == "FILE:1: 100001 tier columns; a taxonomy has at most 64"
+    os.truncate(path, MAX_TEXT + 1)
+    assert message(path).startswith("FILE:1: longer than 64 MiB")
+    path = write(tmp_path, "u.csv", "kind,leaf\n" + ",\n,x\n" * 10_000)
+    assert MAX_PROBLEMS <= len(examine(path)[1]) < MAX_PROBLEMS + 10
+    assert len(message(write(tmp_path, "v.csv", f"kind,leaf\n{'x' * 100_000},\n"))) < 700
+
+
+def test_trees_of_many_tiers_or_of_great_depth_are_refused(tmp_path: Path) -> None:
+    tiers = [["a"]] * 100
+    assert "100 tiers; a taxonomy has at most 64" in message(
+        write(tmp_path, "t.json", json.dumps(document(tiers=tiers)))
+    )
+    nodes = [{"id": f"n{i}", "name": f"n{i}", "parent": f"n{i - 1}" if i else None} for i in range(1000)]
+    deep = document(nodes=nodes, leaves=["n999"], tiers=[["n999"]])
+    assert "more than 256 nodes above it" in message(write(tmp_path, "d.json", json.dumps(deep)))
+
+
+def test_thousands_of_classes_of_one_spelling_get_ids_of_their_own(tmp_path: Path) -> None:
+    rows = "".join(f"k,{chr(0x2600 + i % 200)}{chr(0x2600 + i // 200)}\n" for i in range(5000))
+    taxonomy = from_csv(write(tmp_path, "t.csv", f"kind,leaf\n{rows}"))
+    assert taxonomy.leaves[:2] == ("k/class", "k/class-2")
+    assert taxonomy.leaves[-1] == "k/class-5000"
 
 
 def test_other_encodings_are_refused_at_the_line(tmp_path: Path) -> None:

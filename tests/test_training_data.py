@@ -79,7 +79,7 @@ def test_a_missing_path_a_missing_column_and_an_empty_folder_are_named(
     for name, message in (
         ("none", "does not exist"),
         ("bad.parquet", "no column path .* and no column label"),
-        ("text.parquet", "no readable Parquet"),
+        ("text.parquet", "no whole Parquet"),
         ("empty", "no images found"),
     ):
         with pytest.raises(InputError, match=message):

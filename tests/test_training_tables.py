@@ -10,13 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile import HostileFile
+from hostile.archives import TABLES
 from training_data import draw, jpeg
 
 from hierclass.errors import InputError
+from hierclass.labelling import bounded_parquet
 from hierclass.labelling.rows import columns
 from taxonomy import Taxonomy
 from training.data.dataset_summary import summarise_dataset
 from training.data.samples import ImageSet, read_images, split
+from training.data.table_rows import TableRows
 
 
 @pytest.fixture
@@ -145,6 +149,8 @@ def test_without_the_wanted_part_the_other_is_measured_and_else_all(
         ("", r"no column path .*there are none"),
         ('path,label\n"photos/0.jpg,dog\n' + "x" * 140_000, r"row 2 can't be read: .*is a quote open\?"),
         ("path,label\n" + "x" * (1 << 21), "line 2 is longer than a mebibyte"),
+        ("path,label\n" + '"x\n",' * (1 << 18), "line 2097.. ends a row that is longer than a mebibyte"),
+        ("path,label\nphotos/0.jpg," + "x" * 40_000, "row 2, column label: has 40,000 characters"),
         ("path,label,split\nphotos/0.jpg,dog,test\n", "no row is left; left out 1 row for test"),
     ],
 )
@@ -178,9 +184,33 @@ def test_rows_of_parquet_are_counted_from_0_and_other_files_are_no_tables(
     with pytest.raises(InputError, match=r"a\.parquet row 1, column label: is empty"):
         read_images([folder / "a.parquet"], tiny_taxonomy)
     with pytest.raises(
-        InputError, match=r"0.jpg is no readable Parquet file; tables end in .csv, .tsv, .parquet"
+        InputError, match=r"0.jpg is no whole Parquet file; tables end in .csv, .tsv, .parquet"
     ):
         read_images([folder / "photos" / "0.jpg"], tiny_taxonomy)
+
+
+@pytest.mark.parametrize("hostile", TABLES, ids=lambda hostile: hostile.name)
+def test_a_hostile_parquet_file_is_told_in_a_line(
+    hostile: HostileFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_parquet, "MAX_UNPACKED", 1 << 26)
+    said, found = "", 0
+    try:
+        rows = TableRows(hostile.write(tmp_path))
+        found = sum(1 for _ in rows.read(rows.columns[:1]))
+    except InputError as error:
+        said = str(error)
+    assert found <= 10_000
+    assert len(said) < 250
+    assert "\n" not in said
+
+
+def test_lists_in_tables_are_refused(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
+    pq.write_table(pa.table({"image": [b""], "label": [["dog"]]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        InputError, match=r"a\.parquet row 0 or after it can't be read: it holds lists, which"
+    ):
+        read_images([tmp_path / "a.parquet"], tiny_taxonomy)
 
 
 def test_an_image_that_is_listed_twice_alike_counts_once(folder: Path, tiny_taxonomy: Taxonomy) -> None:

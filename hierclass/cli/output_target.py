@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -109,8 +108,7 @@ class OutputTarget:
         """Write the table; remove the run if only the table is wanted. Returns the number of rows with an error."""
         num_errors = run.assemble(self.table)
         if self.is_file:
-            RunFolder(self.folder).clear()  # first what makes it a run: removing the rest may be interrupted
-            shutil.rmtree(self.folder, ignore_errors=True)
+            RunFolder(self.folder).clear()  # without a run, its lock removes the folder
             return num_errors
         for name in TABLES:
             if name != self.table.name:

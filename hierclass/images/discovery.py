@@ -12,6 +12,8 @@ from hierclass.errors import InputError
 from taxonomy.folders import IMAGE_ENDINGS
 
 STANDARD_INPUT = "-"
+LONGEST_PATH = 1 << 20
+"""Bytes of a line of a list of paths, at most; the longest paths of any system have 32 KB."""
 
 
 def find_inputs(
@@ -88,6 +90,8 @@ def _listed(stream: BinaryIO) -> Iterator[str]:
     while True:
         chunk = stream.read(1 << 16)
         *lines, rest = (rest + chunk).split(separator)
+        if len(rest) > LONGEST_PATH:
+            raise InputError("the list on standard input has a line of a mebibyte, which is no path")
         if not chunk:
             lines.append(rest)
         for line in lines:

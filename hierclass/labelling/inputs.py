@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import tarfile
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
 from hierclass.errors import HierclassError, ImageError, InputError
+from hierclass.images.decoding import MAX_BYTES
 from hierclass.images.discovery import display_name, find_inputs
+from hierclass.labelling.bounded_parquet import BoundedParquet, UnreadableRowsError, short
+from hierclass.labelling.tar_members import LINK, SPARSE, list_tar
 from taxonomy.folders import IMAGE_ENDINGS
 
 TAR_ENDINGS = (".tar",)
 PARQUET_ENDINGS = (".parquet",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
 """Names of columns that are taken for images, in this order."""
-LINK = -2
-"""Length of a link in a tar file, which has no bytes of its own."""
+_UNREADABLE = {
+    LINK: "is a link inside of its tar file; unpack the file to label what it leads to",
+    SPARSE: "is stored without its holes (sparse) in its tar file; unpack the file to label it",
+}
+"""Why a member of a tar file can't be read, by what its input has for a length."""
 _BATCH = 64
+"""Rows of a Parquet file that are read at once, at most."""
+_MAX_SHOWN = 12
 
 
 class Input(NamedTuple):
@@ -31,7 +40,7 @@ class Input(NamedTuple):
     offset: int = -1
     """Its first byte in a tar file, or its row in a Parquet file."""
     length: int = -1
-    """Its number of bytes in a tar file, or `LINK`."""
+    """Its number of bytes in a tar file, or `LINK` or `SPARSE`."""
     size: int = -1
     """Bytes of the archive when it was listed."""
     modified: int = -1
@@ -84,36 +93,25 @@ def _list_inputs(
 
 
 def _tar_members(path: str) -> Iterator[Input]:
-    """Yield the images in a tar file, and the file itself if it can't be read or is truncated."""
+    """Yield the images in a tar file, and the file itself if it can't be read to its end."""
     listed = stamp(path) or ()
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                is_link = member.islnk() or member.issym()
-                if (member.isfile() or is_link) and PurePath(member.name).suffix.lower() in IMAGE_ENDINGS:
-                    length = LINK if is_link else member.size
-                    yield Input(path, member.name, member.offset_data, length, *listed)
-                tar.members = []  # type: ignore[attr-defined] # else it remembers all of them
-            tar.fileobj.seek(tar.offset)
-            end = tar.fileobj.read(tarfile.BLOCKSIZE)  # tarfile takes whatever is no member for the end
-        if end.strip(b"\0") or len(end) % tarfile.BLOCKSIZE:
-            yield Input(path)
-    except (tarfile.TarError, OSError, ValueError):
+        for member in list_tar(path):
+            if PurePath(member.name).suffix.lower() in IMAGE_ENDINGS:
+                yield Input(path, *member, *listed)
+    except (InputError, OSError):
         yield Input(path)
 
 
 def _parquet_rows(path: str, image_column: str | None) -> Iterator[Input]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     listed = stamp(path) or Stamp(-1, -1)
     try:
-        with pq.ParquetFile(path) as file:
-            find_column(path, file.schema_arrow, image_column)
-            rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError):
+        with BoundedParquet(path) as file:
+            schema, rows = file.schema, file.num_rows
+    except (InputError, OSError):
         yield Input(path)
         return
+    find_column(path, schema, image_column)
     for row in range(rows):
         yield Input(path, str(row), row, size=listed.size, modified=listed.modified)
 
@@ -126,9 +124,13 @@ def find_column(path: str, schema: Any, wanted: str | None) -> str:
     """
     import pyarrow as pa
 
-    def holds_bytes(kind: Any) -> bool:
+    def holds_bytes(kind: Any, *, alone: bool = False) -> bool:
         if pa.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
+            return (
+                not alone
+                and kind.get_field_index("bytes") >= 0
+                and holds_bytes(kind.field("bytes").type, alone=True)
+            )
         if pa.types.is_dictionary(kind):
             return holds_bytes(kind.value_type)
         kinds = (
@@ -143,16 +145,20 @@ def find_column(path: str, schema: Any, wanted: str | None) -> str:
     if wanted is not None:
         if not columns.get(wanted):
             what = "holds no bytes of images" if wanted in columns else "does not exist"
-            raise InputError(f"{display_name(path)}: column {wanted!r} {what}; it has {', '.join(columns)}")
+            raise InputError(f"{display_name(path)}: column {wanted[:40]!r} {what}; it has {_shown(columns)}")
         return wanted
     found = [name for name in IMAGE_COLUMNS if columns.get(name)] or [
         n for n, holds in columns.items() if holds
     ]
     if not found:
-        raise InputError(
-            f"{display_name(path)} has no column of images (bytes); it has {', '.join(columns) or 'none'}"
-        )
+        raise InputError(f"{display_name(path)} has no column of images (bytes); it has {_shown(columns)}")
     return found[0]
+
+
+def _shown(names: Iterable[str]) -> str:
+    """The first names of columns, cut where they are long."""
+    first = list(itertools.islice(names, _MAX_SHOWN + 1))
+    return ", ".join([name[:40] for name in first[:_MAX_SHOWN]] + ["…"] * (len(first) > _MAX_SHOWN)) or "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +211,8 @@ def source(item: Input) -> str | bytes:
     if item.offset < 0:
         _refuse_archive(item.path)
         return item.path
-    if item.length == LINK:
-        raise ImageError("is a link inside of its tar file; unpack the file to label what it leads to")
+    if item.length in _UNREADABLE:
+        raise ImageError(_UNREADABLE[item.length])
     check_archive(item)
     return _read_part(item)
 
@@ -232,59 +238,73 @@ class ParquetRows:
         """Return the bytes of an input, None if it is no row of a Parquet file.
 
         Raises:
-            ImageError: the file can't be read or has changed, or the row has no bytes.
+            ImageError: the file can't be read or has changed, or the row has no bytes, or more than an image may have.
         """
-        import pyarrow as pa
-
         if item.offset < 0 or item.length != -1:
             return None
         check_archive(item)
-        try:
-            if self._file is not None and self._file[0] == item.path:
-                for row, value in self._file[1]:
-                    if row == item.offset:
-                        return _image_bytes(value)
-                    if row > item.offset:
-                        break
-            self._file = (item.path, _rows_of(item.path, self._column, item.offset))
-            _, value = next(self._file[1])
-            return _image_bytes(value)
-        except (pa.ArrowException, HierclassError, IndexError, OSError, StopIteration) as error:
-            self._file = None
-            if isinstance(error, ImageError):
-                raise
-            reason = " ".join(str(error).split())[:120] or "it has no such row"
-            raise ImageError(f"can't be read from its Parquet file: {reason}") from error
+        if self._file is not None and self._file[0] == item.path:
+            for row, value in self._file[1]:
+                if row == item.offset:
+                    return _image_bytes(value)
+                if row > item.offset:
+                    break
+        self._file = (item.path, _rows_of(item.path, self._column, item.offset))
+        return _image_bytes(next(self._file[1])[1])
 
 
 def _image_bytes(value: Any) -> bytes:
-    found = value.get("bytes") if isinstance(value, dict) else value
-    if found is None:
+    import pyarrow as pa
+
+    if isinstance(value, Exception):
+        raise ImageError(f"can't be read from its Parquet file: {short(value)}") from value
+    if isinstance(value, pa.StructScalar) and value.is_valid:
+        value = value["bytes"]
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    if not value.is_valid:
         raise ImageError("is missing: the row of its Parquet file has no bytes")
-    return bytes(found)
+    _check_size(value.as_buffer().size)
+    found: bytes = value.as_py()
+    return found
 
 
 def _rows_of(path: str, column: str | None, first: int) -> Iterator[tuple[int, Any]]:
-    """Yield number and value of the rows of a Parquet file from `first` on, without reading earlier row groups."""
-    import pyarrow.parquet as pq
+    """Yield number and value of the rows of a Parquet file from `first` on, without end.
 
-    with pq.ParquetFile(path) as file:
-        name = find_column(path, file.schema_arrow, column)
-        begin, group = 0, 0
-        while begin + file.metadata.row_group(group).num_rows <= first:
-            begin += file.metadata.row_group(group).num_rows
-            group += 1
-        groups = list(range(group, file.metadata.num_row_groups))
-        for batch in file.iter_batches(_BATCH, row_groups=groups, columns=[name]):
-            if begin + len(batch) > first:
-                for row, value in enumerate(batch.column(0), start=begin):
-                    if row >= first:
-                        yield row, value.as_py()
-            begin += len(batch)
+    Instead of a value that can't be read, or does not exist, comes the error.
+    """
+    import pyarrow as pa
+
+    missing: Exception = InputError("it has no such row")
+    try:
+        with BoundedParquet(path) as file:
+            name = find_column(path, file.schema, column)
+            if pa.types.is_struct(file.schema.field(name).type):
+                name = f"{name}.bytes"
+            for begin, batch in file.batches([name], first=first, most=_BATCH):
+                values: Iterable[Any] = (
+                    itertools.repeat(batch, batch.end - begin)
+                    if isinstance(batch, UnreadableRowsError)
+                    else batch.column(0)
+                )
+                for first, value in enumerate(values, start=begin + 1):
+                    yield first - 1, value
+    except (HierclassError, OSError) as error:
+        missing = error
+    yield from zip(itertools.count(first), itertools.repeat(missing), strict=False)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise ImageError(f"has {size / (1 << 30):.1f} GiB; files of up to {MAX_BYTES >> 30} GiB are read")
 
 
 def _read_part(item: Input) -> bytes:
     """Return the bytes of a member of a tar file."""
+    _check_size(item.length)
+    if 0 <= item.size < item.offset + item.length:
+        raise ImageError("is truncated: its tar file ends before the picture does")
     try:
         with open(item.path, "rb") as file:
             file.seek(item.offset)
@@ -301,12 +321,17 @@ def _refuse_archive(path: str) -> None:
     ending = PurePath(path).suffix.lower()
     if ending not in TAR_ENDINGS + PARQUET_ENDINGS or not os.path.isfile(path):  # noqa: PTH113
         return
-    kind = "tar" if ending in TAR_ENDINGS else "Parquet"
     try:
         with open(path, "rb") as file:
             empty = not file.read(1)
+        if not empty and ending in TAR_ENDINGS:
+            deque(list_tar(path), maxlen=0)
+        elif not empty:
+            BoundedParquet(path).close()
+    except InputError as error:
+        raise ImageError(str(error)) from error
     except OSError as error:
-        raise ImageError(f"can't be read: {error.strerror}") from error
+        raise ImageError(f"can't be read: {error.strerror or short(error)}") from error
     if empty:
         raise ImageError("is empty (0 bytes)")
-    raise ImageError(f"is no whole {kind} file; a compressed one has to be unpacked first")
+    raise ImageError("has changed since it was listed; --overwrite lists it anew")

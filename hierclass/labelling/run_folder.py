@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hierclass.errors import InputError
-from hierclass.files import locked, make_folder, replacing
+from hierclass.files import locked, replacing
 from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Input
 from hierclass.labelling.rows import FORMATS, schema
@@ -80,7 +80,7 @@ class RunFolder:
             return True
         try:
             found = json.loads(self._manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, RecursionError, ValueError):
             return False
         return isinstance(found, dict) and found.get("format") == FORMAT
 
@@ -94,7 +94,6 @@ class RunFolder:
         self.check()
         with contextlib.ExitStack() as stack:
             try:
-                make_folder(self.path)
                 stack.enter_context(
                     locked(self.path / LOCK, f"another run writes to {display_name(self.path)}")
                 )
@@ -170,7 +169,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise InputError(f"{display_name(self._manifest)} can't be read: {error.strerror}") from error
-        except (IndexError, KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
             what = f"it lacks {error}" if isinstance(error, (IndexError, KeyError)) else error
             raise InputError(
                 f"{display_name(self._manifest)} can't be read: {what}; --overwrite starts the run anew"

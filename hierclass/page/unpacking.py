@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hierclass.errors import ImageError, InputError
+from hierclass.images.decoding import MAX_BYTES
 from taxonomy.folders import IMAGE_ENDINGS
 
 MAX_DIRECTORY = 4 << 20
 """Bytes of a zip file's list of members, at most; zipfile reads it whole before anything else."""
+MAX_NAME = 4096
+"""Characters of a member's name, at most; longer paths are allowed by no system that packs photographs."""
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How members may be packed: ordinary programs use these, and what they unpack to is bounded while it is unpacked."""
 _CHUNK = 1 << 16
 _ENCRYPTED = 0x1
+_OTHER_METHOD = "is packed in a way that is not read; pack it as an ordinary zip file (stored or deflated)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,7 @@ def unpack(file: Path, name: str, folder: Path, space: ByteBudget, most: int) ->
                 )
             for number, member in enumerate(members):
                 target = folder / f"{number}{PurePosixPath(member.filename).suffix.lower()}"
-                called = f"{name}/{member.filename}"
+                called = f"{name}/{member.filename[:MAX_NAME]}"
                 try:
                     _write(archive, member, target, space)
                 except ImageError as error:
@@ -82,9 +88,22 @@ def unpack(file: Path, name: str, folder: Path, space: ByteBudget, most: int) ->
         ) from error
 
 
-def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, space: ByteBudget) -> None:
+def _check(member: zipfile.ZipInfo) -> None:
+    """Raise ImageError for a photograph that is not unpacked, whatever is in it."""
+    if len(member.filename) > MAX_NAME:
+        raise ImageError(f"has a name of {len(member.filename):,} characters; give it a shorter one")
     if member.flag_bits & _ENCRYPTED:
         raise ImageError("is locked with a password; pack it without one")
+    if member.compress_type not in METHODS:
+        raise ImageError(_OTHER_METHOD)
+    if member.file_size > MAX_BYTES:
+        raise ImageError(
+            f"has {member.file_size / (1 << 30):.1f} GiB; files of up to {MAX_BYTES >> 30} GiB are read"
+        )
+
+
+def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, space: ByteBudget) -> None:
+    _check(member)
     with target.open("wb") as out:  # a full disk is no fault of the member
         try:
             stream = archive.open(member)
@@ -94,7 +113,7 @@ def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, spac
             while True:
                 try:
                     chunk = stream.read(_CHUNK)
-                except Exception as error:  # zlib.error, lzma.LZMAError, OSError of bz2, BadZipFile …
+                except Exception as error:  # zlib.error, EOFError, BadZipFile …
                     raise _damaged(error) from error
                 if not chunk:
                     return
@@ -104,12 +123,14 @@ def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, spac
 
 def _damaged(error: Exception) -> ImageError:
     if isinstance(error, NotImplementedError):
-        return ImageError("is packed in a way that is not read; pack it as an ordinary zip file")
+        return ImageError(_OTHER_METHOD)
     return ImageError("is damaged inside of its zip file")
 
 
 def _is_photograph(member: zipfile.ZipInfo) -> bool:
     parts = PurePosixPath(member.filename).parts
+    if not parts:
+        return False
     hidden = any((part[0] == "." and part != "..") or part == "__MACOSX" for part in parts)
     return (
         not member.is_dir() and not hidden and PurePosixPath(member.filename).suffix.lower() in IMAGE_ENDINGS

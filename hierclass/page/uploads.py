@@ -136,6 +136,8 @@ class Uploads:
 
 def _remove_if_dead(folder: Path) -> None:
     """Remove the uploads of a page that does not run any more; a running page holds the lock."""
+    if folder.is_symlink():
+        return
     with contextlib.suppress(InputError, OSError), locked(folder / _LOCK, "a page runs"):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,13 +9,15 @@ from typing import IO, Any
 
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
+from hierclass.labelling.bounded_parquet import BoundedParquet
+from training.data.datasets import cell
 
 TABLES = (".csv", ".tsv", ".parquet")
 """Endings of the tables that are read; a file of another ending is tried as Parquet."""
 LONGEST_LINE = 1 << 20
-"""Most bytes of a line of text; bounds memory."""
-PARQUET_ROWS = 1024
-"""Rows of a Parquet file that are read at once; bounds memory."""
+"""Most bytes of a line of text, and of a row that has line ends in its cells; bounds memory."""
+LONGEST_CELL = 1 << 15
+"""Most characters of a cell that is read: no path is longer, and no label."""
 Row = dict[str, Any]
 
 
@@ -31,11 +33,18 @@ class TableRows:
         self.path, self.where = path, display_name(path.name)
         self.text = path.suffix.lower() in (".csv", ".tsv")
         self._delimiter = ","
+        self._row_bytes = 0
         self.columns = self._text_columns() if self.text else self._parquet_columns()
 
     def read(self, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
         """Yield number and values of every row that is not empty; of text all values are text, "" where it has none."""
-        return self._text_rows(columns) if self.text else self._parquet_rows(columns)
+        for number, row in self._text_rows(columns) if self.text else self._parquet_rows(columns):
+            for column, value in row.items():
+                if isinstance(value, str) and len(value) > LONGEST_CELL:
+                    raise InputError(
+                        f"{cell(self.where, number, column)}: has {len(value):,} characters; is it a table of labels?"
+                    )
+            yield number, row
 
     # -- text
 
@@ -57,8 +66,13 @@ class TableRows:
             number += 1
             if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise InputError(f"{self.where} is UTF-16 text; save it as CSV UTF-8")
-            if len(line) == LONGEST_LINE:
-                raise InputError(f"{self.where} line {number} is longer than a mebibyte; is it a table?")
+            self._row_bytes += len(line)
+            if self._row_bytes >= LONGEST_LINE:
+                raise InputError(
+                    f"{self.where} line {number} ends a row that is longer than a mebibyte; is a quote open?"
+                    if len(line) < LONGEST_LINE
+                    else f"{self.where} line {number} is longer than a mebibyte; is it a table?"
+                )
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
@@ -66,11 +80,12 @@ class TableRows:
 
     def _text_rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
         indices = {column: self.columns.index(column) for column in columns}
-        number = 0
+        number = self._row_bytes = 0
         with self.path.open("rb") as stream:
             reader = csv.reader(self._lines(stream), delimiter=self._delimiter)
             try:
                 for number, cells in enumerate(reader, start=1):
+                    self._row_bytes = 0
                     if number > 1 and any(cell.strip() for cell in cells):
                         yield (
                             number,
@@ -85,31 +100,36 @@ class TableRows:
 
     def _parquet_columns(self) -> list[str]:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            self._schema = pq.read_schema(self.path)
-        except (pa.ArrowInvalid, OSError) as error:
+            with BoundedParquet(self.path) as file:
+                self._schema = file.schema
+        except (InputError, OSError) as error:
             other = "" if self.path.suffix.lower() == ".parquet" else f"; tables end in {', '.join(TABLES)}"
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.where} is no readable Parquet file{other}: {reason}") from error
+            reason = error if isinstance(error, InputError) else f"can't be read: {error.strerror or error}"
+            raise InputError(f"{self.where} {reason}{other}") from error
+        self._parts = {  # of images, as `datasets` writes them
+            field.name: [
+                f"{field.name}.{part}" for part in ("bytes", "path") if field.type.get_field_index(part) >= 0
+            ]
+            for field in self._schema
+            if pa.types.is_struct(field.type)
+        }
         return _names(self._schema.names)
 
     def _parquet_rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Row]]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         given = {self._schema.names[self.columns.index(column)]: column for column in columns}
+        parts = [part for name in given for part in self._parts.get(name) or [name]]
         number = 0
         try:
-            with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(PARQUET_ROWS, columns=list(given)):
-                    for row in batch.to_pylist():
+            with BoundedParquet(self.path) as file:
+                for first, batch in file.batches(parts):
+                    if isinstance(batch, InputError):
+                        raise batch
+                    for number, row in enumerate(batch.to_pylist(), start=first):
                         yield number, {given[name]: value for name, value in row.items()}
-                        number += 1
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.where} row {number} or after it can't be read: {reason}") from error
+        except (OSError, ValueError) as error:  # of text that is no UTF-8, too
+            raise InputError(f"{self.where} row {number} or after it can't be read: {error}") from error
 
 
 def _names(columns: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hierclass.errors import InputError
-from hierclass.files import locked, make_folder
+from hierclass.files import locked
 from training.recipe.stored_options import write_json
 
 BLOCK = 64
@@ -95,7 +95,6 @@ class CropStore:
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the folder while writing; waits for another run that does."""
-        make_folder(self.folder)
         with locked(self.folder / ".lock", wait=True):
             yield
 

@@ -22,7 +22,7 @@ import torch
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hierclass.checkpoints.description import read_config
 from hierclass.errors import CheckpointError, InputError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked, make_folder
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
 from training.distillation.model_card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
 from training.recipe.option import as_text
@@ -76,14 +76,12 @@ class DistilDir:
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the folder to set up a run or write the model; waits for another run that does."""
-        try:
-            make_folder(self.path)
-            with locked(self.path / ".lock", wait=True):
-                yield
-        except OSError as error:
-            if error.filename is None or Path(str(error.filename)).parent == self.path.parent:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / ".lock", wait=True))
+            except OSError as error:
                 raise InputError(f"`out` {self.path} cannot be written: {error.strerror}") from error
-            raise
+            yield
 
     def check_common(self, recipe: DistilRecipe) -> None:
         """Raise `InputError` if the levels trained so far began with other shared options."""

@@ -11,6 +11,7 @@ from PIL import Image
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_image
 from hierclass.images.discovery import display_name
+from hierclass.labelling.bounded_parquet import BoundedParquet
 from hierclass.labelling.inputs import Input, ParquetRows, find_column, list_inputs, source, stamp
 
 
@@ -84,16 +85,15 @@ def list_photographs(paths: Sequence[str | Path]) -> Photographs:
 
 def _has_images(table: Path) -> bool:
     """Whether a Parquet file has a column of images; True if it can't be read, which is reported later."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        with pq.ParquetFile(table) as file:
-            find_column(str(table), file.schema_arrow, None)
+        with BoundedParquet(table) as file:
+            schema = file.schema
+    except (InputError, OSError):
+        return True
+    try:
+        find_column(str(table), schema, None)
     except InputError:
         return False
-    except (pa.ArrowException, OSError):
-        return True
     return True
 
 

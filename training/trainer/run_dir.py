@@ -60,7 +60,6 @@ class RunDir:
         self.refuse_to_replace(resume=resume)
         with contextlib.ExitStack() as stack:
             try:
-                make_folder(self.path)
                 stack.enter_context(
                     locked(self.path / ".lock", f"another run writes to {self.path}; choose another `out`")
                 )
