@@ -32,7 +32,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_FEW", 10)
+    monkeypatch.setattr(readers, "_MANY", 10)
 
 
 def read(photos: Path, **how: int | bool) -> list[ReadResult]:
@@ -66,15 +66,15 @@ def test_an_image_that_ends_its_process_is_the_only_one_to_have_an_error(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = processes.PROGRAM.replace(
-        "serve(int",
-        "from hierclass.labelling import read_input as reading\n"
+        "\nserve()",
+        "\nfrom hierclass.labelling import read_input as reading\n"
         "real = reading.source\n"
         "def source(item):\n"
         "    if item.path.endswith('13.png'):\n"
         "        import os; os.abort()\n"
         "    return real(item)\n"
         "reading.source = source\n"
-        "serve(int",
+        "serve()",
     )
     monkeypatch.setattr(processes, "PROGRAM", program)
     found = read(photos, workers=1, processes=True)
