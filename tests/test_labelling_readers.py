@@ -16,7 +16,7 @@ from labelling_data import make_photos
 
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.labelling import read_ahead as readers
-from hierclass.labelling import reader_processes as processes
+from hierclass.labelling import reader_pipes as processes
 from hierclass.labelling.inputs import Input, list_inputs
 from hierclass.labelling.read_ahead import read_ahead
 from hierclass.labelling.read_input import ReadOptions, ReadResult

@@ -13,15 +13,15 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hierclass.decisions.exit_policy import LevelChoice, Request
 from hierclass.errors import InputError
-from hierclass.labelling.rows import Row
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
+    from hierclass.decisions.exit_policy import LevelChoice
     from hierclass.labelling.read_input import ReadOptions
+    from hierclass.labelling.rows import Row
 
-__all__ = ["Row", "label"]
+__all__ = ["label"]
 
 
 def label(
@@ -48,6 +48,7 @@ def label(
         InputError: an argument does not fit (on the call); or, at the end, there was nothing to label.
     """
     from hierclass.classifier import load
+    from hierclass.decisions.exit_policy import Request
     from hierclass.labelling.inputs import Shard
     from hierclass.labelling.pipeline import LabelPipeline
 

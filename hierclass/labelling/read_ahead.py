@@ -48,7 +48,7 @@ def read_ahead(
 ) -> Iterator[tuple[int, Input, ReadResult]]:
     """Read inputs, yield the results in their order, and keep a bounded number of them in memory."""
     inputs, rows = iter(inputs), ParquetRows(reading.image_column)
-    first = list(itertools.islice(inputs, _MANY)) if reading.in_processes else []
+    first = list(itertools.islice(inputs, _MANY)) if reading.processes else []
     inputs = itertools.chain(first, inputs)
     readers = _Readers(reading, InputReader(preprocessing, reading.previews), len(first))
     size = _CHUNK if len(first) == _MANY else 1
@@ -97,14 +97,11 @@ class _Readers:
 
     def __init__(self, reading: ReadOptions, reader: InputReader, num_first: int) -> None:
         """Start the threads; a process starts when its thread has something to read."""
-        self._pool, self._shared = reading.readers, reading.readers is not None
         self._reader, self._seconds = reader, reading.seconds_per_image
         self.workers = reading.workers or num_cores()
-        if reading.in_processes:
-            self._pool = self._pool or ReaderPool(self.workers)
-            self.workers = self._pool.workers
-            if num_first < _MANY:
-                self.workers = min(self.workers, 1 + num_first // _FEW)
+        if reading.processes and num_first < _MANY:
+            self.workers = min(self.workers, 1 + num_first // _FEW)
+        self._pool = ReaderPool(self.workers) if reading.processes else None
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="hierclass-read")
 
     def submit(self, chunk: _Chunk) -> Future[list[ReadResult]]:
@@ -112,9 +109,9 @@ class _Readers:
         return self._threads.submit(self._read, chunk.sources)
 
     def close(self) -> None:
-        """End at once: kill processes that are its own, and do not wait for threads that still read."""
+        """End at once: kill processes, and do not wait for threads that still read."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._pool is not None and not self._shared:
+        if self._pool is not None:
             self._pool.close()
 
     def _read(self, sources: list[ReadSource]) -> list[ReadResult]:

@@ -12,19 +12,14 @@ from numpy.typing import NDArray
 from hierclass.errors import ImageError, InputError, unexpected
 from hierclass.images.decoding import read_image, read_preview
 from hierclass.images.preprocessing import decode_side, read_square, square
-from hierclass.labelling.inputs import Input, Stamp, source, stamp
+from hierclass.labelling.inputs import SECONDS_PER_IMAGE, SECONDS_RANGE, Input, Stamp, source, stamp
 
 if TYPE_CHECKING:
     from hierclass.images.preprocessing import Preprocessing
-    from hierclass.labelling.reader_processes import ReaderPool
 
 _log = logging.getLogger(__name__)
 
 Pixels: TypeAlias = "NDArray[np.uint8]"
-SECONDS_PER_IMAGE = 20.0
-"""Seconds after which an image is given up: ordinary ones take hundredths, one of 178 megapixels a few."""
-SECONDS_RANGE = (0.1, 3600.0)
-"""What may be asked for in place of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +32,6 @@ class ReadOptions:
     """Threads or processes that read and decode; None: one per core."""
     processes: bool = False
     """Read in processes instead of threads, faster for many images; the limits of time and memory hold there alone."""
-    readers: ReaderPool | None = None
-    """Processes to read in, which run already; None: each job starts its own if `processes` says so."""
     seconds_per_image: float = SECONDS_PER_IMAGE
     """Seconds after which a process that reads an image is ended, and the image gets an error; 0.1 … 3600."""
     image_column: str | None = None
@@ -52,11 +45,6 @@ class ReadOptions:
         low, high = SECONDS_RANGE
         if not low <= self.seconds_per_image <= high:
             raise InputError(f"an image may take {low:g} to {high:g} seconds, not {self.seconds_per_image:g}")
-
-    @property
-    def in_processes(self) -> bool:
-        """Whether images are read in processes."""
-        return self.processes or self.readers is not None
 
 
 class ReadResult(NamedTuple):

@@ -11,11 +11,9 @@ import contextlib
 import os
 import pickle
 import signal
-import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from PIL import AvifImagePlugin
@@ -24,25 +22,17 @@ from hierclass.errors import unexpected
 from hierclass.images import decoding
 from hierclass.labelling.inputs import Stamp
 from hierclass.labelling.read_input import ReadResult
+from hierclass.labelling.reader_pipes import BEGINS, ERROR, FRAME, MAX_ERROR, PIXELS, READY, WAITS
 
 MEMORY_LIMIT = 6 << 30
 """Bytes of addresses that a reading process may take beyond those of Python and its libraries."""
 _OUT_OF_MEMORY = unexpected(MemoryError())
 _TOO_MUCH = f"needs more memory than the {MEMORY_LIMIT >> 30} GiB that reading an image may take"
 
-FRAME = struct.Struct("<c?qqIII")
-"""Head of an answer: its kind, whether it is a preview, size and time of the file (size -1: there is none), height and
-width of the pixels, and the number of bytes that follow."""
-READY, BEGINS, WAITS, PIXELS, ERROR = b"R", b"B", b"W", b"P", b"E"
-"""Kinds of answers: the process has started; it begins with a source; it asks for the turn to decode a very large
-picture; RGB pixels; the text of an error."""
-MAX_ERROR = 2000
-"""Bytes of the text of an error, at most."""
-
 
 def serve() -> None:
     """Read what is asked for until standard input is closed."""
-    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    asked, answers = os.fdopen(0, "rb", closefd=False), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     limit_memory(MEMORY_LIMIT)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # this process has one core
@@ -56,6 +46,21 @@ def serve() -> None:
                 with _ends_by_itself(seconds):
                     result = reader.read(source)
                 _answer(answers, result)
+
+
+def serve_as_fork(asked: int, answers: int) -> NoReturn:
+    """Serve over two descriptors in a process that was forked, and keep nothing else of the one that it copies."""
+    try:
+        os.setpgid(0, 0)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(asked, 0)
+        os.dup2(answers, 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        serve()
+    finally:
+        os._exit(0)
 
 
 def limit_memory(count: int) -> None:

@@ -6,37 +6,29 @@ They do not compete for Python's lock either. `hierclass.labelling.reader_child`
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
+import math
 import pickle
 import queue
-import select
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from hierclass.errors import ImageError
+from hierclass.labelling import reader_pipes
 from hierclass.labelling.inputs import Stamp
 from hierclass.labelling.read_input import Pixels, ReadResult
-from hierclass.labelling.reader_child import BEGINS, ERROR, FRAME, MAX_ERROR, PIXELS, READY, WAITS
+from hierclass.labelling.reader_pipes import BEGINS, ERROR, MAX_ERROR, PIXELS, READY, WAITS, ReaderPipes
 from hierclass.processors import num_cores
 
 _log = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 """Seconds that a process may take to start, on a busy machine; it usually takes 0.2."""
-_STEP = 1.0
-"""Seconds after which a process that says nothing is looked at."""
 _NUM_STARTS = 3
 """A process that could not be started so often is not started again."""
-_POLLS = hasattr(select, "poll")
 _very_large = threading.Lock()
 """Very large pictures are decoded one at a time, so that memory is bounded by one of them."""
 
@@ -74,11 +66,6 @@ class ReaderPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(self) -> Self:
-        """Start one process now, beside what this program does meanwhile."""
-        self._processes[-1].start()
-        return self
-
     def read(self, reader: Reader, sources: Sequence[Any], seconds: float) -> list[ReadResult]:
         """Read sources in one process, at most `seconds` each; wait until a process is free. [] after `close`."""
         process = self._free.get()
@@ -110,21 +97,12 @@ class ReaderProcess:
 
     def __init__(self) -> None:
         """Start nothing yet."""
-        self._pipes: _Pipes | None = None
+        self._pipes: ReaderPipes | None = None
         self._failures = 0
         self._begun: Stamp | None = None
         self._lock = threading.Lock()
         self._using = threading.Lock()
         self._closed = False
-
-    def start(self) -> None:
-        """Start the process without waiting until it is ready."""
-        with self._lock:
-            if self._pipes is None and not self._closed and self._failures < _NUM_STARTS:
-                try:
-                    self._pipes = _Pipes()
-                except OSError as error:
-                    self._failed(error)
 
     def read(self, reader: Reader, sources: Sequence[Any], seconds: float) -> list[ReadResult]:
         """Read sources; one that takes longer than `seconds`, or ends the process twice, gets an error.
@@ -157,28 +135,35 @@ class ReaderProcess:
         return found
 
     def close(self) -> None:
-        """Kill the process; what reads it ends soon."""
+        """Give the process up: it is kept for others if it has nothing to do, or killed."""
         with self._lock:
             self._closed = True
-            if self._pipes is not None:
+            if self._pipes is not None and self._using.locked():
                 self._pipes.process.kill()
-        if self._using.acquire(timeout=_STEP):
-            self._stop()
+        if self._using.acquire(timeout=1):
+            with self._lock:
+                pipes, self._pipes = self._pipes, None
+            if pipes is not None:
+                reader_pipes.put_back(pipes)
             self._using.release()
 
     def _ready(self) -> bool:
         """Return whether the process runs, after starting it where it does not."""
-        self.start()
-        pipes = self._pipes
+        with self._lock:
+            if self._pipes is None and not self._closed and self._failures < _NUM_STARTS:
+                try:
+                    self._pipes = reader_pipes.take()
+                except OSError as error:
+                    self._failed(error)
+            pipes = self._pipes
         if pipes is None or pipes.ready:
             return pipes is not None
         try:
             pipes.begin(START_SECONDS)
-            pipes.ready = pipes.head()[0] == READY
+            pipes.ready = pipes.head().kind == READY
         except (OSError, EOFError) as error:
-            if self._closed:
-                return False
-            self._failed(error)
+            if not self._closed:
+                self._failed(error)
         if not pipes.ready:
             self._stop()
         return pipes.ready
@@ -198,27 +183,30 @@ class ReaderProcess:
         pickle.dump((reader, sources, seconds), pipes, pickle.HIGHEST_PROTOCOL)
         for _ in sources:
             yield self._answer(pipes, reader, seconds)
+        pipes.rest()
 
-    def _answer(self, pipes: _Pipes, reader: Reader, seconds: float) -> ReadResult:
+    def _answer(self, pipes: ReaderPipes, reader: Reader, seconds: float) -> ReadResult:
         pipes.begin(seconds)
-        kind, preview, stamp, height, width, length = pipes.head()
-        if kind == BEGINS:
-            self._begun = stamp
-            kind, preview, stamp, height, width, length = pipes.head()
+        head = pipes.head()
+        if head.kind == BEGINS:
+            self._begun = _stamp(head)
+            head = pipes.head()
         with contextlib.ExitStack() as turn:
-            if kind == WAITS:
+            if head.kind == WAITS:
+                pipes.rest()
                 turn.enter_context(_very_large)
                 pipes.begin(seconds)  # waiting for others does not count
-            while kind == WAITS:
+            while head.kind == WAITS:
                 pipes.write(b"!")
-                kind, preview, stamp, height, width, length = pipes.head()
-            if kind == ERROR and length <= MAX_ERROR:
-                text = pipes.read(length).decode("utf-8", "replace")
-                return ReadResult(" ".join(text.split()) or "can't be read", stamp)
-            if kind != PIXELS or length != 3 * height * width or not reader.fits(height, width):
+                head = pipes.head()
+            if head.kind == ERROR and head.length <= MAX_ERROR:
+                text = pipes.read(head.length).decode("utf-8", "replace")
+                return ReadResult(" ".join(text.split()) or "can't be read", _stamp(head))
+            shape = head.height, head.width, 3
+            if head.kind != PIXELS or head.length != math.prod(shape) or not reader.fits(*shape[:2]):
                 raise EOFError("a reading process says what none should")
-            pixels = np.frombuffer(pipes.read(length), np.uint8).reshape(height, width, 3)
-            return ReadResult(pixels, stamp, preview)
+            pixels = np.frombuffer(pipes.read(head.length), np.uint8).reshape(shape)
+            return ReadResult(pixels, _stamp(head), head.preview)
 
     def _stop(self) -> None:
         with self._lock:
@@ -230,134 +218,5 @@ class ReaderProcess:
 _CRASHES = "ends the process that reads it: a decoder crashes, or memory does not suffice"
 
 
-class _Pipes:
-    """A process and the pipes to it. Neither reading nor writing waits longer than the time that was begun."""
-
-    def __init__(self) -> None:
-        """Start the process. Raises OSError if that is not possible."""
-        posix: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(sys.path)],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **_ENVIRONMENT},
-            **posix,
-        )
-        self.ready = False
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._files = self.process.stdin, self.process.stdout
-        self._to, self._from = (file.fileno() for file in self._files)
-        self._left = 0.0
-        self._timer: threading.Timer | None = None
-        if _POLLS:
-            for each in (self._to, self._from):
-                os.set_blocking(each, False)
-
-    def begin(self, seconds: float) -> None:
-        """Allow so much time from now on; time in which this program itself is stopped does not count."""
-        self._left = seconds
-        if not _POLLS:  # Windows: a pipe can't be waited for, but ending the process ends the waiting
-            self._cancel()
-            self._timer = threading.Timer(seconds, self._expire)
-            self._timer.daemon = True
-            self._timer.start()
-
-    def head(self) -> tuple[bytes, bool, Stamp | None, int, int, int]:
-        """Read the head of a frame: kind, preview, stamp, height, width, and the number of bytes that follow."""
-        kind, preview, size, modified, *sizes = FRAME.unpack(self.read(FRAME.size))
-        height, width, length = sizes
-        return kind, preview, None if size < 0 else Stamp(size, modified), height, width, length
-
-    def read(self, count: int) -> bytearray:
-        """Read so many bytes. Raises TimeoutError; EOFError where the process has ended."""
-        data = bytearray()
-        while len(data) < count:
-            self._wait(self._from, writing=False)
-            part = os.read(self._from, min(count - len(data), 1 << 20))
-            if not part:
-                if self._left <= 0:
-                    raise TimeoutError
-                raise EOFError
-            data += part
-        return data
-
-    def write(self, data: Any) -> int:
-        """Write bytes; pickle calls it. Raises TimeoutError; OSError where the process has ended."""
-        rest = memoryview(data)
-        with _broken_pipes_are_errors():
-            while rest:
-                self._wait(self._to, writing=True)
-                rest = rest[os.write(self._to, rest) :]
-        return len(data)
-
-    def close(self) -> None:
-        """Kill the process, whatever it does."""
-        self._cancel()
-        self.process.kill()
-        for file in self._files:
-            with contextlib.suppress(OSError):
-                file.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a broken disk cannot even be killed
-            self.process.wait(_STEP)
-
-    def _wait(self, descriptor: int, *, writing: bool) -> None:
-        """Wait until a pipe can be used."""
-        if not _POLLS:
-            return
-        pipe = select.poll()
-        pipe.register(descriptor, select.POLLOUT if writing else select.POLLIN)
-        while True:
-            step, began = max(0.0, min(_STEP, self._left)), time.monotonic()
-            ready = bool(pipe.poll(step * 1000))
-            self._left -= min(step, time.monotonic() - began) if ready else step
-            if ready or pipe.poll(0):  # it may have answered while this program was stopped
-                return
-            if _is_stopped(self.process.pid):
-                raise EOFError
-            if self._left <= 0:
-                raise TimeoutError
-
-    def _expire(self) -> None:
-        self._left = 0
-        self.process.kill()
-
-    def _cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-def _is_stopped(process: int) -> bool:
-    """Return whether a child was stopped by a signal (SIGSTOP), where the system can tell."""
-    with contextlib.suppress(AttributeError, ChildProcessError):
-        return os.waitid(os.P_PID, process, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
-    return False
-
-
-@contextlib.contextmanager
-def _broken_pipes_are_errors() -> Iterator[None]:
-    """Turn writing to a closed pipe into an error of this thread, not a signal that ends the program."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
-    try:
-        yield
-    finally:
-        if signal.SIGPIPE not in before:
-            if signal.SIGPIPE in signal.sigpending():
-                signal.sigwait({signal.SIGPIPE})
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-"""A process reads one image at a time, on one core; threads that wait would only take addresses."""
-
-PROGRAM = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from hierclass.labelling.reader_child import serve
-serve()
-"""
+def _stamp(head: reader_pipes.Head) -> Stamp | None:
+    return None if head.size < 0 else Stamp(head.size, head.modified)
