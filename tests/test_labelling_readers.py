@@ -31,8 +31,10 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(readers, "_MANY", 10)
+    with processes.kept_ready(0):  # every test starts its own
+        yield
 
 
 def read(photos: Path, **how: int | bool) -> list[ReadResult]:

@@ -40,7 +40,9 @@ def serve() -> None:
     with contextlib.suppress(EOFError, OSError):
         _send(answers, READY)
         while True:
-            reader, sources, seconds = pickle.load(asked)
+            folder, reader, sources, seconds = pickle.load(asked)
+            with contextlib.suppress(OSError):  # what relative paths lead to then is not there
+                os.chdir(folder)
             for source in sources:
                 _send(answers, BEGINS, reader.stamp(source))
                 with _ends_by_itself(seconds):

@@ -211,13 +211,18 @@ def kept_ready(count: int = MOST_READY, *, start: bool = False) -> Iterator[None
     global _num_kept
     before, _num_kept = _num_kept, count
     try:
-        if start:
+        _close_spare(count)
+        if start and not _spare:
             _start_some(count)
         yield
     finally:
         _num_kept = before
-        while (pipes := _take_spare(more_than=before)) is not None:
-            pipes.close()
+        _close_spare(before)
+
+
+def _close_spare(keep: int) -> None:
+    while (pipes := _take_spare(more_than=keep)) is not None:
+        pipes.close()
 
 
 def _start_some(count: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import pickle
 import queue
 import threading
@@ -180,7 +181,7 @@ class ReaderProcess:
         pipes = self._pipes
         assert pipes is not None
         pipes.begin(seconds)
-        pickle.dump((reader, sources, seconds), pipes, pickle.HIGHEST_PROTOCOL)
+        pickle.dump((_working_folder(), reader, sources, seconds), pipes, pickle.HIGHEST_PROTOCOL)
         for _ in sources:
             yield self._answer(pipes, reader, seconds)
         pipes.rest()
@@ -220,3 +221,10 @@ _CRASHES = "ends the process that reads it: a decoder crashes, or memory does no
 
 def _stamp(head: reader_pipes.Head) -> Stamp | None:
     return None if head.size < 0 else Stamp(head.size, head.modified)
+
+
+def _working_folder() -> str:
+    """Return the folder that relative paths are in, which may change while a process waits; "" if it was deleted."""
+    with contextlib.suppress(OSError):
+        return os.getcwd()  # noqa: PTH109 - a name, not a path
+    return ""
