@@ -225,7 +225,9 @@ class Classifier:
                 `hierclass.label`.
         """
         level = self.check_level(level)
-        return [answer for batch in self._batches(images, level) for answer in self.predict_pixels(batch, level)]
+        return [
+            answer for batch in self._batches(images, level) for answer in self.predict_pixels(batch, level)
+        ]
 
     def features(self, images: Iterable[ImageSource], level: int | None = None) -> NDArray[np.float32]:
         """Return the features (N, F) of images at one level (None: the finest), in order.
@@ -281,7 +283,9 @@ class Classifier:
             np.asarray(each)[:, None, None] for each in (self.preprocessing.mean, self.preprocessing.std)
         )
         pixels = np.clip(np.rint((batch * std + mean) * 255), 0, 255).astype(np.uint8)
-        return self.predict_pixels(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), self.check_level(level))
+        return self.predict_pixels(
+            np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), self.check_level(level)
+        )
 
     def predict_pixels(self, pixels: NDArray[np.uint8], level: int) -> list[Prediction]:
         """Answer for images uint8 (B, S, S, 3) that `hierclass.images.preprocessing.read_square` returned.

@@ -85,9 +85,7 @@ def _data(rows: ParquetRows, item: Input) -> bytes | ImageError | None:
         return error
 
 
-def _results(
-    chunk: _Chunk, future: Future[list[ReadResult]]
-) -> Iterator[tuple[int, Input, ReadResult]]:
+def _results(chunk: _Chunk, future: Future[list[ReadResult]]) -> Iterator[tuple[int, Input, ReadResult]]:
     for number, (item, _), read in zip(chunk.numbers, chunk.sources, future.result(), strict=True):
         yield number, item, read
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Pixels: TypeAlias = "NDArray[np.uint8]"
+ADVICE = "; --seconds-per-image allows more"
+"""End of the error of an input that takes too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,11 @@ class InputReader(NamedTuple):
         except Exception as error:
             return _failed(source.item, error, before)
 
+    @property
+    def advice(self) -> str:
+        """What is added to the error of an input that takes too long."""
+        return ADVICE
+
     def stamp(self, source: ReadSource) -> Stamp | None:
         """Return the stamp of the file of an input."""
         return stamp(source.item.path)
@@ -113,6 +120,11 @@ class PictureReader(NamedTuple):
             return ReadResult(np.asarray(image), None)
         except Exception as error:
             return _failed(source, error, None)
+
+    @property
+    def advice(self) -> str:
+        """What is added to the error of a picture that takes too long: nothing."""
+        return ""
 
     def stamp(self, source: str) -> Stamp | None:
         """Return None: nobody asks whether the file changes."""

@@ -142,7 +142,9 @@ class ReaderPipes:
         self.process.kill()
         for each in (self._to, self._from):
             os.close(each)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a broken disk can't be killed
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # one that waits for a broken disk can't be killed
             self.process.wait(_STEP)
 
     def _wait(self, descriptor: int, *, writing: bool) -> None:
@@ -227,7 +229,9 @@ def _close_spare(keep: int) -> None:
 
 def _start_some(count: int) -> None:
     with contextlib.suppress(OSError):  # whoever reads meets the error again, and says so
-        alone = sys.platform == "linux" and threading.active_count() == 1 and not _WITH_THREADS & {*sys.modules}
+        alone = (
+            sys.platform == "linux" and threading.active_count() == 1 and not _WITH_THREADS & {*sys.modules}
+        )
         for _ in range(min(count, num_cores()) if alone else 1):
             put_back(ReaderPipes.fork() if alone else ReaderPipes.spawn())
 

@@ -37,6 +37,11 @@ _very_large = threading.Lock()
 class Reader(Protocol):
     """Reads one kind of sources; can be sent to another process."""
 
+    @property
+    def advice(self) -> str:
+        """What is added to the error of a source that takes too long."""
+        ...
+
     def read(self, source: Any) -> ReadResult:
         """Read a source."""
         ...
@@ -123,7 +128,8 @@ class ReaderProcess:
                         again, self._begun = False, None
                 except TimeoutError:
                     self._stop()
-                    found.append(ReadResult(f"takes longer than {seconds:g} s to read", self._begun))
+                    late = f"takes longer than {seconds:g} s to read{reader.advice}"
+                    found.append(ReadResult(late, self._begun))
                     again = False
                 except (OSError, EOFError):
                     self._stop()

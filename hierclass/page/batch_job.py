@@ -19,7 +19,7 @@ from PIL import Image
 from hierclass.errors import HierclassError, ImageError, InputError
 from hierclass.labelling.inputs import Input
 from hierclass.labelling.pipeline import LabelPipeline
-from hierclass.labelling.read_input import PictureReader, ReadOptions
+from hierclass.labelling.read_input import ADVICE, PictureReader, ReadOptions
 from hierclass.labelling.reader_processes import ReaderPool
 from hierclass.labelling.rows import Row, schema
 from hierclass.labelling.table_writers import write_table
@@ -141,7 +141,8 @@ def run_batch_job(
                 each, late = job.photographs[number], time.perf_counter() - started > MAX_SECONDS
                 if thumbnails and row.error is None and each.path is not None and not late:
                     job.thumbnails[number] = thumbnail(each.path, readers)
-                job.rows[number] = dataclasses.replace(row, path=each.name)
+                error = row.error and row.error.removesuffix(ADVICE)
+                job.rows[number] = dataclasses.replace(row, path=each.name, error=error)
             job.seconds = time.perf_counter() - started
             if job.seconds > MAX_SECONDS and not job.finished:
                 late = f"was not reached within {MAX_SECONDS:.0f} seconds; send fewer at once, or use hierclass label"
