@@ -332,3 +332,15 @@ def test_looking_counts_names_read_rightly_and_alarms(
     own, mine, swapped, _ = report["alarms"]
     assert (own["classes"], own["alarms"], mine["classes"]) == (3, 0, 3)
     assert swapped["alarms"] >= 1
+
+
+@pytest.mark.full
+def test_runs_that_are_killed_are_finished_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "kills.json"
+    options = ["--inputs", 300, "--kills", 3, "--json", out]
+    done = CliRunner().invoke(command("kills", monkeypatch), [str(option) for option in options])
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert (report["kills"], report["left_behind"], report["forgotten"]) == (3, 0, [])
+    assert report["runs"] >= 1
+    assert 0 < report["errors"] < 50

@@ -138,8 +138,8 @@ def run_batch_job(
     with contextlib.closing(pipeline.run(inputs)) as found, ReaderPool(1) as readers:  # type: ignore[type-var]
         for outcome in found:
             for number, row in zip(outcome.numbers.tolist(), pipeline.rows(outcome), strict=True):
-                each, late = job.photographs[number], time.perf_counter() - started > MAX_SECONDS
-                if thumbnails and row.error is None and each.path is not None and not late:
+                each, over = job.photographs[number], time.perf_counter() - started > MAX_SECONDS
+                if thumbnails and row.error is None and each.path is not None and not over:
                     job.thumbnails[number] = thumbnail(each.path, readers)
                 error = row.error and row.error.removesuffix(ADVICE)
                 job.rows[number] = dataclasses.replace(row, path=each.name, error=error)
