@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labelling_data import make_photos
+from labelling_data import make_photos, nobody_can_open
 from PIL import Image
 
 from hierclass.errors import ImageError, InputError
@@ -63,19 +61,6 @@ def change_process(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     """Let processes run some lines of Python, before they read."""
     program = processes.PROGRAM.replace("\nserve()", "\n" + "\n".join(lines) + "\nserve()")
     monkeypatch.setattr(processes, "PROGRAM", program)
-
-
-@contextlib.contextmanager
-def nobody_can_open(file: Path) -> Iterator[None]:
-    """Let whoever opens a file wait, for 45 seconds at least, as for a disk of the network that is gone (fcntl(2))."""
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
-    descriptor = os.open(file, os.O_RDWR)
-    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-        signal.signal(signal.SIGIO, before)
 
 
 def children() -> set[int]:
