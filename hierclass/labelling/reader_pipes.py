@@ -79,7 +79,7 @@ class ReaderPipes:
         )
         assert process.stdin is not None
         assert process.stdout is not None
-        to, from_ = os.dup(process.stdin.fileno()), os.dup(process.stdout.fileno())
+        to, from_ = _duplicate(process.stdin.fileno()), _duplicate(process.stdout.fileno())
         process.stdin.close()
         process.stdout.close()
         return cls(process, to, from_)
@@ -89,7 +89,10 @@ class ReaderPipes:
         """Start a process as a copy of this one, which must have no other thread: it is ready after 2 ms."""
         from hierclass.labelling.reader_child import serve_as_fork
 
-        (its_input, to), (from_, its_output) = os.pipe(), os.pipe()
+        ends = [*os.pipe(), *os.pipe()]
+        its_input, to, from_, its_output = map(_duplicate, ends)
+        for each in ends:
+            os.close(each)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads that OpenBLAS has ended by then
             process = os.fork()
@@ -254,6 +257,15 @@ def put_back(pipes: ReaderPipes) -> None:
 def _take_spare(more_than: int = 0) -> ReaderPipes | None:
     with _spare_lock:
         return _spare.pop() if len(_spare) > more_than else None
+
+
+def _duplicate(descriptor: int) -> int:
+    """Return a copy that never takes the number of a standard stream, where one of those is closed."""
+    if os.name != "posix":
+        return os.dup(descriptor)
+    import fcntl
+
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _is_stopped(process: int) -> bool:
