@@ -51,7 +51,7 @@ CLOSE = 1e-3
 
 
 @dataclass(slots=True)
-class Outcome:
+class KillCounts:
     """What became of the kills."""
 
     kills: int = 0
@@ -143,9 +143,9 @@ def survive(
     seconds: float,
     model: Path | None,
     seed: int,
-) -> Outcome:
+) -> KillCounts:
     """Kill runs so often, each at a moment within the `seconds` that an undisturbed one takes, and check them."""
-    outcome, chance, number, of_this = Outcome(), random.Random(seed), 0, 0
+    outcome, chance, number, of_this = KillCounts(), random.Random(seed), 0, 0
     while outcome.kills < kills or of_this:
         output = folder / f"{number}.parquet"
         process = start(inputs, output, model)
