@@ -27,6 +27,7 @@ from hierclass.cli.shared import (
     WeightsOption,
 )
 from hierclass.errors import HierclassError, require
+from hierclass.labelling.reader_pipes import kept_ready
 from hierclass.page.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None, *, sh
     return str(tunnel or address)
 
 
+@kept_ready(start=True)
 def serve(
     model: Annotated[
         Path | None, typer.Option(help="Folder of a model. Default: the one that comes with hierclass.")

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from hierclass.classifier import Classifier, Level, load
     from hierclass.decisions.calibration import Threshold
     from hierclass.decisions.prediction import Prediction, Step
-    from hierclass.labelling import Row, label
+    from hierclass.labelling import label
+    from hierclass.labelling.rows import Row
     from hierclass.timm_models.from_timm import from_timm
 
 __version__ = "0.1.0"
@@ -59,7 +60,7 @@ _LAZY = {
     "Classifier": "hierclass.classifier",
     "Level": "hierclass.classifier",
     "Prediction": "hierclass.decisions.prediction",
-    "Row": "hierclass.labelling",
+    "Row": "hierclass.labelling.rows",
     "Step": "hierclass.decisions.prediction",
     "Threshold": "hierclass.decisions.calibration",
     "from_timm": "hierclass.timm_models.from_timm",

@@ -225,7 +225,9 @@ class Classifier:
                 `hierclass.label`.
         """
         level = self.check_level(level)
-        return [answer for batch in self._batches(images, level) for answer in self._answer(batch, level)]
+        return [
+            answer for batch in self._batches(images, level) for answer in self.predict_pixels(batch, level)
+        ]
 
     def features(self, images: Iterable[ImageSource], level: int | None = None) -> NDArray[np.float32]:
         """Return the features (N, F) of images at one level (None: the finest), in order.
@@ -267,7 +269,7 @@ class Classifier:
         Raises:
             ImageError: the image can't be read (on the call, before anything is computed).
         """
-        return self._refine(np.stack([self._prepare(image, 0, 1, None)]))
+        return self.refine_pixels(np.stack([self._prepare(image, 0, 1, None)]))
 
     def predict_tensors(self, batch: NDArray[np.float32], level: int | None = None) -> list[Prediction]:
         """Answer for inputs float32 (B, 3, size, size) that `hierclass.images.preprocessing.preprocess` returned.
@@ -281,17 +283,23 @@ class Classifier:
             np.asarray(each)[:, None, None] for each in (self.preprocessing.mean, self.preprocessing.std)
         )
         pixels = np.clip(np.rint((batch * std + mean) * 255), 0, 255).astype(np.uint8)
-        return self._answer(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), self.check_level(level))
+        return self.predict_pixels(
+            np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), self.check_level(level)
+        )
 
-    def _answer(self, pixels: NDArray[np.uint8], level: int) -> list[Prediction]:
-        """Answer for images (B, S, S, 3) of `read_square`."""
+    def predict_pixels(self, pixels: NDArray[np.uint8], level: int) -> list[Prediction]:
+        """Answer for images uint8 (B, S, S, 3) that `hierclass.images.preprocessing.read_square` returned.
+
+        They are prepared as `preprocessing_for(level)` says.
+        """
         if self._decision.lower_weight:
             state = self.runtime.start(pixels)
             return self._decide([self.runtime.refine(state) for _ in range(level + 1)])
         # lower levels have no say, so none is run that the level itself does not need
         return self._decide([*[None] * level, self.runtime.run(self.runtime.to_batch(pixels), level)])
 
-    def _refine(self, pixels: NDArray[np.uint8]) -> Iterator[Prediction]:
+    def refine_pixels(self, pixels: NDArray[np.uint8]) -> Iterator[Prediction]:
+        """Yield what `refine` yields, for an image uint8 (1, S, S, 3), prepared as `preprocessing_for()` says."""
         state = self.runtime.start(pixels)
         logits: list[Logits] = []
         for _ in self.levels:

@@ -10,11 +10,13 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from hierclass.labelling.reader_pipes import kept_ready
 from taxonomy import Node, Taxonomy
 
 if TYPE_CHECKING:
@@ -67,6 +69,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out.update(set(found).difference(drawn))
     config.hook.pytest_deselected(items=sorted(left_out, key=lambda item: item.nodeid))
     items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _reading_processes() -> Iterator[None]:
+    """Keep the processes that read images from test to test."""
+    with kept_ready():
+        yield
 
 
 TREE = {

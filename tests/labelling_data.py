@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import signal
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,6 +60,19 @@ def make_photos(folder: Path, count: int = 20) -> Path:
         Image.fromarray(pixels).save(folder / f"{index:02}.png")
     (folder / "07.png").write_text("no picture")
     return folder
+
+
+@contextmanager
+def nobody_can_open(file: Path) -> Iterator[None]:
+    """Let whoever opens a file wait, for 45 seconds at least, as for a disk of the network that is gone (fcntl(2))."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    descriptor = os.open(file, os.O_RDWR)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)
 
 
 def with_thumbnail(

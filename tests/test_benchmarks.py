@@ -352,3 +352,15 @@ def test_a_hundred_damaged_files_end_in_an_answer_or_a_sentence(tmp_path: Path) 
     }
     assert len({case["said"] for case in found["cases"]}) > 15  # they do not all end for the same reason
     assert any(case["said"] == "read" for case in found["cases"])
+
+
+@pytest.mark.full
+def test_runs_that_are_killed_are_finished_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "kills.json"
+    options = ["--inputs", 300, "--kills", 3, "--json", out]
+    done = CliRunner().invoke(command("kills", monkeypatch), [str(option) for option in options])
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert (report["kills"], report["left_behind"], report["forgotten"]) == (3, 0, [])
+    assert report["runs"] >= 1
+    assert 0 < report["errors"] < 50

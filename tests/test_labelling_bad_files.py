@@ -117,8 +117,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
 def test_each_bad_file_has_its_one_row_and_each_good_one_its_answer(
-    corpus: Path, tiny_checkpoint: Path
+    corpus: Path, tiny_checkpoint: Path, processes: bool
 ) -> None:
     classifier = hierclass.load(tiny_checkpoint, device="cpu")
     links = {
@@ -132,7 +133,7 @@ def test_each_bad_file_has_its_one_row_and_each_good_one_its_answer(
     }
     bad = {*broken_files(), *links}
     assert len(bad) >= 60
-    reading = ReadOptions(batch_size=8, workers=2)
+    reading = ReadOptions(batch_size=8, workers=2, processes=processes)
     rows = list(hierclass.label(corpus, classifier=classifier, level=0, reading=reading))
     names = [row.path.removeprefix(f"{corpus}/") for row in rows]
     assert len(names) == len(set(names))

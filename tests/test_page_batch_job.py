@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from hostile import HostileFile
 from hostile.archives import ZIPS
+from labelling_data import nobody_can_open
 from page_data import CAT, EXAMPLES, calibrated, sent
 
 import hierclass
@@ -433,3 +435,16 @@ def test_a_full_disk_is_a_sentence(
     monkeypatch.setattr("hierclass.files.os.fsync", full)
     with pytest.raises(InputError, match="No space left"):
         write_tables(job, 3, tmp_path)
+
+
+def test_a_photograph_that_takes_too_long_has_an_error_and_the_others_are_labelled(
+    classifier: Any, uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_job, "READ_SECONDS", 2.0)
+    archive = uploads.folder / "late.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(CAT, "cat.jpg")
+    with nobody_can_open(archive):
+        job = run(classifier, uploads, [sent(CAT), sent(archive), sent(CAT)], tmp_path)
+    assert [row.error for row in job.done] == [None, "takes longer than 2 s to read", None]
+    assert sorted(job.thumbnails) == [0, 2]

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from page_data import CAT, calibrated
+from PIL import Image
 
 import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.classifier import Classifier
 from hierclass.decisions.exit_policy import StopReason
 from hierclass.errors import ImageError, InputError, LevelError
-from hierclass.page import messages
+from hierclass.page import messages, single
 from hierclass.page.drawing import draw_headline, draw_numbers, draw_steps, draw_trouble
 from hierclass.page.endpoint_types import class_answer, model_answer, stage_answer
 from hierclass.page.single import AnswerOptions, classify_by_level, parse_options
@@ -202,6 +203,16 @@ def test_a_broken_file_gives_a_message_without_its_path(classifier: Any, tmp_pat
     message = messages.explain(caught.value)
     assert message.startswith("This photograph is no image of a kind that is read")
     assert str(tmp_path) not in message
+
+
+def test_a_photograph_that_takes_too_long_gives_a_message(
+    classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "READ_SECONDS", 0.1)
+    Image.new("1", (4800, 4800)).save(tmp_path / "slow.png", compress_level=1)
+    with pytest.raises(ImageError) as caught:
+        list(classify_by_level(classifier, tmp_path / "slow.png", AnswerOptions(tier=2)))
+    assert messages.explain(caught.value).startswith("This photograph takes longer than 0.1 s to read. ")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ from hierclass.cli.shared import (
 )
 from hierclass.errors import HierclassError, ImageError, require
 from hierclass.files import BUNDLED, check_model_folder
+from hierclass.labelling.reader_pipes import kept_ready
 from taxonomy.streams import prepare_streams, visible
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from hierclass.decisions.prediction import Prediction
 
 DEBUG_VARIABLE = "HIERCLASS_DEBUG"
+_READING = ("label", "refine", "embed", "predict")
+"""Commands that read images: processes for that start before anything else, when that costs least."""
 
 app = typer.Typer(
     name="hierclass",
@@ -110,28 +113,31 @@ def predict(
     int8: Int8Option = False,
 ) -> None:
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
-    from hierclass.images.decoding import read_image
-    from hierclass.images.preprocessing import resize_side
+    from hierclass.labelling.inputs import SECONDS_PER_IMAGE
+    from hierclass.labelling.read_input import PictureReader
+    from hierclass.labelling.reader_processes import ReaderPool
     from taxonomy.terminal import PlainConsole
 
     classifier = ModelChoice(model, timm, weights, device, runtime, threads, int8).open()
     last = classifier.check_level(level)
     console = PlainConsole()
+    reader = PictureReader(classifier.preprocessing_for(last if as_json else None))
     failed = False
-    for path in images:
-        try:
-            image = read_image(path, min_side=resize_side(classifier.preprocessing))
-        except ImageError as error:
-            failed = True
+    with ReaderPool(1) as readers:
+        for path in images:
+            try:
+                pixels = readers.pixels(reader, path, SECONDS_PER_IMAGE)[None]
+            except ImageError as error:
+                failed = True
+                if as_json:
+                    _print_json(path, {"error": str(error)})
+                else:
+                    say(f"error: {path}: {error}")
+                continue
             if as_json:
-                _print_json(path, {"error": str(error)})
+                _print_json(path, classifier.predict_pixels(pixels, last)[0].to_dict())
             else:
-                say(f"error: {path}: {error}")
-            continue
-        if as_json:
-            _print_json(path, classifier.predict(image, last).to_dict())
-        else:
-            _draw(path, islice(classifier.refine(image), last + 1), classifier.levels, console)
+                _draw(path, islice(classifier.refine_pixels(pixels), last + 1), classifier.levels, console)
     if failed:
         raise typer.Exit(SOME_INPUTS_FAILED)
 
@@ -234,7 +240,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` if `args` is None) and return its exit code."""
     debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
     prepare_streams()
-    with _signals(), warnings.catch_warnings():
+    words = sys.argv[1:] if args is None else args
+    reads = bool(words) and words[0] in _READING and not {"-h", "--help"} & set(words)
+    with kept_ready(start=reads), _signals(), warnings.catch_warnings():
         if not sys.warnoptions and not debug:
             warnings.simplefilter("ignore")
         try:

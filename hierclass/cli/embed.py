@@ -13,6 +13,7 @@ from hierclass.cli.label_options import (
     Paths,
     Previews,
     RetryErrors,
+    SecondsPerImage,
     ShardText,
     Workers,
 )
@@ -25,7 +26,7 @@ from hierclass.cli.shared import (
     RuntimeOption,
     ThreadsOption,
 )
-from hierclass.labelling.inputs import Shard
+from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
 
 
 def embed(
@@ -57,6 +58,7 @@ def embed(
     int8: Int8Option = False,
     batch_size: BatchSize = 64,
     workers: Workers = None,
+    seconds_per_image: SecondsPerImage = SECONDS_PER_IMAGE,
 ) -> None:
     """Compute the features of images: one row of a table for every input, with an error where one can't be read.
 
@@ -72,7 +74,12 @@ def embed(
     from hierclass.labelling.run_manifest import LabelJob
 
     reading = ReadOptions(
-        batch_size=batch_size, workers=workers, processes=True, image_column=image_column, previews=previews
+        batch_size=batch_size,
+        workers=workers,
+        processes=True,
+        seconds_per_image=seconds_per_image,
+        image_column=image_column,
+        previews=previews,
     )
     job = LabelJob(
         names=tuple(paths), request=Request(level=level), reading=reading, shard=part, features=True

@@ -25,6 +25,7 @@ from hierclass.cli.label_options import (
     Precision,
     Previews,
     RetryErrors,
+    SecondsPerImage,
     ShardText,
     Workers,
     parse_format,
@@ -45,7 +46,7 @@ from hierclass.cli.shared import (
     say,
 )
 from hierclass.errors import InputError
-from hierclass.labelling.inputs import Shard
+from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.table_writers import open_writer
 
@@ -86,6 +87,7 @@ def label(
     int8: Int8Option = False,
     batch_size: BatchSize = 64,
     workers: Workers = None,
+    seconds_per_image: SecondsPerImage = SECONDS_PER_IMAGE,
     engine: EngineName = "local",
     engine_workers: EngineWorkers = None,
 ) -> None:
@@ -114,6 +116,7 @@ def label(
         batch_size=batch_size,
         workers=workers,
         processes=True,
+        seconds_per_image=seconds_per_image,
         image_column=image_column,
         previews=previews,
     )
@@ -153,6 +156,7 @@ def refine(
     int8: Int8Option = False,
     batch_size: BatchSize = 64,
     workers: Workers = None,
+    seconds_per_image: SecondsPerImage = SECONDS_PER_IMAGE,
     engine: EngineName = "local",
     engine_workers: EngineWorkers = None,
 ) -> None:
@@ -171,6 +175,7 @@ def refine(
         batch_size=batch_size,
         workers=workers,
         processes=True,
+        seconds_per_image=seconds_per_image,
         image_column=folder.manifest()["inputs"]["image_column"],
     )
     how = _engine(engine, choice.open, engine_workers)

@@ -8,6 +8,7 @@ import typer
 
 from hierclass.decisions.exit_policy import LevelChoice, Request
 from hierclass.errors import InputError
+from hierclass.labelling.inputs import SECONDS_RANGE
 from hierclass.labelling.rows import FORMATS
 
 Paths = Annotated[
@@ -62,6 +63,15 @@ Exclude = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of the network.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that read images. Default: one per core.")
+]
+SecondsPerImage = Annotated[
+    float,
+    typer.Option(
+        "--seconds-per-image",
+        min=SECONDS_RANGE[0],
+        max=SECONDS_RANGE[1],
+        help="An image that takes longer to read gets an error.",
+    ),
 ]
 Previews = Annotated[
     bool,

@@ -139,7 +139,7 @@ def read_some(
             data: bytes | ImageError | None = rows.data(item)
         except ImageError as error:
             data = error
-        (found,) = reader.read([ReadSource(item, data)])
+        found = reader.read(ReadSource(item, data))
         if not isinstance(found.pixels, str):
             pixels.append(found.pixels)
         progress("reading images", number + 1, len(drawn))

@@ -1,10 +1,10 @@
 """Label many images: `hierclass.label`, and runs on disk that continue after any interruption.
 
-Read in this order: `inputs` (what there is to label), `read_input` (read one), `read_ahead` and `reader_processes`
-(read many ahead of the network), `rows` (the table), `pipeline` (all of it as `LabelPipeline`, which the command,
-Python, Ray and the page use). Runs on disk: `run_parts` and `run_folder` (files), `run_manifest` (what was asked),
-`run_pass` (one pass over the inputs), `run` (a run), `sql_filter` (rows to refine), `table_writers` (the finished
-table), `cluster` (many machines).
+Read in this order: `inputs` (what there is to label), `read_input` (read one), `read_ahead` (read many ahead of the
+network), `reader_processes`, `reader_pipes` and `reader_child` (in processes, within limits), `rows` (the table),
+`pipeline` (all of it as `LabelPipeline`, which the command, Python, Ray and the page use). Runs on disk: `run_parts`
+and `run_folder` (files), `run_manifest` (what was asked), `run_pass` (one pass over the inputs), `run` (a run),
+`sql_filter` (rows to refine), `table_writers` (the finished table), `cluster` (many machines).
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hierclass.decisions.exit_policy import LevelChoice, Request
 from hierclass.errors import InputError
-from hierclass.labelling.rows import Row
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
+    from hierclass.decisions.exit_policy import LevelChoice
     from hierclass.labelling.read_input import ReadOptions
+    from hierclass.labelling.rows import Row
 
-__all__ = ["Row", "label"]
+__all__ = ["label"]
 
 
 def label(
@@ -48,6 +48,7 @@ def label(
         InputError: an argument does not fit (on the call); or, at the end, there was nothing to label.
     """
     from hierclass.classifier import load
+    from hierclass.decisions.exit_policy import Request
     from hierclass.labelling.inputs import Shard
     from hierclass.labelling.pipeline import LabelPipeline
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hierclass.errors import InputError, require
+from hierclass.labelling.reader_pipes import kept_ready
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_parts import Range
 from hierclass.labelling.run_pass import PassProgress, RunPass, run_range
@@ -98,7 +99,9 @@ class _Worker:
         """Load the classifier; paths are relative to `place`, the working folder of the program."""
         os.chdir(place)
         os.environ["OMP_NUM_THREADS"] = "1"  # of cores the cluster gives one
-        reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1, processes=False)
+        reading = dataclasses.replace(what.reading, workers=what.reading.workers or 1)
+        self._kept = kept_ready(reading.workers or 1)  # from range to range, until this process ends
+        self._kept.__enter__()
         self._folder, self._pass = folder, dataclasses.replace(what, reading=reading)
         self._pipeline = self._pass.pipeline(open_classifier())
 

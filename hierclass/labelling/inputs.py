@@ -21,6 +21,10 @@ TAR_ENDINGS = (".tar",)
 PARQUET_ENDINGS = (".parquet",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content")
 """Names of columns that are taken for images, in this order."""
+SECONDS_PER_IMAGE = 20.0
+"""Seconds after which an image is given up; ordinary ones take hundredths, one of 178 megapixels a few."""
+SECONDS_RANGE = (0.1, 3600.0)
+"""From how few to how many may be asked for."""
 _UNREADABLE = {
     LINK: "is a link inside of its tar file; unpack the file to label what it leads to",
     SPARSE: "is stored without its holes (sparse) in its tar file; unpack the file to label it",

@@ -1,4 +1,4 @@
-"""Read inputs ahead of the network, in threads or in processes; processes are faster for small images.
+"""Read inputs ahead of the network, in processes or in threads: processes are bounded, and faster for many images.
 
 Pillow releases Python's lock only while it decodes; for photographs of web size that is half of the time.
 """
@@ -6,32 +6,41 @@ Pillow releases Python's lock only while it decodes; for photographs of web size
 from __future__ import annotations
 
 import itertools
-import queue
-import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from hierclass.errors import ImageError
 from hierclass.labelling.inputs import Input, ParquetRows
 from hierclass.labelling.read_input import InputReader, ReadOptions, ReadResult, ReadSource
-from hierclass.labelling.reader_processes import ReaderProcess
+from hierclass.labelling.reader_processes import ReaderPool
 from hierclass.processors import num_cores
 
 if TYPE_CHECKING:
     from hierclass.images.preprocessing import Preprocessing
 
 NumberedInput: TypeAlias = "tuple[int, Input]"
+_MANY = 256
+"""From this number of inputs on, all processes read, and take several inputs at a time."""
 _CHUNK = 8
-"""Inputs that a process takes at a time."""
-_FEW = 256
-"""Below this number of inputs threads read them: starting processes would take longer."""
+"""Inputs that they then take at a time."""
+_FEW = 32
+"""Below `_MANY`, inputs per process: to start another one takes as long as to read about so many."""
 _MOST_BYTES = 64 << 20
-"""About the most bytes of rows of Parquet files that wait to be decoded."""
+"""About the most bytes of rows of Parquet files that wait to be decoded, beside one row."""
 
 
-_Chunk: TypeAlias = "tuple[list[int], list[ReadSource], Future[list[ReadResult]]]"
+class _Chunk(NamedTuple):
+    """Inputs that are read together."""
+
+    numbers: list[int]
+    sources: list[ReadSource]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of images that it holds in memory."""
+        return sum(len(data) for _, data in self.sources if isinstance(data, bytes))
 
 
 def read_ahead(
@@ -39,23 +48,34 @@ def read_ahead(
 ) -> Iterator[tuple[int, Input, ReadResult]]:
     """Read inputs, yield the results in their order, and keep a bounded number of them in memory."""
     inputs, rows = iter(inputs), ParquetRows(reading.image_column)
-    few = list(itertools.islice(inputs, _FEW)) if reading.processes else []
-    inputs = itertools.chain(few, inputs)
-    in_processes = len(few) == _FEW
-    readers = _ReaderPool(reading, preprocessing, processes=in_processes)
-    size = _CHUNK if in_processes else 1
+    first = list(itertools.islice(inputs, _MANY)) if reading.processes else []
+    inputs = itertools.chain(first, inputs)
+    readers = _Readers(reading, InputReader(preprocessing, reading.previews), len(first))
+    size = _CHUNK if len(first) == _MANY else 1
     ahead = 2 * reading.batch_size // size + readers.workers
-    pending: deque[_Chunk] = deque()
+    pending: deque[tuple[_Chunk, Future[list[ReadResult]]]] = deque()
     try:
-        while chunk := list(itertools.islice(inputs, size)):
-            sources = [ReadSource(item, _data(rows, item)) for _, item in chunk]
-            pending.append(([number for number, _ in chunk], sources, readers.submit(sources)))
-            while pending and (len(pending) >= ahead or _bytes(pending) > _MOST_BYTES):
+        for chunk in _chunks(inputs, rows, size):
+            pending.append((chunk, readers.submit(chunk)))
+            while pending and (len(pending) >= ahead or sum(each.bytes for each, _ in pending) > _MOST_BYTES):
                 yield from _results(*pending.popleft())
         while pending:
             yield from _results(*pending.popleft())
     finally:
         readers.close()
+
+
+def _chunks(inputs: Iterable[NumberedInput], rows: ParquetRows, size: int) -> Iterator[_Chunk]:
+    """Yield chunks of up to `size` inputs, fewer where they hold many bytes."""
+    chunk = _Chunk([], [])
+    for number, item in inputs:
+        chunk.numbers.append(number)
+        chunk.sources.append(ReadSource(item, _data(rows, item)))
+        if len(chunk.numbers) == size or chunk.bytes > _MOST_BYTES:
+            yield chunk
+            chunk = _Chunk([], [])
+    if chunk.numbers:
+        yield chunk
 
 
 def _data(rows: ParquetRows, item: Input) -> bytes | ImageError | None:
@@ -65,53 +85,34 @@ def _data(rows: ParquetRows, item: Input) -> bytes | ImageError | None:
         return error
 
 
-def _bytes(pending: Iterable[_Chunk]) -> int:
-    """Bytes of images that wait in memory to be decoded."""
-    return sum(len(data) for _, sources, _ in pending for _, data in sources if isinstance(data, bytes))
-
-
-def _results(
-    numbers: list[int], sources: list[ReadSource], future: Future[list[ReadResult]]
-) -> Iterator[tuple[int, Input, ReadResult]]:
-    for number, (item, _), read in zip(numbers, sources, future.result(), strict=True):
+def _results(chunk: _Chunk, future: Future[list[ReadResult]]) -> Iterator[tuple[int, Input, ReadResult]]:
+    for number, (item, _), read in zip(chunk.numbers, chunk.sources, future.result(), strict=True):
         yield number, item, read
 
 
-class _ReaderPool:
+class _Readers:
     """Threads that read chunks of inputs, each itself or through a process."""
 
-    def __init__(self, reading: ReadOptions, preprocessing: Preprocessing, *, processes: bool) -> None:
+    def __init__(self, reading: ReadOptions, reader: InputReader, num_first: int) -> None:
         """Start the threads; a process starts when its thread has something to read."""
+        self._reader, self._seconds = reader, reading.seconds_per_image
         self.workers = reading.workers or num_cores()
-        self._how = InputReader(preprocessing, reading.previews)
-        self._lock_file = tempfile.TemporaryFile() if processes else None  # noqa: SIM115 - closed below
-        self._free: queue.SimpleQueue[ReaderProcess] = queue.SimpleQueue()
-        self._started = (
-            [ReaderProcess(self._how, self._lock_file.fileno()) for _ in range(self.workers)]
-            if self._lock_file
-            else []
-        )
-        for process in self._started:
-            self._free.put(process)
+        if reading.processes and num_first < _MANY:
+            self.workers = min(self.workers, 1 + num_first // _FEW)
+        self._pool = ReaderPool(self.workers) if reading.processes else None
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="hierclass-read")
 
-    def submit(self, sources: Sequence[ReadSource]) -> Future[list[ReadResult]]:
+    def submit(self, chunk: _Chunk) -> Future[list[ReadResult]]:
         """Read inputs in a thread."""
-        return self._threads.submit(self._read, sources)
+        return self._threads.submit(self._read, chunk.sources)
 
     def close(self) -> None:
         """End at once: kill processes, and do not wait for threads that still read."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for process in self._started:
-            process.close()
-        if self._lock_file is not None:
-            self._lock_file.close()
+        if self._pool is not None:
+            self._pool.close()
 
-    def _read(self, sources: Sequence[ReadSource]) -> list[ReadResult]:
-        if not self._started:
-            return self._how.read(sources)
-        process = self._free.get()
-        try:
-            return process.read(sources)
-        finally:
-            self._free.put(process)
+    def _read(self, sources: list[ReadSource]) -> list[ReadResult]:
+        if self._pool is None:
+            return [self._reader.read(source) for source in sources]
+        return self._pool.read(self._reader, sources, self._seconds)

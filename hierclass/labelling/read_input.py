@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.errors import ImageError, InputError, unexpected
-from hierclass.images.decoding import read_preview
+from hierclass.images.decoding import read_image, read_preview
 from hierclass.images.preprocessing import decode_side, read_square, square
-from hierclass.labelling.inputs import Input, Stamp, source, stamp
+from hierclass.labelling.inputs import SECONDS_PER_IMAGE, SECONDS_RANGE, Input, Stamp, source, stamp
 
 if TYPE_CHECKING:
     from hierclass.images.preprocessing import Preprocessing
 
 _log = logging.getLogger(__name__)
+
+Pixels: TypeAlias = "NDArray[np.uint8]"
+ADVICE = "; --seconds-per-image allows more"
+"""End of the error of an input that takes too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,9 @@ class ReadOptions:
     workers: int | None = None
     """Threads or processes that read and decode; None: one per core."""
     processes: bool = False
-    """Read in processes instead of threads if there are more than a few hundred images."""
+    """Read in processes instead of threads, faster for many images; the limits of time and memory hold there alone."""
+    seconds_per_image: float = SECONDS_PER_IMAGE
+    """Seconds after which a process that reads an image is ended, and the image gets an error; 0.1 … 3600."""
     image_column: str | None = None
     """Column of Parquet files that holds the images; None: the first that does."""
     previews: bool = False
@@ -39,12 +44,15 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.workers is not None and self.workers < 1):
             raise InputError("the batch size and the number of workers must be at least 1")
+        low, high = SECONDS_RANGE
+        if not low <= self.seconds_per_image <= high:
+            raise InputError(f"an image may take {low:g} to {high:g} seconds, not {self.seconds_per_image:g}")
 
 
 class ReadResult(NamedTuple):
     """Pixels of an input as the network sees them, (S, S, 3), or the reason why it can't be read."""
 
-    pixels: NDArray[np.uint8] | str
+    pixels: Pixels | str
     stamp: Stamp | None
     preview: bool = False
 
@@ -62,24 +70,75 @@ class InputReader(NamedTuple):
     preprocessing: Preprocessing
     previews: bool
 
-    def read(self, sources: Sequence[ReadSource]) -> list[ReadResult]:
-        """Read inputs, in order."""
-        return [_read(item, data, self.preprocessing, previews=self.previews) for item, data in sources]
+    def read(self, source: ReadSource) -> ReadResult:
+        """Read an input."""
+        before = self.stamp(source)
+        try:
+            return self._read(*source, before)
+        except Exception as error:
+            return _failed(source.item, error, before)
 
+    @property
+    def advice(self) -> str:
+        """What is added to the error of an input that takes too long."""
+        return ADVICE
 
-def _read(
-    item: Input, data: bytes | ImageError | None, preprocessing: Preprocessing, *, previews: bool
-) -> ReadResult:
-    before = stamp(item.path)
-    try:
+    def stamp(self, source: ReadSource) -> Stamp | None:
+        """Return the stamp of the file of an input."""
+        return stamp(source.item.path)
+
+    def fits(self, height: int, width: int) -> bool:
+        """Return whether pixels have the size that the network sees."""
+        return height == width == (self.preprocessing.detail or self.preprocessing.size)
+
+    def _read(self, item: Input, data: bytes | ImageError | None, before: Stamp | None) -> ReadResult:
         if isinstance(data, ImageError):
             raise data
-        found = source(item) if data is None else data
-        if previews and (preview := read_preview(found, decode_side(preprocessing, margin=1))) is not None:
-            return ReadResult(square(preview, preprocessing), before, preview=True)
+        found, preprocessing = source(item) if data is None else data, self.preprocessing
+        if self.previews:
+            preview = read_preview(found, decode_side(preprocessing, margin=1))
+            if preview is not None:
+                return ReadResult(square(preview, preprocessing), before, preview=True)
         return ReadResult(read_square(found, preprocessing), before)
-    except ImageError as error:
+
+
+class PictureReader(NamedTuple):
+    """Reads pictures by their paths, whole or made small; can be sent to another process."""
+
+    preprocessing: Preprocessing | None
+    """How the network sees them; None: whole."""
+    side: int = 0
+    """Pixels of the longer side of a whole picture, which is made small."""
+
+    def read(self, source: str) -> ReadResult:
+        """Read a picture: pixels (S, S, 3) as `read_square` returns them, or (H, W, 3) of a whole one."""
+        try:
+            if self.preprocessing is not None:
+                return ReadResult(read_square(source, self.preprocessing), None)
+            image = read_image(source, min_side=self.side)
+            image.thumbnail((self.side, self.side))
+            return ReadResult(np.asarray(image), None)
+        except Exception as error:
+            return _failed(source, error, None)
+
+    @property
+    def advice(self) -> str:
+        """What is added to the error of a picture that takes too long: nothing."""
+        return ""
+
+    def stamp(self, source: str) -> Stamp | None:
+        """Return None: nobody asks whether the file changes."""
+        return None
+
+    def fits(self, height: int, width: int) -> bool:
+        """Return whether pixels have the size that the network sees, or that of a small picture."""
+        if self.preprocessing is None:
+            return 0 < height <= self.side and 0 < width <= self.side
+        return height == width == (self.preprocessing.detail or self.preprocessing.size)
+
+
+def _failed(source: object, error: Exception, before: Stamp | None) -> ReadResult:
+    if isinstance(error, ImageError):
         return ReadResult(str(error), before)
-    except Exception as error:
-        _log.debug("reading %r failed", item, exc_info=True)
-        return ReadResult(unexpected(error), before)
+    _log.debug("reading %r failed", source, exc_info=error)
+    return ReadResult(unexpected(error), before)

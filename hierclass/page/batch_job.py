@@ -14,14 +14,17 @@ from html import escape
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from PIL import Image
+
 from hierclass.errors import HierclassError, ImageError, InputError
-from hierclass.images.decoding import read_image
 from hierclass.labelling.inputs import Input
 from hierclass.labelling.pipeline import LabelPipeline
-from hierclass.labelling.read_input import ReadOptions
+from hierclass.labelling.read_input import ADVICE, PictureReader, ReadOptions
+from hierclass.labelling.reader_processes import ReaderPool
 from hierclass.labelling.rows import Row, schema
 from hierclass.labelling.table_writers import write_table
 from hierclass.page.messages import photographs
+from hierclass.page.single import READ_SECONDS
 from hierclass.page.unpacking import ByteBudget, Photograph, unpack
 from hierclass.page.uploads import Uploads
 
@@ -38,6 +41,8 @@ BATCH_SIZE = 8
 """Small, so that the first answers come soon."""
 THUMBNAIL = 48
 """Longer side in pixels."""
+THUMBNAIL_SECONDS = 2.0
+"""Seconds that making one may take; a photograph that takes longer is shown without."""
 HEADERS = ("no.", "picture", "answer", "how sure (%)", "file", "from coarse to fine", "remark")
 Kind: TypeAlias = Literal["html", "str", "number"]
 KINDS: tuple[Kind, ...] = ("number", "html", "str", "number", "str", "str", "str")
@@ -124,18 +129,20 @@ def run_batch_job(
     With `thumbnails`, also make small pictures for `table_rows`. Photographs that are not reached within
     `MAX_SECONDS` get an error.
     """
-    pipeline = LabelPipeline(classifier, options.request, ReadOptions(batch_size=BATCH_SIZE))
+    reading = ReadOptions(batch_size=BATCH_SIZE, processes=True, seconds_per_image=READ_SECONDS)
+    pipeline = LabelPipeline(classifier, options.request, reading)
     started = time.perf_counter()
     job.rows = [None if each.path else Row(each.name, each.error) for each in job.photographs]
     inputs = ((n, Input(os.fspath(each.path))) for n, each in enumerate(job.photographs) if each.path)
     yield
-    with contextlib.closing(pipeline.run(inputs)) as found:  # type: ignore[type-var]
+    with contextlib.closing(pipeline.run(inputs)) as found, ReaderPool(1) as readers:  # type: ignore[type-var]
         for outcome in found:
             for number, row in zip(outcome.numbers.tolist(), pipeline.rows(outcome), strict=True):
-                each = job.photographs[number]
-                if thumbnails and row.error is None and each.path is not None:
-                    job.thumbnails[number] = thumbnail(each.path)
-                job.rows[number] = dataclasses.replace(row, path=each.name)
+                each, over = job.photographs[number], time.perf_counter() - started > MAX_SECONDS
+                if thumbnails and row.error is None and each.path is not None and not over:
+                    job.thumbnails[number] = thumbnail(each.path, readers)
+                error = row.error and row.error.removesuffix(ADVICE)
+                job.rows[number] = dataclasses.replace(row, path=each.name, error=error)
             job.seconds = time.perf_counter() - started
             if job.seconds > MAX_SECONDS and not job.finished:
                 late = f"was not reached within {MAX_SECONDS:.0f} seconds; send fewer at once, or use hierclass label"
@@ -198,13 +205,12 @@ def write_tables(job: BatchJob, num_tiers: int, folder: Path) -> list[Path]:
     return paths
 
 
-def thumbnail(path: Path) -> str:
-    """Return a small copy of a photograph as a data URL; empty if it can't be made."""
+def thumbnail(path: Path, readers: ReaderPool) -> str:
+    """Return a small copy of a photograph as a data URL; empty if it can't be made, or not soon."""
     try:
-        image = read_image(path, min_side=THUMBNAIL)
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        pixels = readers.pixels(PictureReader(None, THUMBNAIL), os.fspath(path), THUMBNAIL_SECONDS)
         stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=70)
+        Image.fromarray(pixels).save(stream, "JPEG", quality=70)
     except (HierclassError, OSError):
         return ""
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

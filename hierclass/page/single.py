@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hierclass.decisions.exit_policy import ExitPolicy, Request, StopReason
 from hierclass.errors import InputError, LevelError
-from hierclass.images.decoding import ImageSource, read_image
-from hierclass.images.preprocessing import resize_side
+from hierclass.labelling.read_input import PictureReader
+from hierclass.labelling.reader_processes import ReaderPool
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
     from hierclass.decisions.prediction import Prediction, Step
+
+READ_SECONDS = 10.0
+"""Seconds that reading one photograph may take, since others wait; ordinary ones take hundredths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +97,20 @@ def parse_options(classifier: Classifier, level: Any = None, precision: Any = No
     return AnswerOptions(tier=tier, precision=enough[0])
 
 
-def classify_by_level(classifier: Classifier, source: ImageSource, options: AnswerOptions) -> Iterator[Stage]:
-    """Read a photograph; yield the answer of level 0, then of each finer level until one is enough.
+def classify_by_level(classifier: Classifier, source: Path, options: AnswerOptions) -> Iterator[Stage]:
+    """Read a photograph in a process; yield the answer of level 0, then of each finer level until one is enough.
 
     A level is computed when its stage is asked for.
 
     Raises:
-        ImageError: the photograph can't be read; the message does not hold its path.
+        ImageError: the photograph can't be read, or takes more than `READ_SECONDS`; the message does not hold its path.
     """
     policy = ExitPolicy(options.request, classifier.taxonomy, classifier.decision)
-    image = read_image(source, min_side=resize_side(classifier.preprocessing))
-    predictions = classifier.refine(image)
+    with ReaderPool(1) as readers:
+        pixels = readers.pixels(
+            PictureReader(classifier.preprocessing_for()), os.fspath(source), READ_SECONDS
+        )
+    predictions = classifier.refine_pixels(pixels[None])
     for costs in classifier.levels[: policy.last + 1]:
         started = time.perf_counter()
         prediction = next(predictions)
