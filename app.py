@@ -7,6 +7,7 @@ Importing this file starts nothing and needs neither Gradio nor torch.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -27,6 +29,7 @@ from hierclass.cli.shared import (
     WeightsOption,
 )
 from hierclass.errors import HierclassError, require
+from hierclass.page.addresses import AllowedHosts
 from hierclass.page.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -39,14 +42,26 @@ NUM_SESSIONS = 500
 """Visitors of whom Gradio remembers what they see."""
 
 
-def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None, *, share: bool = False) -> str:
+def launch(
+    page: gr.Blocks,
+    uploads: Uploads,
+    host: str,
+    port: int | None,
+    *,
+    share: bool = False,
+    hosts: AllowedHosts | None = None,
+) -> str:
     """Start serving the page without blocking and return its address; port None takes the next free one."""
     import gradio as gr
     from starlette.middleware import Middleware
 
     from hierclass.page.guard import Guard
+    from hierclass.page.service import NUM_THREADS
     from hierclass.page.tab_batch import MAX_FILE
 
+    hosts = hosts or AllowedHosts(host)
+    functions = page.config["dependencies"]
+    arguments = {each["id"]: len(each["inputs"]) for each in functions if each["backend_fn"]}
     theme = gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",
@@ -79,11 +94,16 @@ def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None, *, sh
         enable_monitoring=False,
         state_session_capacity=NUM_SESSIONS,
         allowed_paths=[str(EXAMPLES)],
-        app_kwargs={"middleware": [Middleware(Guard, check_space=uploads.check_space)]},
+        max_threads=NUM_THREADS,
+        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, uploads=uploads, arguments=arguments)]},
         footer_links=["api"],
         theme=theme,
         css=resources.files("hierclass.page").joinpath("style.css").read_text(encoding="utf-8"),
     )
+    for name in ("uvicorn.error", "python_multipart"):  # no line for every odd request
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if tunnel:
+        hosts.add(urlsplit(tunnel).netloc)
     return str(tunnel or address)
 
 
@@ -97,6 +117,14 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name under which browsers reach the page, such as photos.example.org behind a web server; may be "
+            "repeated. Computers' addresses and names of the local network need none. '*' allows every name.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     threads: ThreadsOption = None,
@@ -112,6 +140,7 @@ def serve(
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
     try:
         require("demo", "gradio", "plotly", what="the page")
+        hosts = AllowedHosts(host, allow_host or ())
         classifier = ModelChoice(model, timm, weights, device, runtime, threads, int8).open()
     except HierclassError as error:
         _stop(str(error), 2)
@@ -119,7 +148,7 @@ def serve(
         signal.signal(number, _stop_at)
     try:
         with Uploads.opened([EXAMPLES]) as uploads:
-            _serve(classifier, uploads, _card(model, timm), host=host, port=port, share=share)
+            _serve(classifier, uploads, _card(model, timm), hosts, host=host, port=port, share=share)
     except HierclassError as error:
         _stop(str(error), 1)
     except SystemExit as stop:
@@ -128,7 +157,16 @@ def serve(
     os._exit(0)
 
 
-def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, port: int, share: bool) -> None:
+def _serve(
+    classifier: Classifier,
+    uploads: Uploads,
+    card: str,
+    hosts: AllowedHosts,
+    *,
+    host: str,
+    port: int,
+    share: bool,
+) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     with ThreadPoolExecutor(1) as beside:  # importing Gradio takes seconds
         warm = beside.submit(_warm_up, classifier)
@@ -138,7 +176,7 @@ def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, po
         page = build_page(Service(classifier, uploads), card=card, examples=sorted(EXAMPLES.glob("*.jpg")))
         warm.result()
     try:
-        address = launch(page, uploads, host, port, share=share)
+        address = launch(page, uploads, host, port, share=share, hosts=hosts)
     except OSError:
         _stop(f"can't listen on {host}, port {port}; try another one with --port", 2)
     uploads.keep_what_is_there()

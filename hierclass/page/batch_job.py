@@ -96,7 +96,7 @@ def collect_job(uploads: Uploads, sent: Any, folder: Path) -> BatchJob:
         raise InputError("there is nothing to label yet; choose photographs or a zip file of photographs")
     if len(files) > MAX_PHOTOGRAPHS:
         raise _too_many(len(files))
-    found, space = list[Photograph](), ByteBudget(MAX_UNPACKED)
+    found, space = list[Photograph](), ByteBudget(min(MAX_UNPACKED, uploads.free_space()))
     for number, each in enumerate(files):
         name = _name_of(each, number)
         try:

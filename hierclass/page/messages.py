@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING
 
 from hierclass.decisions.exit_policy import StopReason
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from taxonomy import Taxonomy
 
 MOST_EXAMPLES = 4
+_MISLEADING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, ends of lines, and what turns the direction of writing around."""
 INTRODUCTION = (
     "A small network first says what **kind** of thing is in your photograph. "
     "Each finer step only adds to what is already computed, until the thing has a name."
@@ -34,6 +38,25 @@ INTRODUCTION_SHARPER = (
     "Each finer step runs a larger part of the same network on a sharper copy, until the thing has a name."
 )
 """For a classifier whose levels share no computing and have different image sizes."""
+
+
+class RefusalError(HierclassError):
+    """A request that is refused before anything is done: its status in HTTP, and a sentence."""
+
+    def __init__(self, status: int, text: str) -> None:
+        """Refuse with a status of HTTP (400 … 599) and a sentence."""
+        super().__init__(text)
+        self.status = status
+
+
+def visible(text: str) -> str:
+    """Return text that is not ours with characters written out that hide or reorder it: `\\u202e`."""
+    return _MISLEADING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def as_html(text: str) -> str:
+    """Return text that is not ours as HTML that shows it and does nothing else."""
+    return escape(visible(text))
 
 
 def introduction(classifier: Classifier) -> str:
