@@ -62,6 +62,8 @@ def launch(
     hosts = hosts or AllowedHosts(host)
     functions = page.config["dependencies"]
     arguments = {each["id"]: len(each["inputs"]) for each in functions if each["backend_fn"]}
+    unread = page._queue.pending_messages_per_session  # no public name; without it, they are unbounded
+    guard = Middleware(Guard, hosts=hosts, uploads=uploads, arguments=arguments, unread=unread)
     theme = gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",
@@ -95,7 +97,7 @@ def launch(
         state_session_capacity=NUM_SESSIONS,
         allowed_paths=[str(EXAMPLES)],
         max_threads=NUM_THREADS,
-        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, uploads=uploads, arguments=arguments)]},
+        app_kwargs={"middleware": [guard]},
         footer_links=["api"],
         theme=theme,
         css=resources.files("hierclass.page").joinpath("style.css").read_text(encoding="utf-8"),
@@ -224,8 +226,19 @@ def _stop(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
+def _fill_closed_streams() -> None:
+    """Open the null device in place of standard streams that are closed: the next files would take their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 def main() -> None:
     """Read the command line and serve the page until it is stopped."""
+    _fill_closed_streams()
     cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     cli.command()(serve)
     cli()

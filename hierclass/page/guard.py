@@ -6,11 +6,12 @@ file, serves what it finds at a URL in its path, and takes requests of any lengt
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 
 from hierclass.page.addresses import AllowedHosts, Headers, visitor_of
@@ -24,6 +25,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOG = logging.getLogger(__name__)
+MAX_UNREAD = 500
+"""Messages that wait for those who asked, at most: an answer has five, of up to half a megabyte."""
 _ENDPOINTS = "|".join(PARAMETERS)
 _UPLOAD = re.compile(r"/gradio_api/upload/?")
 _QUESTION = re.compile(rf"/gradio_api/(queue/join|run/predict|cancel|reset|call/(?:v2/)?(?:{_ENDPOINTS}))/?")
@@ -53,7 +56,12 @@ class Guard:
     """ASGI middleware that refuses requests the page never makes, in one sentence of plain text."""
 
     def __init__(
-        self, app: Application, hosts: AllowedHosts, uploads: Uploads, arguments: Mapping[int, int]
+        self,
+        app: Application,
+        hosts: AllowedHosts,
+        uploads: Uploads,
+        arguments: Mapping[int, int],
+        unread: Mapping[str, asyncio.Queue[Any]] | None = None,
     ) -> None:
         """Filter requests to `app`.
 
@@ -62,7 +70,9 @@ class Guard:
             hosts: the names under which the page may be asked.
             uploads: the folder of what visitors send.
             arguments: the number of arguments of each function of the page, by Gradio's number of the function.
+            unread: messages that Gradio keeps until they are fetched, by session.
         """
+        self._unread = {} if unread is None else unread
         self._app, self._hosts, self._uploads, self._arguments = app, hosts, uploads, arguments
         self._arrivals = Arrivals(uploads.check_space)
 
@@ -149,6 +159,16 @@ class Guard:
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, again, answer.send)
+        self._forget_unread()
+
+    def _forget_unread(self) -> None:
+        """Drop messages that nobody fetches, those of the session with most first; Gradio keeps all."""
+        sizes = {session: queue.qsize() for session, queue in self._unread.items()}
+        while sum(sizes.values()) > MAX_UNREAD:
+            session = max(sizes, key=sizes.__getitem__)
+            sizes[session] = 0
+            while not self._unread[session].empty():
+                self._unread[session].get_nowait()
 
 
 class _Answer:
