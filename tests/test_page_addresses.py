@@ -20,14 +20,24 @@ OPEN = AllowedHosts("0.0.0.0")
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "LocalHost:1", "localhost.:7860", "127.0.0.1:7860", "127.1.2.3", "[::1]:7860", "[::ffff:127.0.0.1]"],
+    [
+        "localhost",
+        "LocalHost:1",
+        "localhost.:7860",
+        "127.0.0.1:7860",
+        "127.1.2.3",
+        "[::1]:7860",
+        "[::ffff:127.0.0.1]",
+    ],
 )
 def test_a_page_of_this_computer_is_asked_by_local_names(host: str) -> None:
     assert not refused(LOCAL, host)
     assert not refused(OPEN, host)
 
 
-@pytest.mark.parametrize("host", ["192.168.1.5:7860", "[2001:db8::1]", "nas", "my_service:7860", "printer.local"])
+@pytest.mark.parametrize(
+    "host", ["192.168.1.5:7860", "[2001:db8::1]", "nas", "my_service:7860", "printer.local"]
+)
 def test_a_page_of_the_network_is_also_asked_by_names_that_no_stranger_can_own(host: str) -> None:
     assert refused(LOCAL, host)
     assert not refused(OPEN, host)

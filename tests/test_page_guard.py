@@ -198,7 +198,9 @@ def test_what_the_page_and_programs_read_is_open(ask: Any, path: str, query: str
     assert ask(path, method="GET", query=query)[0] == 200
 
 
-@pytest.mark.parametrize("query", ["", "session_hash=", "session_hash=%00", "session_hash=a%20b", "upload_id=x"])
+@pytest.mark.parametrize(
+    "query", ["", "session_hash=", "session_hash=%00", "session_hash=a%20b", "upload_id=x"]
+)
 def test_a_stream_is_asked_with_its_session(ask: Any, query: str) -> None:
     status, text = ask("/gradio_api/queue/data", method="GET", query=query)
     assert (status, "session_hash" in text) == (422, True)
@@ -230,7 +232,11 @@ def test_what_is_no_request_of_http_is_closed_or_the_servers_own(uploads: Upload
 
 
 def test_another_name_and_another_website_are_refused_in_a_sentence(ask: Any) -> None:
-    for path, method in (("/config", "GET"), ("/gradio_api/upload", "POST"), ("/gradio_api/queue/join", "POST")):
+    for path, method in (
+        ("/config", "GET"),
+        ("/gradio_api/upload", "POST"),
+        ("/gradio_api/queue/join", "POST"),
+    ):
         status, text = ask(path, b"{}", method=method, headers={"Host": "evil.example"})
         assert (status, "evil.example" in text, "--allow-host" in text) == (403, True, True)
         status, text = ask(path, b"{}", method=method, headers={"Origin": "http://evil.example"})
@@ -347,7 +353,9 @@ def test_an_unknown_question_has_no_answer(uploads: Uploads, ask: Any) -> None:
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b'event: error\ndata: "404: Not Found"', "more_body": True})
+        await send(
+            {"type": "http.response.body", "body": b'event: error\ndata: "404: Not Found"', "more_body": True}
+        )
         raise NotFoundError
 
     filter_ = make_guard(uploads, application)
@@ -368,7 +376,9 @@ def test_a_browser_is_told_to_load_nothing_from_elsewhere(uploads: Uploads) -> N
     async def load(path: str) -> str:
         headers = [(b"host", b"localhost")]
         await make_guard(uploads, application)(
-            {"type": "http", "method": "GET", "path": path, "headers": headers}, None, send  # type: ignore[arg-type]
+            {"type": "http", "method": "GET", "path": path, "headers": headers},
+            None,
+            send,  # type: ignore[arg-type]
         )
         return str(dict(started[-2]["headers"])[b"content-security-policy"])
 
@@ -401,7 +411,9 @@ def test_an_upload_reaches_the_application_whole(ask: Any) -> None:
     assert ask("/gradio_api/upload", b"x", headers=JSON)[0] == 415
 
 
-def test_an_upload_that_is_too_large_is_refused_in_a_sentence(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_is_too_large_is_refused_in_a_sentence(
+    ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arrivals, "MAX_UPLOAD", 5000)
     assert ask("/gradio_api/upload", bytes(10), headers={"Content-Length": "6000"})[0] == 413
     status, text = ask("/gradio_api/upload/", bytes(6000))  # as chunks, without a length
@@ -446,7 +458,9 @@ def test_an_upload_that_trickles_is_given_up(ask: Any, monkeypatch: pytest.Monke
     assert ask("/gradio_api/upload", bytes(10_000)) == (408, "The upload is too slow.")
 
 
-def test_one_visitor_uploads_a_share_of_what_is_kept(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_visitor_uploads_a_share_of_what_is_kept(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arrivals, "MAX_STORED", 10_000)
 
     async def run() -> list[int]:
@@ -455,7 +469,9 @@ def test_one_visitor_uploads_a_share_of_what_is_kept(uploads: Uploads, monkeypat
         found = []
         for visitor in visitors:
             body, length = bytes(3000), {"Content-Length": "3000"}
-            found.append((await request(filter_, "/gradio_api/upload", body, headers=length, visitor=visitor))[0])
+            found.append(
+                (await request(filter_, "/gradio_api/upload", body, headers=length, visitor=visitor))[0]
+            )
         return found
 
     assert asyncio.run(run()) == [200, 507, 200, 200, 507]
