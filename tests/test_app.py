@@ -369,7 +369,8 @@ def test_an_upload_that_is_too_large_is_refused_before_it_is_sent(page: Served) 
 
 def test_one_visitor_with_many_requests_blocks_nobody_else(page: Served) -> None:
     """The first visitor's answers are held up; they come from 127.0.0.1 as those of a web server in front."""
-    from hierclass.page.service import NUM_PHOTOGRAPHS_WAITING, SHARE_OF_ONE
+    from hierclass.page.fair_queue import SHARE_OF_ONE
+    from hierclass.page.service import NUM_PHOTOGRAPHS_WAITING
 
     page.service.resume.clear()
     page.service.never_held = "10.0.0.9"

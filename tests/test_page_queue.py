@@ -8,7 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from hierclass.errors import InputError
-from hierclass.page.service import FairQueue, QueuePlace
+from hierclass.page import fair_queue
+from hierclass.page.fair_queue import FairQueue, QueuePlace
 
 
 class Line:
@@ -28,13 +29,22 @@ class Line:
         self.stacks.pop(place).close()
 
 
-def test_visitors_take_turns_and_the_requests_of_one_are_in_order() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, which a test moves on."""
+    now = [0.0]
+    monkeypatch.setattr(fair_queue.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_visitors_take_turns_and_the_requests_of_one_are_in_order(clock: list[float]) -> None:
     line = Line(10)
     places = {name: line.join(name[0]) for name in ("a1", "a2", "a3", "b1", "b2", "c1")}
     order = []
     while places:
         (name,) = [name for name, place in places.items() if place.starts.is_set()]
         order.append(name)
+        clock[0] += 1
         line.leave(places.pop(name))
     assert order == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
@@ -47,6 +57,22 @@ def test_who_comes_later_is_before_the_second_request_of_another() -> None:
     line.leave(first)
     again = line.join("a")
     assert [line.queue.num_before(each) for each in (late, second, again)] == [0, 1, 2]
+
+
+def test_those_who_worked_long_leave_a_place_to_others(clock: list[float]) -> None:
+    line = Line(10, at_once=2)
+    slow = line.join("a"), line.join("b")
+    clock[0] += 10
+    for place in slow:
+        line.leave(place)
+    first, second, other = line.join("a"), line.join("b"), line.join("c")
+    assert [each.starts.is_set() for each in (first, second, other)] == [True, False, True]
+    line.leave(other)
+    assert not second.starts.is_set()
+    line.leave(first)
+    assert second.starts.is_set()
+    clock[0] += 10 * fair_queue.HALF_LIFE  # forgotten
+    assert line.join("a").starts.is_set()
 
 
 def test_one_visitor_leaves_room_to_work_for_others() -> None:
