@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 from structures_report import put_into
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,6 +31,7 @@ from hierclass.errors import HierclassError
 from hierclass.files import replacing
 from hierclass.nested import create_backbone
 from taxonomy import load_taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data.batches import evaluation_loader, read_batches
 from training.data.samples import ImageSet, read_images, split
 from training.evaluation.metrics import wilson_interval
@@ -241,7 +241,7 @@ def train_row(name: str, data: tuple[str, ...], seed: int, work: Path, workers: 
         folder,
         resume=True,
         workers=workers,
-        console=Console(soft_wrap=True),
+        console=PlainConsole(soft_wrap=True),
     )
 
 
@@ -382,7 +382,7 @@ def main(
         changed = put_into(document, report(results))
         with replacing(document) as file:
             file.write_text(changed, encoding="utf-8")
-    Console().print(Markdown(report(results)))
+    PlainConsole().print(Markdown(report(results)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 from structures_compress import measure_compressed
 from structures_report import put_into, report
@@ -29,6 +28,7 @@ from timing import describe_machine
 
 from hierclass.errors import BackboneError, HierclassError
 from hierclass.files import replacing
+from taxonomy.terminal import PlainConsole
 
 OUT = Path(__file__).parent / "results" / "structures.json"
 WORK = Path("runs") / "structures"
@@ -92,7 +92,7 @@ def show(results: dict[str, Any], document: Path | None, *, plain: bool) -> None
     if plain:
         print(text)
     else:
-        Console().print(Markdown(text))
+        PlainConsole().print(Markdown(text))
 
 
 Data = Annotated[list[str] | None, typer.Option(help="Images, as hierclass-train takes them.")]
@@ -148,7 +148,7 @@ def main(
             tuple(data or ()), taxonomy, held_out, size, epochs, limit, batch_size, channels, blocks
         )
         try:
-            train_rows(Bench(settings, work, Console(soft_wrap=True)), out, names, seed or [0])
+            train_rows(Bench(settings, work, PlainConsole(soft_wrap=True)), out, names, seed or [0])
         except HierclassError as error:
             print(error, file=sys.stderr)
             raise typer.Exit(2) from None

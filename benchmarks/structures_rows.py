@@ -18,13 +18,13 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from structures_settings import Settings, matching_channels, matching_widths
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.files import WEIGHTS_FILE
 from hierclass.nested import DEFAULT_SHARES
 from taxonomy import Taxonomy, load_taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data.batches import evaluation_loader, read_batches, read_training_batches, training_loader
 from training.data.load import load_data
 from training.data.sampler import BatchSampler
@@ -50,7 +50,7 @@ class Bench:
 
     settings: Settings
     work: Path
-    console: Console
+    console: PlainConsole
     workers: int = 1
 
     def folder(self, name: str, seed: int) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from hierclass.errors import InputError
+from taxonomy.json_document import sync_folder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -124,6 +125,17 @@ def why_unwritable(file: Path) -> str | None:
     return None
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, if they are missing; their names are synced to disk.
+
+    Raises OSError as Path.mkdir does.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+
+
 def remove_temporaries(folder: Path, *names: str) -> None:
     """Remove the temporary files that killed writers of these files left in a folder."""
     for file in _temporaries(folder, *names):
@@ -207,7 +219,7 @@ def replacing_all(*paths: Path, mark: Path | None = None) -> Iterator[tuple[Path
         if aside:
             aside.unlink()
         for folder in {path.parent for path in paths}:
-            _sync_folder(folder)
+            sync_folder(folder)
     except OSError as error:
         targets = {str(temporary): path for temporary, path in zip(temporaries, paths, strict=True)}
         nameless = error.filename is None and error.errno is not None
@@ -219,13 +231,3 @@ def replacing_all(*paths: Path, mark: Path | None = None) -> Iterator[tuple[Path
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync the names in a folder to disk, where the system can (Windows can't)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from taxonomy import files
@@ -23,6 +22,8 @@ from taxonomy.errors import HierclassError, TaxonomyError
 from taxonomy.folders import from_folder
 from taxonomy.json_document import json_lines, line_of
 from taxonomy.senses import SenseChoice
+from taxonomy.streams import prepare_streams, visible
+from taxonomy.terminal import PlainConsole
 from taxonomy.tree import Node, Taxonomy
 
 app = typer.Typer(
@@ -38,9 +39,7 @@ _SYNSET = re.compile(r"n\d{8}")
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; every error is one line on standard error, none a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a name's letters still gets the rest
+    prepare_streams()
     try:
         code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
     except typer.Abort:
@@ -61,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"taxonomy: {' '.join(message.split())}", file=sys.stderr)
+    print(f"taxonomy: {visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -222,18 +221,17 @@ def _print_senses(choices: Sequence[SenseChoice]) -> None:
     """One line a name with its sense, marked where it is doubtful, and one for each rejected sense."""
     for choice in choices:
         chosen = choice.synset
-        sense = escape(f"{chosen.id} {chosen.name}: {chosen.definition}")
-        mark = "[bold yellow]?[/bold yellow] " if choice.doubtful else ""
-        _print(f"{mark}[bold]{escape(choice.name)}[/bold] = {sense}")
+        sense = f"{chosen.id} {chosen.name}: {chosen.definition}"
+        mark = ("? " if choice.doubtful else "", "bold yellow")
+        _print(Text.assemble(mark, (choice.name, "bold"), f" = {sense}"))
         if choice.note:
-            _print(f"  [yellow]{escape(choice.note)}[/yellow]")
+            _print(Text(f"  {choice.note}", "yellow"))
         for other in choice.rejected:
-            _print(f"  [dim]not {escape(f'{other.id} {other.name}: {other.definition}')}[/dim]")
+            _print(Text(f"  not {other.id} {other.name}: {other.definition}", "dim"))
     if doubtful := [choice for choice in choices if choice.doubtful]:
         names = "name" if len(choices) == 1 else "names"
-        _print(
-            f"[yellow]?[/yellow] {len(doubtful)} of {len(choices)} {names} may mean something else: look at these"
-        )
+        told = f" {len(doubtful)} of {len(choices)} {names} may mean something else: look at these"
+        _print(Text.assemble(("?", "yellow"), told))
     if any(choice.rejected for choice in choices):
         _print("another sense: --pin NAME=SYNSET")
 
@@ -275,12 +273,12 @@ def _load(name_or_path: str) -> Taxonomy:
     return files.load_taxonomy(name_or_path)
 
 
-def _title(tree: Taxonomy) -> str:
-    return f"[bold]{escape(tree.name)}[/bold]  tiers of {' / '.join(map(str, tree.num_classes))}"
+def _title(tree: Taxonomy) -> Text:
+    return Text.assemble((tree.name, "bold"), f"  tiers of {' / '.join(map(str, tree.num_classes))}")
 
 
-def _branch(node: Node, count: int, is_leaf: bool) -> str:
-    return escape(node.name) if is_leaf else f"{escape(node.name)} [dim]{count}[/dim]"
+def _branch(node: Node, count: int, is_leaf: bool) -> Text:
+    return Text(node.name) if is_leaf else Text.assemble(node.name, (f" {count}", "dim"))
 
 
 def _draw_tiers(tree: Taxonomy, last: int) -> Tree:
@@ -345,9 +343,9 @@ def check(
         tree, problems = files.examine(file)
     if tree is None:
         for problem in problems:
-            print(problem)
+            print(visible(problem))
         raise typer.Exit(1)
-    _print(escape(f"{file}: a good taxonomy of {len(tree.leaves)} leaves and {len(tree.nodes)} nodes"))
+    _print(f"{file}: a good taxonomy of {len(tree.leaves)} leaves and {len(tree.nodes)} nodes")
     table = Table()
     for heading in ("tier", "classes", "leaves per class", "with one leaf"):
         table.add_column(heading, justify="right")
@@ -357,9 +355,9 @@ def check(
         smallest, largest = min(counts), max(counts)
         spread = str(smallest) if smallest == largest else f"{smallest} to {largest}"
         examples = ", ".join(node.name for node in tree.classes(tier)[:3])
-        table.add_row(str(tier), str(len(counts)), spread, str(counts.count(1)), escape(examples))
+        table.add_row(str(tier), str(len(counts)), spread, str(counts.count(1)), examples)
     _print(table)
 
 
-def _print(value: str | Tree | Table) -> None:
-    Console(highlight=False).print(value, soft_wrap=not isinstance(value, Table))
+def _print(value: str | Text | Tree | Table) -> None:
+    PlainConsole().print(value, soft_wrap=not isinstance(value, Table))

@@ -1,6 +1,7 @@
 """The JSON document of a taxonomy: taken apart, laid out as text, and the line of each of its values."""
 
 import bisect
+import contextlib
 import json
 import os
 import re
@@ -155,7 +156,7 @@ def line_of(place: Place, lines: dict[Place, int]) -> int:
 
 
 def write_document(data: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Write the document of a taxonomy to a temporary file, which is then renamed.
+    """Write the document of a taxonomy to a temporary file, which is synced to disk and then renamed.
 
     Raises:
         TaxonomyError: the file cannot be written there.
@@ -165,13 +166,27 @@ def write_document(data: Mapping[str, Any], path: str | PathLike[str]) -> None:
         raise TaxonomyError(f"{path}: taxonomies are saved as JSON; choose a name that ends in .json")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(dumps(data), encoding="utf-8", newline="\n")
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(dumps(data))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise TaxonomyError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
     except ValueError as error:  # a path that no file can have
         raise TaxonomyError(f"{str(path)!r}: cannot be written ({error})") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the names in a folder to disk, where the system can (Windows can't)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def dumps(data: Mapping[str, Any]) -> str:

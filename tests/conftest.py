@@ -188,14 +188,14 @@ def growing_recipe(shapes_recipe: Recipe) -> Recipe:
 @pytest.fixture(scope="session")
 def unbroken(growing_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run of `growing_recipe` that nobody stopped, to be read only, and what it printed."""
-    from rich.console import Console
     from training_data import make_once
 
+    from taxonomy.terminal import PlainConsole
     from training.trainer import loop
 
     def make(folder: Path) -> None:
         text = io.StringIO()
-        loop.fit(growing_recipe, folder / "run", workers=0, console=Console(file=text, width=100))
+        loop.fit(growing_recipe, folder / "run", workers=0, console=PlainConsole(file=text, width=100))
         (folder / "printed.txt").write_text(text.getvalue())
 
     folder = make_once(tmp_path_factory, "unbroken", make)

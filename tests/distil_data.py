@@ -9,11 +9,11 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from rich.console import Console
 from torch import nn
 from training_data import draw, jpeg
 
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.distillation.loop import distil
 from training.distillation.recipe import DistilRecipe
 
@@ -69,6 +69,6 @@ def make_recipe(folder: Path, **changes: Any) -> DistilRecipe:
 def run(recipe: DistilRecipe, out: Path, **options: Any) -> tuple[bool, str]:
     """Run a recipe; returns whether it came to its end, and what it printed."""
     text = io.StringIO()
-    console = Console(file=text, width=200)
+    console = PlainConsole(file=text, width=200)
     ended = distil(recipe, out, **{"workers": 0, "console": console, **options})
     return ended, text.getvalue()

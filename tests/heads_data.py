@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from conftest import make_tiny_taxonomy
-from rich.console import Console
 from training_data import draw, jpeg
 
 from hierclass.checkpoints.checkpoint import Checkpoint, build, save_checkpoint
 from hierclass.checkpoints.description import Architecture
 from hierclass.images.preprocessing import Preprocessing
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.heads.fit import fit_heads
 from training.recipe.recipe import Recipe
 
@@ -68,7 +68,7 @@ def recipe_of(base: Path, data: Path, tree: Path | str, **more: Any) -> Recipe:
 def run(recipe: Recipe, out: Path, **how: Any) -> tuple[dict[str, Any], str]:
     """Results of a run of heads, and what it printed."""
     text = io.StringIO()
-    console = Console(file=text, width=200)
+    console = PlainConsole(file=text, width=200)
     results = fit_heads(recipe, out, **{"graphs": False, "workers": 1, "console": console, **how})
     return results, text.getvalue()
 

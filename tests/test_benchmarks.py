@@ -332,3 +332,23 @@ def test_looking_counts_names_read_rightly_and_alarms(
     own, mine, swapped, _ = report["alarms"]
     assert (own["classes"], own["alarms"], mine["classes"]) == (3, 0, 3)
     assert swapped["alarms"] >= 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="forks, and reads /proc")
+def test_a_hundred_damaged_files_end_in_an_answer_or_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "faults.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "fuzzing.py"), "--count", "100", "--json", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(file.read_text())
+    assert found["count"] == 100
+    assert {case["kind"] for case in found["cases"]} == {
+        "pictures",
+        "archives",
+        "tables",
+        "conditions",
+        "models",
+    }
+    assert len({case["said"] for case in found["cases"]}) > 15  # they do not all end for the same reason
+    assert any(case["said"] == "read" for case in found["cases"])

@@ -14,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 import hierclass
@@ -25,6 +24,7 @@ from hierclass.decisions.prediction import Prediction
 from hierclass.errors import CheckpointError, ImageError, InputError, LevelError
 from hierclass.images.decoding import read_image
 from hierclass.images.preprocessing import preprocess
+from taxonomy.terminal import PlainConsole
 
 Picture = NDArray[np.uint8]
 
@@ -176,7 +176,7 @@ def test_a_drawn_path_of_levels_that_share_no_computing_adds_up_what_was_run(
         dataclasses.replace(classifier.checkpoint, network=network, architecture=architecture), device="cpu"
     )
     *_, last = model.refine(pictures[0])
-    console = Console(file=io.StringIO(), width=100)
+    console = PlainConsole(file=io.StringIO(), width=100)
     console.print(draw_path("cat.jpg", last, model.levels, unicode=False))
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     shares = [network.cost(level).macs / network.cost(2).macs for level in range(3)]
@@ -190,7 +190,7 @@ def test_a_drawn_path_of_levels_that_reuse_adds_up_to_the_cost(
     classifier: Classifier, pictures: list[Picture]
 ) -> None:
     assert sum(level.step_share for level in classifier.levels) == pytest.approx(1)
-    console = Console(file=io.StringIO(), width=100)
+    console = PlainConsole(file=io.StringIO(), width=100)
     console.print(draw_path("cat.jpg", classifier.predict(pictures[0]), classifier.levels, unicode=False))
     assert "in all" not in console.file.getvalue()  # type: ignore[attr-defined]
 

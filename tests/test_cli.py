@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from rich.console import Console
 
 import hierclass
 from hierclass.cli import main
@@ -25,6 +24,7 @@ from hierclass.cli.terminal import draw_classes
 from hierclass.errors import CheckpointError
 from hierclass.labelling.rows import columns
 from taxonomy import Node, Taxonomy
+from taxonomy.terminal import PlainConsole
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300  # seconds; on a busy machine torch alone takes many
@@ -264,7 +264,7 @@ def test_ids_that_look_like_markup_are_shown_as_they_are() -> None:
     ids = ["[red]fox", "[/]"]
     tree = Taxonomy(name="t", nodes=[Node("t", "t"), *nodes], parents=[-1, 0, 0], leaves=ids, tiers=[ids])
     text = io.StringIO()
-    Console(file=text, width=80).print(draw_classes(tree, ""))
+    PlainConsole(file=text, width=80).print(draw_classes(tree, ""))
     assert text.getvalue().count("[red]fox") == text.getvalue().count("[/]") == 2
 
 

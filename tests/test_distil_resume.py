@@ -15,12 +15,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from distil_data import STATE, make_recipe, run, write_photographs, write_teacher
-from rich.console import Console
 from safetensors.torch import load_file
 from training_data import Killed, kill, watched_accelerator
 
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.distillation.crop_store import CropStore
 from training.distillation.crops import make_crops, missing_blocks
 from training.distillation.dataset import DistilData, PhotographSplit
@@ -111,7 +111,7 @@ def test_crops_that_a_stop_left_half_made_are_made_to_the_end_and_no_others(
         return answer(images)
 
     data.store.open()
-    reporter = Reporter(Console(file=io.StringIO()))
+    reporter = Reporter(PlainConsole(file=io.StringIO()))
     crops = (data.store, photographs.photographs, photographs.cutter, missing_blocks(data.store))
     with pytest.raises(Killed):
         make_crops(*crops, stopping, reporter, workers=0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from hierclass.errors import InputError
-from hierclass.files import check_writable, replacing, replacing_all
+from hierclass.files import check_writable, make_folder, replacing, replacing_all
 
 
 def fail_after(file: Path, error: OSError) -> None:
@@ -48,3 +49,18 @@ def test_what_can_not_be_written_is_refused_beforehand(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^--json .* cannot be written: Not a directory$"):
         check_writable(tmp_path / "file" / "x.json", "--json")
+
+
+def test_the_names_of_new_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = set[int](), os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert synced == {each.stat().st_ino for each in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")}
+    synced.clear()
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert synced == set()

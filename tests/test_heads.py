@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from heads_data import write_base
-from rich.console import Console
 from training_data import draw, jpeg, make_once
 
 from hierclass import load
 from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data.samples import ImageSet, truth_table
 from training.evaluation.console import Reporter
 from training.heads import features as computing
@@ -32,7 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reporter() -> Reporter:
-    return Reporter(Console(file=io.StringIO(), width=200))
+    return Reporter(PlainConsole(file=io.StringIO(), width=200))
 
 
 def images_of(count: int = 6) -> ImageSet:

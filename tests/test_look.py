@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from page_data import EXAMPLES, ROOT
 from PIL import Image
-from rich.console import Console
 
 import hierclass
 from hierclass.classifier import Classifier
 from taxonomy import load_taxonomy, wordnet
 from taxonomy.proposal import Proposal, propose
 from taxonomy.senses import choose_senses
+from taxonomy.terminal import PlainConsole
 from training.cli import prompts
 from training.cli.looking import look
 from training.cli.prepare import PrepareOptions, prepare
@@ -245,7 +245,7 @@ def photos(tmp_path: Path) -> Path:
 def prepared(data: Path, out: Path, **how: bool) -> str:
     """What is printed before training, on a terminal on which the tree is accepted."""
     text = io.StringIO()
-    console = Console(file=text, width=200, no_color=True)
+    console = PlainConsole(file=text, width=200, no_color=True)
     options = {"pretrained": False, "backbone": "test_resnet"}
     recipe = Recipe(data=(str(data),), **{"taxonomy": "tiny-imagenet", **options})
     prepare(recipe, options.keys(), out, PrepareOptions(yes=True, **how), console)
@@ -290,7 +290,7 @@ def test_small_pictures_are_not_looked_at(tmp_path: Path) -> None:
     found = DatasetSummary(
         {("dog",): 1, ("cat",): 1}, 32, drawn={("dog",): [Path("1.jpg")], ("cat",): [Path("2.jpg")]}
     )
-    assert look(found, Console(file=text, width=200)) is None
+    assert look(found, PlainConsole(file=text, width=200)) is None
     assert (
         text.getvalue()
         == "not looking at the images (smaller than 48 pixels): names alone tell what is meant\n"
@@ -318,7 +318,7 @@ def test_doubt_is_shown_with_what_was_seen(kinds: Kinds) -> None:
     text = io.StringIO()
     seen = Seen(kinds, {"sad crane": sure(BIRD)})
     proposal = propose([("sad crane",), ("dog",)], name="mine", evidence=seen.evidence())
-    prompts.show(Console(file=text, width=200, no_color=True), proposal, seen)
+    prompts.show(PlainConsole(file=text, width=200, no_color=True), proposal, seen)
     lines = text.getvalue().splitlines()
     at = next(index for index, line in enumerate(lines) if line.startswith("  sad crane = "))
     assert lines[at + 1] == "    its images look like: crane (bird) 0.90"
@@ -329,7 +329,7 @@ def test_images_that_show_what_a_name_was_taken_for_leave_no_doubt(kinds: Kinds)
     for images, marked in ((sure(*[BIRD] * 4), False), (sure(BIRD), True), (sure(*[ESPRESSO] * 4), True)):
         seen, text = Seen(kinds, {"sad crane": images}), io.StringIO()
         proposal = propose([("sad crane",), ("heron",)], name="mine", evidence=seen.evidence())
-        prompts.show(Console(file=text, width=200, no_color=True), proposal, seen)
+        prompts.show(PlainConsole(file=text, width=200, no_color=True), proposal, seen)
         assert ("may mean something else" in text.getvalue()) == marked
     seen = Seen(kinds, {f"{DOG}-crane": sure(*[DOG] * 4)})
     proposal = propose([(f"{DOG}-crane",), ("heron",)], name="mine", evidence=seen.evidence())

@@ -1,6 +1,7 @@
 """Taxonomies on disk: JSON with a version, tables and folder trees, and errors that point at the line."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,20 @@ def test_saving_over_a_file_replaces_it_whole(twelve: Taxonomy, tmp_path: Path) 
     path = write(tmp_path, "t.json", "old " * 100_000)
     twelve.save(path)
     assert load_taxonomy(path) == twelve
+
+
+def test_a_saved_taxonomy_is_synced_before_it_has_its_name(
+    twelve: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, sync, path = list[int](), os.fsync, tmp_path / "t.json"
+
+    def noted(descriptor: int) -> None:
+        sizes.append(-1 if path.exists() else os.fstat(descriptor).st_size)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    twelve.save(path)
+    assert sizes == [path.stat().st_size, -1]  # the file, and then the folder with its name
 
 
 def test_saving_where_one_cannot_is_one_line(twelve: Taxonomy, tmp_path: Path) -> None:

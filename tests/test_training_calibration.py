@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from rich.console import Console
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 from sklearn.metrics import log_loss
@@ -23,6 +22,7 @@ from hierclass.decisions.calibration import Decision
 from hierclass.decisions.prediction import combine_levels
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.evaluation import calibration, metrics
 from training.evaluation.calibration import (
     MIN_IMAGES,
@@ -321,7 +321,7 @@ def test_calibrating_twice_is_the_same_and_evaluating_tells_it(
         row["temperature"] for row in fitted["levels"]
     ]
     text = io.StringIO()
-    console = Console(file=text, width=100)
+    console = PlainConsole(file=text, width=100)
     console.print(calibration_table(results["calibration"]), stored_table(results["stored"]))
     console.print(threshold_table(results["calibration"]["thresholds"]))
     assert f"{fitted['levels'][0]['temperature']:.3f}" in text.getvalue()

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 from training_data import draw, jpeg, write_folder
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_header
 from taxonomy import Taxonomy, load_taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data import dataset_check
 from training.data.dataset_check import (
     CheckResult,
@@ -74,7 +74,7 @@ def test_a_look_at_all_shows_its_rate_where_there_is_no_terminal(monkeypatch: py
     text = io.StringIO()
     images = ImageSet([encoded("JPEG"), b"", encoded("PNG")], ["a", "b", "c"], np.zeros(3, dtype=np.int64))
     found = list(
-        check_images(images, full=True, min_side=64, reporter=Reporter(Console(file=text, width=200)))
+        check_images(images, full=True, min_side=64, reporter=Reporter(PlainConsole(file=text, width=200)))
     )
     assert found == [(1, Unreadable("b", "is empty (0 bytes)"))]
     assert re.search(r"checked \d of 3 images .* img/s left", text.getvalue())
@@ -123,7 +123,7 @@ def photographs(tmp_path: Path, tiny_taxonomy: Taxonomy) -> Recipe:
 
 def load(recipe: Recipe, out: Path, check: str = "auto") -> tuple[ImageSet, ImageSet, str]:
     text = io.StringIO()
-    reporter = Reporter(Console(file=text, width=500))
+    reporter = Reporter(PlainConsole(file=text, width=500))
     out.mkdir(exist_ok=True)
     train, dev = load_data(recipe, load_taxonomy(recipe.taxonomy), reporter, out=out, check=check)
     return train, dev, text.getvalue()

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from training_data import read_fit_options
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data.batches import TrainingBatch
 from training.data.sampler import BatchShare
 from training.evaluation.console import consensus_table
@@ -39,7 +39,7 @@ def recipe(shapes_recipe: Recipe) -> Recipe:
 
 def fit(recipe: Recipe, out: Path) -> tuple[dict[str, Any], str]:
     text = io.StringIO()
-    results = loop.fit(recipe, out, workers=0, console=Console(file=text, width=100))
+    results = loop.fit(recipe, out, workers=0, console=PlainConsole(file=text, width=100))
     return results, text.getvalue()
 
 
@@ -203,7 +203,7 @@ def test_evaluating_a_model_shows_its_consensus_beside_others(
     assert [row["lower_weight"] for row in results["consensus"]] == [0.0, 0.25, 0.3, 0.5, 1.0]
     assert results["consensus"][2]["top1"] == [row["top1"] for row in results["levels"]]
     text = io.StringIO()
-    Console(file=text, width=100).print(consensus_table(results))
+    PlainConsole(file=text, width=100).print(consensus_table(results))
     assert "0.3 (used)" in text.getvalue()
     assert "not at all" in text.getvalue()
 

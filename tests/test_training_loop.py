@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import CheckpointError, InputError
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data.batches import INTERPOLATION
 from training.data.load import load_data
 from training.data.sampler import BatchSampler
@@ -42,7 +42,7 @@ def recipe(growing_recipe: Recipe) -> Recipe:
 
 def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> tuple[dict[str, Any], str]:
     text = io.StringIO()
-    results = loop.fit(recipe, out, resume=resume, workers=0, console=Console(file=text, width=100))
+    results = loop.fit(recipe, out, resume=resume, workers=0, console=PlainConsole(file=text, width=100))
     return results, text.getvalue()
 
 
@@ -196,7 +196,7 @@ def test_the_slow_first_step_counts_neither_for_the_rate_nor_for_the_time_left(
     now = [0.0]
     monkeypatch.setattr("training.evaluation.console.time.monotonic", lambda: now[0])
     text = io.StringIO()
-    reporter = Reporter(Console(file=text, width=100))
+    reporter = Reporter(PlainConsole(file=text, width=100))
     reporter.start(10)
     for step, (seconds, rate) in enumerate([(200.0, 0.0), (231.0, 4.0)]):
         now[0] = seconds
@@ -227,7 +227,7 @@ def test_the_loss_falls_and_shapes_are_learnt(recipe: Recipe, tmp_path: Path) ->
 def test_held_out_images_are_never_trained_on(recipe: Recipe, tiny_taxonomy: Taxonomy) -> None:
     from training.evaluation.console import Reporter
 
-    reporter = Reporter(Console(file=io.StringIO()))
+    reporter = Reporter(PlainConsole(file=io.StringIO()))
     train, dev = load_data(recipe, tiny_taxonomy, reporter)
     assert {int(name.split("_")[1].split(".")[0]) for name in train.names} == set(range(10))
     assert {int(name.split("_")[1].split(".")[0]) for name in dev.names} == set(range(10, 15))

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_data import write_parquet
 
 from hierclass.errors import CheckpointError, HierclassError, InputError
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.cli import main
 from training.cli.exits import one_line_errors, resume_command
 from training.recipe.recipe import Recipe
@@ -47,7 +47,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_taxonomy: Taxonomy) ->
 
 
 def fit(recipe: Recipe, out: Path, *, resume: bool = False) -> dict[str, Any]:
-    return loop.fit(recipe, out, resume=resume, workers=0, console=Console(file=io.StringIO(), width=100))
+    return loop.fit(
+        recipe, out, resume=resume, workers=0, console=PlainConsole(file=io.StringIO(), width=100)
+    )
 
 
 @pytest.fixture(scope="module")

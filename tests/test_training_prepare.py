@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from training_data import draw, jpeg, write_cached_weights
 
 from hierclass.errors import InputError
 from taxonomy import load_taxonomy
 from taxonomy.proposal import propose
+from taxonomy.terminal import PlainConsole
 from training.cli import main
 from training.cli.prepare import Declined, PrepareOptions, prepare
 from training.cli.prompts import draw as draw_tree
@@ -58,7 +58,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def run(photos: Path, out: Path, given: dict[str, Any] | None = None, **how: Any) -> tuple[Recipe, str]:
     """The prepared recipe, and what was printed."""
     text = io.StringIO()
-    console = Console(file=text, width=200, force_terminal=True, no_color=True, force_interactive=False)
+    console = PlainConsole(file=text, width=200, force_terminal=True, no_color=True, force_interactive=False)
     options = {"pretrained": False, "backbone": "test_resnet", **(given or {})}
     recipe = Recipe(data=(str(photos),), **{"taxonomy": "tiny-imagenet", **options})
     found = prepare(recipe, options.keys(), out, PrepareOptions(**how), console)
@@ -101,7 +101,7 @@ def test_weights_that_are_found_are_used_and_said(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    console, recipe = Console(file=io.StringIO()), Recipe(data=(str(photos),), taxonomy="x")
+    console, recipe = PlainConsole(file=io.StringIO()), Recipe(data=(str(photos),), taxonomy="x")
     without = prepare(recipe, set(), tmp_path / "a", PrepareOptions(), console)
     assert (without.pretrained, without.order) == (False, "given")
     write_cached_weights(tmp_path / "cache", "timm/resnet18.a1_in1k")
@@ -208,13 +208,13 @@ def test_no_line_of_the_tree_is_cut_off_where_the_console_is_narrow() -> None:
         [("African_hunting_dog",), ("great_crested_grebe",), ("crane",), ("school_bus",)], name="t"
     )
     text = io.StringIO()
-    console = Console(file=text, width=60)
+    console = PlainConsole(file=text, width=60)
     doubtful = [choice for choice in proposal.choices if choice.name == "African_hunting_dog"]
     console.print(draw_tree(proposal.taxonomy, doubtful, width=console.width))
     assert "African hunting dog a powerful doglike mammal … ?" in text.getvalue()
     assert all(len(line) <= 60 for line in text.getvalue().splitlines())
     text.truncate(0)
-    Console(file=text, width=24).print(draw_tree(proposal.taxonomy, doubtful, width=24))
+    PlainConsole(file=text, width=24).print(draw_tree(proposal.taxonomy, doubtful, width=24))
     assert "?" in text.getvalue()
 
 

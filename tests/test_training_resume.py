@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from training_data import Killed, kill, watched_accelerator
 
 from hierclass.errors import InputError
+from taxonomy.terminal import PlainConsole
 from training.recipe.recipe import Recipe
 from training.trainer import loop
 from training.trainer.interrupts import Interrupts
@@ -33,7 +33,7 @@ def recipe(growing_recipe: Recipe) -> Recipe:
 
 def fit(recipe: Recipe, out: Path, *, save_every: float = 0.0, **options: Any) -> tuple[dict[str, Any], str]:
     text = io.StringIO()
-    console = Console(file=text, width=100)
+    console = PlainConsole(file=text, width=100)
     results = loop.fit(recipe, out, workers=0, console=console, save_every=save_every, **options)
     return results, text.getvalue()
 

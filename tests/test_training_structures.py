@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from training_data import Killed, kill, read_fit_options, watched_accelerator
 
@@ -19,6 +18,7 @@ from hierclass.classifier import Classifier
 from hierclass.errors import InputError
 from hierclass.nested import STRUCTURES, Structure
 from taxonomy import Taxonomy, load_taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data.batches import TrainingBatch
 from training.data.sampler import BatchShare
 from training.evaluation.evaluate import measures, run_checkpoint
@@ -37,7 +37,7 @@ def recipe(shapes_recipe: Recipe) -> Recipe:
 
 
 def fit(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
-    console = Console(file=io.StringIO(), width=100)
+    console = PlainConsole(file=io.StringIO(), width=100)
     return loop.fit(recipe, out, workers=0, console=console, **options)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
@@ -22,6 +21,7 @@ from torch import nn
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data.batches import TrainingBatch
 from training.data.mixup import BatchAugmentation, partner_positions
 from training.data.sampler import BatchShare
@@ -54,7 +54,7 @@ def recipe(shapes_recipe: Recipe) -> Recipe:
 
 def fit(recipe: Recipe, out: Path, **options: Any) -> list[dict[str, Any]]:
     """Train; the history."""
-    loop.fit(recipe, out, workers=0, console=Console(file=io.StringIO(), width=100), **options)
+    loop.fit(recipe, out, workers=0, console=PlainConsole(file=io.StringIO(), width=100), **options)
     return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
 
 

@@ -36,7 +36,14 @@ from hierclass.checkpoints.description import (
     stored_fields,
 )
 from hierclass.errors import BackboneError, CheckpointError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_graphs, remove_temporaries, replacing_all
+from hierclass.files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    make_folder,
+    remove_graphs,
+    remove_temporaries,
+    replacing_all,
+)
 from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
 from hierclass.nested.heads import ClassGroups, SummedLinear, check_groups
 from taxonomy import Taxonomy
@@ -165,7 +172,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     )
     costs = [network.cost(level) for level in range(network.num_levels)]
     config[proven.KEY] = proven.to_json(proof, costs)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     remove_temporaries(folder, CONFIG_FILE, WEIGHTS_FILE)
     # One key alone: safetensors writes several in any order, and equal models are to be equal files.
     weights = safetensors.torch.save(tensors, metadata={DIGEST: digest})

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import io
 import json
 import os
 import signal
@@ -48,6 +47,7 @@ from hierclass.cli.shared import (
 )
 from hierclass.errors import HierclassError, ImageError, require
 from hierclass.files import BUNDLED, check_model_folder
+from taxonomy.streams import prepare_streams, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,14 +110,13 @@ def predict(
     int8: Int8Option = False,
 ) -> None:
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
-    from rich.console import Console
-
     from hierclass.images.decoding import read_image
     from hierclass.images.preprocessing import resize_side
+    from taxonomy.terminal import PlainConsole
 
     classifier = ModelChoice(model, timm, weights, device, runtime, threads, int8).open()
     last = classifier.check_level(level)
-    console = Console(highlight=False)
+    console = PlainConsole()
     failed = False
     for path in images:
         try:
@@ -145,12 +144,11 @@ def levels(
     int8: Int8Option = False,
 ) -> None:
     """List the levels of a model: tier, classes, cost, parameters and accuracy on held-out images."""
-    from rich.console import Console
-
     from hierclass.cli.terminal import draw_levels
+    from taxonomy.terminal import PlainConsole
 
     choice = ModelChoice(model, timm, weights, "cpu", int8=int8)
-    Console(highlight=False).print(draw_levels(choice.open().levels))
+    PlainConsole().print(draw_levels(choice.open().levels))
 
 
 @app.command()
@@ -161,12 +159,11 @@ def classes(
     weights: WeightsOption = None,
 ) -> None:
     """List the classes of a model, of all tiers and between them: what --only and --exclude may name."""
-    from rich.console import Console
-
     from hierclass.cli.terminal import draw_classes
+    from taxonomy.terminal import PlainConsole
 
     taxonomy = ModelChoice(model, timm, weights, "cpu").open().taxonomy
-    Console(highlight=False).print(draw_classes(taxonomy, part))
+    PlainConsole().print(draw_classes(taxonomy, part))
 
 
 @app.command()
@@ -186,13 +183,12 @@ def compress(
     source = BUNDLED if model is None else model
     require("torch", "torch", "timm", what="hierclass compress")
     check_model_folder(output, source, force=force)
-    from rich.console import Console
-
     from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
     from hierclass.checkpoints.compress import ROUNDS, compare, saves
     from hierclass.checkpoints.compress import compress as keep_levels
     from hierclass.cli.terminal import draw_footprints
     from hierclass.export.graphs import try_to_write_graphs
+    from taxonomy.terminal import PlainConsole
 
     whole = load_checkpoint(source)
     small = keep_levels(whole, level)
@@ -206,7 +202,7 @@ def compress(
         footprints = compare(source, whole, output, load_checkpoint(output))
     except Stopped as stop:
         raise Stopped(stop.code, f"timing was stopped; the model is written: {output}") from None
-    Console(highlight=False).print(draw_footprints(footprints))
+    PlainConsole().print(draw_footprints(footprints))
     print(f"Times: the network alone, medians of {ROUNDS} rounds in turn, on the processor.")
     if not saves(footprints):
         lower = "keep a lower level" if level else "there is no lower one to keep"
@@ -222,12 +218,11 @@ def backbones(
     try_now: Annotated[bool, typer.Option("--try", help="Cut all that match now; look nothing up.")] = False,
 ) -> None:
     """Say which models of timm can be cut into levels, in which structures, and if not, why."""
-    from rich.console import Console
-
     from hierclass.cli.terminal import draw_families, draw_probe_result
     from hierclass.timm_models.backbone_table import models_to_try, probe_models, shipped_backbones
+    from taxonomy.terminal import PlainConsole
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     tried = models_to_try(pattern, force=try_now)
     if not tried:
         console.print(draw_families(shipped_backbones().matching(pattern or "*")))
@@ -238,9 +233,7 @@ def backbones(
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` if `args` is None) and return its exit code."""
     debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     with _signals(), warnings.catch_warnings():
         if not sys.warnoptions and not debug:
             warnings.simplefilter("ignore")
@@ -306,7 +299,8 @@ def _draw(path: str, predictions: Iterator[Prediction], levels: Sequence[Level],
 def _print_json(path: str, values: dict[str, object]) -> None:
     from hierclass.images.discovery import display_name
 
-    print(json.dumps({"image": display_name(path), **values}, ensure_ascii=False), flush=True)
+    line = json.dumps({"image": display_name(path), **values}, ensure_ascii=False)
+    print(visible(line) if sys.stdout and sys.stdout.isatty() else line, flush=True)
 
 
 def _fail(message: str, code: int, *, debug: bool = False) -> int:

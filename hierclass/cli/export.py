@@ -174,11 +174,10 @@ def _quantise(model: Path, int8: _Int8Wish) -> Int8Graphs:
 @contextlib.contextmanager
 def _bar() -> Iterator[Progress]:
     """A bar on standard error for what is being done; a line for each thing where that is no terminal."""
-    from rich.console import Console
-
     from hierclass.cli.terminal import task_bar
+    from taxonomy.terminal import PlainConsole
 
-    console, said = Console(stderr=True, highlight=False), set[str]()
+    console, said = PlainConsole(stderr=True), set[str]()
     with task_bar(console) as bar:
         task = bar.add_task("")
 

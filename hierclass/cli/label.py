@@ -203,20 +203,25 @@ def _engine(name: str, open_: Callable[[], Classifier], workers: int | None) -> 
 
 def _print_rows(classifier: Classifier, job: LabelJob, format_: str) -> None:
     """Label to standard output, without keeping a run on disk."""
-    from rich.console import Console
-
     from hierclass.labelling.pipeline import LabelPipeline
+    from taxonomy.streams import VisibleStream
+    from taxonomy.terminal import PlainConsole
 
     pipeline = LabelPipeline(classifier, job.request, job.reading)
     inputs = pipeline.list_inputs(job.names, job.shard)
-    console = Console(stderr=True, highlight=False)
-    progress, num_errors = RunProgress(console if not sys.stdout.isatty() else Console(quiet=True)), 0
+    if sys.stdout is None:
+        raise InputError("standard output is closed; write the table to a file with --output")
+    on_terminal = sys.stdout.isatty()
+    if on_terminal and format_ == "parquet":
+        raise InputError("a Parquet table is not for a terminal; write it to a file with --output")
+    stream = VisibleStream(sys.stdout) if on_terminal else sys.stdout.buffer
+    progress, num_errors = RunProgress(PlainConsole(stderr=True, quiet=on_terminal)), 0
     with progress:
         progress.start(len(inputs) if isinstance(inputs, list) else None, 0)
         try:
             found = pipeline.run(inputs)
             first = next(found, None)  # wrong use is found before anything is written
-            table = open_writer(sys.stdout.buffer, format_, pipeline.schema())
+            table = open_writer(stream, format_, pipeline.schema())
             for outcome in itertools.chain(filter(None, [first]), found):
                 table.write(pipeline.table(outcome))
                 progress.advance(len(outcome), outcome.num_errors)

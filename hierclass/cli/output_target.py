@@ -81,12 +81,11 @@ class OutputTarget:
         self, classifier: Classifier, reading: ReadOptions, engine: Engine | None
     ) -> Iterator[tuple[LabelRun, RunProgress]]:
         """Lock the folder and yield the run; raise Stopped with one line if a signal or a full disk ends it early."""
-        from rich.console import Console
-
         from hierclass.labelling.run import LabelRun
+        from taxonomy.terminal import PlainConsole
 
         folder = RunFolder(self.folder)
-        progress = RunProgress(Console(stderr=True, highlight=False), self.verb)
+        progress = RunProgress(PlainConsole(stderr=True), self.verb)
         try:
             with folder.lock(), progress:
                 yield LabelRun(folder, classifier, reading, progress, engine), progress

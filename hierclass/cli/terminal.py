@@ -1,4 +1,4 @@
-"""Drawings of the command line (rich): progress bar, path of a prediction, tables."""
+"""Drawings of the command line (rich), for a `PlainConsole`: progress bar, path of a prediction, tables."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, uni
             f"{step.score:.2f}",
             Text(cost, "dim"),
         )
-    drawn: list[RenderableType] = [Text(one_line(path)), grid]
+    drawn: list[RenderableType] = [one_line(path), grid]
     total, alone = sum(level.step_share for level in levels[: tier + 1]), levels[tier].share
     if total > alone * 1.005:
         drawn.append(Text(f"in all {total:.0%} of the cost; level {tier} alone costs {alone:.0%}", "dim"))
@@ -126,9 +126,7 @@ def draw_classes(taxonomy: Taxonomy, part: str) -> RenderableType:
     for tier, node in rows:
         if part.casefold() in f"{node.id} {node.name}".casefold():
             above = [each.name for each in reversed(taxonomy.ancestors(node.id)) if each.id in in_tiers]
-            table.add_row(
-                tier, Text(node.id), Text(one_line(node.name)), Text(one_line(" › ".join(above)), "dim")
-            )
+            table.add_row(tier, node.id, node.name, Text(" › ".join(above), "dim"))
     if not table.row_count:
         raise InputError(f"no class has {part!r} in its name or id; hierclass classes lists all")
     return table
@@ -165,9 +163,9 @@ def draw_families(backbones: BackboneTable) -> RenderableType:
     table.add_column("where not, why")
     for family in backbones.families:
         count = f"{len(family.nests)} of {family.num_models}"
-        table.add_row(family.name, count, " ".join(family.proven), Text(one_line(family.reason)))
+        table.add_row(family.name, count, " ".join(family.proven), one_line(family.reason))
     hint = "hierclass backbones NAME tries one model."
-    return Group(table, Text(f"{backbones.summary()}. {hint}"))
+    return Group(table, f"{backbones.summary()}. {hint}")
 
 
 def draw_probe_result(result: ProbeResult, family: BackboneFamily | None) -> RenderableType:
@@ -175,7 +173,7 @@ def draw_probe_result(result: ProbeResult, family: BackboneFamily | None) -> Ren
     height, width = result.input_size[1:]
     proven = f"Proven in its family: {', '.join(family.proven)}." if family and family.proven else ""
     if result.reason:
-        return Text(f"{result.name} can't be cut into slices: {one_line(result.reason)}. {proven}".rstrip())
+        return f"{result.name} can't be cut into slices: {one_line(result.reason)}. {proven}".rstrip()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("level", "MMACs", "cost", "parameters", "of all"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -186,4 +184,4 @@ def draw_probe_result(result: ProbeResult, family: BackboneFamily | None) -> Ren
         )
         table.add_row(str(level), f"{macs / 1e6:,.1f}", shares[0], f"{parameters:,}", shares[1])
     head = f"{result.name} can be cut into slices; one image of {height} x {width}, without heads:"
-    return Group(Text(head), table, *([Text(proven)] if proven else []))
+    return Group(head, table, *([proven] if proven else []))

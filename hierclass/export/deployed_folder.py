@@ -20,6 +20,7 @@ from hierclass.files import (
     WEIGHTS_FILE,
     check_output_folder,
     is_graph_file,
+    make_folder,
     meant_name,
     remove_temporaries,
     replacing_all,
@@ -80,7 +81,7 @@ def write_deployed(
         if (card := source.folder / CARD_FILE).is_file():
             files = [*files, card]
         names = [*(file.name for file in files), *texts]  # labels.json is renamed last
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         remove_temporaries(output, *names[:-1])  # that of labels.json tells whose the folder is
         with replacing_all(*(output / name for name in names), mark=output / LABELS_FILE) as temporaries:
             for file, temporary in zip(files, temporaries, strict=False):

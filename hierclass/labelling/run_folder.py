@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hierclass.errors import InputError
-from hierclass.files import locked, replacing
+from hierclass.files import locked, make_folder, replacing
 from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Input
 from hierclass.labelling.rows import FORMATS, schema
@@ -94,7 +94,7 @@ class RunFolder:
         self.check()
         with contextlib.ExitStack() as stack:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
+                make_folder(self.path)
                 stack.enter_context(
                     locked(self.path / LOCK, f"another run writes to {display_name(self.path)}")
                 )

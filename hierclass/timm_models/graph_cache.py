@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import hierclass
 from hierclass.checkpoints.description import DIGEST, GRAPHS, ModelDescription, config_text, read_description
 from hierclass.errors import ExportError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, replacing
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, make_folder, replacing
 from hierclass.runtime.onnx_runtime import OnnxRuntime
 from taxonomy import Taxonomy
 
@@ -109,7 +109,7 @@ class CachedGraphs:
             if not _may_pass(error):
                 _write_note(refused, "reason", str(error))
             raise
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.parent)
         _remove_leftovers(self.folder.parent)
         made = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
         _remove(made)
@@ -249,7 +249,7 @@ def _weights_note(name: str) -> Path:
 
 
 def _write_note(file: Path, key: str, value: object) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     with replacing(file) as temporary:
         temporary.write_text(json.dumps({"versions": _versions(), key: value}), encoding="utf-8")
 

@@ -17,6 +17,8 @@ import typer
 
 from hierclass.errors import InputError
 from hierclass.files import check_writable
+from taxonomy.streams import prepare_streams
+from taxonomy.terminal import PlainConsole
 from training.cli import options
 from training.cli.cli_recipe import given_fields, refuse_two_splits, wanted_recipe
 from training.cli.exits import FlagConsole, failure, one_line_errors, resume_command
@@ -134,7 +136,7 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
     from_file = given - options.read_fields(ctx, Recipe).keys() - {"taxonomy"}
     console = FlagConsole(quiet=not is_main())
     if not options.is_given(ctx, "out"):
-        console.print(f"the run goes to {out} (--out)", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"the run goes to {out} (--out)", soft_wrap=True)
     try:
         return prepare(recipe, given, out, how, console, from_file=from_file)
     except Declined as answer:
@@ -169,14 +171,12 @@ def evaluate(
             from training.evaluation.html_report import claim_folder, write_report
 
             claim_folder(report)
-        from rich.console import Console
-
         from training.evaluation.console import show_results
         from training.evaluation.evaluate import measures, run_checkpoint
 
         run = run_checkpoint(model, images, **_evaluation_options(ctx))
         results = measures(run)
-        show_results(Console(), results, str(model))
+        show_results(PlainConsole(), results, str(model))
         divided = dev_from is not None or dev_share is not None
         if divided or _were_fitted_to(model, images):
             _say_not_held_out(run.checkpoint.results)
@@ -261,16 +261,14 @@ def calibrate(
     """Fit temperatures and thresholds to labelled images, not those trained on, and store them in the model."""
     with one_line_errors():
         images = _labelled(ctx)
-        from rich.console import Console
-
         from training.evaluation.console import show_calibration, show_notes
         from training.evaluation.evaluate import calibrate_checkpoint
         from training.evaluation.int8 import calibrate_int8
 
         fit = calibrate_int8 if int8 else calibrate_checkpoint
         results = fit(model, images, **_evaluation_options(ctx))
-        show_notes(Console(), results)
-        show_calibration(Console(), results)
+        show_notes(PlainConsole(), results)
+        show_calibration(PlainConsole(), results)
         print(f"stored in {model}")
 
 
@@ -279,6 +277,7 @@ app.command()(distil)
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line (`sys.argv` if ``args`` is None); return its exit code, or raise SystemExit with it."""
+    prepare_streams()
     try:
         return app(args, prog_name="hierclass-train", standalone_mode=False) or 0
     except Exception as error:

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hierclass.cli import DEBUG_VARIABLE
 from hierclass.errors import HierclassError
+from taxonomy.streams import visible
+from taxonomy.terminal import PlainConsole
 from training.cli.options import as_flags
 from training.trainer.processes import is_main, is_peer_failure, launch_command, wait_to_be_ended
 
 
-class FlagConsole(Console):
+class FlagConsole(PlainConsole):
     """A console that shows options in place of the fields that the library's lines name (`as_flags`)."""
 
     def print(self, *objects: Any, **how: Any) -> None:
@@ -82,7 +82,7 @@ def failure(message: str, code: int) -> SystemExit:
         wait_to_be_ended(20)
         if code == 130:
             return SystemExit(code)
-    print(f"hierclass-train: {' '.join(as_flags(message).split())}", file=sys.stderr)
+    print(f"hierclass-train: {visible(' '.join(as_flags(message).split()))}", file=sys.stderr)
     return SystemExit(code)
 
 

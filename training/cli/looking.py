@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
-
 from hierclass.errors import HierclassError
+from taxonomy.terminal import PlainConsole
 from training.data.dataset_summary import IN_ALL, DatasetSummary
 from training.data.datasets import Source
 from training.look.seen import Looker, Seen, images_of_classes
@@ -15,7 +14,7 @@ SMALLEST = 48
 """Images of a shorter side in pixels are not looked at: the model knows photographs."""
 
 
-def look(found: DatasetSummary, console: Console) -> Seen | None:
+def look(found: DatasetSummary, console: PlainConsole) -> Seen | None:
     """Look at the images that a summary drew; None where folders are the tree, or where it can't be done."""
     import hierclass
 
@@ -41,7 +40,7 @@ def _why_not(found: DatasetSummary) -> str:
     return f"smaller than {SMALLEST} pixels" if found.side < SMALLEST else ""
 
 
-def _look(looker: Looker, images: dict[str, list[Source]], console: Console) -> Seen:
+def _look(looker: Looker, images: dict[str, list[Source]], console: PlainConsole) -> Seen:
     from hierclass.cli.terminal import task_bar
 
     begun, seen = time.monotonic(), {}
@@ -55,5 +54,5 @@ def _look(looker: Looker, images: dict[str, list[Source]], console: Console) -> 
     return Seen(looker.kinds, seen)
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+def _say(console: PlainConsole, text: str) -> None:
+    console.print(text, soft_wrap=True)

@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hierclass.errors import InputError
-from hierclass.files import replacing
+from hierclass.files import make_folder, replacing
 from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
 from taxonomy.files import bundled
 from taxonomy.proposal import Proposal, propose
 from taxonomy.tables import dumps_table, with_ids_of
+from taxonomy.terminal import PlainConsole
 from training.cli import prompts
 from training.cli.looking import look
 from training.cli.tuning import say_tuning, shown, tree_of_base, with_tune, without_training
@@ -71,7 +70,7 @@ def prepare(
     given: Set[str],
     out: Path,
     options: PrepareOptions,
-    console: Console,
+    console: PlainConsole,
     *,
     from_file: Set[str] = frozenset(),
 ) -> Recipe:
@@ -113,7 +112,7 @@ def _facts(recipe: Recipe, found: DatasetSummary) -> DatasetFacts:
 
 
 def _tree_for(
-    recipe: Recipe, found: DatasetSummary, out: Path, options: PrepareOptions, console: Console
+    recipe: Recipe, found: DatasetSummary, out: Path, options: PrepareOptions, console: PlainConsole
 ) -> str:
     """The bundled name or the path of the tree of a run: a proposed one, or one that its base decides."""
     if not recipe.add and recipe.tune != "none":
@@ -138,7 +137,7 @@ def _tree_for(
 
 
 def _tree(
-    found: DatasetSummary, data: Sequence[str], out: Path, options: PrepareOptions, console: Console
+    found: DatasetSummary, data: Sequence[str], out: Path, options: PrepareOptions, console: PlainConsole
 ) -> str:
     """Propose a taxonomy, show it and ask; return the bundled name or the path of the one to train with."""
     name = default_out(data).name
@@ -156,7 +155,7 @@ def _agreed(
     proposal: Proposal,
     found: DatasetSummary,
     options: PrepareOptions,
-    console: Console,
+    console: PlainConsole,
     seen: Seen | None = None,
 ) -> Taxonomy:
     """Show a proposed tree, or what the user made of it in the run's folder, and ask; return the one to train with."""
@@ -182,7 +181,7 @@ def _agreed(
     return taxonomy
 
 
-def _say_found(console: Console, proposal: Proposal, found: DatasetSummary, data: Sequence[str]) -> None:
+def _say_found(console: PlainConsole, proposal: Proposal, found: DatasetSummary, data: Sequence[str]) -> None:
     above = {way[:end] for way in found.ways for end in range(1, len(way))}
     counts = sorted(count for way, count in found.ways.items() if way not in above)
     what = FOUND[proposal.kind].format(name=proposal.taxonomy.name)
@@ -202,7 +201,11 @@ def _near(data: str) -> str:
 
 
 def _approved(
-    taxonomy: Taxonomy, files: _TreeFiles, found: DatasetSummary, options: PrepareOptions, console: Console
+    taxonomy: Taxonomy,
+    files: _TreeFiles,
+    found: DatasetSummary,
+    options: PrepareOptions,
+    console: PlainConsole,
 ) -> Taxonomy:
     """The taxonomy that the user accepts, possibly after editing."""
     on_terminal = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
@@ -228,12 +231,10 @@ def _approved(
             edited = with_ids_of(load_taxonomy(files.table), taxonomy)
             _check_fit(edited, found)
         except (TaxonomyError, InputError) as error:
-            console.print(
-                f"{error} (yes takes the tree shown last)", style="red", markup=False, soft_wrap=True
-            )
+            console.print(f"{error} (yes takes the tree shown last)", style="red", soft_wrap=True)
             continue
         taxonomy = edited
-        console.print(prompts.draw(taxonomy, width=console.width), highlight=False)
+        console.print(prompts.draw(taxonomy, width=console.width))
 
 
 def _check_fit(taxonomy: Taxonomy, found: DatasetSummary) -> None:
@@ -273,7 +274,7 @@ class _TreeFiles:
     def write(self, taxonomy: Taxonomy) -> None:
         """Write the files atomically; raises `InputError` on failure."""
         try:
-            self.tree.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.tree.parent)
             taxonomy.save(self.tree)
             with replacing(self.table) as file:
                 file.write_text(dumps_table(taxonomy), encoding="utf-8", newline="\n")
@@ -298,7 +299,7 @@ def _table_of(tree: Path) -> str:
 
 
 def _chosen(
-    recipe: Recipe, given: Set[str], from_file: Set[str], found: DatasetSummary, console: Console
+    recipe: Recipe, given: Set[str], from_file: Set[str], found: DatasetSummary, console: PlainConsole
 ) -> Recipe:
     """Choose network, pretrained weights and schedule for the data; prints each choice with its reason."""
     from training.trainer.pretrained import find_pretrained
@@ -325,7 +326,7 @@ def _chosen(
 
 
 def _for_base(
-    recipe: Recipe, given: Set[str], from_file: Set[str], facts: DatasetFacts, console: Console
+    recipe: Recipe, given: Set[str], from_file: Set[str], facts: DatasetFacts, console: PlainConsole
 ) -> Recipe:
     """The recipe with network and sizes of its base, whose network is trained, and a schedule for that."""
     from training.trainer.network import fields_of_base
@@ -337,7 +338,7 @@ def _for_base(
 
 
 def _scheduled(
-    recipe: Recipe, given: Set[str], from_file: Set[str], num_images: int, console: Console
+    recipe: Recipe, given: Set[str], from_file: Set[str], num_images: int, console: PlainConsole
 ) -> Recipe:
     """Choose the schedule for the number of images."""
     batch_size = recipe.batch_size if "batch_size" in given else None
@@ -355,7 +356,7 @@ def _scheduled(
     return recipe
 
 
-def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: Console) -> Recipe:
+def _fitting(recipe: Recipe, from_file: Set[str], num_tiers: int, console: PlainConsole) -> Recipe:
     """Drop per-level fields of a recipe file whose length is not the number of tiers."""
     for name in sorted(from_file & set(PER_LEVEL)):
         values = getattr(recipe, name)
@@ -381,7 +382,7 @@ def _levels(recipe: Recipe, num_tiers: int) -> DefaultChoice:
     return DefaultChoice(values, why)
 
 
-def _take(recipe: Recipe, given: Set[str], choice: DefaultChoice, console: Console) -> Recipe:
+def _take(recipe: Recipe, given: Set[str], choice: DefaultChoice, console: PlainConsole) -> Recipe:
     """Apply the values of a choice that are not given, and print them."""
     values: dict[str, Any] = {name: value for name, value in choice.values.items() if name not in given}
     told = [
@@ -407,5 +408,5 @@ def _fixed_size(backbone: str) -> int | None:
     return int(published.input_size[-1]) if published is not None and published.fixed_input_size else None
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+def _say(console: PlainConsole, text: str) -> None:
+    console.print(text, soft_wrap=True)

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.cells import cell_len
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from hierclass.errors import InputError
 from taxonomy import Node, Taxonomy
 from taxonomy.proposal import Proposal
 from taxonomy.senses import SenseChoice
+from taxonomy.terminal import PlainConsole
 from training.look.seen import Seen, shortened
 
 SHOWN_LEAVES = 60
@@ -37,7 +37,8 @@ def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = (), *, width: int
     marked = {choice.synset.id for choice in doubtful}
     sizes = " / ".join(map(str, taxonomy.num_classes))
     tiers = "1 tier" if taxonomy.num_tiers == 1 else f"{taxonomy.num_tiers} tiers"
-    drawing = Tree(f"[bold]{escape(taxonomy.name)}[/bold]  {tiers} of {sizes} classes", guide_style="dim")
+    title = Text.assemble((taxonomy.name, "bold"), f"  {tiers} of {sizes} classes")
+    drawing = Tree(title, guide_style="dim")
     with_leaves = len(taxonomy.leaves) <= SHOWN_LEAVES
     known = set(taxonomy.leaves)
     branches: dict[str, Tree] = {}
@@ -49,22 +50,22 @@ def draw(taxonomy: Taxonomy, doubtful: Sequence[SenseChoice] = (), *, width: int
             if node.id in branches:
                 continue
             above = taxonomy.classes(tier - 1)[int(taxonomy.parent_classes(tier)[index])].id if tier else ""
-            text = escape(node.name)
+            text = Text(node.name)
             if node.id not in known:
-                text = f"{text} [dim]{counts[index]}[/dim]"
+                text.append(f" {counts[index]}", "dim")
             elif node.definition:
                 room = width - INDENT * (tier + 1) - cell_len(node.name) - len("  … ?")
-                text += f" [dim]{escape(shortened(node.definition, max(0, min(60, room))))}[/dim]"
+                text.append(f" {shortened(node.definition, max(0, min(60, room)))}", "dim")
             if node.id in marked:
-                text = f"{text} [bold yellow]?[/bold yellow]"
+                text.append(" ?", "bold yellow")
             branches[node.id] = branches.get(above, drawing).add(text)
     return drawing
 
 
-def show(console: Console, proposal: Proposal, seen: Seen | None = None) -> None:
+def show(console: PlainConsole, proposal: Proposal, seen: Seen | None = None) -> None:
     """Print a proposed taxonomy with its doubtful, unknown and synonymous names, and what was seen in their images."""
     doubtful = [choice for choice in proposal.doubtful if not (seen and seen.confirms(choice))]
-    console.print(draw(proposal.taxonomy, doubtful, width=console.width), highlight=False)
+    console.print(draw(proposal.taxonomy, doubtful, width=console.width))
     _tell_doubts(console, doubtful, len(proposal.choices), seen)
     if proposal.unknown:
         _plain(console, _unknown(proposal, seen))
@@ -72,9 +73,7 @@ def show(console: Console, proposal: Proposal, seen: Seen | None = None) -> None
         _plain(console, f"{first!r} and {second!r} mean the same in WordNet; both stay classes, side by side")
     misfits = seen.misfits(proposal.taxonomy) if seen else []
     for line in misfits[:SHOWN_DOUBTS]:
-        console.print(
-            f"[bold yellow]![/bold yellow] {escape(line)}", emoji=False, highlight=False, soft_wrap=True
-        )
+        console.print(Text.assemble(("!", "bold yellow"), f" {line}"), soft_wrap=True)
     if len(misfits) > SHOWN_DOUBTS:
         _plain(console, f"  and images of {len(misfits) - SHOWN_DOUBTS} more classes")
     if misfits:
@@ -82,14 +81,14 @@ def show(console: Console, proposal: Proposal, seen: Seen | None = None) -> None
 
 
 def _tell_doubts(
-    console: Console, doubtful: Sequence[SenseChoice], num_choices: int, seen: Seen | None
+    console: PlainConsole, doubtful: Sequence[SenseChoice], num_choices: int, seen: Seen | None
 ) -> None:
     """Print the names that may mean something else, with alternatives."""
     told, more = doubtful[:SHOWN_DOUBTS], doubtful[SHOWN_DOUBTS:]
     if not told:
         return
     names = "1 name" if num_choices == 1 else f"{len(doubtful)} of {num_choices} names"
-    console.print(f"[bold yellow]?[/bold yellow] {names} may mean something else:", highlight=False)
+    console.print(Text.assemble(("?", "bold yellow"), f" {names} may mean something else:"))
     for choice in told:
         _plain(console, f"  {choice.name} = {_sense(choice.synset)}")
         if sight := seen and seen.sight(choice.name):
@@ -124,14 +123,14 @@ def _unknown(proposal: Proposal, seen: Seen | None) -> str:
     return f"{lacks}: {where}{look if sights else ''}; move them in taxonomy.csv, or give a meaning with --pin '{pin}'"
 
 
-def _plain(console: Console, text: str) -> None:
-    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+def _plain(console: PlainConsole, text: str) -> None:
+    console.print(text, soft_wrap=True)
 
 
-def ask(console: Console, question: str, answers: str) -> str:
+def ask(console: PlainConsole, question: str, answers: str) -> str:
     """Ask until the answer starts with one of the letters ``answers``; end of input counts as "n"."""
     while True:
-        console.print(question, end=" ", markup=False, highlight=False)
+        console.print(question, end=" ")
         try:
             answer = input().strip().lower()
         except EOFError:
@@ -141,7 +140,7 @@ def ask(console: Console, question: str, answers: str) -> str:
             return answer[0]
 
 
-def edit(console: Console, path: Path) -> None:
+def edit(console: PlainConsole, path: Path) -> None:
     """Open a file in the user's editor and wait; without an editor, wait for Enter.
 
     Raises `InputError` if the editor of $VISUAL or $EDITOR does not start.
@@ -149,7 +148,7 @@ def edit(console: Console, path: Path) -> None:
     chosen = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     command = shlex.split(chosen) if chosen else [found for found in map(shutil.which, EDITORS) if found][:1]
     if not command:
-        console.print(f"edit {path} in another window, save it, and press Enter", markup=False)
+        console.print(f"edit {path} in another window, save it, and press Enter")
         ask_enter()
         return
     try:

@@ -7,12 +7,11 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from hierclass.checkpoints.description import read_description
 from hierclass.errors import InputError
 from hierclass.files import BUNDLED, CONFIG_FILE
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data.dataset_summary import DatasetSummary
 from training.evaluation.console import clock
 from training.recipe.defaults import DatasetFacts, choose_tune
@@ -102,7 +101,7 @@ def without_training(recipe: Recipe, given: Set[str]) -> Recipe:
     return dataclasses.replace(recipe, **{name: value for name, value in values.items() if name not in given})
 
 
-def say_tuning(recipe: Recipe, why: str, found: DatasetSummary, console: Console) -> None:
+def say_tuning(recipe: Recipe, why: str, found: DatasetSummary, console: PlainConsole) -> None:
     """Print in one line what the run begins with, what is trained of it and why, and how long that will take."""
     from training.heads.estimate import seconds_for_features, seconds_for_training
 
@@ -122,7 +121,7 @@ def say_tuning(recipe: Recipe, why: str, found: DatasetSummary, console: Console
             f"its network stays as it is, {what}: about {clock(seconds + 1)} for {count} images, then the fit"
         )
     text = f"chosen: --from {shown(base)} --tune {recipe.tune} ({why}): {rest}"
-    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def shown(base: Path) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hierclass.errors import InputError
-from hierclass.files import locked
+from hierclass.files import locked, make_folder
 from training.recipe.stored_options import write_json
 
 BLOCK = 64
@@ -95,7 +95,7 @@ class CropStore:
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the folder while writing; waits for another run that does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with locked(self.folder / ".lock", wait=True):
             yield
 

@@ -22,7 +22,7 @@ import torch
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hierclass.checkpoints.description import read_config
 from hierclass.errors import CheckpointError, InputError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked, make_folder
 from training.distillation.model_card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
 from training.recipe.option import as_text
@@ -77,7 +77,7 @@ class DistilDir:
     def claim(self) -> Iterator[None]:
         """Hold the folder to set up a run or write the model; waits for another run that does."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             with locked(self.path / ".lock", wait=True):
                 yield
         except OSError as error:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch import nn
 
 from hierclass.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from hierclass.checkpoints.description import read_config
 from hierclass.errors import InputError
 from hierclass.nested.prefix import PrefixNetwork
+from taxonomy.terminal import PlainConsole
 from training.data.mixup import PixelNormaliser
 from training.data.sample_weights import check_known_top1
 from training.data.sampler import BatchSampler, seed_everything
@@ -57,7 +57,7 @@ def distil(
     save_every: float = 10.0,
     eval_data: Sequence[str] = (),
     known_top1: float | None = None,
-    console: Console | None = None,
+    console: PlainConsole | None = None,
     accelerator: Accelerator | None = None,
 ) -> bool:
     """Nest a teacher in the folder ``out``; return whether all levels were trained to the end.
@@ -79,7 +79,7 @@ def distil(
     accelerator = accelerator or make_accelerator(recipe.mixed_precision)
     if workers is None:
         workers = automatic_workers(accelerator.device, local_processes(accelerator))
-    reporter = Reporter(console or Console(), quiet=not accelerator.is_main_process)
+    reporter = Reporter(console or PlainConsole(), quiet=not accelerator.is_main_process)
     session = Distillation(recipe, DistilDir(out, recipe.cache), accelerator, reporter, changes=changes)
     if eval_data:  # what is wrong with it is said before hours of work
         check_enough(len(read_images(eval_data, session.teacher.taxonomy, part="val")))

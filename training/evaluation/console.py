@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+
+from taxonomy.terminal import PlainConsole
 
 Rows = tuple[list[str], list[list[str]]]
 """Column heads and rows of a table, as text."""
@@ -29,7 +30,7 @@ class Reporter:
     step, in which workers start and networks are compiled, is not counted.
     """
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: PlainConsole, *, quiet: bool = False) -> None:
         """Show progress on a console; ``quiet`` shows nothing."""
         self.console, self.quiet = console, quiet
         self.total_work = self.done_work = 0.0
@@ -81,7 +82,7 @@ class Reporter:
     def line(self, text: str) -> None:
         """Print one plain line."""
         if not self.quiet:
-            self.console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+            self.console.print(text, soft_wrap=True)
 
     def unreadable(self, errors: Sequence[str], where: str) -> None:
         """Print how many images can't be read, and the first five."""
@@ -315,30 +316,30 @@ def weighting_sentence(known: Mapping[str, Any], images: int) -> str:
     )
 
 
-def show_results(console: Console, results: Mapping[str, Any], title: str) -> None:
+def show_results(console: PlainConsole, results: Mapping[str, Any], title: str) -> None:
     """Print all tables of `training.evaluation.evaluate.measures`."""
     show_notes(console, results)
     console.print(level_table(results["levels"], title=f"answers of {title}: {results['images']} images"))
     console.print(answer_table(results))
     console.print(measure_table(results["finest"], title="the finest level's answer"))
     balanced = " / ".join(f"{row['balanced']:.1%}" for row in results["levels"])
-    console.print(f"mean accuracy per class: {balanced}", highlight=False)
+    console.print(f"mean accuracy per class: {balanced}")
     console.print(alone_table(results["alone"]))
     console.print(consensus_table(results))
     show_calibration(console, results)
 
 
-def show_notes(console: Console, results: Mapping[str, Any]) -> None:
+def show_notes(console: PlainConsole, results: Mapping[str, Any]) -> None:
     """Print what was left out of the images."""
     for note in results.get("notes", ()):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
 
 
-def show_calibration(console: Console, results: Mapping[str, Any]) -> None:
+def show_calibration(console: PlainConsole, results: Mapping[str, Any]) -> None:
     """Print fitted and stored temperatures and thresholds, and unreadable images."""
     if found := results["calibration"]:
         if known := found["known_top1"]:
-            console.print(weighting_sentence(known, found["images"]), highlight=False)
+            console.print(weighting_sentence(known, found["images"]))
         console.print(calibration_table(found))
         console.print(threshold_table(found["thresholds"]))
         console.print(coverage_table(found["thresholds"]))

@@ -22,7 +22,7 @@ from PIL import Image
 import hierclass
 from hierclass.cli.terminal import one_line
 from hierclass.errors import ImageError, InputError
-from hierclass.files import remove_temporaries, replacing_all
+from hierclass.files import make_folder, remove_temporaries, replacing_all
 from training.data.samples import inner_nodes
 from training.evaluation import plots, report_data
 from training.evaluation.console import alone_sentence, weighting_sentence
@@ -63,7 +63,7 @@ def claim_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"`report` {folder} is no folder; name a new one, or one that may hold {PAGE}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -24,7 +24,7 @@ import safetensors.numpy
 
 from hierclass.checkpoints.description import read_config
 from hierclass.errors import ImageError
-from hierclass.files import WEIGHTS_FILE, remove_temporaries, replacing
+from hierclass.files import WEIGHTS_FILE, make_folder, remove_temporaries, replacing
 from hierclass.images.preprocessing import Preprocessing, read_square
 from hierclass.processors import num_cores
 from hierclass.runtime.choice import open_model
@@ -104,7 +104,7 @@ class FeatureCache:
 
     def add(self, keys: Sequence[bytes], levels: Sequence[Values]) -> None:
         """Write a part: ``levels[k]`` (n, F_k) are the features of n images at level k. Raises OSError."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         name = _part(self._next)
         rows = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), _KEY)
         tensors = {"keys": rows, **{f"level{k}": as_half(values) for k, values in enumerate(levels)}}

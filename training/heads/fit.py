@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import nn
 
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -23,6 +22,7 @@ from hierclass.errors import ExportError, InputError, MissingExtraError
 from hierclass.export.new_heads import write_graphs_like
 from hierclass.nested import NestedNetwork
 from taxonomy import Taxonomy
+from taxonomy.terminal import PlainConsole
 from training.data.load import tell_classes
 from training.data.samples import truth_table
 from training.evaluation.calibration import MIN_IMAGES, calibrate, decision_of
@@ -98,7 +98,7 @@ def fit_heads(
     workers: int | None = None,
     threads: int | None = None,
     graphs: bool = True,
-    console: Console | None = None,
+    console: PlainConsole | None = None,
     since: float | None = None,
     show: bool = True,
 ) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def fit_heads(
     data or options.
     """
     recipe.check()
-    reporter, run_dir, watch = Reporter(console or Console()), RunDir(out), Stopwatch(since)
+    reporter, run_dir, watch = Reporter(console or PlainConsole()), RunDir(out), Stopwatch(since)
     taxonomy = run_dir.taxonomy(recipe.taxonomy, reporter.line)
     with run_dir.claim(resume=resume), _one_thread():
         base = load_checkpoint(recipe.base)
@@ -142,7 +142,7 @@ def start_with_heads(
     *,
     workers: int | None = None,
     threads: int | None = None,
-    console: Console | None = None,
+    console: PlainConsole | None = None,
 ) -> Recipe:
     """Fit heads first where all of a network is to be trained (``tune`` all); return the recipe that begins with them.
 
@@ -150,7 +150,7 @@ def start_with_heads(
     pretrained network less than from random ones (Kumar et al. 2022, arXiv 2202.10054). The images that training holds
     out are held out here too.
     """
-    folder, console = out / HEADS, console or Console()
+    folder, console = out / HEADS, console or PlainConsole()
     balance = "none" if recipe.balance == "sampling" else recipe.balance
     first = dataclasses.replace(recipe, tune="heads", keep_features=False, balance=balance)
     results = fit_heads(

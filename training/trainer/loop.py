@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from hierclass.checkpoints.checkpoint import as_stored
 from hierclass.errors import ImageError, InputError
 from hierclass.images.preprocessing import preprocess, resize_side
+from taxonomy.terminal import PlainConsole
 from training.data.batches import TrainingBatch, read_training_batches, training_loader
 from training.data.load import load_data
 from training.data.sampler import BatchSampler
@@ -53,7 +53,7 @@ def fit(
     threads: int | None = None,
     check: str = "auto",
     save_every: float = 10.0,
-    console: Console | None = None,
+    console: PlainConsole | None = None,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """Train a recipe into the folder ``out``; return the results of the best checkpoint.
@@ -69,7 +69,7 @@ def fit(
     accelerator = accelerator or make_accelerator(recipe.mixed_precision)
     if workers is None:
         workers = automatic_workers(accelerator.device, local_processes(accelerator))
-    reporter = Reporter(console or Console(), quiet=not accelerator.is_main_process)
+    reporter = Reporter(console or PlainConsole(), quiet=not accelerator.is_main_process)
     run_dir = RunDir(out)
     taxonomy = run_dir.taxonomy(recipe.taxonomy, reporter.line)
     recipe.check_levels(taxonomy.num_tiers)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hierclass.errors import CheckpointError
-from hierclass.files import replacing
+from hierclass.files import make_folder, replacing
 
 FORMAT = "hierclass-training-state"
 VERSION = 1
@@ -30,7 +30,7 @@ def save_state(
             tensors[f"{name}/{key}"] = value.detach().cpu().contiguous().clone()
     skeleton = _take_tensors(optimizer, "optimizer", tensors)
     header = {"format": FORMAT, "version": VERSION, "optimizer": skeleton, "progress": progress}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as file:
         try:
             save_file(tensors, file, metadata={"header": json.dumps(header)})

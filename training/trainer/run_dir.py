@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hierclass.errors import InputError
-from hierclass.files import CONFIG_FILE, locked, replacing
+from hierclass.files import CONFIG_FILE, locked, make_folder, replacing
 from taxonomy import Taxonomy, TaxonomyError, load_taxonomy
 from training.recipe.stored_options import StoredOptions
 
@@ -60,7 +60,7 @@ class RunDir:
         self.refuse_to_replace(resume=resume)
         with contextlib.ExitStack() as stack:
             try:
-                self.path.mkdir(parents=True, exist_ok=True)
+                make_folder(self.path)
                 stack.enter_context(
                     locked(self.path / ".lock", f"another run writes to {self.path}; choose another `out`")
                 )
@@ -95,7 +95,7 @@ class RunDir:
 
     def begin(self, recipe: StoredOptions, epochs_done: int, taxonomy: Taxonomy) -> None:
         """Store recipe and taxonomy, and cut the history to the epochs done; a kill can leave one more."""
-        self.begun_with.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.begun_with.parent)
         taxonomy.save(self.begun_with)
         recipe.save(self.path / "recipe.json")
         lines = self.history.read_text(encoding="utf-8").splitlines() if self.history.exists() else []

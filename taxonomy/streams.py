@@ -1,0 +1,53 @@
+"""Standard streams of commands: what may be printed on them, and what to do where one is closed. Imports no rich."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from typing import TextIO
+
+_COMMANDS = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a terminal takes for a command or a change of the direction of writing; line ends and tabs are none."""
+
+
+def visible(text: str) -> str:
+    """Return text whose control characters are written as escapes, such as `\\x1b`; line ends and tabs stay."""
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def prepare_streams() -> None:
+    """Let standard output and errors take any text, and reserve the numbers of standard streams that are closed.
+
+    Otherwise the first file that is opened would get such a number, and all that a library prints. Streams that were
+    closed stay None in `sys`.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, this one
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class VisibleStream(io.BytesIO):
+    """A binary stream of UTF-8 text that shows control characters on a terminal in place of sending them."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        """Write to a text stream."""
+        super().__init__()
+        self._terminal = terminal
+
+    def write(self, data: bytes | memoryview, /) -> int:  # type: ignore[override]
+        """Write whole lines of text."""
+        self._terminal.write(visible(bytes(data).decode("utf-8", "backslashreplace")))
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self._terminal.flush()
