@@ -31,6 +31,7 @@ from hierclass.cli.shared import (
 from hierclass.errors import HierclassError, require
 from hierclass.page.addresses import AllowedHosts
 from hierclass.page.uploads import Uploads
+from taxonomy.streams import prepare_streams, visible
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -222,23 +223,14 @@ def _ignore_signals() -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    print(f"app.py: {' '.join(message.split())}", file=sys.stderr)
+    print(f"app.py: {visible(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def _fill_closed_streams() -> None:
-    """Open the null device in place of standard streams that are closed: the next files would take their numbers."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(number)
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def main() -> None:
     """Read the command line and serve the page until it is stopped."""
-    _fill_closed_streams()
+    prepare_streams()
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     cli.command()(serve)
     cli()

@@ -22,9 +22,10 @@ from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.read_input import ReadOptions
 from hierclass.labelling.rows import Row, schema
 from hierclass.labelling.table_writers import write_table
-from hierclass.page.messages import photographs, visible
+from hierclass.page.messages import photographs
 from hierclass.page.unpacking import ByteBudget, Photograph, unpack
 from hierclass.page.uploads import Uploads
+from taxonomy.streams import visible
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier

@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hierclass.page.messages import percent, visible
+from hierclass.page.messages import percent
+from taxonomy.streams import visible
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

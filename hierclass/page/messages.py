@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from hierclass.decisions.exit_policy import StopReason
 from hierclass.errors import HierclassError, ImageError
+from taxonomy.streams import visible
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from taxonomy import Taxonomy
 
 MOST_EXAMPLES = 4
-_MISLEADING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, ends of lines, and what turns the direction of writing around."""
 INTRODUCTION = (
     "A small network first says what **kind** of thing is in your photograph. "
     "Each finer step only adds to what is already computed, until the thing has a name."
@@ -47,11 +45,6 @@ class RefusalError(HierclassError):
         """Refuse with a status of HTTP (400 … 599) and a sentence."""
         super().__init__(text)
         self.status = status
-
-
-def visible(text: str) -> str:
-    """Return text that is not ours with characters written out that hide or reorder it: `\\u202e`."""
-    return _MISLEADING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def as_html(text: str) -> str:
