@@ -75,6 +75,19 @@ def test_those_who_worked_long_leave_a_place_to_others(clock: list[float]) -> No
     assert line.join("a").starts.is_set()
 
 
+def test_what_works_long_holds_up_nobody(clock: list[float]) -> None:
+    line = Line(10, at_once=2)
+    _, _, other, more = (line.join(visitor) for visitor in "abcd")
+    assert not other.starts.is_set()
+    clock[0] += 3
+    assert list(other.wait()) == []
+    assert line.queue.num_before(more) == 3
+    jobs = Line(10)  # one at a time stays one at a time
+    _, waits = jobs.join("a"), jobs.join("b")
+    clock[0] += 3
+    assert jobs.queue.num_before(waits) == 1
+
+
 def test_one_visitor_leaves_room_to_work_for_others() -> None:
     line = Line(10, at_once=2)
     slow, waits = line.join("a"), line.join("a")

@@ -17,6 +17,8 @@ HALF_LIFE = 60.0
 """Seconds after which half of the time that a visitor worked is forgotten."""
 HEAVY_SECONDS = 5.0
 """Seconds of work after which visitors share all places but one, which is for others; a photograph takes 0.05."""
+LONG_SECONDS = 1.0
+"""Seconds of work after which a request holds up nobody: others start beside it, at most one fewer than work at once."""
 _MOST_REMEMBERED = 10_000
 
 
@@ -55,6 +57,7 @@ class FairQueue:
     def num_before(self, place: QueuePlace) -> int:
         """Return how many are before a place, those at work included; 0 if it is at work itself."""
         with self._lock:
+            self._start()  # another may work long by now
             if place in self._working:
                 return 0
             return len(self._working) + self._in_order().index(place)
@@ -71,7 +74,7 @@ class FairQueue:
     def _start(self) -> None:
         """Let as many work as may; the caller holds the lock."""
         for place in self._in_order():
-            if len(self._working) >= self.at_once:
+            if not self._has_room():
                 return
             if self._at_work(place.visitor) >= self._at_once_of_one:
                 continue
@@ -82,6 +85,10 @@ class FairQueue:
             self._working.append(place)
             place.began = time.monotonic()
             place.starts.set()
+
+    def _has_room(self) -> bool:
+        long = sum(time.monotonic() - each.began > LONG_SECONDS for each in self._working)
+        return len(self._working) - min(long, self.at_once - 1) < self.at_once
 
     def _leave(self, place: QueuePlace) -> None:
         if place not in self._working:

@@ -23,7 +23,7 @@ NUM_PHOTOGRAPHS_WAITING = 100
 """Requests of one photograph that wait while others are classified; further ones are refused."""
 NUM_JOBS = NUM_WAITING + 2
 """Requests of many photographs that Gradio admits: those that wait, the one at work, and one to be refused."""
-NUM_PHOTOGRAPHS = NUM_PHOTOGRAPHS_WAITING + NUM_AT_ONCE + 1
+NUM_PHOTOGRAPHS = NUM_PHOTOGRAPHS_WAITING + 2 * NUM_AT_ONCE
 """Requests of one photograph that Gradio admits: those that wait, those at work, and one to be refused."""
 NUM_THREADS = NUM_JOBS + NUM_PHOTOGRAPHS + 2 * NUM_AT_ONCE
 """Threads that Gradio may start: one for each request that it admits, most of which wait."""
