@@ -18,7 +18,7 @@ HALF_LIFE = 60.0
 HEAVY_SECONDS = 5.0
 """Seconds of work after which visitors share all places but one, which is for others; a photograph takes 0.05."""
 LONG_SECONDS = 1.0
-"""Seconds of work after which a request holds up nobody: others start beside it, at most one fewer than work at once."""
+"""Seconds of work after which a request holds up nobody: others start beside it, one fewer than work at once."""
 _MOST_REMEMBERED = 10_000
 
 
