@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from hierclass.classifier import Classifier
 
 EXAMPLES = Path(__file__).with_name("examples")
+NUM_OPEN_FILES = 20_000
+"""Files and connections that the page may have open; systems often allow 1,000, and an upload may hold so many."""
 NUM_SESSIONS = 500
 """Visitors of whom Gradio remembers what they see."""
 
@@ -83,7 +85,7 @@ def launch(
         button_primary_background_fill_dark="*primary_700",
     )
     _, address, tunnel = page.launch(
-        server_name=host,
+        server_name=f"[{host.strip('[]')}]" if ":" in host else host,
         server_port=port,
         prevent_thread_lock=True,
         quiet=True,
@@ -170,6 +172,7 @@ def _serve(
     port: int,
     share: bool,
 ) -> None:
+    _allow_open_files()
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     with ThreadPoolExecutor(1) as beside:  # importing Gradio takes seconds
         warm = beside.submit(_warm_up, classifier)
@@ -188,6 +191,17 @@ def _serve(
     with contextlib.suppress(KeyboardInterrupt):
         page.block_thread()
     _ignore_signals()
+
+
+def _allow_open_files() -> None:
+    """Raise the number of files that may be open, as far as the system lets this process do so."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = NUM_OPEN_FILES if hard == resource.RLIM_INFINITY else min(NUM_OPEN_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _card(model: Path | None, timm: str | None) -> str:

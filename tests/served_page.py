@@ -53,7 +53,7 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def served(classifier: Any, folder: Path) -> Iterator[Served]:
+def served(classifier: Any, folder: Path, card: str = "# A card") -> Iterator[Served]:
     """Serve a page; what visitors send lies in `folder`."""
     pytest.importorskip("gradio", reason="Gradio is not installed")
     pytest.importorskip("plotly", reason="plotly is not installed")
@@ -62,7 +62,7 @@ def served(classifier: Any, folder: Path) -> Iterator[Served]:
         uploads = Uploads(folder, [EXAMPLES])
         examples = sorted(EXAMPLES.glob("*.jpg"))
         service = SlowService(classifier, uploads)
-        page = build_page(service, card="# A card", examples=examples)
+        page = build_page(service, card=card, examples=examples)
         address = app.launch(page, uploads, "127.0.0.1", None).rstrip("/")
         yield Served(address, classifier, uploads, service)
         page.close(verbose=False)

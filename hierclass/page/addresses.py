@@ -39,7 +39,7 @@ class AllowedHosts:
         Raises:
             InputError: what is in `also` is no name.
         """
-        self._local = _is_loopback(listens_on)
+        self._local = _is_loopback(_name(listens_on))
         self._own = set() if self._local else {_name(listens_on), _name(socket.gethostname())}
         self._added = set[str]()
         self._anything = False
