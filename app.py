@@ -14,7 +14,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -63,8 +63,7 @@ def launch(
     from hierclass.page.tab_batch import MAX_FILE
 
     hosts = hosts or AllowedHosts(host)
-    functions = page.config["dependencies"]
-    arguments = {each["id"]: len(each["inputs"]) for each in functions if each["backend_fn"]}
+    arguments = _arguments(page.config)
     unread = page._queue.pending_messages_per_session  # no public name; without it, they are unbounded
     guard = Middleware(Guard, hosts=hosts, uploads=uploads, arguments=arguments, unread=unread)
     theme = gr.themes.Default(
@@ -110,6 +109,17 @@ def launch(
     if tunnel:
         hosts.add(urlsplit(tunnel).netloc)
     return str(tunnel or address)
+
+
+def _arguments(config: dict[str, Any]) -> dict[int, list[range | None]]:
+    """What each function of a page takes, for its guard: of examples the number, of all else anything."""
+    examples = {
+        each["id"]: range(len(each["props"]["samples"]))
+        for each in config["components"]
+        if each["type"] == "dataset"
+    }
+    functions = (each for each in config["dependencies"] if each["backend_fn"])
+    return {each["id"]: [examples.get(widget) for widget in each["inputs"]] for each in functions}
 
 
 def serve(

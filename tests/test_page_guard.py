@@ -19,8 +19,8 @@ from hierclass.page.uploads import Uploads
 BOUNDARY = "--xyz"
 FORM = {"Content-Type": "multipart/form-data; boundary=xyz"}
 JSON = {"Content-Type": "application/json"}
-ARGUMENTS = {0: 3, 7: 1, 12: 0}
-"""Functions of the page: their numbers, and how many arguments they take."""
+ARGUMENTS = {0: [None, None, None], 4: [range(6)], 7: [None], 12: []}
+"""Functions of the page: their numbers, and which values their arguments may have."""
 Answer = tuple[int, str]
 
 
@@ -256,6 +256,7 @@ def test_another_name_and_another_website_are_refused_in_a_sentence(ask: Any) ->
         ("call/v2/classes/", {"query": "dog"}),
         ("queue/join", {"fn_index": 0, "data": [1, 2, 3], "session_hash": "a-b.c", "trigger_id": 4}),
         ("run/predict", {"fn_index": 7, "data": ["dog"]}),
+        ("run/predict", {"fn_index": 4, "data": [5]}),
         ("cancel", {"fn_index": 7, "session_hash": "a", "event_id": "b"}),
         ("reset", {"event_id": "b"}),
     ],
@@ -287,6 +288,8 @@ def test_what_is_no_json_is_refused(ask: Any, body: bytes) -> None:
         ("queue/join", {"fn_index": 7, "data": [], "session_hash": "a"}, "data of 1"),
         ("queue/join", {"fn_index": 12, "data": [], "session_hash": "a", "trigger_id": "b"}, "trigger_id"),
         ("run/predict", {"fn_index": 12, "data": [], "batched": True}, "batched"),
+        ("run/predict", {"fn_index": 4, "data": [6]}, "no such example"),
+        ("run/predict", {"fn_index": 4, "data": [1.0]}, "no such example"),
         ("cancel", {}, "fn_index"),
         ("reset", {"event_id": 3}, "event_id"),
     ],
@@ -320,6 +323,25 @@ def test_a_file_that_was_not_uploaded_is_refused(ask: Any, uploads: Uploads) -> 
         assert (status, "was not uploaded" in text) == (422, True)
     gone = json.dumps({"data": [{"path": str(uploads.folder / "gone.jpg")}, 1, 1]}).encode()
     assert ask("/gradio_api/call/classify", gone)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "more", [{"orig_name": 3}, {"size": "x"}, {"url": []}, {"meta": 1}, {"is_stream": "y"}]
+)
+def test_what_is_said_of_a_file_has_the_types_that_clients_send(
+    ask: Any, uploads: Uploads, more: Any
+) -> None:
+    usual = {
+        "orig_name": "a.jpg",
+        "size": 3,
+        "url": "http://x/y",
+        "mime_type": None,
+        "meta": {},
+        "is_stream": False,
+    }
+    for said, status in ((usual, 200), ({**usual, **more}, 422)):
+        photo = {"path": f"{uploads.folder}/a.jpg", **said}
+        assert ask("/gradio_api/call/classify", json.dumps({"data": [photo, 1, 1]}).encode())[0] == status
 
 
 def test_a_question_is_json_and_not_too_long(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from hierclass.page.addresses import AllowedHosts, Headers, visitor_of
 from hierclass.page.arrivals import Arrivals, Message, Receive, UploadBody, read_question
 from hierclass.page.endpoint_types import PARAMETERS
 from hierclass.page.messages import RefusalError
-from hierclass.page.questions import check_question, is_session
+from hierclass.page.questions import Arguments, check_question, is_session
 from hierclass.page.uploads import Uploads
 
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -60,7 +60,7 @@ class Guard:
         app: Application,
         hosts: AllowedHosts,
         uploads: Uploads,
-        arguments: Mapping[int, int],
+        arguments: Mapping[int, Arguments],
         unread: Mapping[str, asyncio.Queue[Any]] | None = None,
     ) -> None:
         """Filter requests to `app`.
@@ -69,7 +69,7 @@ class Guard:
             app: the application behind it, Gradio's.
             hosts: the names under which the page may be asked.
             uploads: the folder of what visitors send.
-            arguments: the number of arguments of each function of the page, by Gradio's number of the function.
+            arguments: what each function of the page takes, by Gradio's number of the function.
             unread: messages that Gradio keeps until they are fetched, by session.
         """
         self._unread = {} if unread is None else unread

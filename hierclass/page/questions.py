@@ -7,17 +7,29 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 from hierclass.page.endpoint_types import PARAMETERS
 from hierclass.page.messages import RefusalError
 
+Arguments: TypeAlias = Sequence[range | None]
+"""The arguments of a function: which whole numbers each may be, or None where it may be anything."""
 MAX_DEPTH = 32
 """Lists and objects inside each other, at most; the page's own questions have six."""
 MAX_FILES_NAMED = 2000
 """Files that a question names, at most; a request of many photographs may name 500."""
 _MAX_NUMBER = 2**63
+_OF_FILES: dict[str, Any] = {
+    "path": str,
+    "orig_name": str,
+    "url": str,
+    "mime_type": str,
+    "size": int | float,
+    "is_stream": bool,
+    "meta": dict,
+}
+"""What a question says of a file, and of which type it is; Gradio fails on others."""
 _SESSION = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)
 """The beginning of a URL; a single letter would be a drive of Windows."""
@@ -26,14 +38,14 @@ _IGNORED = re.compile(r"[\x00-\x20]")
 
 
 def check_question(
-    path: str, body: bytes, arguments: Mapping[int, int], is_upload: Callable[[str], bool]
+    path: str, body: bytes, arguments: Mapping[int, Arguments], is_upload: Callable[[str], bool]
 ) -> None:
     """Check what a POST asks, which may be anything.
 
     Args:
         path: the address, below /gradio_api/, without a slash at its end.
         body: what was sent.
-        arguments: the number of arguments of each function of the page, by Gradio's number of the function.
+        arguments: what each function of the page takes, by Gradio's number of the function.
         is_upload: whether a path is that of an upload, or of an example.
 
     Raises:
@@ -55,7 +67,10 @@ def check_question(
             raise RefusalError(404, f"There is no function {number} on this page; reload it.")
         if path == "queue/join" and question.get("session_hash") is None:
             raise RefusalError(422, "A question for the queue has a text session_hash.")
-        _check_data(question, arguments[number], f"function {number}")
+        _check_data(question, len(arguments[number]), f"function {number}")
+        for value, among in zip(question["data"], arguments[number], strict=True):
+            if among is not None and (type(value) is not int or value not in among):
+                raise RefusalError(422, "There is no such example on this page; reload it.")
         _check_internals(question)
     elif path == "cancel":
         _whole(question, "fn_index")
@@ -85,17 +100,23 @@ def _check_values(question: Any, is_upload: Callable[[str], bool]) -> None:
     for value in _walk(question):
         if isinstance(value, (int, float)) and not (math.isfinite(value) and abs(value) < _MAX_NUMBER):
             raise RefusalError(422, "A number is too large.")
-        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+        if not isinstance(value, dict):
             continue
-        path, num_files = value["path"], num_files + 1
-        if num_files > MAX_FILES_NAMED:
-            raise RefusalError(422, f"These are too many files; up to {MAX_FILES_NAMED:,} can be named.")
-        if _ADDRESS.match(_IGNORED.sub("", path)):
-            raise RefusalError(400, "Files are uploaded; addresses of files are not fetched.")
-        if not is_upload(path):
-            raise RefusalError(
-                422, "A file was not uploaded to this page; send it to /gradio_api/upload first."
-            )
+        for name, kind in _OF_FILES.items():
+            if not isinstance(value.get(name), kind | None):
+                raise RefusalError(422, f"What is said of a file as {name} has a wrong type.")
+        if value.get("path") is not None:
+            _check_path(value["path"], is_upload)
+            num_files += 1
+            if num_files > MAX_FILES_NAMED:
+                raise RefusalError(422, f"These are too many files; up to {MAX_FILES_NAMED:,} can be named.")
+
+
+def _check_path(path: str, is_upload: Callable[[str], bool]) -> None:
+    if _ADDRESS.match(_IGNORED.sub("", path)):
+        raise RefusalError(400, "Files are uploaded; addresses of files are not fetched.")
+    if not is_upload(path):
+        raise RefusalError(422, "A file was not uploaded to this page; send it to /gradio_api/upload first.")
 
 
 def _walk(question: Any) -> Iterator[Any]:
