@@ -63,7 +63,7 @@ def launch(
     from hierclass.page.tab_batch import MAX_FILE
 
     hosts = hosts or AllowedHosts(host)
-    arguments = _arguments(page.config)
+    arguments = _arguments(dict(page.config))
     unread = page._queue.pending_messages_per_session  # no public name; without it, they are unbounded
     guard = Middleware(Guard, hosts=hosts, uploads=uploads, arguments=arguments, unread=unread)
     theme = gr.themes.Default(
