@@ -7,13 +7,15 @@ Importing this file starts nothing and needs neither Gradio nor torch.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -28,7 +30,9 @@ from hierclass.cli.shared import (
 )
 from hierclass.errors import HierclassError, require
 from hierclass.labelling.reader_pipes import kept_ready
+from hierclass.page.addresses import AllowedHosts
 from hierclass.page.uploads import Uploads
+from taxonomy.streams import prepare_streams, visible
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -36,18 +40,33 @@ if TYPE_CHECKING:
     from hierclass.classifier import Classifier
 
 EXAMPLES = Path(__file__).with_name("examples")
+NUM_OPEN_FILES = 20_000
+"""Files and connections that the page may have open; systems often allow 1,000, and an upload may hold so many."""
 NUM_SESSIONS = 500
 """Visitors of whom Gradio remembers what they see."""
 
 
-def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None, *, share: bool = False) -> str:
+def launch(
+    page: gr.Blocks,
+    uploads: Uploads,
+    host: str,
+    port: int | None,
+    *,
+    share: bool = False,
+    hosts: AllowedHosts | None = None,
+) -> str:
     """Start serving the page without blocking and return its address; port None takes the next free one."""
     import gradio as gr
     from starlette.middleware import Middleware
 
     from hierclass.page.guard import Guard
+    from hierclass.page.service import NUM_THREADS
     from hierclass.page.tab_batch import MAX_FILE
 
+    hosts = hosts or AllowedHosts(host)
+    arguments = _arguments(dict(page.config))
+    unread = page._queue.pending_messages_per_session  # no public name; without it, they are unbounded
+    guard = Middleware(Guard, hosts=hosts, uploads=uploads, arguments=arguments, unread=unread)
     theme = gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",
@@ -66,7 +85,7 @@ def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None, *, sh
         button_primary_background_fill_dark="*primary_700",
     )
     _, address, tunnel = page.launch(
-        server_name=host,
+        server_name=f"[{host.strip('[]')}]" if ":" in host else host,
         server_port=port,
         prevent_thread_lock=True,
         quiet=True,
@@ -80,12 +99,28 @@ def launch(page: gr.Blocks, uploads: Uploads, host: str, port: int | None, *, sh
         enable_monitoring=False,
         state_session_capacity=NUM_SESSIONS,
         allowed_paths=[str(EXAMPLES)],
-        app_kwargs={"middleware": [Middleware(Guard, check_space=uploads.check_space)]},
+        max_threads=NUM_THREADS,
+        app_kwargs={"middleware": [guard]},
         footer_links=["api"],
         theme=theme,
         css=resources.files("hierclass.page").joinpath("style.css").read_text(encoding="utf-8"),
     )
+    for name in ("uvicorn.error", "python_multipart"):  # no line for every odd request
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if tunnel:
+        hosts.add(urlsplit(tunnel).netloc)
     return str(tunnel or address)
+
+
+def _arguments(config: dict[str, Any]) -> dict[int, list[range | None]]:
+    """What each function of a page takes, for its guard: of examples the number, of all else anything."""
+    examples = {
+        each["id"]: range(len(each["props"]["samples"]))
+        for each in config["components"]
+        if each["type"] == "dataset"
+    }
+    functions = (each for each in config["dependencies"] if each["backend_fn"])
+    return {each["id"]: [examples.get(widget) for widget in each["inputs"]] for each in functions}
 
 
 @kept_ready(start=True)
@@ -99,6 +134,14 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the page to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name under which browsers reach the page, such as photos.example.org behind a web server; may be "
+            "repeated. Computers' addresses and names of the local network need none. '*' allows every name.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "auto",
     threads: ThreadsOption = None,
@@ -114,6 +157,7 @@ def serve(
     """Open the page of hierclass in this computer's browser: photographs labelled coarse to fine."""
     try:
         require("demo", "gradio", "plotly", what="the page")
+        hosts = AllowedHosts(host, allow_host or ())
         classifier = ModelChoice(model, timm, weights, device, runtime, threads, int8).open()
     except HierclassError as error:
         _stop(str(error), 2)
@@ -121,7 +165,7 @@ def serve(
         signal.signal(number, _stop_at)
     try:
         with Uploads.opened([EXAMPLES]) as uploads:
-            _serve(classifier, uploads, _card(model, timm), host=host, port=port, share=share)
+            _serve(classifier, uploads, _card(model, timm), hosts, host=host, port=port, share=share)
     except HierclassError as error:
         _stop(str(error), 1)
     except SystemExit as stop:
@@ -130,7 +174,17 @@ def serve(
     os._exit(0)
 
 
-def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, port: int, share: bool) -> None:
+def _serve(
+    classifier: Classifier,
+    uploads: Uploads,
+    card: str,
+    hosts: AllowedHosts,
+    *,
+    host: str,
+    port: int,
+    share: bool,
+) -> None:
+    _allow_open_files()
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
     with ThreadPoolExecutor(1) as beside:  # importing Gradio takes seconds
         warm = beside.submit(_warm_up, classifier)
@@ -140,7 +194,7 @@ def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, po
         page = build_page(Service(classifier, uploads), card=card, examples=sorted(EXAMPLES.glob("*.jpg")))
         warm.result()
     try:
-        address = launch(page, uploads, host, port, share=share)
+        address = launch(page, uploads, host, port, share=share, hosts=hosts)
     except OSError:
         _stop(f"can't listen on {host}, port {port}; try another one with --port", 2)
     uploads.keep_what_is_there()
@@ -149,6 +203,17 @@ def _serve(classifier: Classifier, uploads: Uploads, card: str, *, host: str, po
     with contextlib.suppress(KeyboardInterrupt):
         page.block_thread()
     _ignore_signals()
+
+
+def _allow_open_files() -> None:
+    """Raise the number of files that may be open, as far as the system lets this process do so."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = NUM_OPEN_FILES if hard == resource.RLIM_INFINITY else min(NUM_OPEN_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _card(model: Path | None, timm: str | None) -> str:
@@ -184,12 +249,14 @@ def _ignore_signals() -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    print(f"app.py: {' '.join(message.split())}", file=sys.stderr)
+    print(f"app.py: {visible(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(code)
 
 
 def main() -> None:
     """Read the command line and serve the page until it is stopped."""
+    prepare_streams()
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     cli.command()(serve)
     cli()

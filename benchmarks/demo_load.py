@@ -1,12 +1,16 @@
 """How the page bears many visitors: `python benchmarks/demo_load.py [--clients 50] [--requests 8] [--json OUT]`.
 
+With `--only-slow` it measures only what two slow pictures cost the others.
+
 It starts `app.py` in a process of its own and lets so many clients ask at once, each one photograph after the other, by
 the endpoint /classify that streams an answer per level. Measured from the request on, uploading included: when the
 first level's answer is there and when the last one's is; then the same while another visitor has many photographs
-labelled. Reported are requests, errors (a page that is too busy says so; that is an error here), median and 95th
-percentile, and the memory of the server before the first request, at its highest, and after the last. One client
-alone comes first, so that the ratio says what the others cost. The visitors run on the same cores as the server; they
-speak plain HTTP, for Gradio's own client asks a thousand times a second whether there is news.
+labelled, and 100 requests while two others send slow pictures again and again: small files that are allowed and take
+seconds to read. Every visitor has an address of their own (X-Forwarded-For, as a web server in front writes it).
+Reported are requests, errors (a page that is too busy says so; that is an error here), median and 95th percentile, and
+the memory of the server before the first request, at its highest, and after the last. One client alone comes first,
+so that the ratio says what the others cost. The visitors run on the same cores as the server; they speak plain HTTP,
+for Gradio's own client asks a thousand times a second whether there is news.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from typing import Annotated, Any
 import httpx
 import psutil
 import typer
+from hostile.pictures import jpeg_of_scans
 from rich.console import Console
 from rich.table import Table
 from timing import describe_machine
@@ -36,6 +41,8 @@ from timing import describe_machine
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = sorted((ROOT / "examples").glob("*.jpg"))
 PATIENCE = 120
+HEAD_START = 1.0
+"""Seconds that others work before the requests that are measured."""
 
 
 @dataclass(frozen=True)
@@ -150,26 +157,77 @@ class Watch:
         self._thread.join()
 
 
-def beside_many(client: httpx.Client, work: Callable[[], Load]) -> Load:
-    """Do work while a client has a zip file of 100 photographs labelled again and again."""
+def beside(others: list[httpx.Client], file: Path, endpoint: str, work: Callable[[], Load]) -> Load:
+    """Do work while others have a file classified or labelled again and again, each one after the other."""
     stop = threading.Event()
 
-    def label(pile: Path) -> None:
+    def go_on(client: httpx.Client) -> None:
         while not stop.is_set():
-            ask(client, pile, "label")
+            ask(client, file, endpoint)
 
-    with tempfile.TemporaryDirectory() as place:
-        pile = Path(place) / "pile.zip"
-        with zipfile.ZipFile(pile, "w") as archive:
-            for number in range(100):
-                archive.write(PHOTOGRAPHS[number % len(PHOTOGRAPHS)], f"{number}.jpg")
-        thread = threading.Thread(target=label, args=(pile,), daemon=True)
+    threads = [threading.Thread(target=go_on, args=(client,), daemon=True) for client in others]
+    for thread in threads:
         thread.start()
-        try:
-            return work()
-        finally:
-            stop.set()
+    time.sleep(HEAD_START)
+    try:
+        return work()
+    finally:
+        stop.set()
+        for thread in threads:
             thread.join(PATIENCE)
+
+
+def write_pile(folder: Path) -> Path:
+    """Write a zip file of 100 photographs."""
+    with zipfile.ZipFile(folder / "pile.zip", "w") as archive:
+        for number in range(100):
+            archive.write(PHOTOGRAPHS[number % len(PHOTOGRAPHS)], f"{number}.jpg")
+    return folder / "pile.zip"
+
+
+def write_slow(folder: Path) -> Path:
+    """Write a picture of 9 KB that takes seconds to read and is allowed."""
+    (folder / "slow.jpg").write_bytes(jpeg_of_scans(490, (2500, 2000)))
+    return folder / "slow.jpg"
+
+
+class Visitors:
+    """Clients of a page, each with an address of its own."""
+
+    def __init__(self, address: str) -> None:
+        """Ask the page at an address."""
+        self._address, self._count = address, 0
+
+    def __call__(self, count: int) -> list[httpx.Client]:
+        """Return N = `count` new visitors."""
+        self._count += count
+        numbers = range(self._count - count, self._count)
+        headers = [{"X-Forwarded-For": f"10.0.{number >> 8}.{number & 255}"} for number in numbers]
+        return [httpx.Client(base_url=self._address, timeout=PATIENCE, headers=each) for each in headers]
+
+
+def measure_many(visitors: Visitors, clients: int, requests: int, pile: Path, errors: set[str]) -> list[Load]:
+    """Measure one visitor, many, and many beside one who has 100 photographs labelled."""
+    many = visitors(clients)
+    return [
+        load("one visitor", many[:1], requests, errors),
+        load("all at once", many, requests, errors),
+        beside(
+            visitors(1),
+            pile,
+            "label",
+            lambda: load("all, beside 100 photographs", many, max(1, requests // 4), errors),
+        ),
+    ]
+
+
+def measure_slow(visitors: Visitors, slow: Path, errors: set[str]) -> list[Load]:
+    """Measure 100 requests of 20 visitors, and the same beside two who send slow pictures."""
+    few = visitors(20)
+    return [
+        load("100 requests", few, 5, errors),
+        beside(visitors(2), slow, "classify", lambda: load("100, beside two slow pictures", few, 5, errors)),
+    ]
 
 
 def start(port: int, model: Path | None) -> tuple[subprocess.Popen[str], str]:
@@ -211,6 +269,7 @@ def main(
     requests: Annotated[int, typer.Option(min=1, help="Photographs of each, one after the other.")] = 8,
     model: Annotated[Path | None, typer.Option(help="Model folder; the bundled model if left out.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7871,
+    only_slow: Annotated[bool, typer.Option("--only-slow", help="Only beside slow pictures.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
     """Measure the page under load."""
@@ -218,20 +277,13 @@ def main(
     machine = describe_machine("cpu")
     process, address = start(port, model)
     try:
-        server = psutil.Process(process.pid)
-        visitors = [httpx.Client(base_url=address, timeout=PATIENCE) for _ in range(clients)]
-        ask(visitors[0], PHOTOGRAPHS[0])
+        server, visitors = psutil.Process(process.pid), Visitors(address)
+        ask(visitors(1)[0], PHOTOGRAPHS[0])
         before, watch = memory(server), Watch(server)
-        rows = [
-            load("one visitor", visitors[:1], requests, errors),
-            load("all at once", visitors, requests, errors),
-        ]
-        beside = httpx.Client(base_url=address, timeout=PATIENCE)
-        rows.append(
-            beside_many(
-                beside, lambda: load("all, beside 100 photographs", visitors, max(1, requests // 4), errors)
-            )
-        )
+        with tempfile.TemporaryDirectory() as place:
+            pile, slow = write_pile(Path(place)), write_slow(Path(place))
+            rows = [] if only_slow else measure_many(visitors, clients, requests, pile, errors)
+            rows += measure_slow(visitors, slow, errors)
         time.sleep(3)
         watch.stop()
         after = memory(server)

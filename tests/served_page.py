@@ -22,20 +22,23 @@ PATIENCE = 600
 
 
 class SlowService(Service):
-    """A service that can be held up: before the answers to one photograph, and after every batch of many."""
+    """A service that can be held up: at the first answer to one photograph, and after every batch of many."""
 
     def __init__(self, classifier: Any, uploads: Uploads) -> None:
         super().__init__(classifier, uploads)
         self.resume = threading.Event()
         self.resume.set()
         self.seconds_per_batch = 0.0
+        self.never_held = "no visitor"
 
-    def classify(self, photo: Any, level: Any, precision: Any) -> Iterator[Any]:
-        self.resume.wait(PATIENCE)
-        yield from super().classify(photo, level, precision)
+    def classify(self, photo: Any, level: Any, precision: Any, **more: Any) -> Iterator[Any]:
+        for each in super().classify(photo, level, precision, **more):
+            if more.get("visitor") != self.never_held:
+                self.resume.wait(PATIENCE)
+            yield each
 
-    def label_batch(self, sent: Any, level: Any, precision: Any, *, thumbnails: bool) -> Iterator[Any]:
-        for each in super().label_batch(sent, level, precision, thumbnails=thumbnails):
+    def label_batch(self, sent: Any, level: Any, precision: Any, **more: Any) -> Iterator[Any]:
+        for each in super().label_batch(sent, level, precision, **more):
             time.sleep(self.seconds_per_batch)
             yield each
 
@@ -50,7 +53,7 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def served(classifier: Any, folder: Path) -> Iterator[Served]:
+def served(classifier: Any, folder: Path, card: str = "# A card") -> Iterator[Served]:
     """Serve a page; what visitors send lies in `folder`."""
     pytest.importorskip("gradio", reason="Gradio is not installed")
     pytest.importorskip("plotly", reason="plotly is not installed")
@@ -59,7 +62,7 @@ def served(classifier: Any, folder: Path) -> Iterator[Served]:
         uploads = Uploads(folder, [EXAMPLES])
         examples = sorted(EXAMPLES.glob("*.jpg"))
         service = SlowService(classifier, uploads)
-        page = build_page(service, card="# A card", examples=examples)
+        page = build_page(service, card=card, examples=examples)
         address = app.launch(page, uploads, "127.0.0.1", None).rstrip("/")
         yield Served(address, classifier, uploads, service)
         page.close(verbose=False)

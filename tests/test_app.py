@@ -23,8 +23,6 @@ from page_data import CAT, EXAMPLES, ROOT, calibrated, sent
 from PIL import Image
 from served_page import PATIENCE, Served, served
 
-from hierclass.page.layout import QUEUE_LENGTH
-from hierclass.page.service import NUM_AT_ONCE
 from hierclass.page.uploads import Uploads
 
 
@@ -73,6 +71,13 @@ def test_a_missing_package_names_the_command_that_installs_it(package: str) -> N
     assert done.returncode == 2
     name = package.replace("gradio", "Gradio")
     assert done.stderr.splitlines() == [f"app.py: the page needs {name}: pip install 'hierclass[demo]'"]
+
+
+def test_a_name_that_is_none_is_one_line() -> None:
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    done = run_app("--allow-host", "https://photos.example.org/")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "without https://" in done.stderr
 
 
 def test_importing_the_page_loads_neither_gradio_nor_torch() -> None:
@@ -246,11 +251,12 @@ def test_endpoints_are_described_with_names_and_types(client: Any) -> None:
 # ---- what a request can't do
 
 
-def ask(page: Served, endpoint: str, data: list[Any]) -> str:
+def ask(page: Served, endpoint: str, data: list[Any], visitor: str = "127.0.0.1") -> str:
     """Put a request into the queue without gradio_client, which would upload what is named; return the reply."""
     address = f"{page.address}/gradio_api/call/{endpoint}"
     body = json.dumps({"data": data}).encode()
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "X-Forwarded-For": visitor}
+    request = urllib.request.Request(address, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
             text: str = reply.read().decode()
@@ -259,15 +265,19 @@ def ask(page: Served, endpoint: str, data: list[Any]) -> str:
     return text
 
 
-def call(page: Served, endpoint: str, data: list[Any]) -> str:
+def call(page: Served, endpoint: str, data: list[Any], visitor: str = "127.0.0.1") -> str:
     """Call an endpoint as `ask` does; return the stream of its events."""
-    text = ask(page, endpoint, data)
+    return events(page, endpoint, ask(page, endpoint, data, visitor))
+
+
+def events(page: Served, endpoint: str, text: str) -> str:
+    """Return the stream of events of a question, from the reply to it."""
     if "event_id" not in text:
         return f"event: error\n{text}"
     address = f"{page.address}/gradio_api/call/{endpoint}/{json.loads(text)['event_id']}"
     with urllib.request.urlopen(address, timeout=PATIENCE) as reply:
-        events: str = reply.read().decode()
-    return events
+        found: str = reply.read().decode()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -347,7 +357,7 @@ def test_uploads_are_deleted_when_they_are_old(client: Any, page: Served, tmp_pa
 def test_an_upload_that_is_too_large_is_refused_before_it_is_sent(page: Served) -> None:
     from http.client import HTTPConnection
 
-    from hierclass.page.guard import MAX_UPLOAD
+    from hierclass.page.arrivals import MAX_UPLOAD
 
     connection = HTTPConnection(page.address.removeprefix("http://"), timeout=PATIENCE)
     connection.putrequest("POST", "/gradio_api/upload")
@@ -357,27 +367,53 @@ def test_an_upload_that_is_too_large_is_refused_before_it_is_sent(page: Served) 
     assert connection.getresponse().status == 413
 
 
-def test_the_page_says_when_it_is_busy(page: Served) -> None:
-    from gradio_client import Client
+def test_one_visitor_with_many_requests_blocks_nobody_else(page: Served) -> None:
+    """The first visitor's answers are held up; they come from 127.0.0.1 as those of a web server in front."""
+    from hierclass.page.fair_queue import SHARE_OF_ONE
+    from hierclass.page.service import NUM_PHOTOGRAPHS_WAITING
 
     page.service.resume.clear()
-    client = Client(page.address, verbose=False)
-    photo = {**sent(Path(upload(page.address, CAT)))}
-    jobs: list[Any] = []
+    page.service.never_held = "10.0.0.9"
+    photo = sent(Path(upload(page.address, CAT)))
+    most = 1 + int(NUM_PHOTOGRAPHS_WAITING * SHARE_OF_ONE)
     try:
-        refused = 0
-        for _ in range(QUEUE_LENGTH + NUM_AT_ONCE + 5):
-            answer = ask(page, "classify", [photo, 0, None])
-            refused += "full" in answer or "503" in answer
-            jobs.append(answer)
+        asked = [ask(page, "classify", [photo, 0, None]) for _ in range(most)]
+        assert all("event_id" in answer for answer in asked)
+        refused = call(page, "classify", [photo, 0, None])
+        other = call(page, "classify", [photo, 0, None], visitor="10.0.0.9")
     finally:
         page.service.resume.set()
-    assert refused >= 1
-    assert "event_id" in jobs[0]
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if client.predict(handle(CAT), 0, api_name="/classify")["level"] == 0:
-            break
+    assert "requests from your address wait for their turn" in refused
+    assert "event: complete" in other
+    for answer in asked:
+        assert "event: complete" in events(page, "classify", answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("call/classify", '{"data": [NaN]}'),
+        ("call/classify", '{"data": []}'),
+        ("queue/join", '{"fn_index": 99999, "data": [], "session_hash": "x"}'),
+        ("run/predict", '{"fn_index": 0}'),
+        ("queue/data?session_hash=unknown", None),
+        ("call/classify/0123456789", None),
+        ("upload", "no form"),
+    ],
+)
+def test_a_request_of_a_wrong_form_gets_a_sentence_and_the_server_says_nothing(
+    page: Served, path: str, body: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import httpx
+
+    address, headers = f"{page.address}/gradio_api/{path}", {"Content-Type": "application/json"}
+    if body is None:
+        reply = httpx.get(address, timeout=PATIENCE)
+    else:
+        reply = httpx.post(address, content=body, headers=headers, timeout=PATIENCE)
+    assert 400 <= reply.status_code < 500 or "404: Not Found" in reply.text
+    assert "Traceback" not in reply.text
+    assert capfd.readouterr().err == ""
 
 
 def test_the_examples_are_there() -> None:

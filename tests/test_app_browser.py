@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import os
 import shutil
 import time
@@ -21,6 +22,11 @@ import pytest
 from page_data import CAT, EXAMPLES, calibrated
 from PIL import Image
 from served_page import PATIENCE, Served, served
+
+from hierclass.checkpoints.checkpoint import load_checkpoint
+from hierclass.classifier import Classifier
+from hierclass.page.model_info import read_card
+from taxonomy import Taxonomy
 
 
 @pytest.fixture(scope="module")
@@ -468,3 +474,52 @@ def test_the_page_fetches_nothing_from_elsewhere(browser: Any, page: Served) -> 
     names = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert names
     assert [name for name in names if not name.startswith((page.address, "data:", "blob:"))] == []
+
+
+EVIL = "<img src=x onerror=\"document.title='evil'\">{{7*7}}%{text}<script>document.title='evil'</script>"
+CARD = f"""# A stranger's card
+{EVIL} <iframe src="https://example.org"></iframe> <style>* {{display: none}}</style>
+![seen](https://example.org/seen.png) ![seen][there] [press](javascript:document.title='evil')
+
+```
+{EVIL}
+```
+
+[there]: https://example.org/seen.png
+"""
+
+
+@pytest.mark.full
+def test_a_strangers_names_and_card_are_shown_and_do_nothing(
+    browser: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    tree = checkpoint.taxonomy.to_dict()
+    for node in tree["nodes"]:
+        node |= {"name": f"{node['id']} {EVIL}", "definition": EVIL}
+    evil = Classifier(dataclasses.replace(checkpoint, taxonomy=Taxonomy.from_dict(tree)), device="cpu")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "MODEL_CARD.md").write_text(CARD)
+    file = tmp_path / "<img src=x onerror=document.title='evil'>\u202egpj.jpg"
+    shutil.copy(CAT, file)
+    with served(evil, tmp_path / "uploads", read_card(tmp_path / "model")) as page:
+        open_page(browser, page)
+        upload(browser, file)
+        wait_until(browser, lambda: cards(browser, "done") == 3)
+        assert EVIL in text_of(browser, "#headline")
+        open_tab(browser, "Many photographs")
+        drop_pile(browser, file)
+        press(browser, "Label them")
+        wait_until(browser, lambda: "1 photograph labelled" in text_of(browser, "#status"))
+        wait_until(browser, lambda: r"\u202egpj" in text_of(browser, "#answers"))
+        open_tab(browser, "The model")
+        next(each for each in shown(browser, "button") if "Model card" in each.text).click()
+        wait_until(browser, lambda: any("stranger" in each.text for each in shown(browser, "h1")))
+        time.sleep(1)
+        assert browser.title == "hierclass: from coarse to fine"
+        loaded = "return performance.getEntriesByType('resource').map(each => each.name)"
+        assert all(
+            name.startswith((page.address, "data:", "blob:")) for name in browser.execute_script(loaded)
+        )
+        assert not browser.find_elements("css selector", "iframe, img[src=x], a[href^='javascript']")
+        assert not browser.find_elements("css selector", "img[src*='example.org']")

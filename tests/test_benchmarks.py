@@ -263,6 +263,8 @@ def test_the_load_of_the_page_is_reported_with_errors_and_memory(
         (1, 2, 0),
         (2, 4, 0),
         (2, 2, 0),
+        (20, 100, 0),
+        (20, 100, 0),
     ]
     assert report["errors"] == []
     assert report["memory_mib"]["peak"] >= report["memory_mib"]["before"] > 0

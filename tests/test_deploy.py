@@ -49,6 +49,8 @@ def test_the_service_labels_a_photograph_and_refuses_in_one_line(monkeypatch: py
         refused = client.post(f"/label{query}", content=data)
         assert refused.status_code == code
         assert "\n" not in refused.json()["detail"]
+    website = client.post("/label", content=CAT, headers={"Origin": "http://evil.example"})
+    assert (website.status_code, "websites" in website.text) == (403, True)
 
 
 FORKING = """

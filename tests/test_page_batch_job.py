@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import struct
@@ -9,10 +10,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.csv
@@ -29,7 +30,6 @@ from hierclass.labelling.rows import columns
 from hierclass.page import batch_job
 from hierclass.page import uploads as uploads_module
 from hierclass.page.batch_job import collect_job, draw_progress, run_batch_job, table_rows, write_tables
-from hierclass.page.service import JobQueue
 from hierclass.page.single import AnswerOptions
 from hierclass.page.unpacking import MAX_DIRECTORY, ByteBudget, unpack
 from hierclass.page.uploads import Uploads
@@ -254,6 +254,20 @@ def test_the_folder_of_a_page_that_was_killed_is_removed_and_that_of_one_that_ru
         assert not running.exists()
 
 
+def test_the_disk_is_not_filled(uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = SimpleNamespace(total=100 << 30, used=0, free=(1 << 30) + 5000)
+    monkeypatch.setattr(uploads_module.shutil, "disk_usage", lambda _: sizes)
+    assert uploads.free_space() == 5000
+    uploads.check_space(4000)
+    with pytest.raises(InputError, match="nearly full"):
+        uploads.check_space(6000)
+    sizes.free = 1 << 30
+    with pytest.raises(InputError, match="nearly full"):
+        uploads.result_folder()
+    sizes.total = sizes.free  # a small disk keeps a share of it free
+    assert uploads.free_space() > 0.9 * sizes.free
+
+
 def test_no_more_uploads_are_taken_than_there_is_room_for(
     uploads: Uploads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +336,30 @@ def test_the_tables_are_those_of_the_command(
     assert pyarrow.csv.read_csv(text).num_rows == 6
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["=1+1", "+1", "-1", "@A1", "\t=1", "\r=1", " =1", "'=1", '"=1"', "＝1", "=cmd|' C calc'!A0"],
+)
+def test_formulas_are_no_formulas_in_the_csv_table(
+    classifier: Any, uploads: Uploads, tmp_path: Path, name: str
+) -> None:
+    job = run(classifier, uploads, [sent(CAT, orig_name=f"{name}.jpg")], tmp_path)
+    text, parquet = write_tables(job, 3, uploads.result_folder())
+    with text.open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    (plain,) = pq.read_table(parquet).to_pylist()
+    assert (row["path"], plain["path"]) == (f"'{job.done[0].path}", job.done[0].path)
+    assert float(row["score"]) == pytest.approx(plain["score"], abs=1e-6)  # numbers are numbers
+    assert row["label"] == plain["label"]
+
+
+def test_characters_that_hide_others_are_written_out_in_the_table(
+    classifier: Any, uploads: Uploads, tmp_path: Path
+) -> None:
+    job = run(classifier, uploads, [sent(CAT, orig_name="photo\u202egpj.exe\x1b[2J.jpg")], tmp_path)
+    assert table_rows(job)[0][4] == r"photo\u202egpj.exe\x1b[2J.jpg"
+
+
 def test_pictures_are_shown_beside_what_could_be_read(
     classifier: Any, uploads: Uploads, mixed: list[Any], tmp_path: Path
 ) -> None:
@@ -361,31 +399,6 @@ def test_what_takes_too_long_ends_with_a_row_for_every_photograph(
     assert job.finished
     assert job.done[0].error is None
     assert "was not reached within" in str(job.done[99].error)
-
-
-def test_turns_are_given_in_order_and_not_too_many_wait() -> None:
-    line, order = JobQueue(2), list[str]()
-    with line.joined() as first:
-        assert list(first.wait()) == []
-
-        def follow(name: str) -> None:
-            with line.joined() as place:
-                for _ in place.wait():
-                    pass
-                order.append(name)
-
-        threads = []
-        for name in ("second", "third"):
-            threads.append(threading.Thread(target=follow, args=(name,)))
-            threads[-1].start()
-            while len(line._line) < len(threads) + 1:
-                time.sleep(0.01)
-        with pytest.raises(InputError, match="2 others wait"), line.joined():
-            pass
-        assert order == []
-    for thread in threads:
-        thread.join(60)
-    assert order == ["second", "third"]
 
 
 @pytest.mark.parametrize("files", [None, [], {}, "x", 3])

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from hierclass.page.messages import photographs
 from hierclass.page.single import READ_SECONDS
 from hierclass.page.unpacking import ByteBudget, Photograph, unpack
 from hierclass.page.uploads import Uploads
+from taxonomy.streams import visible
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -56,6 +58,8 @@ ORDERS = {
 }
 """Ways to sort the table: column, and 1 for rising or -1 for falling; rows without a value come last."""
 DOWNLOADS = ("csv", "parquet")
+_FORMULA = re.compile(r"[\s\"']*[=+\-@＝＋－＠\t\r\n]")
+"""The beginning of a text that spreadsheets take for a formula; some of them skip spaces and quotes."""
 
 
 @dataclass(slots=True)
@@ -101,7 +105,7 @@ def collect_job(uploads: Uploads, sent: Any, folder: Path) -> BatchJob:
         raise InputError("there is nothing to label yet; choose photographs or a zip file of photographs")
     if len(files) > MAX_PHOTOGRAPHS:
         raise _too_many(len(files))
-    found, space = list[Photograph](), ByteBudget(MAX_UNPACKED)
+    found, space = list[Photograph](), ByteBudget(min(MAX_UNPACKED, uploads.free_space()))
     for number, each in enumerate(files):
         name = _name_of(each, number)
         try:
@@ -187,17 +191,20 @@ def draw_progress(job: BatchJob, *, stopped: bool = False) -> str:
 def write_tables(job: BatchJob, num_tiers: int, folder: Path) -> list[Path]:
     """Write the rows as labels.csv and labels.parquet, the tables of `hierclass label`.
 
+    Texts in labels.csv that a spreadsheet would take for a formula begin with an apostrophe: names of files and of
+    classes are a stranger's.
+
     Raises:
         InputError: writing failed, since the disk is full for example.
     """
     import pyarrow as pa
 
-    rows = [row.to_dict(num_tiers) for row in job.done]
-    table = pa.Table.from_pylist(rows, schema=schema(num_tiers))
+    rows, table_schema = [row.to_dict(num_tiers) for row in job.done], schema(num_tiers)
     paths = [folder / f"labels.{ending}" for ending in DOWNLOADS]
     try:
         for path in paths:
-            write_table(path, [table], table.schema)
+            cells = [_without_formulas(row) for row in rows] if path.suffix == ".csv" else rows
+            write_table(path, [pa.Table.from_pylist(cells, schema=table_schema)], table_schema)
     except OSError as error:
         raise InputError(
             f"the tables could not be written ({error.strerror}); please try again later"
@@ -218,14 +225,22 @@ def thumbnail(path: Path, readers: ReaderPool) -> str:
 
 def _table_row(row: Row, picture: str) -> list[Any]:
     image = f'<img src="{picture}" alt="" width="{THUMBNAIL}">' if picture else ""
+    file, names = visible(row.path), [visible(step.label) for step in row.steps]
     if row.error is not None:
-        return [image, "could not be read", None, row.path, "", row.error]
-    path = " › ".join(step.label for step in row.steps)
+        return [image, "could not be read", None, file, "", visible(row.error)]
     if row.level is None or row.answer is None:
-        return [image, "not sure", None, row.path, f"perhaps {path}", "nothing is sure enough"]
-    given = " › ".join(step.label for step in row.steps[: row.level + 1])
-    remark = "" if row.level == len(row.steps) - 1 else f"perhaps {row.steps[-1].label}"
-    return [image, row.answer.label, round(100 * row.answer.score, 1), row.path, given, remark]
+        return [image, "not sure", None, file, f"perhaps {' › '.join(names)}", "nothing is sure enough"]
+    given = " › ".join(names[: row.level + 1])
+    remark = "" if row.level == len(names) - 1 else f"perhaps {names[-1]}"
+    return [image, names[row.level], round(100 * row.answer.score, 1), file, given, remark]
+
+
+def _without_formulas(row: dict[str, Any]) -> dict[str, Any]:
+    """Mark texts as such that spreadsheets would compute (https://owasp.org/www-community/attacks/CSV_Injection)."""
+    return {
+        name: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+        for name, value in row.items()
+    }
 
 
 def _name_of(sent: Any, number: int) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
-from hierclass.page.messages import count, explain_class, percent, reason
+from hierclass.page.messages import as_html, count, explain_class, percent, reason
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier, Level
@@ -20,18 +19,20 @@ NUM_ALTERNATIVES = 2
 
 def draw_headline(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptions) -> str:
     """Draw the path so far and why it ends there."""
-    text = escape(reason(classifier, stages, options))
+    text = as_html(reason(classifier, stages, options))
     return f'<div class="hc">{_draw_path(stages)}<p class="hc-why">{text}</p></div>'
 
 
 def draw_message(title: str, text: str) -> str:
     """Draw a message in place of the path."""
-    return f'<div class="hc"><p class="hc-path">{escape(title)}</p><p class="hc-why">{escape(text)}</p></div>'
+    return (
+        f'<div class="hc"><p class="hc-path">{as_html(title)}</p><p class="hc-why">{as_html(text)}</p></div>'
+    )
 
 
 def draw_trouble(message: str) -> str:
     """Draw an error in place of the path."""
-    return f'<div class="hc"><p class="trouble" role="alert">{escape(message)}</p></div>'
+    return f'<div class="hc"><p class="trouble" role="alert">{as_html(message)}</p></div>'
 
 
 def draw_steps(classifier: Classifier, stages: Sequence[Stage]) -> str:
@@ -47,7 +48,7 @@ def draw_numbers(classifier: Classifier, stages: Sequence[Stage]) -> str:
     for stage in stages:
         step = stage.prediction.path[-1]
         cells = (
-            f"{escape(step.label)} <code>{escape(step.synset)}</code>",
+            f"{as_html(step.label)} <code>{as_html(step.synset)}</code>",
             f"{step.score:.3f}",
             f"{stage.milliseconds:.1f} ms",
             f"{stage.macs / 1e6:,.1f} M",
@@ -78,7 +79,7 @@ def _draw_path(stages: Sequence[Stage]) -> str:
     sure = -1 if last.tier is None else last.tier
     names = []
     for tier, step in enumerate(last.prediction.path):
-        name = escape(step.label)
+        name = as_html(step.label)
         if tier > sure and last.enough:
             names.append(f'<span class="guess">perhaps {name}</span>')
         else:
@@ -106,9 +107,9 @@ def _draw_stage(classifier: Classifier, level: Level, stage: Stage, latest: Stag
     meaning = explain_class(classifier.taxonomy, best.synset)
     decided = latest.prediction.path[level.index]
     if decided.synset != best.synset:
-        note = f'<div class="note">A later step has decided: {escape(decided.label)}</div>'
+        note = f'<div class="note">A later step has decided: {as_html(decided.label)}</div>'
     else:
-        note = f'<div class="meaning">{escape(meaning)}</div>'  # its room is kept where there is none
+        note = f'<div class="meaning">{as_html(meaning)}</div>'  # its room is kept where there is none
     rows = "".join(_draw_row(each.label, each.score, "") for each in others)
     plus = "+ " if level.index else ""
     return (
@@ -120,9 +121,9 @@ def _draw_stage(classifier: Classifier, level: Level, stage: Stage, latest: Stag
 
 def _draw_row(label: str, score: float, kind: str) -> str:
     return (
-        f'<div class="row{kind}"><span class="name">{escape(label)}</span>'
+        f'<div class="row{kind}"><span class="name">{as_html(label)}</span>'
         f'<span class="bar" aria-hidden="true"><i style="width:{score:.1%}"></i></span>'
-        f'<span class="score">{escape(percent(score))}</span></div>'
+        f'<span class="score">{as_html(percent(score))}</span></div>'
     )
 
 
@@ -142,5 +143,5 @@ def _draw_total(stages: Sequence[Stage]) -> str:
         share = sum(stage.share for stage in stages)
         elapsed = sum(stage.milliseconds for stage in stages)
         anew = ": every step looks anew" if share > MORE_THAN_ALL else ""
-        text = f"In all {elapsed:.1f} ms and {escape(percent(share))} of the full work{anew}."
+        text = f"In all {elapsed:.1f} ms and {as_html(percent(share))} of the full work{anew}."
     return f'<div class="total" aria-hidden="true">{parts}</div><p class="sum">{text}</p>'

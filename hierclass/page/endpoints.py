@@ -11,7 +11,8 @@ from hierclass.errors import HierclassError
 from hierclass.page import endpoint_types as answers
 from hierclass.page.messages import explain
 from hierclass.page.model_info import search
-from hierclass.page.service import NUM_AT_ONCE, NUM_JOBS, Service
+from hierclass.page.service import NUM_AT_ONCE, NUM_JOBS, NUM_PHOTOGRAPHS, Service
+from hierclass.page.widgets import takes_request, visitor_of_request
 
 TOLD_SECONDS = 5
 """Seconds between two results that a program gets while many photographs are labelled, at least."""
@@ -20,15 +21,19 @@ TOLD_SECONDS = 5
 def add_endpoints(service: Service) -> None:
     """Add the endpoints to the page that is being built."""
 
-    def classify(photo: Any, level: Any = None, precision: Any = None) -> Iterator[answers.StageAnswer]:
+    def classify(
+        request: Any, photo: Any, level: Any = None, precision: Any = None
+    ) -> Iterator[answers.StageAnswer]:
         with _told():
-            for stage, _ in service.classify(photo, level, precision):
+            for stage, _ in service.classify(photo, level, precision, visitor=visitor_of_request(request)):
                 yield answers.stage_answer(stage)
 
-    def label(photos: Any, level: Any = None, precision: Any = None) -> Iterator[list[answers.RowAnswer]]:
+    def label(
+        request: Any, photos: Any, level: Any = None, precision: Any = None
+    ) -> Iterator[list[answers.RowAnswer]]:
         with _told():
-            told = time.monotonic()
-            for each in service.label_batch(photos, level, precision, thumbnails=False):
+            told, visitor = time.monotonic(), visitor_of_request(request)
+            for each in service.label_batch(photos, level, precision, thumbnails=False, visitor=visitor):
                 finished = not isinstance(each, int) and each.finished
                 if finished or time.monotonic() - told > TOLD_SECONDS:  # each time all rows are sent
                     rows = [] if isinstance(each, int) else each.done
@@ -43,7 +48,7 @@ def add_endpoints(service: Service) -> None:
             found = search(service.classifier.taxonomy, query)
             return [answers.class_answer(service.classifier, node) for node in found]
 
-    _endpoint(classify, answers.CLASSIFY, answers.StageAnswer, "classify", NUM_AT_ONCE)
+    _endpoint(classify, answers.CLASSIFY, answers.StageAnswer, "classify", NUM_PHOTOGRAPHS)
     _endpoint(label, answers.LABEL, list[answers.RowAnswer], "label", NUM_JOBS)
     _endpoint(model, answers.MODEL, answers.ModelAnswer, "model", NUM_AT_ONCE)
     _endpoint(classes, answers.CLASSES, list[answers.ClassAnswer], "classes", NUM_AT_ONCE)
@@ -54,6 +59,8 @@ def _endpoint(function: Callable[..., Any], about: str, result: Any, name: str, 
     from gradio.events import api
 
     function.__annotations__.update({**answers.PARAMETERS[name], "return": result})
+    if "request" in function.__annotations__:
+        takes_request(function)
     api(function, api_name=name, api_description=about, concurrency_limit=at_once, concurrency_id=name)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hierclass.page.messages import percent
+from taxonomy.streams import visible
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -168,8 +169,8 @@ def _wheel(taxonomy: Taxonomy) -> _Sunburst:
 
 
 def _plain(text: str) -> str:
-    """Replace angle brackets, since plotly reads some tags."""
-    return text.replace("<", "‹").replace(">", "›")
+    """Replace angle brackets, since plotly reads some tags, and characters that hide others."""
+    return visible(text).replace("<", "‹").replace(">", "›")
 
 
 def _mixed(score: float) -> list[float]:

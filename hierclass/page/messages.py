@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING
 
 from hierclass.decisions.exit_policy import StopReason
 from hierclass.errors import HierclassError, ImageError
+from taxonomy.streams import visible
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -34,6 +36,20 @@ INTRODUCTION_SHARPER = (
     "Each finer step runs a larger part of the same network on a sharper copy, until the thing has a name."
 )
 """For a classifier whose levels share no computing and have different image sizes."""
+
+
+class RefusalError(HierclassError):
+    """A request that is refused before anything is done: its status in HTTP, and a sentence."""
+
+    def __init__(self, status: int, text: str) -> None:
+        """Refuse with a status of HTTP (400 … 599) and a sentence."""
+        super().__init__(text)
+        self.status = status
+
+
+def as_html(text: str) -> str:
+    """Return text that is not ours as HTML that shows it and does nothing else."""
+    return escape(visible(text))
 
 
 def introduction(classifier: Classifier) -> str:

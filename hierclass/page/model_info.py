@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hierclass.errors import InputError
 from hierclass.page.drawing import draw_table
-from hierclass.page.messages import count, percent
+from hierclass.page.messages import as_html, count, percent
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -27,12 +26,17 @@ def model_name(classifier: Classifier) -> str:
 
 
 def read_card(folder: Path) -> str:
-    """Return the model card (Markdown) in a model's folder, or a sentence that there is none."""
+    """Return the model card (Markdown) in a model's folder, or a sentence that there is none.
+
+    It may be a stranger's: HTML in it is shown, not read, and pictures become links, since they would tell other
+    servers who looks at the page.
+    """
     try:
         with (folder / "MODEL_CARD.md").open("rb") as file:
-            return file.read(_LARGEST_CARD).decode("utf-8", "replace")
+            text = file.read(_LARGEST_CARD).decode("utf-8", "replace")
     except OSError:
         return "This model has no card."
+    return text.replace("<", "‹").replace("![", "[")
 
 
 def draw_levels(classifier: Classifier) -> str:
@@ -93,15 +97,15 @@ def draw_found(taxonomy: Taxonomy, query: str) -> str:
     if not query.strip():
         return '<p class="hc-note" role="status"></p>'
     if not nodes:
-        return f'<p class="hc-note" role="status">No class is called “{escape(query.strip())}”.</p>'
+        return f'<p class="hc-note" role="status">No class is called “{as_html(query.strip())}”.</p>'
     items = []
     for node in nodes:
         tiers, path = describe_tiers(taxonomy, node)
-        place = " › ".join(escape(above.name) for above in path)
+        place = " › ".join(as_html(above.name) for above in path)
         kind = f"step {tiers[0] + 1}" if tiers else "only a branch of the tree"
         items.append(
-            f"<li><strong>{escape(node.name)}</strong> <span>{place and f'in {place} · '}{kind} · "
-            f"<code>{escape(node.id)}</code></span><div>{escape(node.definition)}</div></li>"
+            f"<li><strong>{as_html(node.name)}</strong> <span>{place and f'in {place} · '}{kind} · "
+            f"<code>{as_html(node.id)}</code></span><div>{as_html(node.definition)}</div></li>"
         )
     more = f" (the first {MOST_FOUND})" if len(nodes) == MOST_FOUND else ""
     return f'<p class="hc-note" role="status">{len(nodes)} found{more}</p><ul class="hc-found">{"".join(items)}</ul>'
@@ -123,7 +127,7 @@ def _branch(taxonomy: Taxonomy, tier: int, classes: Sequence[int]) -> str:
     items = []
     for index in classes:
         node = taxonomy.classes(tier)[index]
-        title = f'{escape(node.name)} <span class="meaning">{escape(node.definition)}</span>'
+        title = f'{as_html(node.name)} <span class="meaning">{as_html(node.definition)}</span>'
         inner_tier, below = _below(taxonomy, tier, index)
         if not below:
             items.append(f"<li>{title}</li>")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hierclass.errors import InputError
+from hierclass.page.fair_queue import FairQueue
 from hierclass.page.single import classify_by_level, parse_options
 from hierclass.page.uploads import Uploads
 
@@ -17,14 +15,18 @@ if TYPE_CHECKING:
     from hierclass.page.batch_job import BatchJob
     from hierclass.page.single import AnswerOptions, Stage
 
-LOOK_SECONDS = 0.5
-"""Between two messages of a job's place in the queue."""
 NUM_AT_ONCE = 2
-"""Photographs that are classified at the same time."""
+"""Photographs that are classified at the same time; one visitor has one fewer, so a slow one blocks nobody else."""
 NUM_WAITING = 8
 """Requests of many photographs that wait while one is worked on; further ones are refused."""
+NUM_PHOTOGRAPHS_WAITING = 100
+"""Requests of one photograph that wait while others are classified; further ones are refused."""
 NUM_JOBS = NUM_WAITING + 2
 """Requests of many photographs that Gradio admits: those that wait, the one at work, and one to be refused."""
+NUM_PHOTOGRAPHS = NUM_PHOTOGRAPHS_WAITING + 2 * NUM_AT_ONCE
+"""Requests of one photograph that Gradio admits: those that wait, those at work, and one to be refused."""
+NUM_THREADS = NUM_JOBS + NUM_PHOTOGRAPHS + 2 * NUM_AT_ONCE
+"""Threads that Gradio may start: one for each request that it admits, most of which wait."""
 
 
 class Service:
@@ -33,20 +35,26 @@ class Service:
     def __init__(self, classifier: Classifier, uploads: Uploads) -> None:
         """Use a classifier; what visitors send is in `uploads`."""
         self.classifier, self.uploads = classifier, uploads
-        self._queue = JobQueue(NUM_WAITING)
+        self._photographs = FairQueue(NUM_PHOTOGRAPHS_WAITING, NUM_AT_ONCE)
+        self._jobs = FairQueue(NUM_WAITING)
 
-    def classify(self, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Stage, AnswerOptions]]:
+    def classify(
+        self, photo: Any, level: Any, precision: Any, *, visitor: str = ""
+    ) -> Iterator[tuple[Stage, AnswerOptions]]:
         """Classify one photograph: yield the answer of each level, and the options of the request.
 
         Raises:
-            HierclassError: the photograph can't be read, or there is no such level or precision.
+            HierclassError: too many wait, the photograph can't be read, or there is no such level or precision.
         """
         options = parse_options(self.classifier, level, precision)
-        for stage in classify_by_level(self.classifier, self.uploads.find(photo), options):
-            yield stage, options
+        with self._photographs.joined(visitor) as place:
+            for _ in place.wait():
+                pass
+            for stage in classify_by_level(self.classifier, self.uploads.find(photo), options):
+                yield stage, options
 
     def label_batch(
-        self, sent: Any, level: Any, precision: Any, *, thumbnails: bool
+        self, sent: Any, level: Any, precision: Any, *, thumbnails: bool, visitor: str = ""
     ) -> Iterator[int | BatchJob]:
         """Label many photographs: yield the number of jobs before this one, then the job whenever it has new rows.
 
@@ -56,7 +64,7 @@ class Service:
         from hierclass.page.batch_job import collect_job, run_batch_job
 
         options = parse_options(self.classifier, level, precision)
-        with self._queue.joined() as place, self.uploads.working_folder() as folder:
+        with self._jobs.joined(visitor) as place, self.uploads.working_folder() as folder:
             yield from place.wait()
             job = collect_job(self.uploads, sent, folder)
             with contextlib.closing(
@@ -64,51 +72,3 @@ class Service:
             ) as work:
                 for _ in work:
                     yield job
-
-
-class JobQueue:
-    """Lets one job work at a time, in the order in which jobs joined."""
-
-    def __init__(self, most: int) -> None:
-        """Let at most N = `most` jobs wait."""
-        self.most = most
-        self._line: deque[QueuePlace] = deque()
-        self._moved = threading.Condition()
-
-    @contextlib.contextmanager
-    def joined(self) -> Iterator[QueuePlace]:
-        """Join the queue for as long as the context lasts.
-
-        Raises:
-            InputError: too many wait already.
-        """
-        with self._moved:
-            if len(self._line) > self.most:
-                raise InputError(f"{self.most} others wait for their turn; please try again in a minute")
-            place = QueuePlace(self._line, self._moved)
-            self._line.append(place)
-        try:
-            yield place
-        finally:
-            with self._moved:
-                self._line.remove(place)
-                self._moved.notify_all()
-
-
-class QueuePlace:
-    """A place in the queue."""
-
-    def __init__(self, line: deque[QueuePlace], moved: threading.Condition) -> None:
-        """Be in a queue; `moved` is notified when a job leaves it."""
-        self._line, self._moved = line, moved
-
-    def wait(self) -> Iterator[int]:
-        """Yield the number of jobs before this one, at once and then about twice a second, until it is 0."""
-        while True:
-            with self._moved:
-                before = self._line.index(self)
-            if not before:
-                return
-            yield before
-            with self._moved:
-                self._moved.wait(LOOK_SECONDS)

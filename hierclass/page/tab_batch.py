@@ -22,7 +22,15 @@ from hierclass.page.batch_job import (
 from hierclass.page.drawing import draw_trouble
 from hierclass.page.messages import explain
 from hierclass.page.service import NUM_JOBS, Service
-from hierclass.page.widgets import ANNOUNCED, BUSY, build_controls, line, share
+from hierclass.page.widgets import (
+    ANNOUNCED,
+    BUSY,
+    build_controls,
+    line,
+    share,
+    takes_request,
+    visitor_of_request,
+)
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -112,33 +120,30 @@ class _BatchActions:
     """What the buttons do; each visitor can stop only their own job."""
 
     def __init__(self, service: Service) -> None:
-        import gradio as gr
-
         self._service = service
         self._stops: dict[str, threading.Event] = {}
 
         def fill(
             sent: Any, level: Any, sure: Any, precision: Any, request: gr.Request
         ) -> Iterator[tuple[Any, ...]]:
-            visitor, stopped = str(request.session_hash), threading.Event()
-            self._stops[visitor] = stopped
+            session, stopped = str(request.session_hash), threading.Event()
+            self._stops[session] = stopped
             try:
-                yield from self._label(sent, level, share(precision) if sure else None, stopped)
+                asked = (sent, level, share(precision) if sure else None)
+                yield from self._label(asked, visitor_of_request(request), stopped)
             finally:
-                self._stops.pop(visitor, None)
+                self._stops.pop(session, None)
 
         def halt(request: gr.Request) -> None:
             if stopped := self._stops.get(str(request.session_hash)):
                 stopped.set()
 
         for function in (fill, halt):
-            function.__annotations__["request"] = (
-                gr.Request
-            )  # Gradio reads it, and can't find names of a function
+            takes_request(function)
         self.fill, self.halt = fill, halt
 
     def _label(
-        self, sent: Any, level: Any, precision: Any, stopped: threading.Event
+        self, asked: tuple[Any, Any, Any], visitor: str, stopped: threading.Event
     ) -> Iterator[tuple[Any, ...]]:
         """Yield the contents of the tab while photographs are labelled."""
         import gradio as gr
@@ -148,7 +153,7 @@ class _BatchActions:
         try:
             job: BatchJob | None = None
             shown = 0.0
-            for each in self._service.label_batch(sent, level, precision, thumbnails=True):
+            for each in self._service.label_batch(*asked, thumbnails=True, visitor=visitor):
                 if stopped.is_set():
                     break
                 if isinstance(each, int):

@@ -11,8 +11,17 @@ from hierclass.errors import HierclassError
 from hierclass.page.drawing import draw_headline, draw_message, draw_numbers, draw_steps, draw_trouble
 from hierclass.page.figures import draw_blank_tree, draw_tree
 from hierclass.page.messages import explain, introduction
-from hierclass.page.service import NUM_AT_ONCE, Service
-from hierclass.page.widgets import ANNOUNCED, BUSY, Controls, build_controls, caption, share
+from hierclass.page.service import NUM_PHOTOGRAPHS, Service
+from hierclass.page.widgets import (
+    ANNOUNCED,
+    BUSY,
+    Controls,
+    build_controls,
+    caption,
+    share,
+    takes_request,
+    visitor_of_request,
+)
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -61,12 +70,16 @@ def _wire(
     waiting = draw_message("Looking …", "The first answer comes at once, the finer ones after it.")
     image.change(None, None, outputs, js=_in_browser(service, waiting), api_visibility="private")
 
-    def show(photo: Any, level: Any, sure: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
+    def show(
+        photo: Any, level: Any, sure: Any, precision: Any, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
         if photo is None:
             yield _empty(service, start)
             return
-        yield from _show(service, photo, level, share(precision) if sure else None)
+        asked = (photo, level, share(precision) if sure else None)
+        yield from _show(service, asked, visitor_of_request(request))
 
+    takes_request(show)
     shown = gr.on(
         [image.change, *(control.change for control in controls)],
         show,
@@ -76,18 +89,18 @@ def _wire(
         show_progress="hidden",
         trigger_mode="always_last",
         api_visibility="private",
-        concurrency_limit=NUM_AT_ONCE,
+        concurrency_limit=NUM_PHOTOGRAPHS,
         concurrency_id="classify",
     )
     busy = _in_browser(service, draw_trouble(BUSY))
     shown.failure(None, None, outputs, js=busy, api_visibility="private")
 
 
-def _show(service: Service, photo: Any, level: Any, precision: Any) -> Iterator[tuple[Any, ...]]:
+def _show(service: Service, asked: tuple[Any, Any, Any], visitor: str) -> Iterator[tuple[Any, ...]]:
     """Yield the contents of the tab after every level."""
     classifier, stages = service.classifier, []
     try:
-        for stage, options in service.classify(photo, level, precision):
+        for stage, options in service.classify(*asked, visitor=visitor):
             stages.append(stage)
             yield (
                 draw_headline(classifier, stages, options),

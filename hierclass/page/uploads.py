@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from hierclass.errors import ImageError, InputError
@@ -22,6 +22,13 @@ SWEEP_SECONDS = 60
 MAX_STORED = 8 << 30
 """Bytes of all uploads together, at most; more are refused until older ones are deleted."""
 MAX_FILES = 50_000
+"""Files of all uploads together, at most."""
+KEEP_FREE = 1 << 30
+"""Bytes of the disk that uploads and tables leave free: other programs of this computer need some."""
+KEEP_FREE_SHARE = 0.05
+"""The same as a share of the disk; of the two the smaller holds, since a container's /tmp may be small."""
+LONGEST_PATH = 4096
+"""Characters of a path that a request names, at most; Linux takes no more."""
 PREFIX = "hierclass-page-"
 _LOCK = ".lock"
 
@@ -76,7 +83,7 @@ class Uploads:
             ImageError: the file was not uploaded or is deleted.
         """
         path = sent.get("path") if isinstance(sent, Mapping) else None
-        if not isinstance(path, str) or "\0" in path or len(path) > 4096:
+        if not isinstance(path, str) or "\0" in path or len(path) > LONGEST_PATH:
             raise ImageError("did not arrive")
         file = Path(path).resolve()
         if (
@@ -86,6 +93,13 @@ class Uploads:
             raise ImageError("is not here any more")
         return file
 
+    def is_ours(self, path: str) -> bool:
+        """Whether a path lies in the folder or in one of `also`; the file itself may be gone. Touches no disk."""
+        if "\0" in path or len(path) > LONGEST_PATH:
+            return False
+        file = PurePath(os.path.normpath(path))
+        return any(file.is_relative_to(folder) for folder in (self.folder, *self._also))
+
     @contextmanager
     def working_folder(self) -> Iterator[Path]:
         """Create a folder for the duration of one request."""
@@ -93,17 +107,32 @@ class Uploads:
             yield Path(place)
 
     def result_folder(self) -> Path:
-        """Create a folder for files that a visitor may download; it is deleted like the uploads."""
+        """Create a folder for files that a visitor may download; it is deleted like the uploads.
+
+        Raises:
+            InputError: the disk is nearly full.
+        """
+        self._check_disk(0)
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     def check_space(self, arriving: int = 0) -> None:
-        """Raise InputError if there is no room for more uploads; `arriving` bytes are being uploaded."""
+        """Raise InputError if there is no room for more uploads; `arriving` bytes are still to come."""
+        self._check_disk(arriving)
         size, count = arriving, 0
         for entry in itertools.islice(_files(self.folder), MAX_FILES + 1):
             with contextlib.suppress(OSError):  # deleted meanwhile
                 size, count = size + entry.stat().st_size, count + 1
         if size > MAX_STORED or count > MAX_FILES:
             raise InputError("too many uploads are kept on this page; please try again in an hour")
+
+    def free_space(self) -> int:
+        """Return the number of bytes that may be written to the disk; it is not filled."""
+        disk = shutil.disk_usage(self.folder)
+        return max(0, disk.free - int(min(KEEP_FREE, disk.total * KEEP_FREE_SHARE)))
+
+    def _check_disk(self, size: int) -> None:
+        if size >= self.free_space():
+            raise InputError("the disk of this page is nearly full; please tell whoever runs it")
 
     def sweep(self) -> None:
         """Delete files that are too old; those that can't be deleted are tried again next time."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hierclass.page.addresses import visitor_of
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -61,6 +64,18 @@ def build_controls(classifier: Classifier) -> Controls:
 def share(percentage: Any) -> Any:
     """Return a slider's value as a share; anything but a number is returned as it is, to be refused later."""
     return percentage / 100 if isinstance(percentage, (int, float)) else percentage
+
+
+def takes_request(function: Callable[..., Any]) -> None:
+    """Have Gradio hand a function the request as its argument `request`, which it recognises by the type."""
+    import gradio as gr
+
+    function.__annotations__["request"] = gr.Request  # names that are local to a function are not found
+
+
+def visitor_of_request(request: gr.Request) -> str:
+    """Return who asks, for limits per visitor."""
+    return visitor_of(request.client.host if request.client else None)
 
 
 def caption(text: str) -> str:
