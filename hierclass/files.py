@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from hierclass.errors import InputError
 
@@ -21,6 +23,46 @@ BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
 """Folder of the model that comes with the package."""
 _TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
 """Name of the temporary file of a process (its number); a kill leaves it behind."""
+
+
+def check_regular(file: Path) -> int:
+    """Return the size of a regular file, or of one that a link leads to, in bytes, without opening it.
+
+    To open a pipe can block for ever, and a device has no end.
+
+    Raises:
+        OSError: there is no such file, or it is no regular one.
+    """
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is no regular file (but a folder, pipe, socket or device)")
+    return found.st_size
+
+
+@contextlib.contextmanager
+def open_regular(file: Path) -> Iterator[BinaryIO]:
+    """Open a regular file, or a link to one, to be read.
+
+    Raises:
+        OSError: as `check_regular`, or it can't be opened.
+    """
+    check_regular(file)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(file, flags), "rb") as stream:
+        yield stream
+
+
+def read_regular(file: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: as `open_regular`, or it is larger.
+    """
+    with open_regular(file) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"it is larger than {most >> 20} MB")
+    return content
 
 
 def no_model(folder: Path) -> str:
