@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ class BuildLimits:
     @contextlib.contextmanager
     def creating(self) -> Iterator[None]:
         """Raise BackboneError in the block where more is made than a backbone may have."""
-        with _deadline(SECONDS), _counting(self.numbers, self.tensors):
+        with _counting(self.numbers, self.tensors), _deadline(SECONDS):
             yield
 
     @contextlib.contextmanager
@@ -88,14 +88,14 @@ def _counting(most_numbers: int, most_tensors: int, *, meta: bool = True) -> Ite
         if threading.get_ident() == thread and value is not None and (meta or not value.is_meta):
             numbers, tensors = numbers + value.numel(), tensors + 1
             if numbers > most_numbers or tensors > most_tensors:
-                raise BackboneError("it is of a much larger network than its file of weights holds")
+                raise _StoppedError("it is of a much larger network than its file of weights holds")
 
     def on_module(*_: Any) -> None:
         nonlocal modules
         if threading.get_ident() == thread:
             modules += 1
             if modules > 10 * most_tensors:
-                raise BackboneError("it is of a much deeper network than its file of weights holds")
+                raise _StoppedError("it is of a much deeper network than its file of weights holds")
 
     with contextlib.ExitStack() as stack:
         # these come before a tensor is filled: memory that nobody has written to is not taken
@@ -105,7 +105,10 @@ def _counting(most_numbers: int, most_tensors: int, *, meta: bool = True) -> Ite
             (hooks.register_module_module_registration_hook, on_module),
         ):
             stack.callback(register(hook).remove)  # type: ignore[operator]
-        yield
+        try:
+            yield
+        except _StoppedError as error:
+            raise BackboneError(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -131,8 +134,20 @@ def _deadline(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
+class _StoppedError(BaseException):
+    """Too much is made; no handler on the way takes this for an error of its own."""
+
+
 class _TooSlowError(BaseException):
-    """Time is up; no handler of timm's takes it for its own."""
+    """Time is up."""
+
+
+def check_heads(header: WeightsHeader, num_scored: Sequence[object]) -> None:
+    """Raise ValueError unless the heads in a file score so many classes, one number per level."""
+    for level, classes in enumerate(num_scored):
+        _, shape = header.tensors.get(f"heads.{level}.weight", ("", ()))
+        if len(shape) != 2 or shape[0] != classes:
+            raise ValueError(f"it has no head of level {level} for {str(classes)[:20]} classes")
 
 
 def can_be_filled(backbone: nn.Module) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hierclass.checkpoints import proven
 from hierclass.checkpoints.bounded_build import (
     BuildLimits,
     can_be_filled,
+    check_heads,
     check_finite,
     check_kinds,
     compare,
@@ -34,7 +35,6 @@ from hierclass.checkpoints.description import (
     GRAPHS,
     INT8,
     VERSION,
-    WEIGHT_SOURCES,
     Architecture,
     ModelDescription,
     as_tuple,
@@ -44,6 +44,7 @@ from hierclass.checkpoints.description import (
     parse_description,
     read_config,
     stored_fields,
+    without_weight_sources,
 )
 from hierclass.checkpoints.weights_header import WeightsHeader
 from hierclass.errors import BackboneError, CheckpointError
@@ -144,6 +145,14 @@ def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
             f"taxonomy {taxonomy.name!r} has {tiers} tiers but {left!r} of {full} levels are said to be left"
         )
     return full - tiers
+
+
+def _scored(architecture: Architecture, taxonomy: Taxonomy) -> list[object]:
+    """Number of classes that the head of each level scores, before they are summed up."""
+    leaves = taxonomy.num_classes[-1] if architecture.leaves is None else architecture.leaves
+    own = list(taxonomy.num_classes)
+    lower = len(own) if architecture.leaves is not None else len(own) - 1
+    return [leaves] * lower + own[lower:] if architecture.heads == "leaves" else list(own)
 
 
 def _groups(architecture: Architecture, taxonomy: Taxonomy, left_out: int) -> list[ClassGroups | None] | None:
@@ -256,9 +265,13 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     with describing(folder):
         found = parse_description(config)
         architecture, taxonomy, size = found.architecture, found.taxonomy, found.preprocessing.size
+        _left_out(architecture, taxonomy)
+    with _fitting(folder):
+        check_heads(header, _scored(architecture, taxonomy))
+    with describing(folder):
         digest = proven.proof_digest(stored_fields(architecture), taxonomy.num_classes, size)
         costs = proven.read_costs(config, digest, taxonomy.num_tiers)
-        network = _build_for(header, _without_weight_sources(architecture), taxonomy, size, proof=costs is None)
+        network = _build_for(header, without_weight_sources(architecture), taxonomy, size, proof=costs is None)
     fillable = is_empty(network)
     _load_weights(network, folder, config, header)
     with describing(folder):
@@ -277,7 +290,6 @@ def _build_for(
     """
     levels = taxonomy.num_tiers
     limits = BuildLimits(header, stored_share(architecture, levels))
-    _left_out(architecture, taxonomy)
     with limits.creating(), torch.device("meta"):
         backbone = make_backbone(architecture)
     fillable = architecture.structure != "masks" and can_be_filled(backbone)  # masks are chosen by values
@@ -299,17 +311,11 @@ def _load_weights(
     network: NestedNetwork, folder: Path, config: Mapping[str, Any], header: WeightsHeader
 ) -> None:
     """Load the weights of a folder into a network that has memory for them, or none."""
-    file = folder / WEIGHTS_FILE
-    try:
+    with _fitting(folder):
         if is_empty(network):
             compare(network, header)
-        tensors = safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} does not fit its {CONFIG_FILE}: {error}") from error
-    try:
         check_kinds(network.state_dict(), header)
+        tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
         check_finite(tensors)
         if is_empty(network):
             fill(network, tensors)
@@ -318,8 +324,6 @@ def _load_weights(
         for head, classes in zip(network.heads, network.num_classes, strict=True):
             if isinstance(head, SummedLinear) and check_groups(head.groups.tolist()) != classes:
                 raise ValueError("leaves are summed up to other classes")
-    except ValueError as error:
-        raise CheckpointError(f"{file} does not fit its {CONFIG_FILE}: {error}") from error
     if None in (config.get(DIGEST), header.metadata.get(DIGEST)):
         return  # early versions wrote none
     if contents_digest({key: config[key] for key in DESCRIBED if key in config}, tensors) != config[DIGEST]:
@@ -327,6 +331,18 @@ def _load_weights(
             f"{folder} is damaged, or was changed after it was written: its contents do not give the {DIGEST!r} in "
             f"{CONFIG_FILE}; copy it again, or take {DIGEST!r} out of {CONFIG_FILE} if the change is yours"
         )
+
+
+@contextlib.contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Turn what is wrong with a file of weights into `CheckpointError`."""
+    file = folder / WEIGHTS_FILE
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} does not fit its {CONFIG_FILE}: {error}") from error
 
 
 def contents_digest(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
@@ -348,8 +364,3 @@ def _stored(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
     """Convert to the type of storage, unless values exceed its range (a variance above 65504, say)."""
     fits = tensor.is_floating_point() and not bool((tensor.abs() > torch.finfo(kind).max).any())
     return (tensor.to(kind) if fits else tensor).contiguous()
-
-
-def _without_weight_sources(architecture: Architecture) -> Architecture:
-    kept = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
-    return dataclasses.replace(architecture, backbone_args=kept)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 MAX_DEPTH = 32
 """Lists and objects inside each other; the deepest that hierclass writes is 6, in results."""
 MAX_LEVELS = 64
 """Levels of a network. Each costs a pass of training; trees of life have about 30 ranks."""
+MAX_NODES = 500_000
+"""Nodes of a tree. All nouns of WordNet are 82,115; data sets of images have up to 200,000 classes (landmarks)."""
+OURS = frozenset({"name", "pretrained", "num_classes", "stem_stride"})
+"""Arguments that hierclass itself gives."""
 MAX_ARGUMENTS = 64
 """Arguments of timm's constructor; none of timm takes as many."""
 MAX_ITEMS = 1024
@@ -36,10 +40,18 @@ def check_depth(value: Any, most: int = MAX_DEPTH) -> None:
     raise ValueError(f"it is nested more than {most} deep")
 
 
-def check_architecture(values: Mapping[str, Any]) -> None:
+def check_tree(values: Any) -> None:
+    """Raise ValueError for the JSON values of a tree that is larger than any; what it says is checked elsewhere."""
+    for key, most in (("nodes", MAX_NODES), ("leaves", MAX_NODES), ("tiers", MAX_LEVELS)):
+        listed = values.get(key) if isinstance(values, dict) else None
+        if isinstance(listed, list) and len(listed) > most:
+            raise ValueError(f"its tree has {len(listed):,} {key}; up to {most:,} are read")
+
+
+def check_architecture(values: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
     """Raise ValueError for an architecture, as JSON values, that no network of timm has.
 
-    What the numbers mean is checked where the network is built; here only that building it is no endless work.
+    Arguments of the backbone that are `ignored` may be anything. What the numbers mean is checked where the network is built; here only that building it is no endless work.
     """
     for name in ("widths", "depths", "densities", "sizes", "own"):
         listed = values.get(name)
@@ -52,6 +64,10 @@ def check_architecture(values: Mapping[str, Any]) -> None:
     if not isinstance(arguments, dict) or len(arguments) > MAX_ARGUMENTS:
         raise ValueError(f"'backbone_args' is no object of up to {MAX_ARGUMENTS} arguments")
     for name, value in arguments.items():
+        if name in ignored:
+            continue
+        if name in OURS:
+            raise ValueError(f"the backbone can't be given {name!r}")
         if not _is_small(name) or _count(value) > MAX_ITEMS:
             raise ValueError(
                 f"the argument {name[:MAX_TEXT]!r} of the backbone has a value that no network of timm takes: up to "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hierclass.checkpoints.config_bounds import check_architecture, check_depth
+from hierclass.checkpoints.config_bounds import check_architecture, check_depth, check_tree
 from hierclass.checkpoints.weights_header import WeightsHeader, read_header
 from hierclass.costs import Cost
 from hierclass.decisions.calibration import Decision
@@ -173,8 +173,9 @@ def describing(folder: Path) -> Iterator[None]:
 def parse_description(config: Mapping[str, Any]) -> ModelDescription:
     """Read the parts of a configuration; raises what wrong values raise, see `describing`."""
     check_depth({key: value for key, value in config.items() if key != "taxonomy"})  # whose values have types
+    check_tree(config["taxonomy"])
     taxonomy = Taxonomy.from_dict(config["taxonomy"])
-    check_architecture(config["architecture"])
+    check_architecture(config["architecture"], ignored=WEIGHT_SOURCES)
     architecture = _from_json(Architecture, config["architecture"])
     preprocessing = _from_json(Preprocessing, config["preprocessing"])
     _check(preprocessing)
@@ -330,6 +331,12 @@ def _check(preprocessing: Preprocessing) -> None:
         or preprocessing.detail is not None
     ):
         raise ValueError("preprocessing has values that no image can be prepared with")
+
+
+def without_weight_sources(architecture: Architecture) -> Architecture:
+    """Return an architecture whose backbone is made without weights from files that it names."""
+    kept = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
+    return dataclasses.replace(architecture, backbone_args=kept)
 
 
 def stored_fields(value: Architecture | Preprocessing) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hierclass.errors import InputError
+from hierclass.files import open_regular
 from hierclass.page.drawing import draw_table
 from hierclass.page.messages import count, percent
 
@@ -29,7 +30,7 @@ def model_name(classifier: Classifier) -> str:
 def read_card(folder: Path) -> str:
     """Return the model card (Markdown) in a model's folder, or a sentence that there is none."""
     try:
-        with (folder / "MODEL_CARD.md").open("rb") as file:
+        with open_regular(folder / "MODEL_CARD.md") as file:
             return file.read(_LARGEST_CARD).decode("utf-8", "replace")
     except OSError:
         return "This model has no card."
