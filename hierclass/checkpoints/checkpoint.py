@@ -46,7 +46,7 @@ from hierclass.checkpoints.description import (
     stored_fields,
     without_weight_sources,
 )
-from hierclass.checkpoints.weights_header import WeightsHeader
+from hierclass.checkpoints.weights_header import WeightsHeader, read_header
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, remove_graphs, remove_temporaries, replacing_all
 from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
@@ -302,8 +302,7 @@ def _build_for(
 
 def stored_dtype(path: str | os.PathLike[str]) -> str:
     """Return the `dtype` that a readable checkpoint was written with: "float16" or "float32"."""
-    with safetensors.safe_open(Path(path) / WEIGHTS_FILE, framework="pt") as file:
-        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    kinds = {kind for kind, _ in read_header(Path(path) / WEIGHTS_FILE).tensors.values()}
     return "float16" if "F16" in kinds else "float32"
 
 

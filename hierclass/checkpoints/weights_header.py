@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import safetensors
 
-from hierclass.files import open_regular
+from hierclass.files import check_regular, open_regular
 
 MAX_HEADER_BYTES = 16 * 2**20
 """Bytes of the JSON at the beginning. The bundled model's 744 tensors take 74,304, so this is enough for 160,000."""
@@ -48,6 +49,24 @@ def open_weights(file: Path, framework: str = "numpy") -> Iterator[Any]:
             yield opened
     except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from error
+
+
+def check_archive(file: Path) -> None:
+    """Refuse a file of PyTorch (.pth), a zip, whose members are packed: torch packs none, and unpacks any size.
+
+    Raises:
+        OSError: it can't be read, or is no regular file.
+        ValueError: a member is packed, or lies beyond the end of the file.
+    """
+    size = check_regular(file)
+    if not zipfile.is_zipfile(file):
+        return  # of an early version
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    if any(each.compress_type != zipfile.ZIP_STORED for each in members) or sum(
+        each.file_size for each in members
+    ) > size:
+        raise ValueError("its members are packed")
 
 
 def read_header(file: Path) -> WeightsHeader:

@@ -17,10 +17,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from hierclass.checkpoints.description import LevelGraphs, ModelDescription
+from hierclass.checkpoints.weights_header import open_weights
 from hierclass.costs import Cost
 from hierclass.errors import CheckpointError
 from hierclass.files import GRAPH_WEIGHTS_FILE, WEIGHTS_FILE
@@ -81,7 +81,7 @@ class OnnxRuntime(Runtime):
 
         The graphs in 8 bits, if those run, follow.
         """
-        with safetensors.safe_open(self._folder / WEIGHTS_FILE, framework="numpy") as stream:
+        with open_weights(self._folder / WEIGHTS_FILE) as stream:
             stored = set(stream.keys())
             counts = {
                 name.removesuffix("running_mean") + "num_batches_tracked"
@@ -95,7 +95,7 @@ class OnnxRuntime(Runtime):
                 value = stream.get_tensor(name)
                 yield name, value.astype(np.float32) if value.dtype == np.float16 else value
         for file in self._graphs.files if self._graphs.int8 else ():
-            yield file, np.frombuffer((self._folder / file).read_bytes(), np.uint8)
+            yield file, np.frombuffer(read_graph_file(self._folder / file), np.uint8)
 
     def to_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the images as they are."""
