@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from hierclass.errors import InputError
 
@@ -40,7 +40,7 @@ def check_regular(file: Path) -> int:
 
 
 @contextlib.contextmanager
-def open_regular(file: Path) -> Iterator[BinaryIO]:
+def open_regular(file: Path) -> Iterator[io.BufferedReader]:
     """Open a regular file, or a link to one, to be read.
 
     Raises:

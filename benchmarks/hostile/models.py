@@ -13,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hostile import HostileFile
-
 from hierclass.files import BUNDLED, CONFIG_FILE, WEIGHTS_FILE, graph_file
+from hostile import HostileFile
 
 CARD = "MODEL_CARD.md"
 Config = dict[str, Any]
@@ -78,9 +77,7 @@ def _nodes(count: int) -> Callable[[Path], Path]:
 
 
 def _tiers(count: int) -> Callable[[Path], Path]:
-    return with_config(
-        lambda config: config["taxonomy"].update(tiers=[config["taxonomy"]["leaves"]] * count)
-    )
+    return with_config(lambda config: config["taxonomy"].update(tiers=[config["taxonomy"]["leaves"]] * count))
 
 
 def _chain(count: int) -> Callable[[Path], Path]:
@@ -196,7 +193,9 @@ def _graph_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
     return write
 
 
-def _adding(operator: str, *inputs: list[int] | list[float] | str, **attributes: Any) -> Callable[[Path], Path]:
+def _adding(
+    operator: str, *inputs: list[int] | list[float] | str, **attributes: Any
+) -> Callable[[Path], Path]:
     """A node in front, on constants; its sum is added to the logits, so that it has to be computed."""
 
     def change(model: Graph) -> None:
@@ -324,56 +323,123 @@ def _other_classes(model: Graph) -> None:
     model.graph.node.append(helper.make_node("Concat", ["most", "most"], ["logits"], "twice", axis=1))
 
 
+SPECIAL = {CONFIG_FILE: "no regular file", WEIGHTS_FILE: "no regular file", graph_file(0): "", CARD: ""}
+"""File of a model → what is said where it is a pipe or a device; without its graphs torch runs a model."""
+DEEP = b'{"format":"hierclass-checkpoint","version":1,"architecture":' + b'{"a":' * 5000 + b"1" + b"}" * 5001
+LONG = b'{"format":"hierclass-checkpoint","version":' + b"9" * 5000 + b"}"
+BILLION = {"backbone": "vit_giant_patch14_224", "sizes": None, "own": "norms"}
+LEFT_OUT = {"levels": 3, "widths": [1.0] * 4, "sizes": [64, 128, 224, 224], "own": "norms"}
+HALF_SAID = {"widths": [0.001, 0.5, 0.75, 1.0], "levels": 3, "leaves": 1000}
+
 MODELS = [
     # what a folder says of itself
-    HostileFile("four stages of a million blocks", _network(backbone="resnet18", backbone_args={"layers": [10**6] * 4}), "no network of timm takes"),
-    HostileFile("four stages of 60,000 blocks", _network(backbone="resnet18", backbone_args={"layers": [60_000] * 4}), "much larger network"),
-    HostileFile("layers of 65,536 channels", _tiny_network(backbone_args={"channels": [65_536] * 4}), "much larger network"),
-    HostileFile("a transformer of 16,000 blocks", _tiny_network(backbone="vit_tiny_patch16_224", backbone_args={"depth": 16_000}), "much larger network"),
-    HostileFile("a network of a billion weights", _network(backbone="vit_giant_patch14_224"), "much larger network"),
-    HostileFile("a billion weights of which the file holds a part", _network(backbone="vit_giant_patch14_224", widths=[0.001, 0.5, 0.75, 1.0], levels=3, leaves=1000, sizes=None, own="norms"), "larger network"),
-    HostileFile("a position for every pixel of a huge image", _tiny_network(backbone="vit_tiny_patch16_224", backbone_args={"img_size": 65_536}), "much larger network"),
+    HostileFile(
+        "four stages of a million blocks",
+        _network(backbone="resnet18", backbone_args={"layers": [10**6] * 4}),
+        "no network of timm takes",
+    ),
+    HostileFile(
+        "four stages of 60,000 blocks",
+        _network(backbone="resnet18", backbone_args={"layers": [60_000] * 4}),
+        "much larger network",
+    ),
+    HostileFile(
+        "layers of 65,536 channels",
+        _tiny_network(backbone_args={"channels": [65_536] * 4}),
+        "much larger network",
+    ),
+    HostileFile(
+        "a transformer of 16,000 blocks",
+        _tiny_network(backbone="vit_tiny_patch16_224", backbone_args={"depth": 16_000}),
+        "much larger network",
+    ),
+    HostileFile("a network of a billion weights", _network(**BILLION), "much larger network"),
+    HostileFile(
+        "a billion weights of which the file holds a part", _network(**BILLION, **HALF_SAID), "larger network"
+    ),
+    HostileFile(
+        "a position for every pixel of a huge image",
+        _tiny_network(backbone="vit_tiny_patch16_224", backbone_args={"img_size": 65_536}),
+        "much larger network",
+    ),
     HostileFile("a million levels", _network(widths=[1.0] * 10**6), "more than 64 levels"),
-    HostileFile("10^12 leaves that were left out", _network(levels=3, widths=[1.0] * 4, sizes=[64, 128, 224, 224], own="norms", leaves=10**12), "does not fit"),
-    HostileFile("a file of weights in an argument", _network(backbone_args={"pretrained": "/dev/zero"}), "can't be given 'pretrained'"),
-    HostileFile("an argument nested 5,000 deep", _file(CONFIG_FILE, b'{"format":"hierclass-checkpoint","version":1,"architecture":' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}"), "config.json"),
-    HostileFile("results nested 400 deep", with_config(lambda config: config.update(results={"a": json.loads("[" * 400 + "]" * 400)})), "nested more than 32 deep"),
+    HostileFile("10^12 leaves that were left out", _network(**LEFT_OUT, leaves=10**12), "does not fit"),
+    HostileFile(
+        "a file of weights in an argument",
+        _network(backbone_args={"pretrained": "/dev/zero"}),
+        "can't be given 'pretrained'",
+    ),
+    HostileFile("an argument nested 5,000 deep", _file(CONFIG_FILE, DEEP), "config.json"),
+    HostileFile(
+        "results nested 400 deep",
+        with_config(lambda config: config.update(results={"a": json.loads("[" * 400 + "]" * 400)})),
+        "nested more than 32 deep",
+    ),
     HostileFile("64 MB of open brackets", _file(CONFIG_FILE, lambda: b"[" * (64 << 20)), "can't be read"),
-    HostileFile("a number of 5,000 digits", _file(CONFIG_FILE, b'{"format":"hierclass-checkpoint","version":' + b"9" * 5000 + b"}"), "can't be read"),
-    HostileFile("a width of 10^400", with_config(lambda config: config["architecture"].update(widths=[10**400] * 3)), "does not describe a model"),
-    HostileFile("a temperature of 10^400", with_config(lambda config: config["decision"].update(temperatures=[10**400] * 3)), "does not describe a model"),
-    HostileFile("a tree of 500,000 leaves", _nodes(499_000), "does not fit"),
+    HostileFile("a number of 5,000 digits", _file(CONFIG_FILE, LONG), "can't be read"),
+    HostileFile(
+        "a width of 10^400",
+        with_config(lambda config: config["architecture"].update(widths=[10**400] * 3)),
+        "does not describe a model",
+    ),
+    HostileFile(
+        "a temperature of 10^400",
+        with_config(lambda config: config["decision"].update(temperatures=[10**400] * 3)),
+        "does not describe a model",
+    ),
+    HostileFile("a tree of 100,000 leaves", _nodes(99_000), "does not fit"),
+    HostileFile("a tree of 500,000 leaves", _nodes(500_000), "are read"),
     HostileFile("a tree of 3,000 tiers", _tiers(3_000), "up to 64 are read"),
     HostileFile("a tree 100,000 deep", _chain(100_000), "does not fit"),
     # files that are none
-    *(HostileFile(f"{name} is a pipe", _pipe(name), says) for name, says in ((CONFIG_FILE, "no regular file"), (WEIGHTS_FILE, "no regular file"), (graph_file(0), ""), (CARD, ""))),
-    *(HostileFile(f"{name} is /dev/zero", _device(name), says) for name, says in ((CONFIG_FILE, "no regular file"), (WEIGHTS_FILE, "no regular file"), (graph_file(0), ""), (CARD, ""))),
+    *(HostileFile(f"{name} is a pipe", _pipe(name), says) for name, says in SPECIAL.items()),
+    *(HostileFile(f"{name} is /dev/zero", _device(name), says) for name, says in SPECIAL.items()),
     # weights
     HostileFile("a header of 90 MB", _sparse_weights, "its header has"),
     HostileFile("a weight that is infinite", _weights(_first_becomes(float("inf"))), "no finite numbers"),
     HostileFile("a weight that is no number", _weights(_first_becomes(float("nan"))), "no finite numbers"),
     HostileFile("weights that are whole numbers", _weights(_as_integers), "is of type I16"),
-    HostileFile("a weight that was changed", _weights(_first_becomes(0.125)), "was changed after it was written"),
+    HostileFile(
+        "a weight that was changed", _weights(_first_becomes(0.125)), "was changed after it was written"
+    ),
     # graphs
     HostileFile("a constant of 10^12 numbers", _adding("ConstantOfShape", [10**12]), "are allowed"),
-    HostileFile("a constant of 10^10 numbers, which memory seems to have", _adding("ConstantOfShape", [10**5, 10**5]), "are allowed"),
+    HostileFile(
+        "a constant of 10^10 numbers, which memory seems to have",
+        _adding("ConstantOfShape", [10**5, 10**5]),
+        "are allowed",
+    ),
     HostileFile("a number repeated 10^12 times", _adding("Expand", [1.0], [10**6, 10**6]), "are allowed"),
     HostileFile("a tensor tiled 10^9 times", _adding("Tile", [1, 2, 3, 4], [10**9]), "are allowed"),
     HostileFile("a padding of 10^11", _adding("Pad", [1.0], [0, 10**11]), "are allowed"),
-    HostileFile("an image resized to 10^12 pixels", _adding("Resize", "images", "", "", [1, 10**6, 10**6, 3], mode="nearest"), "are allowed"),
+    HostileFile(
+        "an image resized to 10^12 pixels",
+        _adding("Resize", "images", "", "", [1, 10**6, 10**6, 3], mode="nearest"),
+        "are allowed",
+    ),
     HostileFile("rows of 10^11 classes", _adding("OneHot", [1, 2], [10**11], [0.0, 1.0]), "are allowed"),
     HostileFile("a tensor doubled 40 times", _graph(_doubling), "are allowed"),
     HostileFile("2,000 products of large matrices", _graph(_multiplying), "more memory or time"),
     HostileFile("a loop of 10^15 rounds", _graph(_loop), "'Loop'"),
     HostileFile("an operator that is not ONNX's own", _graph(_foreign), "not ONNX's own"),
     HostileFile("a function in place of an operator", _graph(_function), "functions of its own"),
-    HostileFile("a weight in another folder", _weight_at(location="../../../../etc/passwd", offset="0"), "in another file"),
+    HostileFile(
+        "a weight in another folder",
+        _weight_at(location="../../../../etc/passwd", offset="0"),
+        "in another file",
+    ),
     HostileFile("a weight in a device", _weight_at(location="/dev/zero"), "in another file"),
     HostileFile("a weight beyond the end of its file", _weight_at(offset=str(2**40)), "is not in"),
     HostileFile("a weight as long as all others together", _weight_at(length=str(10**7)), "is not in"),
-    HostileFile("a weight of 10^12 numbers that the graph holds", _graph(_declared), "other numbers than its shape says"),
+    HostileFile(
+        "a weight of 10^12 numbers that the graph holds",
+        _graph(_declared),
+        "other numbers than its shape says",
+    ),
     HostileFile("a graph that takes floats", _graph(_no_images), "does not take images"),
     HostileFile("a graph of other classes", _graph(_other_classes), "it gives logits"),
     HostileFile("a graph of random bytes", _graph_bytes(lambda _: bytes(range(256)) * 400), ""),
-    HostileFile("a graph of which half is missing", _graph_bytes(lambda content: content[: len(content) // 2]), ""),
-]  # fmt: skip
+    HostileFile(
+        "a graph of which half is missing", _graph_bytes(lambda content: content[: len(content) // 2]), ""
+    ),
+]

@@ -49,7 +49,9 @@ TYPES = {
 def stored_share(architecture: Architecture, num_levels: int) -> tuple[float, float]:
     """Return the shares (0 … 1) of a backbone's numbers and of its tensors that a file holds of it, at the least."""
     widths, depths, densities = (
-        1.0 if values is None or len(values) < num_levels else min(1.0, max(1e-6, float(values[num_levels - 1])))
+        1.0
+        if values is None or len(values) < num_levels
+        else min(1.0, max(1e-6, float(values[num_levels - 1])))
         for values in (architecture.widths, architecture.depths, architecture.densities)
     )
     return widths**2 * depths * densities, depths
@@ -104,7 +106,7 @@ def _counting(most_numbers: int, most_tensors: int, *, meta: bool = True) -> Ite
             (hooks.register_module_buffer_registration_hook, on_tensor),
             (hooks.register_module_module_registration_hook, on_module),
         ):
-            stack.callback(register(hook).remove)  # type: ignore[operator]
+            stack.callback(register(hook).remove)
         try:
             yield
         except _StoppedError as error:
@@ -142,7 +144,7 @@ class _TooSlowError(BaseException):
     """Time is up."""
 
 
-def check_heads(header: WeightsHeader, num_scored: Sequence[object]) -> None:
+def check_heads(header: WeightsHeader, num_scored: Sequence[int]) -> None:
     """Raise ValueError unless the heads in a file score so many classes, one number per level."""
     for level, classes in enumerate(num_scored):
         _, shape = header.tensors.get(f"heads.{level}.weight", ("", ()))
@@ -193,6 +195,8 @@ def fill(network: NestedNetwork, tensors: dict[str, Tensor]) -> NestedNetwork:
     """Give a network without memory for weights those of a file, which `compare` has compared; return it."""
     own = network.state_dict()
     filled = {name: value.to(own[name].dtype, copy=True) for name, value in tensors.items()}
-    counts = {name: torch.zeros(own[name].shape, dtype=own[name].dtype) for name in own.keys() - tensors.keys()}
+    counts = {
+        name: torch.zeros(own[name].shape, dtype=own[name].dtype) for name in own.keys() - tensors.keys()
+    }
     network.load_state_dict({**filled, **counts}, assign=True)
     return network

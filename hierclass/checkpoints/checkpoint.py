@@ -21,8 +21,8 @@ from hierclass.checkpoints import proven
 from hierclass.checkpoints.bounded_build import (
     BuildLimits,
     can_be_filled,
-    check_heads,
     check_finite,
+    check_heads,
     check_kinds,
     compare,
     fill,
@@ -94,7 +94,8 @@ def build(
 ) -> NestedNetwork:
     """Build the nested network of an architecture, one level per tier, for `size` x `size` images.
 
-    `backbone` is that of `make_backbone`; None: it is made. `order`, `images`, `classifier`, `warn` and `proof` are passed on to `nest`.
+    `backbone` is that of `make_backbone`; None: it is made. `order`, `images`, `classifier`, `warn` and `proof` are
+    passed on to `nest`.
 
     Raises:
         BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
@@ -147,7 +148,7 @@ def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
     return full - tiers
 
 
-def _scored(architecture: Architecture, taxonomy: Taxonomy) -> list[object]:
+def _scored(architecture: Architecture, taxonomy: Taxonomy) -> list[int]:
     """Number of classes that the head of each level scores, before they are summed up."""
     leaves = taxonomy.num_classes[-1] if architecture.leaves is None else architecture.leaves
     own = list(taxonomy.num_classes)
@@ -263,7 +264,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     config = read_config(folder)
     header = check_weights(folder / WEIGHTS_FILE, config.get(DIGEST))
     with describing(folder):
-        found = parse_description(config)
+        found = parse_description(config, header.elements)
         architecture, taxonomy, size = found.architecture, found.taxonomy, found.preprocessing.size
         _left_out(architecture, taxonomy)
     with _fitting(folder):
@@ -271,7 +272,9 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     with describing(folder):
         digest = proven.proof_digest(stored_fields(architecture), taxonomy.num_classes, size)
         costs = proven.read_costs(config, digest, taxonomy.num_tiers)
-        network = _build_for(header, without_weight_sources(architecture), taxonomy, size, proof=costs is None)
+        network = _build_for(
+            header, without_weight_sources(architecture), taxonomy, size, proof=costs is None
+        )
     fillable = is_empty(network)
     _load_weights(network, folder, config, header)
     with describing(folder):
@@ -297,7 +300,9 @@ def _build_for(
         with limits.creating():
             backbone = make_backbone(architecture)
     with limits.nesting(levels):
-        return build(architecture, taxonomy, size, warn=False, proof=proof and not fillable, backbone=backbone)
+        return build(
+            architecture, taxonomy, size, warn=False, proof=proof and not fillable, backbone=backbone
+        )
 
 
 def stored_dtype(path: str | os.PathLike[str]) -> str:

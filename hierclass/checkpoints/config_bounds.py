@@ -10,8 +10,10 @@ MAX_DEPTH = 32
 """Lists and objects inside each other; the deepest that hierclass writes is 6, in results."""
 MAX_LEVELS = 64
 """Levels of a network. Each costs a pass of training; trees of life have about 30 ranks."""
-MAX_NODES = 500_000
-"""Nodes of a tree. All nouns of WordNet are 82,115; data sets of images have up to 200,000 classes (landmarks)."""
+MAX_NODES = 100_000
+"""Nodes that a tree may always have; all nouns of WordNet are 82,115. Reading so many takes about two seconds."""
+NUMBERS_PER_NODE = 64
+"""A larger tree needs a file of weights with so many numbers per node: each class has a weight per feature."""
 OURS = frozenset({"name", "pretrained", "num_classes", "stem_stride"})
 """Arguments that hierclass itself gives."""
 MAX_ARGUMENTS = 64
@@ -40,9 +42,13 @@ def check_depth(value: Any, most: int = MAX_DEPTH) -> None:
     raise ValueError(f"it is nested more than {most} deep")
 
 
-def check_tree(values: Any) -> None:
-    """Raise ValueError for the JSON values of a tree that is larger than any; what it says is checked elsewhere."""
-    for key, most in (("nodes", MAX_NODES), ("leaves", MAX_NODES), ("tiers", MAX_LEVELS)):
+def check_tree(values: Any, num_weights: int) -> None:
+    """Raise ValueError for the JSON values of a tree that is too large for a model of N = `num_weights` numbers.
+
+    What it says is checked elsewhere.
+    """
+    most_nodes = max(MAX_NODES, num_weights // NUMBERS_PER_NODE)
+    for key, most in (("nodes", most_nodes), ("leaves", most_nodes), ("tiers", MAX_LEVELS)):
         listed = values.get(key) if isinstance(values, dict) else None
         if isinstance(listed, list) and len(listed) > most:
             raise ValueError(f"its tree has {len(listed):,} {key}; up to {most:,} are read")
@@ -51,7 +57,8 @@ def check_tree(values: Any) -> None:
 def check_architecture(values: Mapping[str, Any], ignored: Collection[str] = ()) -> None:
     """Raise ValueError for an architecture, as JSON values, that no network of timm has.
 
-    Arguments of the backbone that are `ignored` may be anything. What the numbers mean is checked where the network is built; here only that building it is no endless work.
+    Arguments of the backbone that are `ignored` may be anything. What the numbers mean is checked where the network is
+    built; here only that building it is no endless work.
     """
     for name in ("widths", "depths", "densities", "sizes", "own"):
         listed = values.get(name)

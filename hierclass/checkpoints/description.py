@@ -116,8 +116,8 @@ def read_description(folder: Path) -> tuple[ModelDescription, LevelGraphs | None
 
 def _read(folder: Path, config: Mapping[str, Any]) -> tuple[ModelDescription, LevelGraphs | None]:
     with describing(folder):
-        description = parse_description(config)
-        check_weights(folder / WEIGHTS_FILE, config.get(DIGEST))
+        header = check_weights(folder / WEIGHTS_FILE, config.get(DIGEST))
+        description = parse_description(config, header.elements)
         return description, _read_graphs(folder, config, description)
 
 
@@ -170,10 +170,13 @@ def describing(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
 
 
-def parse_description(config: Mapping[str, Any]) -> ModelDescription:
-    """Read the parts of a configuration; raises what wrong values raise, see `describing`."""
+def parse_description(config: Mapping[str, Any], num_weights: int = 0) -> ModelDescription:
+    """Read the parts of a configuration; N = `num_weights` numbers are in the file of weights.
+
+    Raises what wrong values raise, see `describing`.
+    """
     check_depth({key: value for key, value in config.items() if key != "taxonomy"})  # whose values have types
-    check_tree(config["taxonomy"])
+    check_tree(config["taxonomy"], num_weights)
     taxonomy = Taxonomy.from_dict(config["taxonomy"])
     check_architecture(config["architecture"], ignored=WEIGHT_SOURCES)
     architecture = _from_json(Architecture, config["architecture"])

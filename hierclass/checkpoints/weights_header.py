@@ -63,9 +63,10 @@ def check_archive(file: Path) -> None:
         return  # of an early version
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-    if any(each.compress_type != zipfile.ZIP_STORED for each in members) or sum(
-        each.file_size for each in members
-    ) > size:
+    if (
+        any(each.compress_type != zipfile.ZIP_STORED for each in members)
+        or sum(each.file_size for each in members) > size
+    ):
         raise ValueError("its members are packed")
 
 

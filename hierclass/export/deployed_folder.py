@@ -208,7 +208,9 @@ def _graph_files(
     """The names of the graphs, which can be opened, and all files that they need."""
     graphs = [source.folder / file for file in source.graphs.files]
     size, num_classes = source.description.preprocessing.size, source.description.taxonomy.num_classes
-    for graph, classes in zip(graphs, num_classes, strict=True):  # damage is found here, not by who runs the copy
+    for graph, classes in zip(
+        graphs, num_classes, strict=True
+    ):  # damage is found here, not by who runs the copy
         open_session(graph, 1, size, classes, int8=source.graphs.int8)
     if not openvino:
         weights = [source.folder / name for name in (WEIGHTS_FILE, GRAPH_WEIGHTS_FILE)]

@@ -12,7 +12,8 @@ from pathlib import Path
 from hierclass.errors import CheckpointError
 from hierclass.files import BUNDLED, GRAPH_WEIGHTS_FILE, WEIGHTS_FILE, check_regular, read_regular
 from hierclass.runtime.graph_reader import GraphNode, LevelGraph, read_graph
-from hierclass.runtime.graph_shapes import Shaped, count, infer, shaped
+from hierclass.runtime.graph_shapes import infer
+from hierclass.runtime.graph_values import Shaped, count, shaped
 
 MAX_GRAPH_BYTES = 2**31 - 1
 """Size of a graph; what its format (protocol buffers) allows."""
@@ -77,7 +78,9 @@ def _check_places(graph: LevelGraph, folder: Path) -> None:
             continue
         file, offset, length = tensor.place
         if file not in (WEIGHTS_FILE, GRAPH_WEIGHTS_FILE):
-            raise ValueError(f"its weight {name[:80]!r} lies in another file than {WEIGHTS_FILE}: {file[:80]!r}")
+            raise ValueError(
+                f"its weight {name[:80]!r} lies in another file than {WEIGHTS_FILE}: {file[:80]!r}"
+            )
         if file not in sizes:
             sizes[file] = check_regular(folder / file)
         if offset + length > sizes[file] or length != tensor.elements * tensor.kind.itemsize:
@@ -128,7 +131,9 @@ def _check_sizes(graph: LevelGraph, values: dict[str, Shaped], most: int) -> Non
                 continue  # an output that is left out
             size = count(value.shape)
             if any(each < 0 for each in value.shape) or size > most:
-                raise ValueError(f"{node.operator} gives {size:,} numbers for one image; {most:,} are allowed")
+                raise ValueError(
+                    f"{node.operator} gives {size:,} numbers for one image; {most:,} are allowed"
+                )
             if name in made:
                 raise ValueError(f"{name[:80]!r} is made twice")
             made.add(name)
@@ -196,4 +201,3 @@ def _check_outputs(graph: LevelGraph, values: dict[str, Shaped], num_classes: in
     logits, features = values["logits"].shape, values["features"].shape
     if logits != (1, num_classes) or len(features) != 2 or features[0] != 1:
         raise ValueError(f"it gives logits {logits}, not (1, {num_classes})")
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ MOST_NODES = 100_000
 """Nodes, and tensors, of a graph; the largest of the bundled model has 682 nodes."""
 MOST_DIMENSIONS = 16
 """Axes of a tensor."""
-KINDS = {
+KINDS: dict[int, np.dtype[Any]] = {
     1: np.dtype("float32"),
     2: np.dtype("uint8"),
     3: np.dtype("int8"),
@@ -42,9 +42,9 @@ _Field: TypeAlias = "tuple[int, int, _Value]"
 class GraphTensor:
     """A weight or constant: its numbers, or the place where they lie."""
 
-    kind: np.dtype[np.generic]
+    kind: np.dtype[Any]
     shape: tuple[int, ...]
-    data: NDArray[np.generic] | None
+    data: NDArray[Any] | None
     """None: they lie in another file."""
     place: tuple[str, int, int] = ("", 0, 0)
     """Name of that file, offset and length in bytes."""
@@ -66,7 +66,7 @@ class GraphNode:
     """Its attributes, coded; reading all of them takes long, and few are asked for."""
 
     @property
-    def attributes(self) -> dict[str, object]:
+    def attributes(self) -> dict[str, Any]:
         """Its attributes by name: numbers, bytes, lists of numbers, or tensors; raises ValueError for others."""
         found = list(map(_attribute, self.raw))
         if len(dict(found)) < len(found):
@@ -245,9 +245,10 @@ def _node(data: bytes) -> GraphNode:
     return node
 
 
-def _attribute(data: bytes) -> tuple[str, object]:
+def _attribute(data: bytes) -> tuple[str, Any]:
     """Return name and value: a number, bytes, a list of numbers, or a tensor."""
-    name, found = "", None
+    name = ""
+    found: Any = None
     integers: list[int] = []
     floats: list[float] = []
     kind, once = 0, _Once()
@@ -297,7 +298,7 @@ def _tensor(data: bytes) -> tuple[str, GraphTensor]:
     name, kind, raw, external = "", 0, None, False
     shape: list[int] = []
     place: dict[str, str] = {}
-    numbers: list[NDArray[np.generic]] = []
+    numbers: list[NDArray[Any]] = []
     once = _Once()
     for number, wire, value in _fields(data):
         if number == 1:
@@ -336,7 +337,7 @@ def _tensor(data: bytes) -> tuple[str, GraphTensor]:
     return name, GraphTensor(tensor.kind, tensor.shape, array.reshape(shape))
 
 
-def _numbers(number: int, wire: int, value: _Value) -> NDArray[np.generic]:
+def _numbers(number: int, wire: int, value: _Value) -> NDArray[Any]:
     coding, kind = _LISTS[number]
     if coding == "v":
         return np.array(_integers(wire, value), np.int64)

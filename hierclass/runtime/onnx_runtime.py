@@ -172,7 +172,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Open a graph with N = `threads` threads that do not spin while they wait, which would slow other work down.
 
-    It is checked before (`graph_bounds`): a level of `num_classes` classes, for images of `size` pixels a side. `sha256` is the sum that the file is to have; None: any.
+    It is checked before (`graph_bounds`): a level of `num_classes` classes, for images of `size` pixels a side.
+    `sha256` is the sum that the file is to have; None: any.
 
     Raises:
         CheckpointError: the graph or the weights that it names can't be read, it is another one, or it is none that

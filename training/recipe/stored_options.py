@@ -14,7 +14,6 @@ from hierclass.errors import InputError
 from hierclass.files import read_regular, replacing
 from training.recipe.option import as_text, specs_of
 
-
 MAX_BYTES = 2**20
 """Size of a recipe; they have some kilobytes."""
 
