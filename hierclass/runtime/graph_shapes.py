@@ -23,6 +23,14 @@ from hierclass.runtime.graph_values import (
     sizes_of,
 )
 
+_UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+)
+"""What a rule meets in a node that no exporter writes."""
 MOST_PADDING = 4096
 """Pixels that are added beside an image; what is added to fill a window is less than the window."""
 
@@ -38,7 +46,7 @@ def infer(node: GraphNode, inputs: Inputs) -> tuple[list[Shaped], int]:
         raise ValueError(f"it has the operator {node.operator[:40]!r}, which hierclass does not write")
     try:
         found, macs = rule(node, inputs)
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ZeroDivisionError) as error:
+    except _UNFIT as error:
         raise ValueError(f"the size of what {node.operator} gives can't be known") from error
     if len(node.outputs) > len(found):
         raise ValueError(f"{node.operator} gives more than hierclass reads of it")

@@ -40,6 +40,7 @@ def known(value: Shaped | None) -> NDArray[Any]:
 
 
 def sizes_of(value: Shaped | None) -> list[int]:
+    """Return the numbers of a tensor that says sizes, as a list."""
     return [int(size) for size in known(value).reshape(-1)]
 
 
@@ -49,6 +50,7 @@ def count(shape: Sizes) -> int:
 
 
 def axis_of(axis: Any, rank: int) -> int:
+    """Return the number of an axis, which may be counted from behind."""
     if not -rank <= axis < max(rank, 1):
         raise ValueError("it names an axis that a tensor does not have")
     return int(axis) % rank if rank else 0
@@ -67,6 +69,7 @@ def broadcast(*shapes: Sizes) -> Sizes:
 
 
 def same_shape(node: GraphNode, inputs: Inputs) -> tuple[list[Shaped], int]:
+    """The rule of an operator that gives a number for each of its first input."""
     first = inputs[0]
     assert first is not None
     return [Shaped(first.shape)], 0
