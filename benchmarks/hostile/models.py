@@ -24,7 +24,7 @@ TINY_NETWORK: Config = {
     "widths": [0.25, 0.5, 1.0],
     "backbone_args": {},
     "structure": "slices",
-    "heads": "tiers",
+    "heads": "leaves",
 }
 
 
@@ -282,6 +282,13 @@ def _loop(model: Graph) -> None:
     _into_logits(model, "hostile")
 
 
+def _wanting(model: Graph) -> None:
+    """An input that no level below gives."""
+    from onnx import TensorProto, helper
+
+    model.graph.input.append(helper.make_tensor_value_info("given0", TensorProto.FLOAT, ["batch", 8]))
+
+
 def _foreign(model: Graph) -> None:
     model.graph.node[5].domain = "com.microsoft"
     model.opset_import.add(domain="com.microsoft", version=1)
@@ -438,6 +445,7 @@ MODELS = [
     ),
     HostileFile("a graph that takes floats", _graph(_no_images), "does not take images"),
     HostileFile("a graph of other classes", _graph(_other_classes), "it gives logits"),
+    HostileFile("a graph that reads what no level gives", _graph(_wanting), "can't be run: 'given0'"),
     HostileFile("a graph of random bytes", _graph_bytes(lambda _: bytes(range(256)) * 400), ""),
     HostileFile(
         "a graph of which half is missing", _graph_bytes(lambda content: content[: len(content) // 2]), ""
