@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import os
 import re
@@ -26,6 +27,46 @@ _TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
 """Name of the temporary file of a process (its number); a kill leaves it behind."""
 _ATTEMPTS = 100
 """To make a lock in a folder that others may remove."""
+
+
+def check_regular(file: Path) -> int:
+    """Return the size of a regular file, or of one that a link leads to, in bytes, without opening it.
+
+    To open a pipe can block for ever, and a device has no end.
+
+    Raises:
+        OSError: there is no such file, or it is no regular one.
+    """
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is no regular file (but a folder, pipe, socket or device)")
+    return found.st_size
+
+
+@contextlib.contextmanager
+def open_regular(file: Path) -> Iterator[io.BufferedReader]:
+    """Open a regular file, or a link to one, to be read.
+
+    Raises:
+        OSError: as `check_regular`, or it can't be opened.
+    """
+    check_regular(file)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with open(os.open(file, flags), "rb") as stream:
+        yield stream
+
+
+def read_regular(file: Path, most: int) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: as `open_regular`, or it is larger.
+    """
+    with open_regular(file) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(f"it is larger than {most >> 20} MB")
+    return content
 
 
 def no_model(folder: Path) -> str:

@@ -39,7 +39,9 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a configuration as an early version may have written it, without a digest of its contents."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config.pop("digest", None)
     change(config)
     (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
 
@@ -364,7 +366,7 @@ def test_a_stop_between_the_two_renames_is_seen(folder: Path, monkeypatch: pytes
 
 def test_a_model_of_before_there_were_digests_is_read(folder: Path) -> None:
     tensors = safetensors.torch.load_file(folder / WEIGHTS)
-    edit(folder, lambda config: config.pop("digest"))
+    edit(folder, lambda config: config)
     load_checkpoint(folder)
     safetensors.torch.save_file(tensors, folder / WEIGHTS)
     load_checkpoint(folder)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.checkpoints import proven
+from hierclass.checkpoints.bounded_build import (
+    BuildLimits,
+    can_be_filled,
+    check_finite,
+    check_heads,
+    check_kinds,
+    compare,
+    fill,
+    is_empty,
+    stored_share,
+)
 from hierclass.checkpoints.description import (
     DIGEST,
     FORMAT,
     GRAPHS,
     INT8,
     VERSION,
-    WEIGHT_SOURCES,
     Architecture,
     ModelDescription,
     as_tuple,
@@ -34,7 +44,9 @@ from hierclass.checkpoints.description import (
     parse_description,
     read_config,
     stored_fields,
+    without_weight_sources,
 )
+from hierclass.checkpoints.weights_header import WeightsHeader, read_header
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.files import (
     CONFIG_FILE,
@@ -46,8 +58,11 @@ from hierclass.files import (
 )
 from hierclass.nested import DEFAULT_SHARES, STRUCTURES, NestedNetwork, create_backbone, nest
 from hierclass.nested.heads import ClassGroups, SummedLinear, check_groups
+from hierclass.nested.verify import verify
 from taxonomy import Taxonomy
 
+DESCRIBED = ("format", "version", "architecture", "preprocessing", "decision", "results", "taxonomy")
+"""What `describe` gives, in its order, of which a digest is made."""
 _IN_GRAPHS = ("architecture", "preprocessing")
 """What the graphs of a model hold of its configuration."""
 
@@ -82,24 +97,20 @@ def build(
     classifier: nn.Linear | None = None,
     warn: bool = True,
     proof: bool = True,
+    backbone: nn.Module | None = None,
 ) -> NestedNetwork:
     """Build the nested network of an architecture, one level per tier, for `size` x `size` images.
 
-    `order`, `images`, `classifier`, `warn` and `proof` are passed on to `nest`.
+    `backbone` is that of `make_backbone`; None: it is made. `order`, `images`, `classifier`, `warn` and `proof` are
+    passed on to `nest`.
 
     Raises:
         BackboneError: the architecture can't be built, or has another number of levels than the taxonomy has
         tiers.
     """
     left_out = _left_out(architecture, taxonomy)
-    backbone = create_backbone(
-        architecture.backbone,
-        stem_stride=architecture.stem_stride,
-        pretrained=pretrained,
-        **as_tuple(architecture.backbone_args),
-    )
     network = nest(
-        backbone,
+        make_backbone(architecture, pretrained=pretrained) if backbone is None else backbone,
         structure=architecture.structure,
         widths=architecture.widths,
         depths=architecture.depths,
@@ -119,6 +130,16 @@ def build(
     return network.truncate(taxonomy.num_tiers - 1) if left_out else network
 
 
+def make_backbone(architecture: Architecture, *, pretrained: bool = False) -> nn.Module:
+    """Return the backbone of an architecture; raise BackboneError if timm can't make it."""
+    return create_backbone(
+        architecture.backbone,
+        stem_stride=architecture.stem_stride,
+        pretrained=pretrained,
+        **as_tuple(architecture.backbone_args),
+    )
+
+
 def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
     """Number of levels that compressing a model has removed."""
     full, left, tiers = num_levels_before(architecture), architecture.levels, taxonomy.num_tiers
@@ -132,6 +153,14 @@ def _left_out(architecture: Architecture, taxonomy: Taxonomy) -> int:
             f"taxonomy {taxonomy.name!r} has {tiers} tiers but {left!r} of {full} levels are said to be left"
         )
     return full - tiers
+
+
+def _scored(architecture: Architecture, taxonomy: Taxonomy) -> list[int]:
+    """Number of classes that the head of each level scores, before they are summed up."""
+    leaves = taxonomy.num_classes[-1] if architecture.leaves is None else architecture.leaves
+    own = list(taxonomy.num_classes)
+    lower = len(own) if architecture.leaves is not None else len(own) - 1
+    return [leaves] * lower + own[lower:] if architecture.heads == "leaves" else list(own)
 
 
 def _groups(architecture: Architecture, taxonomy: Taxonomy, left_out: int) -> list[ClassGroups | None] | None:
@@ -240,38 +269,89 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
     """
     folder = Path(path)
     config = read_config(folder)
+    header = check_weights(folder / WEIGHTS_FILE, config.get(DIGEST))
     with describing(folder):
-        found = parse_description(config)
+        found = parse_description(config, header.elements)
         architecture, taxonomy, size = found.architecture, found.taxonomy, found.preprocessing.size
+        _left_out(architecture, taxonomy)
+    with _fitting(folder):
+        check_heads(header, _scored(architecture, taxonomy))
+    with describing(folder):
         digest = proven.proof_digest(stored_fields(architecture), taxonomy.num_classes, size)
         costs = proven.read_costs(config, digest, taxonomy.num_tiers)
-        network = build(
-            _without_weight_sources(architecture), taxonomy, size, warn=False, proof=costs is None
+        network = _build_for(
+            header, without_weight_sources(architecture), taxonomy, size, proof=costs is None
         )
-    _load_weights(network, folder / WEIGHTS_FILE, config.get(DIGEST))
+    fillable = is_empty(network)
+    _load_weights(network, folder, config, header)
+    with describing(folder):
+        if costs is None and fillable:
+            verify(network)
     network.eval().to(device).known_costs = costs
     return Checkpoint(**vars(found), network=network)
 
 
+def _build_for(
+    header: WeightsHeader, architecture: Architecture, taxonomy: Taxonomy, size: int, *, proof: bool
+) -> NestedNetwork:
+    """Build a network, without memory for weights if that can be, or with no more than a file of weights says.
+
+    Raises as `build`.
+    """
+    levels = taxonomy.num_tiers
+    limits = BuildLimits(header, stored_share(architecture, levels))
+    with limits.creating(), torch.device("meta"):
+        backbone = make_backbone(architecture)
+    fillable = architecture.structure != "masks" and can_be_filled(backbone)  # masks are chosen by values
+    if not fillable:
+        with limits.creating():
+            backbone = make_backbone(architecture)
+    with limits.nesting(levels):
+        return build(
+            architecture, taxonomy, size, warn=False, proof=proof and not fillable, backbone=backbone
+        )
+
+
 def stored_dtype(path: str | os.PathLike[str]) -> str:
     """Return the `dtype` that a readable checkpoint was written with: "float16" or "float32"."""
-    with safetensors.safe_open(Path(path) / WEIGHTS_FILE, framework="pt") as file:
-        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    kinds = {kind for kind, _ in read_header(Path(path) / WEIGHTS_FILE).tensors.values()}
     return "float16" if "F16" in kinds else "float32"
 
 
-def _load_weights(network: NestedNetwork, file: Path, digest: object) -> None:
-    """Load the weights; `digest` is that of config.json, None if an older version wrote it."""
-    check_weights(file, digest)
-    try:
-        tensors = safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
-    try:
-        network.load_stored(tensors)
+def _load_weights(
+    network: NestedNetwork, folder: Path, config: Mapping[str, Any], header: WeightsHeader
+) -> None:
+    """Load the weights of a folder into a network that has memory for them, or none."""
+    with _fitting(folder):
+        if is_empty(network):
+            compare(network, header)
+        check_kinds(network.state_dict(), header)
+        tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        check_finite(tensors)
+        if is_empty(network):
+            fill(network, tensors)
+        else:
+            network.load_stored(tensors)
         for head, classes in zip(network.heads, network.num_classes, strict=True):
             if isinstance(head, SummedLinear) and check_groups(head.groups.tolist()) != classes:
                 raise ValueError("leaves are summed up to other classes")
+    if None in (config.get(DIGEST), header.metadata.get(DIGEST)):
+        return  # early versions wrote none
+    if contents_digest({key: config[key] for key in DESCRIBED if key in config}, tensors) != config[DIGEST]:
+        raise CheckpointError(
+            f"{folder} is damaged, or was changed after it was written: its contents do not give the {DIGEST!r} in "
+            f"{CONFIG_FILE}; copy it again, or take {DIGEST!r} out of {CONFIG_FILE} if the change is yours"
+        )
+
+
+@contextlib.contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Turn what is wrong with a file of weights into `CheckpointError`."""
+    file = folder / WEIGHTS_FILE
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
     except ValueError as error:
         raise CheckpointError(f"{file} does not fit its {CONFIG_FILE}: {error}") from error
 
@@ -295,8 +375,3 @@ def _stored(tensor: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
     """Convert to the type of storage, unless values exceed its range (a variance above 65504, say)."""
     fits = tensor.is_floating_point() and not bool((tensor.abs() > torch.finfo(kind).max).any())
     return (tensor.to(kind) if fits else tensor).contiguous()
-
-
-def _without_weight_sources(architecture: Architecture) -> Architecture:
-    kept = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
-    return dataclasses.replace(architecture, backbone_args=kept)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
-
+from hierclass.checkpoints.config_bounds import check_architecture, check_depth, check_tree
+from hierclass.checkpoints.weights_header import WeightsHeader, read_header
 from hierclass.costs import Cost
 from hierclass.decisions.calibration import Decision
 from hierclass.errors import CheckpointError
@@ -22,6 +22,7 @@ from hierclass.files import (
     graph_file,
     int8_file,
     no_model,
+    read_regular,
     remove_temporaries,
     replacing,
     replacing_all,
@@ -115,8 +116,8 @@ def read_description(folder: Path) -> tuple[ModelDescription, LevelGraphs | None
 
 def _read(folder: Path, config: Mapping[str, Any]) -> tuple[ModelDescription, LevelGraphs | None]:
     with describing(folder):
-        description = parse_description(config)
-        check_weights(folder / WEIGHTS_FILE, config.get(DIGEST))
+        header = check_weights(folder / WEIGHTS_FILE, config.get(DIGEST))
+        description = parse_description(config, header.elements)
         return description, _read_graphs(folder, config, description)
 
 
@@ -164,14 +165,20 @@ def describing(folder: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a model: {reason}") from error
 
 
-def parse_description(config: Mapping[str, Any]) -> ModelDescription:
-    """Read the parts of a configuration; raises what wrong values raise, see `describing`."""
+def parse_description(config: Mapping[str, Any], num_weights: int = 0) -> ModelDescription:
+    """Read the parts of a configuration; N = `num_weights` numbers are in the file of weights.
+
+    Raises what wrong values raise, see `describing`.
+    """
+    check_depth({key: value for key, value in config.items() if key != "taxonomy"})  # whose values have types
+    check_tree(config["taxonomy"], num_weights)
     taxonomy = Taxonomy.from_dict(config["taxonomy"])
+    check_architecture(config["architecture"], ignored=WEIGHT_SOURCES)
     architecture = _from_json(Architecture, config["architecture"])
     preprocessing = _from_json(Preprocessing, config["preprocessing"])
     _check(preprocessing)
@@ -180,24 +187,25 @@ def parse_description(config: Mapping[str, Any]) -> ModelDescription:
     return ModelDescription(taxonomy, architecture, preprocessing, decision, results)
 
 
-def check_weights(file: Path, digest: object) -> None:
+def check_weights(file: Path, digest: object) -> WeightsHeader:
     """Check that a file of weights is whole and was written with the configuration of this digest (None: unknown).
 
     Raises:
         CheckpointError: it is missing, damaged, or of another model.
     """
     try:
-        with safetensors.safe_open(file, framework="numpy") as stream:
-            theirs = (stream.metadata() or {}).get(DIGEST)
+        header = read_header(file)
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent} is no model: it has no {WEIGHTS_FILE}") from None
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
+    theirs = header.metadata.get(DIGEST)
     if None not in (digest, theirs) and digest != theirs:
         raise CheckpointError(
             f"{file.parent} has the {WEIGHTS_FILE} of one model and the {CONFIG_FILE} of another, as when writing "
             "it was interrupted; make or copy it again"
         )
+    return header
 
 
 def _read_graphs(
@@ -286,11 +294,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(no_model(folder))
     try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(
-                f"{file} is larger than {MAX_CONFIG_BYTES >> 20} MB; this is no model of hierclass"
-            )
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_regular(file, MAX_CONFIG_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(no_model(folder)) from None
     except (OSError, ValueError, RecursionError) as error:
@@ -330,6 +334,12 @@ def _check(preprocessing: Preprocessing) -> None:
         or preprocessing.detail is not None
     ):
         raise ValueError("preprocessing has values that no image can be prepared with")
+
+
+def without_weight_sources(architecture: Architecture) -> Architecture:
+    """Return an architecture whose backbone is made without weights from files that it names."""
+    kept = {key: value for key, value in architecture.backbone_args.items() if key not in WEIGHT_SOURCES}
+    return dataclasses.replace(architecture, backbone_args=kept)
 
 
 def stored_fields(value: Architecture | Preprocessing) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.checkpoints.checkpoint import Checkpoint, build, num_levels_before
-from hierclass.checkpoints.description import Architecture, ModelDescription
+from hierclass.checkpoints.description import Architecture, ModelDescription, without_weight_sources
 from hierclass.errors import BackboneError
 from hierclass.nested import NestedNetwork
 from hierclass.nested.heads import SummedLinear
@@ -51,7 +51,13 @@ def with_new_classes(
             f"{old.structure}) belong together; take a tree of {last + 1} tiers, or start from another model"
         )
     architecture = levels_of(checkpoint, taxonomy, levels, heads=heads)
-    network = build(architecture, taxonomy, checkpoint.preprocessing.size, warn=False, proof=False)
+    network = build(
+        without_weight_sources(architecture),
+        taxonomy,
+        checkpoint.preprocessing.size,
+        warn=False,
+        proof=False,
+    )
     if isinstance(old, PrefixNetwork) and isinstance(network, PrefixNetwork):
         _copy_levels(old, network, levels)
     else:

@@ -208,9 +208,12 @@ def _graph_files(
 ) -> Iterator[tuple[list[str], list[Path]]]:
     """The names of the graphs, which can be opened, and all files that they need."""
     graphs = [source.folder / file for file in source.graphs.files]
+    size, num_classes = source.description.preprocessing.size, source.description.taxonomy.num_classes
+    for graph, classes in zip(
+        graphs, num_classes, strict=True
+    ):  # damage is found here, not by who runs the copy
+        open_session(graph, 1, size, classes, int8=source.graphs.int8)
     if not openvino:
-        for graph in graphs:
-            open_session(graph, 1, int8=source.graphs.int8)  # damage is found here, not by who runs the copy
         weights = [source.folder / name for name in (WEIGHTS_FILE, GRAPH_WEIGHTS_FILE)]
         needed = [] if source.graphs.int8 else [file for file in weights if file.is_file()]
         yield [file.name for file in graphs], [*graphs, *needed]

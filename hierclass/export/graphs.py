@@ -152,7 +152,8 @@ def check_graphs(network: NestedNetwork, preprocessing: Preprocessing, contents:
         for level in range(network.num_levels):
             sides = preprocessing.size, shrunk_side(network, level) or preprocessing.size
             try:
-                session = open_session(Path(folder) / graph_file(level), 1)
+                file, classes = Path(folder) / graph_file(level), network.num_classes[level]
+                session = open_session(file, 1, preprocessing.size, classes)
                 for batch, side in zip(BATCHES, sides, strict=True):
                     images = np.random.default_rng(batch).integers(0, 256, (batch, side, side, 3), np.uint8)
                     given = {f"given{index}": value for index, value in enumerate(theirs[batch])}

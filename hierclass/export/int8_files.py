@@ -31,6 +31,7 @@ from hierclass.files import int8_file
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.labelling.inputs import Input, ParquetRows, list_inputs
 from hierclass.labelling.read_input import InputReader, ReadSource
+from hierclass.runtime.graph_bounds import check_file
 from hierclass.runtime.onnx_runtime import OnnxRuntime
 
 MIN_IMAGES = 16
@@ -71,6 +72,7 @@ def make_int8(folder: Path, images: Iterable[str | Path], limit: int, progress: 
     with tempfile.TemporaryDirectory() as place:
         for level, file in enumerate(graphs.files):
             inputs = _Inputs(exact, pixels, level, progress)
+            check_file(folder / file, description.preprocessing.size, description.taxonomy.num_classes[level])
             content = quantise(folder / file, inputs).SerializeToString()
             (Path(place) / files[level]).write_bytes(content)
         rounded = OnnxRuntime(Path(place), description, dataclasses.replace(graphs, files=files, sums=()))

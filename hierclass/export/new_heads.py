@@ -21,6 +21,7 @@ from hierclass.export.graphs import write_graphs
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import NestedNetwork
 from hierclass.nested.heads import SummedLinear
+from hierclass.runtime.graph_bounds import check_file
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -36,13 +37,15 @@ def write_graphs_like(folder: Path, source: Path, levels: Sequence[int]) -> None
     require("onnx", "onnxscript", what="writing graphs for ONNX Runtime")
     import onnx_ir
 
-    graphs = read_description(source)[1]
+    description, graphs = read_description(source)
     if graphs is None:
         raise ExportError(f"{source} has no graphs")
-    files = graphs.files
+    files, size, num_classes = graphs.files, description.preprocessing.size, description.taxonomy.num_classes
 
     def export(network: NestedNetwork, level: int, _: Preprocessing) -> onnx_ir.Model:
-        model = onnx_ir.external_data.load_to_model(onnx_ir.load(source / files[levels[level]]))
+        file = source / files[levels[level]]
+        check_file(file, size, num_classes[levels[level]])
+        model = onnx_ir.external_data.load_to_model(onnx_ir.load(file))
         replace_head(model, network.heads[level])
         return model
 

@@ -318,7 +318,8 @@ class PrefixNetwork(GraphNetwork):
                 node = graph.call_function(torch.narrow, (node, axis, int(index[0]), len(index)))
             else:
                 name = f"{level}_{part.layer}_{part.name}_{axis}"
-                positions = torch.from_numpy(index).to(self.weights[part.weight].device)
+                device = self.weights[part.weight].device
+                positions = torch.from_numpy(index).to("cpu" if device.type == "meta" else device)
                 self.indices.register_buffer(name, positions, persistent=False)
                 chosen = graph.create_node("get_attr", f"indices.{name}")
                 node = graph.call_function(torch.index_select, (node, axis, chosen))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hierclass.errors import InputError
+from hierclass.files import open_regular
 from hierclass.page.drawing import draw_table
 from hierclass.page.messages import as_html, count, percent
 
@@ -32,7 +33,7 @@ def read_card(folder: Path) -> str:
     servers who looks at the page.
     """
     try:
-        with (folder / "MODEL_CARD.md").open("rb") as file:
+        with open_regular(folder / "MODEL_CARD.md") as file:
             text = file.read(_LARGEST_CARD).decode("utf-8", "replace")
     except OSError:
         return "This model has no card."

@@ -17,14 +17,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from hierclass.checkpoints.description import LevelGraphs, ModelDescription
+from hierclass.checkpoints.weights_header import open_weights
 from hierclass.costs import Cost
 from hierclass.errors import CheckpointError
 from hierclass.files import GRAPH_WEIGHTS_FILE, WEIGHTS_FILE
 from hierclass.processors import num_threads
+from hierclass.runtime.graph_bounds import check_graph, read_graph_file
 from hierclass.runtime.int8_probe import clips_sums
 from hierclass.runtime.interface import Batch, Logits, Runtime
 
@@ -80,7 +81,7 @@ class OnnxRuntime(Runtime):
 
         The graphs in 8 bits, if those run, follow.
         """
-        with safetensors.safe_open(self._folder / WEIGHTS_FILE, framework="numpy") as stream:
+        with open_weights(self._folder / WEIGHTS_FILE) as stream:
             stored = set(stream.keys())
             counts = {
                 name.removesuffix("running_mean") + "num_batches_tracked"
@@ -94,7 +95,7 @@ class OnnxRuntime(Runtime):
                 value = stream.get_tensor(name)
                 yield name, value.astype(np.float32) if value.dtype == np.float16 else value
         for file in self._graphs.files if self._graphs.int8 else ():
-            yield file, np.frombuffer((self._folder / file).read_bytes(), np.uint8)
+            yield file, np.frombuffer(read_graph_file(self._folder / file), np.uint8)
 
     def to_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the images as they are."""
@@ -108,8 +109,17 @@ class OnnxRuntime(Runtime):
         kept_names = [each.name for each in session.get_outputs() if each.name.startswith("kept")]
         wanted = [output, *(kept_names if keep else ())]
         given = {"images": images, **{f"given{index}": value for index, value in enumerate(kept)}}
-        inputs = {each.name: given[each.name] for each in session.get_inputs()}
-        found, *kept_now = session.run(wanted, inputs)
+        try:
+            inputs = {each.name: given[each.name] for each in session.get_inputs()}
+            found, *kept_now = session.run(wanted, inputs)
+        except Exception as error:  # of a graph that does not fit the one below it, or the images
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"level {level} of {self._folder} can't be run: {reason}") from error
+        if not np.isfinite(found.max(axis=1)).all():
+            raise CheckpointError(
+                f"level {level} of {self._folder} answers with numbers that are not finite: the model is damaged, or "
+                "its training has failed"
+            )
         return found, tuple(kept_now)
 
     def take(self, values: Batch, rows: Sequence[int]) -> Batch:
@@ -138,8 +148,10 @@ class OnnxRuntime(Runtime):
             if level not in self._sessions:
                 graphs = self._graphs
                 known = graphs.sums[level] if graphs.sums else None
-                file = self._folder / graphs.files[level]
-                self._sessions[level] = open_session(file, self.threads, int8=graphs.int8, sha256=known)
+                file, size = self._folder / graphs.files[level], self._description.preprocessing.size
+                self._sessions[level] = open_session(
+                    file, self.threads, size, self.num_classes[level], int8=graphs.int8, sha256=known
+                )
             return self._sessions[level]
 
 
@@ -156,15 +168,16 @@ def import_onnxruntime() -> ModuleType:
 
 
 def open_session(
-    file: Path, threads: int, *, int8: bool = False, sha256: str | None = None
+    file: Path, threads: int, size: int, num_classes: int, *, int8: bool = False, sha256: str | None = None
 ) -> onnxruntime.InferenceSession:
     """Open a graph with N = `threads` threads that do not spin while they wait, which would slow other work down.
 
+    It is checked before (`graph_bounds`): a level of `num_classes` classes, for images of `size` pixels a side.
     `sha256` is the sum that the file is to have; None: any.
 
     Raises:
-        CheckpointError: the graph or the weights that it names can't be read, it is another one, or it has an unknown
-            operator.
+        CheckpointError: the graph or the weights that it names can't be read, it is another one, or it is none that
+            hierclass would write.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -175,9 +188,10 @@ def open_session(
     options.log_severity_level = 4  # errors come as exceptions
     again = f"hierclass export --in-place{' --int8 --images DIR' if int8 else ''} --model {file.parent}"
     try:
-        content = file.read_bytes()
+        content = read_graph_file(file)
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise CheckpointError(f"{file} is damaged or of another model; write it again: {again}")
+        check_graph(content, file.parent, size, num_classes)
         held = _linked_weights(file)
         if held:
             sizes = [len(each) for each in held.values()]

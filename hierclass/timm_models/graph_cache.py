@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import hierclass
 from hierclass.checkpoints.description import DIGEST, GRAPHS, ModelDescription, config_text, read_description
 from hierclass.errors import ExportError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, make_folder, replacing
+from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, make_folder, open_regular, read_regular, replacing
 from hierclass.runtime.onnx_runtime import OnnxRuntime
 from taxonomy import Taxonomy
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of what is cached."""
+MAX_NOTE_BYTES = 2**20
+"""Size of such a file, and of notes; they have some hundred bytes."""
 SUMS_FILE = "cached.json"
 """What a cached folder was made with, and the sums of its files."""
 MAKERS = ("torch", "timm", "onnxscript", "onnxruntime")
@@ -81,7 +83,7 @@ class CachedGraphs:
     def open(self, threads: int | None) -> tuple[ModelDescription, OnnxRuntime] | None:
         """Return what was written; None if there is nothing, it is damaged, or other versions made it."""
         try:
-            found = json.loads((self.folder / SUMS_FILE).read_text(encoding="utf-8"))
+            found = json.loads(read_regular(self.folder / SUMS_FILE, MAX_NOTE_BYTES))
             if not _fits(found["versions"]) or found["sums"] != self._sums(found["sums"]):
                 return None
             description, graphs = read_description(self.folder)
@@ -165,7 +167,7 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 def _sum(file: Path) -> str:
     """The SHA-256 sum of a file."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -257,7 +259,7 @@ def _write_note(file: Path, key: str, value: object) -> None:
 def _read_note(file: Path, key: str) -> Any:
     """Return the value of a note; None if there is none, or other versions wrote it."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(file, MAX_NOTE_BYTES))
         return found[key] if _fits(found["versions"]) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -10,8 +10,8 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import safetensors
 import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
@@ -19,6 +19,7 @@ from timm.models import PretrainedCfg, load_state_dict
 from torch import nn
 
 from hierclass.checkpoints.description import INTERPOLATIONS
+from hierclass.checkpoints.weights_header import check_archive, read_header
 from hierclass.errors import BackboneError, CheckpointError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested.backbone import reason
@@ -138,9 +139,8 @@ def create_classifier(name: str, file: Path, num_classes: int | None = None) -> 
         if by_order is None:
             raise
         model = by_order
-    return model.eval().requires_grad_(
-        False
-    )  # never trained here; counting costs stumbles over some that are
+    # never trained here; counting costs stumbles over some that are
+    return _check_finite(model, file).eval().requires_grad_(False)
 
 
 def _load_by_name(name: str, file: Path, tensors: set[str], num_classes: int | None) -> nn.Module:
@@ -187,11 +187,11 @@ def _tensor_names(file: Path) -> set[str]:
         raise CheckpointError(f"there is no file of weights at {file}")
     if file.suffix == ".safetensors":
         try:
-            with safetensors.safe_open(file, "pt") as tensors:
-                return set(tensors.keys())
-        except (OSError, safetensors.SafetensorError) as error:
+            return set(read_header(file).tensors)
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} is damaged: {error}; copy it again") from error
     try:
+        check_archive(file)
         with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments of timm's own training
             content = torch.load(file, map_location="meta", weights_only=True)
     except Exception as error:  # what the parser of a damaged file meets
@@ -201,7 +201,26 @@ def _tensor_names(file: Path) -> set[str]:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no weights; give a state_dict saved as .safetensors or .pth")
+    _check_room(content, file)
     return {name for name in content if isinstance(name, str)}
+
+
+def _check_room(content: Any, file: Path, depth: int = 4) -> None:
+    """Refuse tensors that are larger than their file: one number can be made to look like any number of them."""
+    size, items = file.stat().st_size, content.values() if isinstance(content, dict) else content
+    for item in items:
+        if isinstance(item, torch.Tensor) and item.numel() * item.element_size() > size:
+            raise CheckpointError(f"{file} is damaged: it holds a tensor that is larger than the file")
+        if isinstance(item, (dict, list, tuple)) and depth:
+            _check_room(item, file, depth - 1)
+
+
+def _check_finite(model: nn.Module, file: Path) -> nn.Module:
+    """Refuse weights that are infinite or no numbers."""
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{file} is damaged: {name} holds values that are no finite numbers")
+    return model
 
 
 def _names(model: nn.Module) -> set[str]:

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from hierclass.checkpoints.description import read_config
+from hierclass.checkpoints.weights_header import open_weights
 from hierclass.errors import CheckpointError, InputError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
 from training.distillation.model_card import distilled_card
@@ -157,8 +157,9 @@ class DistilDir:
         if not (self.model / CONFIG_FILE).exists():
             return {}
         try:
-            return dict(safetensors.torch.load_file(self.model / WEIGHTS_FILE))
-        except (OSError, safetensors.SafetensorError) as error:
+            with open_weights(self.model / WEIGHTS_FILE, "pt") as stored:
+                return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.model} is damaged: {error}; delete it, and `resume`") from error
 
     def _stored_results(self) -> dict[str, Any]:

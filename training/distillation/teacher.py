@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from hierclass.checkpoints.description import stored_fields
+from hierclass.checkpoints.checkpoint import Checkpoint, load_checkpoint, make_backbone
+from hierclass.checkpoints.description import stored_fields, without_weight_sources
 from hierclass.errors import BackboneError, InputError
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.nested import create_backbone
@@ -109,9 +109,7 @@ def model_teacher(path: Path, taxonomy: Taxonomy | str | None) -> Teacher:
     tree = tree if isinstance(tree, Taxonomy) else load_taxonomy(tree)
     outputs = match_leaves(tree, labels, str(path), "leaves of its own tree")
     architecture = checkpoint.architecture
-    backbone = create_backbone(
-        architecture.backbone, stem_stride=architecture.stem_stride, **architecture.backbone_args
-    )
+    backbone = make_backbone(without_weight_sources(architecture))
     _fill(backbone, _plain(checkpoint, path), f"the last level of {path}")
     return Teacher(
         architecture.backbone,

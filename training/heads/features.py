@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
 import safetensors.numpy
 
 from hierclass.checkpoints.description import read_config
+from hierclass.checkpoints.weights_header import open_weights
 from hierclass.errors import ImageError
 from hierclass.files import WEIGHTS_FILE, make_folder, remove_temporaries, replacing
 from hierclass.images.preprocessing import Preprocessing, read_square
@@ -48,7 +48,7 @@ def network_key(model: Path) -> str:
     config = read_config(model)
     architecture = {k: v for k, v in config["architecture"].items() if k not in ("heads", "leaves")}
     found = hashlib.sha256(json.dumps([architecture, config["preprocessing"]], sort_keys=True).encode())
-    with safetensors.safe_open(model / WEIGHTS_FILE, framework="numpy") as stream:
+    with open_weights(model / WEIGHTS_FILE) as stream:
         for name in sorted(stream.keys()):
             if not name.startswith("heads."):
                 value = np.ascontiguousarray(stream.get_tensor(name))
@@ -92,9 +92,9 @@ class FeatureCache:
         for file in sorted(folder.glob("part-*.safetensors")):
             self._next = int(file.stem.removeprefix("part-")) + 1
             try:
-                with safetensors.safe_open(file, framework="numpy") as stream:
+                with open_weights(file) as stream:
                     keys = stream.get_tensor("keys")
-            except (OSError, safetensors.SafetensorError):
+            except (OSError, ValueError):
                 file.unlink(missing_ok=True)
                 continue
             self._places.update({row.tobytes(): (file.name, place) for place, row in enumerate(keys)})
@@ -121,7 +121,7 @@ class FeatureCache:
             wanted.setdefault(name, []).append((index, place))
         found: Values | None = None
         for name, pairs in wanted.items():
-            with safetensors.safe_open(self._folder / name, framework="numpy") as stream:
+            with open_weights(self._folder / name) as stream:
                 values = stream.get_tensor(f"level{level}")
             if found is None:
                 found = np.empty((len(keys), values.shape[1]), np.float32)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from hierclass.checkpoints.weights_header import open_weights
 from hierclass.errors import InputError
 from hierclass.files import remove_temporaries, replacing
 from training.heads.features import as_half, network_key
@@ -59,14 +59,14 @@ def read_kept_features(model: Path) -> KeptFeatures | None:
     if not file.is_file():
         return None
     try:
-        with safetensors.safe_open(file, framework="numpy") as stream:
+        with open_weights(file) as stream:
             about = stream.metadata() or {}
             if about.get("network") != network_key(model):
                 return None
             names, known = json.loads(about["levels"]), json.loads(about["nodes"])
             stored = {name: stream.get_tensor(name).astype(np.float32) for name in dict.fromkeys(names)}
             nodes = [str(known[place]) for place in stream.get_tensor("labels")]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         raise InputError(
             f"{file} is damaged ({' '.join(str(error).split())[:80]}); delete it, and give the images with `data`"
         ) from error

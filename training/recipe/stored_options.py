@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from hierclass.errors import InputError
-from hierclass.files import replacing
+from hierclass.files import read_regular, replacing
 from training.recipe.option import as_text, specs_of
+
+MAX_BYTES = 2**20
+"""Size of a recipe; they have some kilobytes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ class StoredOptions:
     def load(cls, path: Path) -> Self:
         """Read the recipe that `save` wrote; raises `InputError` for a broken file."""
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(read_regular(path, MAX_BYTES).decode("utf-8")))
         except (OSError, ValueError, RecursionError) as error:  # an InputError is a ValueError
             reason = str(error).removeprefix("recipe: ")
             raise InputError(

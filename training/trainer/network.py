@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hierclass.checkpoints.checkpoint import build, load_checkpoint
-from hierclass.checkpoints.description import Architecture, read_description
+from hierclass.checkpoints.description import Architecture, read_description, without_weight_sources
 from hierclass.checkpoints.new_classes import choose_levels, levels_of, with_new_classes
 from hierclass.errors import InputError
 from hierclass.images.preprocessing import Preprocessing
@@ -107,7 +107,7 @@ def fields_of_base(base: Path, taxonomy: Taxonomy) -> dict[str, Any]:
     """
     model = read_description(base)[0]
     levels = choose_levels(taxonomy.num_tiers, model.taxonomy.num_tiers)
-    found = levels_of(model, taxonomy, levels, heads=model.architecture.heads)
+    found = without_weight_sources(levels_of(model, taxonomy, levels, heads=model.architecture.heads))
     if found.levels is not None:
         raise InputError(
             f"`base` {base}: the levels that were compressed away are needed to train all of it; give the whole "

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hierclass.checkpoints.weights_header import open_weights
 from hierclass.errors import CheckpointError
 from hierclass.files import make_folder, replacing
 
@@ -44,10 +45,10 @@ def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, 
     Raises `CheckpointError` for a broken file, another version or another network.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_weights(path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; {BEGIN_ANEW}") from error
     if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (FORMAT, VERSION):
         raise CheckpointError(f"{path} is no training state of version {VERSION}; {BEGIN_ANEW}")
@@ -64,7 +65,7 @@ def load_state(path: Path, *, modules: dict[str, nn.Module]) -> tuple[dict[str, 
             ) from error
     try:
         return _give_tensors(header["optimizer"], tensors), dict(header["progress"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged; {BEGIN_ANEW}") from error
 
 
