@@ -25,7 +25,7 @@ MAX_CODE_BLOCKS = 1 << 24
 """Code blocks and precincts of all tiles of a JPEG 2000 picture; those of 64 pixels make 200,000 in the largest."""
 MAX_PACKETS = 1 << 23
 """Packets of all tiles: layers times precincts. A scan in an archive of 25 layers has some hundred thousand."""
-_BYTES_OF_BLOCK = 200
+_BYTES_OF_BLOCK = 300
 """Memory that a decoder takes for a code block or a precinct with its trees, measured."""
 _BYTES_OF_TILE = 6_000
 """Memory that a decoder takes for the settings of a tile, and about a fifth of that for each channel."""

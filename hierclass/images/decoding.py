@@ -147,7 +147,7 @@ def read_header(source: str | os.PathLike[str] | bytes) -> ImageHeader:
         with _open_stream(source) as stream:
             plugin = _plugin(stream)
             whole = _ends_whole(stream, plugin.format)
-            with _open_image(stream, plugin)[0] as image:
+            with _open_image(stream, plugin, header_only=True)[0] as image:
                 return ImageHeader(image.size, whole)
     except ImageError:
         raise
@@ -178,7 +178,7 @@ def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image
     try:
         with _open_stream(source) as stream:
             plugin = _plugin(stream)
-            with _open_image(stream, plugin)[0] as image:
+            with _open_image(stream, plugin, header_only=True)[0] as image:
                 if image.format != "JPEG":
                     return None
                 size, turn = image.size, _TRANSPOSES.get(_orientation(image))
@@ -259,9 +259,11 @@ def _plugin(stream: Stream) -> type[ImageFile.ImageFile]:
     raise ImageError(f"is no image of a kind that is read ({kinds})")
 
 
-def _open_image(stream: Stream, plugin: type[ImageFile.ImageFile]) -> tuple[ImageFile.ImageFile, Structure]:
+def _open_image(
+    stream: Stream, plugin: type[ImageFile.ImageFile], *, header_only: bool = False
+) -> tuple[ImageFile.ImageFile, Structure]:
     """Read the header, by what of the file Pillow is to see: Image.open without its global limits."""
-    structure = inspect(stream, plugin.format or "")
+    structure = inspect(stream, plugin.format or "", header_only=header_only)
     if structure.size is not None:
         _check_size(structure.size, structure)
     image = plugin(structure.shown, "")
@@ -281,9 +283,17 @@ def _check_size(size: tuple[int, int], structure: Structure | None = None, mode:
     fixed_bytes = 0
     if structure is not None:
         pixel_bytes, fixed_bytes = pixel_bytes + structure.pixel_bytes, structure.fixed_bytes
-    limit = min(MAX_PIXELS, (MAX_MEMORY - fixed_bytes) / pixel_bytes)
-    if pixels > limit:
-        raise ImageError(f"has {size[0]} x {size[1]} pixels; up to {limit // 1_000_000:.0f} megapixels are read")
+    if pixels > MAX_PIXELS:
+        limit = MAX_PIXELS // 1_000_000
+        raise ImageError(f"has {size[0]} x {size[1]} pixels; up to {limit} megapixels are read")
+    taken = pixels * pixel_bytes + fixed_bytes
+    if taken > MAX_MEMORY:
+        limit = int(pixels * MAX_MEMORY / taken / 1_000_000)
+        of_these = f", {limit} megapixels of such a picture" if limit else ""
+        raise ImageError(
+            f"has {size[0]} x {size[1]} pixels, which take {taken / 1e9:.1f} GB to decode; "
+            f"up to {MAX_MEMORY / 1e9:.0f} GB are taken{of_these}"
+        )
 
 
 def _finish(image: Image.Image, min_side: int | None) -> Image.Image:

@@ -18,13 +18,13 @@ from typing import IO, NamedTuple
 
 from hierclass.errors import ImageError
 from hierclass.images.boxes import check_avif, check_jpeg2000
-from hierclass.images.netpbm import to_binary
+from hierclass.images.repacking import repack_bmp, repack_pnm
 from hierclass.images.tags import check_tiff
 
 MAX_SCANS = 500
 """Scans of a JPEG; encoders write 10, the most thorough optimisers some dozens. Other programs refuse beyond 500."""
-MAX_SCANNED = 4_000_000_000
-"""Pixels times scans of a JPEG: each scan goes over all pixels, at 1 to 3 ns each."""
+MAX_SCANNED = 2_500_000_000
+"""Pixels times scans of a JPEG, 14 scans of the largest picture: an empty scan takes 1 ns per pixel."""
 MAX_SEGMENTS = 10_000
 """Marker segments of a JPEG, and chunks beside the data of a PNG; a panorama's depth map takes hundreds."""
 MAX_TABLES = 1 << 20
@@ -35,10 +35,6 @@ MAX_COMMENT_BLOCKS = 1 << 20
 """Blocks of a GIF's comments and other extensions, of up to 255 bytes each."""
 MAX_METADATA = 1 << 20
 """Bytes of EXIF or XMP that are looked at: orientation and thumbnail are in the first 64 KB."""
-MAX_RLE_WIDTH = 1 << 16
-"""Pixels in a row of a run-length encoded BMP: one code of 4 bytes can skip 255 rows."""
-MAX_RLE = 1 << 25
-"""Pixels, and bytes, of a run-length encoded BMP, which is decoded in Python: 0.2 microseconds each."""
 
 _BLOCK = 1 << 16
 
@@ -144,8 +140,10 @@ def _find(stream: IO[bytes], pattern: re.Pattern[bytes], place: int) -> tuple[in
     return None
 
 
-def inspect(stream: IO[bytes], format_: str) -> Structure:
+def inspect(stream: IO[bytes], format_: str, *, header_only: bool = False) -> Structure:
     """Look at a file of a format, as Pillow names it, and say what of it Pillow is to read.
+
+    With `header_only` Pillow can read only the header of what is returned.
 
     Raises:
         ImageError: to read the file would take minutes or gigabytes.
@@ -155,11 +153,11 @@ def inspect(stream: IO[bytes], format_: str) -> Structure:
         "PNG": _png,
         "GIF": _gif,
         "WEBP": _webp,
-        "BMP": _bmp,
+        "BMP": lambda stream: Structure(repack_bmp(stream, header_only=header_only), pixel_bytes=1),
         "TIFF": lambda stream: Structure(stream, fixed_bytes=check_tiff(stream)),
         "JPEG2000": lambda stream: Structure(stream, fixed_bytes=check_jpeg2000(stream)),
         "AVIF": _avif,
-        "PPM": lambda stream: Structure(to_binary(stream)),
+        "PPM": lambda stream: Structure(repack_pnm(stream, header_only=header_only)),
     }
     structure = looks[format_](stream)
     structure.shown.seek(0)
@@ -260,7 +258,9 @@ def _png(stream: IO[bytes]) -> Structure:
             break
         counts[kind in _DATA] -= 1
         if min(counts.values()) < 0:
-            raise ImageError(f"is broken or hostile: more than {MAX_SEGMENTS:,} chunks beside its data")
+            raise ImageError(
+                f"is broken or hostile: more than {MAX_CHUNKS:,} chunks, or {MAX_SEGMENTS:,} beside its data"
+            )
         if kind == b"IDAT" or (kind in _PIXELS and size <= 3 * 256):
             parts.append((place, end))
         elif kind == b"eXIf" and not exif:
@@ -301,22 +301,33 @@ def _gif(stream: IO[bytes]) -> Structure:
     length = _length(stream)
     flags = _read_at(stream, 10, 1) or b"\0"
     place = 13 + ((6 << (flags[0] & 7)) if flags[0] & 0x80 else 0)
-    parts, blocks, extensions = [(0, place)], 0, 0
+    parts, extensions, left = [(0, place)], 0, MAX_COMMENT_BLOCKS
     while (found := _find_near(stream, place)) is not None and found[1] == b"!":
-        begin, place = found[0], found[0] + 2
-        extensions += 1
-        kind = _read_at(stream, begin + 1, 1)
-        while size := _read_at(stream, place, 1):
-            place += 1 + size[0]
-            blocks += 1
-            if size == b"\0":
-                break
-        if kind == b"\xf9":
+        begin = found[0]
+        place, left = _skip_blocks(stream, begin + 2, left)
+        if _read_at(stream, begin + 1, 1) == b"\xf9":  # which colour is transparent
             parts.append((begin, place))
-        if blocks > MAX_COMMENT_BLOCKS or extensions > MAX_SEGMENTS:
-            raise ImageError(f"is broken or hostile: more than {blocks:,} blocks of comments before its picture")
+        extensions += 1
+        if extensions > MAX_SEGMENTS:
+            raise ImageError(f"is broken or hostile: more than {MAX_SEGMENTS:,} extensions before its picture")
     parts.append((found[0] if found else place, length))
     return Structure(_only(stream, parts), pixel_bytes=2)
+
+
+def _skip_blocks(stream: IO[bytes], place: int, left: int) -> tuple[int, int]:
+    """The end of a GIF's chain of blocks, and how many of `left` blocks are left; each is a length and its bytes."""
+    begin, data = place, b""
+    while left > 0:
+        if place - begin >= len(data):
+            begin, data = place, _read_at(stream, place, _BLOCK)
+            if not data:
+                return place, left
+        size = data[place - begin]
+        place += 1 + size
+        left -= 1
+        if not size:
+            return place, left
+    raise ImageError(f"is broken or hostile: more than {MAX_COMMENT_BLOCKS:,} blocks of comments before its picture")
 
 
 def _find_near(stream: IO[bytes], place: int) -> tuple[int, bytes] | None:
@@ -337,8 +348,8 @@ def _webp(stream: IO[bytes]) -> Structure:
         chunks += 1
         if chunks > MAX_CHUNKS:
             raise ImageError(f"is broken or hostile: more than {MAX_CHUNKS:,} chunks")
-    # Two canvases, what Pillow copies from them, and what lossless decoding keeps.
-    return Structure(io.BytesIO(data), exif, xmp, _webp_size(data), pixel_bytes=16, fixed_bytes=2 * len(data))
+    # Two canvases, what Pillow copies from them, and a quarter of what lossless decoding keeps.
+    return Structure(io.BytesIO(data), exif, xmp, _webp_size(data), pixel_bytes=13, fixed_bytes=2 * len(data))
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -352,20 +363,6 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _bmp(stream: IO[bytes]) -> Structure:
-    head = _read_at(stream, 0, 34).ljust(34, b"\0")
-    header, width, height, compression = struct.unpack("<Iii4xI", head[14:34])
-    if header < 40 or compression not in (1, 2):
-        return Structure(stream)
-    width &= 0xFFFFFFFF
-    if width > MAX_RLE_WIDTH or width * abs(height) > MAX_RLE or _length(stream) > MAX_RLE:
-        raise ImageError(
-            f"is a run-length encoded BMP of {width} x {abs(height)} pixels; up to {MAX_RLE // 1_000_000} megapixels "
-            "and megabytes are read: save it as PNG"
-        )
-    return Structure(stream, pixel_bytes=2)
-
-
 def _avif(stream: IO[bytes]) -> Structure:
     data = check_avif(_read_at(stream, 0, -1))  # Pillow reads all of it as well
-    return Structure(io.BytesIO(data), pixel_bytes=8, fixed_bytes=2 * len(data))
+    return Structure(io.BytesIO(data), pixel_bytes=6, fixed_bytes=2 * len(data))

@@ -1,6 +1,6 @@
-"""Bring PBM, PGM and PPM files whose values are text, or range to other than 255, to bytes.
+"""Repack files that Pillow would decode value by value in Python as files that it decodes at once.
 
-Pillow does this value by value in Python, and takes a square of the time where there are comments.
+PBM, PGM and PPM files whose values are text, or range to other than 255, and run-length encoded BMP files.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 from collections.abc import Iterator
 from typing import IO
 
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from hierclass.errors import ImageError
 
-MAX_TEXT = 1 << 28
-"""Bytes of a file that holds values as text: a photograph of 20 megapixels takes as much, and 5 s."""
+MAX_TEXT = 1 << 27
+"""Bytes of a file that holds values as text: a photograph of 11 megapixels takes as much, and 3 s."""
+MAX_RUNS = 1 << 25
+"""Bytes of a run-length encoded BMP file: a scan of 33 megapixels that could not be compressed, or 4 s of codes."""
 MAX_VALUES = 3 * 178_956_970
 """Values of a picture: more are refused by their number of pixels, so there is no need to read them."""
 _MAX_HEADER = 1 << 16
@@ -29,8 +32,8 @@ _NO_NUMBER = re.compile(rb"[^0-9 \t-\r]")
 _TEXT = (b"P1", b"P2", b"P3")
 
 
-def to_binary(stream: IO[bytes]) -> IO[bytes]:
-    """Return a PBM, PGM or PPM file as Pillow reads it fast; the stream itself if it is one already.
+def repack_pnm(stream: IO[bytes], *, header_only: bool = False) -> IO[bytes]:
+    """Return a PBM, PGM or PPM file as Pillow reads it fast; the stream itself if it is that, or if `header_only`.
 
     Raises:
         ImageError: the header or the text is too long, or a value is no number of the range.
@@ -55,6 +58,8 @@ def to_binary(stream: IO[bytes]) -> IO[bytes]:
         return stream
     if magic in _TEXT and length > MAX_TEXT:
         raise ImageError(f"holds {length >> 20} MiB of numbers as text; up to {MAX_TEXT >> 20} are read: save it as PNG")
+    if header_only:
+        return stream
     stream.seek(place)
     if magic == b"P1":
         return _bilevel(stream, width, height)
@@ -130,3 +135,67 @@ def _without_comments(stream: IO[bytes]) -> Iterator[bytes]:
         rest = block[cut:]
         yield block[:cut]
     yield rest
+
+
+def repack_bmp(stream: IO[bytes], *, header_only: bool = False) -> IO[bytes]:
+    """Return a run-length encoded BMP file without that encoding; the stream itself if it has none, or if `header_only`.
+
+    Raises:
+        ImageError: the file is too long.
+    """
+    stream.seek(0)
+    head = bytearray(stream.read(54).ljust(54, b"\0"))
+    begin, header, width, height, bits, compression, colours = struct.unpack("<10xIIii2xHI12xI", head[:50])
+    height = abs(height)
+    if header < 40 or compression not in (1, 2) or header_only or not 0 < width * height <= MAX_VALUES // 3:
+        return stream
+    length = stream.seek(0, os.SEEK_END)
+    if length > MAX_RUNS:
+        raise ImageError(
+            f"is a run-length encoded BMP file of {length >> 20} MiB; up to {MAX_RUNS >> 20} are read: save it as PNG"
+        )
+    colours = min(colours or 1 << min(bits, 8), 256)
+    behind = 14 + header + 4 * colours
+    stream.seek(54)
+    between = stream.read(behind - 54)
+    begin = behind if begin in (0, 14 + header) else begin
+    stream.seek(begin)
+    pixels = _runs(stream.read(), begin % 2, (width, height), compression == 2)
+    struct.pack_into("<HI", head, 28, 8, 0)
+    struct.pack_into("<I", head, 46, colours)
+    struct.pack_into("<I", head, 10, behind)
+    rows = np.zeros((len(pixels) // width, -(-width // 4) * 4), np.uint8)
+    rows[:, :width] = np.frombuffer(pixels, np.uint8)[: len(rows) * width].reshape(-1, width)
+    return io.BytesIO(head + between + rows.tobytes())
+
+
+def _runs(code: bytes, odd: int, size: tuple[int, int], halves: bool) -> bytearray:
+    """The pixels of a code of runs, a byte each, as Pillow decodes it; with `halves`, two pixels are in a byte."""
+    width, total = size[0], size[0] * size[1]
+    runs = [bytes([value >> 4, value & 15] * 128 if halves else [value] * 255) for value in range(256)]
+    pixels = bytearray()
+    place = x = 0
+    while len(pixels) < total and place + 1 < len(code):
+        count, value = code[place], code[place + 1]
+        place += 2
+        if count:
+            count = min(count, max(0, width - x))
+            pixels += runs[value][:count]
+            x += count
+        elif value == 0:  # end of a row
+            pixels += bytes(-len(pixels) % width)
+            x = 0
+        elif value == 1:  # end of the picture
+            break
+        elif value == 2:  # skips pixels and rows
+            right, up = code[place : place + 2].ljust(2, b"\0")
+            pixels += bytes(min(right + up * width, total - len(pixels)))
+            x = len(pixels) % width
+            place += 2
+        else:
+            taken = code[place : place + (value // 2 if halves else value)]
+            pixels += b"".join(runs[byte][:2] for byte in taken) if halves else taken
+            x += value
+            place += len(taken)
+            place += (odd + place) % 2
+    return pixels
