@@ -1,7 +1,8 @@
 """Check the boxes of AVIF and JPEG 2000 files, which say how much a decoder has to set up before a pixel is seen.
 
 Both are ISO media files: boxes of a length, a name and a content, which may be boxes. JPEG 2000 can also be a bare
-codestream. A decoder takes memory for each item, tile, code block and packet that is announced, whether it comes or not.
+codestream. A decoder takes memory for each item, tile, code block and packet that is announced, whether it comes or
+not.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ _BYTES_OF_TILE = 6_000
 
 _CONTAINERS = {
     b"meta": 4,
-    **dict.fromkeys((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"iprp", b"ipco", b"dinf", b"jp2h", b"res "), 0),
+    **dict.fromkeys(
+        (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"iprp", b"ipco", b"dinf", b"jp2h", b"res "), 0
+    ),
     b"iref": 4,
     b"iinf": 6,
 }
@@ -40,7 +43,7 @@ _CONTAINERS = {
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield name, begin and end of the content of every box, those inside boxes too. Raises ImageError beyond MAX_BOXES."""
+    """Yield name, begin and end of the content of every box, those inside boxes too; ImageError beyond MAX_BOXES."""
     todo, count = [(0, len(data))], 0
     while todo:
         place, limit = todo.pop()
@@ -102,10 +105,10 @@ class _Coding(NamedTuple):
         for level in range(min(self.levels, 32) + 1):
             across, down = (max(1, -(-side >> (self.levels - level))) for side in (width, height))
             sides = self.precincts[level] if level < len(self.precincts) else 0xFF
-            sides = (sides & 15, sides >> 4)
+            longest = (sides & 15, sides >> 4)
             half = 1 if level else 0
-            least = [max(0, min(block, side - half)) for block, side in zip(self.block, sides, strict=True)]
-            precincts = -(-across >> sides[0]) * -(-down >> sides[1])
+            least = [max(0, min(block, side - half)) for block, side in zip(self.block, longest, strict=True)]
+            precincts = -(-across >> longest[0]) * -(-down >> longest[1])
             blocks += 3 * precincts + math.prod(
                 -(-side >> power) for side, power in zip((across, down), least, strict=True)
             )
@@ -127,8 +130,9 @@ def check_jpeg2000(stream: IO[bytes]) -> int:
     siz = stream.read(40)
     if len(siz) < 40:
         raise ImageError("is truncated: the file ends before the picture does")
-    right, bottom, left, top, width, height, x, y, channels = struct.unpack(">8IH", siz[4:38])
-    if channels > 4 or not 0 < width or not 0 < height:
+    fields: tuple[int, ...] = struct.unpack(">8IH", siz[4:38])
+    right, bottom, left, top, width, height, x, y, channels = fields
+    if channels > 4 or min(width, height) < 1:
         raise ImageError(f"is a JPEG 2000 image of {channels} channels; up to 4 are read")
     tiles = max(0, -(-(right - x) // width)) * max(0, -(-(bottom - y) // height))
     size = (min(width, max(0, right - left)), min(height, max(0, bottom - top)))
@@ -144,7 +148,7 @@ def check_jpeg2000(stream: IO[bytes]) -> int:
     ):
         if count > limit:
             raise ImageError(f"is a JPEG 2000 image of {count:,} {of}; up to {limit:,} are read")
-    settings = tiles * (_BYTES_OF_TILE + channels * _BYTES_OF_TILE // 5)
+    settings: int = tiles * (_BYTES_OF_TILE + channels * _BYTES_OF_TILE // 5)
     return settings + channels * (size[0] * size[1] * (4 + depth) + blocks * _BYTES_OF_BLOCK)
 
 

@@ -42,7 +42,8 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray
 
 # Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked in the header, before decoding.
 MAX_PIXELS = 178_956_970
-# Bytes that a picture and its decoder may take: a progressive JPEG of MAX_PIXELS takes 1.8e9, a WebP of 100 megapixels 2e9.
+# Bytes that a picture and its decoder may take: a progressive JPEG of MAX_PIXELS takes 1.8e9, as does a WebP of 107
+# megapixels.
 MAX_MEMORY = 2_000_000_000
 # An uncompressed 16-bit RGB picture of MAX_PIXELS; some decoders read the whole file at once.
 MAX_BYTES = 1 << 30
@@ -250,7 +251,9 @@ def _plugin(stream: Stream) -> type[ImageFile.ImageFile]:
         accept = Image.OPEN[plugin.format or ""][1]
         accepted = accept is None or accept(prefix)
         if isinstance(accepted, str):
-            raise ImageError(f"is an {plugin.format} image, and this Pillow was built without {plugin.format}")
+            raise ImageError(
+                f"is an {plugin.format} image, and this Pillow was built without {plugin.format}"
+            )
         if accepted:
             return plugin
     if prefix[4:8] == b"ftyp":
@@ -270,6 +273,7 @@ def _open_image(
     if isinstance(structure.shown, Stream):
         structure.shown.endless = image.format == "JPEG"
     _check_size(image.size, structure, image.mode)
+    image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)  # rows in pieces take a square of the time
     image.info |= {name: value for name, value in (("exif", structure.exif), ("xmp", structure.xmp)) if value}
     return image, structure
 
@@ -279,7 +283,7 @@ def _check_size(size: tuple[int, int], structure: Structure | None = None, mode:
     if min(size) < 1:
         raise ImageError("has no pixels")
     pixels = size[0] * size[1]
-    pixel_bytes = _BYTES.get(mode, 4) + (0 if mode == "RGB" else 4)  # as it is decoded, and as RGB
+    pixel_bytes: float = _BYTES.get(mode, 4) + (0 if mode == "RGB" else 4)  # as it is decoded, and as RGB
     fixed_bytes = 0
     if structure is not None:
         pixel_bytes, fixed_bytes = pixel_bytes + structure.pixel_bytes, structure.fixed_bytes

@@ -57,7 +57,7 @@ def repack_pnm(stream: IO[bytes], *, header_only: bool = False) -> IO[bytes]:
     if usual or not 0 < top < 65536 or not 0 < width * height <= MAX_VALUES:
         return stream
     if magic in _TEXT and length > MAX_TEXT:
-        raise ImageError(f"holds {length >> 20} MiB of numbers as text; up to {MAX_TEXT >> 20} are read: save it as PNG")
+        raise ImageError(f"is text of {length >> 20} MiB; up to {MAX_TEXT >> 20} are read: save it as PNG")
     if header_only:
         return stream
     stream.seek(place)
@@ -138,7 +138,7 @@ def _without_comments(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def repack_bmp(stream: IO[bytes], *, header_only: bool = False) -> IO[bytes]:
-    """Return a run-length encoded BMP file without that encoding; the stream itself if it has none, or if `header_only`.
+    """Return a run-length encoded BMP file decoded; the stream itself if it is no such file, or if `header_only`.
 
     Raises:
         ImageError: the file is too long.

@@ -60,13 +60,14 @@ class Stream(io.BufferedReader):
     endless = False
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Read as BufferedReader does; raise OSError at the end of a stream that is `endless`."""
         data = super().read(size)
         if self.endless and not data and size != 0:
             raise OSError("truncated")
         return data
 
 
-class Parts(io.RawIOBase):
+class _Parts(io.RawIOBase):
     """Parts of a file as if they were all of it."""
 
     def __init__(self, stream: IO[bytes], parts: list[tuple[int, int]]):
@@ -115,7 +116,7 @@ def _only(stream: IO[bytes], parts: list[tuple[int, int]]) -> IO[bytes]:
     if joined == [(0, _length(stream))]:
         stream.seek(0)
         return stream
-    return Stream(Parts(stream, joined), _BLOCK)
+    return Stream(_Parts(stream, joined), _BLOCK)
 
 
 def _length(stream: IO[bytes]) -> int:
@@ -229,7 +230,9 @@ def _check_scans(scans: int, frame: bytes) -> None:
     height, width = struct.unpack(">HH", frame[5:9]) if len(frame) >= 9 else (0, 0)
     limit = min(MAX_SCANS, MAX_SCANNED // max(1, width * height))
     if scans > limit:
-        raise ImageError(f"is a JPEG of more than {limit} scans of {width} x {height} pixels, the most that are read")
+        raise ImageError(
+            f"is a JPEG of more than {limit} scans of {width} x {height} pixels, the most that are read"
+        )
 
 
 def _coefficients(frame: bytes) -> float:
@@ -287,7 +290,10 @@ def _text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
 
 
 def exif_of_text(text: bytes) -> bytes:
-    """EXIF as ImageMagick writes it into a PNG's text, three lines that say what it is, then digits; empty if broken."""
+    """EXIF from a PNG's text, as ImageMagick writes it: three lines that say what it is, then digits.
+
+    Empty if it is broken.
+    """
     try:
         return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii", "replace"))
     except ValueError:
@@ -309,7 +315,9 @@ def _gif(stream: IO[bytes]) -> Structure:
             parts.append((begin, place))
         extensions += 1
         if extensions > MAX_SEGMENTS:
-            raise ImageError(f"is broken or hostile: more than {MAX_SEGMENTS:,} extensions before its picture")
+            raise ImageError(
+                f"is broken or hostile: more than {MAX_SEGMENTS:,} extensions before its picture"
+            )
     parts.append((found[0] if found else place, length))
     return Structure(_only(stream, parts), pixel_bytes=2)
 
@@ -327,7 +335,9 @@ def _skip_blocks(stream: IO[bytes], place: int, left: int) -> tuple[int, int]:
         left -= 1
         if not size:
             return place, left
-    raise ImageError(f"is broken or hostile: more than {MAX_COMMENT_BLOCKS:,} blocks of comments before its picture")
+    raise ImageError(
+        f"is broken or hostile: more than {MAX_COMMENT_BLOCKS:,} blocks of comments before its picture"
+    )
 
 
 def _find_near(stream: IO[bytes], place: int) -> tuple[int, bytes] | None:

@@ -44,7 +44,7 @@ _TEXT, _FRACTIONS, _WHOLE = (1, 2, 7), (5, 10), (3, 4, 8, 9, 13, 16)
 class _Tag(NamedTuple):
     number: int
     kind: int
-    count: int
+    num_values: int
     field: bytes
     """The value, if it fits; else where it is."""
 
@@ -74,24 +74,28 @@ class _Directories:
         size, code = (20, "HHQ8s") if self.big else (12, "HHI4s")
         count = self._place(self.stream.read(8 if self.big else 2))
         if count > MAX_TAGS:
-            raise ImageError(f"is broken or hostile: a directory of {count:,} tags; up to {MAX_TAGS:,} are read")
+            raise ImageError(
+                f"is broken or hostile: a directory of {count:,} tags; up to {MAX_TAGS:,} are read"
+            )
         data = self.stream.read(count * size)
         whole = len(data) // size * size
         found = (_Tag(*entry) for entry in struct.iter_unpack(self.order + code, data[:whole]))
-        return [tag for tag in found if tag.kind in _TYPES], self._place(self.stream.read(8 if self.big else 4))
+        return [tag for tag in found if tag.kind in _TYPES], self._place(
+            self.stream.read(8 if self.big else 4)
+        )
 
     def _place(self, data: bytes) -> int:
         return int.from_bytes(data, "little" if self.order == "<" else "big")
 
     def span(self, tag: _Tag) -> tuple[int, int]:
         """Where the value of a tag begins (-1: in the tag itself), and how many bytes it takes."""
-        size = tag.count * _TYPES[tag.kind][0]
+        size = tag.num_values * _TYPES[tag.kind][0]
         return (-1 if size <= len(tag.field) else self._place(tag.field)), size
 
     def number(self, tags: list[_Tag], number: int, default: int = 0) -> int:
         """The first whole number that the last tag of that number holds in itself."""
         for tag in reversed(tags):
-            if tag.number == number and tag.kind in _WHOLE and tag.count and self.span(tag)[0] < 0:
+            if tag.number == number and tag.kind in _WHOLE and tag.num_values and self.span(tag)[0] < 0:
                 (value,) = struct.unpack_from(self.order + _TYPES[tag.kind][1], tag.field)
                 return int(value)
         return default
@@ -154,9 +158,9 @@ def _check_tags(directories: _Directories, tags: list[_Tag]) -> None:
         if begin >= 0 and begin + size <= directories.length:  # others end Pillow's reading of tags
             total += size
             if tag.kind in _FRACTIONS:
-                fractions += tag.count
+                fractions += tag.num_values
             elif tag.kind not in _TEXT and tag.number not in _STRIPS:
-                values += tag.count
+                values += tag.num_values
     if total > directories.length + _SLACK:
         raise ImageError(
             f"is broken or hostile: its tags take {total >> 20:,} MiB, more than the file: they share a region"
@@ -169,6 +173,6 @@ def _check_tags(directories: _Directories, tags: list[_Tag]) -> None:
 
 
 def _check_strips(directories: _Directories, tags: list[_Tag]) -> None:
-    count = max((tag.count for tag in tags if tag.number in _STRIPS), default=0)
+    count = max((tag.num_values for tag in tags if tag.number in _STRIPS), default=0)
     if count > MAX_STRIPS:
         raise ImageError(f"has {count:,} strips or tiles; up to {MAX_STRIPS:,} are read")
