@@ -157,7 +157,7 @@ def read_header(source: str | os.PathLike[str] | bytes) -> ImageHeader:
 
 
 def _ends_whole(stream: Stream, format_: str | None) -> bool:
-    length = stream.seek(0, os.SEEK_END)
+    length = stream.length
     stream.seek(max(0, length - 12))
     tail = stream.read(12)
     if format_ == "WEBP":
@@ -211,7 +211,7 @@ def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[Stream]:
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         raw = io.FileIO(os.open(source, flags), "r")
         size = os.fstat(raw.fileno()).st_size
-    with raw, Stream(raw) as stream:
+    with raw, Stream(raw, size) as stream:
         if isinstance(raw, io.FileIO):
             _check_regular(os.fstat(raw.fileno()).st_mode)
         if size == 0:
@@ -273,7 +273,9 @@ def _open_image(
     if isinstance(structure.shown, Stream):
         structure.shown.endless = image.format == "JPEG"
     _check_size(image.size, structure, image.mode)
-    image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)  # rows in pieces take a square of the time
+    image.decodermaxblock = max(
+        image.decodermaxblock, 8 * image.width
+    )  # rows in pieces take a square of the time
     image.info |= {name: value for name, value in (("exif", structure.exif), ("xmp", structure.xmp)) if value}
     return image, structure
 
@@ -317,12 +319,13 @@ def _orientation(image: Image.Image) -> int:
     """The orientation that EXIF, or else XMP, gives a loaded picture; of a TIFF, Pillow has applied it."""
     if image.format == "TIFF":
         return 1
-    info = {name: text.encode() if isinstance(text, str) else text for name, text in image.info.items()}
-    orientation = read_orientation(info.get("exif") or exif_of_text(info.get("Raw profile type exif", b"")))
-    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
-    if orientation is None and (found := _XMP_ORIENTATION.search(xmp)):
-        orientation = int(found[1])
-    return 1 if orientation is None else orientation
+    info = image.info
+    orientation = read_orientation(info.get("exif") or exif_of_text(info.get("Raw profile type exif", "")))
+    if orientation is None:
+        xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+        found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+        orientation = int(found[1]) if found else 1
+    return orientation
 
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:

@@ -37,6 +37,8 @@ MAX_METADATA = 1 << 20
 """Bytes of EXIF or XMP that are looked at: orientation and thumbnail are in the first 64 KB."""
 
 _BLOCK = 1 << 16
+_HARMLESS = 1 << 12
+"""Bytes of a JPEG's metadata that are left in place, since to cut them out takes longer than to read over them."""
 
 
 class Structure(NamedTuple):
@@ -55,9 +57,14 @@ class Structure(NamedTuple):
 
 
 class Stream(io.BufferedReader):
-    """A file whose end is an error while a JPEG is decoded, since Pillow may be set to fill the rest with grey."""
+    """A file of known length, whose end can be an error: Pillow may be set to fill what a JPEG lacks with grey."""
 
     endless = False
+
+    def __init__(self, raw: io.RawIOBase | io.BytesIO, length: int = 0):
+        """`length` is that of the file in bytes, where it is known."""
+        super().__init__(raw)
+        self.length = length
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read as BufferedReader does; raise OSError at the end of a stream that is `endless`."""
@@ -70,7 +77,7 @@ class Stream(io.BufferedReader):
 class _Parts(io.RawIOBase):
     """Parts of a file as if they were all of it."""
 
-    def __init__(self, stream: IO[bytes], parts: list[tuple[int, int]]):
+    def __init__(self, stream: Stream, parts: list[tuple[int, int]]):
         """`parts` are beginnings and ends in `stream`, which this reads and moves."""
         self._stream = stream
         self._parts = parts
@@ -106,21 +113,19 @@ class _Parts(io.RawIOBase):
         return len(data)
 
 
-def _only(stream: IO[bytes], parts: list[tuple[int, int]]) -> IO[bytes]:
+def _only(stream: Stream, parts: list[tuple[int, int]]) -> Stream:
     """Show these parts of a stream, neighbours joined; the stream itself if they are all of it."""
     joined: list[tuple[int, int]] = []
     for begin, end in parts:
         if joined and joined[-1][1] == begin:
             begin = joined.pop()[0]
         joined.append((begin, end))
-    if joined == [(0, _length(stream))]:
-        stream.seek(0)
+    if joined == [(0, stream.length)]:
         return stream
-    return Stream(_Parts(stream, joined), _BLOCK)
-
-
-def _length(stream: IO[bytes]) -> int:
-    return stream.seek(0, os.SEEK_END)
+    if stream.length <= _BLOCK:
+        data = _read_at(stream, 0, _BLOCK)
+        return Stream(io.BytesIO(b"".join([data[begin:end] for begin, end in joined])))
+    return Stream(_Parts(stream, joined))
 
 
 def _read_at(stream: IO[bytes], place: int, count: int) -> bytes:
@@ -141,32 +146,11 @@ def _find(stream: IO[bytes], pattern: re.Pattern[bytes], place: int) -> tuple[in
     return None
 
 
-def inspect(stream: IO[bytes], format_: str, *, header_only: bool = False) -> Structure:
-    """Look at a file of a format, as Pillow names it, and say what of it Pillow is to read.
-
-    With `header_only` Pillow can read only the header of what is returned.
-
-    Raises:
-        ImageError: to read the file would take minutes or gigabytes.
-    """
-    looks: dict[str, Callable[[IO[bytes]], Structure]] = {
-        "JPEG": _jpeg,
-        "PNG": _png,
-        "GIF": _gif,
-        "WEBP": _webp,
-        "BMP": lambda stream: Structure(repack_bmp(stream, header_only=header_only), pixel_bytes=1),
-        "TIFF": lambda stream: Structure(stream, fixed_bytes=check_tiff(stream)),
-        "JPEG2000": lambda stream: Structure(stream, fixed_bytes=check_jpeg2000(stream)),
-        "AVIF": _avif,
-        "PPM": lambda stream: Structure(repack_pnm(stream, header_only=header_only)),
-    }
-    structure = looks[format_](stream)
-    structure.shown.seek(0)
-    return structure
-
-
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # neither stuffing, fill bytes nor restarts
-_SOI, _EOI, _SOS, _EXIF_OR_XMP = 0xD8, 0xD9, 0xDA, 0xE1
+_NO_MARKERS = frozenset({0, 1, 0xFF, *range(0xD0, 0xD8)})
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_PEEK = 32
+"""Bytes of a segment that are looked at: a frame of 4 channels takes 18, the name of XMP 29."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
@@ -174,60 +158,62 @@ _METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 _XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-def _segments(stream: IO[bytes]) -> Iterator[tuple[int, int, int]]:
-    """Yield code, begin and end of every marker segment of a JPEG up to its end; coded data lie between them."""
-    place = 2
+def _segments(stream: Stream) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield code, begin, end and first bytes of every marker segment of a JPEG; coded data lie between them."""
+    place, begin, data = 2, 0, _read_at(stream, 0, _BLOCK)
     for _ in range(MAX_SEGMENTS):
-        head = _read_at(stream, place, 4)
-        if not _MARKER.match(head):
+        at = place - begin
+        if at + 4 + _PEEK > len(data) and begin + len(data) < stream.length:
+            begin, data, at = place, _read_at(stream, place, _BLOCK), 0
+        if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] in _NO_MARKERS:
             if (found := _find(stream, _MARKER, place)) is None:
                 return
-            place = found[0]
-            head = _read_at(stream, place, 4)
-        code = head[1]
+            place = begin = found[0]
+            data, at = _read_at(stream, place, _BLOCK).ljust(4, b"\0"), 0
+        code = data[at + 1]
         if code == _EOI:
             return
-        end = place + 2 + (max(2, int.from_bytes(head[2:], "big")) if code != _SOI else 0)
-        yield code, place, end
-        place = end
+        size = 2 if code == _SOI else max(4, 2 + (data[at + 2] << 8) + data[at + 3])
+        yield code, place, place + size, data[at + 4 : at + 4 + _PEEK]
+        place += size
     raise ImageError(f"is broken or hostile: more than {MAX_SEGMENTS:,} marker segments")
 
 
-def _jpeg(stream: IO[bytes]) -> Structure:
+def _jpeg(stream: Stream) -> Structure:
     parts = [(0, 2)]
-    exif, xmp, frame, kept, scans = b"", b"", b"", 0, 0
+    exif, xmp, frame = b"", b"", (0, b"")
+    kept = scans = 0
     several = False
-    for code, begin, end in _segments(stream):
+    for code, begin, end, head in _segments(stream):
         if code == _SOS:
             if not scans:
-                parts.append((begin, _length(stream)))
-                progressive, channels = frame[1:2] in _CODES, frame[9:10]
-                several = progressive or _read_at(stream, begin + 4, 1) < channels
+                parts.append((begin, stream.length))
+                several = frame[0] in _PROGRESSIVE or head[:1] < frame[1][5:6]
             scans += 1
             if not several:
                 break
-            _check_scans(scans, frame)
+            _check_scans(scans, frame[1])
         elif scans:
             continue
         elif code in _METADATA:
-            if code == _EXIF_OR_XMP:
-                data = _read_at(stream, begin + 4, end - begin - 4)
-                exif = exif or (data if data.startswith(b"Exif\0\0") else b"")
-                xmp = xmp or (data[len(_XMP_NAME) :] if data.startswith(_XMP_NAME) else b"")
+            if not exif and head.startswith(b"Exif\0\0"):
+                exif = _read_at(stream, begin + 4, end - begin - 4)
+            elif not xmp and head.startswith(_XMP_NAME):
+                xmp = _read_at(stream, begin + 4, end - begin - 4)
         else:
             kept += end - begin
+            parts.append((begin, end))
             if kept > MAX_TABLES:
                 raise ImageError(f"is broken or hostile: its tables take more than {MAX_TABLES >> 20} MiB")
-            parts.append((begin, end))
-            frame = _read_at(stream, begin, end - begin) if code in _FRAMES else frame
-    return Structure(_only(stream, parts), exif, xmp, pixel_bytes=_coefficients(frame) if several else 0)
-
-
-_CODES = {bytes([code]) for code in _PROGRESSIVE}
+            if code in _FRAMES:
+                frame = code, head
+    cut = (parts[-1][0] if scans else stream.length) - 2 - kept
+    shown = _only(stream, parts) if cut > _HARMLESS else stream
+    return Structure(shown, exif, xmp, pixel_bytes=_coefficients(frame[1]) if several else 0)
 
 
 def _check_scans(scans: int, frame: bytes) -> None:
-    height, width = struct.unpack(">HH", frame[5:9]) if len(frame) >= 9 else (0, 0)
+    height, width = struct.unpack(">HH", frame[1:5].ljust(4, b"\0"))
     limit = min(MAX_SCANS, MAX_SCANNED // max(1, width * height))
     if scans > limit:
         raise ImageError(
@@ -237,7 +223,7 @@ def _check_scans(scans: int, frame: bytes) -> None:
 
 def _coefficients(frame: bytes) -> float:
     """Bytes per pixel that libjpeg keeps of a picture in several scans: 2 for every sample of every channel."""
-    factors = [(byte >> 4, byte & 15) for byte in frame[11::3]]
+    factors = [(byte >> 4, byte & 15) for byte in frame[7 : 6 + 3 * (frame[5:6] or b"\0")[0] : 3]]
     across, down = (max((pair[axis] for pair in factors), default=1) or 1 for axis in (0, 1))
     return 2 * sum(pair[0] * pair[1] for pair in factors) / (across * down)
 
@@ -247,8 +233,8 @@ _DATA = {b"IDAT", b"fdAT", b"fcTL"}
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 
 
-def _png(stream: IO[bytes]) -> Structure:
-    length = _length(stream)
+def _png(stream: Stream) -> Structure:
+    length = stream.length
     parts, place = [(0, 8)], 8
     counts = {True: MAX_CHUNKS, False: MAX_SEGMENTS}
     exif = xmp = b""
@@ -273,7 +259,7 @@ def _png(stream: IO[bytes]) -> Structure:
             if name == b"XML:com.adobe.xmp":
                 xmp = text
             elif name == b"Raw profile type exif" and not exif:
-                exif = exif_of_text(text)
+                exif = exif_of_text(text.decode("latin-1"))
         place = end
     return Structure(_only(stream, parts), exif, xmp)
 
@@ -289,13 +275,13 @@ def _text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
         return name, b""
 
 
-def exif_of_text(text: bytes) -> bytes:
+def exif_of_text(text: str) -> bytes:
     """EXIF from a PNG's text, as ImageMagick writes it: three lines that say what it is, then digits.
 
     Empty if it is broken.
     """
     try:
-        return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii", "replace"))
+        return bytes.fromhex("".join(text.split("\n")[3:]))
     except ValueError:
         return b""
 
@@ -303,8 +289,8 @@ def exif_of_text(text: bytes) -> bytes:
 _INTRODUCER = re.compile(rb"[!,;]")
 
 
-def _gif(stream: IO[bytes]) -> Structure:
-    length = _length(stream)
+def _gif(stream: Stream) -> Structure:
+    length = stream.length
     flags = _read_at(stream, 10, 1) or b"\0"
     place = 13 + ((6 << (flags[0] & 7)) if flags[0] & 0x80 else 0)
     parts, extensions, left = [(0, place)], 0, MAX_COMMENT_BLOCKS
@@ -345,7 +331,7 @@ def _find_near(stream: IO[bytes], place: int) -> tuple[int, bytes] | None:
     return (place, byte) if _INTRODUCER.match(byte) else _find(stream, _INTRODUCER, place)
 
 
-def _webp(stream: IO[bytes]) -> Structure:
+def _webp(stream: Stream) -> Structure:
     data = _read_at(stream, 0, -1)  # as Pillow does
     place, chunks, exif, xmp = 12, 0, b"", b""
     while place + 8 <= len(data):
@@ -373,6 +359,32 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _avif(stream: IO[bytes]) -> Structure:
+def _avif(stream: Stream) -> Structure:
     data = check_avif(_read_at(stream, 0, -1))  # Pillow reads all of it as well
     return Structure(io.BytesIO(data), pixel_bytes=6, fixed_bytes=2 * len(data))
+
+
+_LOOKS: dict[str, Callable[[Stream, bool], Structure]] = {
+    "JPEG": lambda stream, _: _jpeg(stream),
+    "PNG": lambda stream, _: _png(stream),
+    "GIF": lambda stream, _: _gif(stream),
+    "WEBP": lambda stream, _: _webp(stream),
+    "BMP": lambda stream, header_only: Structure(repack_bmp(stream, header_only=header_only), pixel_bytes=1),
+    "TIFF": lambda stream, _: Structure(stream, fixed_bytes=check_tiff(stream)),
+    "JPEG2000": lambda stream, _: Structure(stream, fixed_bytes=check_jpeg2000(stream)),
+    "AVIF": lambda stream, _: _avif(stream),
+    "PPM": lambda stream, header_only: Structure(repack_pnm(stream, header_only=header_only)),
+}
+
+
+def inspect(stream: Stream, format_: str, *, header_only: bool = False) -> Structure:
+    """Look at a file of a format, as Pillow names it, and say what of it Pillow is to read.
+
+    With `header_only` Pillow can read only the header of what is returned.
+
+    Raises:
+        ImageError: to read the file would take minutes or gigabytes.
+    """
+    structure = _LOOKS[format_](stream, header_only)
+    structure.shown.seek(0)
+    return structure

@@ -108,6 +108,8 @@ def _exif(data: bytes) -> _Directories:
 
 def read_orientation(exif: bytes) -> int | None:
     """The EXIF orientation (1 to 8, or what else a writer put there); None without one, or if EXIF is broken."""
+    if not exif:
+        return None
     try:
         directories = _exif(exif)
         tags = directories.tags(directories.first)[0]
