@@ -16,7 +16,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -200,6 +200,18 @@ def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image
     return preview if turn is None else preview.transpose(turn)
 
 
+class _Endless:
+    """A file whose end is an error while a JPEG is decoded, since Pillow may be set to fill the rest with grey."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.seek, self._read = stream.seek, stream.read
+
+    def read(self, size: int = -1) -> bytes:
+        if not (data := self._read(size)):
+            raise OSError("truncated")
+        return data
+
+
 @contextlib.contextmanager
 def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[Stream]:
     if isinstance(source, bytes):
@@ -270,8 +282,8 @@ def _open_image(
     if structure.size is not None:
         _check_size(structure.size, structure)
     image = plugin(structure.shown, "")
-    if isinstance(structure.shown, Stream):
-        structure.shown.endless = image.format == "JPEG"
+    if image.format == "JPEG":
+        image.fp = _Endless(structure.shown)  # type: ignore[assignment]
     _check_size(image.size, structure, image.mode)
     image.decodermaxblock = max(
         image.decodermaxblock, 8 * image.width

@@ -57,21 +57,12 @@ class Structure(NamedTuple):
 
 
 class Stream(io.BufferedReader):
-    """A file of known length, whose end can be an error: Pillow may be set to fill what a JPEG lacks with grey."""
-
-    endless = False
+    """A file of known length."""
 
     def __init__(self, raw: io.RawIOBase | io.BytesIO, length: int = 0):
         """`length` is that of the file in bytes, where it is known."""
         super().__init__(raw)
         self.length = length
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read as BufferedReader does; raise OSError at the end of a stream that is `endless`."""
-        data = super().read(size)
-        if self.endless and not data and size != 0:
-            raise OSError("truncated")
-        return data
 
 
 class _Parts(io.RawIOBase):
