@@ -10,21 +10,22 @@ import contextlib
 import io
 import math
 import os
+import re
 import stat
 import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
-    ExifTags,
     GifImagePlugin,
     Image,
+    ImageFile,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
@@ -34,28 +35,30 @@ from PIL import (
 )
 
 from hierclass.errors import ImageError
+from hierclass.images.structure import Stream, Structure, exif_of_text, inspect
+from hierclass.images.tags import read_orientation, read_thumbnail
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
 # Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked in the header, before decoding.
 MAX_PIXELS = 178_956_970
+# Bytes that a picture and its decoder may take: a progressive JPEG of MAX_PIXELS takes 1.8e9, as does a WebP of 107
+# megapixels.
+MAX_MEMORY = 2_000_000_000
 # An uncompressed 16-bit RGB picture of MAX_PIXELS; some decoders read the whole file at once.
 MAX_BYTES = 1 << 30
 
 # Photographs only: no EPS (runs Ghostscript), no documents. Imported here so that worker threads need not.
-_FORMATS = tuple(
-    plugin.format
-    for plugin in (
-        JpegImagePlugin.JpegImageFile,
-        PngImagePlugin.PngImageFile,
-        WebPImagePlugin.WebPImageFile,
-        GifImagePlugin.GifImageFile,
-        BmpImagePlugin.BmpImageFile,
-        TiffImagePlugin.TiffImageFile,
-        Jpeg2KImagePlugin.Jpeg2KImageFile,
-        AvifImagePlugin.AvifImageFile,
-        PpmImagePlugin.PpmImageFile,
-    )
+_PLUGINS: tuple[type[ImageFile.ImageFile], ...] = (
+    JpegImagePlugin.JpegImageFile,  # also for a JPEG of several pictures (MPO): the first is read
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+    BmpImagePlugin.BmpImageFile,
+    TiffImagePlugin.TiffImageFile,
+    Jpeg2KImagePlugin.Jpeg2KImageFile,
+    AvifImagePlugin.AvifImageFile,
+    PpmImagePlugin.PpmImageFile,
 )
 
 # Pictures are decoded at no less than this many times the requested side. Against a full decode, 100
@@ -69,9 +72,11 @@ _LARGE = 24_000_000
 _large_image_lock: contextlib.AbstractContextManager[Any] = threading.Lock()
 
 _STRIP_PIXELS = 1 << 22
-_ORIENTATION = 0x0112
-_THUMBNAIL = (0x0201, 0x0202)
-"""Tags of the place and length of an EXIF thumbnail."""
+_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "I;16": 2, "I;16B": 2, "I;16L": 2}
+"""Bytes that Pillow takes for a pixel, by mode; 4 for all others."""
+_MAX_PREVIEW = 1 << 22
+"""Pixels of a thumbnail that is read: cameras write 160 x 120, some 640 x 480."""
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _SAME_RATIO = 0.02
 """Aspect ratios that differ by no more than this share are the same: sides of thumbnails are rounded."""
 _TRANSPOSES = {
@@ -141,20 +146,18 @@ def read_header(source: str | os.PathLike[str] | bytes) -> ImageHeader:
     """
     try:
         with _open_stream(source) as stream:
-            with _open_image(stream) as image:
-                _check_size(image.size)
-                size, format_ = image.size, image.format
-            return ImageHeader(size, _ends_whole(stream, format_))
+            plugin = _plugin(stream)
+            whole = _ends_whole(stream, plugin.format)
+            with _open_image(stream, plugin, header_only=True)[0] as image:
+                return ImageHeader(image.size, whole)
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(_reason(error)) from error
 
 
-def _ends_whole(stream: _Stream, format_: str | None) -> bool:
-    if stream.closed:
-        return False
-    length = stream.seek(0, os.SEEK_END)
+def _ends_whole(stream: Stream, format_: str | None) -> bool:
+    length = stream.length
     stream.seek(max(0, length - 12))
     tail = stream.read(12)
     if format_ == "WEBP":
@@ -174,18 +177,22 @@ def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image
     Raises ImageError as `read_image` does, for faults in the header.
     """
     try:
-        with _open_stream(source) as stream, _open_image(stream) as image:
-            _check_size(image.size)
-            if image.format not in ("JPEG", "MPO"):
-                return None
-            size, turn, data = image.size, _TRANSPOSES.get(_orientation(image)), _embedded(image)
+        with _open_stream(source) as stream:
+            plugin = _plugin(stream)
+            with _open_image(stream, plugin, header_only=True)[0] as image:
+                if image.format != "JPEG":
+                    return None
+                size, turn = image.size, _TRANSPOSES.get(_orientation(image))
+                data = read_thumbnail(image.info.get("exif", b""))
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(_reason(error)) from error
     try:
-        preview = read_image(data)
+        preview = read_image(data) if math.prod(read_header(data).size) <= _MAX_PREVIEW else None
     except ImageError:
+        return None
+    if preview is None:
         return None
     ratio = preview.width * size[1] / (preview.height * size[0])
     if min(preview.size) < min_side or abs(ratio - 1) > _SAME_RATIO:
@@ -193,32 +200,20 @@ def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image
     return preview if turn is None else preview.transpose(turn)
 
 
-def _embedded(image: Image.Image) -> bytes:
-    """The bytes of a JPEG's EXIF thumbnail; none if it has none."""
-    exif = image.getexif()
-    thumbnail = exif.get_ifd(ExifTags.IFD.IFD1)
-    offset, length = (thumbnail.get(tag) for tag in _THUMBNAIL)
-    data: bytes = image.info.get("exif", b"")
-    if not isinstance(offset, int) or not isinstance(length, int) or offset < 0:
-        return b""
-    begin = len(b"Exif\0\0") + offset  # places are given from behind that
-    return data[begin : begin + length]
-
-
-class _Stream(io.BufferedReader):
+class _Endless:
     """A file whose end is an error while a JPEG is decoded, since Pillow may be set to fill the rest with grey."""
 
-    endless = False
+    def __init__(self, stream: IO[bytes]):
+        self.seek, self._read = stream.seek, stream.read
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if self.endless and not data and size != 0:
+    def read(self, size: int = -1) -> bytes:
+        if not (data := self._read(size)):
             raise OSError("truncated")
         return data
 
 
 @contextlib.contextmanager
-def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[_Stream]:
+def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[Stream]:
     if isinstance(source, bytes):
         size = len(source)
         raw: io.BytesIO | io.FileIO = io.BytesIO(source)
@@ -228,7 +223,7 @@ def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[_Stream]:
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         raw = io.FileIO(os.open(source, flags), "r")
         size = os.fstat(raw.fileno()).st_size
-    with raw, _Stream(raw) as stream:
+    with raw, Stream(raw, size) as stream:
         if isinstance(raw, io.FileIO):
             _check_regular(os.fstat(raw.fileno()).st_mode)
         if size == 0:
@@ -245,44 +240,78 @@ def _check_regular(mode: int) -> None:
         raise ImageError("is no regular file (a pipe, socket or device)")
 
 
-def _decode(stream: _Stream, min_side: int | None) -> Image.Image:
-    with _open_image(stream) as image:
-        _check_size(image.size)
+def _decode(stream: Stream, min_side: int | None) -> Image.Image:
+    image, structure = _open_image(stream, _plugin(stream))
+    with image:
         pixels = image.width * image.height
-        stream.endless = image.format in ("JPEG", "MPO")
         if min_side is not None:
             scale = _MARGIN * min_side / min(image.size)
             if scale < 1:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        if not image.info.get("progressive"):  # a progressive JPEG is held at full size, whatever the scale
+        if not structure.pixel_bytes:  # a JPEG in several scans is held at full size, whatever the scale
             pixels = image.width * image.height
         with _large_image_lock if pixels > _LARGE else contextlib.nullcontext():
             image.load()
             return _finish(image, min_side)
 
 
-def _open_image(stream: _Stream) -> Image.Image:
-    """Read the header by the first format whose signature fits: Image.open without its global limits."""
+def _plugin(stream: Stream) -> type[ImageFile.ImageFile]:
+    """Pillow's class for the first format whose signature fits."""
     prefix = stream.read(16)
-    for name in _FORMATS:
-        factory, accept = Image.OPEN[name]
+    stream.seek(0)
+    for plugin in _PLUGINS:
+        accept = Image.OPEN[plugin.format or ""][1]
         accepted = accept is None or accept(prefix)
         if isinstance(accepted, str):
-            raise ImageError(f"is an {name} image, and this Pillow was built without {name}")
+            raise ImageError(
+                f"is an {plugin.format} image, and this Pillow was built without {plugin.format}"
+            )
         if accepted:
-            stream.seek(0)
-            return factory(stream, "")
+            return plugin
     if prefix[4:8] == b"ftyp":
         raise ImageError("is a HEIC image or a video, which is not read; convert it to JPEG")
-    raise ImageError(f"is no image of a kind that is read ({', '.join(_FORMATS)})")
+    kinds = ", ".join(plugin.format or "" for plugin in _PLUGINS)
+    raise ImageError(f"is no image of a kind that is read ({kinds})")
 
 
-def _check_size(size: tuple[int, int]) -> None:
+def _open_image(
+    stream: Stream, plugin: type[ImageFile.ImageFile], *, header_only: bool = False
+) -> tuple[ImageFile.ImageFile, Structure]:
+    """Read the header, by what of the file Pillow is to see: Image.open without its global limits."""
+    structure = inspect(stream, plugin.format or "", header_only=header_only)
+    if structure.size is not None:
+        _check_size(structure.size, structure)
+    image = plugin(structure.shown, "")
+    if image.format == "JPEG":
+        image.fp = _Endless(structure.shown)  # type: ignore[assignment]
+    _check_size(image.size, structure, image.mode)
+    image.decodermaxblock = max(
+        image.decodermaxblock, 8 * image.width
+    )  # rows in pieces take a square of the time
+    image.info |= {name: value for name, value in (("exif", structure.exif), ("xmp", structure.xmp)) if value}
+    return image, structure
+
+
+def _check_size(size: tuple[int, int], structure: Structure | None = None, mode: str = "RGB") -> None:
+    """Refuse a picture of no pixels, of too many, or one for which the decoder takes too much memory."""
     if min(size) < 1:
         raise ImageError("has no pixels")
-    if size[0] * size[1] > MAX_PIXELS:
+    pixels = size[0] * size[1]
+    pixel_bytes: float = _BYTES.get(mode, 4) + (0 if mode == "RGB" else 4)  # as it is decoded, and as RGB
+    fixed_bytes = 0
+    if structure is not None:
+        pixel_bytes, fixed_bytes = pixel_bytes + structure.pixel_bytes, structure.fixed_bytes
+    if pixels > MAX_PIXELS:
         limit = MAX_PIXELS // 1_000_000
         raise ImageError(f"has {size[0]} x {size[1]} pixels; up to {limit} megapixels are read")
+    taken = pixels * pixel_bytes + fixed_bytes
+    if taken > MAX_MEMORY:
+        limit = int(pixels * MAX_MEMORY / taken / 1_000_000)
+        of_these = f", {limit} megapixels of such a picture" if limit else ""
+        raise ImageError(
+            f"has {size[0]} x {size[1]} pixels, which take {taken / 1e9:.1f} GB to decode; "
+            f"up to {MAX_MEMORY / 1e9:.0f} GB are taken{of_these}"
+        )
 
 
 def _finish(image: Image.Image, min_side: int | None) -> Image.Image:
@@ -299,10 +328,16 @@ def _finish(image: Image.Image, min_side: int | None) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # broken metadata does not make a good picture unreadable
+    """The orientation that EXIF, or else XMP, gives a loaded picture; of a TIFF, Pillow has applied it."""
+    if image.format == "TIFF":
         return 1
+    info = image.info
+    orientation = read_orientation(info.get("exif") or exif_of_text(info.get("Raw profile type exif", "")))
+    if orientation is None:
+        xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+        found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+        orientation = int(found[1]) if found else 1
+    return orientation
 
 
 def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
