@@ -24,9 +24,10 @@ from typing import Annotated, Any, NamedTuple
 import psutil
 import typer
 from hostile import HostileFile
-from hostile.archives import TABLES, TARS, ZIPS
+from hostile.archives import TARS, ZIPS
 from hostile.models import MODELS
 from hostile.pictures import PICTURES
+from hostile.tables import TABLES
 from rich.table import Table
 from timing import describe_machine
 
