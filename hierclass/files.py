@@ -21,6 +21,8 @@ WEIGHTS_FILE = "model.safetensors"
 GRAPH_WEIGHTS_FILE = "graphs.safetensors"
 """Weights of graphs that `WEIGHTS_FILE` does not hold."""
 _GRAPH = re.compile(r"level\d+(\.int8)?\.onnx")
+MAX_GRAPH_BYTES = 2**31 - 1
+"""Size of a graph; what its format (protocol buffers) allows."""
 BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
 """Folder of the model that comes with the package."""
 _TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
@@ -67,6 +69,11 @@ def read_regular(file: Path, most: int) -> bytes:
     if len(content) > most:
         raise OSError(f"it is larger than {most >> 20} MB")
     return content
+
+
+def read_graph_file(file: Path) -> bytes:
+    """Read the file of a graph; raises OSError for no regular file."""
+    return read_regular(file, MAX_GRAPH_BYTES)
 
 
 def no_model(folder: Path) -> str:

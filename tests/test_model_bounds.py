@@ -82,18 +82,17 @@ def test_the_links_of_an_honest_model_are_followed(tmp_path: Path) -> None:
     assert ours.predict(BLACK) == theirs.predict(BLACK)
 
 
-@pytest.fixture
-def as_of_a_stranger(monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
-    """The number of classes of each level of the bundled model, whose graphs are now checked like any other's."""
-    monkeypatch.setattr(graph_bounds, "BUNDLED", None)
+@pytest.fixture(scope="module")
+def num_classes() -> tuple[int, ...]:
+    """The number of classes of each level of the bundled model."""
     return hierclass.load(device="cpu").taxonomy.num_classes
 
 
 @pytest.mark.parametrize("name", [graph_file(0), graph_file(2), int8_file(1)])
 def test_the_graphs_of_the_bundled_model_are_within_the_bounds(
-    name: str, as_of_a_stranger: tuple[int, ...]
+    name: str, num_classes: tuple[int, ...]
 ) -> None:
-    content, classes = (BUNDLED / name).read_bytes(), as_of_a_stranger[int(name[5])]
+    content, classes = (BUNDLED / name).read_bytes(), num_classes[int(name[5])]
     check_graph(content, BUNDLED, 224, classes)
     with pytest.raises(ValueError, match="it gives logits"):
         check_graph(content, BUNDLED, 224, classes + 1)
@@ -101,15 +100,15 @@ def test_the_graphs_of_the_bundled_model_are_within_the_bounds(
 
 @pytest.mark.parametrize(("name", "most"), [("AT_ONCE", 0), ("MAX_MACS", 1000)])
 def test_a_graph_that_takes_more_memory_or_time_than_others_is_refused(
-    name: str, most: int, as_of_a_stranger: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    name: str, most: int, num_classes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph_bounds, name, most)
     with pytest.raises(ValueError, match="more memory or time"):
-        check_graph((BUNDLED / graph_file(0)).read_bytes(), BUNDLED, 224, as_of_a_stranger[0])
+        check_graph((BUNDLED / graph_file(0)).read_bytes(), BUNDLED, 224, num_classes[0])
 
 
 def test_a_graph_that_is_changed_anywhere_is_read_or_refused_in_one_line(
-    as_of_a_stranger: tuple[int, ...],
+    num_classes: tuple[int, ...],
 ) -> None:
     whole, chance = (BUNDLED / graph_file(2)).read_bytes(), random.Random(0)
     for _ in range(40):
@@ -117,7 +116,7 @@ def test_a_graph_that_is_changed_anywhere_is_read_or_refused_in_one_line(
         for _ in range(chance.choice((1, 3, 10))):
             content[chance.randrange(len(content))] = chance.randrange(256)
         with contextlib.suppress(OSError, ValueError):  # nothing else may be raised
-            check_graph(bytes(content), BUNDLED, 224, as_of_a_stranger[2])
+            check_graph(bytes(content), BUNDLED, 224, num_classes[2])
     for length in range(1, 400, 7):
         with pytest.raises(ValueError, match="it "):
             read_graph(whole[:length])

@@ -10,13 +10,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hierclass.errors import CheckpointError
-from hierclass.files import BUNDLED, GRAPH_WEIGHTS_FILE, WEIGHTS_FILE, check_regular, read_regular
+from hierclass.files import GRAPH_WEIGHTS_FILE, WEIGHTS_FILE, check_regular, read_graph_file
 from hierclass.runtime.graph_reader import GraphNode, LevelGraph, read_graph
 from hierclass.runtime.graph_shapes import infer
 from hierclass.runtime.graph_values import Shaped, count, shaped
 
-MAX_GRAPH_BYTES = 2**31 - 1
-"""Size of a graph; what its format (protocol buffers) allows."""
 PER_PIXEL = 512
 """Numbers per pixel of the image that one tensor may have. A vision transformer with patches of 8 pixels has 150 at 224
 pixels, and 430 at 384; convolutional networks have at most 64."""
@@ -39,8 +37,6 @@ def check_graph(content: bytes, folder: Path, size: int, num_classes: int) -> No
         ValueError: in one line, what is wrong.
         OSError: a file of weights can't be read.
     """
-    if folder == BUNDLED:  # a part of this package, as its code is
-        return
     graph = read_graph(content)
     _check_places(graph, folder)
     given = _check_signature(graph, size)
@@ -51,11 +47,6 @@ def check_graph(content: bytes, folder: Path, size: int, num_classes: int) -> No
     values.update(given)
     _check_sizes(graph, values, most)
     _check_outputs(graph, values, num_classes)
-
-
-def read_graph_file(file: Path) -> bytes:
-    """Read the file of a graph; raises OSError for no regular file."""
-    return read_regular(file, MAX_GRAPH_BYTES)
 
 
 def check_file(file: Path, size: int, num_classes: int) -> None:

@@ -23,9 +23,8 @@ from hierclass.checkpoints.description import LevelGraphs, ModelDescription
 from hierclass.checkpoints.weights_header import open_weights
 from hierclass.costs import Cost
 from hierclass.errors import CheckpointError
-from hierclass.files import GRAPH_WEIGHTS_FILE, WEIGHTS_FILE
+from hierclass.files import BUNDLED, GRAPH_WEIGHTS_FILE, WEIGHTS_FILE, read_graph_file
 from hierclass.processors import num_threads
-from hierclass.runtime.graph_bounds import check_graph, read_graph_file
 from hierclass.runtime.int8_probe import clips_sums
 from hierclass.runtime.interface import Batch, Logits, Runtime
 
@@ -191,7 +190,10 @@ def open_session(
         content = read_graph_file(file)
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise CheckpointError(f"{file} is damaged or of another model; write it again: {again}")
-        check_graph(content, file.parent, size, num_classes)
+        if file.parent != BUNDLED:  # which is a part of this package, as its code is
+            from hierclass.runtime.graph_bounds import check_graph
+
+            check_graph(content, file.parent, size, num_classes)
         held = _linked_weights(file)
         if held:
             sizes = [len(each) for each in held.values()]
