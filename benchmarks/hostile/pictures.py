@@ -187,12 +187,21 @@ def _big_tiff_of_tags() -> Iterable[bytes]:
     yield from [struct.pack("<HHQQ", 2000, 3, 1, 1) * 50_000] * 40
 
 
-def _tiff_of_a_tile() -> bytes:
-    tags = [tag for tag in _tiff_tags(compression=8) if tag[0] not in (273, 278, 279)]
-    packed = zlib.compress(bytes(1000))
+def tiff_of_tiles(width: int, height: int, across: int, down: int) -> bytes:
+    """A TIFF in tiles of `across` x `down` pixels, all of which are the same bytes; large ones end too early."""
+    tiles = -(-width // across) * -(-height // down)
+    tags = [tag for tag in _tiff_tags(width, height, 8) if tag[0] not in (273, 278, 279)]
+    packed = zlib.compress(bytes(min(across * down, 1 << 24)), 9)
     place = 8 + 2 + 12 * (len(tags) + 4) + 4
-    tags += [(322, 4, 1, 46_000), (323, 4, 1, 46_000), (324, 4, 1, place), (325, 4, 1, len(packed))]
-    return tiff(tags, packed)
+    places, lengths = struct.pack("<I", place + 8 * tiles) * tiles, struct.pack("<I", len(packed)) * tiles
+    single = (place, len(packed)) if tiles == 1 else (place, place + 4 * tiles)
+    tags += [(322, 4, 1, across), (323, 4, 1, down), (324, 4, tiles, single[0]), (325, 4, tiles, single[1])]
+    return tiff(tags, packed if tiles == 1 else places + lengths + packed)
+
+
+def _tiff_of_colours() -> bytes:
+    tags = [tag for tag in _tiff_tags() if tag[0] != 262] + [(262, 3, 1, 3), (320, 1, 30_000_000, 8)]
+    return tiff(tags, bytes(30_000_000))
 
 
 # ---- GIF, WebP, BMP
@@ -357,7 +366,13 @@ _TIFF = [
         _HOSTILE,
     ),
     _file("BigTIFF of 2^40 tags", "tif", _big_tiff_of_tags, _HOSTILE),
-    _file("TIFF of one tile of 2 gigapixels", "tif", _tiff_of_a_tile, "GB"),
+    _file(
+        "TIFF of one tile of 2 gigapixels", "tif", partial(tiff_of_tiles, 16, 16, 46_000, 46_000), _HOSTILE
+    ),
+    _file(
+        "TIFF of 1,000 tiles wider than it", "tif", partial(tiff_of_tiles, 16, 800_000, 20_000, 800), _HOSTILE
+    ),
+    _file("TIFF of 30,000,000 colours", "tif", _tiff_of_colours, _HOSTILE),
 ]
 _OTHERS = [
     _file("GIF with a comment of 8 MB", "gif", partial(gif_with_comment, 8_000_000), _HOSTILE),

@@ -35,7 +35,7 @@ from PIL import (
 )
 
 from hierclass.errors import ImageError
-from hierclass.images.structure import Stream, Structure, exif_of_text, inspect
+from hierclass.images.inspection import Inspection, Stream, exif_of_text, inspect
 from hierclass.images.tags import read_orientation, read_thumbnail
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
@@ -241,14 +241,14 @@ def _check_regular(mode: int) -> None:
 
 
 def _decode(stream: Stream, min_side: int | None) -> Image.Image:
-    image, structure = _open_image(stream, _plugin(stream))
+    image, inspection = _open_image(stream, _plugin(stream))
     with image:
         pixels = image.width * image.height
         if min_side is not None:
             scale = _MARGIN * min_side / min(image.size)
             if scale < 1:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        if not structure.pixel_bytes:  # a JPEG in several scans is held at full size, whatever the scale
+        if not inspection.pixel_bytes:  # a JPEG in several scans is held at full size, whatever the scale
             pixels = image.width * image.height
         with _large_image_lock if pixels > _LARGE else contextlib.nullcontext():
             image.load()
@@ -276,31 +276,33 @@ def _plugin(stream: Stream) -> type[ImageFile.ImageFile]:
 
 def _open_image(
     stream: Stream, plugin: type[ImageFile.ImageFile], *, header_only: bool = False
-) -> tuple[ImageFile.ImageFile, Structure]:
+) -> tuple[ImageFile.ImageFile, Inspection]:
     """Read the header, by what of the file Pillow is to see: Image.open without its global limits."""
-    structure = inspect(stream, plugin.format or "", header_only=header_only)
-    if structure.size is not None:
-        _check_size(structure.size, structure)
-    image = plugin(structure.shown, "")
+    inspection = inspect(stream, plugin.format or "", header_only=header_only)
+    if inspection.size is not None:
+        _check_size(inspection.size, inspection)
+    image = plugin(inspection.shown, "")
     if image.format == "JPEG":
-        image.fp = _Endless(structure.shown)  # type: ignore[assignment]
-    _check_size(image.size, structure, image.mode)
+        image.fp = _Endless(inspection.shown)  # type: ignore[assignment]
+    _check_size(image.size, inspection, image.mode)
     image.decodermaxblock = max(
         image.decodermaxblock, 8 * image.width
     )  # rows in pieces take a square of the time
-    image.info |= {name: value for name, value in (("exif", structure.exif), ("xmp", structure.xmp)) if value}
-    return image, structure
+    image.info |= {
+        name: value for name, value in (("exif", inspection.exif), ("xmp", inspection.xmp)) if value
+    }
+    return image, inspection
 
 
-def _check_size(size: tuple[int, int], structure: Structure | None = None, mode: str = "RGB") -> None:
+def _check_size(size: tuple[int, int], inspection: Inspection | None = None, mode: str = "RGB") -> None:
     """Refuse a picture of no pixels, of too many, or one for which the decoder takes too much memory."""
     if min(size) < 1:
         raise ImageError("has no pixels")
     pixels = size[0] * size[1]
     pixel_bytes: float = _BYTES.get(mode, 4) + (0 if mode == "RGB" else 4)  # as it is decoded, and as RGB
     fixed_bytes = 0
-    if structure is not None:
-        pixel_bytes, fixed_bytes = pixel_bytes + structure.pixel_bytes, structure.fixed_bytes
+    if inspection is not None:
+        pixel_bytes, fixed_bytes = pixel_bytes + inspection.pixel_bytes, inspection.fixed_bytes
     if pixels > MAX_PIXELS:
         limit = MAX_PIXELS // 1_000_000
         raise ImageError(f"has {size[0]} x {size[1]} pixels; up to {limit} megapixels are read")

@@ -20,7 +20,9 @@ from hierclass.errors import ImageError
 MAX_TEXT = 1 << 27
 """Bytes of a file that holds values as text: a photograph of 11 megapixels takes as much, and 3 s."""
 MAX_RUNS = 1 << 25
-"""Bytes of a run-length encoded BMP file: a scan of 33 megapixels that could not be compressed, or 4 s of codes."""
+"""Bytes of a run-length encoded BMP file: a scan of 33 megapixels that could not be compressed."""
+MAX_CODES = 6_000_000
+"""Codes of such a file, of 1 to 255 pixels each: they take up to a microsecond."""
 MAX_VALUES = 3 * 178_956_970
 """Values of a picture: more are refused by their number of pixels, so there is no need to read them."""
 _MAX_HEADER = 1 << 16
@@ -175,7 +177,9 @@ def _runs(code: bytes, odd: int, size: tuple[int, int], halves: bool) -> bytearr
     runs = [bytes([value >> 4, value & 15] * 128 if halves else [value] * 255) for value in range(256)]
     pixels = bytearray()
     place = x = 0
-    while len(pixels) < total and place + 1 < len(code):
+    for _ in range(MAX_CODES):
+        if len(pixels) >= total or place + 1 >= len(code):
+            break
         count, value = code[place], code[place + 1]
         place += 2
         if count:
@@ -198,4 +202,8 @@ def _runs(code: bytes, odd: int, size: tuple[int, int], halves: bool) -> bytearr
             x += value
             place += len(taken)
             place += (odd + place) % 2
+    else:
+        raise ImageError(
+            f"is a run-length encoded BMP file of more than {MAX_CODES:,} codes, the most that are read: save it as PNG"
+        )
     return pixels

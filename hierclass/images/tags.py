@@ -21,6 +21,8 @@ MAX_FRACTIONS = 1 << 14
 """Fractions that all tags of a directory may hold: each takes microseconds. Cameras write dozens."""
 MAX_STRIPS = 1 << 18
 """Strips or tiles of a TIFF: as many as rows of pixels, at the most, or tiles of 32 pixels in the largest picture."""
+MAX_SPARE = 1 << 26
+"""Pixels by which the tiles of a TIFF may be more than four times the picture: small ones lie in one large tile."""
 _SLACK = 1 << 20
 """Bytes by which values may be longer than their file: small ones are shared by honest writers too."""
 
@@ -29,7 +31,7 @@ _THUMBNAIL = (0x0201, 0x0202)
 """Tags of the place and length of an EXIF thumbnail."""
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)
 """Tags that lead to further directories which Pillow reads: EXIF, GPS, interoperability."""
-_SAMPLES, _TILE_WIDTH, _TILE_LENGTH, _BITS = 277, 322, 323, 258
+_COLOURS = 320
 _STRIPS = (273, 279, 324, 325)
 """Tags of where strips and tiles are, and of how many bytes they take."""
 _TYPES = {
@@ -146,11 +148,16 @@ def check_tiff(stream: IO[bytes]) -> int:
         for place in {directories.number(tags, number) for number in _DIRECTORIES} - seen:
             seen.add(place)
             todo.append(directories.tags(place)[0])
-    width, height, samples, bits = (
+    width, height, across, down, samples, bits = (
         max(0, directories.number(first, number, default))
-        for number, default in ((_TILE_WIDTH, 0), (_TILE_LENGTH, 0), (_SAMPLES, 4), (_BITS, 16))
+        for number, default in ((256, 0), (257, 0), (322, 0), (323, 0), (277, 4), (258, 16))
     )
-    return width * height * samples * -(-bits // 8)
+    tiles = max((tag.num_values for tag in first if tag.number == 324), default=0)
+    if tiles * across * down > 4 * width * height * samples + MAX_SPARE:
+        raise ImageError(
+            f"is broken or hostile: {tiles:,} tiles of {across:,} x {down:,} for {width:,} x {height:,} pixels"
+        )
+    return across * down * samples * -(-bits // 8)
 
 
 def _check_tags(directories: _Directories, tags: list[_Tag]) -> None:
@@ -161,7 +168,7 @@ def _check_tags(directories: _Directories, tags: list[_Tag]) -> None:
             total += size
             if tag.kind in _FRACTIONS:
                 fractions += tag.num_values
-            elif tag.kind not in _TEXT and tag.number not in _STRIPS:
+            elif (tag.kind not in _TEXT and tag.number not in _STRIPS) or tag.number == _COLOURS:
                 values += tag.num_values
     if total > directories.length + _SLACK:
         raise ImageError(

@@ -29,10 +29,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hierclass.errors import ImageError
-from hierclass.images import decoding, structure
+from hierclass.images import decoding, inspection
 from hierclass.images.decoding import read_header, read_image, read_preview
 
-LARGE = ("64 MB", "64 megapixels", "100 megabytes", "100 megapixels", "skips", "codes that add nothing")
+LARGE = ("64 MB", "64 megapixels", "100 megabytes", "100 megapixels", "skips", "codes that add")
 SMALL = [hostile for hostile in PICTURES if not any(words in hostile.name for words in LARGE)]
 READS_ALL = """
 import sys, tempfile
@@ -119,7 +119,7 @@ def test_hostile_pictures_that_are_large_are_bounded_as_well() -> None:
 
 
 def test_scans_of_a_jpeg_are_counted_where_libjpeg_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(structure, "MAX_SCANS", 12)
+    monkeypatch.setattr(inspection, "MAX_SCANS", 12)
     progressive = encoded(picture((400, 300)), "JPEG", progressive=True, subsampling=0)
     assert read_image(progressive).size == (400, 300)  # of 10 scans
     with pytest.raises(ImageError, match="more than 12 scans of 80 x 80 pixels"):
@@ -136,7 +136,7 @@ def test_scans_of_a_jpeg_are_counted_where_libjpeg_sees_them(monkeypatch: pytest
 
 
 def test_the_larger_a_jpeg_the_fewer_scans_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(structure, "MAX_SCANNED", 80 * 80 * 3)
+    monkeypatch.setattr(inspection, "MAX_SCANNED", 80 * 80 * 3)
     assert read_image(jpeg_of_scans(3, (80, 80))).size == (80, 80)
     with pytest.raises(ImageError, match="more than 3 scans"):
         read_image(jpeg_of_scans(4, (80, 80)))

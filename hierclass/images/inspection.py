@@ -1,4 +1,4 @@
-"""Look at the structure of a picture's file before Pillow parses it: refuse what would take minutes or gigabytes.
+"""Look at the file of a picture before Pillow parses it: refuse what would take minutes or gigabytes.
 
 Pillow is shown only the parts of a JPEG, PNG or GIF that make pixels. What it would do with the rest, such as gluing
 8 MB of comments together byte by byte, or following 60,000 tags of EXIF to the same place, is never asked of it.
@@ -41,7 +41,7 @@ _HARMLESS = 1 << 12
 """Bytes of a JPEG's metadata that are left in place, since to cut them out takes longer than to read over them."""
 
 
-class Structure(NamedTuple):
+class Inspection(NamedTuple):
     """What is known of a picture's file before Pillow parses it."""
 
     shown: IO[bytes]
@@ -170,7 +170,7 @@ def _segments(stream: Stream) -> Iterator[tuple[int, int, int, bytes]]:
     raise ImageError(f"is broken or hostile: more than {MAX_SEGMENTS:,} marker segments")
 
 
-def _jpeg(stream: Stream) -> Structure:
+def _jpeg(stream: Stream) -> Inspection:
     parts = [(0, 2)]
     exif, xmp, frame = b"", b"", (0, b"")
     kept = scans = 0
@@ -200,7 +200,7 @@ def _jpeg(stream: Stream) -> Structure:
                 frame = code, head
     cut = (parts[-1][0] if scans else stream.length) - 2 - kept
     shown = _only(stream, parts) if cut > _HARMLESS else stream
-    return Structure(shown, exif, xmp, pixel_bytes=_coefficients(frame[1]) if several else 0)
+    return Inspection(shown, exif, xmp, pixel_bytes=_coefficients(frame[1]) if several else 0)
 
 
 def _check_scans(scans: int, frame: bytes) -> None:
@@ -224,7 +224,7 @@ _DATA = {b"IDAT", b"fdAT", b"fcTL"}
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 
 
-def _png(stream: Stream) -> Structure:
+def _png(stream: Stream) -> Inspection:
     length = stream.length
     parts, place = [(0, 8)], 8
     counts = {True: MAX_CHUNKS, False: MAX_SEGMENTS}
@@ -252,7 +252,7 @@ def _png(stream: Stream) -> Structure:
             elif name == b"Raw profile type exif" and not exif:
                 exif = exif_of_text(text.decode("latin-1"))
         place = end
-    return Structure(_only(stream, parts), exif, xmp)
+    return Inspection(_only(stream, parts), exif, xmp)
 
 
 def _text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
@@ -280,7 +280,7 @@ def exif_of_text(text: str) -> bytes:
 _INTRODUCER = re.compile(rb"[!,;]")
 
 
-def _gif(stream: Stream) -> Structure:
+def _gif(stream: Stream) -> Inspection:
     length = stream.length
     flags = _read_at(stream, 10, 1) or b"\0"
     place = 13 + ((6 << (flags[0] & 7)) if flags[0] & 0x80 else 0)
@@ -296,7 +296,7 @@ def _gif(stream: Stream) -> Structure:
                 f"is broken or hostile: more than {MAX_SEGMENTS:,} extensions before its picture"
             )
     parts.append((found[0] if found else place, length))
-    return Structure(_only(stream, parts), pixel_bytes=2)
+    return Inspection(_only(stream, parts), pixel_bytes=2)
 
 
 def _skip_blocks(stream: IO[bytes], place: int, left: int) -> tuple[int, int]:
@@ -322,7 +322,7 @@ def _find_near(stream: IO[bytes], place: int) -> tuple[int, bytes] | None:
     return (place, byte) if _INTRODUCER.match(byte) else _find(stream, _INTRODUCER, place)
 
 
-def _webp(stream: Stream) -> Structure:
+def _webp(stream: Stream) -> Inspection:
     data = _read_at(stream, 0, -1)  # as Pillow does
     place, chunks, exif, xmp = 12, 0, b"", b""
     while place + 8 <= len(data):
@@ -336,7 +336,9 @@ def _webp(stream: Stream) -> Structure:
         if chunks > MAX_CHUNKS:
             raise ImageError(f"is broken or hostile: more than {MAX_CHUNKS:,} chunks")
     # Two canvases, what Pillow copies from them, and a quarter of what lossless decoding keeps.
-    return Structure(io.BytesIO(data), exif, xmp, _webp_size(data), pixel_bytes=13, fixed_bytes=2 * len(data))
+    return Inspection(
+        io.BytesIO(data), exif, xmp, _webp_size(data), pixel_bytes=13, fixed_bytes=2 * len(data)
+    )
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -350,25 +352,25 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _avif(stream: Stream) -> Structure:
+def _avif(stream: Stream) -> Inspection:
     data = check_avif(_read_at(stream, 0, -1))  # Pillow reads all of it as well
-    return Structure(io.BytesIO(data), pixel_bytes=6, fixed_bytes=2 * len(data))
+    return Inspection(io.BytesIO(data), pixel_bytes=6, fixed_bytes=2 * len(data))
 
 
-_LOOKS: dict[str, Callable[[Stream, bool], Structure]] = {
+_LOOKS: dict[str, Callable[[Stream, bool], Inspection]] = {
     "JPEG": lambda stream, _: _jpeg(stream),
     "PNG": lambda stream, _: _png(stream),
     "GIF": lambda stream, _: _gif(stream),
     "WEBP": lambda stream, _: _webp(stream),
-    "BMP": lambda stream, header_only: Structure(repack_bmp(stream, header_only=header_only), pixel_bytes=1),
-    "TIFF": lambda stream, _: Structure(stream, fixed_bytes=check_tiff(stream)),
-    "JPEG2000": lambda stream, _: Structure(stream, fixed_bytes=check_jpeg2000(stream)),
+    "BMP": lambda stream, header_only: Inspection(repack_bmp(stream, header_only=header_only), pixel_bytes=1),
+    "TIFF": lambda stream, _: Inspection(stream, fixed_bytes=check_tiff(stream)),
+    "JPEG2000": lambda stream, _: Inspection(stream, fixed_bytes=check_jpeg2000(stream)),
     "AVIF": lambda stream, _: _avif(stream),
-    "PPM": lambda stream, header_only: Structure(repack_pnm(stream, header_only=header_only)),
+    "PPM": lambda stream, header_only: Inspection(repack_pnm(stream, header_only=header_only)),
 }
 
 
-def inspect(stream: Stream, format_: str, *, header_only: bool = False) -> Structure:
+def inspect(stream: Stream, format_: str, *, header_only: bool = False) -> Inspection:
     """Look at a file of a format, as Pillow names it, and say what of it Pillow is to read.
 
     With `header_only` Pillow can read only the header of what is returned.
@@ -376,6 +378,6 @@ def inspect(stream: Stream, format_: str, *, header_only: bool = False) -> Struc
     Raises:
         ImageError: to read the file would take minutes or gigabytes.
     """
-    structure = _LOOKS[format_](stream, header_only)
-    structure.shown.seek(0)
-    return structure
+    inspection = _LOOKS[format_](stream, header_only)
+    inspection.shown.seek(0)
+    return inspection
