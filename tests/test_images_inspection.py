@@ -32,7 +32,7 @@ from hierclass.errors import ImageError
 from hierclass.images import decoding, inspection
 from hierclass.images.decoding import read_header, read_image, read_preview
 
-LARGE = ("64 MB", "64 megapixels", "100 megabytes", "100 megapixels", "skips", "codes that add")
+LARGE = ("64 MB", "64 megapixels", "100 megabytes", "100 megapixels", "skips", "idle codes")
 SMALL = [hostile for hostile in PICTURES if not any(words in hostile.name for words in LARGE)]
 READS_ALL = """
 import sys, tempfile
