@@ -2,9 +2,10 @@
 
 Each file of `benchmarks/hostile/` whose kind or name holds PART is written and given to the command that reads such
 files, in a process of its own: pictures, tar and Parquet files to `hierclass label`, model folders to `hierclass
-predict`, zip files to what the page unpacks them with. A table says for each the seconds, the peak memory of the
-processes together, and what was said. The exit code is 1 if one was not bounded. `--package` measures another version,
-such as an earlier one: the folder of its repository.
+predict`, zip files to what the page unpacks them with; at last a folder of a thousand damaged pictures and all hostile
+ones to `hierclass label`. A table says for each the seconds, the peak memory of the processes together, and what was
+said. The exit code is 1 if one was not bounded. `--package` measures another version, such as an earlier one: the
+folder of its repository.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import csv
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -23,11 +25,14 @@ from typing import Annotated, Any, NamedTuple
 
 import psutil
 import typer
+from fuzzing import make_case
 from hostile import HostileFile
 from hostile.archives import TARS, ZIPS
 from hostile.models import MODELS
 from hostile.pictures import PICTURES
+from hostile.seeds import write_pictures
 from hostile.tables import TABLES
+from labelling import used_memory
 from rich.table import Table
 from timing import describe_machine
 
@@ -39,6 +44,7 @@ MEGABYTES = 8192
 BOUND_SECONDS = 25.0
 """A picture may take 20 s to read, and the command a few to start."""
 BOUND_MEGABYTES = 3072
+NUM_DAMAGED = 1000
 _LABEL = ("-m", "hierclass", "label", "{file}", "--format", "csv")
 _PREDICT = ("-m", "hierclass", "predict", str(ROOT / "examples" / "{example}"), "--model", "{file}")
 _UNPACK = (
@@ -51,13 +57,6 @@ _UNPACK = (
     "    except HierclassError as error: print('error:', error)\n",
     "{file}",
 )
-KINDS: dict[str, tuple[list[HostileFile], tuple[str, ...]]] = {
-    "picture": (PICTURES, _LABEL),
-    "tar": (TARS, _LABEL),
-    "Parquet": (TABLES, _LABEL),
-    "zip": (ZIPS, _UNPACK),
-    "model": (MODELS, _PREDICT),
-}
 
 
 class Measured(NamedTuple):
@@ -83,7 +82,7 @@ def measure(kind: str, hostile: HostileFile, command: tuple[str, ...], package: 
             process = subprocess.Popen(
                 [sys.executable, *arguments], stdout=out, stderr=out, env=environment, start_new_session=True
             )
-            peak, fault = _watch(process, start)
+            peak, fault = watch(process, start)
             seconds = time.perf_counter() - start
             out.seek(0)
             said = fault or _said(out.read(1 << 20))
@@ -92,11 +91,11 @@ def measure(kind: str, hostile: HostileFile, command: tuple[str, ...], package: 
     return Measured(kind, hostile.name, seconds, peak, said, bounded)
 
 
-def _watch(process: subprocess.Popen[bytes], start: float) -> tuple[float, str]:
+def watch(process: subprocess.Popen[bytes], start: float) -> tuple[float, str]:
     """Wait for a process; return its peak memory in megabytes, with its children, and why it was ended."""
     peak, fault = 0.0, ""
     while process.poll() is None:
-        peak = max(peak, _memory(process.pid))
+        peak = max(peak, used_memory(process.pid))
         if time.perf_counter() - start > SECONDS:
             fault = f"ended after {SECONDS:.0f} s"
         elif peak > MEGABYTES:
@@ -107,24 +106,8 @@ def _watch(process: subprocess.Popen[bytes], start: float) -> tuple[float, str]:
                 child.kill()
             process.wait()
             break
-        time.sleep(0.02)
+        time.sleep(0.05)
     return peak, fault
-
-
-def _memory(pid: int) -> float:
-    """Megabytes of resident memory of a process and its children."""
-    try:
-        whole = psutil.Process(pid)
-        return sum(_resident(each) for each in (whole, *whole.children(recursive=True))) / 1e6
-    except psutil.Error:
-        return 0.0
-
-
-def _resident(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
 
 
 def _said(text: str) -> str:
@@ -136,6 +119,42 @@ def _said(text: str) -> str:
     rows = list(csv.DictReader(io.StringIO("\n".join(lines[at:]))))
     found = [row["error"] or "read" for row in rows if row.get("error") is not None]
     return f"{len(found)} rows: {found[0]}" if len(found) > 1 else "".join(found[:1])
+
+
+def write_folder(folder: Path) -> Path:
+    """Write a thousand damaged pictures and all hostile ones into a folder, and return it."""
+    pictures, scratch = folder / "pictures", folder / "scratch"
+    for each in (pictures, scratch):
+        each.mkdir()
+    seeds = write_pictures(scratch)
+    for number in range(NUM_DAMAGED):
+        chance = random.Random(f"bounds {number}")
+        made = make_case(chance.choice(seeds), seeds, folder, chance)
+        made.rename(pictures / f"{number:04}{made.suffix}")
+    for number, hostile in enumerate(PICTURES):
+        (scratch / str(number)).mkdir()
+        made = hostile.write(scratch / str(number))
+        made.rename(pictures / f"hostile{number:02}{made.suffix}")
+    return pictures
+
+
+KINDS: dict[str, tuple[list[HostileFile], tuple[str, ...]]] = {
+    "picture": (PICTURES, _LABEL),
+    "tar": (TARS, _LABEL),
+    "Parquet": (TABLES, _LABEL),
+    "zip": (ZIPS, _UNPACK),
+    "model": (MODELS, _PREDICT),
+    "folder": (
+        [
+            HostileFile(
+                f"{NUM_DAMAGED} damaged and {len(PICTURES)} hostile pictures",
+                write_folder,
+                f"{NUM_DAMAGED + len(PICTURES)} rows",
+            )
+        ],
+        _LABEL,
+    ),
+}
 
 
 def measure_all(part: str, package: Path) -> Iterator[Measured]:
