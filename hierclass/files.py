@@ -65,7 +65,8 @@ def read_regular(file: Path, most: int) -> bytes:
         OSError: as `open_regular`, or it is larger.
     """
     with open_regular(file) as stream:
-        content = stream.read(most + 1)
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(min(size, most) + 1)  # for which memory is taken before it is read
     if len(content) > most:
         raise OSError(f"it is larger than {most >> 20} MB")
     return content
