@@ -12,7 +12,7 @@ from pathlib import Path
 from hierclass.errors import CheckpointError
 from hierclass.files import GRAPH_WEIGHTS_FILE, WEIGHTS_FILE, check_regular, read_graph_file
 from hierclass.runtime.graph_reader import GraphNode, LevelGraph, read_graph
-from hierclass.runtime.graph_shapes import infer
+from hierclass.runtime.graph_shapes import WORK_OF_NUMBER, infer
 from hierclass.runtime.graph_values import Shaped, count, shaped
 
 PER_PIXEL = 512
@@ -20,10 +20,15 @@ PER_PIXEL = 512
 pixels, and 430 at 384; convolutional networks have at most 64."""
 ALWAYS = 2**22
 """Numbers that a tensor may always have, however small the image and the weights are."""
-AT_ONCE = 8
+MOST = 2**27
+"""Numbers of a tensor whatever the size of the image: that transformer has 2^26 at 384 pixels."""
+AT_ONCE = 4
 """Tensors of that size that may be held at once."""
-MAX_MACS = 2**42
-"""Multiply-accumulates for one image; the largest networks of timm take 2 * 10^12."""
+ALWAYS_MACS, MAX_MACS = 2**33, 2**42
+"""Multiply-accumulates for one image: so many always, and in all; the largest networks of timm take 2 * 10^12. Between
+them, as many as all weights take at a quarter of the image's sides, twice."""
+MAX_NODES = 20_000
+"""Operators of a graph; deep transformers have some thousand."""
 FLOAT32, UINT8 = 1, 2
 """ONNX's numbers of the types of inputs and outputs."""
 
@@ -43,9 +48,13 @@ def check_graph(content: bytes, folder: Path, size: int, num_classes: int) -> No
     values = {name: shaped(tensor) for name, tensor in graph.weights.items()}
     if values.keys() & given.keys():
         raise ValueError("an input is a weight as well")
-    most = max(ALWAYS + PER_PIXEL * size**2, 2 * sum(tensor.elements for tensor in graph.weights.values()))
+    if len(graph.nodes) > MAX_NODES:
+        raise ValueError(f"it has {len(graph.nodes):,} operators; up to {MAX_NODES:,} are run")
+    weights = sum(tensor.elements for tensor in graph.weights.values())
+    most = max(min(ALWAYS + PER_PIXEL * size**2, MOST), 2 * weights)
+    macs = min(ALWAYS_MACS + 2 * weights * (size // 4) ** 2, MAX_MACS)
     values.update(given)
-    _check_sizes(graph, values, most)
+    _check_sizes(graph, values, most, macs)
     _check_outputs(graph, values, num_classes)
 
 
@@ -105,7 +114,7 @@ def _size_of(axis: int, size: int | str, side: int) -> int:
     raise ValueError("it takes an input of any size")
 
 
-def _check_sizes(graph: LevelGraph, values: dict[str, Shaped], most: int) -> None:
+def _check_sizes(graph: LevelGraph, values: dict[str, Shaped], most: int, most_macs: int) -> None:
     """Find the shape of every value; refuse what is too large, or too much at once.
 
     Values are forgotten after their last use, as ONNX Runtime frees their memory.
@@ -128,11 +137,11 @@ def _check_sizes(graph: LevelGraph, values: dict[str, Shaped], most: int) -> Non
             if name in made:
                 raise ValueError(f"{name[:80]!r} is made twice")
             made.add(name)
-            held, macs = held + size, macs + size
+            held, macs = held + size, macs + size * WORK_OF_NUMBER
             values[name] = value
         macs += more
         held -= _forget(node, number, last, values, outputs)
-        if held > allowed or macs > MAX_MACS:
+        if held > allowed or macs > most_macs:
             raise ValueError("it takes much more memory or time than networks for such images do")
 
 

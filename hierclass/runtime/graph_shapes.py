@@ -35,6 +35,12 @@ MOST_PADDING = 4096
 """Pixels that are added beside an image; what is added to fill a window is less than the window."""
 
 
+MOST_UNFOLDED = 16
+"""Numbers that an enlarging convolution holds per number that it gives; a kernel of 4 with a stride of 2 holds 4."""
+WORK_OF_NUMBER = 32
+"""Multiply-accumulates in whose time a processor compares or maps one number."""
+
+
 def infer(node: GraphNode, inputs: Inputs) -> tuple[list[Shaped], int]:
     """Return the shapes that a node gives, and how many multiply-accumulates that takes.
 
@@ -93,6 +99,8 @@ def _conv(node: GraphNode, inputs: Inputs) -> tuple[list[Shaped], int]:
     image, weight = inputs[0], inputs[1]
     assert image is not None
     assert weight is not None
+    if len(weight.shape) > 4:  # for which ONNX Runtime unfolds the whole image
+        raise ValueError("it has windows of more than two axes")
     spatial = _windows(node, image.shape, weight.shape[2:])
     shape = (image.shape[0], weight.shape[0], *spatial)
     return [Shaped(shape)], count(shape) * count(weight.shape[1:])
@@ -118,6 +126,9 @@ def _conv_transpose(node: GraphNode, inputs: Inputs) -> tuple[list[Shaped], int]
         for i in range(axes)
     )
     shape = (image.shape[0], weight.shape[1] * attributes.get("group", 1), *spatial)
+    unfolded = count(weight.shape[1:]) * count(image.shape[2:])  # what ONNX Runtime holds for a group
+    if unfolded > MOST_UNFOLDED * count(shape):
+        raise ValueError("it enlarges by windows that overlap too often")
     return [Shaped(shape)], count(image.shape) * count(weight.shape[1:])
 
 
@@ -125,7 +136,7 @@ def _pool(node: GraphNode, inputs: Inputs) -> tuple[list[Shaped], int]:
     assert inputs[0] is not None
     window = node.attributes["kernel_shape"]
     shape = (*inputs[0].shape[:2], *_windows(node, inputs[0].shape, tuple(window)))
-    return [Shaped(shape)], count(shape) * count(tuple(window))
+    return [Shaped(shape)], count(shape) * count(tuple(window)) * WORK_OF_NUMBER
 
 
 def _windows(node: GraphNode, shape: Sizes, window: Sizes) -> Sizes:
@@ -184,6 +195,8 @@ def _gemm(node: GraphNode, inputs: Inputs) -> tuple[list[Shaped], int]:
 def _einsum(node: GraphNode, inputs: Inputs) -> tuple[list[Shaped], int]:
     equation = node.attributes["equation"]
     assert isinstance(equation, bytes)
+    if len(inputs) > 2:
+        raise ValueError("it multiplies more than two tensors at once")
     given, _, wanted = equation.decode("ascii").replace(" ", "").partition("->")
     sizes: dict[str, int] = {}
     for letters, value in zip(given.split(","), inputs, strict=True):
@@ -243,9 +256,9 @@ def _recurrent(node: GraphNode, inputs: Inputs) -> tuple[list[Shaped], int]:
 
 
 _UNARY = """Relu Sigmoid Tanh Gelu HardSwish HardSigmoid LeakyRelu Elu Selu Celu Softplus Softsign Mish Erf Exp Log Sqrt
-Reciprocal Round Sign Sin Cos Tan Asin Acos Atan Sinh Cosh IsNaN IsInf Clip Softmax LogSoftmax LayerNormalization
+Reciprocal Round Sign Sin Cos IsNaN IsInf Clip Softmax LogSoftmax LayerNormalization
 BatchNormalization InstanceNormalization GroupNormalization LpNormalization QuantizeLinear DequantizeLinear CumSum Trilu
-ScatterND ScatterElements ThresholdedRelu Shrink Dropout LRN MeanVarianceNormalization PRelu"""
+ScatterND ScatterElements ThresholdedRelu Shrink Dropout PRelu"""
 _REDUCING = "Mean Sum Max Min Prod L1 L2 SumSquare LogSum LogSumExp"
 RULES: dict[str, Rule] = {
     **REARRANGING,
