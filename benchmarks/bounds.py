@@ -28,6 +28,7 @@ import typer
 from fuzzing import make_case
 from hostile import HostileFile
 from hostile.archives import TARS, ZIPS
+from hostile.graphs import GRAPHS
 from hostile.models import MODELS
 from hostile.pictures import PICTURES
 from hostile.seeds import write_pictures
@@ -139,7 +140,7 @@ KINDS: dict[str, tuple[list[HostileFile], tuple[str, ...]]] = {
     "tar": (TARS, _LABEL),
     "Parquet": (TABLES, _LABEL),
     "zip": (ZIPS, _UNPACK),
-    "model": (MODELS, _PREDICT),
+    "model": ([*MODELS, *GRAPHS], _PREDICT),
     "folder": ([HostileFile(f"{NUM_DAMAGED} damaged pictures", write_folder, f"{NUM_DAMAGED} rows")], _LABEL),
 }
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hierclass.decisions.calibration import Threshold
     from hierclass.decisions.prediction import Prediction, Step
     from hierclass.labelling import label
+    from hierclass.labelling.read_input import ReadOptions
     from hierclass.labelling.rows import Row
     from hierclass.timm_models.from_timm import from_timm
 
@@ -46,6 +47,7 @@ __all__ = [
     "LevelError",
     "MissingExtraError",
     "Prediction",
+    "ReadOptions",
     "Row",
     "Step",
     "TaxonomyError",
@@ -60,6 +62,7 @@ _LAZY = {
     "Classifier": "hierclass.classifier",
     "Level": "hierclass.classifier",
     "Prediction": "hierclass.decisions.prediction",
+    "ReadOptions": "hierclass.labelling.read_input",
     "Row": "hierclass.labelling.rows",
     "Step": "hierclass.decisions.prediction",
     "Threshold": "hierclass.decisions.calibration",

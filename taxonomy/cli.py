@@ -21,7 +21,7 @@ from taxonomy.errors import HierclassError, TaxonomyError
 from taxonomy.folders import from_folder
 from taxonomy.json_document import json_lines, line_of
 from taxonomy.senses import SenseChoice
-from taxonomy.streams import prepare_streams, visible
+from taxonomy.streams import clipped, prepare_streams, visible
 from taxonomy.terminal import PlainConsole
 from taxonomy.tree import Node, Taxonomy
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"taxonomy: {visible(' '.join(message.split()))}", file=sys.stderr)
+    print(f"taxonomy: {visible(clipped(' '.join(message.split())))}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -337,7 +337,7 @@ def check(
         tree, problems = files.examine(file)
     if tree is None:
         for problem in problems:
-            print(visible(problem))
+            print(visible(clipped(problem)))
         raise typer.Exit(1)
     _print(f"{file}: a good taxonomy of {len(tree.leaves)} leaves and {len(tree.nodes)} nodes")
     table = Table()

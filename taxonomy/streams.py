@@ -13,10 +13,18 @@ _COMMANDS = re.compile(
 )
 """What a terminal takes for a command or a change of the direction of writing; line ends and tabs are none."""
 
+LONGEST_MESSAGE = 4000
+"""Characters of a message: names that it holds may be megabytes long."""
+
 
 def visible(text: str) -> str:
     """Return text whose control characters are written as escapes, such as `\\x1b`; line ends and tabs stay."""
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def clipped(text: str) -> str:
+    """Return a message of at most `LONGEST_MESSAGE` characters: its beginning, if it has more."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …"
 
 
 def prepare_streams() -> None:

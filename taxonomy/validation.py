@@ -11,6 +11,8 @@ MAX_DEPTH = 256
 """Nodes above a node, at most; WordNet has 20."""
 MAX_PROBLEMS = 1000
 """Problems that are listed, about: a file that is something else would have millions."""
+MAX_NAME = 1000
+"""Characters of an id or a name: one of megabytes would fill terminals and tables."""
 _LONGEST_WAY = 12
 
 Place = tuple[str | int, ...]
@@ -63,7 +65,7 @@ def structure_problems(
 
 
 def node_problems(ids: Sequence[str], names: Sequence[str]) -> list[Problem]:
-    """List empty, repeated and unprintable ids and names of nodes."""
+    """List empty, repeated, unprintable and endless ids and names of nodes."""
     if not ids:
         return [Problem("there are no nodes; list at least a root and one leaf", ("nodes",))]
     problems: list[Problem] = []
@@ -72,7 +74,10 @@ def node_problems(ids: Sequence[str], names: Sequence[str]) -> list[Problem]:
     for i, (node_id, name) in enumerate(zip(ids, names, strict=True)):
         if len(problems) >= MAX_PROBLEMS:
             break
-        if not node_id.strip():
+        if max(len(node_id), len(name)) > MAX_NAME:
+            text = f"node {i} has an id or a name of more than {MAX_NAME:,} characters; shorten it"
+            problems.append(Problem(text, ("nodes", i)))
+        elif not node_id.strip():
             problems.append(Problem(f"node {i} has an empty id; give it one", ("nodes", i, "id")))
         elif node_id in first_id:
             text = (

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from conftest import make_tiny_taxonomy
 from hostile import HostileFile
+from hostile.graphs import GRAPHS
 from hostile.models import MODELS
 from torch import nn
 
@@ -54,7 +55,8 @@ SLOW = (
 )
 """What takes seconds to make or to refuse."""
 CASES = [
-    pytest.param(each, id=each.name, marks=pytest.mark.full if each.name in SLOW else ()) for each in MODELS
+    pytest.param(each, id=each.name, marks=pytest.mark.full if each.name in SLOW else ())
+    for each in (*MODELS, *GRAPHS)
 ]
 BLACK = np.zeros((32, 32, 3), np.uint8)
 

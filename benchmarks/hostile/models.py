@@ -165,7 +165,7 @@ Graph = Any
 """An `onnx.ModelProto`."""
 
 
-def _graph(change: Callable[[Graph], object]) -> Callable[[Path], Path]:
+def changed_graph(change: Callable[[Graph], object]) -> Callable[[Path], Path]:
     """Another graph of level 0."""
 
     def write(folder: Path) -> Path:
@@ -208,9 +208,9 @@ def _adding(
                 array = _array(value)
                 model.graph.initializer.append(numpy_helper.from_array(array, names[-1]))
         model.graph.node.append(helper.make_node(operator, names, ["hostile"], "hostile", **attributes))
-        _into_logits(model, "hostile")
+        into_logits(model, "hostile")
 
-    return _graph(change)
+    return changed_graph(change)
 
 
 def _array(value: list[int] | list[float]) -> Any:
@@ -219,7 +219,8 @@ def _array(value: list[int] | list[float]) -> Any:
     return np.array(value, np.float32 if isinstance(value[0], float) else np.int64)
 
 
-def _into_logits(model: Graph, name: str) -> None:
+def into_logits(model: Graph, name: str) -> None:
+    """Add the largest number of a tensor to the logits, so that it has to be computed."""
     from onnx import helper
 
     for node in model.graph.node:
@@ -244,7 +245,7 @@ def _doubling(model: Graph) -> None:
         after = f"doubled{step}"
         model.graph.node.append(helper.make_node("Concat", [before, before], [after], after, axis=0))
         before = after
-    _into_logits(model, before)
+    into_logits(model, before)
 
 
 def _multiplying(model: Graph) -> None:
@@ -257,7 +258,7 @@ def _multiplying(model: Graph) -> None:
     for step in range(2000):
         model.graph.node.append(helper.make_node("MatMul", [before, "matrix"], [f"m{step}"], f"m{step}"))
         before = f"m{step}"
-    _into_logits(model, before)
+    into_logits(model, before)
 
 
 def _loop(model: Graph) -> None:
@@ -279,7 +280,7 @@ def _loop(model: Graph) -> None:
     model.graph.initializer.append(numpy_helper.from_array(_array([10**15]), "times"))
     model.graph.initializer.append(numpy_helper.from_array(_array([1.0]), "begin"))
     model.graph.node.append(helper.make_node("Loop", ["times", "", "begin"], ["hostile"], "loop", body=body))
-    _into_logits(model, "hostile")
+    into_logits(model, "hostile")
 
 
 def _wanting(model: Graph) -> None:
@@ -309,7 +310,7 @@ def _weight_at(**place: str) -> Callable[[Path], Path]:
         for entry in tensor.external_data:
             entry.value = place.get(entry.key, entry.value)
 
-    return _graph(change)
+    return changed_graph(change)
 
 
 def _declared(model: Graph) -> None:
@@ -325,7 +326,7 @@ def _no_images(model: Graph) -> None:
 def _other_classes(model: Graph) -> None:
     from onnx import helper
 
-    _into_logits(model, "true_logits")
+    into_logits(model, "true_logits")
     model.graph.node[-1].output[0] = "most"
     model.graph.node.append(helper.make_node("Concat", ["most", "most"], ["logits"], "twice", axis=1))
 
@@ -425,11 +426,11 @@ MODELS = [
         "are allowed",
     ),
     HostileFile("rows of 10^11 classes", _adding("OneHot", [1, 2], [10**11], [0.0, 1.0]), "are allowed"),
-    HostileFile("a tensor doubled 40 times", _graph(_doubling), "are allowed"),
-    HostileFile("2,000 products of large matrices", _graph(_multiplying), "more memory or time"),
-    HostileFile("a loop of 10^15 rounds", _graph(_loop), "'Loop'"),
-    HostileFile("an operator that is not ONNX's own", _graph(_foreign), "not ONNX's own"),
-    HostileFile("a function in place of an operator", _graph(_function), "functions of its own"),
+    HostileFile("a tensor doubled 40 times", changed_graph(_doubling), "are allowed"),
+    HostileFile("2,000 products of large matrices", changed_graph(_multiplying), "more memory or time"),
+    HostileFile("a loop of 10^15 rounds", changed_graph(_loop), "'Loop'"),
+    HostileFile("an operator that is not ONNX's own", changed_graph(_foreign), "not ONNX's own"),
+    HostileFile("a function in place of an operator", changed_graph(_function), "functions of its own"),
     HostileFile(
         "a weight in another folder",
         _weight_at(location="../../../../etc/passwd", offset="0"),
@@ -440,12 +441,12 @@ MODELS = [
     HostileFile("a weight as long as all others together", _weight_at(length=str(10**7)), "is not in"),
     HostileFile(
         "a weight of 10^12 numbers that the graph holds",
-        _graph(_declared),
+        changed_graph(_declared),
         "other numbers than its shape says",
     ),
-    HostileFile("a graph that takes floats", _graph(_no_images), "does not take images"),
-    HostileFile("a graph of other classes", _graph(_other_classes), "it gives logits"),
-    HostileFile("a graph that reads what no level gives", _graph(_wanting), "can't be run: 'given0'"),
+    HostileFile("a graph that takes floats", changed_graph(_no_images), "does not take images"),
+    HostileFile("a graph of other classes", changed_graph(_other_classes), "it gives logits"),
+    HostileFile("a graph that reads what no level gives", changed_graph(_wanting), "can't be run: 'given0'"),
     HostileFile("a graph of random bytes", _graph_bytes(lambda _: bytes(range(256)) * 400), ""),
     HostileFile(
         "a graph of which half is missing", _graph_bytes(lambda content: content[: len(content) // 2]), ""

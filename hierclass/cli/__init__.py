@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import json
 import os
 import signal
@@ -252,6 +253,8 @@ def main(args: Sequence[str] | None = None) -> int:
         except HierclassError as error:
             return _fail(str(error), 2, debug=debug)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+                return _fail(f"standard output can't be written: {error.strerror}", 1, debug=debug)
             show = getattr(error, "format_message", None)  # typer's own errors of wrong use
             if show is not None:
                 return _fail(show(), 2) if show() else 2

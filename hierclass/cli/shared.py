@@ -14,6 +14,7 @@ import hierclass
 from hierclass.errors import CheckpointError, InputError
 from hierclass.files import CONFIG_FILE, no_model
 from hierclass.processors import MOST_THREADS
+from taxonomy.streams import clipped
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -114,4 +115,4 @@ def say(message: str) -> None:
     from hierclass.cli.terminal import one_line
 
     with contextlib.suppress(OSError):
-        print(one_line(message), file=sys.stderr, flush=True)
+        print(one_line(clipped(message)), file=sys.stderr, flush=True)

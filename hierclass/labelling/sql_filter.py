@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 MAX_CONDITION = 1_000_000
 """Characters of a condition, at most: a list of twenty thousand paths has room."""
-MAX_VALUE = 1 << 16
-"""Bytes of a row, and of a text that a condition makes of it, at most; bounds memory."""
+MAX_VALUE = 1 << 20
+"""Bytes of a row, and of a text that a condition makes of it, at most: 64 tiers with names of 1,000 letters fit."""
 MAX_TEXT = 1 << 12
 """Characters of a text of a row that are compared; the rest is cut off. Paths end long before."""
 SECONDS = 60.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from hierclass.cli import DEBUG_VARIABLE
 from hierclass.errors import HierclassError
-from taxonomy.streams import visible
+from taxonomy.streams import clipped, visible
 from taxonomy.terminal import PlainConsole
 from training.cli.options import as_flags
 from training.trainer.processes import is_main, is_peer_failure, launch_command, wait_to_be_ended
@@ -82,7 +82,7 @@ def failure(message: str, code: int) -> SystemExit:
         wait_to_be_ended(20)
         if code == 130:
             return SystemExit(code)
-    print(f"hierclass-train: {visible(' '.join(as_flags(message).split()))}", file=sys.stderr)
+    print(f"hierclass-train: {visible(clipped(' '.join(as_flags(message).split())))}", file=sys.stderr)
     return SystemExit(code)
 
 
