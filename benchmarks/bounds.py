@@ -86,8 +86,10 @@ def measure(kind: str, hostile: HostileFile, command: tuple[str, ...], package: 
             peak, fault = watch(process, start)
             seconds = time.perf_counter() - start
             out.seek(0)
-            said = fault or _said(out.read(1 << 20))
-    held = not fault and "Traceback" not in said and "unexpected" not in said and hostile.says in said
+            said = fault or _said(out.read(1 << 24))
+    held = not fault and "Traceback" not in said and "unexpected" not in said
+    if kind == "folder":
+        held = held and hostile.says in said  # a row per picture
     bounded = held and seconds < BOUND_SECONDS and peak < BOUND_MEGABYTES
     return Measured(kind, hostile.name, seconds, peak, said, bounded)
 

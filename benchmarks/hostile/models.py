@@ -398,7 +398,7 @@ MODELS = [
     HostileFile("a tree of 100,000 leaves", _nodes(99_000), "does not fit"),
     HostileFile("a tree of 500,000 leaves", _nodes(500_000), "are read"),
     HostileFile("a tree of 3,000 tiers", _tiers(3_000), "up to 64 are read"),
-    HostileFile("a tree 100,000 deep", _chain(100_000), "does not fit"),
+    HostileFile("a tree 100,000 deep", _chain(100_000), "nodes above it"),
     # files that are none
     *(HostileFile(f"{name} is a pipe", _pipe(name), says) for name, says in SPECIAL.items()),
     *(HostileFile(f"{name} is /dev/zero", _device(name), says) for name, says in SPECIAL.items()),
