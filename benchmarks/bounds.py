@@ -47,7 +47,7 @@ BOUND_SECONDS = 25.0
 BOUND_MEGABYTES = 3072
 NUM_DAMAGED = 1000
 _LABEL = ("-m", "hierclass", "label", "{file}", "--format", "csv")
-_PREDICT = ("-m", "hierclass", "predict", str(ROOT / "examples" / "{example}"), "--model", "{file}")
+_PREDICT = ("-m", "hierclass", "predict", "examples/{example}", "--model", "{file}")
 _UNPACK = (
     "-c",
     "import sys, tempfile; from pathlib import Path; from hierclass.page.unpacking import ByteBudget, unpack\n"
@@ -81,12 +81,17 @@ def measure(kind: str, hostile: HostileFile, command: tuple[str, ...], package: 
         start = time.perf_counter()
         with open(Path(place) / "said", "w+", encoding="utf-8", errors="replace") as out:
             process = subprocess.Popen(
-                [sys.executable, *arguments], stdout=out, stderr=out, env=environment, start_new_session=True
+                [sys.executable, *arguments],
+                stdout=out,
+                stderr=out,
+                cwd=package,  # where Python looks for modules first
+                env=environment,
+                start_new_session=True,
             )
             peak, fault = watch(process, start)
             seconds = time.perf_counter() - start
             out.seek(0)
-            said = fault or _said(out.read(1 << 24))
+            said = fault or _said(out.read(1 << 24).replace(f"{place}/", ""))
     held = not fault and "Traceback" not in said and "unexpected" not in said
     if kind == "folder":
         held = held and hostile.says in said  # a row per picture
@@ -165,7 +170,7 @@ def main(
     table = Table()
     for title in ("kind", "file", "s", "MB", "said"):
         table.add_column(title, justify="right" if title in ("s", "MB") else "left")
-    for one in measure_all(part, package):
+    for one in measure_all(part, package.resolve()):
         found.append(one)
         mark = "" if one.bounded else "NOT BOUNDED: "
         table.add_row(

@@ -31,6 +31,11 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     detail: int | None = None
 
+    @property
+    def side(self) -> int:
+        """Side in pixels of what the network is given, the S of `square`."""
+        return self.detail or self.size
+
 
 def resize_side(preprocessing: Preprocessing) -> int:
     """Return the pixels to which the shorter side is resized: the `min_side` that `read_image` needs."""
@@ -50,12 +55,12 @@ def decode_side(preprocessing: Preprocessing, margin: float = 2) -> int:
 
 
 def square(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return the part of an RGB picture that the network sees, resized: uint8 (S, S, 3), S = `detail` or `size`.
+    """Return the part of an RGB picture that the network sees, resized: uint8 (S, S, 3), S = `preprocessing.side`.
 
     Equal to "shorter side to round(size / crop), then the centre square", but cut first and resized once: a picture
     of any aspect ratio costs no more than its centre.
     """
-    size = preprocessing.detail or preprocessing.size
+    size = preprocessing.side
     side = min(image.size) * preprocessing.size / resize_side(preprocessing)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     filter_ = Image.Resampling[preprocessing.interpolation.upper()]

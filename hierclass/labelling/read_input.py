@@ -89,7 +89,7 @@ class InputReader(NamedTuple):
 
     def fits(self, height: int, width: int) -> bool:
         """Return whether pixels have the size that the network sees."""
-        return height == width == (self.preprocessing.detail or self.preprocessing.size)
+        return height == width == self.preprocessing.side
 
     def _read(self, item: Input, data: bytes | ImageError | None, before: Stamp | None) -> ReadResult:
         if isinstance(data, ImageError):
@@ -134,7 +134,7 @@ class PictureReader(NamedTuple):
         """Return whether pixels have the size that the network sees, or that of a small picture."""
         if self.preprocessing is None:
             return 0 < height <= self.side and 0 < width <= self.side
-        return height == width == (self.preprocessing.detail or self.preprocessing.size)
+        return height == width == self.preprocessing.side
 
 
 def _failed(source: object, error: Exception, before: Stamp | None) -> ReadResult:
