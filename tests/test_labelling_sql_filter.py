@@ -58,7 +58,6 @@ def test_ordinary_conditions_find_rows(condition: str) -> None:
         ("1 + " * 2000 + "1", "Expression tree is too large"),
         ("(" * 2000 + "1" + ")" * 2000, "parser stack overflow"),
         ("1 or " * (MAX_CONDITION // 5) + "1", "up to 1,000,000 are read"),
-        ("path > '" + "x" * 100_000 + "'", "string or blob too big"),
         ("path = ?", "Incorrect number of bindings"),
     ],
 )
@@ -72,7 +71,7 @@ def test_what_a_condition_may_not_do_is_told_in_a_line(condition: str, reason: s
 
 def test_a_text_that_grows_without_end_is_refused() -> None:
     grows = "path"
-    for _ in range(6):
+    for _ in range(7):
         grows = f"replace({grows}, 'a', 'aaaaaaaaaa')"
     with pytest.raises(InputError, match="string or blob too big"):
         list(SqlFilter(f"length({grows}) > 1", 1).numbers(table("a.png")))
