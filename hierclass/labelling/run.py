@@ -150,7 +150,11 @@ class LabelRun:
         self._add_pass(job, levels)
 
     def assemble(self, path: Path) -> int:
-        """Write the table as `path`; returns the number of rows with an error."""
+        """Write the table as `path`; returns the number of rows with an error.
+
+        Raises:
+            InputError: the file is neither this run's nor one that was there when the run began.
+        """
         errors = 0
 
         def counted() -> Iterator[pa.Table]:
@@ -160,7 +164,9 @@ class LabelRun:
                 yield table
 
         remove_temporaries(path.parent, path.name)
-        write_table(path, counted(), self._schema())
+        write_table(
+            path, counted(), self._schema(), check=lambda written: self.folder.remember(path, written)
+        )
         return errors
 
     # -- state
