@@ -35,7 +35,7 @@ from hierclass.labelling.run_manifest import (
 from hierclass.labelling.run_parts import Range
 from hierclass.labelling.run_pass import Engine, LocalEngine, RunPass
 from hierclass.labelling.sql_filter import SqlFilter
-from hierclass.labelling.table_writers import write_table
+from hierclass.labelling.table_writers import PLAIN, CsvForm, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,8 +149,8 @@ class LabelRun:
             self.listener.say(f"answered {what}, rows stay as they were: {_images(finer)}")
         self._add_pass(job, levels)
 
-    def assemble(self, path: Path) -> int:
-        """Write the table as `path`; returns the number of rows with an error."""
+    def assemble(self, path: Path, csv_form: CsvForm = PLAIN) -> int:
+        """Write the table as `path`, a CSV table in a form; returns the number of rows with an error."""
         errors = 0
 
         def counted() -> Iterator[pa.Table]:
@@ -160,7 +160,7 @@ class LabelRun:
                 yield table
 
         remove_temporaries(path.parent, path.name)
-        write_table(path, counted(), self._schema())
+        write_table(path, counted(), self._schema(), csv_form)
         return errors
 
     # -- state
