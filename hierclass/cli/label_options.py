@@ -99,7 +99,9 @@ Format = Annotated[
 ]
 CsvExcel = Annotated[
     bool,
-    typer.Option("--csv-excel", help="Write CSV that Excel opens as it is: names in any script, no formulas."),
+    typer.Option(
+        "--csv-excel", help="Write CSV that Excel opens as it is: names in any script, no formulas."
+    ),
 ]
 CsvExcelSemicolon = Annotated[
     bool,

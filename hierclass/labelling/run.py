@@ -163,6 +163,13 @@ class LabelRun:
         write_table(path, counted(), self._schema(), csv_form)
         return errors
 
+    def rows(self) -> Iterator[tuple[list[Input], pa.Table]]:
+        """Yield inputs and their newest rows, in order, some thousands at a time."""
+        inputs = self.folder.inputs(self._range[0])
+        for table in self._rows():
+            numbers = table.column("_index").to_pylist()
+            yield [next(item for at, item in inputs if at == number) for number in numbers], table
+
     # -- state
 
     @property
@@ -176,6 +183,12 @@ class LabelRun:
         """Number of tiers of the table: those of the finest level that was requested."""
         requests = [request_from_json(job) for job in self.jobs if job["kind"] != "again"]
         return max(count_tiers(request, self.classifier) for request in requests)
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of inputs of the run."""
+        first, end = self._range
+        return end - first
 
     @property
     def _range(self) -> tuple[int, int]:

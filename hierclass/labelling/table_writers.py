@@ -173,16 +173,12 @@ _TABLES: dict[str, Callable[[IO[bytes], Any], TableWriter]] = {
 }
 
 
-def open_writer(
-    file: IO[bytes], format_: str, schema: pa.Schema, csv_form: CsvForm = PLAIN
-) -> TableWriter:
+def open_writer(file: IO[bytes], format_: str, schema: pa.Schema, csv_form: CsvForm = PLAIN) -> TableWriter:
     """Return a writer for an open, empty file; `format_` is one of `FORMATS`, and `csv_form` is of CSV alone."""
     return _CsvWriter(file, schema, csv_form) if format_ == "csv" else _TABLES[format_](file, schema)
 
 
-def write_table(
-    path: Path, tables: Iterable[pa.Table], schema: pa.Schema, csv_form: CsvForm = PLAIN
-) -> None:
+def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, csv_form: CsvForm = PLAIN) -> None:
     """Write the columns of a schema of Arrow tables as one file in the format of its ending, whole or not at all.
 
     Raises:

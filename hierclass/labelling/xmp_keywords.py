@@ -17,8 +17,8 @@ from hierclass.errors import InputError
 
 MAX_BYTES = 16 << 20
 """Size of a document; programs write up to some hundred KB, with drawn masks a few MB."""
-MAX_ELEMENTS = 200_000
-"""Elements of a document; a long history of edits has some thousands. Bounds the time to parse one to a second."""
+MAX_PARTS = 100_000
+"""Elements of a document, and attributes; a long history of edits has some thousands. Bounds the time to parse one."""
 OURS = "urn:hierclass:keywords/"
 """Namespace of the properties that list what was put in, under the names of the lists that it was put into."""
 EMPTY = (
@@ -35,8 +35,8 @@ _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _SEPARATOR = "\n"
 """Divides namespace and name in what the parser gives; no namespace holds it."""
 _TAG = re.compile(rb"""<(?P<name>[^\s/>]+)(?:[^>"']|"[^"]*"|'[^']*')*>""")
-_UNWANTED = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+")
-"""Characters that XML can't hold or that a keyword is not to have."""
+_UNWANTED = re.compile(r"[\s,;\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+")
+"""What XML can't hold, and commas and semicolons, at which darktable and Lightroom divide keywords."""
 _ENCODINGS = ("utf-8", "utf8", "us-ascii", "ascii")
 
 
@@ -188,6 +188,8 @@ class _Document:
             raise InputError(f"is larger than {MAX_BYTES >> 20} MiB")
         if b"\0" in data[:4] or data[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise InputError("is not in UTF-8")
+        if data.count(b"=") > MAX_PARTS:  # an attribute has one; the parser is slow with very many
+            raise InputError(f"has more than {MAX_PARTS:,} attributes")
         self.lists: dict[str, _Property] = {}
         self._data, self._depth, self._num_elements = data, 0, 0
         self._rdf: _Element | None = None
@@ -286,8 +288,8 @@ class _Document:
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._depth += 1
         self._num_elements += 1
-        if self._num_elements > MAX_ELEMENTS:
-            raise InputError(f"has more than {MAX_ELEMENTS:,} elements")
+        if self._num_elements > MAX_PARTS:
+            raise InputError(f"has more than {MAX_PARTS:,} elements")
         if self._rdf is None and name == f"{_RDF}{_SEPARATOR}RDF":
             self._rdf, self._rdf_depth = self._here(), self._depth
             return

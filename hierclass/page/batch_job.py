@@ -234,9 +234,7 @@ def _table_row(row: Row, picture: str) -> list[Any]:
 
 def _without_formulas(row: dict[str, Any]) -> dict[str, Any]:
     """Mark texts as such that spreadsheets would compute."""
-    return {
-        name: marked_as_text(value) if isinstance(value, str) else value for name, value in row.items()
-    }
+    return {name: marked_as_text(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _name_of(sent: Any, number: int) -> str:
