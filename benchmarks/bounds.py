@@ -3,8 +3,8 @@
 Each file of `benchmarks/hostile/` whose kind or name holds PART is written and given to the command that reads such
 files, in a process of its own: pictures, tar and Parquet files and sidecars to `hierclass label`, model folders to
 `hierclass predict`, zip files to what the page unpacks them with; at last a folder of a thousand damaged pictures to
-`hierclass label`. A table says for each the seconds, the peak memory of the processes together, and what was said. The exit code
-is 1 if one was not bounded. `--package` measures another version, such as an earlier one: the folder of its
+`hierclass label`. A table says for each the seconds, the peak memory of the processes together, and what was said. The
+exit code is 1 if one was not bounded. `--package` measures another version, such as an earlier one: the folder of its
 repository.
 """
 

@@ -369,11 +369,11 @@ def test_a_summary_counts_what_was_written_and_what_was_not(tmp_path: Path) -> N
     says = writer.summary()
     assert says.startswith(
         "keywords: 2 .xmp files written; removed from 1 .xmp file of images without an answer; 1 image without an "
-        "answer; 1 image in archives, where there are no .xmp files; 1 image gone since; left as it is: "
+        "answer; 1 image in archives, where there are no .xmp files; 1 image gone since; "
     )
     assert "c.jpg.xmp is a link, which is not followed" in says
-    assert "d.jpg.xmp can't be written: it is no regular file" in says
-    assert "can't be written: File name too long" in says
+    assert "d.jpg.xmp: it is no regular file" in says
+    assert "jpg.xmp: File name too long" in says
     assert writer.num_failed == 3
     assert lists((tmp_path / "a.jpg.xmp").read_bytes())[FLAT] == []
     assert lists((tmp_path / "b.jpg.xmp").read_bytes())[FLAT] == ["animal", "cat"]
@@ -401,7 +401,7 @@ def test_a_sidecar_keeps_its_rights_and_one_that_may_not_be_written_stays(
     assert sidecar.stat().st_mode & 0o777 == 0o640
     monkeypatch.setattr(os, "access", lambda *_: False)  # as for another user than root
     writer = write(image, path=CAT)
-    assert "can't be written: Permission denied" in writer.summary()
+    assert writer.summary().endswith(f"; not written: {sidecar}: Permission denied")
     assert "pug" in sidecar.read_text()
 
 

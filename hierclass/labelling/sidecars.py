@@ -45,6 +45,7 @@ class SidecarWriter:
         self._counts = Counter[str]()
         self._failures = Counter[str]()
         self._examples: dict[str, str] = {}
+        """What to say of the first file of every reason."""
         self._endings_in = functools.lru_cache(_FOLDERS)(_endings_by_stem)
 
     def write(self, inputs: Sequence[Input], rows: pa.Table) -> None:
@@ -89,13 +90,12 @@ class SidecarWriter:
             )
         if counts["gone"]:
             parts.append(f"{_counted(counts['gone'], 'image')} gone since")
-        for reason, count in self._failures.most_common(_SHOWN):
+        shown = self._failures.most_common(_SHOWN)
+        for reason, count in shown:
             more = f" ({count:,} such files)" if count > 1 else ""
-            parts.append(f"left as it is: {self._examples[reason]} {reason}{more}")
-        if len(self._failures) > _SHOWN:
-            parts.append(
-                f"left as they are for other reasons: {len(self._failures) - _SHOWN:,} kinds of failure"
-            )
+            parts.append(self._examples[reason] + more)
+        if others := self.num_failed - sum(count for _, count in shown):
+            parts.append(f"{_counted(others, 'other .xmp file')} not written")
         return "; ".join(parts)
 
     def _write(self, photo: str, path: Sequence[str]) -> None:
@@ -106,16 +106,23 @@ class SidecarWriter:
             except (InputError, OSError) as error:
                 if isinstance(error, OSError) and error.errno in _NO_ROOM:
                     raise
-                reason = getattr(error, "strerror", None) or str(error)
-                reason = reason if isinstance(error, InputError) else f"can't be written: {reason}"
-                self._failures[reason] += 1
-                self._examples.setdefault(reason, display_name(sidecar))
-                self.num_failed += 1
+                self._note(sidecar, error)
             else:
                 if path:
                     self._counts["written" if changed else "same"] += 1
                 else:
                     self._counts["removed"] += changed
+
+    def _note(self, sidecar: str, error: InputError | OSError) -> None:
+        """Count a file that was not written, and keep the first for every reason."""
+        reason = getattr(error, "strerror", None) or str(error)
+        name = display_name(sidecar)
+        known = isinstance(error, InputError)
+        self._examples.setdefault(
+            reason, f"left as it is: {name} {reason}" if known else f"not written: {name}: {reason}"
+        )
+        self._failures[reason] += 1
+        self.num_failed += 1
 
     def _sidecars(self, photo: str) -> tuple[list[str], str]:
         """The .xmp files of an image that are there, and the name of a new one."""
@@ -163,11 +170,11 @@ def _merge(sidecar: Path, path: Sequence[str]) -> bool:
         InputError: it is a link, or no XMP that can be changed.
         OSError: it can't be read or written.
     """
-    if sidecar.is_symlink():
+    there = os.path.lexists(sidecar)
+    if there and path and sidecar.is_symlink():
         raise InputError("is a link, which is not followed")
-    there = sidecar.exists()
     data = read_regular(sidecar, MAX_BYTES) if there else b""
-    if not path and not has_keywords(data):
+    if not path and (sidecar.is_symlink() or not has_keywords(data)):
         return False
     changed = with_keywords(data if data.strip() else EMPTY, path)
     if changed == data:
