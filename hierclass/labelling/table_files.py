@@ -101,9 +101,14 @@ def _columns_of(table: Path) -> list[str]:
     with table.open(encoding="utf-8-sig", newline="") as file:
         head = file.readline(_LONGEST_HEAD)
     if format_of(table) == "csv":
-        return next(csv.reader([head]), [])
+        return next(csv.reader([head], delimiter=delimiter_of(head)), [])
     first = json.loads(head)
     return list(first) if isinstance(first, dict) else []
+
+
+def delimiter_of(head: str) -> str:
+    """Return what separates the columns of a CSV table, by its first line."""
+    return ";" if ";" in head else ","
 
 
 def _num_rows(table: Path) -> int:
