@@ -133,7 +133,7 @@ def test_rows_stay_when_their_archive_changes_later(
     pack(shard, sorted(photos.iterdir())[5:])
     lines = label(folder, classifier, dataclasses.replace(job(shard))).lines
     assert (
-        "in archives that changed since, rows stay as they were (--overwrite lists them anew): 19 images"
+        "in archives that changed since, rows stay as they were (--update labels what changed): 19 images"
         in lines
     )
     assert rows(folder) == before

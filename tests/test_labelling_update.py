@@ -137,7 +137,7 @@ def dies_at(step: int) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("step", range(9))
+@pytest.mark.parametrize("step", range(7))
 def test_a_kill_at_any_moment_leaves_the_old_run_or_a_new_one_that_the_same_command_finishes(
     classifier: Classifier, tmp_path: Path, step: int
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_disk_that_is_away_costs_no_row(classifier: Classifier, photos: Path, 
     other.rename(tmp_path / "away")
     for _ in range(2):  # without and with the folder that it is mounted on
         with pytest.raises(
-            InputError, match=r"there is no image in .*other, of which 9 have rows; if its disk is away"
+            InputError, match=r"no image in .*other, of which 9 have rows; if its disk is away"
         ):
             label(run, classifier, wanted, update=True)
         other.mkdir(exist_ok=True)
@@ -339,9 +339,9 @@ def test_a_finished_table_is_updated_and_keeps_what_people_added(
     assert second == "3 new, 2 changed, 17 kept, 1 gone (the first: " + f"{photos}/03.png)"
     assert third.startswith("5 images labelled in ")
     found = read(table)
-    assert [row.pop("corrected") for row in found] == [None, "cat", *[None] * 20]
+    assert [row.pop("corrected") for row in found] == ["cat", *[None] * 21]
     if ending == "jsonl":
-        assert [row.pop("sure") for row in found] == [None, 0.123456, *[None] * 20]
+        assert [row.pop("sure") for row in found] == [0.123456, *[None] * 21]
     anew = tmp_path / f"anew.{ending}"
     assert main(command(photos, tiny_checkpoint, anew)) == 0
     assert found == read(anew)
@@ -353,7 +353,7 @@ def test_a_finished_table_is_updated_and_keeps_what_people_added(
     assert (
         "--update labels what is new or changed and keeps your column 'corrected'" in capsys.readouterr().err
     )
-    assert read(table)[1]["corrected"] == "cat"
+    assert read(table)[0]["corrected"] == "cat"
 
 
 def test_answers_that_people_changed_in_a_table_stay(
@@ -376,11 +376,14 @@ def test_answers_that_people_changed_in_a_table_stay(
     ("more", "spoil", "message"),
     [
         (["--level", "1"], None, "it has 1 of the tiers of answers, of which this --level has 2"),
-        (["--level", "auto"], None, "it has 1 of the tiers of answers, of which this --level has 3"),
         ([], ("tier0_label,", ""), "it has no column 'tier0_label'"),
         ([], (",asked,", ",sure,"), "it was written with --level auto"),
         ([], (",0,asked,", ",2,asked,"), "it was written with --level 2, not 0"),
-        ([], (",asked,False,n", ",asked,False,x"), "in tier0_synset, where this model has no such class"),
+        (
+            [],
+            (",asked,False,animal", ",asked,False,beast"),
+            "it has 'beast' in tier0_synset, where this model has no such class",
+        ),
         ([], (",asked,False,", ",asked,True,"), "it was written with --previews"),
         ([], (",asked,", ","), "can't be taken up: "),
     ],

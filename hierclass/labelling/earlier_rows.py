@@ -53,7 +53,7 @@ class RunRows:
         return self._folder.read(self._passes, self._schema, within)
 
 
-class TableRows:
+class FinishedRows:
     """The rows of a finished table whose run is gone, or whose answers somebody changed."""
 
     def __init__(self, table: Path, schema: pa.Schema, check: Callable[[pa.Table], None]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from hierclass.errors import InputError
 from hierclass.files import written_at
 from hierclass.images.discovery import STANDARD_INPUT, display_name
-from hierclass.labelling.earlier_rows import EarlierIndex, RowCheck, RunRows, TableRows
+from hierclass.labelling.earlier_rows import EarlierIndex, FinishedRows, RowCheck, RunRows
 from hierclass.labelling.inputs import Input, Stamp, stamp
 from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.run_folder import RunFolder
@@ -232,10 +232,10 @@ class RunUpdate:
                 f"({written_at(table)}) as changed"
             )
             schema = LabelPipeline(run.classifier, self._job.request, run.reading).schema(own=True)
-            return schema, EarlierIndex(TableRows(table, schema, RowCheck(table, taxonomy, self._job)))
+            return schema, EarlierIndex(FinishedRows(table, schema, RowCheck(table, taxonomy, self._job)))
         run.listener.say(f"{name} was changed since its run wrote it: its rows are taken as they are now")
         schema = run.schema(own=True)
-        index = EarlierIndex(TableRows(table, schema, RowCheck(table, taxonomy)))
+        index = EarlierIndex(FinishedRows(table, schema, RowCheck(table, taxonomy)))
         index.note_stamps(RunRows(run.folder, len(run.jobs), schema).tables())
         return schema, index
 
