@@ -83,7 +83,7 @@ class DistilDir:
     def refuse_others(self) -> None:
         """Raise `InputError` if no run was begun in the folder, and it holds something that one would replace."""
         levels = (each.name for each in self.path.glob("level-*"))
-        refuse_others(self.path, (self.recipe.name, START, self.crops.name, self.unreadable.name, *levels))
+        refuse_others(self.path, (START, self.crops.name, self.unreadable.name, *levels))
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
