@@ -147,11 +147,11 @@ class OutputTarget:
                 refuse_changed(table)
             elif self.is_file and not run.exists:
                 self._tidy()
-                refuse_finished(table)
+                refuse_finished(table, self.verb, can_update=self.verb == "label")
             elif known is None:
                 refuse_to_lose(table)
             elif self.is_file and run.is_kept and run.wrote(table) and run.is_complete():
-                refuse_finished(table)
+                refuse_finished(table, self.verb, can_update=True)
 
     def earlier(self) -> Path | None:
         """Return the finished table whose rows an update begins with; None: the run, if there is one, has them."""

@@ -59,16 +59,16 @@ def _digest(table: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def refuse_finished(table: Path) -> NoReturn:
-    """Raise InputError that says what is in a table which is not to be replaced, and what to do."""
+def refuse_finished(table: Path, verb: str, *, can_update: bool) -> NoReturn:
+    """Raise InputError that says what is in a table which is not to be replaced, and what to do.
+
+    `verb` is what the command does to images; `can_update`: whether --update can.
+    """
     added = check_ours(table)
-    rows = _num_rows(table)
-    about = f"{rows:,} row{'' if rows == 1 else 's'}, written {written_at(table)}"
+    about = f"{_num_rows(table)}written {written_at(table)}"
     keeps, loses = (f" and keeps your column {added[0]!r}", ", without it") if added else ("", "")
-    raise InputError(
-        f"{display_name(table)} exists ({about}); --update labels what is new or changed{keeps}, --overwrite begins "
-        f"anew{loses}"
-    )
+    update = f"--update {verb}s what is new or changed{keeps}, " if can_update else ""
+    raise InputError(f"{display_name(table)} exists ({about}); {update}--overwrite begins anew{loses}")
 
 
 def refuse_changed(table: Path) -> NoReturn:
@@ -106,9 +106,8 @@ def check_ours(table: Path) -> list[str]:
 def _columns_of(table: Path) -> list[str]:
     """Names of the columns of a table on disk; of JSON lines those of the first."""
     if format_of(table) == "parquet":
-        import pyarrow.parquet as pq
-
-        return list(pq.read_schema(table).names)
+        with BoundedParquet(table) as stored:
+            return list(stored.schema.names)
     with table.open(encoding="utf-8-sig", newline="") as file:
         head = file.readline(_LONGEST_LINE)
     if format_of(table) == "csv":
@@ -122,16 +121,21 @@ def delimiter_of(head: str) -> str:
     return ";" if ";" in head else ","
 
 
-def _num_rows(table: Path) -> int:
-    """Number of rows of a table that hierclass wrote."""
-    if format_of(table) == "parquet":
-        import pyarrow.parquet as pq
-
-        return int(pq.read_metadata(table).num_rows)
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        if format_of(table) == "csv":
-            return sum(1 for _ in csv.reader(file)) - 1
-        return sum(1 for _ in file)
+def _num_rows(table: Path) -> str:
+    """The number of rows of a table that hierclass wrote, as the beginning of a list; empty if it can't be told."""
+    try:
+        if format_of(table) == "parquet":
+            with BoundedParquet(table) as stored:
+                count = stored.num_rows
+        elif format_of(table) == "csv":
+            with table.open(encoding="utf-8-sig", newline="") as file:
+                count = sum(1 for _ in csv.reader(file)) - 1
+        else:
+            with table.open("rb") as file:
+                count = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+    except (OSError, ValueError, csv.Error):
+        return ""
+    return f"{count:,} row{'' if count == 1 else 's'}, "
 
 
 # -- reading rows back
