@@ -84,8 +84,8 @@ def refuse_to_lose(table: Path) -> None:
     """Raise InputError if a file that would be replaced is no table of ours, or has columns that people added to it."""
     if added := check_ours(table):
         raise InputError(
-            f"{display_name(table)} has a column {added[0][:40]!r} that would be lost; move that file away, name another, "
-            "or add --overwrite"
+            f"{display_name(table)} has a column {added[0][:40]!r} that would be lost; move that file away, name "
+            "another, or add --overwrite"
         )
 
 
