@@ -55,7 +55,7 @@ class Row:
 
     @property
     def sure(self) -> bool:
-        """Whether the model is as sure of the answer as was asked for; of a level that was asked for nothing is asked."""
+        """Whether there is an answer, not a guess: with "auto" one that is sure, else that of the level asked for."""
         return self.level is not None
 
     @property
