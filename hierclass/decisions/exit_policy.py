@@ -98,7 +98,9 @@ class Answers:
         """Return N = `count` answers that say nothing, for images with an error."""
         unknown = np.full(count, -1, dtype=np.int8)
         classes = np.full((count, num_tiers), -1, dtype=np.int32)
-        return cls(classes, np.full((count, num_tiers), np.nan, np.float32), unknown, unknown, unknown, unknown)
+        return cls(
+            classes, np.full((count, num_tiers), np.nan, np.float32), unknown, unknown, unknown, unknown
+        )
 
     @classmethod
     def gather(cls, chosen: Sequence[tuple[Answers, int]]) -> Answers:

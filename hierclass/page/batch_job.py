@@ -229,8 +229,17 @@ def _table_row(row: Row, picture: str) -> list[Any]:
     if row.error is not None:
         return [image, "could not be read", None, file, "", visible(row.error)]
     if row.level is None or row.answer is None:
-        guess = f": {visible(row.label)} ({percent(row.score)})" if row.label and row.score is not None else ""
-        return [image, f"not sure{guess}", None, file, f"perhaps {' › '.join(names)}", "nothing is sure enough"]
+        guess = (
+            f": {visible(row.label)} ({percent(row.score)})" if row.label and row.score is not None else ""
+        )
+        return [
+            image,
+            f"not sure{guess}",
+            None,
+            file,
+            f"perhaps {' › '.join(names)}",
+            "nothing is sure enough",
+        ]
     given = " › ".join(names[: row.level + 1])
     remark = "" if row.level == len(names) - 1 else f"perhaps {names[-1]}"
     return [image, names[row.level], round(100 * row.answer.score, 1), file, given, remark]
