@@ -114,11 +114,13 @@ def sum_up(log_scores: Scores, taxonomy: Taxonomy, level: int, temperature: floa
     stays (Guo et al. 2017, *On Calibration of Modern Neural Networks*, section 4.2). Returns scores
     (B, num_classes[j]) of tiers 0 … level; each row sums to 1, and no class scores more than its parent.
     """
-    finest = np.exp(_log_softmax(log_scores / temperature))
-    tiers: list[Scores] = []
-    for tier, ancestors in enumerate(_ancestors(taxonomy, level)):
-        tiers.append(_summed(finest, ancestors, taxonomy.num_classes[tier]))
-    return [*tiers, finest]
+    return sum_classes(np.exp(_log_softmax(log_scores / temperature)), taxonomy, level)
+
+
+def sum_classes(scores: Scores, taxonomy: Taxonomy, level: int) -> list[Scores]:
+    """Sum scores (B, num_classes[level]) up the tree: those (B, num_classes[j]) of tiers 0 … level."""
+    above = enumerate(_ancestors(taxonomy, level))
+    return [*(_summed(scores, each, taxonomy.num_classes[tier]) for tier, each in above), scores]
 
 
 def combine_levels(

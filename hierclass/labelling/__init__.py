@@ -10,7 +10,7 @@ and `run_folder` (files), `run_manifest` (what was asked), `run_pass` (one pass 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from hierclass.errors import InputError
@@ -33,14 +33,15 @@ def label(
     precision: float = 0.95,
     only: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
+    prior: Mapping[str, float] | None = None,
     shard: str | None = None,
     reading: ReadOptions | None = None,
 ) -> Iterator[Row]:
     """Label images: yield a row for every image that `paths` lead to, in order, with an error where one can't be read.
 
     `paths` are images, folders, tar and Parquet files of images (`hierclass.labelling.inputs.list_inputs`); they may
-    be endless, but for a `shard` ("2/8": the second of eight equal parts). The other arguments are those of
-    `hierclass label`: `hierclass.decisions.exit_policy.Request` explains them, and
+    be endless, but for a `shard` ("2/8": the second of eight equal parts). `prior` maps classes to their weights. The
+    other arguments are those of `hierclass label`: `hierclass.decisions.exit_policy.Request` explains them, and
     `hierclass.labelling.read_input.ReadOptions` explains `reading`. Memory does not grow with the number of images.
 
     Raises:
@@ -49,6 +50,7 @@ def label(
     """
     from hierclass.classifier import load
     from hierclass.decisions.exit_policy import Request
+    from hierclass.decisions.prior import from_mapping
     from hierclass.labelling.inputs import Shard
     from hierclass.labelling.pipeline import LabelPipeline
 
@@ -56,7 +58,12 @@ def label(
         raise InputError("min_tier belongs to level='auto'")
     names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     request = Request(
-        level=level, min_tier=min_tier, precision=precision, only=_names(only), exclude=_names(exclude)
+        level=level,
+        min_tier=min_tier,
+        precision=precision,
+        only=_names(only),
+        exclude=_names(exclude),
+        prior=from_mapping(prior or {}),
     )
     pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
     inputs = pipeline.list_inputs(names, None if shard is None else Shard.parse(shard))

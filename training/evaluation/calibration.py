@@ -35,8 +35,11 @@ from training.evaluation.metrics import (
 )
 from training.evaluation.predictions import Predictions
 
-PRECISIONS = (0.8, 0.9, 0.95, 0.99)
-"""Accuracies for which thresholds are sought."""
+PRECISIONS = (
+    *(0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85),
+    *(0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99),
+)
+"""Accuracies for which thresholds are sought, in rising order; between them they are interpolated."""
 MIN_IMAGES = 50
 """Least number of images: with halves of 25, a good level may already have every answer right."""
 TEMPERATURES = (0.1, 10.0)
@@ -311,6 +314,13 @@ def find_threshold(
     With ``weights`` (N,) the bound for the numbers of answers is moved as the weights move the share: a wrong answer
     counts as the wrong ones given do on average, and as the heaviest if none is wrong.
     """
+    return find_scores(scores, right, [precision], weights)[0]
+
+
+def find_scores(
+    scores: Shares, right: Flags, precisions: Iterable[float], weights: Shares | None = None
+) -> list[float | None]:
+    """`find_threshold` for several precisions; a higher one never has a lower score."""
     weights = np.ones(len(scores)) if weights is None else weights
     order = np.argsort(-scores, kind="stable")
     ordered, counts = scores[order], np.arange(1, len(scores) + 1)
@@ -320,22 +330,25 @@ def find_threshold(
         counts, num_right, np.cumsum(weighed), np.cumsum(weighed * right[order]), weights.max(initial=0.0)
     )
     bounds = tilt(wilson_lower_bounds(num_right, counts), ratio)
-    holds = np.flatnonzero(last_of_equals & (bounds >= precision))
-    if not len(holds):
-        return None
-    lowest, below = ordered[holds[-1]], np.append(ordered, 0.0)[holds[-1] + 1]
-    return float(lowest - min(MARGIN, (lowest - below) / 2))
+    found: list[float | None] = []
+    for precision in precisions:
+        holds = np.flatnonzero(last_of_equals & (bounds >= precision))
+        if not len(holds):
+            found.append(None)
+            continue
+        lowest, below = ordered[holds[-1]], np.append(ordered, 0.0)[holds[-1] + 1]
+        found.append(float(lowest - min(MARGIN, (lowest - below) / 2)))
+    return found
 
 
 def find_thresholds(
-    scored: LevelScores, level: int, precisions: Iterable[float] = PRECISIONS
+    scored: LevelScores, level: int, precisions: Sequence[float] = PRECISIONS
 ) -> list[Threshold]:
     """A level's threshold for each tier 0 … level and precision."""
     found = []
     for tier in range(level + 1):
         scores, right, weights = scored.tier(tier)
-        for precision in precisions:
-            score = find_threshold(scores, right, precision, weights)
+        for precision, score in zip(precisions, find_scores(scores, right, precisions, weights), strict=True):
             coverage = 0.0 if score is None else float(np.average(scores >= score, weights=weights))
             found.append(Threshold(level, tier, precision, score, coverage))
     return found
