@@ -221,7 +221,7 @@ def measure_decision(
         )
         levels.append({"level": level, "temperature": temperature, **scored.measures()})
         own = [each for each in decision.thresholds if each.level == level]
-        kept = [_apply(each, scored) for each in own]
+        kept = [apply_threshold(each, scored) for each in own]
         thresholds += [
             {**row, "measured": k.to_dict()} for row, k in zip(to_rows(tuple(own)), kept, strict=True)
         ]
@@ -371,7 +371,7 @@ def _calibrate_level(
         parts.append(scored.rows(measured))
         places.append(measured)
         found = find_thresholds(scored.rows(fitted), level)
-        kept.append([_apply(each, parts[-1]) for each in found])
+        kept.append([apply_threshold(each, parts[-1]) for each in found])
     after = LevelScores.join(parts[:2]).rows(np.concatenate(places[:2]).argsort())
     return LevelCalibration(
         level,
@@ -380,7 +380,7 @@ def _calibrate_level(
         score(1.0),
         after,
         tuple(thresholds),
-        tuple(_add(each, splits) for each in zip(*kept, strict=True)),
+        tuple(add_outcomes(each, splits) for each in zip(*kept, strict=True)),
         splits,
     )
 
@@ -390,7 +390,7 @@ def _weights(predictions: Predictions, weighting: Weighting | None) -> Shares:
     return np.ones(len(predictions.kept)) if weighting is None else weighting.kept
 
 
-def _apply(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:
+def apply_threshold(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:
     """Outcome of a threshold on a level's scores."""
     scores, flags, weights = scored.tier(threshold.tier)
     given = scores >= (np.inf if threshold.score is None else threshold.score)
@@ -405,7 +405,7 @@ def _apply(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:
     )
 
 
-def _add(parts: Sequence[ThresholdOutcome], times: int) -> ThresholdOutcome:
+def add_outcomes(parts: Sequence[ThresholdOutcome], times: int) -> ThresholdOutcome:
     """Sum outcomes over halves in which each image is counted ``times`` times."""
     return ThresholdOutcome(
         sum(part.given for part in parts),
