@@ -16,8 +16,9 @@ from hierclass.cli import main
 from hierclass.decisions.calibration import Decision
 from hierclass.decisions.exit_policy import ExitPolicy, Request
 from hierclass.decisions.prediction import sum_classes
-from hierclass.decisions.prior import PriorFile, apply_prior, leaf_weights, tier_weights
+from hierclass.decisions.prior import apply_prior, leaf_weights, tier_weights
 from hierclass.errors import InputError
+from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_manifest import LabelJob
 from taxonomy import Node, Taxonomy
