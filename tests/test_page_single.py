@@ -89,7 +89,7 @@ def test_nothing_above_the_level_asked_for_is_computed(classifier: Any) -> None:
         (0, 0.0, [0], 0, StopReason.SURE),
         (1, 0.0, [0, 1], 1, StopReason.SURE),
         (2, 0.0, [0, 1, 2], 2, StopReason.SURE),
-        (0, None, [0, 1, 2], None, StopReason.LAST),
+        (0, None, [0, 1, 2], None, StopReason.NOT_SURE),
         (2, 0.3, [0, 1, 2], 0, StopReason.LAST),  # an untrained model: about 1/2, 1/5 and 1/12
     ],
 )

@@ -235,6 +235,7 @@ GUESSES: list[dict[str, Any]] = [
     {"path": "photos/3.jpg", "label": "", "corrected": ""},
     {"path": "photos/gone.jpg", "error": "cannot be read", "corrected": ""},
     {"path": "photos/5.jpg", "label": "", "corrected": "animal/dog"},
+    {"path": "photos/4.jpg", "label": "cat", "stop_reason": "not sure", "corrected": ""},
 ]
 
 
@@ -242,7 +243,7 @@ def test_of_a_labelled_table_the_corrections_count(folder: Path, tiny_taxonomy: 
     images = read_images([labelled(folder / "a.csv", GUESSES, "corrected")], tiny_taxonomy)
     assert found(images) == {"photos/0.jpg": 1, "photos/5.jpg": 13}
     assert images.guessed is None
-    assert images.notes == ["a.csv: left out 4 rows without a correction"]
+    assert images.notes == ["a.csv: left out 5 rows without a correction"]
 
 
 def test_its_guesses_count_where_that_is_asked_and_are_not_held_out(
@@ -253,7 +254,7 @@ def test_its_guesses_count_where_that_is_asked_and_are_not_held_out(
     assert found(images) == {"photos/0.jpg": 1, "photos/5.jpg": 13, "photos/1.jpg": 3, "photos/2.jpg": 13}
     assert images.guessed is not None
     assert images.guessed.tolist() == [False, False, True, True]
-    assert images.notes == ["a.csv: left out 1 row where the model was not sure, 1 row with an error"]
+    assert images.notes == ["a.csv: left out 2 rows where the model was not sure, 1 row with an error"]
     more = write(folder / "b.csv", "path,label\nphotos/3.jpg,beagle\nphotos/4.jpg,beagle\n")
     both = read_images([table, more], tiny_taxonomy, pseudo_labels=True)
     for share in (0.2, 0.9):
@@ -274,7 +275,7 @@ def test_a_correction_elsewhere_wins_over_the_guess(folder: Path, tiny_taxonomy:
 
 
 def test_guesses_alone_may_be_held_out(folder: Path, tiny_taxonomy: Taxonomy) -> None:
-    rows = [{"path": f"photos/{number}.jpg", "label": "husky"} for number in range(6)]
+    rows = [{"path": f"photos/{number}.jpg", "level": 2, "label": "husky"} for number in range(6)]
     images = read_images([labelled(folder / "a.csv", rows)], tiny_taxonomy, pseudo_labels=True)
     assert len(split(images, dev_from=None, dev_share=0.5, seed=0)[1]) == 3
 

@@ -103,7 +103,7 @@ class Decision:
         if some(precision):
             return ""
         others = ", ".join(f"{each:g}" for each in self.precisions if some(each))
-        return f"no answer of this model is sure at --precision {precision:g}, so that all stay empty; " + (
+        return f"no answer of this model is sure at --precision {precision:g}, so that all are guesses; " + (
             f"some are at {others}" if others else "calibrate it on more labelled images"
         )
 

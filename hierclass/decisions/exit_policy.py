@@ -32,11 +32,13 @@ class StopReason(enum.IntEnum):
     """There is no finer level. The answer ends at the finest tier that is sure, coarser than `Request.min_tier`."""
     EXCLUDED = 3
     """The model is sure that the image shows none of the classes asked for."""
+    NOT_SURE = 4
+    """There is no finer level, and no tier is sure: there is no answer, only a guess (`Answers.guess`)."""
 
     @property
     def word(self) -> str:
         """The value in the column `stop_reason`."""
-        return self.name.lower()
+        return self.name.lower().replace("_", " ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,8 @@ class Answers:
 
     `classes` (N, T) holds the class indices of the path, -1 in tiers that were not computed; `scores` (N, T) their
     scores (0 … 1), NaN there. `tier` (N,) is the tier of the answer, -1 where there is none; `level` (N,) the last
-    level that was computed; `reason` (N,) a `StopReason`.
+    level that was computed; `reason` (N,) a `StopReason`. `guess` (N,) is a tier where the reason is
+    `StopReason.NOT_SURE`, the coarsest whose class could have been the answer; -1 elsewhere.
     """
 
     classes: NDArray[np.int32]
@@ -76,22 +79,28 @@ class Answers:
     tier: NDArray[np.int8]
     level: NDArray[np.int8]
     reason: NDArray[np.int8]
+    guess: NDArray[np.int8]
+
+    @property
+    def shown(self) -> NDArray[np.int8]:
+        """The tier (N,) of the class that is shown: that of the answer, or else of the guess; -1 if there is none."""
+        return np.maximum(self.tier, self.guess)
 
     def __len__(self) -> int:
         return len(self.tier)
 
     def take(self, rows: NDArray[np.integer] | Flags) -> Answers:
         """Return the answers of the given rows (indices, or flags (N,))."""
-        return Answers(
-            self.classes[rows], self.scores[rows], self.tier[rows], self.level[rows], self.reason[rows]
-        )
+        return Answers(*(getattr(self, each.name)[rows] for each in fields(self)))
 
     @classmethod
     def none(cls, count: int, num_tiers: int) -> Answers:
         """Return N = `count` answers that say nothing, for images with an error."""
         unknown = np.full(count, -1, dtype=np.int8)
         classes = np.full((count, num_tiers), -1, dtype=np.int32)
-        return cls(classes, np.full((count, num_tiers), np.nan, np.float32), unknown, unknown, unknown)
+        return cls(
+            classes, np.full((count, num_tiers), np.nan, np.float32), unknown, unknown, unknown, unknown
+        )
 
     @classmethod
     def gather(cls, chosen: Sequence[tuple[Answers, int]]) -> Answers:
@@ -155,18 +164,22 @@ class ExitPolicy:
         if self.auto:
             tier = _finest(self._sure(scores) & inside)
             enough = tier >= self.min_tier
-            reason = np.where(enough, StopReason.SURE, StopReason.LAST)
+            unsure = np.where(tier < 0, StopReason.NOT_SURE, StopReason.LAST)
+            reason = np.where(enough, StopReason.SURE, unsure)
             done = enough | (level == self.last)
         else:
             tier, reason = _finest(inside), np.full(len(classes), StopReason.ASKED)
             done = np.full(len(classes), level == self.last)
+        reason = np.where(none, StopReason.EXCLUDED, reason)
+        guess = np.where(reason == StopReason.NOT_SURE, _coarsest(inside), -1)
         missing = ((0, 0), (0, taxonomy.num_tiers - classes.shape[1]))
         answers = Answers(
             np.pad(classes, missing, constant_values=-1).astype(np.int32),
             np.pad(scores, missing, constant_values=np.nan).astype(np.float32),
             np.where(none, -1, tier).astype(np.int8),
             np.full(len(classes), level, dtype=np.int8),
-            np.where(none, StopReason.EXCLUDED, reason).astype(np.int8),
+            reason.astype(np.int8),
+            guess.astype(np.int8),
         )
         return done | none, answers
 
@@ -196,6 +209,12 @@ def _finest(sure: Flags) -> NDArray[np.int64]:
     """The last true column of every row, -1 where there is none."""
     columns = np.arange(sure.shape[1])
     found: NDArray[np.int64] = np.where(sure, columns, -1).max(axis=1)
+    return found
+
+
+def _coarsest(flags: Flags) -> NDArray[np.int64]:
+    """The first true column of every row, -1 where there is none."""
+    found: NDArray[np.int64] = np.where(flags.any(axis=1), flags.argmax(axis=1), -1)
     return found
 
 

@@ -20,7 +20,7 @@ from hierclass.images.discovery import STANDARD_INPUT, display_name
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
 from hierclass.labelling.pipeline import LabelPipeline, count_tiers
 from hierclass.labelling.read_input import ReadOptions
-from hierclass.labelling.rows import schema
+from hierclass.labelling.rows import is_guess, schema
 from hierclass.labelling.run_folder import Fingerprint, RunFolder
 from hierclass.labelling.run_manifest import (
     LabelJob,
@@ -196,15 +196,21 @@ class LabelRun:
     def _not_above(self, table: pa.Table, numbers: Sequence[int], request: Request) -> dict[int, int | None]:
         """Leave out inputs that a higher level has answered than the request's (with "auto": the last level).
 
-        Returns the others: number → the level that has answered it so far.
+        Returns the others: number → the level that has answered it so far. What the last level was not sure of has
+        no answer yet for "auto", which may be sure of it at another precision.
         """
         if request.level == "auto":
             highest = self.classifier.taxonomy.num_tiers - 2
         else:
             highest = self.classifier.check_level(request.level)
-        rows = zip(*(table.column(name).to_pylist() for name in ("_index", "chosen_level")), strict=True)
+        names = ("_index", "chosen_level", "level", "stop_reason")
+        rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
         wanted = set(numbers)
-        levels = {number: level for number, level in rows if number in wanted}
+        levels = {
+            number: None if request.level == "auto" and is_guess(tier, reason) else level
+            for number, level, tier, reason in rows
+            if number in wanted
+        }
         return {number: level for number, level in levels.items() if level is None or level <= highest}
 
     def _check(self, request: Request) -> None:

@@ -24,7 +24,7 @@ from hierclass.labelling.read_input import ADVICE, PictureReader, ReadOptions
 from hierclass.labelling.reader_processes import ReaderPool
 from hierclass.labelling.rows import Row, schema
 from hierclass.labelling.table_writers import write_table
-from hierclass.page.messages import photographs
+from hierclass.page.messages import percent, photographs
 from hierclass.page.single import READ_SECONDS
 from hierclass.page.unpacking import ByteBudget, Photograph, unpack
 from hierclass.page.uploads import Uploads
@@ -229,7 +229,17 @@ def _table_row(row: Row, picture: str) -> list[Any]:
     if row.error is not None:
         return [image, "could not be read", None, file, "", visible(row.error)]
     if row.level is None or row.answer is None:
-        return [image, "not sure", None, file, f"perhaps {' › '.join(names)}", "nothing is sure enough"]
+        guess = (
+            f": {visible(row.label)} ({percent(row.score)})" if row.label and row.score is not None else ""
+        )
+        return [
+            image,
+            f"not sure{guess}",
+            None,
+            file,
+            f"perhaps {' › '.join(names)}",
+            "nothing is sure enough",
+        ]
     given = " › ".join(names[: row.level + 1])
     remark = "" if row.level == len(names) - 1 else f"perhaps {names[-1]}"
     return [image, names[row.level], round(100 * row.answer.score, 1), file, given, remark]

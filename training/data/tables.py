@@ -21,7 +21,7 @@ IMAGES = ("path", "image", "filename", "file")
 """Columns that name or hold the image; the first that is there counts."""
 LABELS = ("wnid", "label")
 """Columns of the label; the first that is there counts."""
-CORRECTED, GUESS, ERROR, SPLIT, NAME = "corrected", "label", "error", "split", "name"
+CORRECTED, GUESS, LEVEL, ERROR, SPLIT, NAME = "corrected", "label", "level", "error", "split", "name"
 OF_LABELLING = {"chosen_level", "stop_reason"}
 """Columns that ``hierclass label`` alone writes."""
 SPLITS = dict.fromkeys(("", *TRAIN), "train") | dict.fromkeys(VAL, "val") | dict.fromkeys(TEST, "test")
@@ -119,7 +119,7 @@ class _LabelTable:
             self.image,
             self.label,
             CORRECTED if self.of_model else "",
-            ERROR if self.of_model else "",
+            *((ERROR, LEVEL) if self.of_model else ()),
             SPLIT,
             NAME,
         }
@@ -170,7 +170,8 @@ class _LabelTable:
         right = _way(_text(row.get(CORRECTED if self.of_model else self.label)))
         if right or not self.of_model:
             return right, False
-        guess = _way(_text(row.get(self.label)))
+        sure = _text(row.get(LEVEL, "without this column all are"))  # without a level there is no answer
+        guess = _way(_text(row.get(self.label))) if sure else ()
         why = "without a correction"
         if self.pseudo_labels:
             why = (
