@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.decisions.calibration import Decision
-from hierclass.decisions.prediction import Scores, best_paths, restrict_classes
+from hierclass.decisions.prediction import (
+    Prediction,
+    Scores,
+    best_paths,
+    restrict_classes,
+    to_predictions,
+)
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 
@@ -57,6 +64,38 @@ class Request:
     precision: float = 0.95
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        level: LevelChoice = None,
+        min_tier: int | None = None,
+        precision: float | None = None,
+        only: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+    ) -> Request:
+        """Return the request that the arguments of a call make; None: not given.
+
+        Raises:
+            InputError: an argument is malformed, or would change nothing beside the others.
+        """
+        auto, classes = level == "auto", (_names(only), _names(exclude))
+        if min_tier is not None and not auto:
+            raise InputError("min_tier belongs to level='auto'")
+        if precision is not None and not auto and not any(classes):
+            raise InputError("precision belongs to level='auto', only and exclude")
+        if min_tier is not None and (isinstance(min_tier, bool) or not isinstance(min_tier, Integral)):
+            raise InputError(f"min_tier is the number of a tier, from 0, not {min_tier!r}")
+        if precision is not None and (isinstance(precision, bool) or not isinstance(precision, Real)):
+            raise InputError(f"precision is a share of right answers such as 0.95, not {precision!r}")
+        defaults = cls()
+        return cls(
+            level=level,
+            min_tier=defaults.min_tier if min_tier is None else int(min_tier),
+            precision=defaults.precision if precision is None else float(precision),
+            only=classes[0],
+            exclude=classes[1],
+        )
 
     @property
     def selects(self) -> bool:
@@ -183,6 +222,24 @@ class ExitPolicy:
         )
         return done | none, answers
 
+    def predictions(self, tiers: Sequence[Scores], answers: Answers) -> list[Prediction]:
+        """Return the `answers` that `judge` gave for the scores `tiers` as predictions.
+
+        Each path ends at the tier that is shown. Where there is none, it is what the model sees.
+        """
+        shown = list(tiers)
+        if self._allowed is not None:
+            excluded = (answers.reason == StopReason.EXCLUDED)[:, None]
+            kept = restrict_classes(tiers, self.taxonomy, self._allowed)
+            shown = [np.where(excluded, *both) for both in zip(tiers, kept, strict=True)]
+        found = []
+        for row, prediction in enumerate(to_predictions(shown, self.taxonomy)):
+            reason, tier, end = (each[row] for each in (answers.reason, answers.tier, answers.shown))
+            sure = None if reason == StopReason.ASKED and tier >= 0 else bool(tier >= 0)
+            end = int(end) if end >= 0 else prediction.level
+            found.append(prediction.ended(end, StopReason(int(reason)).word, sure))
+        return found
+
     def _sure(self, scores: Scores) -> Flags:
         """Whether each score (N, k + 1) of the paths of level k reaches its threshold."""
         if self._thresholds is None:
@@ -273,6 +330,15 @@ def _leaves_below(name: str, taxonomy: Taxonomy) -> Flags:
         leaf in ids or any(node.id in ids for node in taxonomy.ancestors(leaf)) for leaf in taxonomy.leaves
     ]
     return np.array(below)
+
+
+def _names(names: object) -> tuple[str, ...]:
+    """One name or several as a tuple."""
+    found = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
+    for name in found:
+        if not isinstance(name, str):
+            raise InputError(f"only and exclude take names or synset ids of classes, not {name!r}")
+    return found
 
 
 def _plain(name: str) -> str:

@@ -13,8 +13,6 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from hierclass.errors import InputError
-
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
     from hierclass.decisions.exit_policy import LevelChoice
@@ -29,8 +27,8 @@ def label(
     *,
     classifier: Classifier | None = None,
     level: LevelChoice = None,
-    min_tier: int = 0,
-    precision: float = 0.95,
+    min_tier: int | None = None,
+    precision: float | None = None,
     only: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     shard: str | None = None,
@@ -52,16 +50,8 @@ def label(
     from hierclass.labelling.inputs import Shard
     from hierclass.labelling.pipeline import LabelPipeline
 
-    if min_tier and level != "auto":
-        raise InputError("min_tier belongs to level='auto'")
     names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    request = Request(
-        level=level, min_tier=min_tier, precision=precision, only=_names(only), exclude=_names(exclude)
-    )
+    request = Request.of(level, min_tier, precision, only, exclude)
     pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
     inputs = pipeline.list_inputs(names, None if shard is None else Shard.parse(shard))
     return (row for outcome in pipeline.run(inputs) for row in pipeline.rows(outcome))
-
-
-def _names(names: str | Iterable[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
