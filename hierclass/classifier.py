@@ -92,10 +92,12 @@ class Classifier:
         self.runtime = runtime
         """What runs the levels."""
         self._decision = Decision.from_dict(model.decision, runtime.num_levels)
+        self._kept_policy: tuple[Request, ExitPolicy] | None = None
         self.levels = describe_levels(runtime, runtime.num_classes, self.lower_weight, model.results)
 
     def __repr__(self) -> str:
-        classes = ", ".join(f"{level.num_classes:,}" for level in self.levels)
+        *lower, last = (f"{level.num_classes:,}" for level in self.levels)
+        classes = f"{', '.join(lower)} and {last}" if lower else last
         how = f"{self.runtime.name}, 8 bits" if self.runtime.int8 else self.runtime.name
         return f"<Classifier {self.name}: levels of {classes} classes, on {self.device} by {how}>"
 
@@ -243,7 +245,7 @@ class Classifier:
             level = self.check_level(level)
         request = Request.of(level, min_tier, precision, only, exclude)
         if request.level == "auto" or request.selects:
-            policy = ExitPolicy(request, self.taxonomy, self._decision)
+            policy = self._policy_of(request)
             return PredictionCascade(self, policy, BATCH_SIZE).predict(self._batches(images, policy.last))
         return [
             answer for batch in self._batches(images, level) for answer in self.predict_pixels(batch, level)
@@ -325,6 +327,13 @@ class Classifier:
         for _ in self.levels:
             logits.append(self.runtime.refine(state))
             yield self._decide(logits)[0]
+
+    def _policy_of(self, request: Request) -> ExitPolicy:
+        """Return the exit policy of a request; the last one is kept, since finding classes takes milliseconds."""
+        kept = self._kept_policy
+        if kept is None or kept[0] != request:
+            kept = self._kept_policy = request, ExitPolicy(request, self.taxonomy, self._decision)
+        return kept[1]
 
     def _decide(self, logits: Sequence[Logits | None]) -> list[Prediction]:
         weight, temperatures = self._decision.lower_weight, self._decision.temperatures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,8 @@ class Prediction:
     path: tuple[Step, ...]
     stop_reason: str | None = field(default=None, kw_only=True)
     sure: bool | None = field(default=None, kw_only=True)
-    _classes: InitVar[tuple[tuple[Node, ...], ...]]
-    _scores: InitVar[tuple[Scores, ...]]
+    _classes: InitVar[tuple[tuple[Node, ...], ...]] = ()
+    _scores: InitVar[tuple[Scores, ...]] = ()
 
     def __post_init__(self, _classes: tuple[tuple[Node, ...], ...], _scores: tuple[Scores, ...]) -> None:
         """Keep the scores (num_classes[j],) of tiers 0 … level and their classes, which are no fields."""
@@ -111,8 +111,7 @@ class Prediction:
 
     def ended(self, end: int, stop_reason: str, sure: bool | None) -> Prediction:
         """Return the prediction with a path that ends at tier `end`, and why no finer level was computed."""
-        path = self.path[: end + 1]
-        return Prediction(self.level, path, self._classes, self._scores, stop_reason=stop_reason, sure=sure)
+        return replace(self, path=self.path[: end + 1], stop_reason=stop_reason, sure=sure)
 
     def _tier(self, tier: int | None) -> int:
         if tier is None:

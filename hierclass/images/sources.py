@@ -51,7 +51,6 @@ _TAKEN = (
 )
 _CHANNELS = (1, 2, 3, 4)
 """Grey, grey and alpha, RGB, RGBA."""
-_LAST = tuple((channels,) for channels in _CHANNELS)
 _TEXT = "is a file of text; open it in binary mode: open(path, 'rb')"
 _ROUNDING = 1e-3
 """How far floats may leave 0 … 1."""
@@ -91,9 +90,10 @@ def open_source(source: ImageSource, most: int) -> Image.Image | str | os.PathLi
         return _from_array(np.asarray(source))
     if hasattr(source, "read"):
         return _read_all(source, most)
-    name = "None" if source is None else f"{type(source).__module__}.{type(source).__name__}"
+    name = f"{type(source).__module__}.{type(source).__name__}".removeprefix("builtins.")
+    kind = "None" if source is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"
     many = "; predict_batch takes many images" if isinstance(source, Iterable) else ""
-    raise ImageError(f"an image is {_TAKEN}, not {name.removeprefix('builtins.')}{many}")
+    raise ImageError(f"an image is {_TAKEN}, not {kind}{many}")
 
 
 def check_length(length: int, most: int) -> None:
@@ -121,12 +121,9 @@ def _read_all(stream: Any, most: int) -> bytes:
 
 def _from_tensor(tensor: Any) -> Image.Image:
     """Turn a tensor (H, W) or (C, H, W) into a PIL image."""
-    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in _CHANNELS):
-        shape = tuple(tensor.shape)
-        first = "; put channels first: tensor.permute(2, 0, 1)" if shape[2:] in _LAST else _several(shape)
-        raise ImageError(
-            f"a tensor of an image is (H, W) or (C, H, W), of 1 to 4 channels, not {shape}{first}"
-        )
+    _check_shape(
+        tuple(tensor.shape), "a tensor", "(C, H, W)", 0, "put channels first: tensor.permute(2, 0, 1)"
+    )
     tensor = tensor.detach().cpu()
     array = tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()  # which has no bfloat16
     return _from_pixels(np.moveaxis(array, 0, 2) if array.ndim == 3 else array)
@@ -134,20 +131,21 @@ def _from_tensor(tensor: Any) -> Image.Image:
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
     """Turn an array (H, W) or (H, W, C) into a PIL image."""
-    shape = array.shape
-    if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in _CHANNELS):
-        last = "; put channels last: array.transpose(1, 2, 0)" if shape[:1] in _LAST else _several(shape)
-        raise ImageError(
-            f"an array of an image is (H, W) or (H, W, C), of 1 to 4 channels, not {shape}{last}"
-        )
+    _check_shape(array.shape, "an array", "(H, W, C)", 2, "put channels last: array.transpose(1, 2, 0)")
     return _from_pixels(array)
 
 
-def _several(shape: tuple[int, ...]) -> str:
-    """What to do with an array or tensor that may hold several images, or the bytes of a file."""
+def _check_shape(shape: tuple[int, ...], what: str, colour: str, axis: int, turn: str) -> None:
+    """Raise ImageError if a shape is not that of one image with its channels at `axis`."""
+    if len(shape) == 2 or (len(shape) == 3 and shape[axis] in _CHANNELS):
+        return
     if len(shape) == 1:
-        return "; of the bytes of a file give .tobytes()"
-    return "; predict_batch takes several images" if len(shape) > 2 else ""
+        advice = "; of the bytes of a file give .tobytes()"
+    elif len(shape) == 3 and shape[2 - axis] in _CHANNELS:
+        advice = f"; {turn}"
+    else:
+        advice = "; predict_batch takes several images" if len(shape) > 2 else ""
+    raise ImageError(f"{what} of an image is (H, W) or {colour}, of 1 to 4 channels, not {shape}{advice}")
 
 
 def _from_pixels(pixels: NDArray[Any]) -> Image.Image:
@@ -177,7 +175,7 @@ def _white(values: NDArray[Any]) -> int:
             "undo its normalisation: values * std + mean" if low < 0 else "divide them by 255, or give uint8"
         )
         raise ImageError(
-            f"floats are read from 0 (black) to 1 (white), not from {low:.3g} to {high:.3g}; {cure}"
+            f"floats are read from 0 (black) to 1 (white), not from {low:.2g} to {high:.3g}; {cure}"
         )
     return 1
 
