@@ -241,14 +241,13 @@ class Classifier:
             ImageError: an image can't be read; the message says which. To get past broken files use
                 `hierclass.label`.
         """
-        if level != "auto":
-            level = self.check_level(level)
-        request = Request.of(level, min_tier, precision, only, exclude)
-        if request.level == "auto" or request.selects:
+        fixed = None if level == "auto" else self.check_level(level)
+        request = Request.of("auto" if fixed is None else fixed, min_tier, precision, only, exclude)
+        if fixed is None or request.selects:
             policy = self._policy_of(request)
             return PredictionCascade(self, policy, BATCH_SIZE).predict(self._batches(images, policy.last))
         return [
-            answer for batch in self._batches(images, level) for answer in self.predict_pixels(batch, level)
+            answer for batch in self._batches(images, fixed) for answer in self.predict_pixels(batch, fixed)
         ]
 
     def features(self, images: Iterable[ImageSource], level: int | None = None) -> NDArray[np.float32]:

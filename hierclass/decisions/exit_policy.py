@@ -84,9 +84,9 @@ class Request:
             raise InputError("min_tier belongs to level='auto'")
         if precision is not None and not auto and not any(classes):
             raise InputError("precision belongs to level='auto', only and exclude")
-        if min_tier is not None and (isinstance(min_tier, bool) or not isinstance(min_tier, Integral)):
+        if min_tier is not None and not _is(Integral, min_tier):
             raise InputError(f"min_tier is the number of a tier, from 0, not {min_tier!r}")
-        if precision is not None and (isinstance(precision, bool) or not isinstance(precision, Real)):
+        if precision is not None and not _is(Real, precision):
             raise InputError(f"precision is a share of right answers such as 0.95, not {precision!r}")
         defaults = cls()
         return cls(
@@ -330,6 +330,11 @@ def _leaves_below(name: str, taxonomy: Taxonomy) -> Flags:
         leaf in ids or any(node.id in ids for node in taxonomy.ancestors(leaf)) for leaf in taxonomy.leaves
     ]
     return np.array(below)
+
+
+def _is(kind: type, value: object) -> bool:
+    """Whether a value is a number of a kind, of NumPy perhaps."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _names(names: object) -> tuple[str, ...]:

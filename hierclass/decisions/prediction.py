@@ -85,8 +85,7 @@ class Prediction:
         Raises:
             LevelError: the level does not answer that tier.
         """
-        tier = self._tier(tier)
-        classes, scores = self._classes[tier], self._scores[tier]
+        classes, scores = self._classes_of(tier)
         order = np.argsort(-scores, kind="stable")[: max(k, 0)]
         allowed = order[scores[order] >= 0]  # see `restrict_classes`
         return tuple(_step(classes[i], scores[i]) for i in allowed)
@@ -97,7 +96,8 @@ class Prediction:
         Raises:
             LevelError: the level does not answer that tier.
         """
-        return np.maximum(self._scores[self._tier(tier)], 0.0)
+        found: Scores = np.maximum(self._classes_of(tier)[1], 0.0)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the prediction as JSON values: level, synset, label, score and path, scores with 6 digits.
@@ -113,12 +113,14 @@ class Prediction:
         """Return the prediction with a path that ends at tier `end`, and why no finer level was computed."""
         return replace(self, path=self.path[: end + 1], stop_reason=stop_reason, sure=sure)
 
-    def _tier(self, tier: int | None) -> int:
+    def _classes_of(self, tier: int | None) -> tuple[tuple[Node, ...], Scores]:
+        """The classes of a tier (None: the answer's) and their scores, below 0 for those that may be no answer."""
         if tier is None:
-            return len(self.path) - 1
+            tier = len(self.path) - 1
         if not 0 <= tier <= self.level:
             raise LevelError(f"level {self.level} answers tiers 0 to {self.level}, not {tier}")
-        return tier
+        kept = vars(self)
+        return kept["_classes"][tier], kept["_scores"][tier]
 
 
 def consensus(
