@@ -24,7 +24,7 @@ from hierclass.decisions.prediction import Prediction, combine_levels, to_predic
 from hierclass.errors import ImageError, InputError
 from hierclass.files import BUNDLED
 from hierclass.images.preprocessing import Preprocessing, read_square
-from hierclass.images.sources import ImageSource, is_one_image
+from hierclass.images.sources import ImageSource, is_one_image, name_of
 from hierclass.runtime.interface import Logits, Runtime
 from taxonomy import Taxonomy
 
@@ -361,9 +361,8 @@ class Classifier:
         try:
             return read_square(image, self.preprocessing_for(level))
         except ImageError as error:
-            number = f"image {index + 1}{f' of {count}' if count else ''}: "
-            name = f"{image}: " if isinstance(image, (str, os.PathLike)) else "" if count == 1 else number
-            raise ImageError(f"{name}{error}") from error
+            number = "the image" if count == 1 else f"image {index + 1}{f' of {count}' if count else ''}"
+            raise ImageError(f"{name_of(image) or number}: {error}") from error
 
 
 def _name_of(folder: Path) -> str:

@@ -239,10 +239,17 @@ def test_one_image_and_what_holds_none_are_refused(classifier: Classifier, files
             InputError, match=r"^this takes many images, not one; put it into a list: \[image\]$"
         ):
             classifier.predict_batch(image)  # type: ignore[arg-type]
+    for wrong in (array, files[0].read_bytes(), [array], None):
+        with pytest.raises(
+            InputError, match=r"^hierclass\.label takes paths, not .*; predict_batch takes images"
+        ):
+            list(hierclass.label(wrong, classifier=classifier))  # type: ignore[arg-type]
     for nothing in (7, None):
         with pytest.raises(InputError, match=r"^give a list of images, or another iterable, not "):
             classifier.features(nothing)  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match=r"^an image is .* not a list; predict_batch takes many images$"):
+    with pytest.raises(
+        ImageError, match=r"^the image: an image is .* not a list; predict_batch takes many images$"
+    ):
         classifier.predict([files[0]])  # type: ignore[arg-type]
     with pytest.raises(ImageError, match=r"^image 2 of 2: an image is .* not None$"):
         classifier.predict_batch([array, None], "auto")  # type: ignore[list-item]

@@ -20,7 +20,7 @@ from PIL import Image
 from hierclass.errors import ImageError
 from hierclass.images import decoding
 from hierclass.images.decoding import read_image
-from hierclass.images.sources import is_one_image
+from hierclass.images.sources import is_one_image, name_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]
@@ -247,3 +247,12 @@ def test_one_image_is_told_from_many() -> None:
     assert all(map(is_one_image, [*one, RGB, GREY, tensor, tensor[0]]))
     many = [["a.jpg"], ("a.jpg",), iter(()), RGB[None], tensor[None], np.array(["a.jpg"]), None, 7]
     assert not any(map(is_one_image, many))
+
+
+def test_an_image_is_called_by_its_path_or_the_name_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    with open(tmp_path / "a.png", "rb") as file, Image.open(tmp_path / "a.png") as opened:
+        assert name_of(file) == name_of(opened) == name_of(tmp_path / "a.png") == str(tmp_path / "a.png")
+    assert name_of("two\nlines.jpg") == r"two\nlines.jpg"
+    assert len(name_of(5000 * "A")) == 301
+    assert not any(map(name_of, [b"", RGB, io.BytesIO(), torch.zeros(1, 1), Image.new("L", (1, 1)), None, 7]))

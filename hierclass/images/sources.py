@@ -55,6 +55,8 @@ _TEXT = "is a file of text; open it in binary mode: open(path, 'rb')"
 _ROUNDING = 1e-3
 """How far floats may leave 0 … 1."""
 _PIECE = 1 << 20
+_LONGEST = 300
+"""Characters of a name that are shown: a path may be the content of a file, by mistake."""
 _ROWS = 1 << 22
 """Values that are scaled at a time: a large array is not held as floats."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
@@ -66,6 +68,18 @@ def is_one_image(value: object) -> bool:
         return getattr(value, "ndim", 0) in (2, 3)
     taken = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
     return isinstance(value, taken) or hasattr(value, "read")
+
+
+def name_of(image: object) -> str:
+    """Return the path of an image, or the name that its file object has, in one line; "" if there is none."""
+    path = image
+    if isinstance(image, Image.Image) or hasattr(image, "read"):
+        path = getattr(image, "filename", None) or getattr(image, "name", None)
+    if not isinstance(path, (str, os.PathLike)):
+        return ""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 def names_url(path: str | os.PathLike[str]) -> bool:

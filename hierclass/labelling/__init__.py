@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from hierclass.errors import InputError
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -47,11 +49,22 @@ def label(
     """
     from hierclass.classifier import load
     from hierclass.decisions.exit_policy import Request
+    from hierclass.images.sources import is_one_image
     from hierclass.labelling.inputs import Shard
     from hierclass.labelling.pipeline import LabelPipeline
 
-    names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    if not isinstance(paths, (str, Iterable)) or is_one_image(paths):
+        paths = [cast("str | os.PathLike[str]", paths)]
     request = Request.of(level, min_tier, precision, only, exclude)
     pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
-    inputs = pipeline.list_inputs(names, None if shard is None else Shard.parse(shard))
+    inputs = pipeline.list_inputs(map(_path, paths), None if shard is None else Shard.parse(shard))
     return (row for outcome in pipeline.run(inputs) for row in pipeline.rows(outcome))
+
+
+def _path(value: object) -> str | os.PathLike[str]:
+    if isinstance(value, (str, os.PathLike)):
+        return value
+    raise InputError(
+        f"hierclass.label takes paths, not {type(value).__name__}; predict_batch takes images in memory, with "
+        "level='auto' as well"
+    )
