@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -205,11 +205,12 @@ class Classifier:
         min_tier: int | None = None,
         only: str | Iterable[str] = (),
         exclude: str | Iterable[str] = (),
+        prior: Mapping[str, float] | None = None,
     ) -> Prediction:
         """Answer at one level (None: the finest), or with "auto" at the lowest level that is enough.
 
         `image` is a path, bytes, a file object, a PIL image, an array or a tensor
-        (`hierclass.images.sources.ImageSource`). The other arguments are those of `hierclass label`:
+        (`hierclass.images.sources.ImageSource`). The other arguments are those of `hierclass.label`:
         `hierclass.decisions.exit_policy.Request` explains them.
 
         Raises:
@@ -217,9 +218,16 @@ class Classifier:
             InputError: another argument does not fit the model or the level.
             ImageError: the image can't be read.
         """
-        return self.predict_batch(
-            [image], level, precision=precision, min_tier=min_tier, only=only, exclude=exclude
-        )[0]
+        (answer,) = self.predict_batch(
+            [image],
+            level,
+            precision=precision,
+            min_tier=min_tier,
+            only=only,
+            exclude=exclude,
+            prior=prior,
+        )
+        return answer
 
     def predict_batch(
         self,
@@ -230,6 +238,7 @@ class Classifier:
         min_tier: int | None = None,
         only: str | Iterable[str] = (),
         exclude: str | Iterable[str] = (),
+        prior: Mapping[str, float] | None = None,
     ) -> list[Prediction]:
         """Answer for every image as `predict` does, in order.
 
@@ -242,8 +251,8 @@ class Classifier:
                 `hierclass.label`.
         """
         fixed = None if level == "auto" else self.check_level(level)
-        request = Request.of("auto" if fixed is None else fixed, min_tier, precision, only, exclude)
-        if fixed is None or request.selects:
+        request = Request.of("auto" if fixed is None else fixed, min_tier, precision, only, exclude, prior)
+        if fixed is None or request != Request(level=fixed):
             policy = self._policy_of(request)
             return PredictionCascade(self, policy, BATCH_SIZE).predict(self._batches(images, policy.last))
         return [

@@ -56,6 +56,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"only": ["dog", "taxi"]},
     {"level": 1, "only": "taxi", "precision": 0.9},
     {"level": 0, "exclude": "vehicle"},
+    {"prior": {"dog": 3, "taxi": 0}},
+    {"level": "auto", "precision": 0.92, "prior": {"vehicle": 5}, "exclude": "car"},
 ]
 
 
@@ -211,8 +213,11 @@ def test_no_images_have_no_predictions(classifier: Classifier) -> None:
         ),
         ({"level": "auto", "precision": float("nan")}, "not nan$"),
         ({"only": "dgo"}, "^this model has no class 'dgo'; did you mean 'dog'?"),
-        ({"only": [1]}, "^only and exclude take names or synset ids of classes, not 1$"),
-        ({"exclude": 1}, "^only and exclude take names or synset ids of classes, not 1$"),
+        ({"only": [1]}, "^classes are given by name or synset id, not as 1$"),
+        ({"exclude": 1}, "^classes are given by name or synset id, not as 1$"),
+        ({"prior": "spring.csv"}, r"^prior maps classes to weights, such as \{'dog': 2\.5\}, and is no str$"),
+        ({"prior": {1: 2}}, "^classes are given by name or synset id, not as 1$"),
+        ({"prior": {"dog": -1}}, "prior, 'dog'"),
         ({"exclude": ["animal", "vehicle"]}, "leave no class to answer with"),
     ],
 )

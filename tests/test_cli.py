@@ -141,7 +141,15 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
         (["label", "x.jpg", "--frobnicate"], "No such option: --frobnicate"),
         (["label", "x.jpg", "--level", "-1"], "--level -1: give a number from 0, or auto"),
         (["label", "x.jpg", "--level", "fine"], "--level fine: give a number from 0, or auto"),
-        (["label", "x.jpg", "--precision", "2"], "Invalid value for '--precision'"),
+        (
+            ["label", "x.jpg", "--precision", "2"],
+            "--precision 2: give the share of answers that are to be right, from",
+        ),
+        (["label", "x.jpg", "--precision", "nan"], "--precision nan: give the share"),
+        (
+            ["label", "x.jpg", "--prior", "nowhere.csv"],
+            "nowhere.csv can't be read: No such file or directory",
+        ),
         (["label", "x.jpg", "--overwrite"], "give --output"),
         (["label", "x.jpg", "-o", "run/", "--format", "xls"], "--format xls: give csv, jsonl or parquet"),
         (["label", "x.jpg", "--shard", "9/8"], "--shard 9/8: give which of how many"),

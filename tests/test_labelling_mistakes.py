@@ -144,7 +144,7 @@ def test_rows_stay_when_their_archive_changes_later(
 def test_classes_with_underscores_in_their_names_can_be_named(
     tiny_taxonomy: Taxonomy,
 ) -> None:
-    from hierclass.decisions.exit_policy import allowed_classes
+    from hierclass.decisions.named_classes import allowed_classes
 
     nodes = [
         dataclasses.replace(node, id=f"my_{node.id}", name=f"a_{node.name}") for node in tiny_taxonomy.nodes

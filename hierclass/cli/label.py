@@ -24,6 +24,7 @@ from hierclass.cli.label_options import (
     Paths,
     Precision,
     Previews,
+    PriorPath,
     RetryErrors,
     SecondsPerImage,
     ShardText,
@@ -45,6 +46,7 @@ from hierclass.cli.shared import (
     WeightsOption,
     say,
 )
+from hierclass.decisions.prior import PriorFile
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
 from hierclass.labelling.run_folder import RunFolder
@@ -72,6 +74,7 @@ def label(
     precision: Precision = None,
     only: Only = None,
     exclude: Exclude = None,
+    prior: PriorPath = None,
     format_: Format = None,
     overwrite: Overwrite = False,
     retry_errors: RetryErrors = False,
@@ -95,7 +98,8 @@ def label(
 
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
-    request = read_request(level, min_tier, precision, only, exclude)
+    prior_file = None if prior is None else PriorFile.read(prior)
+    request = read_request(level, min_tier, precision, only, exclude, prior_file)
     target = None if output is None else OutputTarget.parse(output, format_)
     if target is None and (overwrite or retry_errors):
         raise InputError("--overwrite and --retry-errors belong to a run on disk; give --output")
@@ -106,7 +110,7 @@ def label(
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
-    classifier = _open(choice, precision)
+    classifier = _open(choice, precision, prior_file)
     if request.level == "auto" and (reason := classifier.decision.why_never_sure(request.precision)):
         say(reason)
     from hierclass.labelling.read_input import ReadOptions
@@ -146,6 +150,7 @@ def refine(
     precision: Precision = None,
     only: Only = None,
     exclude: Exclude = None,
+    prior: PriorPath = None,
     format_: Format = None,
     model: ModelOption = None,
     timm: TimmOption = None,
@@ -161,14 +166,15 @@ def refine(
     engine_workers: EngineWorkers = None,
 ) -> None:
     """Label some rows of a run anew, at a higher level say; the others stay as they are."""
-    request = read_request(level, min_tier, precision, only, exclude)
+    prior_file = None if prior is None else PriorFile.read(prior)
+    request = read_request(level, min_tier, precision, only, exclude, prior_file)
     folder = RunFolder(run_folder)
     folder.manifest()
     target = OutputTarget.in_folder(run_folder, format_)
     target.check_lost(overwrite=False)
     survive_closed_pipes()
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
-    classifier = _open(choice, precision)
+    classifier = _open(choice, precision, prior_file)
     from hierclass.labelling.read_input import ReadOptions
 
     reading = ReadOptions(
@@ -185,11 +191,13 @@ def refine(
     progress.summarise(target.table, num_errors, run.num_unread)
 
 
-def _open(choice: ModelChoice, precision: float | None) -> Classifier:
-    """Load the classifier; raise InputError if it has no thresholds for the precision."""
+def _open(choice: ModelChoice, precision: float | None, prior: PriorFile | None) -> Classifier:
+    """Load the classifier; raise InputError if it has no thresholds for the precision, or no class of the prior."""
     classifier = choice.open()
     if precision is not None:
         classifier.decision.at(precision)
+    if prior is not None:
+        prior.check(classifier.taxonomy)
     return classifier
 
 

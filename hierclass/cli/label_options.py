@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hierclass.decisions.calibration import HIGHEST_PRECISION, LOWEST_PRECISION
 from hierclass.decisions.exit_policy import LevelChoice, Request
+from hierclass.decisions.prior import PriorFile
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import SECONDS_RANGE
 from hierclass.labelling.rows import FORMATS
@@ -45,10 +48,7 @@ Precision = Annotated[
     float | None,
     typer.Option(
         "--precision",
-        min=0,
-        max=1,
-        help="With auto, --only and --exclude: the share of answers that are to be right (0.8, 0.9, 0.95, 0.99). "
-        "Default: 0.95.",
+        help="With auto, --only and --exclude: the share of answers that are to be right, 0.5 to 0.99. Default: 0.95.",
     ),
 ]
 Only = Annotated[
@@ -59,6 +59,14 @@ Only = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="CLASS", help="Never answer with these classes.")
+]
+PriorPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--prior",
+        metavar="FILE",
+        help="How frequent classes are where the photographs were taken: lines class,weight (CSV), or a JSON object.",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of the network.")]
 Workers = Annotated[
@@ -104,6 +112,7 @@ def read_request(
     precision: float | None,
     only: list[str] | None,
     exclude: list[str] | None,
+    prior: PriorFile | None = None,
 ) -> Request:
     """Return the request of the options.
 
@@ -113,6 +122,11 @@ def read_request(
     choice = _level(level)
     if min_tier is not None and choice != "auto":
         raise InputError("--min-tier belongs to --level auto")
+    if precision is not None and not LOWEST_PRECISION <= precision <= HIGHEST_PRECISION:
+        raise InputError(
+            f"--precision {precision:g}: give the share of answers that are to be right, from {LOWEST_PRECISION:g} to "
+            f"{HIGHEST_PRECISION:g}"
+        )
     if precision is not None and choice != "auto" and not (only or exclude):
         raise InputError("--precision belongs to --level auto, --only and --exclude")
     defaults = Request()
@@ -122,6 +136,7 @@ def read_request(
         precision=defaults.precision if precision is None else precision,
         only=tuple(only or ()),
         exclude=tuple(exclude or ()),
+        prior=() if prior is None else prior.entries,
     )
 
 

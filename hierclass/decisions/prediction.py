@@ -35,11 +35,11 @@ class Prediction:
     `path` holds one class per tier from 0 to that of the answer, a path of the tree; its scores never rise from coarse
     to fine. `level` is the last level that was computed.
 
-    `stop_reason` and `sure` are None where a level was asked for and nothing else. With `level="auto"`, `only` or
-    `exclude`, `stop_reason` says why no finer level was computed: a `hierclass.decisions.exit_policy.StopReason` in
-    words, as in the table of `hierclass label`; `sure` is false where there is no answer ("not sure": the path is the
-    coarsest guess; "excluded": it is what the model sees, none of the classes asked for; "asked": the level is too
-    coarse for them).
+    `stop_reason` and `sure` are None where nothing but a level was asked for. With `level="auto"`, `only`, `exclude` or
+    `prior`, `stop_reason` says why no finer level was computed: a `hierclass.decisions.exit_policy.StopReason` in words,
+    as in the table of `hierclass label`. `sure` says whether an answer is, and is false where there is none: "not sure"
+    (the path is the coarsest guess), "excluded" (the path is what the model sees, none of the classes asked for), or
+    "asked" (the level is too coarse for `only`). It is None where the level that was asked for has answered.
 
     It is a dataclass of JSON values: web frameworks and JSON encoders that take dataclasses take it, and
     `json.dumps(prediction.to_dict())` works everywhere.
@@ -150,11 +150,13 @@ def sum_up(log_scores: Scores, taxonomy: Taxonomy, level: int, temperature: floa
     stays (Guo et al. 2017, *On Calibration of Modern Neural Networks*, section 4.2). Returns scores
     (B, num_classes[j]) of tiers 0 … level; each row sums to 1, and no class scores more than its parent.
     """
-    finest = np.exp(_log_softmax(log_scores / temperature))
-    tiers: list[Scores] = []
-    for tier, ancestors in enumerate(_ancestors(taxonomy, level)):
-        tiers.append(_summed(finest, ancestors, taxonomy.num_classes[tier]))
-    return [*tiers, finest]
+    return sum_classes(np.exp(_log_softmax(log_scores / temperature)), taxonomy, level)
+
+
+def sum_classes(scores: Scores, taxonomy: Taxonomy, level: int) -> list[Scores]:
+    """Sum scores (B, num_classes[level]) up the tree: those (B, num_classes[j]) of tiers 0 … level."""
+    above = enumerate(_ancestors(taxonomy, level))
+    return [*(_summed(scores, each, taxonomy.num_classes[tier]) for tier, each in above), scores]
 
 
 def combine_levels(

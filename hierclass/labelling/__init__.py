@@ -10,7 +10,7 @@ and `run_folder` (files), `run_manifest` (what was asked), `run_pass` (one pass 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
 
 from hierclass.errors import InputError
@@ -33,14 +33,15 @@ def label(
     precision: float | None = None,
     only: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
+    prior: Mapping[str, float] | None = None,
     shard: str | None = None,
     reading: ReadOptions | None = None,
 ) -> Iterator[Row]:
     """Label images: yield a row for every image that `paths` lead to, in order, with an error where one can't be read.
 
     `paths` are images, folders, tar and Parquet files of images (`hierclass.labelling.inputs.list_inputs`); they may
-    be endless, but for a `shard` ("2/8": the second of eight equal parts). The other arguments are those of
-    `hierclass label`: `hierclass.decisions.exit_policy.Request` explains them, and
+    be endless, but for a `shard` ("2/8": the second of eight equal parts). `prior` maps classes to their weights. The
+    other arguments are those of `hierclass label`: `hierclass.decisions.exit_policy.Request` explains them, and
     `hierclass.labelling.read_input.ReadOptions` explains `reading`. Memory does not grow with the number of images.
 
     Raises:
@@ -55,7 +56,7 @@ def label(
 
     if not isinstance(paths, (str, Iterable)) or is_one_image(paths):
         paths = [cast("str | os.PathLike[str]", paths)]
-    request = Request.of(level, min_tier, precision, only, exclude)
+    request = Request.of(level, min_tier, precision, only, exclude, prior)
     pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
     inputs = pipeline.list_inputs(map(_path, paths), None if shard is None else Shard.parse(shard))
     return (row for outcome in pipeline.run(inputs) for row in pipeline.rows(outcome))

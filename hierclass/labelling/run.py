@@ -108,8 +108,8 @@ class LabelRun:
         """Label the rows that meet an SQL condition again.
 
         Rows stay if their image is gone or a higher level than the requested one has answered it. A request without
-        classes takes those that the run was begun with. The request of the last call, given again, is finished;
-        images that could not be read are tried again.
+        classes takes those that the run was begun with, one without a prior its prior. The request of the last call,
+        given again, is finished; images that could not be read are tried again.
 
         Raises:
             LevelError: the model has no such level.
@@ -122,9 +122,10 @@ class LabelRun:
             )
         check_model(self.folder, describe_model(self.classifier))
         check_place(self.folder)
+        begun = request_from_json(manifest["jobs"][0])
         if not request.selects:
-            begun = request_from_json(manifest["jobs"][0])
             request = dataclasses.replace(request, only=begun.only, exclude=begun.exclude)
+        request = dataclasses.replace(request, prior=request.prior or begun.prior)
         self._check(request)
         job = {
             "kind": "refine",
@@ -133,7 +134,7 @@ class LabelRun:
             **request_to_json(request),
         }
         refined = [n for n, each in enumerate(manifest["jobs"]) if each["kind"] == "refine"]
-        if refined and manifest["jobs"][refined[-1]] == job:
+        if refined and request_to_json(Request()) | manifest["jobs"][refined[-1]] == job:
             self._repeat(refined[-1])
             return
         self._require_complete(manifest)

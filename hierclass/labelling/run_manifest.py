@@ -91,7 +91,7 @@ def check_same(folder: RunFolder, wanted: Manifest) -> None:
             "another folder, or add --overwrite"
         )
     ours = {**wanted["inputs"], **wanted["jobs"][0]}
-    theirs = {**stored["inputs"], **stored["jobs"][0]}
+    theirs = {**request_to_json(Request()), **stored["inputs"], **stored["jobs"][0]}
     different = [name for name, value in ours.items() if theirs.get(name) != value]
     if different:
         name = different[0]
@@ -103,16 +103,17 @@ def check_same(folder: RunFolder, wanted: Manifest) -> None:
 
 
 def request_to_json(request: Request) -> Manifest:
-    """Return a request as JSON values."""
-    values = dataclasses.asdict(request)
+    """Return a request as JSON values; its prior as an object, whose order does not count."""
+    values = {**dataclasses.asdict(request), "prior": dict(request.prior)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def request_from_json(job: Manifest) -> Request:
-    """Read the request of an entry of `jobs`."""
+    """Read the request of an entry of `jobs`, of which earlier versions did not write every value."""
+    known = request_to_json(Request()) | job
     names = [field.name for field in dataclasses.fields(Request)]
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v := job[name], list) else v for name in names}
-    return Request(**values)
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v := known[name], list) else v for name in names}
+    return Request(**{**values, "prior": tuple(known["prior"].items())})
 
 
 def _option(name: str) -> str:
@@ -126,6 +127,8 @@ def _model(about: Manifest) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{name} {weight:g}" for name, weight in value.items()]
     if isinstance(value, list) and len(value) > 4:
         return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
     if isinstance(value, list):
