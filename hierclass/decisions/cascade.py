@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.decisions.exit_policy import Answers, ExitPolicy, Flags
+from hierclass.decisions.exit_policy import Answers, ExitPolicy
+from hierclass.decisions.named_classes import Flags
 from hierclass.decisions.prediction import Prediction, Scores, combine_levels
 from hierclass.errors import unexpected
 from hierclass.runtime.interface import Batch, BatchState, Runtime

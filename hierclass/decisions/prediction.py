@@ -36,10 +36,11 @@ class Prediction:
     to fine. `level` is the last level that was computed.
 
     `stop_reason` and `sure` are None where nothing but a level was asked for. With `level="auto"`, `only`, `exclude` or
-    `prior`, `stop_reason` says why no finer level was computed: a `hierclass.decisions.exit_policy.StopReason` in words,
-    as in the table of `hierclass label`. `sure` says whether an answer is, and is false where there is none: "not sure"
-    (the path is the coarsest guess), "excluded" (the path is what the model sees, none of the classes asked for), or
-    "asked" (the level is too coarse for `only`). It is None where the level that was asked for has answered.
+    `prior`, `stop_reason` says why no finer level was computed, as in the table of `hierclass label` (a
+    `hierclass.decisions.exit_policy.StopReason` in words). `sure` says whether an answer is, and is false where there
+    is none: "not sure" (the path is the coarsest guess), "excluded" (the path is what the model sees, none of the
+    classes asked for), or "asked" (the level is too coarse for `only`). It is None where the level that was asked for
+    has answered.
 
     It is a dataclass of JSON values: web frameworks and JSON encoders that take dataclasses take it, and
     `json.dumps(prediction.to_dict())` works everywhere.
