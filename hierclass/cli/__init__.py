@@ -54,7 +54,7 @@ from taxonomy.streams import prepare_streams, visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hierclass.classifier import Level
+    from hierclass.costs import Level
     from hierclass.decisions.prediction import Prediction
 
 DEBUG_VARIABLE = "HIERCLASS_DEBUG"

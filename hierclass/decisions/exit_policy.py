@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -12,8 +13,14 @@ from numpy.typing import NDArray
 
 from hierclass.decisions.calibration import Decision
 from hierclass.decisions.named_classes import Flags, allowed_classes, inside_classes
-from hierclass.decisions.prediction import Scores, best_paths, restrict_classes
-from hierclass.decisions.prior import Prior, apply_prior, leaf_weights, tier_weights
+from hierclass.decisions.prediction import (
+    Prediction,
+    Scores,
+    best_paths,
+    restrict_classes,
+    to_predictions,
+)
+from hierclass.decisions.prior import Prior, apply_prior, from_mapping, leaf_weights, tier_weights
 from hierclass.errors import InputError
 from taxonomy import Taxonomy
 
@@ -59,6 +66,45 @@ class Request:
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     prior: Prior = ()
+
+    @classmethod
+    def of(
+        cls,
+        level: LevelChoice = None,
+        min_tier: int | None = None,
+        precision: float | None = None,
+        only: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+        prior: Mapping[str, float] | None = None,
+    ) -> Request:
+        """Return the request that the arguments of a call make; None: not given.
+
+        Raises:
+            InputError: an argument is malformed, or would change nothing beside the others.
+        """
+        auto, classes = level == "auto", (_names(only), _names(exclude))
+        if min_tier is not None and not auto:
+            raise InputError("min_tier belongs to level='auto'")
+        if precision is not None and not auto and not any(classes):
+            raise InputError("precision belongs to level='auto', only and exclude")
+        if min_tier is not None and not _is(Integral, min_tier):
+            raise InputError(f"min_tier is the number of a tier, from 0, not {min_tier!r}")
+        if precision is not None and not _is(Real, precision):
+            raise InputError(f"precision is a share of right answers such as 0.95, not {precision!r}")
+        if prior is not None and not isinstance(prior, Mapping):
+            raise InputError(
+                f"prior maps classes to weights, such as {{'dog': 2.5}}, and is no {type(prior).__name__}"
+            )
+        _names(prior or ())
+        defaults = cls()
+        return cls(
+            level=level,
+            min_tier=defaults.min_tier if min_tier is None else int(min_tier),
+            precision=defaults.precision if precision is None else float(precision),
+            only=classes[0],
+            exclude=classes[1],
+            prior=from_mapping(prior or {}),
+        )
 
     @property
     def selects(self) -> bool:
@@ -189,6 +235,24 @@ class ExitPolicy:
         )
         return done | none, answers
 
+    def predictions(self, tiers: Sequence[Scores], answers: Answers) -> list[Prediction]:
+        """Return the `answers` that `judge` gave for the scores `tiers` as predictions.
+
+        Each path ends at the tier that is shown. Where there is none, it is what the model sees.
+        """
+        shown = list(tiers) if self._weights is None else apply_prior(tiers, self.taxonomy, self._weights)
+        if self._allowed is not None:
+            excluded = (answers.reason == StopReason.EXCLUDED)[:, None]
+            kept = restrict_classes(shown, self.taxonomy, self._allowed)
+            shown = [np.where(excluded, *both) for both in zip(shown, kept, strict=True)]
+        found = []
+        for row, prediction in enumerate(to_predictions(shown, self.taxonomy)):
+            reason, tier, end = (each[row] for each in (answers.reason, answers.tier, answers.shown))
+            sure = None if reason == StopReason.ASKED and tier >= 0 else bool(tier >= 0)
+            end = int(end) if end >= 0 else prediction.level
+            found.append(prediction.ended(end, StopReason(int(reason)).word, sure))
+        return found
+
     def _sure(self, scores: Scores) -> Flags:
         """Whether each score (N, k + 1) of the paths of level k reaches its threshold."""
         if self._thresholds is None:
@@ -230,4 +294,18 @@ def _finest(sure: Flags) -> NDArray[np.int64]:
 def _coarsest(flags: Flags) -> NDArray[np.int64]:
     """The first true column of every row, -1 where there is none."""
     found: NDArray[np.int64] = np.where(flags.any(axis=1), flags.argmax(axis=1), -1)
+    return found
+
+
+def _is(kind: type, value: object) -> bool:
+    """Whether a value is a number of a kind, of NumPy perhaps."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _names(names: object) -> tuple[str, ...]:
+    """One name or several as a tuple."""
+    found = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
+    for name in found:
+        if not isinstance(name, str):
+            raise InputError(f"classes are given by name or synset id, not as {name!r:.60}")
     return found

@@ -16,10 +16,9 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -36,9 +35,8 @@ from PIL import (
 
 from hierclass.errors import ImageError
 from hierclass.images.inspection import Inspection, Stream, exif_of_text, inspect
+from hierclass.images.sources import ImageSource, check_length, names_url, open_source
 from hierclass.images.tags import read_orientation, read_thumbnail
-
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
 
 # Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked in the header, before decoding.
 MAX_PIXELS = 178_956_970
@@ -93,8 +91,8 @@ _TRANSPOSES = {
 def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Image:
     """Read a picture as RGB, upright.
 
-    `source` is a path, the bytes of a file, a PIL image or a uint8 array (H, W, 3) in RGB order. EXIF
-    orientation is applied; transparent pixels lie on white; 16-bit grey is scaled to 8 bits; an animation
+    `source` is one of the forms of `hierclass.images.sources.ImageSource`. EXIF orientation is applied; transparent
+    pixels lie on white; 16-bit grey is scaled to 8 bits; an animation
     gives its first frame. With `min_side`, the side in pixels that the shorter side will be resized to, a
     large picture is decoded at a reduced scale where that is cheaper, never below twice `min_side`.
 
@@ -102,18 +100,12 @@ def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Ima
         ImageError: the source is no complete picture of at most 178 megapixels, or no regular file.
     """
     try:
-        if isinstance(source, np.ndarray):
-            return _from_array(source)
-        if isinstance(source, Image.Image):
-            _check_size(source.size)
-            source.load()
-            return _finish(source, min_side)
-        if not isinstance(source, str | bytes | os.PathLike):
-            raise ImageError(
-                "an image is a path, bytes, a PIL image or a uint8 array (H, W, 3), "
-                f"not a {type(source).__name__}"
-            )
-        with _open_stream(source) as stream:
+        found = open_source(source, MAX_BYTES)
+        if isinstance(found, Image.Image):
+            _check_size(found.size)
+            found.load()
+            return _finish(found, min_side)
+        with _open_stream(found) as stream:
             return _decode(stream, min_side)
     except ImageError:
         raise
@@ -219,7 +211,13 @@ def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[Stream]:
         raw: io.BytesIO | io.FileIO = io.BytesIO(source)
     else:
         # Ask before opening: to open a device can do something, to open a pipe can block for ever.
-        _check_regular(Path(source).stat().st_mode)
+        try:
+            mode = Path(source).stat().st_mode
+        except OSError:
+            if names_url(source):
+                raise ImageError("is a URL; nothing is fetched; download it and give the file") from None
+            raise
+        _check_regular(mode)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         raw = io.FileIO(os.open(source, flags), "r")
         size = os.fstat(raw.fileno()).st_size
@@ -228,8 +226,7 @@ def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[Stream]:
             _check_regular(os.fstat(raw.fileno()).st_mode)
         if size == 0:
             raise ImageError("is empty (0 bytes)")
-        if size > MAX_BYTES:
-            raise ImageError(f"has {size / (1 << 30):.1f} GiB; files of up to {MAX_BYTES >> 30} GiB are read")
+        check_length(size, MAX_BYTES)
         yield stream
 
 
@@ -384,14 +381,6 @@ def _scaled_grey(image: Image.Image, levels: tuple[float, float]) -> Image.Image
     black, white = levels
     grey = (np.asarray(image).astype(np.float32) - black) * (255 / (white - black))
     return Image.fromarray(np.nan_to_num(grey).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-
-
-def _from_array(array: NDArray[np.uint8]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ImageError(
-            f"an array must be uint8 of shape (H, W, 3), not {array.dtype} of shape {array.shape}"
-        )
-    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _reason(error: Exception) -> str:

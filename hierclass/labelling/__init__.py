@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hierclass.errors import InputError
 
@@ -30,8 +30,8 @@ def label(
     *,
     classifier: Classifier | None = None,
     level: LevelChoice = None,
-    min_tier: int = 0,
-    precision: float = 0.95,
+    min_tier: int | None = None,
+    precision: float | None = None,
     only: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     prior: Mapping[str, float] | None = None,
@@ -51,25 +51,22 @@ def label(
     """
     from hierclass.classifier import load
     from hierclass.decisions.exit_policy import Request
-    from hierclass.decisions.prior import from_mapping
+    from hierclass.images.sources import is_one_image
     from hierclass.labelling.inputs import Shard
     from hierclass.labelling.pipeline import LabelPipeline
 
-    if min_tier and level != "auto":
-        raise InputError("min_tier belongs to level='auto'")
-    names = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    request = Request(
-        level=level,
-        min_tier=min_tier,
-        precision=precision,
-        only=_names(only),
-        exclude=_names(exclude),
-        prior=from_mapping(prior or {}),
-    )
+    if not isinstance(paths, (str, Iterable)) or is_one_image(paths):
+        paths = [cast("str | os.PathLike[str]", paths)]
+    request = Request.of(level, min_tier, precision, only, exclude, prior)
     pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
-    inputs = pipeline.list_inputs(names, None if shard is None else Shard.parse(shard))
+    inputs = pipeline.list_inputs(map(_path, paths), None if shard is None else Shard.parse(shard))
     return (row for outcome in pipeline.run(inputs) for row in pipeline.rows(outcome))
 
 
-def _names(names: str | Iterable[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+def _path(value: object) -> str | os.PathLike[str]:
+    if isinstance(value, (str, os.PathLike)):
+        return value
+    raise InputError(
+        f"hierclass.label takes paths, not {type(value).__name__}; predict_batch takes images in memory, with "
+        "level='auto' as well"
+    )

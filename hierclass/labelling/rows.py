@@ -48,6 +48,12 @@ class Row:
     steps: tuple[Step, ...] = ()
     guess: int | None = None
 
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"<Row {self.path}: error: {self.error}>"
+        shown = "no answer" if self.score is None else f"{self.label} {self.score:.2f}"
+        return f"<Row {self.path}: {shown}, {self.stop_reason} at level {self.chosen_level}>"
+
     @property
     def answer(self) -> Step | None:
         """The class that is the answer; None if there is none."""

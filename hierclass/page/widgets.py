@@ -30,7 +30,7 @@ def build_controls(classifier: Classifier) -> Controls:
     """Add the widgets that set how fine and how sure an answer must be."""
     import gradio as gr
 
-    from hierclass.classifier import run_once
+    from hierclass.costs import run_once
 
     levels, known = classifier.levels, classifier.decision.precisions
     info = "Fewer kinds cost less: a finer step that is not needed is never computed."
