@@ -107,7 +107,7 @@ def check_heic(data: bytes) -> bytes:
     items = _Items(data)
     if items.num_bytes > 4 * len(data):
         raise ImageError(
-            f"is broken or hostile: its items take {items.num_bytes >> 20:,} MiB, more than the file: they share bytes"
+            f"is truncated or hostile: its items take {items.num_bytes:,} bytes of a file of {len(data):,}"
         )
     shown = items.areas.get(items.main, 0)
     coded = items.coded(items.main, 0) + sum(

@@ -472,6 +472,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     text = " ".join(str(error).split())[:160]
+    if text.startswith(("Unsupported", "Unimplemented", "unsupported")):
+        return f"is of a variant that is not read ({text})"
     if isinstance(error, struct.error) or any(
         word in text.lower() for word in ("truncated", "unexpected end")
     ):

@@ -215,7 +215,10 @@ KINDS: tuple[Kind, ...] = (
         signature=rb"\0\0\0\0\0\0\0\x04",
     ),
     _unread(
-        "SPIDER", ".spi", "measurements of electron microscopes; save a rendering as PNG", formats=("SPIDER",)
+        "SPIDER",
+        ".spi .spider",
+        "measurements of electron microscopes; save a rendering as PNG",
+        formats=("SPIDER",),
     ),
     _unread(
         "macOS icon (ICNS)",

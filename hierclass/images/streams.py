@@ -77,8 +77,9 @@ def only(stream: Stream, parts: list[tuple[int, int]], head: bytes = b"") -> Str
         return stream
     if stream.length <= BLOCK:
         data = read_at(stream, 0, BLOCK)
-        return Stream(io.BytesIO(b"".join([head, *(data[begin:end] for begin, end in joined)])))
-    return Stream(_Parts(stream, joined, head))
+        shown = b"".join([head, *(data[begin:end] for begin, end in joined)])
+        return Stream(io.BytesIO(shown), len(shown))
+    return Stream(_Parts(stream, joined, head), len(head) + sum(end - begin for begin, end in joined))
 
 
 def read_at(stream: IO[bytes], place: int, count: int) -> bytes:
