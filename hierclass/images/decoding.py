@@ -88,6 +88,8 @@ _SAME_RATIO = 0.02
 _RAW = "RAW"
 PREVIEW = "preview"
 """Key of `info` that is True in a picture which `read_image` returns if it is a preview inside of a RAW file."""
+_UNUSED_OPACITY = ("TGA", "BMP", "DIB")
+"""Formats whose writers may leave opacity at 0 everywhere, where they mean none."""
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -300,13 +302,10 @@ def _read_raw_preview(raw: RawFile, min_side: int | None) -> Image.Image | None:
     if found is None:
         return None
     try:
-        if isinstance(found, Image.Image):
-            preview = _upright(found, raw.upright_turn(found.size, 1))
-        else:
-            stream = Stream(io.BytesIO(found), len(found))
-            with _open_image(stream, "JPEG", header_only=True)[0] as image:
-                turn = raw.upright_turn(image.size, _orientation(image))
-            preview = _decode_as("JPEG", stream, min_side, turn)
+        stream = Stream(io.BytesIO(found), len(found))
+        with _open_image(stream, "JPEG", header_only=True)[0] as image:
+            turn = raw.upright_turn(image.size, _orientation(image))
+        preview = _decode_as("JPEG", stream, min_side, turn)
     except Exception:
         return None
     preview.info = {PREVIEW: True}
@@ -383,6 +382,8 @@ def _check_size(size: tuple[int, int], inspection: Inspection | None = None, mod
 
 def _finish(image: Image.Image, min_side: int | None, turn: int | None = None) -> Image.Image:
     """Convert a loaded picture to RGB, smaller if `min_side` allows and it is very large, and upright."""
+    if image.format in _UNUSED_OPACITY and image.mode in ("RGBA", "LA") and image.getextrema()[-1] == (0, 0):
+        image = image.convert(image.mode[:-1])
     factor = 1
     if min_side is not None and image.width * image.height > _LARGE:
         factor = max(1, min(image.size) // (_MARGIN * min_side))
@@ -427,12 +428,21 @@ def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "LAB":
+        return _of_lab(image)
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(rgba, mask=rgba.getchannel("A"))
     return white
+
+
+def _of_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, rgb, "LAB", "RGB").apply(image)
 
 
 def _grey_levels(image: Image.Image) -> tuple[float, float] | None:

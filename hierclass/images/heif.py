@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
 
 class HeifPicture(ImageFile.ImageFile):
@@ -20,7 +20,7 @@ class HeifPicture(ImageFile.ImageFile):
         self._size, self._mode = main.size, main.mode
         self.tile = []
 
-    def load(self) -> Image.core.PixelAccess | None:
+    def load(self) -> Any:
         """Decode the picture."""
         if self._heif is not None:
             main, self._heif = self._heif[self._heif.primary_index], None

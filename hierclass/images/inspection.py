@@ -294,7 +294,7 @@ def _avif(stream: Stream) -> Inspection:
 
 def _heif(stream: Stream) -> Inspection:
     data = check_heic(read_at(stream, 0, -1))
-    return Inspection(io.BytesIO(data), pixel_bytes=8, fixed_bytes=2 * len(data))
+    return Inspection(io.BytesIO(data), pixel_bytes=6, fixed_bytes=2 * len(data))
 
 
 def _psd(stream: Stream) -> Inspection:

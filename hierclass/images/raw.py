@@ -35,17 +35,18 @@ class RawFile:
         self.turn = _EXIF_OF_FLIP[sizes.flip] if 0 <= sizes.flip < 8 else 1
         """EXIF's orientation of the photograph."""
 
-    def preview(self) -> bytes | Image.Image | None:
-        """The largest preview as it lies in the file: a JPEG file, or RGB; None if there is none that can be read."""
+    def preview(self) -> bytes | None:
+        """The largest preview, a JPEG file; None if there is none.
+
+        Small pictures that are not compressed do not count: rawpy believes what the file says of their size.
+        """
         import rawpy
 
         try:
             found = self._raw.extract_thumb()
         except (rawpy.LibRawError, rawpy.NotSupportedError):
             return None
-        if found.format == rawpy.ThumbFormat.JPEG:
-            return bytes(found.data)
-        return Image.fromarray(found.data).convert("RGB")
+        return bytes(found.data) if found.format == rawpy.ThumbFormat.JPEG else None
 
     def upright_turn(self, size: tuple[int, int], own: int) -> int:
         """EXIF's orientation of a preview of this size, which says `own` of itself; 1 if it lies as it should.

@@ -243,17 +243,20 @@ def repack_qoi(stream: IO[bytes], *, header_only: bool = False) -> bytes | None:
 def _qoi_pixels(code: bytes, total: int, channels: int) -> bytearray:
     """Pixels of QOI's codes, each of one pixel or a run of up to 62; opacity is dropped with 3 channels."""
     pixels = bytearray()
-    seen = [(0, 0, 0, 0)] * 64
+    seen = [(0, 0, 0, 0, bytes(channels))] * 64
     red = green = blue = place = 0
     alpha, pixel, end = 255, bytes((0, 0, 0, 255))[:channels], len(code)
+    with_alpha = channels == 4
     for _ in range(MAX_CODES):
         if place >= end or len(pixels) >= total:
             break
         value = code[place]
         place += 1
         if value < 0x40:
-            red, green, blue, alpha = seen[value]
-        elif value < 0x80:
+            red, green, blue, alpha, pixel = seen[value]
+            pixels += pixel
+            continue
+        if value < 0x80:
             red = red + (value >> 4 & 3) - 2 & 255
             green = green + (value >> 2 & 3) - 2 & 255
             blue = blue + (value & 3) - 2 & 255
@@ -276,9 +279,9 @@ def _qoi_pixels(code: bytes, total: int, channels: int) -> bytearray:
             red, green, blue = code[place], code[place + 1], code[place + 2]
             alpha = alpha if taken == 3 else code[place + 3]
             place += taken
-        seen[red * 3 + green * 5 + blue * 7 + alpha * 11 & 63] = (red, green, blue, alpha)
-        pixel = bytes((blue, green, red, alpha)[:channels])
+        pixel = bytes((blue, green, red, alpha) if with_alpha else (blue, green, red))
         pixels += pixel
+        seen[red * 3 + green * 5 + blue * 7 + alpha * 11 & 63] = (red, green, blue, alpha, pixel)
     else:
         if len(pixels) < total:
             raise ImageError(
