@@ -1,6 +1,10 @@
 """Trees of class folders, like animal/dog/chihuahua/*.jpg, read as taxonomies. Opens no image."""
 
+import fnmatch
+import functools
 import os
+import re
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
@@ -16,7 +20,43 @@ IMAGE_ENDINGS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
     ".tif", ".tiff", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm",
 ))
+IGNORED = (
+    ".*", "@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", "@__thumb", "@tmp", "$RECYCLE.BIN",
+    "RECYCLER", "System Volume Information", "Thumbs.db", "ehthumbs*.db", "desktop.ini", "__MACOSX", "Icon\r",
+    "lost+found",
+)
+"""Files and folders that are searched for images nowhere unless they are named, as patterns: hidden ones (with a dot
+first, as `.thumbnails`, `.DS_Store` and `._a.jpg`), and what Synology, QNAP, Windows, macOS and Linux leave behind."""
 # fmt: on
+
+
+class Ignore:
+    """Tells by their names what a search of folders leaves out."""
+
+    def __init__(self, patterns: Iterable[str] = IGNORED) -> None:
+        """Take patterns as of a shell (`fnmatch`), in any case; one with / inside is of a path, where `*` matches / too."""
+        tidied = [each.replace(os.sep, "/").rstrip("/").removeprefix("./") for each in patterns]
+        self._name = _any_of(each for each in tidied if "/" not in each)
+        self._path = _any_of(each.removeprefix("/") for each in tidied if "/" in each)
+
+    def __call__(self, name: str, *paths: str) -> bool:
+        """Return whether a file or folder of this name, and of these paths, is left out."""
+        if self._name is not None and self._name.match(name):
+            return True
+        return self._path is not None and any(self._path.match(path.replace(os.sep, "/")) for path in paths)
+
+
+def _any_of(patterns: Iterable[str]) -> re.Pattern[str] | None:
+    parts = [fnmatch.translate(pattern) for pattern in patterns if pattern]
+    return re.compile("|".join(parts), re.IGNORECASE) if parts else None
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether a file or folder of this name is left out where nobody says otherwise."""
+    return _usual()(name)
+
+
+_usual = functools.cache(Ignore)
 
 
 def from_folder(path: str | PathLike[str]) -> Taxonomy:
@@ -25,7 +65,7 @@ def from_folder(path: str | PathLike[str]) -> Taxonomy:
     A leaf is a folder without folders in it; images beside folders show an inner node. Its class in tier k is the k-th
     folder of its path; a leaf of a shorter path is its own class in the finer tiers. Ids are the folders' relative
     paths with "/", so that a leaf's images are found by its id; names are the folders' names with spaces for
-    underscores. Hidden folders and links that lead back up are ignored.
+    underscores. Hidden folders, those of NAS and desktops (`IGNORED`) and links that lead back up are ignored.
 
     Raises:
         TaxonomyError: the folder cannot be read or has no class folders.
@@ -76,9 +116,9 @@ def _leaf_folders(folder: Path, parts: tuple[str, ...], chain: tuple[Path, ...])
 
 
 def _is_class_folder(entry: os.DirEntry[str], chain: tuple[Path, ...]) -> bool:
-    """Whether an entry is a visible folder, and no link to a folder on the way down here or above it."""
+    """Whether an entry is a folder that counts, and no link to a folder on the way down here or above it."""
     try:
-        if entry.name.startswith(".") or not entry.is_dir():
+        if is_ignored(entry.name) or not entry.is_dir():
             return False
         return not (entry.is_symlink() and chain[-1].is_relative_to(Path(entry.path).resolve()))
     except (OSError, RuntimeError):  # a link to itself

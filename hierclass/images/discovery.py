@@ -4,16 +4,55 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path, PurePath
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from hierclass.errors import InputError
-from taxonomy.folders import IMAGE_ENDINGS
+from hierclass.images.path_lists import PACKED_ENDINGS, as_meant, read_list, why_no_image
+from taxonomy.folders import IGNORED, IMAGE_ENDINGS, Ignore
 
 STANDARD_INPUT = "-"
-LONGEST_PATH = 1 << 20
-"""Bytes of a line of a list of paths, at most; the longest paths of any system have 32 KB."""
+_MOST_ENDINGS = 1000
+"""Endings that are counted apart; names are a stranger's."""
+_LONGEST_ENDING = 12
+_MOST_SHOWN = 6
+
+
+class PassedOver:
+    """Counts the files that a search leaves out because their endings are not of images, by ending."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._endings = Counter[str]()
+
+    def __len__(self) -> int:
+        return self._endings.total()
+
+    def add(self, name: str) -> None:
+        """Count a file."""
+        ending = ending_of(name)
+        known = ending in self._endings or len(self._endings) < _MOST_ENDINGS
+        self._endings[ending if known and len(ending) <= _LONGEST_ENDING else "…"] += 1
+
+    def update(self, others: PassedOver) -> None:
+        """Count what another has counted."""
+        self._endings.update(others._endings)
+
+    def text(self) -> str:
+        """Return one line such as "12 other files passed over (.nef 9, .mov 3)", and how to get photographs read.
+
+        Empty if there are none.
+        """
+        if not self._endings:
+            return ""
+        *shown, rest = *self._most_common(), ("…", 0)
+        shown, rest
+        return ""
+
+    def advice(self) -> str:
+        """Return how to get at what may be images in the files: photographs, and what is packed; empty if there are none."""
 
 
 def find_inputs(
@@ -21,17 +60,25 @@ def find_inputs(
     *,
     stdin: BinaryIO | None = None,
     also: Collection[str] = (),
+    ignore: Collection[str] = IGNORED,
+    passed_over: PassedOver | None = None,
 ) -> Iterator[str]:
     """Yield the path of every image that `names` lead to, in their order.
 
-    A file is yielded as it is named, whether it exists or not. A folder yields its images, recursively, sorted by
-    name, without hidden files and folders; each folder is entered once, so links may form loops. A folder without
-    images is yielded itself; reading it gives the error. `-` stands for the paths listed on `stdin` (standard input
-    if None), one per line or separated by NUL bytes. Files with one of the endings `also` count as images.
+    A file is yielded as it is named, whether it exists or not; blanks and quotes around a name, `~` and file URLs are
+    understood where there is no file of that very name. A folder yields its images, recursively, sorted by name,
+    without what the patterns `ignore` leave out (`taxonomy.folders.Ignore`; paths are those under the folder, or as
+    yielded); each folder is entered once, so links may form loops. A folder without images is yielded itself; reading
+    it gives the error. `-` stands for the list on `stdin` (standard input if None), as
+    `hierclass.images.path_lists.read_list` reads it. Files with one of the endings `also` count as images; other files
+    in folders are counted in `passed_over`.
 
     Raises:
-        InputError: there were only empty folders and lists (raised after the last path).
+        InputError: a name is of a list or a table (when it is reached), or there were only empty folders and lists
+            (after the last path).
     """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    endings, skip = IMAGE_ENDINGS | frozenset(also), Ignore(ignore)
     num_files = 0
     folder, asked = "", list[str]()
     for name in _expand(_noted(names, asked), stdin):
@@ -41,7 +88,7 @@ def find_inputs(
             continue
         folder = name
         empty = True
-        for path in _walk(name, IMAGE_ENDINGS | frozenset(also)):
+        for path in _walk(name, endings, skip, passed_over):
             empty = False
             num_files += 1
             yield path
@@ -50,10 +97,19 @@ def find_inputs(
     if num_files == 0:
         found = "the list on standard input is empty" if asked else "no image is named"
         if folder:
-            found = f"no images in the folder {display_name(folder)}"
-        raise InputError(
-            f"nothing to do: {found}; name image files, folders of images, or - for a list of paths"
-        )
+            found = f"no images in the folder {display_name(folder)}" 
+        raise InputError(nothing_to_do(found, passed_over))
+
+
+def nothing_to_do(found: str, passed_over: PassedOver) -> str:
+    """Say that there is nothing to label, what there is instead, and what to do."""
+
+
+def check_named(name: str | os.PathLike[str]) -> None:
+    """Raise InputError if a file that is named is a list, a table or packed."""
+    path = as_meant(os.fspath(name))
+    if why := why_no_image(path):
+        raise InputError(f"{display_name(path)} {why}")
 
 
 def display_name(path: str | os.PathLike[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import MAX_BYTES
-from taxonomy.folders import IMAGE_ENDINGS
+from taxonomy.folders import IMAGE_ENDINGS, is_ignored
 
 MAX_DIRECTORY = 4 << 20
 """Bytes of a zip file's list of members, at most; zipfile reads it whole before anything else."""
@@ -131,7 +131,7 @@ def _is_photograph(member: zipfile.ZipInfo) -> bool:
     parts = PurePosixPath(member.filename).parts
     if not parts:
         return False
-    hidden = any((part[0] == "." and part != "..") or part == "__MACOSX" for part in parts)
+    hidden = any(is_ignored(part) and part != ".." for part in parts)
     return (
         not member.is_dir() and not hidden and PurePosixPath(member.filename).suffix.lower() in IMAGE_ENDINGS
     )

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name, find_inputs
 from taxonomy import TaxonomyError
-from taxonomy.folders import IMAGE_ENDINGS, from_folder
+from taxonomy.folders import IMAGE_ENDINGS, from_folder, is_ignored
 
 LabelPath = tuple[str, ...]
 """Folder names on the path to an image, outermost first; of table rows the parts of the label, split at "/"."""
@@ -116,9 +116,7 @@ def divided(path: Path) -> tuple[Path, Path] | None:
     """The folders train and val of a folder that holds these and at most a folder test beside them, else None."""
     if not path.is_dir():
         return None
-    folders = {
-        entry.name.lower(): entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."
-    }
+    folders = {entry.name.lower(): entry for entry in path.iterdir() if entry.is_dir() and not is_ignored(entry.name)}
     train = [folders[name] for name in TRAIN if name in folders]
     val = [folders[name] for name in VAL if name in folders]
     if len(train) == len(val) == 1 and folders.keys() <= {*TRAIN, *VAL, *TEST}:
@@ -155,7 +153,7 @@ def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> Imag
 def _empty_folders(path: Path, ways: Sequence[LabelPath], *, one_level: bool) -> list[str]:
     """A note that names the class folders without an image."""
     if one_level:
-        folders = [entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."]
+        folders = [entry.name for entry in path.iterdir() if entry.is_dir() and not is_ignored(entry.name)]
     else:
         folders = []
         with contextlib.suppress(TaxonomyError):  # of names that make no tree, said elsewhere

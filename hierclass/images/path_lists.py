@@ -1,0 +1,178 @@
+"""Read lists of paths as people write them, and say what a path that leads to no image is, and what to do with it."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from hierclass.errors import InputError
+
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
+"""Columns of a table that are taken for paths, in this order."""
+LONGEST_PATH = 1 << 20
+"""Bytes of a line of a list of paths, at most; the longest paths of any system have 32 KB."""
+LIST_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".lst", ".list", ".jsonl", ".ndjson")
+PACKED_ENDINGS = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
+_JSON_ENDINGS = (".jsonl", ".ndjson")
+_PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+"""How files with these endings begin."""
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_HEAD = 4096
+"""Bytes of a file that tell whether it is text."""
+_URL = re.compile(r"(?i)(data:|[a-z][a-z0-9+.-]+:/)")
+_FILE_URL = re.compile(r"(?i)file:(//(localhost)?)?(?=/)")
+_ODD = re.compile(r"(?i)^[\s\"'~]|[\s\"']$|^file:")
+_QUOTES = "\"'"
+_DELIMITERS = ",\t;"
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")
+_PLAIN_PNM = re.compile(rb"P[1-3]\s")
+"""How pictures that are written as text begin."""
+
+
+def read_list(stream: BinaryIO) -> Iterator[str]:
+    """Yield the paths of a list: one per line as people write them (`as_meant`), or separated by NUL bytes, exactly.
+
+    A table with a line of headings (CSV, or with tabs or semicolons) gives the first column of `PATH_COLUMNS` in it.
+
+    Raises:
+        InputError: it is no such list (raised where that shows).
+    """
+    head = stream.read(1 << 16)  # longer than any path: a list separated by NUL bytes shows one here
+    if head.startswith(_UTF16):
+        raise InputError(
+            "the list on standard input is UTF-16 text; write it as UTF-8 (in PowerShell: | Out-File -Encoding utf8)"
+        )
+    if b"\0" in head:
+        yield from _split(stream, head, b"\0")
+        return
+    lines = _split(stream, head.removeprefix(b"\xef\xbb\xbf"), b"\n")
+    first = next(lines, "")
+    delimiter, column = _table(first)
+    if column is None:
+        yield from map(as_meant, itertools.chain([first] if first else [], lines))
+        return
+    table = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for cells in table:
+            if len(cells) > column and cells[column].strip():
+                yield as_meant(cells[column])
+    except csv.Error as error:
+        raise InputError(
+            f"the table on standard input is damaged near line {table.line_num + 1} ({error}); give a list of paths, one per line"
+        ) from error
+
+
+def _split(stream: BinaryIO, rest: bytes, separator: bytes) -> Iterator[str]:
+    """Yield what is no blank between separators; `rest` was read of the stream before."""
+    while True:
+        chunk = stream.read(1 << 16)
+        *lines, rest = (rest + chunk).split(separator)
+        if len(rest) > LONGEST_PATH:
+            raise InputError("the list on standard input has a line of a mebibyte, which is no path")
+        if not chunk:
+            lines.append(rest)
+        for line in lines:
+            path = line if separator == b"\0" else line.removesuffix(b"\r")
+            if path.strip():
+                yield os.fsdecode(path)
+        if not chunk:
+            return
+
+
+def _table(first: str) -> tuple[str, int | None]:
+    """Return the delimiter of a table and the number of its column of paths; None for a list of paths.
+
+    Raises:
+        InputError: it is a table whose first line does not name its columns, or lines of JSON.
+    """
+    if not first or os.path.lexists(as_meant(first)):
+        return "", None
+    if first.lstrip().startswith("{"):
+        raise InputError(
+            "the list on standard input is JSON; give its paths alone, one per line: jq -r .path FILE | hierclass label -"
+        )
+    delimiter = max(_DELIMITERS, key=first.count)
+    cells = next(csv.reader([first], delimiter=delimiter), [])
+    names = [cell.strip().lower() for cell in cells]
+    columns = [names.index(name) for name in PATH_COLUMNS if name in names]
+    if columns:
+        return delimiter, columns[0]
+    if len(cells) > 1 and any(cell.strip() and os.path.lexists(as_meant(cell)) for cell in cells):
+        raise InputError(
+            "the list on standard input is a table whose first line names no columns; write a line such as path,label "
+            "over it, or give the column of paths alone: cut -d, -f1 FILE | hierclass label -"
+        )
+    return "", None
+
+
+def as_meant(path: str) -> str:
+    """Return the path that is meant by one with blanks or quotes around it, `~/`, or a file URL; itself if it exists."""
+    if not _ODD.search(path) or os.path.lexists(path):
+        return path
+    inner = whole = path.strip()
+    if len(inner) > 1 and inner[0] == inner[-1] and inner[0] in _QUOTES:
+        inner = inner[1:-1]
+    for each in (whole, inner, whole.strip(_QUOTES)):  # of "C:\\photos\\" the shell of Windows leaves the last quote
+        if os.path.lexists(found := _expanded(each)):
+            return found
+    return _expanded(inner)
+
+
+def _expanded(path: str) -> str:
+    if not _FILE_URL.match(path):
+        return os.path.expanduser(path)  # noqa: PTH111 - raises nothing where there is no home
+    from urllib.request import url2pathname
+
+    return url2pathname(_FILE_URL.sub("", path, count=1))
+
+
+def why_missing(path: str) -> str:
+    """Say of a path that leads to no file what may be wrong with it: `no such file`, and what to do."""
+    if _URL.match(path):
+        return "is a URL; nothing is fetched: download it and name the file"
+    if "*" in path or "?" in path:
+        return "no such file; a pattern is expanded by the shell, where it fits a file and is not in quotes"
+    if os.sep == "/" and "\\" in path:
+        return "no such file; folders are separated by / here, not by \\"
+    return "no such file"
+
+
+def why_no_image(path: str) -> str:
+    """Say what a file is that by its ending and its first bytes is a list, a table or packed; "" for any other."""
+    ending = os.path.splitext(path)[1].lower()  # noqa: PTH122 - of a million names
+    if ending not in LIST_ENDINGS and ending not in PACKED_ENDINGS:
+        return ""
+    head = _head(path)
+    if ending in PACKED_ENDINGS:
+        inside = "name the folder" if ending in (".zip", ".7z", ".rar") else "name what is in it"
+        return f"is packed; unpack it, and {inside}" if head.startswith(_PACKED) else ""
+    if not _is_text(head):
+        return ""
+    file = shlex.quote(path)
+    if ending in _JSON_ENDINGS:
+        how = f"jq -r .path {file} | hierclass label -"
+    else:
+        how = f"hierclass label - < {file}" if os.name != "nt" else f'type "{path}" | hierclass label -'
+    return f"is a list or a table, not an image; as a list: {how}"
+
+
+def _head(path: str) -> bytes:
+    from hierclass.files import open_regular
+
+    try:
+        with open_regular(Path(path)) as file:
+            return file.read(_HEAD)
+    except (OSError, ValueError):
+        return b""
+
+
+def _is_text(head: bytes) -> bool:
+    if head.startswith(_UTF16):
+        return True
+    return bool(head) and not _BINARY.search(head) and not _PLAIN_PNM.match(head)
