@@ -2,6 +2,7 @@
 
 import fnmatch
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -13,28 +14,22 @@ from taxonomy.rows import from_folder_paths
 from taxonomy.tree import Taxonomy
 
 MAX_DEPTH = 64
-# What counts as an image in a folder, for trees, labelling and training alike; a file that is named is judged by
-# its content. HEIC is listed although it is not read: a row that says so is better than a silently missing one.
 # fmt: off
-IMAGE_ENDINGS = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
-    ".tif", ".tiff", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm",
-))
 IGNORED = (
     ".*", "@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", "@__thumb", "@tmp", "$RECYCLE.BIN",
     "RECYCLER", "System Volume Information", "Thumbs.db", "ehthumbs*.db", "desktop.ini", "__MACOSX", "Icon\r",
     "lost+found",
 )
-"""Files and folders that are searched for images nowhere unless they are named, as patterns: hidden ones (with a dot
-first, as `.thumbnails`, `.DS_Store` and `._a.jpg`), and what Synology, QNAP, Windows, macOS and Linux leave behind."""
 # fmt: on
+"""Patterns of files and folders that no search takes unless they are named: hidden ones (a dot first, as of
+`.thumbnails`, `.DS_Store` and `._a.jpg`), and what Synology, QNAP, Windows, macOS and Linux leave behind."""
 
 
 class Ignore:
     """Tells by their names what a search of folders leaves out."""
 
     def __init__(self, patterns: Iterable[str] = IGNORED) -> None:
-        """Take patterns as of a shell (`fnmatch`), in any case; one with / inside is of a path, where `*` matches / too."""
+        """Take patterns of names as in a shell (`fnmatch`), in any case; with / inside, of paths (`*` matches /)."""
         tidied = [each.replace(os.sep, "/").rstrip("/").removeprefix("./") for each in patterns]
         self._name = _any_of(each for each in tidied if "/" not in each)
         self._path = _any_of(each.removeprefix("/") for each in tidied if "/" in each)
@@ -45,18 +40,21 @@ class Ignore:
             return True
         return self._path is not None and any(self._path.match(path.replace(os.sep, "/")) for path in paths)
 
+    def any_part(self, path: str) -> bool:
+        """Return whether a path in an archive, with / between its parts, or a folder on its way is left out."""
+        parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        return any(map(self, parts, itertools.accumulate(parts, "{}/{}".format)))
+
 
 def _any_of(patterns: Iterable[str]) -> re.Pattern[str] | None:
     parts = [fnmatch.translate(pattern) for pattern in patterns if pattern]
     return re.compile("|".join(parts), re.IGNORECASE) if parts else None
 
 
-def is_ignored(name: str) -> bool:
-    """Return whether a file or folder of this name is left out where nobody says otherwise."""
-    return _usual()(name)
-
-
-_usual = functools.cache(Ignore)
+@functools.cache
+def usually_ignored() -> Ignore:
+    """What is left out where nobody says otherwise: `IGNORED`."""
+    return Ignore()
 
 
 def from_folder(path: str | PathLike[str]) -> Taxonomy:
@@ -118,7 +116,7 @@ def _leaf_folders(folder: Path, parts: tuple[str, ...], chain: tuple[Path, ...])
 def _is_class_folder(entry: os.DirEntry[str], chain: tuple[Path, ...]) -> bool:
     """Whether an entry is a folder that counts, and no link to a folder on the way down here or above it."""
     try:
-        if is_ignored(entry.name) or not entry.is_dir():
+        if usually_ignored()(entry.name) or not entry.is_dir():
             return False
         return not (entry.is_symlink() and chain[-1].is_relative_to(Path(entry.path).resolve()))
     except (OSError, RuntimeError):  # a link to itself

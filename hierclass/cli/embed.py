@@ -8,6 +8,7 @@ import typer
 
 from hierclass.cli.label_options import (
     BatchSize,
+    Ignored,
     ImageColumn,
     Overwrite,
     Paths,
@@ -16,6 +17,7 @@ from hierclass.cli.label_options import (
     SecondsPerImage,
     ShardText,
     Workers,
+    parse_ignored,
 )
 from hierclass.cli.output_target import OutputTarget, survive_closed_pipes
 from hierclass.cli.shared import (
@@ -26,6 +28,7 @@ from hierclass.cli.shared import (
     RuntimeOption,
     ThreadsOption,
 )
+from hierclass.images.discovery import check_named
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
 
 
@@ -50,6 +53,7 @@ def embed(
     retry_errors: RetryErrors = False,
     shard: ShardText = None,
     image_column: ImageColumn = None,
+    ignore: Ignored = None,
     previews: Previews = False,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -68,6 +72,8 @@ def embed(
     target.check_lost(overwrite=overwrite)
     survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
+    for path in paths:
+        check_named(path)
     classifier = ModelChoice(model, None, None, device, runtime, threads, int8).open()
     from hierclass.decisions.exit_policy import Request
     from hierclass.labelling.read_input import ReadOptions
@@ -79,6 +85,7 @@ def embed(
         processes=True,
         seconds_per_image=seconds_per_image,
         image_column=image_column,
+        ignore=parse_ignored(ignore),
         previews=previews,
     )
     job = LabelJob(

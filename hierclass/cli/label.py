@@ -16,6 +16,7 @@ from hierclass.cli.label_options import (
     EngineWorkers,
     Exclude,
     Format,
+    Ignored,
     ImageColumn,
     LevelOrAuto,
     MinTier,
@@ -29,6 +30,7 @@ from hierclass.cli.label_options import (
     ShardText,
     Workers,
     parse_format,
+    parse_ignored,
     read_request,
 )
 from hierclass.cli.output_target import OutputTarget, survive_closed_pipes
@@ -46,6 +48,7 @@ from hierclass.cli.shared import (
     say,
 )
 from hierclass.errors import InputError
+from hierclass.images.discovery import PassedOver, check_named
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.table_writers import open_writer
@@ -77,6 +80,7 @@ def label(
     retry_errors: RetryErrors = False,
     shard: ShardText = None,
     image_column: ImageColumn = None,
+    ignore: Ignored = None,
     previews: Previews = False,
     model: ModelOption = None,
     timm: TimmOption = None,
@@ -105,6 +109,8 @@ def label(
         target.check_lost(overwrite=overwrite)
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
+    for path in paths:
+        check_named(path)
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
     classifier = _open(choice, precision)
     if request.level == "auto" and (reason := classifier.decision.why_never_sure(request.precision)):
@@ -118,6 +124,7 @@ def label(
         processes=True,
         seconds_per_image=seconds_per_image,
         image_column=image_column,
+        ignore=parse_ignored(ignore),
         previews=previews,
     )
     job = LabelJob(names=tuple(paths), request=request, reading=reading, shard=part)
@@ -213,7 +220,8 @@ def _print_rows(classifier: Classifier, job: LabelJob, format_: str) -> None:
     from taxonomy.terminal import PlainConsole
 
     pipeline = LabelPipeline(classifier, job.request, job.reading)
-    inputs = pipeline.list_inputs(job.names, job.shard)
+    passed_over = PassedOver()
+    inputs = pipeline.list_inputs(job.names, job.shard, passed_over)
     if sys.stdout is None:
         raise InputError("standard output is closed; write the table to a file with --output")
     on_terminal = sys.stdout.isatty()
@@ -236,4 +244,6 @@ def _print_rows(classifier: Classifier, job: LabelJob, format_: str) -> None:
             raise Stopped(stop.code, f"stopped{progress.how_far()}") from None
         except OSError as error:
             raise Stopped(1, f"writing the table failed: {error.strerror or error}") from error
+    if passed_over:
+        say(passed_over.text())
     progress.summarise(None, num_errors)

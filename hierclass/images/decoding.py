@@ -36,6 +36,7 @@ from PIL import (
 
 from hierclass.errors import ImageError
 from hierclass.images.inspection import Inspection, Stream, exif_of_text, inspect
+from hierclass.images.path_lists import why_missing
 from hierclass.images.tags import read_orientation, read_thumbnail
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
@@ -397,7 +398,7 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
 def _reason(error: Exception) -> str:
     """Say in one short line, without the path, why a picture cannot be read."""
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return why_missing(str(error.filename or ""))
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if isinstance(error, OSError) and error.strerror:

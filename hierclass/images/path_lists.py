@@ -6,21 +6,22 @@ import csv
 import itertools
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from hierclass.errors import InputError
 
+# fmt: off
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
+# fmt: on
 """Columns of a table that are taken for paths, in this order."""
 LONGEST_PATH = 1 << 20
 """Bytes of a line of a list of paths, at most; the longest paths of any system have 32 KB."""
 LIST_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".lst", ".list", ".jsonl", ".ndjson")
 PACKED_ENDINGS = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
 _JSON_ENDINGS = (".jsonl", ".ndjson")
-_PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_PACKED = re.compile(rb"PK[\x03\x05]|7z\xbc\xaf|Rar!|\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd")
 """How files with these endings begin."""
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HEAD = 4096
@@ -64,7 +65,8 @@ def read_list(stream: BinaryIO) -> Iterator[str]:
                 yield as_meant(cells[column])
     except csv.Error as error:
         raise InputError(
-            f"the table on standard input is damaged near line {table.line_num + 1} ({error}); give a list of paths, one per line"
+            f"the table on standard input is damaged near line {table.line_num + 1} ({error}); give its paths alone, "
+            "one per line"
         ) from error
 
 
@@ -95,7 +97,7 @@ def _table(first: str) -> tuple[str, int | None]:
         return "", None
     if first.lstrip().startswith("{"):
         raise InputError(
-            "the list on standard input is JSON; give its paths alone, one per line: jq -r .path FILE | hierclass label -"
+            "the list on standard input is JSON; give its paths alone: jq -r .path FILE | hierclass label -"
         )
     delimiter = max(_DELIMITERS, key=first.count)
     cells = next(csv.reader([first], delimiter=delimiter), [])
@@ -112,13 +114,14 @@ def _table(first: str) -> tuple[str, int | None]:
 
 
 def as_meant(path: str) -> str:
-    """Return the path that is meant by one with blanks or quotes around it, `~/`, or a file URL; itself if it exists."""
+    """Return the path that is meant by one with blanks or quotes around it, `~/` or a file URL; itself if it exists."""
     if not _ODD.search(path) or os.path.lexists(path):
         return path
     inner = whole = path.strip()
     if len(inner) > 1 and inner[0] == inner[-1] and inner[0] in _QUOTES:
         inner = inner[1:-1]
-    for each in (whole, inner, whole.strip(_QUOTES)):  # of "C:\\photos\\" the shell of Windows leaves the last quote
+    # Where a folder is named as "C:\\photos\\", the shell of Windows leaves the last quote.
+    for each in (whole, inner, whole.strip(_QUOTES)):
         if os.path.lexists(found := _expanded(each)):
             return found
     return _expanded(inner)
@@ -145,21 +148,29 @@ def why_missing(path: str) -> str:
 
 def why_no_image(path: str) -> str:
     """Say what a file is that by its ending and its first bytes is a list, a table or packed; "" for any other."""
-    ending = os.path.splitext(path)[1].lower()  # noqa: PTH122 - of a million names
-    if ending not in LIST_ENDINGS and ending not in PACKED_ENDINGS:
+    ending = os.path.splitext(path)[1].lower()  # noqa: PTH122 - asked of a million names
+    if ending in PACKED_ENDINGS and _PACKED.match(_head(path)):
+        return "is packed; unpack it first"
+    if ending in LIST_ENDINGS and _is_text(_head(path)):
+        return "is a list or a table, not an image"
+    return ""
+
+
+def as_list(path: str) -> str:
+    """What to type to label what a list or a table names; "" for another file."""
+    ending = os.path.splitext(path)[1].lower()  # noqa: PTH122
+    if ending not in LIST_ENDINGS:
         return ""
-    head = _head(path)
-    if ending in PACKED_ENDINGS:
-        inside = "name the folder" if ending in (".zip", ".7z", ".rar") else "name what is in it"
-        return f"is packed; unpack it, and {inside}" if head.startswith(_PACKED) else ""
-    if not _is_text(head):
-        return ""
-    file = shlex.quote(path)
+    import shlex
+
+    file = shlex.quote(path) if os.sep == "/" else f'"{path}"'
     if ending in _JSON_ENDINGS:
-        how = f"jq -r .path {file} | hierclass label -"
-    else:
-        how = f"hierclass label - < {file}" if os.name != "nt" else f'type "{path}" | hierclass label -'
-    return f"is a list or a table, not an image; as a list: {how}"
+        return f"as a list: jq -r .path {file} | hierclass label -"
+    return (
+        f"as a list: hierclass label - < {file}"
+        if os.sep == "/"
+        else f"as a list: type {file} | hierclass label -"
+    )
 
 
 def _head(path: str) -> bytes:
