@@ -28,17 +28,23 @@ IGNORED = (
 class Ignore:
     """Tells by their names what a search of folders leaves out."""
 
-    def __init__(self, patterns: Iterable[str] = IGNORED) -> None:
-        """Take patterns of names as in a shell (`fnmatch`), in any case; with / inside, of paths (`*` matches /)."""
+    def __init__(self, patterns: Iterable[str] = IGNORED, folder: str = "") -> None:
+        """Take patterns of names as in a shell (`fnmatch`), in any case; with / inside, of paths (`*` matches /).
+
+        Paths are those under the folder that is searched; patterns may begin with it.
+        """
         tidied = [each.replace(os.sep, "/").rstrip("/").removeprefix("./") for each in patterns]
+        for start in (os.path.normpath(folder), os.path.abspath(folder)) if folder else ():  # noqa: PTH100
+            prefix = start.replace(os.sep, "/").rstrip("/") + "/"
+            tidied = [each.replace(prefix, "/", 1) if each.startswith(prefix) else each for each in tidied]
         self._name = _any_of(each for each in tidied if "/" not in each)
         self._path = _any_of(each.removeprefix("/") for each in tidied if "/" in each)
 
-    def __call__(self, name: str, *paths: str) -> bool:
-        """Return whether a file or folder of this name, and of these paths, is left out."""
+    def __call__(self, name: str, path: str = "") -> bool:
+        """Return whether a file or folder of this name, and of this path, is left out."""
         if self._name is not None and self._name.match(name):
             return True
-        return self._path is not None and any(self._path.match(path.replace(os.sep, "/")) for path in paths)
+        return self._path is not None and self._path.match(path.replace(os.sep, "/")) is not None
 
     def any_part(self, path: str) -> bool:
         """Return whether a path in an archive, with / between its parts, or a folder on its way is left out."""

@@ -255,7 +255,9 @@ def main(args: Sequence[str] | None = None) -> int:
         except Stopped as stop:
             return _fail(str(stop) or "stopped", stop.code)
         except HierclassError as error:
-            read_as_option = [word for word in words if word[2:] and word[2:] in str(error)]  # -old.jpg: -o ld.jpg
+            read_as_option = [
+                word for word in words if word[2:] and word[2:] in str(error)
+            ]  # -old.jpg: -o ld.jpg
             return _fail(f"{error}{dash_hint(read_as_option)}", 2, debug=debug)
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:

@@ -28,7 +28,6 @@ from hierclass.cli.shared import (
     RuntimeOption,
     ThreadsOption,
 )
-from hierclass.images.discovery import check_named
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
 
 
@@ -72,8 +71,6 @@ def embed(
     target.check_lost(overwrite=overwrite)
     survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
-    for path in paths:
-        check_named(path)
     classifier = ModelChoice(model, None, None, device, runtime, threads, int8).open()
     from hierclass.decisions.exit_policy import Request
     from hierclass.labelling.read_input import ReadOptions

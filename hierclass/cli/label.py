@@ -48,7 +48,7 @@ from hierclass.cli.shared import (
     say,
 )
 from hierclass.errors import InputError
-from hierclass.images.discovery import PassedOver, check_named
+from hierclass.images.discovery import PassedOver
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.table_writers import open_writer
@@ -109,8 +109,6 @@ def label(
         target.check_lost(overwrite=overwrite)
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
-    for path in paths:
-        check_named(path)
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
     classifier = _open(choice, precision)
     if request.level == "auto" and (reason := classifier.decision.why_never_sure(request.precision)):

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from hierclass.errors import InputError
 from hierclass.images.kinds import photograph_advice, scanned_endings
@@ -51,7 +51,9 @@ class PassedOver:
         """Return a text such as "12 other files passed over (.nef 9, .mov 3)"; empty if there are none."""
         if not self:
             return ""
-        ordered = sorted(self._endings.items(), key=lambda item: (item[0] == _OTHERS, -item[1], item[0]))
+        ordered = sorted(
+            self._endings.items(), key=lambda item: (item[0] == _OTHERS, -item[1], not item[0], item[0])
+        )
         shown = [f"{ending or 'no ending'} {count:,}" for ending, count in ordered[:_MOST_SHOWN]]
         if more := sum(count for _, count in ordered[_MOST_SHOWN:]):
             shown.append(f"{_OTHERS} {more:,}")
@@ -94,18 +96,17 @@ def find_inputs(
 
     A file is yielded as it is named, whether it exists or not; blanks and quotes around a name, `~` and file URLs are
     understood where there is no file of that very name. A folder yields its images, recursively, sorted by name,
-    without what the patterns `ignore` leave out (`taxonomy.folders.Ignore`: of names, or of paths under the folder or
-    as they are yielded); each folder is entered once, so links may form loops. A folder without images is yielded
-    itself; reading it gives the error. `-` stands for the list on `stdin` (standard input if None), as
-    `hierclass.images.path_lists.read_list` reads it. Files with one of the endings `also` count as images; the other
-    files in folders are counted in `passed_over`.
+    without what the patterns `ignore` leave out (`taxonomy.folders.Ignore`); each folder is entered once, so links may
+    form loops. A folder without images is yielded itself; reading it gives the error. `-` stands for the list on
+    `stdin` (standard input if None), as `hierclass.images.path_lists.read_list` reads it. Files with one of the endings
+    `also` count as images; the other files in folders are counted in `passed_over`.
 
     Raises:
         InputError: a name is that of a list, of a table or of something packed (raised when it is reached), or there
             were only empty folders and lists (after the last path).
     """
     passed_over = PassedOver() if passed_over is None else passed_over
-    search = _Search(scanned_endings() | frozenset(also), Ignore(ignore), passed_over)
+    endings = scanned_endings() | frozenset(also)
     num_files = 0
     folder, asked = "", list[str]()
     for name in _expand(_noted(names, asked), stdin):
@@ -115,7 +116,7 @@ def find_inputs(
             continue
         folder = name
         empty = True
-        for path in search.walk(name):
+        for path in _walk(name, endings, Ignore(ignore, name), passed_over):
             empty = False
             num_files += 1
             yield path
@@ -177,49 +178,39 @@ def _expand(names: Iterable[str], stdin: BinaryIO | None) -> Iterator[str]:
             yield as_meant(name)
 
 
-class _Search(NamedTuple):
-    """A search of folders for files with some endings."""
+def _walk(folder: str, endings: Collection[str], ignore: Ignore, passed_over: PassedOver) -> Iterator[str]:
+    """Yield the images under a folder; a stack of sorted listings in place of recursion, so depth is unlimited."""
+    entered = {_identity(folder)}
+    stack = [iter(_listing(folder, folder, ignore) or ())]
+    while stack:
+        path, is_folder = next(stack[-1], ("", False))
+        if not path:
+            stack.pop()
+        elif not is_folder:
+            if ending_of(path) in endings:
+                yield path
+            else:
+                passed_over.add(path)
+        elif (identity := _identity(path)) not in entered:
+            entered.add(identity)
+            listing = _listing(path, folder, ignore)
+            # A folder that can't be listed, and an empty one called photo.jpg, would be missed by the user.
+            if listing is None or (not listing and ending_of(path) in endings):
+                yield path
+            else:
+                stack.append(iter(listing))
 
-    endings: Collection[str]
-    ignore: Ignore
-    passed_over: PassedOver
 
-    def walk(self, folder: str) -> Iterator[str]:
-        """Yield the images under a folder; a stack of sorted listings in place of recursion, so depth is unlimited."""
-        entered = {_identity(folder)}
-        stack = [iter(self._listing(folder, folder) or ())]
-        while stack:
-            path, is_folder = next(stack[-1], ("", False))
-            if not path:
-                stack.pop()
-            elif not is_folder:
-                if ending_of(path) in self.endings:
-                    yield path
-                else:
-                    self.passed_over.add(path)
-            elif (identity := _identity(path)) not in entered:
-                entered.add(identity)
-                listing = self._listing(path, folder)
-                # A folder that can't be listed, and an empty one called photo.jpg, would be missed by the user.
-                if listing is None or (not listing and ending_of(path) in self.endings):
-                    yield path
-                else:
-                    stack.append(iter(listing))
-
-    def _listing(self, folder: str, root: str) -> list[tuple[str, bool]] | None:
-        """Return (path, is a folder) of a folder's entries, sorted by name; None if it can't be listed."""
-        try:
-            with os.scandir(folder) as entries:
-                found = [
-                    entry
-                    for entry in entries
-                    if not self.ignore(entry.name, entry.path[len(root) :].lstrip(os.sep), entry.path)
-                ]
-                if {entry.name for entry in found} >= _OF_RUNS:  # files of ours, which nobody misses
-                    found = [entry for entry in found if entry.name not in _OF_RUNS | _TABLES]
-                return sorted((entry.path, _is_folder(entry)) for entry in found)
-        except OSError:
-            return None
+def _listing(folder: str, root: str, ignore: Ignore) -> list[tuple[str, bool]] | None:
+    """Return (path, is a folder) of a folder's entries under a root, sorted by name; None if it can't be listed."""
+    try:
+        with os.scandir(folder) as scan:
+            entries = [e for e in scan if not ignore(e.name, e.path[len(root) :].lstrip(os.sep))]
+            if {entry.name for entry in entries} >= _OF_RUNS:  # files of ours, which nobody misses
+                entries = [entry for entry in entries if entry.name not in _OF_RUNS | _TABLES]
+            return sorted((entry.path, _is_folder(entry)) for entry in entries)
+    except OSError:
+        return None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -27,7 +27,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HEAD = 4096
 """Bytes of a file that tell whether it is text."""
 _URL = re.compile(r"(?i)(data:|[a-z][a-z0-9+.-]+:/)")
-_FILE_URL = re.compile(r"(?i)file:(//(localhost)?)?(?=/)")
+_FILE_URL = re.compile(r"(?i)file:(//(localhost)?(?=/)|(?=/(?!/)))")
 _ODD = re.compile(r"(?i)^[\s\"'~]|[\s\"']$|^file:")
 _QUOTES = "\"'"
 _DELIMITERS = ",\t;"

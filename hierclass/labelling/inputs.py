@@ -89,17 +89,17 @@ def list_inputs(
         check_named(name)
     passed_over = PassedOver() if passed_over is None else passed_over
     paths = find_inputs(names, stdin=stdin, also=TAR_ENDINGS, ignore=ignore, passed_over=passed_over)
-    return _inputs(paths, image_column, Ignore(ignore), passed_over)
+    return _inputs(paths, image_column, ignore, passed_over)
 
 
 def _inputs(
-    paths: Iterable[str], image_column: str | None, ignore: Ignore, passed_over: PassedOver
+    paths: Iterable[str], image_column: str | None, ignore: Collection[str], passed_over: PassedOver
 ) -> Iterator[Input]:
     empty, archive = True, ""
     for path in paths:
         ending = PurePath(path).suffix.lower()
         if ending in TAR_ENDINGS and os.path.isfile(path):  # noqa: PTH113 - raises nothing where a name is too long
-            archive, found = path, _tar_members(path, ignore, passed_over)
+            archive, found = path, _tar_members(path, Ignore(ignore, path), passed_over)
         elif ending in PARQUET_ENDINGS and os.path.isfile(path):  # noqa: PTH113
             archive, found = path, _parquet_rows(path, image_column)
         else:

@@ -143,7 +143,7 @@ class PictureReader(NamedTuple):
 
 def _failed(source: object, error: Exception, before: Stamp | None) -> ReadResult:
     if isinstance(error, ImageError):
-        path = source.path if isinstance(source, Input) and source.offset < 0 else source
-        return ReadResult((isinstance(path, str) and what_else(path)) or str(error), before)
+        instead = what_else(source.path) if isinstance(source, Input) and source.offset < 0 else ""
+        return ReadResult(instead or str(error), before)
     _log.debug("reading %r failed", source, exc_info=error)
     return ReadResult(unexpected(error), before)
