@@ -86,6 +86,15 @@ def test_a_list_that_is_no_list_is_one_error_and_not_a_thousand_rows(
         list(read_list(io.BytesIO(listed.encode())))
 
 
+def test_tables_that_nobody_writes_are_not_read_into_memory(home: Path) -> None:
+    assert len(list(read_list(io.BytesIO(b"x" * 200_000 + b"\ny")))) == 2
+    rest = b'"a\n",' * (1 << 20)
+    with pytest.raises(InputError, match="a row of a mebibyte"):
+        list(read_list(io.BytesIO(b"path,label\n" + rest)))
+    with pytest.raises(InputError, match="field larger than field limit"):
+        list(read_list(io.BytesIO(b"path,label\n" + b"x" * 200_000)))
+
+
 def test_names_with_commas_and_braces_are_a_list(home: Path) -> None:
     for name in ("path,label", "{a}"):
         (home / name).touch()

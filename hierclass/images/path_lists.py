@@ -28,7 +28,8 @@ _HEAD = 4096
 """Bytes of a file that tell whether it is text."""
 _URL = re.compile(r"(?i)(data:|[a-z][a-z0-9+.-]+:/)")
 _FILE_URL = re.compile(r"(?i)file:(//(localhost)?(?=/)|(?=/(?!/)))")
-_ODD = re.compile(r"(?i)^[\s\"'~]|[\s\"']$|^file:")
+_EDGES = frozenset("~\"' \t\n\r\v\f\u00a0\u3000")
+"""How a path may begin or end that means another."""
 _QUOTES = "\"'"
 _DELIMITERS = ",\t;"
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1f]")
@@ -58,9 +59,25 @@ def read_list(stream: BinaryIO) -> Iterator[str]:
     if column is None:
         yield from map(as_meant, itertools.chain([first] if first else [], lines))
         return
-    table = csv.reader(lines, delimiter=delimiter, strict=True)
+    yield from _of_table(lines, delimiter, column)
+
+
+def _of_table(lines: Iterator[str], delimiter: str, column: int) -> Iterator[str]:
+    """Yield the paths in a column of a table, of which the first line was read."""
+    size = 0
+
+    def measured() -> Iterator[str]:
+        nonlocal size
+        for line in lines:
+            size += len(line)
+            if size > LONGEST_PATH:
+                raise csv.Error("a row of a mebibyte")
+            yield line
+
+    table = csv.reader(measured(), delimiter=delimiter, strict=True)
     try:
         for cells in table:
+            size = 0
             if len(cells) > column and cells[column].strip():
                 yield as_meant(cells[column])
     except csv.Error as error:
@@ -100,7 +117,10 @@ def _table(first: str) -> tuple[str, int | None]:
             "the list on standard input is JSON; give its paths alone: jq -r .path FILE | hierclass label -"
         )
     delimiter = max(_DELIMITERS, key=first.count)
-    cells = next(csv.reader([first], delimiter=delimiter), [])
+    try:
+        cells = next(csv.reader([first], delimiter=delimiter), [])
+    except csv.Error:  # longer than any heading
+        return "", None
     names = [cell.strip().lower() for cell in cells]
     columns = [names.index(name) for name in PATH_COLUMNS if name in names]
     if columns:
@@ -115,7 +135,8 @@ def _table(first: str) -> tuple[str, int | None]:
 
 def as_meant(path: str) -> str:
     """Return the path that is meant by one with blanks or quotes around it, `~/` or a file URL; itself if it exists."""
-    if not _ODD.search(path) or os.path.lexists(path):
+    odd = path[:1] in _EDGES or path[-1:] in _EDGES or path[:5].lower() == "file:"
+    if not odd or os.path.lexists(path):
         return path
     inner = whole = path.strip()
     if len(inner) > 1 and inner[0] == inner[-1] and inner[0] in _QUOTES:
