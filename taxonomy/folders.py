@@ -14,6 +14,8 @@ from taxonomy.rows import from_folder_paths
 from taxonomy.tree import Taxonomy
 
 MAX_DEPTH = 64
+_LONGEST_PATH = 4096
+"""Characters of a path in an archive whose folders are compared with patterns of paths; no system has longer ones."""
 # fmt: off
 IGNORED = (
     ".*", "@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", "@__thumb", "@tmp", "$RECYCLE.BIN",
@@ -49,6 +51,8 @@ class Ignore:
     def any_part(self, path: str) -> bool:
         """Return whether a path in an archive, with / between its parts, or a folder on its way is left out."""
         parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+        if self._path is None or len(path) > _LONGEST_PATH:  # the square of a path's length is a time
+            return any(map(self, parts))
         return any(map(self, parts, itertools.accumulate(parts, "{}/{}".format)))
 
 

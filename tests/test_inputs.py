@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hierclass.errors import InputError
-from hierclass.images.discovery import PassedOver, display_name, find_inputs
+from hierclass.images.discovery import PassedOver, display_name, find_inputs, what_else
 from taxonomy.folders import IGNORED
 
 
@@ -165,6 +166,25 @@ def test_an_empty_folder_beside_others_is_not_dropped(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     (tmp_path / "empty").mkdir()
     assert found(tmp_path, tmp_path / "empty", tmp_path / "a.jpg") == ["empty", "a.jpg"]
+
+
+def test_a_folder_that_cannot_be_listed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.jpg", "secret/b.jpg")
+    (tmp_path / "empty").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may list everything
+    assert found(tmp_path) == ["a.jpg", "secret"]
+    with pytest.raises(InputError, match="secret is a folder that can't be listed: permission denied; name"):
+        list(find_inputs([tmp_path / "secret"]))
+    assert what_else(str(tmp_path / "secret")) == "is a folder that can't be listed: permission denied"
+    assert what_else(str(tmp_path / "empty")) == "is a folder without images"
+    assert what_else(str(tmp_path / "a.jpg")) == ""
 
 
 def test_nothing_but_empty_folders_is_an_error(tmp_path: Path) -> None:
