@@ -161,6 +161,15 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
         (["predict", "x.jpg", "--model", "missing"], "there is no model at missing"),
         (["levels", "--model", "missing"], "there is no model at missing"),
         (["lable", "x.jpg"], "No such command 'lable'"),
+        (
+            ["label", "-dash.jpg"],
+            "-dash.jpg is taken for options: name a file that begins with - as ./-dash.jpg",
+        ),
+        (["predict", "-dash.jpg"], "No such option: -d; -dash.jpg is taken for options"),
+        (["embed", "-dash.jpg", "-o", "x.parquet"], "No such option: -d; -dash.jpg is taken for options"),
+        (["label", "x.jpg", "-old.jpg"], "not 'ld.jpg'; -old.jpg is taken for options"),
+        (["label", "x.jpg", "-dsh"], "No such option: -d\n"),
+        (["label", "x.jpg", "--outpt", "x.csv"], "(Possible options: --output)\n"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
@@ -168,6 +177,44 @@ def test_wrong_use_is_one_line_and_exit_code_2(
 ) -> None:
     assert main(arguments) == 2
     assert message in one_error(capsys)
+
+
+@pytest.mark.parametrize("verb", ["label", "predict", "embed"])
+def test_a_table_is_refused_and_nothing_is_written(
+    verb: str, photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, target = tmp_path / "t.csv", tmp_path / "out.parquet"
+    table.write_text(f"path,label\n{photos / '0.png'},dog\n")
+    output = ["-o", str(target)] if verb != "predict" else []
+    assert main([verb, str(photos / "0.png"), str(table), *output, "--model", str(tiny_checkpoint)]) == 2
+    assert f"t.csv is a list or a table, not an image; as a list: hierclass label - < {table}" in one_error(
+        capsys
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "t.csv"]
+
+
+def test_what_was_passed_over_is_counted_where_rows_go_to_standard_output(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jxl", "b.jxl", "c.mov", "@eaDir/d.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).touch()
+    ignore = ["--ignore", "[12].png", "--ignore", "photos/3.png"]
+    assert main(["label", str(photos), *ignore, "--model", str(tiny_checkpoint), "--level", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert [row["path"] for row in rows_of(out)] == [str(photos / "0.png"), str(photos / "3.png")]
+    first, _ = err.splitlines()
+    assert first == "3 other files passed over (.jxl 2, .mov 1); convert to JPEG or PNG: .jxl"
+
+
+def test_an_empty_pattern_takes_what_is_ignored_otherwise(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (photos / "0.png").rename(photos / ".hidden.png")
+    target = tmp_path / "out.csv"
+    command = ["label", str(photos), "-o", str(target), "--level", "0", "--model", str(tiny_checkpoint)]
+    assert main([*command, "--ignore", "", "--ignore", "[12].png"]) == 0
+    assert [Path(row["path"]).name for row in rows_of(target.read_text())] == [".hidden.png", "3.png"]
 
 
 def test_an_empty_folder_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

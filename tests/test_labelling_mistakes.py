@@ -79,6 +79,21 @@ def test_a_replacement_that_was_broken_off_while_the_old_run_was_cleared_goes_on
     assert label(folder, classifier, job(photos)).passes == [(20, 0)]
 
 
+def test_a_run_keeps_what_it_ignores_and_one_from_before_there_was_the_option_goes_on(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "notes.txt").touch()
+    folder, small = tmp_path / "run", dataclasses.replace(READING, ignore=(*READING.ignore, "0*"))
+    heard = label(folder, classifier, job(photos))
+    assert heard.lines == ["1 other file passed over (.txt 1)"]
+    with pytest.raises(InputError, match="was begun with --ignore the default, not 0\\*; give the same"):
+        label(folder, classifier, dataclasses.replace(job(photos), reading=small))
+    manifest = RunFolder(folder).manifest()
+    del manifest["inputs"]["ignore"]
+    RunFolder(folder).write_manifest(manifest)
+    assert label(folder, classifier, job(photos)).passes == []
+
+
 def test_parts_that_overlap_give_every_row_once(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     label(folder, classifier, job(photos))

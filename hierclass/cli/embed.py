@@ -8,6 +8,7 @@ import typer
 
 from hierclass.cli.label_options import (
     BatchSize,
+    Ignored,
     ImageColumn,
     Overwrite,
     Paths,
@@ -16,6 +17,7 @@ from hierclass.cli.label_options import (
     SecondsPerImage,
     ShardText,
     Workers,
+    parse_ignored,
 )
 from hierclass.cli.output_target import OutputTarget, survive_closed_pipes
 from hierclass.cli.shared import (
@@ -50,6 +52,7 @@ def embed(
     retry_errors: RetryErrors = False,
     shard: ShardText = None,
     image_column: ImageColumn = None,
+    ignore: Ignored = None,
     previews: Previews = False,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -79,6 +82,7 @@ def embed(
         processes=True,
         seconds_per_image=seconds_per_image,
         image_column=image_column,
+        ignore=parse_ignored(ignore),
         previews=previews,
     )
     job = LabelJob(

@@ -16,6 +16,7 @@ from hierclass.cli.label_options import (
     EngineWorkers,
     Exclude,
     Format,
+    Ignored,
     ImageColumn,
     LevelOrAuto,
     MinTier,
@@ -30,6 +31,7 @@ from hierclass.cli.label_options import (
     ShardText,
     Workers,
     parse_format,
+    parse_ignored,
     read_request,
 )
 from hierclass.cli.output_target import OutputTarget, survive_closed_pipes
@@ -47,6 +49,7 @@ from hierclass.cli.shared import (
     say,
 )
 from hierclass.errors import InputError
+from hierclass.images.discovery import PassedOver
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
 from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.run_folder import RunFolder
@@ -80,6 +83,7 @@ def label(
     retry_errors: RetryErrors = False,
     shard: ShardText = None,
     image_column: ImageColumn = None,
+    ignore: Ignored = None,
     previews: Previews = False,
     model: ModelOption = None,
     timm: TimmOption = None,
@@ -122,6 +126,7 @@ def label(
         processes=True,
         seconds_per_image=seconds_per_image,
         image_column=image_column,
+        ignore=parse_ignored(ignore),
         previews=previews,
     )
     job = LabelJob(names=tuple(paths), request=request, reading=reading, shard=part)
@@ -221,7 +226,8 @@ def _print_rows(classifier: Classifier, job: LabelJob, format_: str) -> None:
     from taxonomy.terminal import PlainConsole
 
     pipeline = LabelPipeline(classifier, job.request, job.reading)
-    inputs = pipeline.list_inputs(job.names, job.shard)
+    passed_over = PassedOver()
+    inputs = pipeline.list_inputs(job.names, job.shard, passed_over)
     if sys.stdout is None:
         raise InputError("standard output is closed; write the table to a file with --output")
     on_terminal = sys.stdout.isatty()
@@ -244,4 +250,6 @@ def _print_rows(classifier: Classifier, job: LabelJob, format_: str) -> None:
             raise Stopped(stop.code, f"stopped{progress.how_far()}") from None
         except OSError as error:
             raise Stopped(1, f"writing the table failed: {error.strerror or error}") from error
+    if passed_over:
+        say(passed_over.text())
     progress.summarise(None, num_errors)

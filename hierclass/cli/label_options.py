@@ -13,6 +13,7 @@ from hierclass.errors import InputError
 from hierclass.labelling.inputs import SECONDS_RANGE
 from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.rows import FORMATS
+from taxonomy.folders import IGNORED
 
 Paths = Annotated[
     list[str],
@@ -29,6 +30,15 @@ ShardText = Annotated[
 ]
 ImageColumn = Annotated[
     str | None, typer.Option("--image-column", help="Of Parquet files. Default: the first that holds images.")
+]
+Ignored = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="PATTERN",
+        help="Leave out files and folders of this name, such as '*_small.jpg', or path, such as 'raw/old/*'; again for "
+        "more. Hidden ones and those of NAS and desktops (@eaDir …) are left out already, but for --ignore ''.",
+    ),
 ]
 LevelOrAuto = Annotated[
     str | None,
@@ -146,6 +156,12 @@ def _level(text: str | None) -> LevelChoice:
     if not text.isdecimal():
         raise InputError(f"--level {text}: give a number from 0, or auto")
     return int(text)
+
+
+def parse_ignored(patterns: list[str] | None) -> tuple[str, ...]:
+    """Return the patterns of --ignore with those that hold by default; an empty one stands for none of these."""
+    given = patterns or []
+    return (*(() if "" in given else IGNORED), *filter(None, given))
 
 
 def parse_format(text: str | None) -> str | None:

@@ -37,6 +37,7 @@ from PIL import (
 
 from hierclass.errors import ImageError
 from hierclass.images.inspection import Inspection, exif_of_text, inspect
+from hierclass.images.path_lists import why_missing
 from hierclass.images.raw import MIN_PREVIEW, RawFile, open_raw
 from hierclass.images.recognition import recognise
 from hierclass.images.sources import ImageSource, check_length, names_url, open_source
@@ -465,7 +466,7 @@ def _scaled_grey(image: Image.Image, levels: tuple[float, float]) -> Image.Image
 def _reason(error: Exception) -> str:
     """Say in one short line, without the path, why a picture cannot be read."""
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return why_missing(str(error.filename or ""))
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if isinstance(error, OSError) and error.strerror:

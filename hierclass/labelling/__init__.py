@@ -10,6 +10,7 @@ and `run_folder` (files), `run_manifest` (what was asked), `run_pass` (one pass 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, cast
@@ -19,10 +20,15 @@ from hierclass.errors import InputError
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
     from hierclass.decisions.exit_policy import LevelChoice
+    from hierclass.images.discovery import PassedOver
+    from hierclass.labelling.pipeline import LabelPipeline
+    from hierclass.labelling.read_ahead import NumberedInput
     from hierclass.labelling.read_input import ReadOptions
     from hierclass.labelling.rows import Row
 
 __all__ = ["label"]
+
+_log = logging.getLogger(__name__)
 
 
 def label(
@@ -44,6 +50,7 @@ def label(
     be endless, but for a `shard` ("2/8": the second of eight equal parts). `prior` maps classes to their weights. The
     other arguments are those of `hierclass label`: `hierclass.decisions.exit_policy.Request` explains them, and
     `hierclass.labelling.read_input.ReadOptions` explains `reading`. Memory does not grow with the number of images.
+    When all is labelled, a line is logged that counts the other files which were passed over.
 
     Raises:
         LevelError: the model has no such level (on the call, before anything is read).
@@ -51,6 +58,7 @@ def label(
     """
     from hierclass.classifier import load
     from hierclass.decisions.exit_policy import Request
+    from hierclass.images.discovery import PassedOver
     from hierclass.images.sources import is_one_image
     from hierclass.labelling.inputs import Shard
     from hierclass.labelling.pipeline import LabelPipeline
@@ -59,8 +67,16 @@ def label(
         paths = [cast("str | os.PathLike[str]", paths)]
     request = Request.of(level, min_tier, precision, only, exclude, prior)
     pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
-    inputs = pipeline.list_inputs(map(_path, paths), None if shard is None else Shard.parse(shard))
-    return (row for outcome in pipeline.run(inputs) for row in pipeline.rows(outcome))
+    passed_over = PassedOver()
+    inputs = pipeline.list_inputs(map(_path, paths), None if shard is None else Shard.parse(shard), passed_over)
+    return _rows(pipeline, inputs, passed_over)
+
+
+def _rows(pipeline: LabelPipeline, inputs: Iterable[NumberedInput], passed_over: PassedOver) -> Iterator[Row]:
+    for outcome in pipeline.run(inputs):
+        yield from pipeline.rows(outcome)
+    if passed_over:
+        _log.log(logging.WARNING if passed_over.advice() else logging.INFO, passed_over.text())
 
 
 def _path(value: object) -> str | os.PathLike[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
 from hierclass.files import remove_temporaries
-from hierclass.images.discovery import STANDARD_INPUT, display_name
+from hierclass.images.discovery import STANDARD_INPUT, PassedOver, display_name
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
 from hierclass.labelling.pipeline import LabelPipeline, count_tiers
 from hierclass.labelling.read_input import ReadOptions
@@ -92,7 +92,10 @@ class LabelRun:
                 f"--retry-errors: there is no run in {display_name(self.folder.path)}; a table that is one file "
                 "forgets its run when it is whole, a folder as output (-o run/) keeps it"
             )
-        inputs = list_inputs(job.names, image_column=self.reading.image_column)
+        passed_over, reading = PassedOver(), self.reading
+        inputs = list_inputs(
+            job.names, image_column=reading.image_column, ignore=reading.ignore, passed_over=passed_over
+        )
         if again:
             check_same(self.folder, wanted)
             self._compare(inputs, is_list=STANDARD_INPUT in job.names)
@@ -100,6 +103,8 @@ class LabelRun:
         else:
             self.listener.listed(0)
             self.folder.begin(wanted, inputs, self.listener.listed)
+        if passed_over:
+            self.listener.say(passed_over.text())
         self._finish_passes()
         if again:
             self._look_again(retry_errors=retry_errors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +15,7 @@ from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Shard
 from hierclass.labelling.read_input import ReadOptions
 from hierclass.labelling.run_folder import RunFolder
+from taxonomy.folders import IGNORED
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -43,6 +45,7 @@ class LabelJob:
                 "names": [display_name(name) for name in self.names],
                 "folder": display_name(Path.cwd()) if relative else None,
                 "image_column": self.reading.image_column,
+                "ignore": _ignored(self.reading.ignore),
                 "shard": None if self.shard is None else f"{self.shard.number}/{self.shard.of}",
             },
             "jobs": [
@@ -53,6 +56,13 @@ class LabelJob:
                 }
             ],
         }
+
+
+def _ignored(patterns: Collection[str]) -> list[str] | None:
+    """What --ignore says of patterns; None: nothing beyond the default, as in runs before there was the option."""
+    if set(IGNORED) <= set(patterns):
+        return [each for each in patterns if each not in IGNORED] or None
+    return ["", *patterns]
 
 
 def describe_model(classifier: Classifier) -> Manifest:
