@@ -478,12 +478,10 @@ def test_a_sidecar_that_is_left_as_it_is_makes_the_exit_code_3(
 
 
 @pytest.mark.full
-def test_ctrl_c_leaves_whole_sidecars_and_the_same_command_writes_the_rest(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    photos = whole_photos(tmp_path / "photos", 1500)
+def test_ctrl_c_leaves_whole_sidecars_and_the_same_command_writes_the_rest(tmp_path: Path) -> None:
+    photos = whole_photos(tmp_path / "photos", 1000)
     words = ["label", str(photos), "-o", str(tmp_path / "out.csv"), "--level", "0", "--keywords", "xmp"]
-    command = [sys.executable, "-m", "hierclass", *words, "--model", str(tiny_checkpoint)]
+    command = [sys.executable, "-m", "hierclass", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not sidecars(photos) and process.poll() is None:
         time.sleep(0.01)
@@ -492,11 +490,9 @@ def test_ctrl_c_leaves_whole_sidecars_and_the_same_command_writes_the_rest(
     assert process.returncode == 130
     assert err == "error: stopped while writing keywords; the same command goes on from there\n"
     written = sidecars(photos)
-    assert 0 < len(written) < 1499
+    assert 0 < len(written) < 999
     assert all(PATHS in lists((photos / name).read_bytes()) for name in written)
     assert not [each.name for each in photos.iterdir() if each.name.endswith(".tmp")]
     again = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
-    assert (
-        f"keywords: {1499 - len(written):,} .xmp files written, {len(written):,} had them\n" in again.stderr
-    )
-    assert len(sidecars(photos)) == 1499
+    assert f"keywords: {999 - len(written):,} .xmp files written, {len(written):,} had them\n" in again.stderr
+    assert len(sidecars(photos)) == 999
