@@ -1,10 +1,10 @@
 """What hostile files cost: `python benchmarks/bounds.py [PART] [--package DIR] [--json FILE]`.
 
 Each file of `benchmarks/hostile/` whose kind or name holds PART is written and given to the command that reads such
-files, in a process of its own: pictures, tar and Parquet files to `hierclass label`, model folders to `hierclass
-predict`, zip files to what the page unpacks them with; at last a folder of a thousand damaged pictures to `hierclass
-label`. A table says for each the seconds, the peak memory of the processes together, and what was said. The exit code
-is 1 if one was not bounded. `--package` measures another version, such as an earlier one: the folder of its
+files, in a process of its own: pictures, tar and Parquet files and sidecars to `hierclass label`, model folders to
+`hierclass predict`, zip files to what the page unpacks them with; at last a folder of a thousand damaged pictures to
+`hierclass label`. A table says for each the seconds, the peak memory of the processes together, and what was said. The
+exit code is 1 if one was not bounded. `--package` measures another version, such as an earlier one: the folder of its
 repository.
 """
 
@@ -33,6 +33,7 @@ from hostile.kinds import OTHER_PICTURES
 from hostile.models import MODELS
 from hostile.pictures import PICTURES
 from hostile.seeds import write_pictures
+from hostile.sidecars import SIDECARS
 from hostile.tables import TABLES
 from labelling import used_memory
 from rich.table import Table
@@ -48,6 +49,7 @@ BOUND_SECONDS = 25.0
 BOUND_MEGABYTES = 3072
 NUM_DAMAGED = 1000
 _LABEL = ("-m", "hierclass", "label", "{file}", "--format", "csv")
+_KEYWORDS = (*_LABEL, "--keywords", "xmp")
 _PREDICT = ("-m", "hierclass", "predict", "examples/{example}", "--model", "{file}")
 _UNPACK = (
     "-c",
@@ -147,6 +149,7 @@ KINDS: dict[str, tuple[list[HostileFile], tuple[str, ...]]] = {
     "picture": ([*PICTURES, *OTHER_PICTURES], _LABEL),
     "tar": (TARS, _LABEL),
     "Parquet": (TABLES, _LABEL),
+    "XMP": (SIDECARS, _KEYWORDS),
     "zip": (ZIPS, _UNPACK),
     "model": ([*MODELS, *GRAPHS], _PREDICT),
     "folder": ([HostileFile(f"{NUM_DAMAGED} damaged pictures", write_folder, f"{NUM_DAMAGED} rows")], _LABEL),

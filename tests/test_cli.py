@@ -84,6 +84,39 @@ def test_without_a_file_csv_goes_to_standard_output(
     assert tuple(rows[0]) == columns(1)
 
 
+def test_csv_for_a_spreadsheet_goes_wherever_csv_goes_and_is_a_matter_of_the_table_alone(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "0.png").rename(tmp_path / "=0.png")
+    run, names = tmp_path / "run", [str(photos), str(tmp_path / "=0.png")]
+    command = ["label", *names, "--model", str(tiny_checkpoint), "--level", "0"]
+    assert main([*command, "--csv-excel"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("\ufeffpath,error,level,")
+    assert out.endswith("\r\n")
+    assert main([*command, "--csv-excel-semicolon", "-o", str(tmp_path / "out.csv")]) == 0
+    assert (tmp_path / "out.csv").read_bytes().startswith(b"\xef\xbb\xbfpath;error;level;")
+    plain = [*command, "-o", f"{run}/"]
+    for more, start in (
+        (["--format", "csv"], b"path,"),
+        (["--csv-excel"], b"\xef\xbb\xbfpath,"),
+        ([], b"\xef\xbb\xbfpath,"),  # as it is
+        (["--csv-excel-semicolon"], b"\xef\xbb\xbfpath;"),
+        (["--format", "csv"], b"path,"),
+    ):
+        assert main([*plain, *more]) == 0
+        assert (run / "labels.csv").read_bytes().startswith(start)
+    capsys.readouterr()
+    for more, what in (
+        (["-o", str(tmp_path / "out.parquet")], "out.parquet; name a .csv file"),
+        (["-o", f"{tmp_path}/new/"], "labels.parquet; add --format csv"),
+        (["--format", "jsonl"], "--format jsonl"),
+    ):
+        assert main([*command, "--csv-excel", *more]) == 2
+        assert one_error(capsys) == f"error: --csv-excel is for CSV, not for {what}\n"
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_a_column_that_was_added_by_hand_is_not_overwritten(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]

@@ -17,7 +17,18 @@ from hierclass.decisions.exit_policy import Answers, StopReason
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import Input, Stamp
 from hierclass.labelling.rows import ClassNames, Outcome, Row, columns, schema
-from hierclass.labelling.table_writers import check_target, open_writer, write_table
+from hierclass.labelling.table_writers import (
+    EXCEL,
+    EXCEL_SEMICOLON,
+    PLAIN,
+    check_target,
+    csv_form_of,
+    marked_as_text,
+    open_writer,
+    refuse_to_lose,
+    unmarked,
+    write_table,
+)
 from taxonomy import Node, Taxonomy
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -143,6 +154,50 @@ def test_every_format_holds_the_same_rows(ending: str, tmp_path: Path) -> None:
 def test_scores_are_short_in_text(tmp_path: Path) -> None:
     write_table(tmp_path / "out.csv", [table()], schema(2))
     assert read(tmp_path / "out.csv")[0]["score"] == "0.3333"
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@A1", "\t=1", "\r=1", " =1", "'=1", '"=1', "＝1", "\0=1", "''=1"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_text_that_a_spreadsheet_would_compute_is_marked_and_found_again(text: str) -> None:
+    assert marked_as_text(text) == f"'{text}"
+    assert unmarked(marked_as_text(text)) == text
+
+
+@pytest.mark.parametrize("text", ["a=1", "photos/-1.jpg", "'quoted'", "", "'", "n02084071"])
+def test_other_texts_stay_as_they_are(text: str) -> None:
+    assert marked_as_text(text) == unmarked(text) == text
+
+
+@pytest.mark.parametrize(("form", "delimiter", "decimal"), [(EXCEL, ",", "."), (EXCEL_SEMICOLON, ";", ",")])
+def test_csv_for_a_spreadsheet_has_a_byte_order_mark_its_line_ends_and_no_formulas(
+    form: Any, delimiter: str, decimal: str, tmp_path: Path
+) -> None:
+    file, rows = tmp_path / "out.csv", table().to_pylist()
+    rows[0]["path"] = "=cmd|' /C calc'!A0.jpg"
+    rows[1]["path"] = "été;a,b.jpg"
+    write_table(file, [pa.Table.from_pylist(rows, table().schema)], schema(2), form)
+    data = file.read_bytes()
+    assert data.startswith(b"\xef\xbb\xbfpath")
+    assert data.endswith(b"\r\n")
+    with open(file, newline="", encoding="utf-8-sig") as stream:
+        found = list(csv.DictReader(stream, delimiter=delimiter))
+    assert [tuple(row) for row in found] == [columns(2)] * 4
+    paths = ["'=cmd|' /C calc'!A0.jpg", "été;a,b.jpg", 'new\nline, "quoted" caf\\xe9\r.jpg', "s.tar/x/d.jpg"]
+    assert [row["path"] for row in found] == paths
+    assert [row["score"] for row in found] == [f"0{decimal}3333", "", f"1{decimal}0", ""]
+    assert [row["level"] for row in found] == ["1", "", "0", ""]
+    assert csv_form_of(file) == form
+    refuse_to_lose(file)  # it is known as a table of ours
+
+
+def test_plain_csv_is_what_it_was(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.csv", [table()], schema(2))
+    data = (tmp_path / "a.csv").read_bytes()
+    assert data.startswith(b"path,error,level,")
+    assert data.splitlines()[1] == (b"a.jpg,,1,n2,dog,0.3333,1,asked,False,n1,animal,0.97,n2,dog,0.3333")
+    assert csv_form_of(tmp_path / "a.csv") == csv_form_of(tmp_path / "none.csv") == PLAIN
 
 
 def test_parquet_has_types_even_if_every_row_is_an_error(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from hostile import HostileFile
 from hostile.archives import TABLES
 from training_data import draw, jpeg
 
+from hierclass.decisions.prediction import Step
 from hierclass.errors import InputError
 from hierclass.labelling import bounded_parquet
-from hierclass.labelling.rows import columns
+from hierclass.labelling.rows import Row, columns, schema
+from hierclass.labelling.table_writers import EXCEL, EXCEL_SEMICOLON, CsvForm, write_table
 from taxonomy import Taxonomy
 from training.data.dataset_summary import summarise_dataset
 from training.data.samples import ImageSet, read_images, split
@@ -244,6 +246,24 @@ def test_of_a_labelled_table_the_corrections_count(folder: Path, tiny_taxonomy: 
     assert found(images) == {"photos/0.jpg": 1, "photos/5.jpg": 13}
     assert images.guessed is None
     assert images.notes == ["a.csv: left out 5 rows without a correction"]
+
+
+@pytest.mark.parametrize("form", [EXCEL, EXCEL_SEMICOLON])
+def test_a_table_for_a_spreadsheet_is_read_back_with_its_corrections(
+    form: CsvForm, folder: Path, tiny_taxonomy: Taxonomy
+) -> None:
+    names = ["=1+1.jpg", "'=2.jpg", "- 3.jpg"]
+    for number, name in enumerate(names):
+        (folder / f"{number}.jpg").write_bytes((folder / "photos" / f"{number}.jpg").read_bytes())
+        (folder / f"{number}.jpg").rename(folder / name)
+    values = [
+        Row(name, None, 0, 2, "asked", False, (Step("beagle", "beagle", 0.9),)).to_dict(3) for name in names
+    ]
+    write_table(folder / "a.csv", [pa.Table.from_pylist(values, schema(3))], schema(3), form)
+    head, *rows = (folder / "a.csv").read_bytes().decode("utf-8-sig").splitlines()
+    text = "\r\n".join([f"{head}{form.delimiter}corrected", *(f"{row}{form.delimiter}husky" for row in rows)])
+    write(folder / "a.csv", text, "utf-8-sig")
+    assert found(read_images([folder / "a.csv"], tiny_taxonomy)) == dict.fromkeys(names, 2)
 
 
 def test_its_guesses_count_where_that_is_asked_and_are_not_held_out(

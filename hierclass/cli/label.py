@@ -12,12 +12,15 @@ import typer
 
 from hierclass.cli.label_options import (
     BatchSize,
+    CsvExcel,
+    CsvExcelSemicolon,
     EngineName,
     EngineWorkers,
     Exclude,
     Format,
     Ignored,
     ImageColumn,
+    Keywords,
     LevelOrAuto,
     MinTier,
     Only,
@@ -30,8 +33,10 @@ from hierclass.cli.label_options import (
     SecondsPerImage,
     ShardText,
     Workers,
+    parse_csv_form,
     parse_format,
     parse_ignored,
+    parse_keywords,
     read_request,
 )
 from hierclass.cli.output_target import OutputTarget, survive_closed_pipes
@@ -49,16 +54,18 @@ from hierclass.cli.shared import (
     say,
 )
 from hierclass.errors import InputError
-from hierclass.images.discovery import PassedOver
+from hierclass.images.discovery import PassedOver, display_name
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
 from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.run_folder import RunFolder
-from hierclass.labelling.table_writers import open_writer
+from hierclass.labelling.table_writers import PLAIN, CsvForm, open_writer
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
+    from hierclass.labelling.run import LabelRun
     from hierclass.labelling.run_manifest import LabelJob
     from hierclass.labelling.run_pass import Engine
+    from hierclass.labelling.sidecars import SidecarWriter
 
 
 def label(
@@ -79,6 +86,9 @@ def label(
     exclude: Exclude = None,
     prior: PriorPath = None,
     format_: Format = None,
+    csv_excel: CsvExcel = False,
+    csv_excel_semicolon: CsvExcelSemicolon = False,
+    keywords: Keywords = None,
     overwrite: Overwrite = False,
     retry_errors: RetryErrors = False,
     shard: ShardText = None,
@@ -104,7 +114,10 @@ def label(
     """
     prior_file = None if prior is None else PriorFile.read(prior)
     request = read_request(level, min_tier, precision, only, exclude, prior_file)
-    target = None if output is None else OutputTarget.parse(output, format_)
+    csv_form, sidecars = parse_csv_form(csv_excel, csv_excel_semicolon), _sidecars(keywords)
+    target = None if output is None else OutputTarget.parse(output, format_).in_csv_form(csv_form, format_)
+    if target is None and csv_form and format_ not in (None, "csv"):
+        raise InputError(f"--csv-excel is for CSV, not for --format {format_}")
     if target is None and (overwrite or retry_errors):
         raise InputError("--overwrite and --retry-errors belong to a run on disk; give --output")
     if target is None and engine != "local":
@@ -131,13 +144,14 @@ def label(
     )
     job = LabelJob(names=tuple(paths), request=request, reading=reading, shard=part)
     if target is None:
-        _print_rows(classifier, job, parse_format(format_) or "csv")
+        _print_rows(classifier, job, parse_format(format_) or "csv", csv_form or PLAIN, sidecars)
         return
     how = _engine(engine, choice.open, engine_workers)
     with target.run(classifier, reading, how) as (run, progress):
         run.label(job, overwrite=overwrite, retry_errors=retry_errors)
+        num_failed = _write_keywords(run, sidecars, progress)
         num_errors = target.finish(run)
-    progress.summarise(target.table, num_errors)
+    progress.summarise(target.table, num_errors, num_failed)
 
 
 def refine(
@@ -157,6 +171,9 @@ def refine(
     exclude: Exclude = None,
     prior: PriorPath = None,
     format_: Format = None,
+    csv_excel: CsvExcel = False,
+    csv_excel_semicolon: CsvExcelSemicolon = False,
+    keywords: Keywords = None,
     model: ModelOption = None,
     timm: TimmOption = None,
     weights: WeightsOption = None,
@@ -175,7 +192,8 @@ def refine(
     request = read_request(level, min_tier, precision, only, exclude, prior_file)
     folder = RunFolder(run_folder)
     folder.manifest()
-    target = OutputTarget.in_folder(run_folder, format_)
+    csv_form, sidecars = parse_csv_form(csv_excel, csv_excel_semicolon), _sidecars(keywords)
+    target = OutputTarget.in_folder(run_folder, format_).in_csv_form(csv_form, format_)
     target.check_lost(overwrite=False)
     survive_closed_pipes()
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
@@ -192,8 +210,9 @@ def refine(
     how = _engine(engine, choice.open, engine_workers)
     with target.run(classifier, reading, how) as (run, progress):
         run.refine(where, request)
+        num_failed = _write_keywords(run, sidecars, progress)
         num_errors = target.finish(run)
-    progress.summarise(target.table, num_errors, run.num_unread)
+    progress.summarise(target.table, num_errors, run.num_unread + num_failed)
 
 
 def _open(choice: ModelChoice, precision: float | None, prior: PriorFile | None) -> Classifier:
@@ -219,7 +238,30 @@ def _engine(name: str, open_: Callable[[], Classifier], workers: int | None) -> 
     return RayEngine(open_, workers)
 
 
-def _print_rows(classifier: Classifier, job: LabelJob, format_: str) -> None:
+def _sidecars(keywords: str | None) -> SidecarWriter | None:
+    """Return what writes the keywords that --keywords asks for, None if it asks for none."""
+    if parse_keywords(keywords) is None:
+        return None
+    from hierclass.labelling.sidecars import SidecarWriter
+
+    return SidecarWriter(long_names=keywords == "xmp-long")
+
+
+def _write_keywords(run: LabelRun, sidecars: SidecarWriter | None, progress: RunProgress) -> int:
+    """Write the keywords of a run that has all its rows; returns how many files could not be written."""
+    if sidecars is None:
+        return 0
+    with progress.task("writing keywords", run.num_inputs) as advance:
+        for inputs, rows in run.rows():
+            sidecars.write(inputs, rows)
+            advance(len(inputs))
+    say(sidecars.summary())
+    return sidecars.num_failed
+
+
+def _print_rows(
+    classifier: Classifier, job: LabelJob, format_: str, csv_form: CsvForm, sidecars: SidecarWriter | None
+) -> None:
     """Label to standard output, without keeping a run on disk."""
     from hierclass.labelling.pipeline import LabelPipeline
     from taxonomy.streams import VisibleStream
@@ -240,16 +282,22 @@ def _print_rows(classifier: Classifier, job: LabelJob, format_: str) -> None:
         try:
             found = pipeline.run(inputs)
             first = next(found, None)  # wrong use is found before anything is written
-            table = open_writer(stream, format_, pipeline.schema())
+            table = open_writer(stream, format_, pipeline.schema(), csv_form)
             for outcome in itertools.chain(filter(None, [first]), found):
-                table.write(pipeline.table(outcome))
+                rows = pipeline.table(outcome)
+                table.write(rows)
+                if sidecars is not None:
+                    sidecars.write(outcome.inputs, rows)
                 progress.advance(len(outcome), outcome.num_errors)
                 num_errors += outcome.num_errors
             table.close()
         except Stopped as stop:
             raise Stopped(stop.code, f"stopped{progress.how_far()}") from None
         except OSError as error:
-            raise Stopped(1, f"writing the table failed: {error.strerror or error}") from error
+            what = display_name(error.filename) if error.filename else "the table"
+            raise Stopped(1, f"writing {what} failed: {error.strerror or error}") from error
     if passed_over:
         say(passed_over.text())
-    progress.summarise(None, num_errors)
+    if sidecars is not None:
+        say(sidecars.summary())
+    progress.summarise(None, num_errors, sidecars.num_failed if sidecars else 0)

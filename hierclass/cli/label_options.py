@@ -13,6 +13,7 @@ from hierclass.errors import InputError
 from hierclass.labelling.inputs import SECONDS_RANGE
 from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.rows import FORMATS
+from hierclass.labelling.table_writers import EXCEL, EXCEL_SEMICOLON, CsvForm
 from taxonomy.folders import IGNORED
 
 Paths = Annotated[
@@ -114,6 +115,27 @@ Format = Annotated[
         help="Of the table in a folder (csv, jsonl or parquet; default: parquet, or as it is) or here (default: csv).",
     ),
 ]
+CsvExcel = Annotated[
+    bool,
+    typer.Option(
+        "--csv-excel", help="Write CSV that Excel opens as it is: names in any script, no formulas."
+    ),
+]
+CsvExcelSemicolon = Annotated[
+    bool,
+    typer.Option(
+        "--csv-excel-semicolon", help="The same for Excel in languages that write 0,5: German, French …"
+    ),
+]
+Keywords = Annotated[
+    str | None,
+    typer.Option(
+        "--keywords",
+        metavar="xmp",
+        help="Write the classes of each answer as keywords into .xmp files beside the images, for digiKam, darktable "
+        "and Lightroom. xmp-long: as photo.nef.xmp, of RAW files too.",
+    ),
+]
 
 
 def read_request(
@@ -168,4 +190,16 @@ def parse_format(text: str | None) -> str | None:
     """Return the value of --format; raise InputError if there is no such format."""
     if text is not None and text not in FORMATS:
         raise InputError(f"--format {text}: give {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    return text
+
+
+def parse_csv_form(excel: bool, semicolon: bool) -> CsvForm | None:
+    """Return the form of CSV that --csv-excel or --csv-excel-semicolon asks for, None for neither."""
+    return EXCEL_SEMICOLON if semicolon else EXCEL if excel else None
+
+
+def parse_keywords(text: str | None) -> str | None:
+    """Return the value of --keywords; raise InputError for another than xmp and xmp-long."""
+    if text is not None and text not in ("xmp", "xmp-long"):
+        raise InputError(f"--keywords {text}: give xmp or xmp-long")
     return text

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,14 @@ from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
 from hierclass.labelling.rows import FORMATS
 from hierclass.labelling.run_folder import TABLES, RunFolder
-from hierclass.labelling.table_writers import check_target, format_of, refuse_to_lose
+from hierclass.labelling.table_writers import (
+    PLAIN,
+    CsvForm,
+    check_target,
+    csv_form_of,
+    format_of,
+    refuse_to_lose,
+)
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -38,6 +45,8 @@ class OutputTarget:
     """Whether only the table is wanted: the folder is removed when the table is complete."""
     verb: str = "label"
     """The command: "label" (and refine), or "embed"."""
+    csv_form: CsvForm = PLAIN
+    """How the table is written, if it is CSV."""
 
     @classmethod
     def in_folder(cls, folder: Path, format_: str | None) -> OutputTarget:
@@ -75,6 +84,22 @@ class OutputTarget:
         table = check_target(path)
         return cls(table.with_name(f"{table.name}.run"), table, is_file=True, verb=verb)
 
+    def in_csv_form(self, form: CsvForm | None, format_: str | None) -> OutputTarget:
+        """Return the target with the form of its CSV table; None: plain, or in a folder without --format as it is.
+
+        Raises:
+            InputError: the table is no CSV.
+        """
+        if form is None:
+            kept = not self.is_file and format_ is None and self.table.suffix == ".csv"
+            return replace(self, csv_form=csv_form_of(self.table)) if kept else self
+        if self.table.suffix.lower() != ".csv":
+            raise InputError(
+                f"--csv-excel is for CSV, not for {display_name(self.table.name)}; "
+                + ("name a .csv file" if self.is_file else "add --format csv")
+            )
+        return replace(self, csv_form=form)
+
     @contextmanager
     def run(
         self, classifier: Classifier, reading: ReadOptions, engine: Engine | None
@@ -106,7 +131,7 @@ class OutputTarget:
 
     def finish(self, run: LabelRun) -> int:
         """Write the table; remove the run if only the table is wanted. Returns the number of rows with an error."""
-        num_errors = run.assemble(self.table)
+        num_errors = run.assemble(self.table, self.csv_form)
         if self.is_file:
             RunFolder(self.folder).clear()  # without a run, its lock removes the folder
             return num_errors

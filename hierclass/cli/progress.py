@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +73,17 @@ class RunProgress:
             errors = f"[red]{plural(self._num_errors, 'error')}" if self._num_errors else ""
             self._bar.update(self._bar.task_ids[0], advance=num_images, errors=errors)
 
+    @contextlib.contextmanager
+    def task(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Show a bar of something else that is done, such as "writing keywords"; yield what counts how far it is."""
+        from hierclass.cli.terminal import task_bar
+
+        self._end()
+        self._how_far = f" while {what}"
+        with task_bar(self._console) as bar:
+            number = bar.add_task(what, total=total)
+            yield lambda count: bar.advance(number, count)
+
     def how_far(self) -> str:
         """Return how many images are done, as the end of a sentence."""
         return self._how_far
@@ -78,7 +91,8 @@ class RunProgress:
     def summarise(self, table: Path | None, num_errors: int, num_unread: int = 0) -> None:
         """Print a summary; exit with a code of its own if images could not be read.
 
-        `num_errors` rows of the table have an error, `num_unread` rows stayed since their image could not be read.
+        `num_errors` rows of the table have an error, `num_unread` rows stayed since their image could not be read, or
+        got no keywords since these could not be written.
         """
         from hierclass.cli.terminal import plural
 

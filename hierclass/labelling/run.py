@@ -35,7 +35,7 @@ from hierclass.labelling.run_manifest import (
 from hierclass.labelling.run_parts import Range
 from hierclass.labelling.run_pass import Engine, LocalEngine, RunPass
 from hierclass.labelling.sql_filter import SqlFilter
-from hierclass.labelling.table_writers import write_table
+from hierclass.labelling.table_writers import PLAIN, CsvForm, write_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -155,8 +155,8 @@ class LabelRun:
             self.listener.say(f"answered {what}, rows stay as they were: {_images(finer)}")
         self._add_pass(job, levels)
 
-    def assemble(self, path: Path) -> int:
-        """Write the table as `path`; returns the number of rows with an error."""
+    def assemble(self, path: Path, csv_form: CsvForm = PLAIN) -> int:
+        """Write the table as `path`, a CSV table in a form; returns the number of rows with an error."""
         errors = 0
 
         def counted() -> Iterator[pa.Table]:
@@ -166,8 +166,15 @@ class LabelRun:
                 yield table
 
         remove_temporaries(path.parent, path.name)
-        write_table(path, counted(), self._schema())
+        write_table(path, counted(), self._schema(), csv_form)
         return errors
+
+    def rows(self) -> Iterator[tuple[list[Input], pa.Table]]:
+        """Yield inputs and their newest rows, in order, some thousands at a time."""
+        inputs = self.folder.inputs(self._range[0])
+        for table in self._rows():
+            numbers = table.column("_index").to_pylist()
+            yield [next(item for at, item in inputs if at == number) for number in numbers], table
 
     # -- state
 
@@ -182,6 +189,12 @@ class LabelRun:
         """Number of tiers of the table: those of the finest level that was requested."""
         requests = [request_from_json(job) for job in self.jobs if job["kind"] != "again"]
         return max(count_tiers(request, self.classifier) for request in requests)
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of inputs of the run."""
+        first, end = self._range
+        return end - first
 
     @property
     def _range(self) -> tuple[int, int]:

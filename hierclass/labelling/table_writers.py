@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from hierclass.errors import InputError
 from hierclass.files import replacing, why_unwritable
@@ -29,7 +29,40 @@ _OURS = re.compile(
 )
 """Names of the columns of the tables that are written here."""
 
+_FORMULA = re.compile(r"[\s\"']*[=+\-@＝＋－＠\t\r\n\0]")
+"""The beginning of a text that spreadsheets take for a formula; some of them skip spaces and quotes."""
+_BOM = "\ufeff"
+
 Record: TypeAlias = "dict[str, Value]"
+
+
+class CsvForm(NamedTuple):
+    """How a CSV table is written: plain, or for a spreadsheet that people open it with."""
+
+    for_people: bool = False
+    """Whether it begins with a byte order mark, has lines that end as on Windows, and its texts are no formulas."""
+    delimiter: str = ","
+    decimal: str = "."
+    """What numbers have before their fraction."""
+
+
+PLAIN = CsvForm()
+EXCEL = CsvForm(for_people=True)
+EXCEL_SEMICOLON = CsvForm(for_people=True, delimiter=";", decimal=",")
+"""For Excel in languages that write 0,5: it divides cells at semicolons, and would read 0.1234 as 1234."""
+
+
+def marked_as_text(text: str) -> str:
+    """Return a text with an apostrophe before it if a spreadsheet would compute it.
+
+    Source: https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def unmarked(text: str) -> str:
+    """Return the text that `marked_as_text` returned `text` for."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 class TableWriter(ABC):
@@ -77,14 +110,25 @@ class _TextWriter(TableWriter):
 
 
 class _CsvWriter(_TextWriter):
+    def __init__(self, file: IO[bytes], schema: pa.Schema, form: CsvForm = PLAIN) -> None:
+        self._form, self._end = form, "\r\n" if form.for_people else "\n"
+        super().__init__(file, schema)
+
     def _header(self) -> str:
-        return ",".join(self.schema.names) + "\n"
+        start = _BOM if self._form.for_people else ""
+        return start + self._form.delimiter.join(self.schema.names) + self._end
 
     def _line(self, record: Record) -> str:
         text = io.StringIO(newline="")
+        values = map(self._for_people, record.values()) if self._form.for_people else record.values()
         # Before Python 3.13, only what ends the writer's own lines is quoted: "a\rb.jpg" would be two rows.
-        csv.writer(text, lineterminator="\r\n").writerow(record.values())
-        return text.getvalue().removesuffix("\r\n") + "\n"
+        csv.writer(text, delimiter=self._form.delimiter, lineterminator="\r\n").writerow(values)
+        return text.getvalue().removesuffix("\r\n") + self._end
+
+    def _for_people(self, value: Value) -> Value:
+        if isinstance(value, float):
+            return str(value).replace(".", self._form.decimal)
+        return marked_as_text(value) if isinstance(value, str) else value
 
 
 class _JsonWriter(_TextWriter):
@@ -124,25 +168,24 @@ class _ParquetWriter(TableWriter):
 
 
 _TABLES: dict[str, Callable[[IO[bytes], Any], TableWriter]] = {
-    "csv": _CsvWriter,
     "jsonl": _JsonWriter,
     "parquet": _ParquetWriter,
 }
 
 
-def open_writer(file: IO[bytes], format_: str, schema: pa.Schema) -> TableWriter:
-    """Return a writer for an open, empty file; `format_` is one of `FORMATS`."""
-    return _TABLES[format_](file, schema)
+def open_writer(file: IO[bytes], format_: str, schema: pa.Schema, csv_form: CsvForm = PLAIN) -> TableWriter:
+    """Return a writer for an open, empty file; `format_` is one of `FORMATS`, and `csv_form` is of CSV alone."""
+    return _CsvWriter(file, schema, csv_form) if format_ == "csv" else _TABLES[format_](file, schema)
 
 
-def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, csv_form: CsvForm = PLAIN) -> None:
     """Write the columns of a schema of Arrow tables as one file in the format of its ending, whole or not at all.
 
     Raises:
         OSError: writing failed; what `path` held before is still there.
     """
     with replacing(path) as temporary, open(temporary, "wb", buffering=0) as file:
-        table = open_writer(file, format_of(path), schema)
+        table = open_writer(file, format_of(path), schema, csv_form)
         try:
             for rows in tables:
                 table.write(rows)
@@ -195,9 +238,22 @@ def _columns_of(table: Path) -> list[str]:
         return list(pq.read_schema(table).names)
     with table.open(encoding="utf-8-sig", newline="") as file:
         if format_of(table) == "csv":
-            return next(csv.reader(file), [])
+            head = file.readline()
+            return next(csv.reader([head], delimiter=";" if ";" in head else ","), [])
         first = json.loads(file.readline())
         return list(first) if isinstance(first, dict) else []
+
+
+def csv_form_of(table: Path) -> CsvForm:
+    """Return the form of a CSV table that was written here; `PLAIN` if there is none."""
+    try:
+        with table.open("rb") as file:
+            head = file.read(1 << 10).decode("utf-8", "replace")
+    except OSError:
+        return PLAIN
+    if not head.startswith(_BOM):
+        return PLAIN
+    return EXCEL_SEMICOLON if ";" in head.partition("\n")[0] else EXCEL
 
 
 def check_target(path: Path) -> Path:

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import re
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.read_input import ADVICE, PictureReader, ReadOptions
 from hierclass.labelling.reader_processes import ReaderPool
 from hierclass.labelling.rows import Row, schema
-from hierclass.labelling.table_writers import write_table
+from hierclass.labelling.table_writers import marked_as_text, write_table
 from hierclass.page.messages import percent, photographs
 from hierclass.page.single import READ_SECONDS
 from hierclass.page.unpacking import ByteBudget, Photograph, unpack
@@ -59,8 +58,6 @@ ORDERS = {
 }
 """Ways to sort the table: column, and 1 for rising or -1 for falling; rows without a value come last."""
 DOWNLOADS = ("csv", "parquet")
-_FORMULA = re.compile(r"[\s\"']*[=+\-@＝＋－＠\t\r\n]")
-"""The beginning of a text that spreadsheets take for a formula; some of them skip spaces and quotes."""
 
 
 @dataclass(slots=True)
@@ -254,11 +251,8 @@ def _table_row(row: Row, picture: str) -> list[Any]:
 
 
 def _without_formulas(row: dict[str, Any]) -> dict[str, Any]:
-    """Mark texts as such that spreadsheets would compute (https://owasp.org/www-community/attacks/CSV_Injection)."""
-    return {
-        name: f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-        for name, value in row.items()
-    }
+    """Mark texts as such that spreadsheets would compute."""
+    return {name: marked_as_text(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _name_of(sent: Any, number: int) -> str:

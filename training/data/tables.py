@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
+from hierclass.labelling.table_writers import unmarked
 from training.data.datasets import TEST, TRAIN, VAL, ImageListing, LabelPath, Source, cell
 from training.data.table_rows import Row, TableRows
 
@@ -167,11 +169,11 @@ class _LabelTable:
 
     def _label(self, row: Row) -> tuple[LabelPath, bool]:
         """The label, empty where the row does not count, and whether it is a guess."""
-        right = _way(_text(row.get(CORRECTED if self.of_model else self.label)))
+        right = _way(self._unmarked(_text(row.get(CORRECTED if self.of_model else self.label))))
         if right or not self.of_model:
             return right, False
         sure = _text(row.get(LEVEL, "without this column all are"))  # without a level there is no answer
-        guess = _way(_text(row.get(self.label))) if sure else ()
+        guess = _way(self._unmarked(_text(row.get(self.label)))) if sure else ()
         why = "without a correction"
         if self.pseudo_labels:
             why = (
@@ -191,11 +193,15 @@ class _LabelTable:
         if not text:
             raise self._wrong(number, self.image, "is empty; give the path of the image")
         bases = [self.folder, *([Path()] if self.of_model else [])]
-        for base in bases:
-            if os.path.isfile(base / text):  # noqa: PTH113 - Path.is_file raises where a name is too long
-                return base / text, display_name(text)
+        for base, named in itertools.product(bases, dict.fromkeys((text, self._unmarked(text)))):
+            if os.path.isfile(base / named):  # noqa: PTH113 - Path.is_file raises where a name is too long
+                return base / named, display_name(named)
         where = " or ".join(display_name(base.absolute()) for base in bases)
         raise self._wrong(number, self.image, f"{text!r} is no file; relative paths start at {where}")
+
+    def _unmarked(self, text: str) -> str:
+        """A text of a labelled table as it was before it was marked for spreadsheets (``--csv-excel``)."""
+        return unmarked(text) if self.of_model and self.rows.text else text
 
     def _wrong(self, number: int, column: str, what: str) -> InputError:
         return InputError(f"{cell(self.where, number, column)}: {what}")
