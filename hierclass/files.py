@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import io
 import itertools
@@ -114,8 +115,8 @@ def remove_graphs(folder: Path, keep: Collection[str] = ()) -> None:
             file.unlink(missing_ok=True)
 
 
-def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> None:
-    """Refuse a folder if writing a model there would overwrite other files, or a model without `force`.
+def check_model_folder(folder: Path, source: Path | None, *, overwrite: bool) -> None:
+    """Refuse a folder if writing a model there would replace other files, or a model without `overwrite`.
 
     The folder `source` of the model that the new one is made of is always refused.
 
@@ -124,13 +125,13 @@ def check_model_folder(folder: Path, source: Path | None, *, force: bool) -> Non
     """
     if source is not None and folder.is_dir() and folder.resolve() == source.resolve():
         raise InputError(f"{folder} is the model itself; name another folder for the new one")
-    check_output_folder(folder, is_part_of_model, "a model", force=force)
+    check_output_folder(folder, is_part_of_model, "a model", overwrite=overwrite)
 
 
 def check_output_folder(
-    folder: Path, is_part: Callable[[str], bool], what: str, *, force: bool, mark: str | None = None
+    folder: Path, is_part: Callable[[str], bool], what: str, *, overwrite: bool, mark: str | None = None
 ) -> None:
-    """Refuse a folder if writing `what` there would overwrite other files, or an earlier one without `force`.
+    """Refuse a folder if writing `what` there would replace other files, or an earlier one without `overwrite`.
 
     `is_part` says of the name of a file whether it belongs to `what`. Without the file `mark`, or a temporary one of
     it that a killed writer left, only temporary files do.
@@ -151,24 +152,51 @@ def check_output_folder(
         raise InputError(
             f"{folder} holds {others[0]}, which is no part of {what}; name a new or empty folder"
         )
-    if any(not _TEMPORARY.fullmatch(name) for name in names) and not force:
-        raise InputError(f"{folder} holds {what}; add --force to replace it, or name another folder")
+    if any(not _TEMPORARY.fullmatch(name) for name in names) and not overwrite:
+        raise InputError(f"{folder} holds {what}; add --overwrite to replace it, or name another folder")
 
 
-def check_writable(file: Path, option: str) -> None:
-    """Refuse a file that can't be written, before the work whose result it will hold.
+def check_writable(file: Path, option: str, *, overwrite: bool) -> Path:
+    """Refuse a file that can't be written, or exists, before the work whose result it will hold.
+
+    With `overwrite`, and where it is empty, a file may be replaced. Returns what is to be written: that of a link is
+    the file that it leads to.
 
     Raises:
-        InputError: it is a folder, or can't be written; the message begins with `option`.
+        InputError: it is refused; the message begins with `option` and says what to do.
     """
-    if file.is_dir():
+    target = Path(os.path.realpath(file))
+    if target.is_dir():
         raise InputError(f"{option} {file} is a folder; name a file")
-    if reason := why_unwritable(file):
+    if file.exists() and not target.is_file():
+        raise InputError(f"{option} {file} is no file; name one that may be replaced")
+    if has_content(target) and not overwrite:
+        raise InputError(
+            f"{option} {file} exists (written {written_at(target)}); add --overwrite to replace it, or name another "
+            "file"
+        )
+    if reason := why_unwritable(target):
         raise InputError(f"{option} {file} cannot be written: {reason}")
+    return target
+
+
+def has_content(file: Path) -> bool:
+    """Return whether there is a regular file, or a link to one, that is not empty."""
+    try:
+        return check_regular(file) > 0
+    except OSError:
+        return False
+
+
+def written_at(file: Path) -> str:
+    """Return when a file was changed last, for people: "2026-11-27 19:31"."""
+    return f"{datetime.datetime.fromtimestamp(file.stat().st_mtime):%Y-%m-%d %H:%M}"
 
 
 def why_unwritable(file: Path) -> str | None:
     """Return why `replacing` could not write a file, None if it could; `file` itself is not touched."""
+    if file.is_file() and not os.access(file, os.W_OK):
+        return "it is read-only"  # to replace it takes leave to write to the folder alone
     probe = _temporary(file)
     try:
         probe.open("xb").close()

@@ -101,6 +101,7 @@ def build(
     named: Annotated[
         bool, typer.Option("--named", help="What follows an id in the file of --ids is the leaf's name.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Build a taxonomy from names, WordNet ids or a folder tree, and say which senses were chosen."""
     sources = [source for source in (names, ids, names_file, folder) if source]
@@ -108,6 +109,8 @@ def build(
         raise typer.BadParameter("give one of: class names, --names FILE, --ids FILE or --folder DIR")
     if output is None:
         raise typer.BadParameter("say with -o FILE.json where the taxonomy goes")
+    if output.is_file() and output.stat().st_size and not overwrite:
+        raise typer.BadParameter(f"{output} exists; add --overwrite to replace it, or name another file")
     if named and ids is None:
         raise typer.BadParameter("--named says how --ids is read; give them together")
     if pin and (ids or folder):

@@ -166,12 +166,16 @@ def write_document(data: Mapping[str, Any], path: str | PathLike[str]) -> None:
         raise TaxonomyError(f"{path}: taxonomies are saved as JSON; choose a name that ends in .json")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        target = Path(os.path.realpath(path))  # of a link what it leads to is replaced
+        if target.exists() and not target.is_file():
+            raise TaxonomyError(f"{path}: cannot be written (it is no file); choose another place")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
             file.write(dumps(data))
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        temporary.replace(target)
+        sync_folder(target.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise TaxonomyError(f"{path}: cannot be written ({error.strerror}); choose another place") from None

@@ -355,9 +355,15 @@ def test_what_the_small_model_has_no_use_for_is_not_in_its_file(
         (["--level", "0", "-o", "{tmp}/new", "--model", "{tmp}/none"], "there is no model at"),
         (["--level", "0", "-o", "{tmp}/file"], "is no folder; name a new or empty one"),
         (["--level", "0", "-o", "{tmp}"], "holds file, which is no part of a model"),
-        (["--level", "0", "-o", "{model}", "--model", "{other}"], "holds a model; add --force to replace"),
-        (["--level", "0", "-o", "{model}", "--force"], "is the model itself; name another folder"),
-        (["--level", "0", "-o", "{other}", "--force"], "holds MODEL_CARD.md, which is no part of a model"),
+        (
+            ["--level", "0", "-o", "{model}", "--model", "{other}"],
+            "holds a model; add --overwrite to replace",
+        ),
+        (["--level", "0", "-o", "{model}", "--overwrite"], "is the model itself; name another folder"),
+        (
+            ["--level", "0", "-o", "{other}", "--overwrite"],
+            "holds MODEL_CARD.md, which is no part of a model",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_writes_nothing(
@@ -390,7 +396,7 @@ def test_a_model_is_replaced_where_that_is_asked_for(tiny_checkpoint: Path, tmp_
     assert run(tiny_checkpoint, 1, tmp_path) == 2
     assert hierclass.load(tmp_path, "cpu").runtime.name == "onnx"
     assert load_checkpoint(tmp_path).network.num_levels == 1
-    assert run(tiny_checkpoint, 1, tmp_path, "--force") == 0
+    assert run(tiny_checkpoint, 1, tmp_path, "--overwrite") == 0
     assert load_checkpoint(tmp_path).network.num_levels == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == list(FILES)  # no graph of the former model
 

@@ -188,7 +188,7 @@ def test_an_exported_model_is_replaced_where_that_is_asked_for(tiny_graphs: Path
     assert main(command) == 0
     (tmp_path / "new" / "level7.int8.onnx").touch()
     assert main(command) == 2
-    assert main([*command, "--force"]) == 0
+    assert main([*command, "--overwrite"]) == 0
     assert not (tmp_path / "new" / "level7.int8.onnx").exists()
 
 
@@ -209,8 +209,8 @@ def test_a_folder_whose_writer_was_killed_can_be_written_again(
         (output / name).write_text("half")
     command = ["export", "--model", str(tiny_graphs), "-o", str(output)]
     assert main(command) == (2 if renamed else 0)
-    assert ("add --force" in capsys.readouterr().err) == bool(renamed)
-    assert main([*command, "--force"]) == 0
+    assert ("add --overwrite" in capsys.readouterr().err) == bool(renamed)
+    assert main([*command, "--overwrite"]) == 0
     assert json.loads((output / "labels.json").read_text())["format"] == "hierclass-labels"
     assert not list(output.glob(".*"))
 
@@ -218,7 +218,7 @@ def test_a_folder_whose_writer_was_killed_can_be_written_again(
 def test_an_interrupt_between_two_renames_leaves_a_folder_that_is_known(
     tiny_graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["export", "--model", str(tiny_graphs), "-o", str(tmp_path / "new"), "--force"]
+    command = ["export", "--model", str(tiny_graphs), "-o", str(tmp_path / "new"), "--overwrite"]
     replace = os.replace
 
     def interrupted(source: Path, target: Path) -> None:
@@ -258,8 +258,8 @@ def test_a_damaged_graph_is_not_copied(
         ([], "say where the graphs go"),
         (["-o", "{tmp}/new", "--in-place"], "say where the graphs go"),
         (["-o", "{tmp}"], "holds README.md, which is no part of an exported model"),
-        (["-o", "{tmp}", "--force"], "holds README.md, which is no part of an exported model"),
-        (["-o", "{model}", "--force"], "holds config.json, which is no part of an exported model"),
+        (["-o", "{tmp}", "--overwrite"], "holds README.md, which is no part of an exported model"),
+        (["-o", "{model}", "--overwrite"], "holds config.json, which is no part of an exported model"),
         (["-o", "{tmp}/README.md"], "is no folder"),
         (["-o", "{tmp}/new", "--model", "{tmp}/none"], "there is no model at"),
         (["-o", "{tmp}/new", "--model", "{bare}"], "has no graphs for ONNX Runtime; add them first"),
@@ -267,7 +267,7 @@ def test_a_damaged_graph_is_not_copied(
         (["-o", "{tmp}/new", "--images", "{tmp}"], "--images belongs to --int8"),
         (["-o", "{tmp}/new", "--num-images", "50"], "--num-images belongs to --int8 --images DIR"),
         (["--in-place"], "--in-place changes a model; name it with --model"),
-        (["--in-place", "--force", "--model", "{model}"], "belong to -o FOLDER"),
+        (["--in-place", "--overwrite", "--model", "{model}"], "belong to -o FOLDER"),
         (["-o", "{tmp}/new", "--int8", "--images", "{tmp}/none"], "0 readable images are too few"),
     ],
 )
@@ -300,7 +300,7 @@ def test_a_full_disk_leaves_what_was_there(
 
     monkeypatch.setattr(shutil, "copyfile", fail)
     capsys.readouterr()
-    assert main([*command, "--force"]) == 1
+    assert main([*command, "--overwrite"]) == 1
     message = f"error: writing the graphs failed: {tmp_path / 'level0.onnx'}: No space left on device\n"
     assert capsys.readouterr().err == message
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -330,6 +330,6 @@ def test_openvino_answers_nearly_as_onnxruntime_does(int8: bool, tmp_path: Path)
 
 def test_what_is_no_part_of_an_exported_model_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "labels.json").touch()
-    check_deployed_folder(tmp_path, force=True)
+    check_deployed_folder(tmp_path, overwrite=True)
     assert not any(map(_is_part, ("config.json", "photo.jpg", "level.onnx", "level0.txt", "level0.int8.txt")))
     assert all(map(_is_part, ("level0.xml", "level12.int8.bin", "graphs.safetensors")))

@@ -44,13 +44,13 @@ def test_the_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_written_is_refused_beforehand(tmp_path: Path) -> None:
-    check_writable(tmp_path / "new.json", "--json")
+    assert check_writable(tmp_path / "new.json", "--json", overwrite=False) == tmp_path / "new.json"
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="is a folder; name a file"):
-        check_writable(tmp_path, "--json")
+        check_writable(tmp_path, "--json", overwrite=True)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^--json .* cannot be written: Not a directory$"):
-        check_writable(tmp_path / "file" / "x.json", "--json")
+        check_writable(tmp_path / "file" / "x.json", "--json", overwrite=True)
 
 
 def test_the_names_of_new_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -410,6 +410,9 @@ def test_errors_of_a_table_in_one_file_are_not_read_again_unknown_to_the_user(
     command = ["label", str(photos), "-o", f"{tmp_path}/out.csv", "--model", str(tiny_checkpoint)]
     assert main(command) == 3
     assert main([*command, "--retry-errors"]) == 2
+    assert "out.csv exists (20 rows, written " in capsys.readouterr().err
+    (tmp_path / "out.csv").unlink()
+    assert main([*command, "--retry-errors"]) == 2
     assert "forgets its run when it is whole" in capsys.readouterr().err
 
 

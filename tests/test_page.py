@@ -270,12 +270,17 @@ def test_the_command_writes_a_report_that_says_how_to_make_it_again(
     assert command in page.text
 
 
-def test_a_report_replaces_a_former_one_and_nothing_else(
-    tiny_checkpoint: Path, data: Path, tmp_path: Path
+def test_a_report_replaces_a_former_one_when_told_to_and_nothing_else(
+    tiny_checkpoint: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "report.html").write_text("old")
-    evaluate(tiny_checkpoint, "--data", data, "--dev-from", 14, "--report", tmp_path)
+    asked = (tiny_checkpoint, "--data", data, "--dev-from", 14, "--report", tmp_path)
+    code, error = failure(capfd, *asked)
+    assert (code, (tmp_path / "report.html").read_text()) == (2, "old")
+    assert "holds report.html (written " in error
+    assert "add --overwrite to replace it, or name another folder" in error
+    evaluate(*asked, "--overwrite")
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
@@ -300,7 +305,7 @@ def test_a_folder_that_may_not_be_written_to_is_told(tmp_path: Path, monkeypatch
         "training.evaluation.html_report.tempfile.TemporaryFile", refuse
     )  # tests may run as root, who may all
     with pytest.raises(InputError, match="cannot be written: Permission denied"):
-        claim_folder(tmp_path)
+        claim_folder(tmp_path, overwrite=False)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +331,8 @@ def test_a_full_disk_or_ctrl_c_leaves_the_former_report(
         raise error
 
     monkeypatch.setattr("hierclass.files.os.fsync", fail)
-    found = failure(capfd, tiny_checkpoint, "--data", data, "--dev-from", 14, "--report", tmp_path)
+    words = ("--data", data, "--dev-from", 14, "--report", tmp_path, "--overwrite")
+    found = failure(capfd, tiny_checkpoint, *words)
     assert found[0] == code
     assert message in found[1]
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]

@@ -127,6 +127,7 @@ def test_resuming_a_finished_run_only_shows_its_table(
 
 
 def test_what_a_kill_left_half_written_goes_with_the_next_run(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
     (tmp_path / "last").mkdir()
     half = tmp_path / "last" / ".state.safetensors.123.tmp"
     half.write_bytes(b"half")

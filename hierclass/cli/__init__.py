@@ -35,6 +35,7 @@ from hierclass.cli.label import label, refine
 from hierclass.cli.shared import (
     SOME_INPUTS_FAILED,
     DeviceOption,
+    FormerForce,
     Int8Option,
     LevelOption,
     ModelChoice,
@@ -188,12 +189,13 @@ def compress(
     graphs: Annotated[
         bool, typer.Option("--graphs/--no-graphs", help="Write graphs, by which it runs without PyTorch.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model in the folder.")] = False,
+    force: FormerForce = False,
 ) -> None:
     """Make a smaller model of a model's levels up to one; it answers as they do. Print what that saves."""
     source = BUNDLED if model is None else model
     require("torch", "torch", "timm", what="hierclass compress")
-    check_model_folder(output, source, force=force)
+    check_model_folder(output, source, overwrite=overwrite or force)
     from hierclass.checkpoints.checkpoint import load_checkpoint, save_checkpoint, stored_dtype
     from hierclass.checkpoints.compress import ROUNDS, compare, saves
     from hierclass.checkpoints.compress import compress as keep_levels

@@ -68,6 +68,7 @@ def embed(
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
     target = OutputTarget.parse(output, None, "embed")
+    target.check_inputs(paths)
     target.check_lost(overwrite=overwrite)
     survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
@@ -88,7 +89,7 @@ def embed(
     job = LabelJob(
         names=tuple(paths), request=Request(level=level), reading=reading, shard=part, features=True
     )
-    with target.run(classifier, reading, None) as (run, progress):
+    with target.run(classifier, reading, None, overwrite=overwrite) as (run, progress):
         run.label(job, overwrite=overwrite, retry_errors=retry_errors)
         num_errors = target.finish(run)
     progress.summarise(target.table, num_errors)

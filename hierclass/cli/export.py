@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hierclass.cli.shared import ModelOption, Stopped, say
+from hierclass.cli.shared import FormerForce, ModelOption, Stopped, say
 from hierclass.errors import InputError, require
 from hierclass.files import BUNDLED
 
@@ -58,9 +58,13 @@ def export(
         ),
     ] = None,
     model: ModelOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an exported model in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an exported model in the folder.")
+    ] = False,
+    force: FormerForce = False,
 ) -> None:
     """Write the levels of a model as graphs: in its folder, or in one that runs without hierclass."""
+    overwrite = overwrite or force
     if in_place == (output is not None):
         raise InputError(
             "say where the graphs go: -o FOLDER makes one that runs without hierclass, --in-place adds them to MODEL's"
@@ -72,10 +76,10 @@ def export(
     int8_wish = _Int8Wish(int8, images or [], num_images or NUM_IMAGES)
     with _failures():
         if output is not None:
-            _export(model or BUNDLED, output, format_ or GraphFormat.ONNX, int8_wish, force)
+            _export(model or BUNDLED, output, format_ or GraphFormat.ONNX, int8_wish, overwrite)
             return
-        if format_ or force:
-            raise InputError("--format and --force belong to -o FOLDER; leave them out with --in-place")
+        if format_ or overwrite:
+            raise InputError("--format and --overwrite belong to -o FOLDER; leave them out with --in-place")
         if model is None:
             raise InputError("--in-place changes a model; name it with --model")
         if int8 and not images:
@@ -95,7 +99,7 @@ class _Int8Wish:
     num_images: int
 
 
-def _export(model: Path, output: Path, kind: GraphFormat, int8: _Int8Wish, force: bool) -> None:
+def _export(model: Path, output: Path, kind: GraphFormat, int8: _Int8Wish, overwrite: bool) -> None:
     from hierclass.checkpoints.description import read_int8
     from hierclass.export.deployed_folder import (
         SourceModel,
@@ -108,7 +112,7 @@ def _export(model: Path, output: Path, kind: GraphFormat, int8: _Int8Wish, force
     openvino = kind is GraphFormat.OPENVINO
     if openvino:
         check_openvino()
-    check_deployed_folder(output, force=force)
+    check_deployed_folder(output, overwrite=overwrite)
     with contextlib.ExitStack() as stack:
         if int8.wanted and int8.images:
             made = _quantise(model, int8)

@@ -123,6 +123,7 @@ def label(
     if target is None and engine != "local":
         raise InputError(f"--engine {engine} writes parts of a table to disk; give --output")
     if target is not None:
+        target.check_inputs(paths)
         target.check_lost(overwrite=overwrite)
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
@@ -147,7 +148,7 @@ def label(
         _print_rows(classifier, job, parse_format(format_) or "csv", csv_form or PLAIN, sidecars)
         return
     how = _engine(engine, choice.open, engine_workers)
-    with target.run(classifier, reading, how) as (run, progress):
+    with target.run(classifier, reading, how, overwrite=overwrite) as (run, progress):
         run.label(job, overwrite=overwrite, retry_errors=retry_errors)
         num_failed = _write_keywords(run, sidecars, progress)
         num_errors = target.finish(run)

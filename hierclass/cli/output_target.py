@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +17,12 @@ from hierclass.cli.label_options import parse_format
 from hierclass.cli.progress import RunProgress
 from hierclass.cli.shared import Stopped
 from hierclass.errors import InputError
+from hierclass.files import has_content
 from hierclass.images.discovery import display_name
 from hierclass.labelling.rows import FORMATS
 from hierclass.labelling.run_folder import TABLES, RunFolder
-from hierclass.labelling.table_writers import (
-    PLAIN,
-    CsvForm,
-    check_target,
-    csv_form_of,
-    format_of,
-    refuse_to_lose,
-)
+from hierclass.labelling.table_files import refuse_changed, refuse_finished, refuse_to_lose
+from hierclass.labelling.table_writers import PLAIN, CsvForm, check_target, csv_form_of, format_of
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -82,7 +78,7 @@ class OutputTarget:
                 f"({display_name(path.parent)}/), or write elsewhere"
             )
         table = check_target(path)
-        return cls(table.with_name(f"{table.name}.run"), table, is_file=True, verb=verb)
+        return cls(RunFolder.beside(table).path, table, is_file=True, verb=verb)
 
     def in_csv_form(self, form: CsvForm | None, format_: str | None) -> OutputTarget:
         """Return the target with the form of its CSV table; None: plain, or in a folder without --format as it is.
@@ -102,9 +98,18 @@ class OutputTarget:
 
     @contextmanager
     def run(
-        self, classifier: Classifier, reading: ReadOptions, engine: Engine | None
+        self,
+        classifier: Classifier,
+        reading: ReadOptions,
+        engine: Engine | None,
+        *,
+        overwrite: bool = False,
     ) -> Iterator[tuple[LabelRun, RunProgress]]:
-        """Lock the folder and yield the run; raise Stopped with one line if a signal or a full disk ends it early."""
+        """Lock the folder and yield the run; raise Stopped with one line if a signal or a full disk ends it early.
+
+        Raises:
+            InputError: as `check_lost`, for what happened since that was asked; or another command holds the folder.
+        """
         from hierclass.labelling.run import LabelRun
         from taxonomy.terminal import PlainConsole
 
@@ -112,6 +117,7 @@ class OutputTarget:
         progress = RunProgress(PlainConsole(stderr=True), self.verb)
         try:
             with folder.lock(), progress:
+                self.check_lost(overwrite=overwrite)
                 yield LabelRun(folder, classifier, reading, progress, engine), progress
         except Stopped as stop:
             raise Stopped(stop.code, f"stopped{progress.how_far()}; {_GOES_ON}") from None
@@ -124,10 +130,29 @@ class OutputTarget:
             raise Stopped(1, f"writing failed{progress.how_far()}: {what}") from error
 
     def check_lost(self, *, overwrite: bool) -> None:
-        """Raise InputError if writing the table would lose what people wrote, such as a column `corrected`."""
-        others = [] if self.is_file else [self.folder / name for name in TABLES]  # `finish` removes these
-        for table in {self.table, *others} if not overwrite else ():
-            refuse_to_lose(table)
+        """Raise InputError if writing the table would replace one that the run did not write, or a finished one."""
+        run = RunFolder(self.folder)
+        tables = [self.table] if self.is_file else [self.folder / name for name in TABLES]
+        for table in filter(has_content, [] if overwrite else tables):
+            known = run.knows(table) if run.exists else None
+            if known is False:
+                refuse_changed(table)
+            elif known is None and self.is_file and not run.exists:
+                self._tidy()
+                refuse_finished(table)
+            elif known is None:
+                refuse_to_lose(table)
+
+    def check_inputs(self, names: Sequence[str]) -> None:
+        """Raise InputError if the table would replace a file that is to be labelled."""
+        if any(os.path.realpath(name) == str(self.table) for name in names):
+            raise InputError(f"the output {display_name(self.table)} is one of the inputs; name another file")
+
+    def _tidy(self) -> None:
+        """Remove what a kill left of the run of a finished table."""
+        if self.folder.exists():
+            with contextlib.suppress(InputError), RunFolder(self.folder).lock():
+                pass
 
     def finish(self, run: LabelRun) -> int:
         """Write the table; remove the run if only the table is wanted. Returns the number of rows with an error."""

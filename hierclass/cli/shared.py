@@ -62,6 +62,8 @@ ThreadsOption = Annotated[
 Int8Option = Annotated[
     bool, typer.Option("--int8", help="Run the model's graphs in 8 bits: faster, a little less exact.")
 ]
+FormerForce = Annotated[bool, typer.Option("--force", hidden=True)]
+"""The name that --overwrite had in some commands."""
 
 
 class Stopped(BaseException):

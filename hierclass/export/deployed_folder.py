@@ -43,13 +43,13 @@ class SourceModel:
     graphs: LevelGraphs
 
 
-def check_deployed_folder(folder: Path, *, force: bool) -> None:
-    """Refuse a folder if writing there would overwrite other files, or an exported model without `force`.
+def check_deployed_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder if writing there would replace other files, or an exported model without `overwrite`.
 
     Raises:
         InputError: the folder is refused; the message says what to do.
     """
-    check_output_folder(folder, _is_part, "an exported model", mark=LABELS_FILE, force=force)
+    check_output_folder(folder, _is_part, "an exported model", mark=LABELS_FILE, overwrite=overwrite)
 
 
 def check_openvino() -> None:
@@ -65,7 +65,7 @@ def write_deployed(
 
     The graphs are for ONNX Runtime, or for OpenVINO. `progress` is told the number of each level before it is
     converted. If that fails or is interrupted, the folder stays as it is; a kill while files are renamed may leave it
-    without labels.json, until it is written with `--force`.
+    without labels.json, until it is written with `--overwrite`.
 
     Raises:
         CheckpointError: ONNX Runtime can't open a graph.

@@ -156,7 +156,11 @@ class LabelRun:
         self._add_pass(job, levels)
 
     def assemble(self, path: Path, csv_form: CsvForm = PLAIN) -> int:
-        """Write the table as `path`, a CSV table in a form; returns the number of rows with an error."""
+        """Write the table as `path`, a CSV table in a form; returns the number of rows with an error.
+
+        Raises:
+            InputError: the file is neither this run's nor one that was there when the run began.
+        """
         errors = 0
 
         def counted() -> Iterator[pa.Table]:
@@ -166,7 +170,13 @@ class LabelRun:
                 yield table
 
         remove_temporaries(path.parent, path.name)
-        write_table(path, counted(), self._schema(), csv_form)
+        write_table(
+            path,
+            counted(),
+            self._schema(),
+            csv_form,
+            check=lambda written: self.folder.remember(path, written),
+        )
         return errors
 
     def rows(self) -> Iterator[tuple[list[Input], pa.Table]]:

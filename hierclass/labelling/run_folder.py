@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hierclass.errors import InputError
-from hierclass.files import locked, replacing
+from hierclass.files import has_content, locked, replacing
 from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Input
 from hierclass.labelling.rows import FORMATS, schema
 from hierclass.labelling.run_parts import Part, PassRows, Range, overlay
+from hierclass.labelling.table_files import TableMark, is_marked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +36,8 @@ VERSION = 1
 LOCK = ".lock"
 TABLES = (*(f"labels.{format_}" for format_ in FORMATS), "features.parquet")
 """Names that the table in the folder of a run may have."""
+_BESIDE = ".run"
+"""What follows the name of a table that is one file in the name of its run's folder."""
 _GROUP = 10_000
 """Rows of a group of a Parquet file, which are read and written at once."""
 
@@ -53,6 +56,18 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a run was begun here; it is when its inputs are listed."""
         return self._manifest.exists()
+
+    @classmethod
+    def beside(cls, table: Path) -> RunFolder:
+        """Return the folder of the run whose table is one file."""
+        return cls(table.with_name(f"{table.name}{_BESIDE}"))
+
+    def tables(self) -> list[Path]:
+        """Return the tables that there are: in the folder, and the file that it is beside."""
+        beside = [self.path.with_name(self.path.name.removesuffix(_BESIDE))] * self.path.name.endswith(
+            _BESIDE
+        )
+        return [table for table in (*(self.path / name for name in TABLES), *beside) if has_content(table)]
 
     def check(self) -> None:
         """Raise InputError if the folder holds something else than a run; touch nothing."""
@@ -108,14 +123,20 @@ class RunFolder:
     # -- manifest
 
     def begin(self, manifest: dict[str, Any], inputs: Iterable[Input], listed: Callable[[int], None]) -> None:
-        """Begin a run: list the inputs, calling `listed` with their growing number, then store the manifest."""
+        """Begin a run: list the inputs, calling `listed` with their growing number, then store the manifest.
+
+        The tables that are there may be replaced by that of the run.
+        """
         new = self.path / ".inputs.new.tmp"
         count, digest = self._write_inputs(new, inputs, listed)  # until then, what was there before stays
         self.clear(but=new)
         self._parts.mkdir(exist_ok=True)
         new.replace(self._inputs)
         about = {**manifest["inputs"], "count": count, "digest": digest}
-        self.write_manifest({"format": FORMAT, "version": VERSION, **manifest, "inputs": about})
+        tables = {table.name: [TableMark.of(table, digest=False)] for table in self.tables()}
+        self.write_manifest(
+            {"format": FORMAT, "version": VERSION, **manifest, "inputs": about, "tables": tables}
+        )
 
     def clear(self, *, but: Path | None = None) -> None:
         """Remove the files of a run, and nothing else; its table stays."""
@@ -178,6 +199,31 @@ class RunFolder:
             if not needed.exists():
                 raise InputError(f"{display_name(needed)} is gone; --overwrite starts the run anew")
         return dict(found)
+
+    def knows(self, table: Path) -> bool | None:
+        """Return whether a table is as this run wrote it, or as when the run began; None: an earlier version's run."""
+        marks = self.manifest().get("tables")
+        return None if marks is None else is_marked(table, self._marks(table))
+
+    def remember(self, table: Path, written: Path) -> None:
+        """Note what the file that is about to replace a table is like.
+
+        Raises:
+            InputError: what it would replace came, or was changed, while the run was at work.
+        """
+        there = has_content(table)
+        if there and self.knows(table) is False:
+            raise InputError(
+                f"{display_name(table)} came or was changed while this run was at work; move it away and give the same "
+                "command again, which writes the table"
+            )
+        before = [TableMark.of(table, digest=False)] if there else []
+        marks = [*before, TableMark.of(written, digest=True)]
+        manifest = self.manifest()
+        self.write_manifest({**manifest, "tables": {**manifest.get("tables", {}), table.name: marks}})
+
+    def _marks(self, table: Path) -> list[TableMark]:
+        return [TableMark(*mark) for mark in self.manifest().get("tables", {}).get(table.name, ())]
 
     # -- inputs
 

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 _ROW_GROUP = 10_000
 _ROW_GROUP_BYTES = 16 << 20
 
-_OURS = re.compile(
-    r"path|error|level|synset|label|score|chosen_level|stop_reason|preview|features|tier\d+_(synset|label|score)"
-)
-"""Names of the columns of the tables that are written here."""
-
 _FORMULA = re.compile(r"[\s\"']*[=+\-@＝＋－＠\t\r\n\0]")
 """The beginning of a text that spreadsheets take for a formula; some of them skip spaces and quotes."""
 _BOM = "\ufeff"
@@ -178,8 +173,17 @@ def open_writer(file: IO[bytes], format_: str, schema: pa.Schema, csv_form: CsvF
     return _CsvWriter(file, schema, csv_form) if format_ == "csv" else _TABLES[format_](file, schema)
 
 
-def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, csv_form: CsvForm = PLAIN) -> None:
+def write_table(
+    path: Path,
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    csv_form: CsvForm = PLAIN,
+    *,
+    check: Callable[[Path], object] | None = None,
+) -> None:
     """Write the columns of a schema of Arrow tables as one file in the format of its ending, whole or not at all.
+
+    `check` is called with the file when it is written, before it gets its name; if it raises, that stays undone.
 
     Raises:
         OSError: writing failed; what `path` held before is still there.
@@ -194,6 +198,8 @@ def write_table(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, csv_f
                 table.close()
             raise
         table.close()
+        if check:
+            check(temporary)
 
 
 def format_of(path: Path) -> str:
@@ -209,39 +215,6 @@ def format_of(path: Path) -> str:
             f"{display_name(path.name)!r}"
         )
     return ending
-
-
-def refuse_to_lose(table: Path) -> None:
-    """Raise InputError if a file that would be replaced is no table of ours, or has columns that people added to it."""
-    if not table.is_file() or not table.stat().st_size:
-        return
-    try:
-        names = _columns_of(table)
-    except (OSError, ValueError):  # Arrow's errors are ValueErrors
-        names = []
-    if not {"path", "error"} <= set(names):
-        raise InputError(
-            f"{display_name(table)} exists and is no table that hierclass wrote; name another file, or add --overwrite"
-        )
-    if added := [name for name in names if not _OURS.fullmatch(name)]:
-        raise InputError(
-            f"{display_name(table)} has a column {added[0]!r} that would be lost; move that file away, name another, "
-            "or add --overwrite"
-        )
-
-
-def _columns_of(table: Path) -> list[str]:
-    """Names of the columns of a table on disk."""
-    if format_of(table) == "parquet":
-        import pyarrow.parquet as pq
-
-        return list(pq.read_schema(table).names)
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        if format_of(table) == "csv":
-            head = file.readline()
-            return next(csv.reader([head], delimiter=";" if ";" in head else ","), [])
-        first = json.loads(file.readline())
-        return list(first) if isinstance(first, dict) else []
 
 
 def csv_form_of(table: Path) -> CsvForm:

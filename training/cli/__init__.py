@@ -47,6 +47,7 @@ def fit(
     out: options.Out = None,
     recipe: options.RecipeFile = None,
     resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
     tiers: options.Tiers = None,
     pin: options.Pin = None,
     yes: options.Yes = False,
@@ -66,11 +67,17 @@ def fit(
     folder = out or _default_out(ctx.params["data"] or ctx.params["add"])
     more = [] if graphs else ["--no-graphs"]
     with one_line_errors(lambda: resume_command("fit", folder, threads, *more)):
+        options.check_overwrite(resume=resume, overwrite=overwrite)
         wanted, stored = wanted_recipe(ctx, folder)
         if check not in CHECKS:
             raise InputError(f"`check` {check}: give {list_words(CHECKS)}")
         if not stored:
             wanted = _prepared(ctx, wanted, folder)
+        if overwrite:
+            from training.trainer.run_dir import RunDir, refuse_to_overwrite_source
+
+            refuse_to_overwrite_source(folder, base=wanted.base)
+            RunDir(folder).forget()
         if wanted.fits_heads:
             from training.heads.fit import fit_heads
 
@@ -122,9 +129,10 @@ def _prepared(ctx: typer.Context, recipe: Recipe, out: Path) -> Recipe:
     from training.trainer.run_dir import RunDir
 
     folder = RunDir(out)
-    folder.refuse_to_replace(resume=ctx.params["resume"])
+    resume = ctx.params["resume"]
+    folder.refuse_to_replace(resume=resume, overwrite=ctx.params["overwrite"])
     given = given_fields(ctx)
-    recipe_was_deleted = folder.begun and folder.begun_with.exists()
+    recipe_was_deleted = resume and folder.begun and folder.begun_with.exists()
     if recipe_was_deleted and "taxonomy" not in given:
         given.add("taxonomy")
         recipe = dataclasses.replace(recipe, taxonomy=str(folder.begun_with.absolute()))
@@ -154,6 +162,7 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(help="Folder for a page, report.html, and its numbers, report.json.")
     ] = None,
+    overwrite: options.OverwriteResults = False,
     dev_from: options.DevFrom = None,
     dev_share: options.OnlyDevShare = None,
     split: options.MeasuredSplit = "test",
@@ -167,11 +176,11 @@ def evaluate(
     with one_line_errors():
         images = _labelled(ctx)
         if json_ is not None:
-            check_writable(json_, "--json")
+            json_ = check_writable(json_, "--json", overwrite=overwrite)
         if report is not None:
             from training.evaluation.html_report import claim_folder, write_report
 
-            claim_folder(report)
+            claim_folder(report, overwrite=overwrite)
         from training.evaluation.console import show_results
         from training.evaluation.evaluate import measures, run_checkpoint
 

@@ -23,13 +23,14 @@ from training.distillation.recipe import DistilRecipe
 from training.recipe.option import GROUPS, as_text, specs_of
 from training.recipe.recipe import Recipe
 from training.recipe.stored_options import StoredOptions
+from training.trainer.processes import num_processes
 
 PANELS = {group: group.capitalize() for group in GROUPS}
 """Group of options → its heading in ``--help``."""
 RUN_OPTIONS = (
     "look",
     *("out", "resume", "recipe", "workers", "threads", "save_every", "check", "tiers", "pin", "yes", "level"),
-    *("minutes", "updates", "eval_data", "known_top1", "report", "split"),
+    *("minutes", "updates", "eval_data", "known_top1", "report", "split", "overwrite"),
 )
 """Arguments that are no fields of a recipe, as messages name them."""
 NAMES = {*specs_of(Recipe), *specs_of(DistilRecipe), *RUN_OPTIONS}
@@ -222,6 +223,15 @@ def _scalar(text: str) -> Any:
 
 # ---------------------------------------------------------------- options that are no fields of a recipe
 
+
+def check_overwrite(*, resume: bool, overwrite: bool) -> None:
+    """Raise `InputError` if a run can't be replaced in this way."""
+    if resume and overwrite:
+        raise InputError("`resume` continues a run, `overwrite` begins anew; give one of them")
+    if overwrite and num_processes() > 1:
+        raise InputError("`overwrite` needs one process; delete the folder, or choose another `out`")
+
+
 Tiers = Annotated[
     str | None,
     typer.Option(
@@ -270,6 +280,10 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs
 DistilOut = Annotated[Path, typer.Option("--out", help="Folder of the run; the model is left in OUT/model.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out; its recipe is read from there.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin a new run in place of the one in --out.")]
+OverwriteResults = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the files of --json and --report.")
 ]
 DistilResume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out, for longer if --crops is larger now.")

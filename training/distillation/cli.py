@@ -24,6 +24,7 @@ def distil(
     ctx: typer.Context,
     out: options.DistilOut = Path("distilled"),
     resume: options.DistilResume = False,
+    overwrite: options.Overwrite = False,
     eval_data: options.EvalData = None,
     level: options.Level = None,
     updates: options.Updates = None,
@@ -43,6 +44,9 @@ def distil(
     more += [part for each in eval_data or () for part in ("--eval-data", str(each))]
     more += [] if known_top1 is None else ["--known-top1", str(known_top1)]
     with one_line_errors(lambda: resume_command("distil", out, threads, *more)):
+        options.check_overwrite(resume=resume, overwrite=overwrite)
+        if overwrite and level is not None:
+            raise InputError("`overwrite` begins with all levels anew; leave `level` out")
         recipe, changes = wanted_recipe(ctx, out, level=level, updates=updates, resume=resume)
         from training.distillation.loop import distil as run
 
@@ -51,6 +55,7 @@ def distil(
             out,
             changes=changes,
             resume=resume,
+            overwrite=overwrite,
             level=level,
             minutes=minutes,
             workers=workers,

@@ -27,7 +27,7 @@ from training.distillation.model_card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
 from training.recipe.option import as_text
 from training.trainer.export import describe_model
-from training.trainer.run_dir import START, RunDir
+from training.trainer.run_dir import START, RunDir, refuse_others, refuse_to_overwrite_source
 
 
 class DistilDir:
@@ -72,6 +72,18 @@ class DistilDir:
                 raise
         elif self.model.exists() and any(self.model.iterdir()):
             raise InputError(f"{self.model} holds a model that is not of this run; choose another `out`")
+
+    def forget(self, recipe: DistilRecipe) -> None:
+        """Remove what the run goes on from and its model, but for crops; raises `InputError` if ``recipe`` needs it."""
+        refuse_to_overwrite_source(self.path, teacher=recipe.teacher, start=recipe.start)
+        begun = (*self.path.glob("level-*/last/state.safetensors"), *self.path.glob("level-*/history.jsonl"))
+        for file in (*begun, self.model / CONFIG_FILE, self.start / CONFIG_FILE, self.recipe):
+            file.unlink(missing_ok=True)
+
+    def refuse_others(self) -> None:
+        """Raise `InputError` if no run was begun in the folder, and it holds something that one would replace."""
+        levels = (each.name for each in self.path.glob("level-*"))
+        refuse_others(self.path, (self.recipe.name, START, self.crops.name, self.unreadable.name, *levels))
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:

@@ -49,6 +49,7 @@ def distil(
     out: Path,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     changes: Mapping[str, Any] | None = None,
     level: int | None = None,
     minutes: float | None = None,
@@ -63,10 +64,10 @@ def distil(
     """Nest a teacher in the folder ``out``; return whether all levels were trained to the end.
 
     ``resume`` continues the runs in ``out``; levels that have begun keep their recipes except for ``changes`` (field →
-    value; None: this recipe). ``level`` trains that level alone. After ``minutes`` the run ends with its state saved
-    and the model written. At the end the model is measured and calibrated on the labelled photographs ``eval_data``,
-    weighted by ``known_top1`` (`training.data.sample_weights`). Raises `InputError`, `BackboneError`, `CheckpointError`
-    or `TaxonomyError`.
+    value; None: this recipe). ``overwrite`` begins anew in place of them. ``level`` trains that level alone. After
+    ``minutes`` the run ends with its state saved and the model written. At the end the model is measured and calibrated
+    on the labelled photographs ``eval_data``, weighted by ``known_top1`` (`training.data.sample_weights`). Raises
+    `InputError`, `BackboneError`, `CheckpointError` or `TaxonomyError`.
     """
     if known_top1 is not None:
         check_known_top1(known_top1)
@@ -83,7 +84,7 @@ def distil(
     session = Distillation(recipe, DistilDir(out, recipe.cache), accelerator, reporter, changes=changes)
     if eval_data:  # what is wrong with it is said before hours of work
         check_enough(len(read_images(eval_data, session.teacher.taxonomy, part="val")))
-    groups = session.set_up(level, resume=resume)
+    groups = session.set_up(level, resume=resume, overwrite=overwrite)
     session.make_crops(groups, workers=workers, threads=threads)
     ended = session.train_all(groups, resume=resume, save_every=save_every, until=until)
     accelerator.end_training()
@@ -152,15 +153,18 @@ class Distillation:
         self._start: Checkpoint | None = None
         self.facts: dict[str, Any] = {}
 
-    def set_up(self, level: int | None, *, resume: bool) -> list[tuple[int, ...]]:
+    def set_up(self, level: int | None, *, resume: bool, overwrite: bool = False) -> list[tuple[int, ...]]:
         """Make the network before training if it does not exist; return the groups of levels to train.
 
         Raises `InputError` where something in the folder would be replaced.
         """
         folder, recipe = self.folder, self.recipe
         if self.accelerator.is_main_process:
+            folder.refuse_others()
             with folder.claim():
                 folder.check_mine()
+                if overwrite:
+                    folder.forget(recipe)
                 folder.check_common(recipe)
                 has_start = folder.has_start(recipe)
                 if has_start:

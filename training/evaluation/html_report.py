@@ -22,7 +22,7 @@ from PIL import Image
 import hierclass
 from hierclass.cli.terminal import one_line
 from hierclass.errors import ImageError, InputError
-from hierclass.files import make_folder, remove_temporaries, replacing_all
+from hierclass.files import has_content, make_folder, remove_temporaries, replacing_all, written_at
 from training.data.samples import inner_nodes
 from training.evaluation import plots, report_data
 from training.evaluation.console import alone_sentence, usual, weighting_sentence
@@ -55,13 +55,19 @@ CONFUSIONS, EXAMPLES, THUMBNAIL = 10, 4, 96
 """Number of worst confusions, images of each, and largest side of a thumbnail in pixels."""
 
 
-def claim_folder(folder: Path) -> None:
+def claim_folder(folder: Path, *, overwrite: bool) -> None:
     """Create the folder of a report before any work is done; its content stays.
 
-    Raises `InputError` if it is a file or can't be written to.
+    Raises `InputError` if it is a file, can't be written to, or without ``overwrite`` holds a report.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"`report` {folder} is no folder; name a new one, or one that may hold {PAGE}")
+    for file in (folder / PAGE, folder / NUMBERS):
+        if has_content(file) and not overwrite:
+            raise InputError(
+                f"`report` {folder} holds {file.name} (written {written_at(file)}); add `overwrite` to replace it, or "
+                "name another folder"
+            )
     try:
         make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):

@@ -50,10 +50,8 @@ from training.recipe.recipe import Recipe
 from training.recipe.stored_options import write_json
 from training.trainer.export import add_graphs, describe_model
 from training.trainer.network import fields_of_base
-from training.trainer.run_dir import RunDir
+from training.trainer.run_dir import HEADS, RunDir
 
-HEADS = "heads"
-"""Subfolder of a run that trains all of a network: the heads that it begins with."""
 BLOCK = 4096
 """Images that are scored at once."""
 

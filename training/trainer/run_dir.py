@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,34 @@ from training.recipe.stored_options import StoredOptions
 
 START = "start"
 """Subfolder in which a distillation keeps its network before training."""
+HEADS = "heads"
+"""Subfolder of a run that trains all of a network: the heads that it begins with."""
+WRITTEN = (
+    *("recipe.json", "history.jsonl", "last", "features", HEADS, "model"),
+    *("taxonomy.json", "taxonomy.csv", "checked.json", "unreadable.csv"),
+)
+"""What a run writes into its folder."""
+MARKS = (".lock", ".proposed")
+"""Hidden files of a folder in which a run was begun, however early it ended."""
+
+
+def refuse_others(folder: Path, written: Iterable[str]) -> None:
+    """Raise `InputError` if a folder in which no run was begun holds something that a run would replace."""
+    if any((folder / mark).exists() for mark in MARKS):
+        return
+    for name in written:
+        found = folder / name
+        if found.is_file() or (found.is_dir() and any(found.iterdir())):
+            raise InputError(f"{folder} holds {name}, which is no part of a run; choose a new or empty `out`")
+
+
+def refuse_to_overwrite_source(out: Path, **sources: str | None) -> None:
+    """Raise `InputError` if a model that a new run in ``out`` is made of lies there; ``sources``: option → folder."""
+    for option, source in sources.items():
+        if source and Path(source).resolve().is_relative_to(out.resolve()):
+            raise InputError(
+                f"`{option}` {source} lies in {out}, which `overwrite` replaces; choose another `out`"
+            )
 
 
 class RunDir:
@@ -44,12 +72,30 @@ class RunDir:
         """Whether the folder holds a run: a state to go on from, or a model whose heads were fitted."""
         return self.state.exists() or self.done.exists()
 
-    def refuse_to_replace(self, *, resume: bool) -> None:
-        """Raise `InputError` if the folder holds a run and ``resume`` is not set."""
+    def refuse_to_replace(self, *, resume: bool, overwrite: bool = False) -> None:
+        """Raise `InputError` if the folder holds something else, or a run and neither ``resume`` nor ``overwrite``."""
         if (self.path / START / CONFIG_FILE).exists():
             raise InputError(f"{self.path} holds a run of hierclass-train distil; choose another `out`")
-        if self.begun and not resume:
-            raise InputError(f"{self.path} holds a run; add `resume` to continue it, or choose another `out`")
+        if self.begun and not (resume or overwrite):
+            raise InputError(
+                f"{self.path} holds a run; add `resume` to continue it or `overwrite` to begin anew, or choose another "
+                "`out`"
+            )
+        if not (self.begun or resume):
+            refuse_others(self.path, WRITTEN)
+
+    def forget(self) -> None:
+        """Remove what a run goes on from; each file of it stays until the next run replaces it.
+
+        Raises `InputError` if another process holds the folder.
+        """
+        with self._locked():
+            for run in (self, RunDir(self.path / HEADS)):
+                run.state.unlink(missing_ok=True)
+                run.done.unlink(missing_ok=True)
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return locked(self.path / ".lock", f"another run writes to {self.path}; choose another `out`")
 
     @contextlib.contextmanager
     def claim(self, *, resume: bool) -> Iterator[None]:
@@ -60,9 +106,7 @@ class RunDir:
         self.refuse_to_replace(resume=resume)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(
-                    locked(self.path / ".lock", f"another run writes to {self.path}; choose another `out`")
-                )
+                stack.enter_context(self._locked())
             except OSError as error:
                 raise InputError(f"`out` {self.path} cannot be written: {error.strerror}") from error
             for folder in (
