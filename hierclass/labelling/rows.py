@@ -35,7 +35,7 @@ class Row:
     scores (0 … 1) never rise. `level` is the tier of the answer, an index of `steps`; None if nothing is sure
     (`stop_reason` "last"), the image shows none of the classes asked for ("excluded"), or the level that was asked
     for is too coarse to tell ("asked"). `chosen_level` is the last computed level and `stop_reason` says why it was
-    the last (a `hierclass.decisions.exit_policy.StopReason` in small letters). `preview`: a preview in the file was read.
+    the last (a `hierclass.decisions.exit_policy.StopReason` in small letters). `preview`: a preview was read.
     """
 
     path: str
