@@ -222,8 +222,9 @@ def test_a_table_is_refused_and_nothing_is_written(
     table.write_text(f"path,label\n{photos / '0.png'},dog\n")
     output = ["-o", str(target)] if verb != "predict" else []
     assert main([verb, str(photos / "0.png"), str(table), *output, "--model", str(tiny_checkpoint)]) == 2
-    assert f"t.csv is a list or a table, not an image; as a list: hierclass label - < {table}" in one_error(
-        capsys
+    assert (
+        f"t.csv is a list or a table, not an image; leave it out, or give it as a list: hierclass label - < {table}"
+        in one_error(capsys)
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "t.csv"]
 

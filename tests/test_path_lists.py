@@ -134,7 +134,10 @@ def written(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("t.csv", "t.csv is a list or a table, not an image; as a list: hierclass label - < t.csv"),
+        (
+            "t.csv",
+            "t.csv is a list or a table, not an image; leave it out, or give it as a list: hierclass label - < t.csv",
+        ),
         ("t.TSV", "as a list: hierclass label - < t.TSV"),
         ("t.lst", "as a list: hierclass label - < t.lst"),
         ("my list.txt", "as a list: hierclass label - < 'my list.txt'"),

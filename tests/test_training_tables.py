@@ -287,6 +287,14 @@ def test_its_guesses_count_where_that_is_asked_and_are_not_held_out(
         assert [own.names[index] for index in again] == [both.names[index] for index in dev]
 
 
+def test_what_was_not_sure_is_no_guess_where_the_table_has_no_levels(
+    folder: Path, tiny_taxonomy: Taxonomy
+) -> None:
+    text = "path,label,chosen_level,stop_reason\nphotos/1.jpg,husky,2,sure\nphotos/2.jpg,dog,2,not sure\n"
+    images = read_images([write(folder / "a.csv", text)], tiny_taxonomy, pseudo_labels=True)
+    assert list(found(images)) == ["photos/1.jpg"]
+
+
 def test_a_correction_elsewhere_wins_over_the_guess(folder: Path, tiny_taxonomy: Taxonomy) -> None:
     guesses = labelled(folder / "a.csv", GUESSES[1:3], "corrected")
     right = write(folder / "b.csv", "path,label\nphotos/1.jpg,persian\n")

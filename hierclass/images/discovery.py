@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from hierclass.errors import InputError
 from hierclass.images.kinds import photograph_advice, scanned_endings
-from hierclass.images.path_lists import PACKED_ENDINGS, as_list, as_meant, read_list, why_no_image
+from hierclass.images.path_lists import PACKED_ENDINGS, as_meant, how_to_label, read_list, why_no_image
 from taxonomy.folders import IGNORED, Ignore
 
 STANDARD_INPUT = "-"
@@ -135,7 +135,8 @@ def check_named(name: str | os.PathLike[str]) -> None:
     """Raise InputError if a file that somebody names is a list, a table or packed, with what to do."""
     path = as_meant(os.fspath(name))
     if why := why_no_image(path):
-        raise InputError("; ".join(filter(None, [f"{display_name(path)} {why}", as_list(path)])))
+        how = f"; leave it out, or give it as a list: {command}" if (command := how_to_label(path)) else ""
+        raise InputError(f"{display_name(path)} {why}{how}")
 
 
 def what_else(path: str) -> str:

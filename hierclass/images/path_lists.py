@@ -177,8 +177,8 @@ def why_no_image(path: str) -> str:
     return ""
 
 
-def as_list(path: str) -> str:
-    """What to type to label what a list or a table names; "" for another file."""
+def how_to_label(path: str) -> str:
+    """Return what to type to label what a list or a table names; "" for another file."""
     ending = os.path.splitext(path)[1].lower()  # noqa: PTH122
     if ending not in LIST_ENDINGS:
         return ""
@@ -186,12 +186,8 @@ def as_list(path: str) -> str:
 
     file = shlex.quote(path) if os.sep == "/" else f'"{path}"'
     if ending in _JSON_ENDINGS:
-        return f"as a list: jq -r .path {file} | hierclass label -"
-    return (
-        f"as a list: hierclass label - < {file}"
-        if os.sep == "/"
-        else f"as a list: type {file} | hierclass label -"
-    )
+        return f"jq -r .path {file} | hierclass label -"
+    return f"hierclass label - < {file}" if os.sep == "/" else f"type {file} | hierclass label -"
 
 
 def _head(path: str) -> bytes:

@@ -68,7 +68,9 @@ def label(
     request = Request.of(level, min_tier, precision, only, exclude, prior)
     pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
     passed_over = PassedOver()
-    inputs = pipeline.list_inputs(map(_path, paths), None if shard is None else Shard.parse(shard), passed_over)
+    inputs = pipeline.list_inputs(
+        map(_path, paths), None if shard is None else Shard.parse(shard), passed_over
+    )
     return _rows(pipeline, inputs, passed_over)
 
 
