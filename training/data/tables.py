@@ -174,14 +174,9 @@ class _LabelTable:
         right = _way(self._unmarked(_text(row.get(CORRECTED if self.of_model else self.label))))
         if right or not self.of_model:
             return right, False
-<<<<<<< .merge_file_Z0c4sH
-        sure = _text(row.get(LEVEL, "without this column all are"))  # without a level there is no answer
-        guess = _way(self._unmarked(_text(row.get(self.label)))) if sure else ()
-=======
         # where there is no answer, the label is what the model was not sure of
         sure = _text(row[LEVEL]) if LEVEL in row else _text(row.get(REASON)) != StopReason.NOT_SURE.word
-        guess = _way(_text(row.get(self.label))) if sure else ()
->>>>>>> .merge_file_bnl0yg
+        guess = _way(self._unmarked(_text(row.get(self.label)))) if sure else ()
         why = "without a correction"
         if self.pseudo_labels:
             why = (
