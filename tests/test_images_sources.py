@@ -253,6 +253,6 @@ def test_an_image_is_called_by_its_path_or_the_name_of_its_file(tmp_path: Path) 
     (tmp_path / "a.png").write_bytes(png())
     with open(tmp_path / "a.png", "rb") as file, Image.open(tmp_path / "a.png") as opened:
         assert name_of(file) == name_of(opened) == name_of(tmp_path / "a.png") == str(tmp_path / "a.png")
-    assert name_of("two\nlines.jpg") == r"two\nlines.jpg"
+    assert name_of("two\nlines, \udcff, \ud800.jpg") == r"two\nlines, \udcff, \ud800.jpg"
     assert len(name_of(5000 * "A")) == 301
     assert not any(map(name_of, [b"", RGB, io.BytesIO(), torch.zeros(1, 1), Image.new("L", (1, 1)), None, 7]))

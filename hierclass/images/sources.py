@@ -59,6 +59,8 @@ _LONGEST = 300
 """Characters of a name that are shown: a path may be the content of a file, by mistake."""
 _ROWS = 1 << 22
 """Values that are scaled at a time: a large array is not held as floats."""
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Ends of lines and other characters that are not shown as they are."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 
 
@@ -77,8 +79,7 @@ def name_of(image: object) -> str:
         path = getattr(image, "filename", None) or getattr(image, "name", None)
     if not isinstance(path, (str, os.PathLike)):
         return ""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    line = _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], os.fsdecode(path))
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
