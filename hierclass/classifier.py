@@ -185,10 +185,11 @@ class Classifier:
         """Return the thresholds from which on answers are right at a rate (0 … 1): `thresholds(0.9)[level][tier]`.
 
         They apply to the score `predict(image, level).path[tier].score`. They were fitted on held-out images and hold
-        for images like those. Usual rates are 0.8, 0.9, 0.95 and 0.99.
+        for images like those. Between the rates that were fitted they are interpolated (`Decision.at`): any from 0.5 to
+        the highest, mostly 0.99, will do.
 
         Raises:
-            InputError: the model has no thresholds, or none for this precision.
+            InputError: the model has no thresholds, or the rate is outside that range.
         """
         return self._decision.at(precision)
 

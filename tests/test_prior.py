@@ -16,8 +16,9 @@ from hierclass.cli import main
 from hierclass.decisions.calibration import Decision
 from hierclass.decisions.exit_policy import ExitPolicy, Request
 from hierclass.decisions.prediction import sum_classes
-from hierclass.decisions.prior import PriorFile, apply_prior, leaf_weights, tier_weights
+from hierclass.decisions.prior import apply_prior, leaf_weights, tier_weights
 from hierclass.errors import InputError
+from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_manifest import LabelJob
 from taxonomy import Node, Taxonomy
@@ -25,7 +26,7 @@ from taxonomy import Node, Taxonomy
 TREE = Taxonomy(
     name="tiny",
     nodes=[
-        *(Node("root", "thing"), Node("n1", "animal"), Node("n2", "tool")),
+        *(Node("root", "thing"), Node("n1", "animal"), Node("n2", "tool, weapon or stationery")),
         *(Node("n3", "dog"), Node("n4", "cat"), Node("n5", "pug"), Node("n6", "husky"), Node("n7", "saw")),
     ],
     parents=[-1, 0, 0, 1, 1, 3, 3, 2],
@@ -54,6 +55,7 @@ def test_a_star_stands_for_all_that_no_other_line_says() -> None:
     ("prior", "message"),
     [
         ((("dgo", 1.0),), r"^prior, 'dgo': this model has no class 'dgo'; did you mean 'dog'\?$"),
+        ((("Weapon", 1.0),), r"no class 'Weapon'; did you mean 'tool, weapon or stationery'\?$"),
         ((("dog", 1.0), ("n3", 2.0)), r"'n3' has a weight already, by prior, 'dog'; leave one of them out$"),
         ((("*", 0.0),), "gives every class of this model the weight 0"),
         ((("dog", -1.0),), r"prior, 'dog': the weight is -1; give a number from 0, as 2\.5 or 0$"),

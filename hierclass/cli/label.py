@@ -46,9 +46,9 @@ from hierclass.cli.shared import (
     WeightsOption,
     say,
 )
-from hierclass.decisions.prior import PriorFile
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
+from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.table_writers import open_writer
 

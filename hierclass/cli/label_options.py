@@ -9,9 +9,9 @@ import typer
 
 from hierclass.decisions.calibration import HIGHEST_PRECISION, LOWEST_PRECISION
 from hierclass.decisions.exit_policy import LevelChoice, Request
-from hierclass.decisions.prior import PriorFile
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import SECONDS_RANGE
+from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.rows import FORMATS
 
 Paths = Annotated[

@@ -28,7 +28,8 @@ def find_classes(name: str, taxonomy: Taxonomy) -> frozenset[str]:
     known, wanted = _ids_by_name(taxonomy), _plain(name)
     if wanted not in known:
         names = {_plain(node.name): node.name for node in taxonomy.nodes}
-        close = difflib.get_close_matches(wanted[:100], names, n=1)
+        holding = [each for each in names if wanted in each.replace(",", "").split()]
+        close = holding[:1] or difflib.get_close_matches(wanted[:100], names, n=1)
         hint = f"did you mean {names[close[0]]!r}?" if close else "hierclass classes lists them"
         shown = name if len(name) <= 100 else name[:100] + "…"
         raise InputError(f"this model has no class {shown!r}; {hint}")

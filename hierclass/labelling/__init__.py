@@ -4,7 +4,8 @@ Read in this order: `inputs` (what there is to label), `read_input` (read one), 
 network), `reader_processes`, `reader_pipes` and `reader_child` (in processes, within limits), `rows` (the table),
 `pipeline` (all of it as `LabelPipeline`, which the command, Python, Ray and the page use). Runs on disk: `run_parts`
 and `run_folder` (files), `run_manifest` (what was asked), `run_pass` (one pass over the inputs), `run` (a run),
-`sql_filter` (rows to refine), `table_writers` (the finished table), `cluster` (many machines).
+`prior_file` (weights of classes), `sql_filter` (rows to refine), `table_writers` (the finished table), `cluster`
+(many machines).
 """
 
 from __future__ import annotations
