@@ -132,7 +132,7 @@ def read_condition(path: Path) -> str:
     return "read"
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """A kind of files: what writes whole ones, and what reads one."""
 
     write: Callable[[Path], list[Path]]
@@ -154,11 +154,11 @@ def _write_conditions(folder: Path) -> list[Path]:
 
 
 KINDS = {
-    "pictures": Kind(write_pictures, read_picture, 10),
-    "archives": Kind(write_archives, read_archive, 5),
-    "tables": Kind(write_tables, read_table, 2),
-    "conditions": Kind(_write_conditions, read_condition, 1),
-    "models": Kind(write_models, read_model, 2),
+    "pictures": FileKind(write_pictures, read_picture, 10),
+    "archives": FileKind(write_archives, read_archive, 5),
+    "tables": FileKind(write_tables, read_table, 2),
+    "conditions": FileKind(_write_conditions, read_condition, 1),
+    "models": FileKind(write_models, read_model, 2),
 }
 
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hierclass.errors import InputError
+from hierclass.images.kinds import scanned_endings
 from hierclass.processors import num_cores
-from taxonomy.folders import IMAGE_ENDINGS
 from training.data.batches import read_training_batches, training_loader
 from training.data.sampler import BatchSampler
 from training.data.samples import ImageSet, decode_small
@@ -37,7 +37,8 @@ def read_sources(path: Path, limit: int) -> ImageSet:
 
     sources: list[Path | bytes] = []
     if path.is_dir():
-        sources += sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS)
+        endings = scanned_endings()
+        sources += sorted(file for file in path.rglob("*") if file.suffix.lower() in endings)
     elif path.suffix == ".parquet":
         column = pq.read_table(path, columns=["image"]).column("image")[:limit].to_pylist()
         sources += [value["bytes"] if isinstance(value, dict) else value for value in column]

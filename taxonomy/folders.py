@@ -9,14 +9,6 @@ from taxonomy.rows import from_folder_paths
 from taxonomy.tree import Taxonomy
 
 MAX_DEPTH = 64
-# What counts as an image in a folder, for trees, labelling and training alike; a file that is named is judged by
-# its content. HEIC is listed although it is not read: a row that says so is better than a silently missing one.
-# fmt: off
-IMAGE_ENDINGS = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
-    ".tif", ".tiff", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm",
-))
-# fmt: on
 
 
 def from_folder(path: str | PathLike[str]) -> Taxonomy:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from hierclass.errors import InputError
-from taxonomy.folders import IMAGE_ENDINGS
+from hierclass.images.kinds import scanned_endings
 
 STANDARD_INPUT = "-"
 LONGEST_PATH = 1 << 20
@@ -41,7 +41,7 @@ def find_inputs(
             continue
         folder = name
         empty = True
-        for path in _walk(name, IMAGE_ENDINGS | frozenset(also)):
+        for path in _walk(name, scanned_endings() | frozenset(also)):
             empty = False
             num_files += 1
             yield path

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, NamedTuple
 from hierclass.errors import HierclassError, ImageError, InputError
 from hierclass.images.decoding import MAX_BYTES
 from hierclass.images.discovery import display_name, find_inputs
+from hierclass.images.kinds import scanned_endings
 from hierclass.labelling.bounded_parquet import BoundedParquet, UnreadableRowsError, short
 from hierclass.labelling.tar_members import LINK, SPARSE, list_tar
-from taxonomy.folders import IMAGE_ENDINGS
 
 TAR_ENDINGS = (".tar",)
 PARQUET_ENDINGS = (".parquet",)
@@ -100,8 +100,9 @@ def _tar_members(path: str) -> Iterator[Input]:
     """Yield the images in a tar file, and the file itself if it can't be read to its end."""
     listed = stamp(path) or ()
     try:
+        endings = scanned_endings()
         for member in list_tar(path):
-            if PurePath(member.name).suffix.lower() in IMAGE_ENDINGS:
+            if PurePath(member.name).suffix.lower() in endings:
                 yield Input(path, *member, *listed)
     except (InputError, OSError):
         yield Input(path)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.errors import ImageError, InputError, unexpected
-from hierclass.images.decoding import read_image, read_preview
+from hierclass.images.decoding import PREVIEW, read_image, read_preview
 from hierclass.images.preprocessing import decode_side, read_square, square
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, SECONDS_RANGE, Input, Stamp, source, stamp
 
@@ -99,7 +99,8 @@ class InputReader(NamedTuple):
             preview = read_preview(found, decode_side(preprocessing, margin=1))
             if preview is not None:
                 return ReadResult(square(preview, preprocessing), before, preview=True)
-        return ReadResult(read_square(found, preprocessing), before)
+        image = read_image(found, min_side=decode_side(preprocessing))
+        return ReadResult(square(image, preprocessing), before, preview=image.info.get(PREVIEW) is True)
 
 
 class PictureReader(NamedTuple):

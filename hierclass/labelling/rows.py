@@ -35,8 +35,8 @@ class Row:
     scores (0 … 1) never rise. `level` is the tier of the answer, an index of `steps`; None if nothing is sure
     (`stop_reason` "not sure"), the image shows none of the classes asked for ("excluded"), or the level that was asked
     for is too coarse to tell ("asked"). `chosen_level` is the last computed level and `stop_reason` says why it was
-    the last (a `hierclass.decisions.exit_policy.StopReason` in words). `preview`: the EXIF thumbnail was read. `guess`
-    is the index of the coarsest class that could have been the answer where `stop_reason` is "not sure", else None.
+    the last (a `hierclass.decisions.exit_policy.StopReason` in words). `preview`: a preview was read. `guess` is the
+    index of the coarsest class that could have been the answer where `stop_reason` is "not sure", else None.
     """
 
     path: str

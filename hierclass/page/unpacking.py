@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import MAX_BYTES
-from taxonomy.folders import IMAGE_ENDINGS
+from hierclass.images.kinds import scanned_endings
 
 MAX_DIRECTORY = 4 << 20
 """Bytes of a zip file's list of members, at most; zipfile reads it whole before anything else."""
@@ -63,7 +63,8 @@ def unpack(file: Path, name: str, folder: Path, space: ByteBudget, most: int) ->
     """
     try:
         with file.open("rb", buffering=0) as raw, zipfile.ZipFile(_BoundedFile(raw)) as archive:
-            members = [member for member in archive.infolist() if _is_photograph(member)]
+            endings = scanned_endings()
+            members = [member for member in archive.infolist() if _is_photograph(member, endings)]
             if len(members) > most:
                 raise InputError(
                     f"{name} holds {len(members):,} photographs; up to {most:,} are taken at once"
@@ -127,14 +128,12 @@ def _damaged(error: Exception) -> ImageError:
     return ImageError("is damaged inside of its zip file")
 
 
-def _is_photograph(member: zipfile.ZipInfo) -> bool:
+def _is_photograph(member: zipfile.ZipInfo, endings: Collection[str]) -> bool:
     parts = PurePosixPath(member.filename).parts
     if not parts:
         return False
     hidden = any((part[0] == "." and part != "..") or part == "__MACOSX" for part in parts)
-    return (
-        not member.is_dir() and not hidden and PurePosixPath(member.filename).suffix.lower() in IMAGE_ENDINGS
-    )
+    return not member.is_dir() and not hidden and PurePosixPath(member.filename).suffix.lower() in endings
 
 
 class _BoundedFile(io.RawIOBase):

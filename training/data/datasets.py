@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name, find_inputs
+from hierclass.images.kinds import scanned_endings
 from taxonomy import TaxonomyError
-from taxonomy.folders import IMAGE_ENDINGS, from_folder
+from taxonomy.folders import from_folder
 
 LabelPath = tuple[str, ...]
 """Folder names on the path to an image, outermost first; of table rows the parts of the label, split at "/"."""
@@ -128,7 +129,8 @@ def divided(path: Path) -> tuple[Path, Path] | None:
 
 def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> ImageListing:
     try:
-        files = sorted(Path(file) for file in find_inputs([path]) if _is_image(file))
+        endings = scanned_endings()
+        files = sorted(Path(file) for file in find_inputs([path]) if _is_image(file, endings))
     except InputError as error:  # nothing there, which the reader of all parts says better; or not readable
         if not str(error).startswith("nothing to do"):
             raise
@@ -169,9 +171,9 @@ def _empty_folders(path: Path, ways: Sequence[LabelPath], *, one_level: bool) ->
     return [f"{display_name(path)}: {what}: {', '.join(empty[:5])}{more}"]
 
 
-def _is_image(file: str) -> bool:
+def _is_image(file: str, endings: Collection[str]) -> bool:
     """Whether a path is an image by its name; raises `InputError` for a folder that can't be listed."""
-    if Path(file).suffix.lower() in IMAGE_ENDINGS and not os.path.isdir(file):  # noqa: PTH112
+    if Path(file).suffix.lower() in endings and not os.path.isdir(file):  # noqa: PTH112
         return True
     if os.path.isdir(file) and not os.access(file, os.R_OK | os.X_OK):  # noqa: PTH112
         raise InputError(f"{display_name(file)}: this folder can't be listed; change its permissions")
