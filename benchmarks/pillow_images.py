@@ -51,13 +51,21 @@ class Compared(NamedTuple):
 def expected(image: Image.Image) -> Image.Image:
     """Return a picture of Pillow as hierclass promises it: RGB, upright, transparent pixels on white."""
     image.load()
-    if image.mode.startswith("I"):  # the range of 16 bits, or what the picture has of 32
+    format_ = image.format
+    if image.mode[0] in "IF":  # 16 bits, or the range of what there is
         grey = np.asarray(image).astype(np.float64)
         black, white = grey.min(), grey.max()
+        ceilings = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
         if black >= 0 and white <= 65535:
-            black, white = 0, 255 if image.mode == "I" and white <= 255 else 65535
+            black, white = 0, min(ceiling for ceiling in ceilings if ceiling >= white)
         image = Image.fromarray(((grey - black) / (white - black) * 255).round().astype(np.uint8))
     upright = ImageOps.exif_transpose(image)
+    if (
+        upright.mode == "RGBA"
+        and upright.getchannel("A").getextrema() == (0, 0)
+        and format_ in ("BMP", "DDS", "ICO", "TGA")
+    ):
+        upright = upright.convert("RGB")  # opacity that is 0 everywhere counts as none
     if not upright.has_transparency_data:
         return upright.convert("RGB")
     rgba = upright.convert("RGBA")

@@ -207,7 +207,7 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
     (lambda: io.StringIO("a"), r"^is a file of text; open it in binary mode: open\(path, 'rb'\)$"),
     (lambda: io.BytesIO(), r"^is empty \(0 bytes\)$"),
     (Upload, r"give its bytes: await file\.read\(\)$"),
-    (lambda: "https://example.org/a.jpg", "^is a URL; nothing is fetched; download it and give the file$"),
+    (lambda: "https://example.org/a.jpg", "^is a URL; nothing is fetched: download it and name the file$"),
     (lambda: Path("http://example.org/a.jpg"), "^is a URL"),
     (lambda: "data:image/png;base64,AAAA" + 5000 * "A", "^is a URL"),
     (lambda: RGB.transpose(2, 0, 1), r"not \(3, 6, 9\); put channels last: array\.transpose\(1, 2, 0\)$"),
@@ -253,6 +253,6 @@ def test_an_image_is_called_by_its_path_or_the_name_of_its_file(tmp_path: Path) 
     (tmp_path / "a.png").write_bytes(png())
     with open(tmp_path / "a.png", "rb") as file, Image.open(tmp_path / "a.png") as opened:
         assert name_of(file) == name_of(opened) == name_of(tmp_path / "a.png") == str(tmp_path / "a.png")
-    assert name_of("two\nlines.jpg") == r"two\nlines.jpg"
+    assert name_of("two\nlines, \udcff, \ud800.jpg") == r"two\nlines, \udcff, \ud800.jpg"
     assert len(name_of(5000 * "A")) == 301
     assert not any(map(name_of, [b"", RGB, io.BytesIO(), torch.zeros(1, 1), Image.new("L", (1, 1)), None, 7]))

@@ -12,7 +12,6 @@ import importlib
 import io
 import math
 import os
-import re
 import stat
 import struct
 import threading
@@ -20,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -36,13 +34,14 @@ from PIL import (
 )
 
 from hierclass.errors import ImageError
-from hierclass.images.inspection import Inspection, exif_of_text, inspect
-from hierclass.images.path_lists import why_missing
+from hierclass.images.conversion import TRANSPOSES, as_upright_rgb, orientation_of, without_unused_opacity
+from hierclass.images.inspection import Inspection, inspect
+from hierclass.images.path_lists import is_url, why_missing
 from hierclass.images.raw import MIN_PREVIEW, RawFile, open_raw
 from hierclass.images.recognition import recognise
-from hierclass.images.sources import ImageSource, check_length, names_url, open_source
+from hierclass.images.sources import ImageSource, check_length, open_source
 from hierclass.images.streams import Stream
-from hierclass.images.tags import read_orientation, read_thumbnail
+from hierclass.images.tags import read_thumbnail
 
 # Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked in the header, before decoding.
 MAX_PIXELS = 178_956_970
@@ -76,37 +75,26 @@ _MARGIN = 2
 _LARGE = 24_000_000
 _large_image_lock: contextlib.AbstractContextManager[Any] = threading.Lock()
 
-_STRIP_PIXELS = 1 << 22
 _BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "I;16": 2, "I;16B": 2, "I;16L": 2}
 """Bytes that Pillow takes for a pixel, by mode; 4 for all others."""
 _MAX_PREVIEW = 1 << 22
 """Pixels of a thumbnail that is read: cameras write 160 x 120, some 640 x 480."""
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _SAME_RATIO = 0.02
 """Aspect ratios that differ by no more than this share are the same: sides of thumbnails are rounded."""
 _RAW = "RAW"
+_UNUSED_OPACITY = ("BMP", "DDS", "DIB", "ICO", "TGA")
+"""Formats whose writers may leave opacity at 0 everywhere, where they mean none."""
 PREVIEW = "preview"
 """Key of `info` that is True in a picture which `read_image` returns if it is a preview inside of a RAW file."""
-_UNUSED_OPACITY = ("TGA", "BMP", "DIB")
-"""Formats whose writers may leave opacity at 0 everywhere, where they mean none."""
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Image:
     """Read a picture as RGB, upright.
 
     `source` is one of the forms of `hierclass.images.sources.ImageSource`. EXIF orientation is applied; transparent
-    pixels lie on white; 16-bit grey is scaled to 8 bits; an animation
-    gives its first frame. With `min_side`, the side in pixels that the shorter side will be resized to, a
-    large picture is decoded at a reduced scale where that is cheaper, never below twice `min_side`.
+    pixels lie on white; 16-bit grey is scaled to 8 bits; an animation gives its first frame. With `min_side`, the
+    side in pixels that the shorter side will be resized to, a large picture is decoded at a reduced scale where that
+    is cheaper, never below twice `min_side`.
 
     Raises:
         ImageError: the source is no complete picture of at most 178 megapixels, or no regular file.
@@ -188,7 +176,7 @@ def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image
             if (format_ := _format(stream)) != "JPEG":
                 return None
             with _open_image(stream, format_, header_only=True)[0] as image:
-                size, turn = image.size, _TRANSPOSES.get(_orientation(image))
+                size, turn = image.size, TRANSPOSES.get(orientation_of(image))
                 data = read_thumbnail(image.info.get("exif", b""))
     except ImageError:
         raise
@@ -225,13 +213,7 @@ def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[Stream]:
         raw: io.BytesIO | io.FileIO = io.BytesIO(source)
     else:
         # Ask before opening: to open a device can do something, to open a pipe can block for ever.
-        try:
-            mode = Path(source).stat().st_mode
-        except OSError:
-            if names_url(source):
-                raise ImageError("is a URL; nothing is fetched; download it and give the file") from None
-            raise
-        _check_regular(mode)
+        _check_regular(Path(source).stat().st_mode)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         raw = io.FileIO(os.open(source, flags), "r")
         size = os.fstat(raw.fileno()).st_size
@@ -270,12 +252,13 @@ def _decode_as(format_: str, stream: Stream, min_side: int | None, turn: int | N
             pixels = image.width * image.height
         with _large_image_lock if pixels > _LARGE else contextlib.nullcontext():
             image.load()
+            loaded: Image.Image = image
             if inspection.step > 1:
                 half = (image.width // inspection.step, image.height)
-                return _finish(
-                    image.transform(half, Image.Transform.AFFINE, (2, 0, -1, 0, 1, 0)), min_side, turn
-                )
-            return _finish(image, min_side, turn)
+                loaded = image.transform(half, Image.Transform.AFFINE, (2, 0, -1, 0, 1, 0))
+            elif format_ in _UNUSED_OPACITY:
+                loaded = without_unused_opacity(image)
+            return _finish(loaded, min_side, turn)
 
 
 def _decode_raw(stream: Stream, min_side: int | None) -> Image.Image:
@@ -302,7 +285,7 @@ def _read_raw_preview(raw: RawFile, min_side: int | None) -> Image.Image | None:
     try:
         stream = Stream(io.BytesIO(found), len(found))
         with _open_image(stream, "JPEG", header_only=True)[0] as image:
-            turn = raw.upright_turn(image.size, _orientation(image))
+            turn = raw.upright_turn(image.size, orientation_of(image))
         preview = _decode_as("JPEG", stream, min_side, turn)
     except Exception:
         return None
@@ -380,93 +363,17 @@ def _check_size(size: tuple[int, int], inspection: Inspection | None = None, mod
 
 def _finish(image: Image.Image, min_side: int | None, turn: int | None = None) -> Image.Image:
     """Convert a loaded picture to RGB, smaller if `min_side` allows and it is very large, and upright."""
-    if image.format in _UNUSED_OPACITY and image.mode in ("RGBA", "LA") and image.getextrema()[-1] == (0, 0):
-        image = image.convert(image.mode[:-1])
     factor = 1
     if min_side is not None and image.width * image.height > _LARGE:
         factor = max(1, min(image.size) // (_MARGIN * min_side))
-    return _upright(_to_rgb(image, factor), _orientation(image) if turn is None else turn)
-
-
-def _upright(image: Image.Image, turn: int) -> Image.Image:
-    """Turn a picture as an EXIF orientation says."""
-    if (transpose := _TRANSPOSES.get(turn)) is None:
-        return image
-    upright = image.transpose(transpose)
-    upright.info = {}  # what still said how to turn it; read again, it stays as it is
-    return upright
-
-
-def _orientation(image: Image.Image) -> int:
-    """The orientation that EXIF, or else XMP, gives a picture; of TIFF and HEIC, the decoder has applied it."""
-    if image.format in ("TIFF", "HEIF"):
-        return 1
-    info = image.info
-    orientation = read_orientation(info.get("exif") or exif_of_text(info.get("Raw profile type exif", "")))
-    if orientation is None:
-        xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
-        found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
-        orientation = int(found[1]) if found else 1
-    return orientation
-
-
-def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """Convert to RGB at 1/factor of the size, strip by strip: large pictures are not held twice."""
-    if factor == 1 and image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    levels = _grey_levels(image)
-    width, height = image.size
-    rgb = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    rows = max(1, _STRIP_PIXELS // width // factor) * factor
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        strip = _on_white(strip) if levels is None else _scaled_grey(strip, levels)
-        rgb.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
-    return rgb
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "LAB":
-        return _of_lab(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(rgba, mask=rgba.getchannel("A"))
-    return white
-
-
-def _of_lab(image: Image.Image) -> Image.Image:
-    from PIL import ImageCms
-
-    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(lab, rgb, "LAB", "RGB").apply(image)
-
-
-def _grey_levels(image: Image.Image) -> tuple[float, float] | None:
-    """Return the values that mean black and white for modes of more than 8 bits, None for the others."""
-    if image.mode.startswith("I;16"):
-        return 0, 65535
-    if image.mode not in ("I", "F"):
-        return None
-    low, high = (float(value) for value in image.getextrema() if not isinstance(value, tuple))
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise ImageError("holds values that are no numbers")
-    ceilings = (1, 255, 65535) if image.mode == "F" else (255, 65535)
-    white = next((ceiling for ceiling in ceilings if high <= ceiling), None)
-    return (0, white) if low >= 0 and white is not None else (low, max(high, low + 1))
-
-
-def _scaled_grey(image: Image.Image, levels: tuple[float, float]) -> Image.Image:
-    black, white = levels
-    grey = (np.asarray(image).astype(np.float32) - black) * (255 / (white - black))
-    return Image.fromarray(np.nan_to_num(grey).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    return as_upright_rgb(image, factor=factor, turn=turn)
 
 
 def _reason(error: Exception) -> str:
     """Say in one short line, without the path, why a picture cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return why_missing(str(error.filename or ""))
+    path = os.fsdecode(error.filename or "") if isinstance(error, OSError) else ""
+    if isinstance(error, FileNotFoundError) or is_url(path):  # some are too long for a path
+        return why_missing(path)
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if isinstance(error, OSError) and error.strerror:

@@ -156,9 +156,14 @@ def _expanded(path: str) -> str:
     return url2pathname(_FILE_URL.sub("", path, count=1))
 
 
+def is_url(path: str) -> bool:
+    """Return whether what was given as a path looks like a URL."""
+    return _URL.match(path) is not None
+
+
 def why_missing(path: str) -> str:
     """Say of a path that leads to no file what may be wrong with it: `no such file`, and what to do."""
-    if _URL.match(path):
+    if is_url(path):
         return "is a URL; nothing is fetched: download it and name the file"
     if "*" in path or "?" in path:
         return "no such file; a pattern is expanded by the shell, where it fits a file and is not in quotes"

@@ -6,7 +6,6 @@ import inspect
 import io
 import math
 import os
-import re
 import sys
 from collections.abc import Iterable
 from typing import IO, Any, Protocol, TypeAlias
@@ -59,7 +58,8 @@ _LONGEST = 300
 """Characters of a name that are shown: a path may be the content of a file, by mistake."""
 _ROWS = 1 << 22
 """Values that are scaled at a time: a large array is not held as floats."""
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
+_UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Ends of lines and other characters that are not shown as they are."""
 
 
 def is_one_image(value: object) -> bool:
@@ -77,14 +77,8 @@ def name_of(image: object) -> str:
         path = getattr(image, "filename", None) or getattr(image, "name", None)
     if not isinstance(path, (str, os.PathLike)):
         return ""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    line = _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], os.fsdecode(path))
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
-
-
-def names_url(path: str | os.PathLike[str]) -> bool:
-    """Return whether what was given as a path looks like a URL."""
-    return _URL.match(os.fsdecode(path)) is not None
 
 
 def open_source(source: ImageSource, most: int) -> Image.Image | str | os.PathLike[str] | bytes:
