@@ -6,6 +6,7 @@ import inspect
 import io
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import IO, Any, Protocol, TypeAlias
