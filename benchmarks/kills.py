@@ -3,7 +3,8 @@
 It makes inputs of its own (small JPEG files, some of them broken, one tar and one Parquet file), labels them once
 undisturbed with `hierclass label`, then kills the same command with SIGKILL at random moments and gives it again, until
 it is done. The table must then have one row per input, in order, equal to the undisturbed one, and no process that read
-for the command may be left. A run that ends before its kill is checked, too, and another one begun.
+for the command may be left. A run that ends before its kill is checked, too, and another one begun. With `--update` the
+runs that are killed are updates of one in which the Parquet file is still missing, and a part of the photographs.
 """
 
 from __future__ import annotations
@@ -94,10 +95,12 @@ def picture(chance: random.Random) -> bytes:
     return data[: len(data) // 2] if kind < 0.05 else data
 
 
-def start(inputs: Sequence[Path], output: Path, model: Path | None) -> subprocess.Popen[bytes]:
+def start(
+    inputs: Sequence[Path], output: Path, model: Path | None, *, update: bool = False
+) -> subprocess.Popen[bytes]:
     """Start labelling in a process group of its own."""
     names = [*map(str, inputs), "-o", str(output), "--level", "0", "--batch-size", "16"]
-    options = ["--model", str(model)] if model else []
+    options = [*(["--model", str(model)] if model else []), *(["--update"] if update else [])]
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "label", *names, *options],
         stderr=subprocess.PIPE,
@@ -134,6 +137,19 @@ def differences(table: pa.Table, whole: pa.Table) -> list[str]:
     return found
 
 
+def label_most(inputs: Sequence[Path], output: Path, model: Path | None) -> None:
+    """Label what an update begins with: some of the photographs are not there yet, and the last input is not named."""
+    photos, *_ = (each for each in inputs if each.is_dir())
+    hidden = photos.with_name("hidden")
+    hidden.mkdir()
+    later = sorted(photos.iterdir())[::10]
+    for file in later:
+        file.rename(hidden / file.name)
+    finish(start(inputs[:-1], output, model, update=True))
+    for file in later:
+        (hidden / file.name).rename(file)
+
+
 def survive(
     inputs: Sequence[Path],
     folder: Path,
@@ -143,22 +159,31 @@ def survive(
     seconds: float,
     model: Path | None,
     seed: int,
+    earlier: Path | None,
 ) -> KillCounts:
-    """Kill runs so often, each at a moment within the `seconds` that an undisturbed one takes, and check them."""
+    """Kill runs so often, each at a moment within the `seconds` that an undisturbed one takes, and check them.
+
+    With `earlier`, a table with its run, they are updates of that.
+    """
     outcome, chance, number, of_this = KillCounts(), random.Random(seed), 0, 0
     while outcome.kills < kills or of_this:
         output = folder / f"{number}.parquet"
-        process = start(inputs, output, model)
+        run = output.with_name(f"{output.name}.run")
+        if earlier and not of_this:
+            shutil.copy2(earlier, output)
+            shutil.copytree(earlier.with_name(f"{earlier.name}.run"), run)
+        process = start(inputs, output, model, update=earlier is not None)
         if outcome.kills < kills:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(chance.uniform(0, seconds))
             if process.poll() is None:
-                parts = output.with_name(f"{output.name}.run") / "parts"
-                outcome.kills_before_rows += not (parts.is_dir() and any(parts.iterdir()))
+                outcome.kills_before_rows += not any(run.glob("parts*/*"))
                 outcome.left_behind += kill(process)
                 outcome.kills, of_this = outcome.kills + 1, of_this + 1
-                continue
-        finish(process)
+                if not output.exists() or (run / "run.json").exists():
+                    continue
+        if process.returncode is None or process.returncode >= 0:  # else it was killed when all was done
+            finish(process)
         if wrong := differences(pq.read_table(output), whole):
             raise SystemExit(
                 f"after {of_this} kills a run differs from an undisturbed one: {', '.join(wrong)}"
@@ -167,6 +192,7 @@ def survive(
         outcome.most_kills_of_a_run = max(outcome.most_kills_of_a_run, of_this)
         number, of_this = number + 1, 0
         output.unlink()
+        shutil.rmtree(run, ignore_errors=True)
     return outcome
 
 
@@ -174,6 +200,7 @@ def main(
     inputs: Annotated[int, typer.Option(min=20, help="Images to label.")] = 5000,
     kills: Annotated[int, typer.Option(min=1, help="Processes to kill.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the images and the moments.")] = 0,
+    update: Annotated[bool, typer.Option("--update", help="Kill updates of a run instead.")] = False,
     model: Annotated[Path | None, typer.Option(help="Model folder; the bundled model if left out.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
 ) -> None:
@@ -188,7 +215,15 @@ def main(
         whole = pq.read_table(place / "whole.parquet")
         if whole.num_rows != inputs:
             raise SystemExit(f"{whole.num_rows} rows of {inputs} inputs")
-        outcome = survive(named, place, whole, kills=kills, seconds=seconds, model=model, seed=seed)
+        earlier = place / "earlier.parquet" if update else None
+        if earlier:
+            label_most(named, earlier, model)
+            seconds /= 3  # that an update takes, about
+        outcome = survive(
+            named, place, whole, kills=kills, seconds=seconds, model=model, seed=seed, earlier=earlier
+        )
+        if earlier:
+            shutil.rmtree(earlier.with_name(f"{earlier.name}.run"))
         forgotten = sorted(each.name for each in place.iterdir() if ".run" in each.name)
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -138,7 +138,8 @@ def test_a_column_that_was_added_by_hand_is_not_overwritten(
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "exists (4 rows, written " in error
-    assert "--overwrite begins anew, but loses your column 'corrected', or name another file" in error
+    assert "--update labels what is new or changed and keeps your column 'corrected'" in error
+    assert "--overwrite begins anew, without it" in error
     assert target.read_bytes() == before
     target.write_text("mine")
     assert main(command) == 2

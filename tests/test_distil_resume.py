@@ -165,6 +165,16 @@ def test_crops_of_something_else_are_refused(
         run(other, tmp_path / "out", level=0)
 
 
+@pytest.mark.full
+def test_a_run_is_begun_anew_when_told_to(recipe: DistilRecipe, unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(unbroken, out)
+    run(dataclasses.replace(recipe, own=("norms",), seed=1), out, level=0, overwrite=True)
+    whole = tmp_path / "whole"
+    run(dataclasses.replace(recipe, own=("norms",), seed=1), whole, level=0)
+    assert_equal(out, whole)
+
+
 def test_a_run_is_not_replaced_in_silence(recipe: DistilRecipe, unbroken: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="level-0 holds a run; add `resume` to continue it"):
         run(recipe, unbroken, level=0)

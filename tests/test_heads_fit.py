@@ -355,7 +355,13 @@ def test_one_command_makes_a_model_and_the_next_one_adds_to_it(
     assert "for 64 images, then the fit" in text
     code, _, error = command(capfd, "fit", "--data", photos, "--from", shared / "base", *given)
     assert (code, error.count("\n")) == (2, 1)
-    assert "runs/photos holds a run; add --resume to continue it, or choose another --out" in error
+    assert "runs/photos holds a run; add --resume to continue it or --overwrite to begin anew" in error
+    code, text, _ = command(capfd, "fit", "--data", photos, "--from", shared / "base", "--overwrite", *given)
+    assert (code, "for 64 images, then the fit" in text) == (0, True)
+    inside = ("--from", "runs/photos/model", "--out", "runs/photos", "--overwrite")
+    code, _, error = command(capfd, "fit", "--data", photos, *inside, *given)
+    assert code == 2
+    assert "lies in runs/photos, which --overwrite replaces; choose another --out" in error
     assert command(capfd, "fit", "--out", "runs/photos", "--resume", "--no-graphs")[0] == 0
 
     write_photos(tmp_path / "new", ("goldfish",))

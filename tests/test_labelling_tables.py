@@ -17,6 +17,7 @@ from hierclass.decisions.exit_policy import Answers, StopReason
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import Input, Stamp
 from hierclass.labelling.rows import ClassNames, Outcome, Row, columns, schema
+from hierclass.labelling.table_files import refuse_to_lose
 from hierclass.labelling.table_writers import (
     EXCEL,
     EXCEL_SEMICOLON,
@@ -25,7 +26,6 @@ from hierclass.labelling.table_writers import (
     csv_form_of,
     marked_as_text,
     open_writer,
-    refuse_to_lose,
     unmarked,
     write_table,
 )

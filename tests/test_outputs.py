@@ -44,7 +44,7 @@ def test_a_finished_table_is_replaced_only_when_told_to(
     for more in ((), ("--exclude", "animal")):
         line = refused([*command(photos, tiny_checkpoint, table), *more], capsys)
         assert "labels.csv exists (9 rows, written " in line
-        assert "--overwrite begins anew" in line
+        assert "--update labels what is new or changed, --overwrite begins anew" in line
     assert table.read_bytes() == before
     assert main(command(photos, tiny_checkpoint, table, "--overwrite")) == 3
     assert sorted(file.name for file in tmp_path.glob("labels*")) == ["labels.csv"]
@@ -123,7 +123,9 @@ def test_features_are_replaced_only_when_told_to(
 ) -> None:
     words = ["embed", str(photos), "--model", str(tiny_checkpoint), "-o", str(tmp_path / "f.parquet")]
     assert main(words) == 3
-    assert "f.parquet exists (9 rows, written " in refused(words, capsys)
+    line = refused(words, capsys)
+    assert "f.parquet exists (9 rows, written " in line
+    assert "--update" not in line
     assert main([*words, "--overwrite"]) == 3
     assert pq.read_metadata(tmp_path / "f.parquet").num_rows == 9
 

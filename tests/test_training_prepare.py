@@ -309,7 +309,7 @@ def test_one_command_trains_and_a_resumed_run_keeps_its_tree(
     ]
     code, _, error = command(capfd, "fit", "--data", "photos", *TINY)
     assert (code, error.count("\n")) == (2, 1)
-    assert "runs/photos holds a run; add --resume to continue it, or choose another --out" in error
+    assert "runs/photos holds a run; add --resume to continue it or --overwrite to begin anew" in error
 
 
 def test_evaluating_finds_the_folders_by_their_names_and_tells_the_mean_per_class(

@@ -16,7 +16,9 @@ from hierclass.cli.label_options import (
     RetryErrors,
     SecondsPerImage,
     ShardText,
+    Update,
     Workers,
+    check_update,
     parse_ignored,
 )
 from hierclass.cli.output_target import OutputTarget, survive_closed_pipes
@@ -49,6 +51,7 @@ def embed(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    update: Update = False,
     retry_errors: RetryErrors = False,
     shard: ShardText = None,
     image_column: ImageColumn = None,
@@ -67,9 +70,10 @@ def embed(
 
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
+    check_update(update=update, overwrite=overwrite, shard=shard)
     target = OutputTarget.parse(output, None, "embed")
     target.check_inputs(paths)
-    target.check_lost(overwrite=overwrite)
+    target.check_lost(overwrite=overwrite, update=update)
     survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     classifier = ModelChoice(model, None, None, device, runtime, threads, int8).open()
@@ -89,7 +93,13 @@ def embed(
     job = LabelJob(
         names=tuple(paths), request=Request(level=level), reading=reading, shard=part, features=True
     )
-    with target.run(classifier, reading, None, overwrite=overwrite) as (run, progress):
-        run.label(job, overwrite=overwrite, retry_errors=retry_errors)
+    with target.run(classifier, reading, None, overwrite=overwrite, update=update) as (run, progress):
+        run.label(
+            job,
+            overwrite=overwrite,
+            retry_errors=retry_errors,
+            update=update,
+            earlier=target.earlier() if update else None,
+        )
         num_errors = target.finish(run)
     progress.summarise(target.table, num_errors)

@@ -32,7 +32,9 @@ from hierclass.cli.label_options import (
     RetryErrors,
     SecondsPerImage,
     ShardText,
+    Update,
     Workers,
+    check_update,
     parse_csv_form,
     parse_format,
     parse_ignored,
@@ -90,6 +92,7 @@ def label(
     csv_excel_semicolon: CsvExcelSemicolon = False,
     keywords: Keywords = None,
     overwrite: Overwrite = False,
+    update: Update = False,
     retry_errors: RetryErrors = False,
     shard: ShardText = None,
     image_column: ImageColumn = None,
@@ -115,16 +118,21 @@ def label(
     prior_file = None if prior is None else PriorFile.read(prior)
     request = read_request(level, min_tier, precision, only, exclude, prior_file)
     csv_form, sidecars = parse_csv_form(csv_excel, csv_excel_semicolon), _sidecars(keywords)
-    target = None if output is None else OutputTarget.parse(output, format_).in_csv_form(csv_form, format_)
+    target = (
+        None
+        if output is None
+        else OutputTarget.parse(output, format_).in_csv_form(csv_form, format_, update=update)
+    )
     if target is None and csv_form and format_ not in (None, "csv"):
         raise InputError(f"--csv-excel is for CSV, not for --format {format_}")
-    if target is None and (overwrite or retry_errors):
-        raise InputError("--overwrite and --retry-errors belong to a run on disk; give --output")
+    check_update(update=update, overwrite=overwrite, shard=shard)
+    if target is None and (overwrite or update or retry_errors):
+        raise InputError("--overwrite, --update and --retry-errors belong to a run on disk; give --output")
     if target is None and engine != "local":
         raise InputError(f"--engine {engine} writes parts of a table to disk; give --output")
     if target is not None:
         target.check_inputs(paths)
-        target.check_lost(overwrite=overwrite)
+        target.check_lost(overwrite=overwrite, update=update)
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
@@ -148,8 +156,14 @@ def label(
         _print_rows(classifier, job, parse_format(format_) or "csv", csv_form or PLAIN, sidecars)
         return
     how = _engine(engine, choice.open, engine_workers)
-    with target.run(classifier, reading, how, overwrite=overwrite) as (run, progress):
-        run.label(job, overwrite=overwrite, retry_errors=retry_errors)
+    with target.run(classifier, reading, how, overwrite=overwrite, update=update) as (run, progress):
+        run.label(
+            job,
+            overwrite=overwrite,
+            retry_errors=retry_errors,
+            update=update,
+            earlier=target.earlier() if update else None,
+        )
         num_failed = _write_keywords(run, sidecars, progress)
         num_errors = target.finish(run)
     progress.summarise(target.table, num_errors, num_failed)

@@ -23,7 +23,15 @@ Paths = Annotated[
         help="Images, folders, .tar or .parquet files of images, or - for a list of paths on standard input.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever was begun before.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Begin anew, and replace the table that is there.")
+]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update", help="Label what is new or changed since, keep the other rows, drop what is gone."
+    ),
+]
 RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Read inputs that had errors again.")]
 ShardText = Annotated[
     str | None,
@@ -170,6 +178,17 @@ def read_request(
         exclude=tuple(exclude or ()),
         prior=() if prior is None else prior.entries,
     )
+
+
+def check_update(*, update: bool, overwrite: bool, shard: str | None) -> None:
+    """Raise InputError if --update is given beside an option that it can't go with."""
+    if update and overwrite:
+        raise InputError("--update keeps the rows that are there, --overwrite begins anew; give one of them")
+    if update and shard is not None:
+        raise InputError(
+            "--update can't go with --shard: with other inputs every part has others; leave --shard out, or label what "
+            "is new into another table"
+        )
 
 
 def _level(text: str | None) -> LevelChoice:

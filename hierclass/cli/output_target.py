@@ -21,7 +21,7 @@ from hierclass.files import has_content
 from hierclass.images.discovery import display_name
 from hierclass.labelling.rows import FORMATS
 from hierclass.labelling.run_folder import TABLES, RunFolder
-from hierclass.labelling.table_files import refuse_changed, refuse_finished, refuse_to_lose
+from hierclass.labelling.table_files import check_ours, refuse_changed, refuse_finished, refuse_to_lose
 from hierclass.labelling.table_writers import PLAIN, CsvForm, check_target, csv_form_of, format_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class OutputTarget:
     folder: Path
     table: Path
     is_file: bool
-    """Whether only the table is wanted: the folder is removed when the table is complete."""
+    """Whether only the table is wanted: the folder is removed when that is complete, unless updates keep it."""
     verb: str = "label"
     """The command: "label" (and refine), or "embed"."""
     csv_form: CsvForm = PLAIN
@@ -80,14 +80,16 @@ class OutputTarget:
         table = check_target(path)
         return cls(RunFolder.beside(table).path, table, is_file=True, verb=verb)
 
-    def in_csv_form(self, form: CsvForm | None, format_: str | None) -> OutputTarget:
-        """Return the target with the form of its CSV table; None: plain, or in a folder without --format as it is.
+    def in_csv_form(self, form: CsvForm | None, format_: str | None, *, update: bool = False) -> OutputTarget:
+        """Return the target with the form of its CSV table; None: plain, or as it is.
+
+        It stays as it is with `update`, and in a folder without --format.
 
         Raises:
             InputError: the table is no CSV.
         """
         if form is None:
-            kept = not self.is_file and format_ is None and self.table.suffix == ".csv"
+            kept = (update or not self.is_file) and format_ is None and self.table.suffix == ".csv"
             return replace(self, csv_form=csv_form_of(self.table)) if kept else self
         if self.table.suffix.lower() != ".csv":
             raise InputError(
@@ -104,6 +106,7 @@ class OutputTarget:
         engine: Engine | None,
         *,
         overwrite: bool = False,
+        update: bool = False,
     ) -> Iterator[tuple[LabelRun, RunProgress]]:
         """Lock the folder and yield the run; raise Stopped with one line if a signal or a full disk ends it early.
 
@@ -117,7 +120,7 @@ class OutputTarget:
         progress = RunProgress(PlainConsole(stderr=True), self.verb)
         try:
             with folder.lock(), progress:
-                self.check_lost(overwrite=overwrite)
+                self.check_lost(overwrite=overwrite, update=update)
                 yield LabelRun(folder, classifier, reading, progress, engine), progress
         except Stopped as stop:
             raise Stopped(stop.code, f"stopped{progress.how_far()}; {_GOES_ON}") from None
@@ -129,19 +132,34 @@ class OutputTarget:
             )
             raise Stopped(1, f"writing failed{progress.how_far()}: {what}") from error
 
-    def check_lost(self, *, overwrite: bool) -> None:
-        """Raise InputError if writing the table would replace one that the run did not write, or a finished one."""
+    def check_lost(self, *, overwrite: bool, update: bool = False) -> None:
+        """Raise InputError if writing the table would replace one that the run did not write, or a finished one.
+
+        An `update` may replace a table of ours that is one file, whose rows and added columns it keeps.
+        """
         run = RunFolder(self.folder)
         tables = [self.table] if self.is_file else [self.folder / name for name in TABLES]
         for table in filter(has_content, [] if overwrite else tables):
             known = run.knows(table) if run.exists else None
-            if known is False:
+            if self.is_file and update:
+                check_ours(table)
+            elif known is False:
                 refuse_changed(table)
-            elif known is None and self.is_file and not run.exists:
+            elif self.is_file and not run.exists:
                 self._tidy()
-                refuse_finished(table)
+                refuse_finished(table, self.verb, can_update=self.verb == "label")
             elif known is None:
                 refuse_to_lose(table)
+            elif self.is_file and run.is_kept and run.wrote(table) and run.is_complete():
+                refuse_finished(table, self.verb, can_update=True)
+
+    def earlier(self) -> Path | None:
+        """Return the finished table whose rows an update begins with; None: the run, if there is one, has them."""
+        run = RunFolder(self.folder)
+        alone = (
+            self.is_file and has_content(self.table) and (not run.exists or run.knows(self.table) is False)
+        )
+        return self.table if alone else None
 
     def check_inputs(self, names: Sequence[str]) -> None:
         """Raise InputError if the table would replace a file that is to be labelled."""
@@ -158,7 +176,8 @@ class OutputTarget:
         """Write the table; remove the run if only the table is wanted. Returns the number of rows with an error."""
         num_errors = run.assemble(self.table, self.csv_form)
         if self.is_file:
-            RunFolder(self.folder).clear()  # without a run, its lock removes the folder
+            if not run.folder.is_kept:
+                run.folder.clear()  # without a run, its lock removes the folder
             return num_errors
         for name in TABLES:
             if name != self.table.name:

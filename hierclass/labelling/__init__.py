@@ -2,10 +2,11 @@
 
 Read in this order: `inputs` (what there is to label), `read_input` (read one), `read_ahead` (read many ahead of the
 network), `reader_processes`, `reader_pipes` and `reader_child` (in processes, within limits), `rows` (the table),
-`pipeline` (all of it as `LabelPipeline`, which the command, Python, Ray and the page use). Runs on disk: `run_parts`
-and `run_folder` (files), `run_manifest` (what was asked), `run_pass` (one pass over the inputs), `run` (a run),
-`prior_file` (weights of classes), `sql_filter` (rows to refine), `table_writers` (the finished table), `cluster`
-(many machines).
+`pipeline` (all of it as `LabelPipeline`, which the command, Python, Ray and the page use). Runs on disk: `run_inputs`,
+`run_parts` and `run_folder` (files), `run_manifest` (what was asked), `run_pass` (one pass over the inputs), `run` (a
+run), `earlier_rows` and `run_update` (only what is new), `sql_filter` (rows to refine), `prior_file` (weights of
+classes), `table_writers` and `table_files` (the finished table), `xmp_keywords` and `sidecars` (keywords beside
+images), `cluster` (many machines).
 """
 
 from __future__ import annotations

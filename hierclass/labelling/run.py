@@ -9,19 +9,20 @@ import bisect
 import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
-from hierclass.files import remove_temporaries
+from hierclass.files import has_content, remove_temporaries
 from hierclass.images.discovery import STANDARD_INPUT, PassedOver, display_name
-from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs, stamp
+from hierclass.labelling.inputs import Input, list_inputs
 from hierclass.labelling.pipeline import LabelPipeline, count_tiers
 from hierclass.labelling.read_input import ReadOptions
 from hierclass.labelling.rows import is_guess, schema
-from hierclass.labelling.run_folder import Fingerprint, RunFolder
+from hierclass.labelling.run_folder import RunFolder
+from hierclass.labelling.run_inputs import Fingerprint
 from hierclass.labelling.run_manifest import (
     LabelJob,
     Manifest,
@@ -34,7 +35,9 @@ from hierclass.labelling.run_manifest import (
 )
 from hierclass.labelling.run_parts import Range
 from hierclass.labelling.run_pass import Engine, LocalEngine, RunPass
+from hierclass.labelling.run_update import RunUpdate, changed_since, count_images
 from hierclass.labelling.sql_filter import SqlFilter
+from hierclass.labelling.table_files import AddedColumns
 from hierclass.labelling.table_writers import PLAIN, CsvForm, write_table
 
 if TYPE_CHECKING:
@@ -76,8 +79,19 @@ class LabelRun:
         self.num_unread = 0
         """Number of images of this call that could not be read again: their rows stayed."""
 
-    def label(self, job: LabelJob, *, overwrite: bool = False, retry_errors: bool = False) -> None:
+    def label(
+        self,
+        job: LabelJob,
+        *,
+        overwrite: bool = False,
+        retry_errors: bool = False,
+        update: bool = False,
+        earlier: Path | None = None,
+    ) -> None:
         """Begin a run, or continue it and label files again that have changed since their rows were made.
+
+        With `update` the inputs are listed anew: images that are new or changed are labelled, the rows of others stay
+        (those of a finished table, `earlier`, if that is given), and those of images that are gone go.
 
         Raises:
             LevelError: the model has no such level.
@@ -87,25 +101,27 @@ class LabelRun:
         self._check(job.request)
         wanted = job.manifest(self.classifier)
         again = self.folder.exists and not overwrite
+        if update and (self.folder.exists or earlier is not None):
+            RunUpdate(self, job, earlier, retry_errors=retry_errors).switch()
+            self.finish_passes()
+            return
         if retry_errors and not self.folder.exists:
             raise InputError(
                 f"--retry-errors: there is no run in {display_name(self.folder.path)}; a table that is one file "
                 "forgets its run when it is whole, a folder as output (-o run/) keeps it"
             )
-        passed_over, reading = PassedOver(), self.reading
-        inputs = list_inputs(
-            job.names, image_column=reading.image_column, ignore=reading.ignore, passed_over=passed_over
-        )
+        passed_over = PassedOver()
+        inputs = self.find_inputs(job.names, passed_over)
         if again:
             check_same(self.folder, wanted)
             self._compare(inputs, is_list=STANDARD_INPUT in job.names)
             self.folder.tidy()
         else:
             self.listener.listed(0)
-            self.folder.begin(wanted, inputs, self.listener.listed)
+            self.folder.begin({**wanted, "keep": update}, inputs, self.listener.listed)
         if passed_over:
             self.listener.say(passed_over.text())
-        self._finish_passes()
+        self.finish_passes()
         if again:
             self._look_again(retry_errors=retry_errors)
 
@@ -145,15 +161,24 @@ class LabelRun:
         self._require_complete(manifest)
         self.folder.tidy()
         condition, levels, finer = SqlFilter(where, self.num_tiers), dict[int, int | None](), 0
+        again = job in manifest.get("refined", ())
         for table in self._rows():
             chosen = list(condition.numbers(table))
-            found = self._not_above(table, chosen, request)
+            found = self._not_above(table, chosen, request, again=again)
             levels |= found
             finer += len(chosen) - len(found)
         if finer:
             what = "by the last level" if request.level == "auto" else "at a higher level"
-            self.listener.say(f"answered {what}, rows stay as they were: {_images(finer)}")
+            what += " or so before" if again else ""
+            self.listener.say(f"answered {what}, rows stay as they were: {count_images(finer)}")
         self._add_pass(job, levels)
+
+    def find_inputs(self, names: Iterable[str], passed_over: PassedOver | None = None) -> Iterator[Input]:
+        """List the inputs that names lead to, and count in `passed_over` the other files."""
+        reading = self.reading
+        return list_inputs(
+            names, image_column=reading.image_column, ignore=reading.ignore, passed_over=passed_over
+        )
 
     def assemble(self, path: Path, csv_form: CsvForm = PLAIN) -> int:
         """Write the table as `path`, a CSV table in a form; returns the number of rows with an error.
@@ -162,18 +187,21 @@ class LabelRun:
             InputError: the file is neither this run's nor one that was there when the run began.
         """
         errors = 0
+        added = AddedColumns(path) if self.folder.is_kept and has_content(path) else None
 
         def counted() -> Iterator[pa.Table]:
             nonlocal errors
             for table in self._rows():
                 errors += len(table) - table.column("error").null_count
-                yield table
+                yield added.add_to(table) if added else table
+
+        import pyarrow as pa
 
         remove_temporaries(path.parent, path.name)
         write_table(
             path,
             counted(),
-            self._schema(),
+            pa.schema([*self.schema(), *added.fields]) if added else self.schema(),
             csv_form,
             check=lambda written: self.folder.remember(path, written),
         )
@@ -181,7 +209,7 @@ class LabelRun:
 
     def rows(self) -> Iterator[tuple[list[Input], pa.Table]]:
         """Yield inputs and their newest rows, in order, some thousands at a time."""
-        inputs = self.folder.inputs(self._range[0])
+        inputs = self.folder.inputs(self.folder.bounds[0])
         for table in self._rows():
             numbers = table.column("_index").to_pylist()
             yield [next(item for at, item in inputs if at == number) for number in numbers], table
@@ -198,32 +226,31 @@ class LabelRun:
     def num_tiers(self) -> int:
         """Number of tiers of the table: those of the finest level that was requested."""
         requests = [request_from_json(job) for job in self.jobs if job["kind"] != "again"]
-        return max(count_tiers(request, self.classifier) for request in requests)
+        carried = int(self.folder.manifest().get("num_tiers", 0))
+        return max(carried, *(count_tiers(request, self.classifier) for request in requests))
 
     @property
     def num_inputs(self) -> int:
         """Number of inputs of the run."""
-        first, end = self._range
+        first, end = self.folder.bounds
         return end - first
-
-    @property
-    def _range(self) -> tuple[int, int]:
-        about = self.folder.manifest()["inputs"]
-        count = int(about["count"])
-        return Shard.parse(about["shard"]).range(count) if about["shard"] else (0, count)
 
     def _rows(self) -> Iterator[pa.Table]:
         """The newest row of every input."""
-        return self.folder.read(range(len(self.jobs)), self._schema(own=True))
+        return self.folder.read(range(len(self.jobs)), self.schema(own=True))
 
-    def _schema(self, *, own: bool = False) -> pa.Schema:
+    def schema(self, *, own: bool = False) -> pa.Schema:
         """The schema of the table; with `own`, of the parts."""
         if self.jobs[0]["kind"] == "embed":
             return self._pass(0).pipeline(self.classifier).schema(own=own)
         return schema(self.num_tiers, own=own)
 
-    def _not_above(self, table: pa.Table, numbers: Sequence[int], request: Request) -> dict[int, int | None]:
+    def _not_above(
+        self, table: pa.Table, numbers: Sequence[int], request: Request, *, again: bool
+    ) -> dict[int, int | None]:
         """Leave out inputs that a higher level has answered than the request's (with "auto": the last level).
+
+        With `again`, since the same was asked before an update, those that the request's level has answered, too.
 
         Returns the others: number → the level that has answered it so far. What the last level was not sure of has
         no answer yet for "auto", which may be sure of it at another precision.
@@ -231,7 +258,7 @@ class LabelRun:
         if request.level == "auto":
             highest = self.classifier.taxonomy.num_tiers - 2
         else:
-            highest = self.classifier.check_level(request.level)
+            highest = self.classifier.check_level(request.level) - again
         names = ("_index", "chosen_level", "level", "stop_reason")
         rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
         wanted = set(numbers)
@@ -251,11 +278,8 @@ class LabelRun:
                 "what is surely something else is found; a higher level, or auto, answers"
             )
 
-    def _is_complete(self, generation: int) -> bool:
-        return not self.folder.gaps(generation, self._range)
-
     def _require_complete(self, manifest: Manifest) -> None:
-        if not all(map(self._is_complete, range(len(manifest["jobs"])))):
+        if not self.folder.is_complete():
             raise InputError(
                 f"the run in {display_name(self.folder.path)} is not complete; first repeat the command that began it"
             )
@@ -271,24 +295,26 @@ class LabelRun:
         if is_list:
             raise InputError(
                 f"the run in {display_name(self.folder.path)} was begun with another list of images "
-                f"({began['count']:,}, now {now.count:,}); give the same, name another folder, or add --overwrite"
+                f"({began['count']:,}, now {now.count:,}); give the same, name another folder, or add --update "
+                "or --overwrite"
             )
         self.listener.say(
-            f"the inputs are not what they were: {_images(now.count)} now, {began['count']:,} when the run began; "
-            "it keeps its list, --overwrite begins with the new one"
+            f"the inputs are not what they were: {count_images(now.count)} now, {began['count']:,} when the run began; "
+            "it keeps its list; --update labels what is new, --overwrite begins anew"
         )
 
     # -- passes
 
-    def _finish_passes(self) -> None:
+    def finish_passes(self) -> None:
+        """Label the inputs that have no row of their passes yet."""
         for generation in range(len(self.jobs)):
-            if not self._is_complete(generation):
+            if not self.folder.is_complete(generation):
                 self._run_pass(generation)
 
     def _repeat(self, generation: int) -> None:
         """Finish a pass that refines; if it was finished, try again what it could not read."""
-        finished = self._is_complete(generation)
-        self._finish_passes()
+        finished = self.folder.is_complete(generation)
+        self.finish_passes()
         if finished and (failed := self.folder.failed(generation)):
             known = self.folder.levels(generation)
             self._add_pass(self.jobs[generation], {number: known[number] for number in failed})
@@ -304,8 +330,8 @@ class LabelRun:
     def _run_pass(self, generation: int) -> None:
         """Label the inputs of a pass that have no row of it yet."""
         what = self._pass(generation)
-        gaps = self.folder.gaps(generation, self._range)
-        total, left = (_size(self.folder, what, ranges) for ranges in ([self._range], gaps))
+        gaps = self.folder.gaps(generation, self.folder.bounds)
+        total, left = (_size(self.folder, what, ranges) for ranges in ([self.folder.bounds], gaps))
         self.listener.start(total, total - left)
         num_errors = 0
         with contextlib.closing(self.engine.run(self.folder, what, gaps)) as progress:
@@ -315,7 +341,8 @@ class LabelRun:
         if what.keeps_known and num_errors:
             self.num_unread += num_errors
             self.listener.say(
-                f"could not be read again, rows stay as they were: {_images(num_errors)}; the same command tries again"
+                f"could not be read again, rows stay as they were: {count_images(num_errors)}; the same command tries "
+                "again"
             )
 
     def _pass(self, generation: int) -> RunPass:
@@ -332,56 +359,19 @@ class LabelRun:
 
     def _look_again(self, *, retry_errors: bool) -> None:
         """Label files again that have changed since their rows were made, and those with errors if asked for."""
-        again, gone = defaultdict[int, list[int]](list), 0
-        changed = failed = relisted = 0
-        stamps = _StampCache()
         tables = self.folder.read(range(len(self.jobs)), schema(0, own=True))
-        rows = (row for table in tables for row in table.to_pylist())
-        for row, (number, item) in zip(rows, self.folder.inputs(self._range[0]), strict=False):
-            assert row["_index"] == number
-            before, now = Stamp(row["_size"], row["_modified"]), stamps.of(item)
-            if now is None:
-                gone += row["error"] is None
-            elif now != before and item.offset >= 0:
-                relisted += row["error"] is None
-                continue
-            elif now != before:
-                changed += 1
-            if (now is not None and now != before) or (retry_errors and row["error"] is not None):
-                failed += now is None or now == before
-                again[self._root(row["_generation"])].append(number)
-        for count, what in (
-            (gone, "gone since, rows stay as they were"),
-            (
-                relisted,
-                "in archives that changed since, rows stay as they were (--overwrite lists them anew)",
-            ),
-            (changed, "changed since, labelled again"),
-            (failed, "had an error, read again"),
-        ):
-            if count:
-                self.listener.say(f"{what}: {_images(count)}")
+        inputs = self.folder.inputs(self.folder.bounds[0])
+        again = defaultdict[int, list[int]](list)
+        found = changed_since(tables, inputs, retry_errors=retry_errors, say=self.listener.say)
+        for generation, numbers in found.items():
+            again[self._root(generation)] += numbers
         for generation, numbers in sorted(again.items()):
-            self._add_pass({"kind": "again", "of": generation}, dict.fromkeys(numbers))
+            self._add_pass({"kind": "again", "of": generation}, dict.fromkeys(sorted(numbers)))
 
     def _root(self, generation: int) -> int:
         """The pass whose request a pass repeats, or the pass itself."""
         job = self.jobs[generation]
         return int(job["of"]) if job["kind"] == "again" else generation
-
-
-class _StampCache:
-    """Stamps of the files of inputs; asks the disk once per archive, not once per image."""
-
-    def __init__(self) -> None:
-        self._last: tuple[str, Stamp | None] = ("", None)
-
-    def of(self, item: Input) -> Stamp | None:
-        if item.offset < 0:
-            return stamp(item.path)
-        if self._last[0] != item.path:
-            self._last = item.path, stamp(item.path)
-        return self._last[1]
 
 
 def _size(folder: RunFolder, what: RunPass, ranges: Sequence[Range]) -> int:
@@ -390,7 +380,3 @@ def _size(folder: RunFolder, what: RunPass, ranges: Sequence[Range]) -> int:
         return sum(end - first for first, end in ranges)
     numbers = folder.numbers(what.generation)
     return sum(bisect.bisect_left(numbers, end) - bisect.bisect_left(numbers, first) for first, end in ranges)
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"

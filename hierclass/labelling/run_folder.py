@@ -1,7 +1,7 @@
 """The folder of a labelling run.
 
 run.json          the manifest: model, inputs, and in `jobs` one entry per pass over the inputs
-inputs.parquet    every input, in order
+inputs.parquet    every input, in order (after an update inputs-N.parquet)
 parts/            PASS-FIRST-END.parquet: rows of a pass for the inputs numbered FIRST up to END (excluded);
                   PASS-inputs.parquet: the inputs of a pass that is not for all of them
 labels.…          the table, once every input has its row (features.parquet, where features were asked for)
@@ -12,9 +12,8 @@ Parts are only added, each written whole or not at all. A row of a later pass re
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -23,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from hierclass.errors import InputError
 from hierclass.files import has_content, locked, replacing
 from hierclass.images.discovery import display_name
-from hierclass.labelling.inputs import Input
+from hierclass.labelling.inputs import Input, Shard
 from hierclass.labelling.rows import FORMATS, schema
-from hierclass.labelling.run_parts import Part, PassRows, Range, overlay
+from hierclass.labelling.run_inputs import GROUP, damaged, read_inputs, write_inputs
+from hierclass.labelling.run_parts import Part, PassRows, Range, concat, overlay
 from hierclass.labelling.table_files import TableMark, is_marked
 
 if TYPE_CHECKING:
@@ -38,19 +38,34 @@ TABLES = (*(f"labels.{format_}" for format_ in FORMATS), "features.parquet")
 """Names that the table in the folder of a run may have."""
 _BESIDE = ".run"
 """What follows the name of a table that is one file in the name of its run's folder."""
-_GROUP = 10_000
-"""Rows of a group of a Parquet file, which are read and written at once."""
+_LATER = re.compile(r"(inputs|parts)-\d+(\.parquet)?")
+"""Names of the inputs and parts of an edition after the first."""
 
 
 class RunFolder:
     """A labelling run on disk. Hold `lock` to write."""
 
-    def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is read or created yet."""
+    def __init__(self, path: Path, edition: int | None = None) -> None:
+        """Name the folder; nothing is read or created yet. `edition` None: the one that the manifest names."""
         self.path = path
+        self._edition = edition
         self._manifest = path / "run.json"
-        self._inputs = path / "inputs.parquet"
-        self._parts = path / "parts"
+
+    @property
+    def edition(self) -> int:
+        """How often an update replaced the list of inputs, and with it what their numbers in the parts mean."""
+        if self._edition is not None:
+            return self._edition
+        found = self._raw_manifest().get("edition", 0)
+        return found if isinstance(found, int) else 0
+
+    @property
+    def _inputs(self) -> Path:
+        return self.path / f"inputs{f'-{self.edition}' if self.edition else ''}.parquet"
+
+    @property
+    def _parts(self) -> Path:
+        return self.path / f"parts{f'-{self.edition}' if self.edition else ''}"
 
     @property
     def exists(self) -> bool:
@@ -82,8 +97,9 @@ class RunFolder:
             raise InputError(f"cannot use {display_name(self.path)}: {error.strerror}") from error
         if ours and self.exists:
             return
-        known = {LOCK, "parts", self._inputs.name, *TABLES} if ours else set[str]()
-        others = sorted(name for name in names if name not in known and not (ours and name.endswith(".tmp")))
+        known = {LOCK, "parts", "inputs.parquet", *TABLES} if ours else set[str]()
+        rest = sorted(names - known)
+        others = [name for name in rest if not (ours and (name.endswith(".tmp") or _LATER.fullmatch(name)))]
         if others:
             raise InputError(
                 f"{display_name(self.path)} holds {others[0]}, which is no part of a run; name a new or empty folder"
@@ -93,11 +109,15 @@ class RunFolder:
         """Whether a folder with these files is of a run, or of one that ended before its inputs were listed."""
         if LOCK in names:
             return True
+        return self._raw_manifest().get("format") == FORMAT
+
+    def _raw_manifest(self) -> dict[str, Any]:
+        """The manifest as it is; empty where there is none that can be read."""
         try:
             found = json.loads(self._manifest.read_text(encoding="utf-8"))
         except (OSError, RecursionError, ValueError):
-            return False
-        return isinstance(found, dict) and found.get("format") == FORMAT
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -128,30 +148,58 @@ class RunFolder:
         The tables that are there may be replaced by that of the run.
         """
         new = self.path / ".inputs.new.tmp"
-        count, digest = self._write_inputs(new, inputs, listed)  # until then, what was there before stays
+        listing = write_inputs(new, inputs, listed)  # until then, what was there before stays
         self.clear(but=new)
         self._parts.mkdir(exist_ok=True)
         new.replace(self._inputs)
+        self._begin(manifest, *listing)
+
+    def stage(self, inputs: Iterable[Input], listed: Callable[[int], None]) -> StagedEdition:
+        """List inputs anew beside what is there, which stays until the `StagedEdition.switch`; otherwise `tidy`."""
+        staged = StagedEdition(self.path, self.edition + 1)
+        self.tidy()
+        staged._parts.mkdir(parents=True)
+        staged.listing = write_inputs(staged._inputs, inputs, listed)
+        return staged
+
+    def _begin(self, manifest: dict[str, Any], count: int, digest: str) -> None:
+        """Store the manifest of a run that begins."""
         about = {**manifest["inputs"], "count": count, "digest": digest}
         tables = {table.name: [TableMark.of(table, digest=False)] for table in self.tables()}
-        self.write_manifest(
-            {"format": FORMAT, "version": VERSION, **manifest, "inputs": about, "tables": tables}
-        )
+        kept = {"format": FORMAT, "version": VERSION, "edition": self.edition}
+        self.write_manifest({**kept, **manifest, "inputs": about, "tables": tables})
 
     def clear(self, *, but: Path | None = None) -> None:
         """Remove the files of a run, and nothing else; its table stays."""
         # The manifest first: without it the rest is no run, even if clearing is interrupted.
         self._manifest.unlink(missing_ok=True)
-        self._inputs.unlink(missing_ok=True)
-        shutil.rmtree(self._parts, ignore_errors=True)
+        (self.path / "inputs.parquet").unlink(missing_ok=True)
+        shutil.rmtree(self.path / "parts", ignore_errors=True)
+        self._remove_editions()
         for temporary in self.path.glob(".*.tmp"):
             if temporary != but:
                 temporary.unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove the temporary files of a run that was killed."""
+        """Remove the temporary files of a run that was killed, and editions that its manifest does not name."""
+        self._remove_editions(but=self.edition)
         for temporary in (*self.path.glob(".*.tmp"), *self._parts.glob(".*.tmp")):
             temporary.unlink(missing_ok=True)
+
+    def _remove_editions(self, but: int = 0) -> None:
+        """Remove the inputs and parts of all editions after the first, and with `but` of all others than that."""
+        kept = RunFolder(self.path, but)
+        first = ["inputs.parquet", "parts"] if but else []
+        for file in (self.path / name for name in (*first, *filter(_LATER.fullmatch, self._names()))):
+            if file == kept._parts or file == kept._inputs:
+                continue
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
+
+    def _names(self) -> list[str]:
+        return [file.name for file in self.path.iterdir()]
 
     def _discard(self) -> None:
         """Remove a run that was not begun."""
@@ -205,6 +253,16 @@ class RunFolder:
         marks = self.manifest().get("tables")
         return None if marks is None else is_marked(table, self._marks(table))
 
+    def wrote(self, table: Path) -> bool:
+        """Return whether a table is as this run wrote it last."""
+        last = self._marks(table)[-1:]
+        return bool(last and last[0].digest) and is_marked(table, last)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the run is of use after its table is written, for the next update."""
+        return bool(self.manifest().get("keep"))
+
     def remember(self, table: Path, written: Path) -> None:
         """Note what the file that is about to replace a table is like.
 
@@ -227,39 +285,9 @@ class RunFolder:
 
     # -- inputs
 
-    @staticmethod
-    def _write_inputs(path: Path, inputs: Iterable[Input], listed: Callable[[int], None]) -> tuple[int, str]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        kinds = pa.schema(
-            [("path", pa.binary()), ("member", pa.string())]
-            + [(name, pa.int64()) for name in ("offset", "length", "size", "modified")]
-        )
-        found = Fingerprint()
-        with replacing(path) as file, pq.ParquetWriter(file, kinds, compression="zstd") as writer:
-            for group in _groups(found.of(inputs), _GROUP):
-                paths = [os.fsencode(item.path) for item in group]
-                members = [display_name(item.member) for item in group]
-                rest = zip(*(item[2:] for item in group), strict=True)
-                writer.write_table(pa.table([paths, members, *map(list, rest)], schema=kinds))
-                listed(found.count)
-        return found.count, found.digest
-
     def inputs(self, first: int = 0) -> Iterator[tuple[int, Input]]:
         """Yield the inputs from number `first` on, each with its number."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(self._inputs) as file:
-                for group in range(first // _GROUP, file.metadata.num_row_groups):
-                    columns = (column.to_pylist() for column in file.read_row_group(group).columns)
-                    for number, (path, *rest) in enumerate(zip(*columns, strict=True), start=group * _GROUP):
-                        if number >= first:
-                            yield number, Input(os.fsdecode(path), *rest)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(self._inputs, error) from error
+        return read_inputs(self._inputs, first)
 
     def write_numbers(self, generation: int, levels: Mapping[int, int | None]) -> None:
         """Store the inputs of a pass: rising number → the level that has answered it so far (None: none has)."""
@@ -285,7 +313,7 @@ class RunFolder:
         try:
             table = pq.read_table(self._numbers_file(generation))
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(self._numbers_file(generation), error) from error
+            raise damaged(self._numbers_file(generation), error) from error
         numbers = table.column("_index").to_pylist()
         if "chosen_level" not in table.column_names:  # stored by an earlier version
             return dict.fromkeys(numbers)
@@ -301,7 +329,7 @@ class RunFolder:
         import pyarrow.parquet as pq
 
         with replacing(self._parts / part.name) as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=_GROUP)
+            pq.write_table(table, file, compression="zstd", row_group_size=GROUP)
 
     def parts(self, generation: int) -> list[Part]:
         """Return the parts of a pass, in the order of the inputs."""
@@ -318,24 +346,47 @@ class RunFolder:
             begin = max(begin, part.end)
         return [*found, (begin, end)] if begin < end else found
 
-    def read(self, generations: Sequence[int], wanted: pa.Schema) -> Iterator[pa.Table]:
-        """Yield the newest row of every input from the given passes, in order, some thousands at a time.
+    @property
+    def bounds(self) -> Range:
+        """Numbers of the first input of the run, and of the one after its last."""
+        about = self.manifest()["inputs"]
+        count = int(about["count"])
+        return Shard.parse(about["shard"]).range(count) if about["shard"] else (0, count)
 
-        The columns are those of the schema `wanted`, and `_generation`, the pass of a row. The first pass has a row for
-        every input. Rows with an error of a pass that refines are left out: the earlier row stays.
+    def is_complete(self, generation: int | None = None) -> bool:
+        """Return whether a pass has a part for every input; None: whether all passes have."""
+        passes = range(len(self.manifest()["jobs"])) if generation is None else (generation,)
+        return not any(self.gaps(each, self.bounds) for each in passes)
+
+    def read(
+        self, generations: Sequence[int], wanted: pa.Schema, within: Range | None = None
+    ) -> Iterator[pa.Table]:
+        """Yield the newest rows of the given passes, in the order of their inputs, some thousands at a time.
+
+        The columns are those of the schema `wanted`, and `_generation`, the pass of a row. `within`: of these numbers
+        alone. Rows with an error of a pass that refines are left out: the earlier row stays.
         """
         kinds = [job["kind"] for job in self.manifest()["jobs"]]
-        base, *later = (
-            PassRows(self._parts, self.parts(each), wanted, errors=kinds[each] != "refine")
+        begin, end = within or self.bounds
+        passes = [
+            PassRows(
+                self._parts,
+                [part for part in self.parts(each) if part.first < end and part.end > begin],
+                wanted,
+                errors=kinds[each] != "refine",
+            )
             for each in generations
-        )
-        for table in base:
-            if not len(table):
-                continue
-            last = table.column("_index")[-1].as_py()
-            for rows in later:
-                table = overlay(table, rows.up_to(last))
-            yield table
+        ]
+        for rows in passes if begin else ():
+            rows.up_to(begin - 1)
+        for first in range(begin, end, GROUP):
+            last = min(first + GROUP, end) - 1
+            table, *later = ([*rows.up_to(last)] for rows in passes)
+            newest = concat(table, wanted)
+            for rows_of_pass in later:
+                newest = overlay(newest, rows_of_pass)
+            if len(newest):
+                yield newest
 
     def failed(self, generation: int) -> list[int]:
         """Return the rising numbers of the inputs for which a pass has a row with an error."""
@@ -348,37 +399,12 @@ class RunFolder:
         return found
 
 
-class Fingerprint:
-    """Counts and hashes inputs, to tell whether two lists of inputs are the same."""
+class StagedEdition(RunFolder):
+    """What an update prepares beside a run, or where there is none: inputs anew, and parts by their numbers."""
 
-    def __init__(self) -> None:
-        """Begin with no inputs."""
-        self.count = 0
-        self._digest = hashlib.sha256()
+    listing: tuple[int, str]
+    """Number and digest of the inputs."""
 
-    def of(self, inputs: Iterable[Input]) -> Iterator[Input]:
-        """Pass inputs on, and count them."""
-        for item in inputs:
-            self.count += 1
-            self._digest.update(os.fsencode(f"{item.path}\0{item.member}\0"))
-            yield item
-
-    @property
-    def digest(self) -> str:
-        """A SHA-256 sum of the inputs so far."""
-        return self._digest.hexdigest()
-
-
-def _damaged(file: Path, error: Exception) -> InputError:
-    return InputError(f"{display_name(file)} is damaged ({str(error)[:80]}); --overwrite starts the run anew")
-
-
-def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+    def switch(self, manifest: dict[str, Any]) -> None:
+        """Let this be the run, with a manifest; of the former one only its tables stay."""
+        self._begin(manifest, *self.listing)

@@ -90,8 +90,11 @@ def check_place(folder: RunFolder) -> None:
         )
 
 
-def check_same(folder: RunFolder, wanted: Manifest) -> None:
-    """Raise InputError if a run was begun with another model or other options; the message names the option."""
+def check_same(folder: RunFolder, wanted: Manifest, *, update: bool = False) -> None:
+    """Raise InputError if a run was begun with another model or other options; the message names the option.
+
+    An `update` may have other inputs, given in the same working folder.
+    """
     check_model(folder, wanted["model"])
     stored = folder.manifest()
     begun_by, asked = stored["jobs"][0]["kind"], wanted["jobs"][0]["kind"]
@@ -102,7 +105,8 @@ def check_same(folder: RunFolder, wanted: Manifest) -> None:
         )
     ours = {**wanted["inputs"], **wanted["jobs"][0]}
     theirs = {**request_to_json(Request()), **stored["inputs"], **stored["jobs"][0]}
-    different = [name for name, value in ours.items() if theirs.get(name) != value]
+    may_differ = {"names", "ignore"} if update else set[str]()
+    different = [name for name, value in ours.items() if theirs.get(name) != value and name not in may_differ]
     if different:
         name = different[0]
         raise InputError(

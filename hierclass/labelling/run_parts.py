@@ -110,6 +110,14 @@ def _without_errors(table: pa.Table) -> pa.Table:
     return table.filter(pc.is_null(table.column("error")))
 
 
+def concat(tables: Sequence[pa.Table], wanted: pa.Schema) -> pa.Table:
+    """Return tables of `PassRows` as one, which is empty if there are none."""
+    import pyarrow as pa
+
+    empty = wanted.append(pa.field("_generation", pa.int64())).empty_table()
+    return pa.concat_tables([empty, *tables]) if tables else empty
+
+
 def overlay(table: pa.Table, later: Sequence[pa.Table]) -> pa.Table:
     """Return the rows of a table, with those of `later` in place of the rows of the same inputs."""
     import pyarrow as pa

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from hierclass.errors import InputError
 from hierclass.files import written_at
 from hierclass.images.discovery import display_name
-from hierclass.labelling.table_writers import format_of
+from hierclass.labelling.bounded_parquet import BoundedParquet, UnreadableRowsError, short
+from hierclass.labelling.table_writers import csv_form_of, format_of, unmarked
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _OURS = re.compile(
     r"path|error|level|synset|label|score|chosen_level|stop_reason|preview|features|tier\d+_(synset|label|score)"
 )
 """Names of the columns of the tables that hierclass writes."""
-_LONGEST_HEAD = 1 << 20
-"""Bytes of the first line of a text table that are looked at."""
+_LONGEST_LINE = 16 << 20
+"""Bytes of a line of a text table that are read."""
+_ROWS = 10_000
+"""Rows that are read at once."""
 
 
 class TableMark(NamedTuple):
@@ -52,12 +59,16 @@ def _digest(table: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def refuse_finished(table: Path) -> NoReturn:
-    """Raise InputError that says what is in a table which is not to be replaced, and what to do."""
-    added = _check_ours(table)
-    about = f"{display_name(table)} exists ({_num_rows(table):,} rows, written {written_at(table)})"
-    loses = f", but loses your column {added[0]!r}" if added else ""
-    raise InputError(f"{about}; --overwrite begins anew{loses}, or name another file")
+def refuse_finished(table: Path, verb: str, *, can_update: bool) -> NoReturn:
+    """Raise InputError that says what is in a table which is not to be replaced, and what to do.
+
+    `verb` is what the command does to images; `can_update`: whether --update can.
+    """
+    added = check_ours(table)
+    about = f"{_num_rows(table)}written {written_at(table)}"
+    keeps, loses = (f" and keeps your column {added[0]!r}", ", without it") if added else ("", "")
+    update = f"--update {verb}s what is new or changed{keeps}, " if can_update else ""
+    raise InputError(f"{display_name(table)} exists ({about}); {update}--overwrite begins anew{loses}")
 
 
 def refuse_changed(table: Path) -> NoReturn:
@@ -71,14 +82,14 @@ def refuse_changed(table: Path) -> NoReturn:
 
 def refuse_to_lose(table: Path) -> None:
     """Raise InputError if a file that would be replaced is no table of ours, or has columns that people added to it."""
-    if added := _check_ours(table):
+    if added := check_ours(table):
         raise InputError(
             f"{display_name(table)} has a column {added[0]!r} that would be lost; move that file away, name another, "
             "or add --overwrite"
         )
 
 
-def _check_ours(table: Path) -> list[str]:
+def check_ours(table: Path) -> list[str]:
     """Return the columns that people added to a table; raise InputError for a file that hierclass did not write."""
     try:
         names = _columns_of(table)
@@ -93,13 +104,12 @@ def _check_ours(table: Path) -> list[str]:
 
 
 def _columns_of(table: Path) -> list[str]:
-    """Names of the columns of a table on disk."""
+    """Names of the columns of a table on disk; of JSON lines those of the first."""
     if format_of(table) == "parquet":
-        import pyarrow.parquet as pq
-
-        return list(pq.read_schema(table).names)
+        with BoundedParquet(table) as stored:
+            return list(stored.schema.names)
     with table.open(encoding="utf-8-sig", newline="") as file:
-        head = file.readline(_LONGEST_HEAD)
+        head = file.readline(_LONGEST_LINE)
     if format_of(table) == "csv":
         return next(csv.reader([head], delimiter=delimiter_of(head)), [])
     first = json.loads(head)
@@ -111,13 +121,176 @@ def delimiter_of(head: str) -> str:
     return ";" if ";" in head else ","
 
 
-def _num_rows(table: Path) -> int:
-    """Number of rows of a table that hierclass wrote."""
-    if format_of(table) == "parquet":
-        import pyarrow.parquet as pq
+def _num_rows(table: Path) -> str:
+    """The number of rows of a table that hierclass wrote, as the beginning of a list; empty if it can't be told."""
+    try:
+        if format_of(table) == "parquet":
+            with BoundedParquet(table) as stored:
+                count = stored.num_rows
+        elif format_of(table) == "csv":
+            with table.open(encoding="utf-8-sig", newline="") as file:
+                count = sum(1 for _ in csv.reader(file)) - 1
+        else:
+            with table.open("rb") as file:
+                count = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+    except (OSError, ValueError, csv.Error):
+        return ""
+    return f"{count:,} row{'' if count == 1 else 's'}, "
 
-        return int(pq.read_metadata(table).num_rows)
+
+# -- reading rows back
+
+
+@contextlib.contextmanager
+def _taking_up(table: Path) -> Iterator[None]:
+    """Turn what a table is damaged by into one line."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, csv.Error, pa.ArrowException) as error:
+        raise not_taken_up(table, str(error) if isinstance(error, InputError) else short(error)) from error
+
+
+def not_taken_up(table: Path, why: str) -> InputError:
+    """Return the error that an update can't begin with the rows of a table."""
+    return InputError(
+        f"the rows of {display_name(table)} can't be taken up: {why}; --overwrite in place of --update begins anew"
+    )
+
+
+def our_columns(table: Path) -> list[str]:
+    """Return the names of the columns of a table on disk that hierclass writes."""
+    with _taking_up(table):
+        return [name for name in _columns_of(table) if _OURS.fullmatch(name)]
+
+
+def read_rows(table: Path, wanted: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the columns of a schema of a table on disk, some thousands of rows at a time.
+
+    Raises:
+        InputError: a column is missing, or the file can't be read as this table.
+    """
+    reader = {"csv": _read_csv, "jsonl": _read_lines, "parquet": _read_parquet}[format_of(table)]
+    with _taking_up(table):
+        there = _columns_of(table)
+        if missing := [name for name in wanted.names if name not in there]:
+            raise InputError(f"it has no column {missing[0]!r}")
+        for rows in reader(table, wanted):
+            yield rows.select(wanted.names).cast(wanted)
+
+
+def _read_csv(table: Path, wanted: pa.Schema) -> Iterator[pa.Table]:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    form = csv_form_of(table)
     with table.open(encoding="utf-8-sig", newline="") as file:
+        delimiter = delimiter_of(file.readline(_LONGEST_LINE))
+    with pa.csv.open_csv(
+        table,
+        pa.csv.ReadOptions(block_size=_LONGEST_LINE, use_threads=False),
+        pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        pa.csv.ConvertOptions(
+            column_types=wanted,
+            include_columns=wanted.names,
+            null_values=[""],
+            strings_can_be_null=True,
+            decimal_point=form.decimal,
+        ),
+    ) as batches:
+        for batch in batches:
+            rows = pa.Table.from_batches([batch])
+            for at, field in enumerate(rows.schema):
+                if form.for_people and pa.types.is_string(field.type):
+                    texts = rows.column(at).to_pylist()
+                    plain = pa.array([None if each is None else unmarked(each) for each in texts], field.type)
+                    rows = rows.set_column(at, field, plain)
+            yield rows
+
+
+def _read_lines(table: Path, wanted: pa.Schema) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    for records in _records(table):
+        yield pa.Table.from_pylist(records, wanted)
+
+
+def _records(table: Path) -> Iterator[list[dict[str, Any]]]:
+    """The objects of JSON lines, some thousands at a time."""
+    with table.open(encoding="utf-8-sig") as file:
+        found: list[dict[str, Any]] = []
+        while line := file.readline(_LONGEST_LINE):
+            found.append(dict(json.loads(line)))
+            if len(found) == _ROWS:
+                yield found
+                found = []
+        yield found
+
+
+def _read_parquet(table: Path, wanted: pa.Schema) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    with BoundedParquet(table) as file:
+        for _, batch in file.batches(wanted.names, most=_ROWS):
+            if isinstance(batch, UnreadableRowsError):
+                raise batch
+            yield pa.Table.from_batches([batch])
+
+
+class AddedColumns:
+    """The columns that people added to a table, by the paths of its rows."""
+
+    def __init__(self, table: Path) -> None:
+        """Read them; rows where they are empty take no memory.
+
+        Raises:
+            InputError: they can't be read.
+        """
+        self.fields: list[pa.Field] = []
+        self._values = dict[str, tuple[Any, ...]]()
+        with _taking_up(table):
+            self._read(table)
+
+    def _read(self, table: Path) -> None:
+        import pyarrow as pa
+
+        names = [name for name in self._names(table) if not _OURS.fullmatch(name)]
+        if not names:
+            return
+        if format_of(table) == "jsonl":
+            for record in (each for records in _records(table) for each in records):
+                self._note(record["path"], tuple(record.get(name) for name in names))
+            columns = zip(*self._values.values(), strict=True)
+            self.fields = [
+                pa.field(name, pa.array(values).type) for name, values in zip(names, columns, strict=True)
+            ]
+            return
         if format_of(table) == "csv":
-            return sum(1 for _ in csv.reader(file)) - 1
-        return sum(1 for _ in file)
+            self.fields = [pa.field(name, pa.string()) for name in names]
+        else:
+            with BoundedParquet(table) as file:
+                self.fields = [file.schema.field(name) for name in names]
+        for rows in read_rows(table, pa.schema([pa.field("path", pa.string()), *self.fields])):
+            for path, *values in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+                self._note(path, tuple(values))
+
+    @staticmethod
+    def _names(table: Path) -> list[str]:
+        if format_of(table) != "jsonl":
+            return _columns_of(table)
+        return list(dict.fromkeys(name for records in _records(table) for each in records for name in each))
+
+    def _note(self, path: str, values: tuple[Any, ...]) -> None:
+        if any(value is not None for value in values):
+            self._values[path] = values
+
+    def add_to(self, table: pa.Table) -> pa.Table:
+        """Return a table with these columns, each value beside its path."""
+        import pyarrow as pa
+
+        found = [self._values.get(path) for path in table.column("path").to_pylist()]
+        for at, field in enumerate(self.fields):
+            values = [None if each is None else each[at] for each in found]
+            table = table.append_column(field, pa.array(values, field.type))
+        return table

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -82,10 +82,11 @@ class _TextWriter(TableWriter):
 
     def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
         super().__init__(file, schema)
+        self._scores = {field.name for field in schema if str(field.type) == "float"}
         self._emit(self._header())
 
     def write(self, rows: pa.Table) -> None:
-        records = [_rounded(row) for row in rows.select(self.schema.names).to_pylist()]
+        records = [_rounded(row, self._scores) for row in rows.select(self.schema.names).to_pylist()]
         self._emit("".join(self._line(record) for record in records))
 
     def close(self) -> None:
@@ -245,7 +246,9 @@ def check_target(path: Path) -> Path:
     return target
 
 
-def _rounded(row: Record) -> Record:
+def _rounded(row: Record, names: Collection[str]) -> Record:
+    """A row with the scores under `names` as short as they are said."""
     return {
-        name: round(value, SCORE_DIGITS) if isinstance(value, float) else value for name, value in row.items()
+        name: round(value, SCORE_DIGITS) if name in names and isinstance(value, float) else value
+        for name, value in row.items()
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,20 @@ class DistilDir:
             raise InputError(f"{self.model} holds a model that is not of this run; choose another `out`")
 
     def forget(self, recipe: DistilRecipe) -> None:
-        """Remove what the run goes on from and its model, but for crops; raises `InputError` if ``recipe`` needs it."""
+        """Remove what the run goes on from, its model and its crops.
+
+        Raises `InputError` if the new run's ``recipe`` names a model that lies there.
+        """
         refuse_to_overwrite_source(self.path, teacher=recipe.teacher, start=recipe.start)
         begun = (*self.path.glob("level-*/last/state.safetensors"), *self.path.glob("level-*/history.jsonl"))
         for file in (*begun, self.model / CONFIG_FILE, self.start / CONFIG_FILE, self.recipe):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "crops", ignore_errors=True)
 
     def refuse_others(self) -> None:
         """Raise `InputError` if no run was begun in the folder, and it holds something that one would replace."""
         levels = (each.name for each in self.path.glob("level-*"))
-        refuse_others(self.path, (self.recipe.name, START, self.crops.name, self.unreadable.name, *levels))
+        refuse_others(self.path, (START, self.crops.name, self.unreadable.name, *levels))
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:

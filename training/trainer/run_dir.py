@@ -32,8 +32,8 @@ WRITTEN = (
     *("taxonomy.json", "taxonomy.csv", "checked.json", "unreadable.csv"),
 )
 """What a run writes into its folder."""
-MARKS = (".lock", ".proposed")
-"""Hidden files of a folder in which a run was begun, however early it ended."""
+MARKS = (".lock", ".proposed", f"{HEADS}/.lock")
+"""Files of a folder in which a run was begun, however early it ended."""
 
 
 def refuse_others(folder: Path, written: Iterable[str]) -> None:
