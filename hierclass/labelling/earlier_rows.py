@@ -103,7 +103,7 @@ class RowCheck:
         self._check_classes(rows)
         if self._job is not None:
             self._check_request(rows, self._job.request.level)
-            if not self._job.reading.previews and any(map(_is_jpeg, _previews(rows))):
+            if not self._job.reading.previews and not all(map(_may_be_raw, _previews(rows))):
                 self._refuse("it was written with --previews")
 
     def _check_classes(self, rows: pa.Table) -> None:
@@ -199,10 +199,10 @@ def _previews(rows: pa.Table) -> list[str]:
     return found
 
 
-def _is_jpeg(path: str) -> bool:
-    """Whether a file is a JPEG by its name: of RAW files a preview is always read."""
+def _may_be_raw(path: str) -> bool:
+    """Whether a file may be a RAW file, by its name: of those a preview is read whatever was asked for."""
     kind = kind_of(PurePath(path).suffix)
-    return kind is not None and "JPEG" in kind.formats
+    return kind is not None and (kind.needs == "raw" or "TIFF" in kind.formats)
 
 
 def _num_tiers(names: Iterable[str]) -> int:
