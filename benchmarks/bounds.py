@@ -29,6 +29,7 @@ from fuzzing import make_case
 from hostile import HostileFile
 from hostile.archives import TARS, ZIPS
 from hostile.graphs import GRAPHS
+from hostile.kinds import OTHER_PICTURES
 from hostile.models import MODELS
 from hostile.pictures import PICTURES
 from hostile.seeds import write_pictures
@@ -145,7 +146,7 @@ def write_folder(folder: Path) -> Path:
 
 
 KINDS: dict[str, tuple[list[HostileFile], tuple[str, ...]]] = {
-    "picture": (PICTURES, _LABEL),
+    "picture": ([*PICTURES, *OTHER_PICTURES], _LABEL),
     "tar": (TARS, _LABEL),
     "Parquet": (TABLES, _LABEL),
     "XMP": (SIDECARS, _KEYWORDS),

@@ -39,6 +39,7 @@ import hierclass
 from hierclass.checkpoints.checkpoint import load_checkpoint
 from hierclass.errors import HierclassError, ImageError
 from hierclass.images.decoding import read_header, read_image, read_preview
+from hierclass.images.discovery import PassedOver
 from hierclass.labelling.inputs import ParquetRows, list_inputs, source
 from hierclass.labelling.rows import schema
 from hierclass.labelling.sql_filter import SqlFilter
@@ -80,7 +81,7 @@ def read_archive(path: Path) -> str:
     """Read all that an archive holds."""
     if path.suffix == ".zip":
         with tempfile.TemporaryDirectory() as folder:
-            found = unpack(path, path.name, Path(folder), ByteBudget(1 << 28), 500)
+            found = unpack(path, path.name, Path(folder), ByteBudget(1 << 28), 500, PassedOver())
             return _summary(each.error or _said(read_image, each.path) for each in found)
     rows = ParquetRows()
 

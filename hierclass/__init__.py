@@ -26,7 +26,8 @@ from hierclass.errors import (
 )
 
 if TYPE_CHECKING:
-    from hierclass.classifier import Classifier, Level, load
+    from hierclass.classifier import Classifier, load
+    from hierclass.costs import Level
     from hierclass.decisions.calibration import Threshold
     from hierclass.decisions.prediction import Prediction, Step
     from hierclass.labelling import label
@@ -60,7 +61,7 @@ __all__ = [
 
 _LAZY = {
     "Classifier": "hierclass.classifier",
-    "Level": "hierclass.classifier",
+    "Level": "hierclass.costs",
     "Prediction": "hierclass.decisions.prediction",
     "ReadOptions": "hierclass.labelling.read_input",
     "Row": "hierclass.labelling.rows",

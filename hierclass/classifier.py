@@ -8,22 +8,23 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.checkpoints.description import ModelDescription, stored_fields
-from hierclass.costs import answer_costs
+from hierclass.costs import describe_levels
 from hierclass.decisions.calibration import Decision, Threshold
+from hierclass.decisions.cascade import PredictionCascade
+from hierclass.decisions.exit_policy import ExitPolicy, LevelChoice, Request
 from hierclass.decisions.prediction import Prediction, combine_levels, to_predictions
 from hierclass.errors import ImageError, InputError
 from hierclass.files import BUNDLED
-from hierclass.images.decoding import ImageSource
 from hierclass.images.preprocessing import Preprocessing, read_square
+from hierclass.images.sources import ImageSource, is_one_image, name_of
 from hierclass.runtime.interface import Logits, Runtime
 from taxonomy import Taxonomy
 
@@ -33,36 +34,6 @@ if TYPE_CHECKING:
     from hierclass.runtime.torch_runtime import TorchRuntime
 
 BATCH_SIZE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """What one level answers, and the cost of its answer to one image, lower levels that it needs included."""
-
-    index: int
-    num_classes: int
-    macs: int
-    """Multiply-accumulates."""
-    share: float
-    """Multiply-accumulates relative to the last level's, 0 … 1."""
-    step_macs: int
-    """Multiply-accumulates of its step of `Classifier.refine`: what it adds, or all if nothing is reused."""
-    step_share: float
-    """`step_macs` relative to the last level's `macs`; the steps add up to more than 1 if nothing is reused."""
-    parameters: int
-    bytes: int
-    accuracy: float | None
-    """Share of right answers (0 … 1) on its own tier, on the dev split; None if it was not measured."""
-
-
-def cost_alike(levels: Sequence[Level]) -> bool:
-    """Return whether every level runs the whole network: a coarser answer saves nothing (`from_timm`, masks)."""
-    return len(levels) > 1 and levels[0].share > 0.995  # heads differ a little
-
-
-def run_once(levels: Sequence[Level]) -> bool:
-    """Return whether the first step of refining computes all that finer levels need (`from_timm`)."""
-    return len(levels) > 1 and not any(level.step_macs for level in levels[1:])
 
 
 def load(
@@ -90,17 +61,28 @@ def load(
     """
     from hierclass.runtime.choice import open_model
 
-    description, found = open_model(Path(BUNDLED if path is None else path), device, runtime, threads, int8)
-    return Classifier(description, runtime=found)
+    folder = Path(BUNDLED if path is None else path)
+    description, found = open_model(folder, device, runtime, threads, int8)
+    return Classifier(description, runtime=found, name=_name_of(folder))
 
 
 class Classifier:
     """Classifies images at any level of one nested network. Safe to share between threads, and to fork."""
 
     def __init__(
-        self, model: ModelDescription, device: str = "auto", *, runtime: Runtime | None = None
+        self,
+        model: ModelDescription,
+        device: str = "auto",
+        *,
+        runtime: Runtime | None = None,
+        name: str | None = None,
     ) -> None:
-        """Answer with what `runtime` runs; None: torch runs `model`, which then is a `Checkpoint`, on `device`."""
+        """Answer with what `runtime` runs; None: torch runs `model`, which then is a `Checkpoint`, on `device`.
+
+        `name` is what `repr` calls it; None: as its backbone.
+        """
+        self.name = name or model.architecture.backbone
+        """What it is called: the folder of its model, or the model of timm that it is made of."""
         self.model = model
         """Classes, architecture, preprocessing, decisions and measured results."""
         if runtime is None:
@@ -110,7 +92,14 @@ class Classifier:
         self.runtime = runtime
         """What runs the levels."""
         self._decision = Decision.from_dict(model.decision, runtime.num_levels)
-        self.levels = _describe_levels(model, runtime)
+        self._kept_policy: tuple[Request, ExitPolicy] | None = None
+        self.levels = describe_levels(runtime, runtime.num_classes, self.lower_weight, model.results)
+
+    def __repr__(self) -> str:
+        *lower, last = (f"{level.num_classes:,}" for level in self.levels)
+        classes = f"{', '.join(lower)} and {last}" if lower else last
+        how = f"{self.runtime.name}, 8 bits" if self.runtime.int8 else self.runtime.name
+        return f"<Classifier {self.name}: levels of {classes} classes, on {self.device} by {how}>"
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -196,10 +185,11 @@ class Classifier:
         """Return the thresholds from which on answers are right at a rate (0 … 1): `thresholds(0.9)[level][tier]`.
 
         They apply to the score `predict(image, level).path[tier].score`. They were fitted on held-out images and hold
-        for images like those. Usual rates are 0.8, 0.9, 0.95 and 0.99.
+        for images like those. Between the rates that were fitted they are interpolated (`Decision.at`): any from 0.5 to
+        the highest, mostly 0.99, will do.
 
         Raises:
-            InputError: the model has no thresholds, or none for this precision.
+            InputError: the model has no thresholds, or the rate is outside that range.
         """
         return self._decision.at(precision)
 
@@ -207,26 +197,67 @@ class Classifier:
         """Return the level, the finest for None; raise `LevelError` if the model does not have it."""
         return self.runtime.check_level(level)
 
-    def predict(self, image: ImageSource, level: int | None = None) -> Prediction:
-        """Answer at one level (None: the finest). An image is a path, bytes, a PIL image or uint8 (H, W, 3), RGB.
+    def predict(
+        self,
+        image: ImageSource,
+        level: LevelChoice = None,
+        *,
+        precision: float | None = None,
+        min_tier: int | None = None,
+        only: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+        prior: Mapping[str, float] | None = None,
+    ) -> Prediction:
+        """Answer at one level (None: the finest), or with "auto" at the lowest level that is enough.
+
+        `image` is a path, bytes, a file object, a PIL image, an array or a tensor
+        (`hierclass.images.sources.ImageSource`). The other arguments are those of `hierclass.label`:
+        `hierclass.decisions.exit_policy.Request` explains them.
 
         Raises:
             LevelError: the model has no such level.
+            InputError: another argument does not fit the model or the level.
             ImageError: the image can't be read.
         """
-        return self.predict_batch([image], level)[0]
+        (answer,) = self.predict_batch(
+            [image],
+            level,
+            precision=precision,
+            min_tier=min_tier,
+            only=only,
+            exclude=exclude,
+            prior=prior,
+        )
+        return answer
 
-    def predict_batch(self, images: Sequence[ImageSource], level: int | None = None) -> list[Prediction]:
-        """Answer for every image at one level, in order.
+    def predict_batch(
+        self,
+        images: Iterable[ImageSource],
+        level: LevelChoice = None,
+        *,
+        precision: float | None = None,
+        min_tier: int | None = None,
+        only: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
+        prior: Mapping[str, float] | None = None,
+    ) -> list[Prediction]:
+        """Answer for every image as `predict` does, in order.
+
+        `images` is any iterable; it is read batch by batch. An array (N, H, W, C) or a tensor (N, C, H, W) is N images.
 
         Raises:
             LevelError: the model has no such level.
+            InputError: another argument does not fit the model or the level, or `images` is one image.
             ImageError: an image can't be read; the message says which. To get past broken files use
                 `hierclass.label`.
         """
-        level = self.check_level(level)
+        fixed = None if level == "auto" else self.check_level(level)
+        request = Request.of("auto" if fixed is None else fixed, min_tier, precision, only, exclude, prior)
+        if fixed is None or request != Request(level=fixed):
+            policy = self._policy_of(request)
+            return PredictionCascade(self, policy, BATCH_SIZE).predict(self._batches(images, policy.last))
         return [
-            answer for batch in self._batches(images, level) for answer in self.predict_pixels(batch, level)
+            answer for batch in self._batches(images, fixed) for answer in self.predict_pixels(batch, fixed)
         ]
 
     def features(self, images: Iterable[ImageSource], level: int | None = None) -> NDArray[np.float32]:
@@ -306,15 +337,28 @@ class Classifier:
             logits.append(self.runtime.refine(state))
             yield self._decide(logits)[0]
 
+    def _policy_of(self, request: Request) -> ExitPolicy:
+        """Return the exit policy of a request; the last one is kept, since finding classes takes milliseconds."""
+        kept = self._kept_policy
+        if kept is None or kept[0] != request:
+            kept = self._kept_policy = request, ExitPolicy(request, self.taxonomy, self._decision)
+        return kept[1]
+
     def _decide(self, logits: Sequence[Logits | None]) -> list[Prediction]:
         weight, temperatures = self._decision.lower_weight, self._decision.temperatures
         return to_predictions(combine_levels(logits, self.taxonomy, weight, temperatures), self.taxonomy)
 
     def _batches(self, images: Iterable[ImageSource], level: int) -> Iterator[NDArray[np.uint8]]:
         """Read images for a level in batches (B, S, S, 3)."""
-        if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, Iterable):
+        if is_one_image(images):
             raise InputError("this takes many images, not one; put it into a list: [image]")
-        count, numbered = len(images) if isinstance(images, Sized) else None, enumerate(images)
+        try:
+            numbered = enumerate(images)
+        except TypeError:
+            raise InputError(
+                f"give a list of images, or another iterable, not {type(images).__name__}"
+            ) from None
+        count = len(images) if isinstance(images, Sized) else None
         while batch := [
             self._prepare(image, index, count, level)
             for index, image in itertools.islice(numbered, BATCH_SIZE)
@@ -327,35 +371,11 @@ class Classifier:
         try:
             return read_square(image, self.preprocessing_for(level))
         except ImageError as error:
-            number = f"image {index + 1}" + (f" of {count}" if count else "")
-            name = str(image) if isinstance(image, (str, os.PathLike)) else number
-            raise ImageError(f"{name}: {error}") from error
+            number = "the image" if count == 1 else f"image {index + 1}{f' of {count}' if count else ''}"
+            raise ImageError(f"{name_of(image) or number}: {error}") from error
 
 
-def _describe_levels(model: ModelDescription, runtime: Runtime) -> tuple[Level, ...]:
-    weight = float(model.decision.get("lower_weight", 0.0))
-    costs = answer_costs(runtime, weight)
-    included = [0, *(cost.macs for cost in costs)] if runtime.reuses or weight else [0] * len(costs)
-    steps = [cost.macs - lower for cost, lower in zip(costs, included, strict=False)]
-    return tuple(
-        Level(
-            index=index,
-            num_classes=runtime.num_classes[index],
-            macs=cost.macs,
-            share=cost.macs / costs[-1].macs,
-            step_macs=steps[index],
-            step_share=steps[index] / costs[-1].macs,
-            parameters=cost.parameters,
-            bytes=cost.bytes,
-            accuracy=_measured_accuracy(model.results, index),
-        )
-        for index, cost in enumerate(costs)
-    )
-
-
-def _measured_accuracy(results: dict[str, Any], level: int) -> float | None:
-    """`results["dev"]["levels"][level]["top1"]` if it was measured, else None."""
-    try:
-        return float(results["dev"]["levels"][level]["top1"])
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None
+def _name_of(folder: Path) -> str:
+    """The last part of a folder's path, with the one above it if that says nothing: training writes OUT/model."""
+    *above, last = folder.absolute().parts
+    return "/".join([*above[-1:], last]) if last == "model" else last

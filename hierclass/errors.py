@@ -14,6 +14,8 @@ The message of each is one line that says what to do.
 """
 
 import importlib.util
+from numbers import Integral
+from typing import Any
 
 from taxonomy.errors import HierclassError, TaxonomyError
 
@@ -80,9 +82,10 @@ def check_level(level: int | None, num_levels: int) -> int:
     """Return the level, the finest of `num_levels` for None; raise `LevelError` if there is no such level."""
     if level is None:
         return num_levels - 1
-    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < num_levels:
-        raise LevelError(f"level {level} does not exist; this model has levels 0 to {num_levels - 1}")
-    return level
+    asked: Any = level  # a whole number of NumPy will do
+    if isinstance(asked, bool) or not isinstance(asked, Integral) or not 0 <= int(asked) < num_levels:
+        raise LevelError(f"level {level!r} does not exist; this model has levels 0 to {num_levels - 1}")
+    return int(asked)
 
 
 def unexpected(error: Exception) -> str:

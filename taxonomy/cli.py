@@ -21,7 +21,7 @@ from taxonomy.errors import HierclassError, TaxonomyError
 from taxonomy.folders import from_folder
 from taxonomy.json_document import json_lines, line_of
 from taxonomy.senses import SenseChoice
-from taxonomy.streams import clipped, prepare_streams, visible
+from taxonomy.streams import clipped, dash_hint, prepare_streams, visible
 from taxonomy.terminal import PlainConsole
 from taxonomy.tree import Node, Taxonomy
 
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if not hasattr(error, "format_message"):  # Typer's errors of use have it in common
             raise
         if message := error.format_message():
-            _fail(f"{message} (--help says more)", 2)
+            words = list(arguments) if arguments is not None else sys.argv[1:]
+            _fail(f"{message} (--help says more){dash_hint(words)}", 2)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
 

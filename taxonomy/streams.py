@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 _COMMANDS = re.compile(
@@ -13,6 +14,8 @@ _COMMANDS = re.compile(
 )
 """What a terminal takes for a command or a change of the direction of writing; line ends and tabs are none."""
 
+_FILE_NAME = re.compile(r"-[^=]*\.[A-Za-z]\w{1,4}")
+"""A word that is rather the name of a file than options."""
 LONGEST_MESSAGE = 4000
 """Characters of a message: names that it holds may be megabytes long."""
 
@@ -25,6 +28,15 @@ def visible(text: str) -> str:
 def clipped(text: str) -> str:
     """Return a message of at most `LONGEST_MESSAGE` characters: its beginning, if it has more."""
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …"
+
+
+def dash_hint(words: Sequence[str]) -> str:
+    """Return how to name the first file that begins with - of the words of a refused command; "" if there is none."""
+    options = words[: words.index("--")] if "--" in words else words
+    for word in options:
+        if word.startswith("-") and len(word) > 1 and (os.path.lexists(word) or _FILE_NAME.fullmatch(word)):
+            return f"; {word} is taken for options: name a file that begins with - as .{os.sep}{word}, or after --"
+    return ""
 
 
 def prepare_streams() -> None:

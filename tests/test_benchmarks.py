@@ -194,6 +194,20 @@ def test_pictures_of_no_class_are_counted_where_they_are_answered_as_sure(
 
 
 @pytest.mark.full
+def test_thresholds_are_measured_at_precisions_between_those_that_are_fitted(
+    tiny_checkpoint: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, out = command("precisions", monkeypatch), tmp_path / "out.json"
+    done = CliRunner().invoke(app, [str(tiny_checkpoint), str(shapes / "shapes.parquet"), "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert {(row["level"], row["tier"]) for row in report["between"]} == {
+        (level, tier) for level in range(3) for tier in range(level + 1)
+    }
+    assert "57.0%" in done.output
+
+
+@pytest.mark.full
 def test_structures_are_compared_once_and_the_tables_come_from_the_file(
     tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

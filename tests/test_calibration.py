@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hierclass
 from hierclass import Classifier, InputError, Threshold
@@ -58,14 +61,60 @@ def test_the_thresholds_of_a_precision_are_found_by_level_and_tier(model: Checkp
     assert {each.precision for level in found for each in level} == {0.9}
 
 
-def test_a_precision_that_was_not_fitted_is_refused_with_those_that_were(model: Checkpoint) -> None:
-    classifier = Classifier(model, device="cpu")
-    with pytest.raises(InputError, match=r"has thresholds for the precisions 0\.9, 0\.99, not 0\.8$"):
-        classifier.thresholds(0.8)
+@pytest.mark.parametrize("precision", [0.4, 0.995, 1, 90, -1, float("nan")])
+def test_a_precision_outside_what_was_fitted_is_refused_with_the_range(precision: float) -> None:
+    refusal = rf"from 0\.5 to 0\.95, the highest that this model has thresholds for, not {precision:g}$"
+    with pytest.raises(InputError, match=refusal):
+        fitted((0.8, 0.4), (0.95, 0.9)).at(precision)
+
+
+def test_a_model_without_thresholds_says_how_to_get_them(model: Checkpoint) -> None:
     uncalibrated = Classifier(dataclasses.replace(model, decision={}), device="cpu")
     assert uncalibrated.temperatures is None
     with pytest.raises(InputError, match="fit them on labelled images with: hierclass-train calibrate"):
         uncalibrated.thresholds()
+
+
+def fitted(*pairs: tuple[float, float | None]) -> Decision:
+    """Thresholds of one level and tier: (precision, score)."""
+    rows = (Threshold(0, 0, p, score, 0.0 if score is None else 1 - score) for p, score in pairs)
+    return Decision(thresholds=tuple(rows))
+
+
+def test_between_two_precisions_that_were_fitted_the_threshold_is_interpolated() -> None:
+    decision = fitted((0.95, 0.9), (0.8, 0.4), (0.9, 0.6), (0.99, None))
+    found = {p: decision.at(p)[0][0] for p in (0.8, 0.85, 0.9, 0.94, 0.95)}
+    scores = [found[p].score for p in found]
+    assert scores == pytest.approx([0.4, 0.5, 0.6, 0.84, 0.9])
+    assert [each.precision for each in found.values()] == list(found)
+    assert found[0.94].coverage == pytest.approx(0.16)
+
+
+def test_below_the_lowest_precision_that_was_fitted_its_thresholds_hold() -> None:
+    assert fitted((0.8, 0.4), (0.9, 0.6)).at(0.5)[0][0] == Threshold(0, 0, 0.5, 0.4, 0.6)
+    assert fitted((0.3, 0.2), (0.9, 0.6)).at(0.3)[0][0].score == 0.2
+
+
+def test_nothing_is_sure_between_a_precision_and_a_higher_one_that_none_reaches() -> None:
+    decision = fitted((0.9, 0.6), (0.95, None))
+    assert [decision.at(p)[0][0].score for p in (0.9, 0.91, 0.95)] == [0.6, None, None]
+    assert decision.at(0.91)[0][0].coverage == 0
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.4, 1), st.none() | st.floats(0, 1)), min_size=1, unique_by=lambda p: p[0]),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_a_threshold_is_never_below_that_of_a_lower_precision(
+    pairs: list[tuple[float, float | None]], one: float, other: float
+) -> None:
+    decision, highest = fitted(*pairs), max(pairs)[0]
+    low, high = sorted(0.5 + share * (highest - 0.5) for share in (one, other))
+    if highest > 0.5:
+        scores = [decision.at(p)[0][0].score for p in (low, high)]
+        lower, higher = (math.inf if score is None else score for score in scores)
+        assert lower <= higher + 1e-12
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
@@ -192,8 +241,8 @@ def test_a_model_without_sure_answers_says_at_which_precisions_it_has_some() -> 
     )
     assert Decision(thresholds=found).why_never_sure(0.9) == ""
     assert (
-        Decision(thresholds=found).why_never_sure(0.95)
-        == "no answer of this model is sure at --precision 0.95, so that all stay empty; some are at 0.8, 0.9"
+        Decision(thresholds=found).why_never_sure(0.93)
+        == "no answer of this model is sure at --precision 0.93, so that all are guesses; some are up to 0.9"
     )
     assert "more labelled images" in Decision(thresholds=found[2:]).why_never_sure(0.95)
     with pytest.raises(InputError, match="no thresholds"):

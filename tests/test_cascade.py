@@ -99,7 +99,8 @@ def test_images_stop_where_they_are_sure_and_only_the_others_go_on(
         path = tops[stop][tag]
         sure = path[0].score >= half[stop]
         assert found[tag].tier[0] == (0 if sure else -1)
-        assert found[tag].reason[0] == (StopReason.SURE if sure else StopReason.LAST)
+        assert found[tag].reason[0] == (StopReason.SURE if sure else StopReason.NOT_SURE)
+        assert found[tag].guess[0] == (-1 if sure else 0)
         np.testing.assert_allclose(found[tag].scores[0, 0], path[0].score, atol=1e-4)
 
 
@@ -158,6 +159,21 @@ def test_a_coarser_class_is_no_answer_to_a_finer_one_that_is_asked_for(
         classifier, ExitPolicy(Request(level=0, exclude=(group.id,)), taxonomy, Decision()), images, 8
     )
     assert {int(answer.tier[0]) for answer in found.values()} == {0}  # "animal" is none of those left out
+
+
+def test_a_guess_is_the_coarsest_class_that_could_have_been_the_answer(
+    classifier: Classifier, images: np.ndarray[Any, Any]
+) -> None:
+    taxonomy = classifier.taxonomy
+    never = deciding(classifier, [[None], [None, None], [None, None, None]])
+    group = taxonomy.classes(1)[0].id
+    for only, guess in (((), 0), ((group,), 1), ((taxonomy.leaves[0],), 2)):
+        policy = ExitPolicy(Request(level="auto", only=only), taxonomy, never)
+        for answer in climb(classifier, policy, images[:8], 8)[0].values():
+            assert (answer.tier[0], answer.guess[0], answer.shown[0]) == (-1, guess, guess)
+            assert (answer.level[0], answer.reason[0]) == (2, StopReason.NOT_SURE)
+            name = taxonomy.classes(guess)[answer.classes[0, guess]].id
+            assert name in (only or [node.id for node in taxonomy.classes(0)])
 
 
 def leaf_scores(classifier: Classifier, images: np.ndarray[Any, Any]) -> list[dict[str, float]]:

@@ -223,11 +223,17 @@ def test_prepared_images_answer_like_the_images(classifier: Classifier, pictures
         assert same(prepared, direct)
 
 
-@pytest.mark.parametrize("level", [3, -1, True, "auto"])
+@pytest.mark.parametrize("level", [3, -1, True, 1.0, "1", "Auto"])
 def test_an_unknown_level_is_refused_before_an_image_is_read(classifier: Classifier, level: int) -> None:
     with pytest.raises(LevelError) as caught:
         classifier.predict("there-is-no-such-file.jpg", level)
-    assert str(caught.value) == f"level {level} does not exist; this model has levels 0 to 2"
+    assert str(caught.value) == f"level {level!r} does not exist; this model has levels 0 to 2"
+
+
+def test_a_level_may_be_a_whole_number_of_numpy(classifier: Classifier, pictures: list[Picture]) -> None:
+    answer = classifier.predict(pictures[0], np.int64(1))
+    assert answer == classifier.predict(pictures[0], 1)
+    assert json.loads(json.dumps(answer.to_dict()))["level"] == 1
 
 
 def test_an_unreadable_image_is_named(

@@ -84,6 +84,39 @@ def test_without_a_file_csv_goes_to_standard_output(
     assert tuple(rows[0]) == columns(1)
 
 
+def test_csv_for_a_spreadsheet_goes_wherever_csv_goes_and_is_a_matter_of_the_table_alone(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "0.png").rename(tmp_path / "=0.png")
+    run, names = tmp_path / "run", [str(photos), str(tmp_path / "=0.png")]
+    command = ["label", *names, "--model", str(tiny_checkpoint), "--level", "0"]
+    assert main([*command, "--csv-excel"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("\ufeffpath,error,level,")
+    assert out.endswith("\r\n")
+    assert main([*command, "--csv-excel-semicolon", "-o", str(tmp_path / "out.csv")]) == 0
+    assert (tmp_path / "out.csv").read_bytes().startswith(b"\xef\xbb\xbfpath;error;level;")
+    plain = [*command, "-o", f"{run}/"]
+    for more, start in (
+        (["--format", "csv"], b"path,"),
+        (["--csv-excel"], b"\xef\xbb\xbfpath,"),
+        ([], b"\xef\xbb\xbfpath,"),  # as it is
+        (["--csv-excel-semicolon"], b"\xef\xbb\xbfpath;"),
+        (["--format", "csv"], b"path,"),
+    ):
+        assert main([*plain, *more]) == 0
+        assert (run / "labels.csv").read_bytes().startswith(start)
+    capsys.readouterr()
+    for more, what in (
+        (["-o", str(tmp_path / "out.parquet")], "out.parquet; name a .csv file"),
+        (["-o", f"{tmp_path}/new/"], "labels.parquet; add --format csv"),
+        (["--format", "jsonl"], "--format jsonl"),
+    ):
+        assert main([*command, "--csv-excel", *more]) == 2
+        assert one_error(capsys) == f"error: --csv-excel is for CSV, not for {what}\n"
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_a_column_that_was_added_by_hand_is_not_overwritten(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
@@ -144,7 +177,15 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
         (["label", "x.jpg", "--frobnicate"], "No such option: --frobnicate"),
         (["label", "x.jpg", "--level", "-1"], "--level -1: give a number from 0, or auto"),
         (["label", "x.jpg", "--level", "fine"], "--level fine: give a number from 0, or auto"),
-        (["label", "x.jpg", "--precision", "2"], "Invalid value for '--precision'"),
+        (
+            ["label", "x.jpg", "--precision", "2"],
+            "--precision 2: give the share of answers that are to be right, from",
+        ),
+        (["label", "x.jpg", "--precision", "nan"], "--precision nan: give the share"),
+        (
+            ["label", "x.jpg", "--prior", "nowhere.csv"],
+            "nowhere.csv can't be read: No such file or directory",
+        ),
         (["label", "x.jpg", "--overwrite"], "give --output"),
         (["label", "x.jpg", "-o", "run/", "--format", "xls"], "--format xls: give csv, jsonl or parquet"),
         (["label", "x.jpg", "--shard", "9/8"], "--shard 9/8: give which of how many"),
@@ -156,6 +197,15 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
         (["predict", "x.jpg", "--model", "missing"], "there is no model at missing"),
         (["levels", "--model", "missing"], "there is no model at missing"),
         (["lable", "x.jpg"], "No such command 'lable'"),
+        (
+            ["label", "-dash.jpg"],
+            "-dash.jpg is taken for options: name a file that begins with - as ./-dash.jpg",
+        ),
+        (["predict", "-dash.jpg"], "No such option: -d; -dash.jpg is taken for options"),
+        (["embed", "-dash.jpg", "-o", "x.parquet"], "No such option: -d; -dash.jpg is taken for options"),
+        (["label", "x.jpg", "-old.jpg"], "not 'ld.jpg'; -old.jpg is taken for options"),
+        (["label", "x.jpg", "-dsh"], "No such option: -d\n"),
+        (["label", "x.jpg", "--outpt", "x.csv"], "(Possible options: --output)\n"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
@@ -163,6 +213,45 @@ def test_wrong_use_is_one_line_and_exit_code_2(
 ) -> None:
     assert main(arguments) == 2
     assert message in one_error(capsys)
+
+
+@pytest.mark.parametrize("verb", ["label", "predict", "embed"])
+def test_a_table_is_refused_and_nothing_is_written(
+    verb: str, photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, target = tmp_path / "t.csv", tmp_path / "out.parquet"
+    table.write_text(f"path,label\n{photos / '0.png'},dog\n")
+    output = ["-o", str(target)] if verb != "predict" else []
+    assert main([verb, str(photos / "0.png"), str(table), *output, "--model", str(tiny_checkpoint)]) == 2
+    assert (
+        f"t.csv is a list or a table, not an image; leave it out, or give it as a list: hierclass label - < {table}"
+        in one_error(capsys)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "t.csv"]
+
+
+def test_what_was_passed_over_is_counted_where_rows_go_to_standard_output(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jxl", "b.jxl", "c.mov", "@eaDir/d.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).touch()
+    ignore = ["--ignore", "[12].png", "--ignore", "photos/3.png"]
+    assert main(["label", str(photos), *ignore, "--model", str(tiny_checkpoint), "--level", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert [row["path"] for row in rows_of(out)] == [str(photos / "0.png"), str(photos / "3.png")]
+    first, _ = err.splitlines()
+    assert first == "3 other files passed over (.jxl 2, .mov 1); convert to JPEG or PNG: .jxl"
+
+
+def test_an_empty_pattern_takes_what_is_ignored_otherwise(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (photos / "0.png").rename(photos / ".hidden.png")
+    target = tmp_path / "out.csv"
+    command = ["label", str(photos), "-o", str(target), "--level", "0", "--model", str(tiny_checkpoint)]
+    assert main([*command, "--ignore", "", "--ignore", "[12].png"]) == 0
+    assert [Path(row["path"]).name for row in rows_of(target.read_text())] == [".hidden.png", "3.png"]
 
 
 def test_an_empty_folder_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,22 @@ def test_a_broken_input_has_its_row_and_leaves_the_others_alone(
             assert [step.synset for step in row.steps] == [step.synset for step in alone]
 
 
+@pytest.mark.parametrize(("name", "level"), [("notes.txt", "INFO"), ("a.jxl", "WARNING")])
+def test_files_that_were_passed_over_are_logged_as_a_warning_if_they_are_photographs(
+    classifier: Classifier, tmp_path: Path, name: str, level: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for each in ("a.jpg", "a_small.jpg", name):
+        (tmp_path / each).touch()
+    caplog.set_level("INFO")
+    reading = ReadOptions(ignore=(*ReadOptions().ignore, "*_small.*"))
+    assert [row.path for row in hierclass.label(tmp_path, classifier=classifier, reading=reading)] == [
+        str(tmp_path / "a.jpg")
+    ]
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert record.message.startswith("1 other file passed over")
+
+
 def test_nothing_but_broken_inputs_gives_rows_while_they_are_read(classifier: Classifier) -> None:
     rows = label((f"{number}.jpg" for number in itertools.count()), classifier, batch_size=2)
     first = list(itertools.islice(rows, 100))

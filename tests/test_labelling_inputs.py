@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -18,10 +19,12 @@ from PIL import Image
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import read_image
+from hierclass.images.discovery import PassedOver
 from hierclass.labelling import bounded_parquet
 from hierclass.labelling.bounded_parquet import BoundedParquet
 from hierclass.labelling.inputs import Input, ParquetRows, list_inputs, source, stamp
 from hierclass.labelling.tar_members import LINK, TarMember, list_tar
+from taxonomy.folders import IGNORED
 
 
 def png(value: int) -> bytes:
@@ -63,6 +66,37 @@ def test_tar_files_in_folders_are_found_beside_images(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(png(0))
     names = [item.name.removeprefix(f"{tmp_path}/") for item in list_inputs([tmp_path])]
     assert names == ["a.png", "b.tar/x.png", "c.png"]
+
+
+def test_of_a_tar_file_what_describes_no_image_is_counted_and_what_is_ignored_is_left_out(
+    tmp_path: Path,
+) -> None:
+    members = {
+        "./0/a.png": png(1),
+        "./0/a.json": b"{}",
+        "./0/a.seg.png.npy": b"",
+        "1/b.cls": b"1",
+        "1/b.jxl": b"",
+        "1/b.png": png(2),
+        "2/c.mov": b"",
+        "2/c.json": b"{}",
+        "__MACOSX/0/._a.png": b"",
+        "./.cache/d.png": b"",
+        "raw/e.png": png(3),
+        "notes.txt": b"",
+    }
+    shard, passed_over = tar_of(tmp_path / "a.tar", members), PassedOver()
+    found = list(list_inputs([shard], ignore=[*IGNORED, f"{shard}/raw"], passed_over=passed_over))
+    assert [item.member for item in found] == ["./0/a.png", "1/b.png"]
+    assert passed_over.counts() == "4 other files passed over (.json 1, .jxl 1, .mov 1, .txt 1)"
+
+
+def test_an_archive_of_other_files_alone_says_what_is_in_it(tmp_path: Path) -> None:
+    shard = tar_of(tmp_path / "a.tar", {"0.jxl": b"", "1.txt": b""})
+    with pytest.raises(
+        InputError, match=r"no images in .*a\.tar; 2 other files .*; convert to JPEG or PNG: .jxl$"
+    ):
+        list(list_inputs([shard]))
 
 
 def test_folders_in_a_tar_file_are_no_images_and_links_are_errors(tmp_path: Path) -> None:
@@ -147,10 +181,21 @@ def test_the_column_of_images_can_be_named(tmp_path: Path) -> None:
             list(list_inputs([file], image_column=name))
 
 
-def test_a_parquet_file_without_images_is_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"path": ["a.jpg"]}), tmp_path / "labels.parquet")
-    with pytest.raises(InputError, match="no column of images"):
+def test_a_parquet_file_without_images_is_refused_and_says_how_to_label_what_it_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"id": [1], "path": ["a.jpg"]}), tmp_path / "labels.parquet")
+    with pytest.raises(InputError, match="no column of images") as caught:
         list(list_inputs([tmp_path / "labels.parquet"]))
+    code = shlex.split(str(caught.value).partition("as a list: ")[2].partition(" | hierclass label -")[0])[-1]
+    exec(code)
+    assert capsys.readouterr().out == "a.jpg\n"
+
+
+def test_a_list_that_is_named_is_refused_on_the_call(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path\na.jpg\n")
+    with pytest.raises(InputError, match="as a list: hierclass label - <"):
+        list_inputs([tmp_path / "b.jpg", tmp_path / "a.csv"])
 
 
 def test_a_row_without_bytes_is_an_error(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from labelling_data import READING, BreakingEngine, RunListener, job, label, make_photos, rows, run_in
 
@@ -77,6 +79,21 @@ def test_a_replacement_that_was_broken_off_while_the_old_run_was_cleared_goes_on
     assert label(folder, classifier, job(photos)).passes == [(20, 0)]
 
 
+def test_a_run_keeps_what_it_ignores_and_one_from_before_there_was_the_option_goes_on(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "notes.txt").touch()
+    folder, small = tmp_path / "run", dataclasses.replace(READING, ignore=(*READING.ignore, "0*"))
+    heard = label(folder, classifier, job(photos))
+    assert heard.lines == ["1 other file passed over (.txt 1)"]
+    with pytest.raises(InputError, match="was begun with --ignore the default, not 0\\*; give the same"):
+        label(folder, classifier, dataclasses.replace(job(photos), reading=small))
+    manifest = RunFolder(folder).manifest()
+    del manifest["inputs"]["ignore"]
+    RunFolder(folder).write_manifest(manifest)
+    assert label(folder, classifier, job(photos)).passes == []
+
+
 def test_parts_that_overlap_give_every_row_once(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     label(folder, classifier, job(photos))
@@ -142,7 +159,7 @@ def test_rows_stay_when_their_archive_changes_later(
 def test_classes_with_underscores_in_their_names_can_be_named(
     tiny_taxonomy: Taxonomy,
 ) -> None:
-    from hierclass.decisions.exit_policy import allowed_classes
+    from hierclass.decisions.named_classes import allowed_classes
 
     nodes = [
         dataclasses.replace(node, id=f"my_{node.id}", name=f"a_{node.name}") for node in tiny_taxonomy.nodes
@@ -255,6 +272,46 @@ def test_climbing_anew_takes_no_finer_answer_away(sure: Classifier, photos: Path
     run.refine("1", Request(level="auto"))  # sure at level 0 already
     assert listener.lines[0] == "answered by the last level, rows stay as they were: 2 images"
     assert (run.assemble(folder / "labels.parquet"), rows(folder)) == before
+
+
+@pytest.fixture(scope="module")
+def doubtful(sure: Classifier) -> Classifier:
+    """A classifier that is never sure at precision 0.95, and always at 0.8."""
+    rows = [
+        {**row, "precision": precision, "score": score}
+        for row in sure.checkpoint.decision["thresholds"]
+        for precision, score in ((0.95, None), (0.8, 0.0))
+    ]
+    decision = {**sure.checkpoint.decision, "thresholds": rows}
+    return Classifier(dataclasses.replace(sure.checkpoint, decision=decision), device="cpu")
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["of this version", "of an earlier one"])
+def test_what_was_not_sure_is_a_guess_that_refining_may_answer(
+    doubtful: Classifier, photos: Path, tmp_path: Path, old: bool
+) -> None:
+    folder = tmp_path / "run"
+    label(folder, doubtful, job(photos, "auto"))
+    run, listener = run_in(folder, doubtful)
+    if old:  # they wrote "last", and no class
+        for file in sorted((folder / "parts").glob("*.parquet")):
+            table = pq.read_table(file).to_pylist()
+            for row in table:
+                row |= dict.fromkeys(("synset", "label", "score"))
+                row["stop_reason"] = row["stop_reason"] and "last"
+            pq.write_table(pa.Table.from_pylist(table, schema=schema(3, own=True)), file)
+        label(folder, doubtful, job(photos, "auto"))
+    before = [row for row in rows(folder) if not row["error"]]
+    assert {(row["level"], row["stop_reason"]) for row in before} == {(None, "last" if old else "not sure")}
+    assert [row["label"] for row in before] == [None if old else row["tier0_label"] for row in before]
+    assert [row["score"] for row in before] == [None if old else row["tier0_score"] for row in before]
+    run.refine("path like '%0.png' and level is null", Request(level="auto", precision=0.8))
+    run.assemble(folder / "labels.parquet")
+    answered = [row for row in rows(folder) if row["stop_reason"] == "sure"]
+    assert [(row["level"], row["chosen_level"]) for row in answered] == [(0, 0)] * 2
+    assert listener.lines == []
+    run.refine("path like '%1.png'", Request(level=1))  # a level that was asked for takes nothing finer away
+    assert listener.lines == ["answered at a higher level, rows stay as they were: 2 images"]
 
 
 def test_a_run_whose_first_pass_lost_a_part_is_not_refined(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -472,3 +475,24 @@ def test_a_sidecar_that_is_left_as_it_is_makes_the_exit_code_3(
     assert main([*command, "-o", str(tmp_path / "out.csv")]) == 3
     assert "keywords: 1 .xmp file written; left as it is: " in capsys.readouterr().err
     assert (photos / "00.png.xmp").read_text() == "mine"
+
+
+@pytest.mark.full
+def test_ctrl_c_leaves_whole_sidecars_and_the_same_command_writes_the_rest(tmp_path: Path) -> None:
+    photos = whole_photos(tmp_path / "photos", 1000)
+    words = ["label", str(photos), "-o", str(tmp_path / "out.csv"), "--level", "0", "--keywords", "xmp"]
+    command = [sys.executable, "-m", "hierclass", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not sidecars(photos) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert err == "error: stopped while writing keywords; the same command goes on from there\n"
+    written = sidecars(photos)
+    assert 0 < len(written) < 999
+    assert all(PATHS in lists((photos / name).read_bytes()) for name in written)
+    assert not [each.name for each in photos.iterdir() if each.name.endswith(".tmp")]
+    again = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
+    assert f"keywords: {999 - len(written):,} .xmp files written, {len(written):,} had them\n" in again.stderr
+    assert len(sidecars(photos)) == 999

@@ -43,21 +43,30 @@ ODD = 'new\nline, "quoted" caf\udce9\r.jpg'
 
 
 def outcome() -> Outcome:
-    """A dog, a file that could not be read, an odd name with a sure superclass only, and one that is excluded."""
+    """A dog, a broken file, an odd name with a sure superclass only, one that is excluded, and one that is not sure."""
     answers = Answers(
-        classes=np.array([[0, 0], [-1, -1], [0, 1], [0, -1]], dtype=np.int32),
-        scores=np.array([[0.97, 1 / 3], [np.nan, np.nan], [1, 1e-7], [0.9, np.nan]], dtype=np.float32),
-        tier=np.array([1, -1, 0, -1], dtype=np.int8),
-        level=np.array([1, -1, 1, 0], dtype=np.int8),
-        reason=np.array([StopReason.ASKED, -1, StopReason.LAST, StopReason.EXCLUDED], dtype=np.int8),
+        classes=np.array([[0, 0], [-1, -1], [0, 1], [0, -1], [0, 1]], dtype=np.int32),
+        scores=np.array([[0.97, 1 / 3], [np.nan, np.nan], [1, 1e-7], [0.9, np.nan], [0.41, 0.3]], np.float32),
+        tier=np.array([1, -1, 0, -1, -1], dtype=np.int8),
+        level=np.array([1, -1, 1, 0, 1], dtype=np.int8),
+        reason=np.array(
+            [StopReason.ASKED, -1, StopReason.LAST, StopReason.EXCLUDED, StopReason.NOT_SURE], np.int8
+        ),
+        guess=np.array([-1, -1, -1, -1, 0], dtype=np.int8),
     )
     return Outcome(
-        numbers=np.arange(4),
-        inputs=[Input("a.jpg"), Input("b.jpg"), Input(ODD), Input("s.tar", "x/d.jpg", 512, 9)],
+        numbers=np.arange(5),
+        inputs=[
+            Input("a.jpg"),
+            Input("b.jpg"),
+            Input(ODD),
+            Input("s.tar", "x/d.jpg", 512, 9),
+            Input("e.jpg"),
+        ],
         answers=answers,
-        errors=[None, "is truncated", None, None],
-        previews=np.array([False, False, True, False]),
-        stamps=[Stamp(5, 6), None, None, None],
+        errors=[None, "is truncated", None, None, None],
+        previews=np.array([False, False, True, False, False]),
+        stamps=[Stamp(5, 6), None, None, None, None],
     )
 
 
@@ -98,7 +107,7 @@ def test_the_columns_of_a_table_are_the_values_of_the_rows() -> None:
 
 
 def test_a_row_says_what_its_answer_says() -> None:
-    dog, broken, unsure, other = outcome().rows(TREE)
+    dog, broken, unsure, other, _ = outcome().rows(TREE)
     assert (dog.path, dog.level, dog.synset, dog.label) == ("a.jpg", 1, "n2", "dog")
     assert dog.score == pytest.approx(1 / 3)
     assert [step.label for step in dog.steps] == ["animal", "dog"]
@@ -118,12 +127,21 @@ def test_a_row_says_what_its_answer_says() -> None:
     assert [step.label for step in other.steps] == ["animal"]
 
 
+def test_a_row_that_is_not_sure_shows_its_coarsest_guess_without_a_level() -> None:
+    *sure, guess = outcome().rows(TREE)
+    assert (guess.level, guess.answer, guess.sure, guess.stop_reason) == (None, None, False, "not sure")
+    assert (guess.synset, guess.label, guess.score) == ("n1", "animal", pytest.approx(0.41))
+    assert [row.sure for row in sure] == [True, False, True, False]
+    record = table().to_pylist()[-1]
+    assert (record["level"], record["label"], record["stop_reason"]) == (None, "animal", "not sure")
+
+
 @pytest.mark.parametrize("ending", FORMATS)
 def test_every_format_holds_the_same_rows(ending: str, tmp_path: Path) -> None:
     file = tmp_path / f"out{ending}"
     write_table(file, [table(), table()], schema(2))
     rows = read(file)
-    assert [tuple(row) for row in rows] == [columns(2)] * 8
+    assert [tuple(row) for row in rows] == [columns(2)] * 10
     assert [row["path"] for row in rows[:3]] == ["a.jpg", "b.jpg", 'new\nline, "quoted" caf\\xe9\r.jpg']
     assert [row["error"] for row in rows[:4]] == [None, "is truncated", None, None]
     assert float(rows[0]["score"]) == pytest.approx(0.3333, abs=1e-6)
@@ -193,7 +211,7 @@ def test_parquet_has_types_even_if_every_row_is_an_error(tmp_path: Path) -> None
 def test_parquet_is_written_by_row_groups(tmp_path: Path) -> None:
     write_table(tmp_path / "out.parquet", [table()] * 6000, schema(2))
     file = pq.ParquetFile(tmp_path / "out.parquet")
-    assert file.metadata.num_rows == 24_000
+    assert file.metadata.num_rows == 30_000
     assert file.metadata.num_row_groups == 3
 
 

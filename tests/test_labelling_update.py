@@ -62,15 +62,19 @@ def test_an_update_labels_what_is_new_or_changed_and_ends_in_the_order_of_the_in
     run = tmp_path / "run"
     label(run, classifier, job(photos))
     change(photos)
+    (photos / "film.mov").touch()
     listener = label(run, classifier, job(photos), update=True)
-    assert listener.lines == [SUMMARY.format(photos=photos)]
+    assert listener.lines == ["1 other file passed over (.mov 1)", SUMMARY.format(photos=photos)]
     assert listener.passes == [(4, 0)]
     assert rows(run) == expected(photos, classifier, tmp_path)
     assert sorted(each.name for each in run.iterdir()) == [
         *(".lock", "inputs-1.parquet", "labels.parquet", "parts-1", "run.json"),
     ]
     again = label(run, classifier, job(photos), update=True)
-    assert (again.lines, again.passes) == (["0 new, 0 changed, 21 kept, 0 gone"], [])
+    assert (again.lines, again.passes) == (
+        ["1 other file passed over (.mov 1)", "0 new, 0 changed, 21 kept, 0 gone"],
+        [],
+    )
     assert RunFolder(run).edition == 1
     (photos / "99.png").unlink()  # and the run is one as any other
     os.utime(photos / "000.png", (1, 1))

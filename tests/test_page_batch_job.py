@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from page_data import CAT, EXAMPLES, calibrated, sent
 
 import hierclass
 from hierclass.errors import ImageError, InputError
+from hierclass.images.discovery import PassedOver
 from hierclass.labelling.rows import columns
 from hierclass.page import batch_job
 from hierclass.page import uploads as uploads_module
@@ -57,7 +59,7 @@ def zipped(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFL
 def unpacked(path: Path, tmp_path: Path, space: int = 1 << 24, most: int = 500) -> list[tuple[str, str]]:
     folder = tmp_path / "unpacked"
     folder.mkdir(exist_ok=True)
-    found = list(unpack(path, "my.zip", folder, ByteBudget(space), most))
+    found = list(unpack(path, "my.zip", folder, ByteBudget(space), most, PassedOver()))
     assert all(each.path is None or each.path.parent == folder for each in found)
     return [(each.name, each.error) for each in found]
 
@@ -67,7 +69,7 @@ def unpacked(path: Path, tmp_path: Path, space: int = 1 << 24, most: int = 500) 
 
 def test_photographs_of_a_zip_file_are_written_under_names_of_our_own(tmp_path: Path) -> None:
     names = ["a.jpg", "../../evil.jpg", "/etc/abs.PNG", "deep/er/b.jpeg", "C:\\x\\c.jpg"]
-    left_out = ["readme.txt", "__MACOSX/._a.jpg", ".hidden.jpg", "dir/", "x.jpg/"]
+    left_out = ["readme.txt", "__MACOSX/._a.jpg", "@eaDir/a.jpg", ".hidden.jpg", "dir/", "x.jpg/"]
     path = zipped(tmp_path / "x.zip", dict.fromkeys([*names, *left_out], b"data"))
     assert unpacked(path, tmp_path) == [(f"my.zip/{name}", "") for name in names]
     assert sorted(each.name for each in (tmp_path / "unpacked").iterdir()) == [
@@ -315,12 +317,12 @@ def test_every_photograph_has_one_row_in_the_order_in_which_it_was_sent(
         "cat.jpg", "broken.jpg", "two.zip/in/cat.jpg", "two.zip/in/bad.jpg", "empty.zip", "gone.jpg",
     ]  # fmt: skip
     assert [row.error is None for row in job.done] == [True, False, True, False, False, False]
-    assert job.done[4].error == "holds no photographs"
+    assert job.done[4].error == "holds no photographs; 1 other file passed over (.txt 1)"
     assert job.done[5].error == "is not here any more"
     assert job.done[0].label == job.done[2].label == classifier.predict(CAT).label
     assert str(tmp_path) not in repr(table_rows(job))
     assert "6 photographs labelled" in draw_progress(job)
-    assert "4 could not be read" in draw_progress(job)
+    assert "4 could not be read · 1 other file passed over (.txt 1)" in draw_progress(job)
 
 
 def test_the_tables_are_those_of_the_command(
@@ -379,7 +381,8 @@ def test_an_answer_that_is_not_sure_is_marked_as_a_guess(
     none = calibrated(tiny_checkpoint, {0.9: None})
     (tmp_path / "work").rmdir()
     (row,) = table_rows(run(none, uploads, [sent(CAT)], tmp_path, precision=0.9))
-    assert row[2] == "not sure"
+    assert re.fullmatch(r"not sure: (animal|vehicle) \(\d+%\)", row[2])
+    assert row[3] is None  # is sorted behind what is sure
 
 
 def test_rows_are_there_before_all_are_done(classifier: Any, uploads: Uploads, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_nothing_above_the_level_asked_for_is_computed(classifier: Any) -> None:
         (0, 0.0, [0], 0, StopReason.SURE),
         (1, 0.0, [0, 1], 1, StopReason.SURE),
         (2, 0.0, [0, 1, 2], 2, StopReason.SURE),
-        (0, None, [0, 1, 2], None, StopReason.LAST),
+        (0, None, [0, 1, 2], None, StopReason.NOT_SURE),
         (2, 0.3, [0, 1, 2], 0, StopReason.LAST),  # an untrained model: about 1/2, 1/5 and 1/12
     ],
 )
@@ -182,13 +182,14 @@ def test_a_precision_that_is_none_is_refused_in_a_sentence(tiny_checkpoint: Path
         parse_options(calibrated(tiny_checkpoint, {0.9: 0.5}), 1, precision)
 
 
-def test_the_next_higher_precision_is_taken_that_the_model_knows(
+def test_any_precision_up_to_the_highest_of_the_model_is_taken(
     classifier: Any, tiny_checkpoint: Path
 ) -> None:
     model = calibrated(tiny_checkpoint, {0.8: 0.1, 0.95: 0.9})
     assert model.decision.precisions == [0.8, 0.95]
     assert parse_options(model, None, 0.8) == AnswerOptions(tier=2, precision=0.8)
-    assert parse_options(model, 1.0, 0.81) == AnswerOptions(tier=1, precision=0.95)
+    assert parse_options(model, 1.0, 0.81) == AnswerOptions(tier=1, precision=0.81)
+    assert parse_options(model, 1.0, 0.1) == AnswerOptions(tier=1, precision=0.5)
     with pytest.raises(InputError, match="up to 95%"):
         parse_options(model, 1, 0.99)
     with pytest.raises(InputError, match="was not calibrated"):

@@ -51,6 +51,12 @@ def test_on_a_processor_a_folder_with_graphs_runs_by_onnxruntime(tiny_graphs: Pa
     assert hierclass.load(device="cpu").runtime.name == "onnx"
 
 
+def test_a_classifier_says_what_runs_it() -> None:
+    said = "<Classifier imagenet-1k: levels of 16, 112 and 1,000 classes, on cpu by onnx"
+    assert repr(hierclass.load(device="cpu")) == f"{said}>"
+    assert repr(hierclass.load(int8=True)) == f"{said}, 8 bits>"
+
+
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_both_runtimes_give_the_same_scores(
     onnx: Classifier, torch: Classifier, pictures: list[NDArray[np.uint8]], level: int

@@ -92,6 +92,9 @@ def test_show_of_what_is_not_there_is_wrong_use(capsys: pytest.CaptureFixture[st
     assert (code, out) == (2, "")
     assert "'no-such-tree' is no bundled taxonomy" in err
     assert err.count("\n") == 1
+    code, _, err = run(capsys, "show", "-my tree.json")
+    assert code == 2
+    assert "name a file that begins with - as ./-my tree.json, or after --" in err
     code, _, err = run(capsys, "show", table, "--tier", "3")
     assert code == 2
     assert "this taxonomy has tiers 0 to 2" in err

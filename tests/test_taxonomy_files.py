@@ -389,6 +389,13 @@ def test_hidden_folders_and_loose_files_are_left_out(tmp_path: Path) -> None:
     assert from_folder(root).leaves == ("a", "b", "c/d")
 
 
+def test_folders_of_nas_and_desktops_are_no_classes(tmp_path: Path) -> None:
+    root = folders(
+        tmp_path, "@eaDir/a/1.jpg", "a/@EADIR/1.jpg", "b/#recycle/1.jpg", "$RECYCLE.BIN/1", "lost+found/x"
+    )
+    assert from_folder(root).leaves == ("a", "b")
+
+
 def test_links_that_lead_back_up_are_not_followed_and_others_are(tmp_path: Path) -> None:
     root = folders(tmp_path / "zoo", "a/b/1.jpg")
     folders(tmp_path, "elsewhere/1.jpg")

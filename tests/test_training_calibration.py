@@ -31,7 +31,13 @@ from training.evaluation.calibration import (
     fit_temperature,
     score_answers,
 )
-from training.evaluation.console import calibration_table, stored_table, threshold_table
+from training.evaluation.console import (
+    calibration_table,
+    coverage_rows,
+    stored_table,
+    threshold_rows,
+    threshold_table,
+)
 from training.evaluation.evaluate import calibrate_checkpoint, measures, run_checkpoint
 from training.evaluation.model_card import replace_calibration
 from training.evaluation.predictions import Predictions, best_classes
@@ -153,8 +159,8 @@ def test_kept_precision_and_coverage_are_those_of_thresholds_of_the_other_half(
     found = calibration.to_results(calibrate(answers, tiny_taxonomy, 0.5))
     assert found["images"] == 6000
     reached = [row for row in found["thresholds"] if row["measured"]["precision"] is not None]
-    assert len(found["thresholds"]) == 6 * 4
-    assert len(reached) > 12
+    assert len(found["thresholds"]) == 6 * len(calibration.PRECISIONS)
+    assert len(reached) > 60
     for row in reached:
         low, high = row["measured"]["interval"]
         assert low <= row["measured"]["precision"] <= high
@@ -162,7 +168,13 @@ def test_kept_precision_and_coverage_are_those_of_thresholds_of_the_other_half(
         assert row["measured"]["coverage"] == pytest.approx(row["coverage"], abs=0.1)
     coverages = [row["coverage"] for row in found["thresholds"] if (row["level"], row["tier"]) == (2, 0)]
     assert coverages == sorted(coverages, reverse=True)
+    for place in {(row["level"], row["tier"]) for row in found["thresholds"]}:
+        own = [row["score"] for row in found["thresholds"] if (row["level"], row["tier"]) == place]
+        assert own == sorted(own, key=lambda score: np.inf if score is None else score)
     json.dumps(found, allow_nan=False)
+    for _, shown in (threshold_rows(found["thresholds"]), coverage_rows(found["thresholds"])):
+        assert len(shown) in (6, 6 * 4)  # tables keep to the usual four
+    assert [row[2] for row in threshold_rows(found["thresholds"])[1][:4]] == ["80%", "90%", "95%", "99%"]
 
 
 def test_images_of_inner_nodes_count_as_far_down_as_they_are_labelled(tiny_taxonomy: Taxonomy) -> None:

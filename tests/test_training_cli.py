@@ -201,6 +201,14 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
+def test_a_file_that_is_taken_for_options_is_named_otherwise(capfd: pytest.CaptureFixture[str]) -> None:
+    from training.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["evaluate", "-my.model", "--data", "x"])
+    assert "name a file that begins with - as ./-my.model, or after --" in capfd.readouterr().err
+
+
 def test_an_option_that_contradicts_the_resumed_run_is_refused(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

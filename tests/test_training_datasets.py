@@ -16,7 +16,7 @@ from hierclass.errors import InputError
 from taxonomy import Taxonomy, load_taxonomy
 from training.data import cifar
 from training.data.dataset_summary import default_out, summarise_dataset
-from training.data.datasets import absolute, list_images
+from training.data.datasets import absolute, divided, list_images
 from training.data.samples import read_images, split
 
 
@@ -66,6 +66,16 @@ def test_hidden_files_and_files_of_other_kinds_are_no_images(tmp_path: Path) -> 
     for name in ("dog/1.jpg", "dog/._1.jpg", ".cache/2.jpg", "dog/notes.txt"):
         put(tmp_path / name)
     assert summarise_dataset([str(tmp_path)]).ways == {("dog",): 1}
+
+
+def test_folders_of_nas_and_desktops_are_neither_classes_nor_stand_beside_train_and_val(
+    tmp_path: Path,
+) -> None:
+    for name in ("train/dog/1.jpg", "train/dog/@eaDir/2.jpg", "train/@eaDir/3.jpg", "val/dog/4.jpg"):
+        put(tmp_path / name)
+    put(tmp_path / "#recycle" / "5.jpg")
+    assert summarise_dataset([str(tmp_path / "train")]).ways == {("dog",): 1}
+    assert divided(tmp_path) == (tmp_path / "train", tmp_path / "val")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode on Windows")

@@ -237,6 +237,7 @@ GUESSES: list[dict[str, Any]] = [
     {"path": "photos/3.jpg", "label": "", "corrected": ""},
     {"path": "photos/gone.jpg", "error": "cannot be read", "corrected": ""},
     {"path": "photos/5.jpg", "label": "", "corrected": "animal/dog"},
+    {"path": "photos/4.jpg", "label": "cat", "stop_reason": "not sure", "corrected": ""},
 ]
 
 
@@ -244,7 +245,7 @@ def test_of_a_labelled_table_the_corrections_count(folder: Path, tiny_taxonomy: 
     images = read_images([labelled(folder / "a.csv", GUESSES, "corrected")], tiny_taxonomy)
     assert found(images) == {"photos/0.jpg": 1, "photos/5.jpg": 13}
     assert images.guessed is None
-    assert images.notes == ["a.csv: left out 4 rows without a correction"]
+    assert images.notes == ["a.csv: left out 5 rows without a correction"]
 
 
 @pytest.mark.parametrize("form", [EXCEL, EXCEL_SEMICOLON])
@@ -273,7 +274,7 @@ def test_its_guesses_count_where_that_is_asked_and_are_not_held_out(
     assert found(images) == {"photos/0.jpg": 1, "photos/5.jpg": 13, "photos/1.jpg": 3, "photos/2.jpg": 13}
     assert images.guessed is not None
     assert images.guessed.tolist() == [False, False, True, True]
-    assert images.notes == ["a.csv: left out 1 row where the model was not sure, 1 row with an error"]
+    assert images.notes == ["a.csv: left out 2 rows where the model was not sure, 1 row with an error"]
     more = write(folder / "b.csv", "path,label\nphotos/3.jpg,beagle\nphotos/4.jpg,beagle\n")
     both = read_images([table, more], tiny_taxonomy, pseudo_labels=True)
     for share in (0.2, 0.9):
@@ -286,6 +287,14 @@ def test_its_guesses_count_where_that_is_asked_and_are_not_held_out(
         assert [own.names[index] for index in again] == [both.names[index] for index in dev]
 
 
+def test_what_was_not_sure_is_no_guess_where_the_table_has_no_levels(
+    folder: Path, tiny_taxonomy: Taxonomy
+) -> None:
+    text = "path,label,chosen_level,stop_reason\nphotos/1.jpg,husky,2,sure\nphotos/2.jpg,dog,2,not sure\n"
+    images = read_images([write(folder / "a.csv", text)], tiny_taxonomy, pseudo_labels=True)
+    assert list(found(images)) == ["photos/1.jpg"]
+
+
 def test_a_correction_elsewhere_wins_over_the_guess(folder: Path, tiny_taxonomy: Taxonomy) -> None:
     guesses = labelled(folder / "a.csv", GUESSES[1:3], "corrected")
     right = write(folder / "b.csv", "path,label\nphotos/1.jpg,persian\n")
@@ -294,7 +303,7 @@ def test_a_correction_elsewhere_wins_over_the_guess(folder: Path, tiny_taxonomy:
 
 
 def test_guesses_alone_may_be_held_out(folder: Path, tiny_taxonomy: Taxonomy) -> None:
-    rows = [{"path": f"photos/{number}.jpg", "label": "husky"} for number in range(6)]
+    rows = [{"path": f"photos/{number}.jpg", "level": 2, "label": "husky"} for number in range(6)]
     images = read_images([labelled(folder / "a.csv", rows)], tiny_taxonomy, pseudo_labels=True)
     assert len(split(images, dev_from=None, dev_share=0.5, seed=0)[1]) == 3
 

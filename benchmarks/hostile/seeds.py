@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import pillow_heif
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -21,6 +22,7 @@ from hierclass.export.graphs import write_graphs
 from hierclass.images.preprocessing import Preprocessing
 from hierclass.labelling.rows import Row, schema
 from hierclass.labelling.table_writers import write_table
+from hostile.kinds import dng, psd
 from taxonomy import Node, Taxonomy
 
 _SIZE = (61, 47)
@@ -52,6 +54,16 @@ def write_pictures(folder: Path) -> list[Path]:
         "deflate.tif": (base, {"compression": "tiff_adobe_deflate"}),
         "jpeg.tif": (base, {"compression": "jpeg"}),
         "deep.tif": (base.convert("F"), {}),
+        "plain.dib": (base, {}),
+        "plain.tga": (base, {}),
+        "runs.tga": (base.convert("RGBA"), {"rle": True}),
+        "plain.ico": (base.resize((48, 48)), {}),
+        "bitmap.ico": (base.resize((32, 32)), {"bitmap_format": "bmp"}),
+        "plain.sgi": (base, {}),
+        "plain.pcx": (base, {}),
+        "palette.pcx": (base.quantize(16), {}),
+        "plain.dds": (base.convert("RGBA"), {}),
+        "packed.dds": (base.convert("RGBA"), {"pixel_format": "DXT5"}),
         "plain.ppm": (base, {}),
         "grey.pgm": (base.convert("L"), {}),
     }
@@ -66,6 +78,11 @@ def write_pictures(folder: Path) -> list[Path]:
         wanted["plain.avif"] = base, {"exif": exif}
     for name, (image, how) in wanted.items():
         image.save(folder / name, **how)  # type: ignore[arg-type]
+    preview = io.BytesIO()
+    base.resize((320, 200)).save(preview, "JPEG")
+    (folder / "camera.dng").write_bytes(dng(preview.getvalue(), orientation=6))
+    (folder / "layers.psd").write_bytes(psd(_SIZE, count=4, layers=-1))
+    pillow_heif.from_pillow(base).save(folder / "plain.heic")
     (folder / "text.ppm").write_bytes(b"P3\n# words\n3 2\n255\n" + b"1 2 3  " * 6)
     return sorted(folder.iterdir())
 

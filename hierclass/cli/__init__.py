@@ -50,12 +50,12 @@ from hierclass.cli.shared import (
 from hierclass.errors import HierclassError, ImageError, require
 from hierclass.files import BUNDLED, check_model_folder
 from hierclass.labelling.reader_pipes import kept_ready
-from taxonomy.streams import prepare_streams, visible
+from taxonomy.streams import dash_hint, prepare_streams, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hierclass.classifier import Level
+    from hierclass.costs import Level
     from hierclass.decisions.prediction import Prediction
 
 DEBUG_VARIABLE = "HIERCLASS_DEBUG"
@@ -115,18 +115,22 @@ def predict(
     int8: Int8Option = False,
 ) -> None:
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
+    from hierclass.images.discovery import check_named
+    from hierclass.images.path_lists import as_meant
     from hierclass.labelling.inputs import SECONDS_PER_IMAGE
     from hierclass.labelling.read_input import PictureReader
     from hierclass.labelling.reader_processes import ReaderPool
     from taxonomy.terminal import PlainConsole
 
+    for path in images:
+        check_named(path)
     classifier = ModelChoice(model, timm, weights, device, runtime, threads, int8).open()
     last = classifier.check_level(level)
     console = PlainConsole()
     reader = PictureReader(classifier.preprocessing_for(last if as_json else None))
     failed = False
     with ReaderPool(1) as readers:
-        for path in images:
+        for path in map(as_meant, images):
             try:
                 pixels = readers.pixels(reader, path, SECONDS_PER_IMAGE)[None]
             except ImageError as error:
@@ -253,13 +257,16 @@ def main(args: Sequence[str] | None = None) -> int:
         except Stopped as stop:
             return _fail(str(stop) or "stopped", stop.code)
         except HierclassError as error:
-            return _fail(str(error), 2, debug=debug)
+            read_as_option = [
+                word for word in words if word[2:] and word[2:] in str(error)
+            ]  # -old.jpg: -o ld.jpg
+            return _fail(f"{error}{dash_hint(read_as_option)}", 2, debug=debug)
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
                 return _fail(f"standard output can't be written: {error.strerror}", 1, debug=debug)
             show = getattr(error, "format_message", None)  # typer's own errors of wrong use
             if show is not None:
-                return _fail(show(), 2) if show() else 2
+                return _fail(f"{show()}{dash_hint(words)}", 2) if show() else 2
             if isinstance(error, typer.Abort):
                 return _fail("stopped", 130)
             hint = f"please report it with what {DEBUG_VARIABLE}=1 prints"

@@ -8,6 +8,7 @@ import typer
 
 from hierclass.cli.label_options import (
     BatchSize,
+    Ignored,
     ImageColumn,
     Overwrite,
     Paths,
@@ -18,6 +19,7 @@ from hierclass.cli.label_options import (
     Update,
     Workers,
     check_update,
+    parse_ignored,
 )
 from hierclass.cli.output_target import OutputTarget, survive_closed_pipes
 from hierclass.cli.shared import (
@@ -53,6 +55,7 @@ def embed(
     retry_errors: RetryErrors = False,
     shard: ShardText = None,
     image_column: ImageColumn = None,
+    ignore: Ignored = None,
     previews: Previews = False,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -84,6 +87,7 @@ def embed(
         processes=True,
         seconds_per_image=seconds_per_image,
         image_column=image_column,
+        ignore=parse_ignored(ignore),
         previews=previews,
     )
     job = LabelJob(

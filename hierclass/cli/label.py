@@ -18,6 +18,7 @@ from hierclass.cli.label_options import (
     EngineWorkers,
     Exclude,
     Format,
+    Ignored,
     ImageColumn,
     Keywords,
     LevelOrAuto,
@@ -27,6 +28,7 @@ from hierclass.cli.label_options import (
     Paths,
     Precision,
     Previews,
+    PriorPath,
     RetryErrors,
     SecondsPerImage,
     ShardText,
@@ -35,6 +37,7 @@ from hierclass.cli.label_options import (
     check_update,
     parse_csv_form,
     parse_format,
+    parse_ignored,
     parse_keywords,
     read_request,
 )
@@ -53,8 +56,9 @@ from hierclass.cli.shared import (
     say,
 )
 from hierclass.errors import InputError
-from hierclass.images.discovery import display_name
+from hierclass.images.discovery import PassedOver, display_name
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, Shard
+from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.table_writers import PLAIN, CsvForm, open_writer
 
@@ -82,6 +86,7 @@ def label(
     precision: Precision = None,
     only: Only = None,
     exclude: Exclude = None,
+    prior: PriorPath = None,
     format_: Format = None,
     csv_excel: CsvExcel = False,
     csv_excel_semicolon: CsvExcelSemicolon = False,
@@ -91,6 +96,7 @@ def label(
     retry_errors: RetryErrors = False,
     shard: ShardText = None,
     image_column: ImageColumn = None,
+    ignore: Ignored = None,
     previews: Previews = False,
     model: ModelOption = None,
     timm: TimmOption = None,
@@ -109,7 +115,8 @@ def label(
 
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
-    request = read_request(level, min_tier, precision, only, exclude)
+    prior_file = None if prior is None else PriorFile.read(prior)
+    request = read_request(level, min_tier, precision, only, exclude, prior_file)
     csv_form, sidecars = parse_csv_form(csv_excel, csv_excel_semicolon), _sidecars(keywords)
     target = (
         None
@@ -129,7 +136,7 @@ def label(
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
-    classifier = _open(choice, precision)
+    classifier = _open(choice, precision, prior_file)
     if request.level == "auto" and (reason := classifier.decision.why_never_sure(request.precision)):
         say(reason)
     from hierclass.labelling.read_input import ReadOptions
@@ -141,6 +148,7 @@ def label(
         processes=True,
         seconds_per_image=seconds_per_image,
         image_column=image_column,
+        ignore=parse_ignored(ignore),
         previews=previews,
     )
     job = LabelJob(names=tuple(paths), request=request, reading=reading, shard=part)
@@ -176,6 +184,7 @@ def refine(
     precision: Precision = None,
     only: Only = None,
     exclude: Exclude = None,
+    prior: PriorPath = None,
     format_: Format = None,
     csv_excel: CsvExcel = False,
     csv_excel_semicolon: CsvExcelSemicolon = False,
@@ -194,7 +203,8 @@ def refine(
     engine_workers: EngineWorkers = None,
 ) -> None:
     """Label some rows of a run anew, at a higher level say; the others stay as they are."""
-    request = read_request(level, min_tier, precision, only, exclude)
+    prior_file = None if prior is None else PriorFile.read(prior)
+    request = read_request(level, min_tier, precision, only, exclude, prior_file)
     folder = RunFolder(run_folder)
     folder.manifest()
     csv_form, sidecars = parse_csv_form(csv_excel, csv_excel_semicolon), _sidecars(keywords)
@@ -202,7 +212,7 @@ def refine(
     target.check_lost(overwrite=False)
     survive_closed_pipes()
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
-    classifier = _open(choice, precision)
+    classifier = _open(choice, precision, prior_file)
     from hierclass.labelling.read_input import ReadOptions
 
     reading = ReadOptions(
@@ -220,11 +230,13 @@ def refine(
     progress.summarise(target.table, num_errors, run.num_unread + num_failed)
 
 
-def _open(choice: ModelChoice, precision: float | None) -> Classifier:
-    """Load the classifier; raise InputError if it has no thresholds for the precision."""
+def _open(choice: ModelChoice, precision: float | None, prior: PriorFile | None) -> Classifier:
+    """Load the classifier; raise InputError if it has no thresholds for the precision, or no class of the prior."""
     classifier = choice.open()
     if precision is not None:
         classifier.decision.at(precision)
+    if prior is not None:
+        prior.check(classifier.taxonomy)
     return classifier
 
 
@@ -271,7 +283,8 @@ def _print_rows(
     from taxonomy.terminal import PlainConsole
 
     pipeline = LabelPipeline(classifier, job.request, job.reading)
-    inputs = pipeline.list_inputs(job.names, job.shard)
+    passed_over = PassedOver()
+    inputs = pipeline.list_inputs(job.names, job.shard, passed_over)
     if sys.stdout is None:
         raise InputError("standard output is closed; write the table to a file with --output")
     on_terminal = sys.stdout.isatty()
@@ -298,6 +311,8 @@ def _print_rows(
         except OSError as error:
             what = display_name(error.filename) if error.filename else "the table"
             raise Stopped(1, f"writing {what} failed: {error.strerror or error}") from error
+    if passed_over:
+        say(passed_over.text())
     if sidecars is not None:
         say(sidecars.summary())
     progress.summarise(None, num_errors, sidecars.num_failed if sidecars else 0)

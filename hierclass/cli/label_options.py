@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hierclass.decisions.calibration import HIGHEST_PRECISION, LOWEST_PRECISION
 from hierclass.decisions.exit_policy import LevelChoice, Request
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import SECONDS_RANGE
+from hierclass.labelling.prior_file import PriorFile
 from hierclass.labelling.rows import FORMATS
 from hierclass.labelling.table_writers import EXCEL, EXCEL_SEMICOLON, CsvForm
+from taxonomy.folders import IGNORED
 
 Paths = Annotated[
     list[str],
@@ -36,6 +40,15 @@ ShardText = Annotated[
 ImageColumn = Annotated[
     str | None, typer.Option("--image-column", help="Of Parquet files. Default: the first that holds images.")
 ]
+Ignored = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="PATTERN",
+        help="Leave out files and folders of this name, such as '*_small.jpg', or path, such as 'raw/old/*'; again for "
+        "more. Hidden ones and those of NAS and desktops (@eaDir …) are left out already, but for --ignore ''.",
+    ),
+]
 LevelOrAuto = Annotated[
     str | None,
     typer.Option(
@@ -54,10 +67,7 @@ Precision = Annotated[
     float | None,
     typer.Option(
         "--precision",
-        min=0,
-        max=1,
-        help="With auto, --only and --exclude: the share of answers that are to be right (0.8, 0.9, 0.95, 0.99). "
-        "Default: 0.95.",
+        help="With auto, --only and --exclude: the share of answers that are to be right, 0.5 to 0.99. Default: 0.95.",
     ),
 ]
 Only = Annotated[
@@ -68,6 +78,14 @@ Only = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="CLASS", help="Never answer with these classes.")
+]
+PriorPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--prior",
+        metavar="FILE",
+        help="How frequent classes are where the photographs were taken: lines class,weight (CSV), or a JSON object.",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of the network.")]
 Workers = Annotated[
@@ -134,6 +152,7 @@ def read_request(
     precision: float | None,
     only: list[str] | None,
     exclude: list[str] | None,
+    prior: PriorFile | None = None,
 ) -> Request:
     """Return the request of the options.
 
@@ -143,6 +162,11 @@ def read_request(
     choice = _level(level)
     if min_tier is not None and choice != "auto":
         raise InputError("--min-tier belongs to --level auto")
+    if precision is not None and not LOWEST_PRECISION <= precision <= HIGHEST_PRECISION:
+        raise InputError(
+            f"--precision {precision:g}: give the share of answers that are to be right, from {LOWEST_PRECISION:g} to "
+            f"{HIGHEST_PRECISION:g}"
+        )
     if precision is not None and choice != "auto" and not (only or exclude):
         raise InputError("--precision belongs to --level auto, --only and --exclude")
     defaults = Request()
@@ -152,6 +176,7 @@ def read_request(
         precision=defaults.precision if precision is None else precision,
         only=tuple(only or ()),
         exclude=tuple(exclude or ()),
+        prior=() if prior is None else prior.entries,
     )
 
 
@@ -172,6 +197,12 @@ def _level(text: str | None) -> LevelChoice:
     if not text.isdecimal():
         raise InputError(f"--level {text}: give a number from 0, or auto")
     return int(text)
+
+
+def parse_ignored(patterns: list[str] | None) -> tuple[str, ...]:
+    """Return the patterns of --ignore with those that hold by default; an empty one stands for none of these."""
+    given = patterns or []
+    return (*(() if "" in given else IGNORED), *filter(None, given))
 
 
 def parse_format(text: str | None) -> str | None:

@@ -24,7 +24,7 @@ from hierclass.images.discovery import display_name
 
 if TYPE_CHECKING:
     from hierclass.checkpoints.compress import Footprint
-    from hierclass.classifier import Level
+    from hierclass.costs import Level
     from hierclass.decisions.prediction import Prediction
     from hierclass.timm_models.backbone_probe import ProbeResult
     from hierclass.timm_models.backbone_table import BackboneFamily, BackboneTable
@@ -90,7 +90,7 @@ def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, uni
 
 def draw_levels(levels: Sequence[Level]) -> RenderableType:
     """Draw the table of levels: tier, classes, cost for one image, parameters, accuracy."""
-    from hierclass.classifier import cost_alike
+    from hierclass.costs import cost_alike
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("level", "tier", "classes", "MMACs", "cost", "parameters", "dev accuracy"):

@@ -1,17 +1,22 @@
 """What was fitted on held-out images and is stored in a checkpoint: consensus weight, temperatures, thresholds.
 
-`training.evaluation.calibration` fits them.
+`training.evaluation.calibration` fits them. Between the precisions that were fitted, thresholds are interpolated.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from hierclass.errors import InputError
+
+LOWEST_PRECISION = 0.5
+"""Precisions below are refused: what is wrong more often than right is no answer to be sure of."""
+HIGHEST_PRECISION = 0.99
+"""The highest precision for which thresholds are fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +85,28 @@ class Decision:
     def at(self, precision: float) -> tuple[tuple[Threshold, ...], ...]:
         """Return the thresholds of a precision: `at(0.9)[level][tier]`, for tiers 0 … level of every level.
 
+        Any precision from 0.5 up to the highest that was fitted will do. Between two fitted ones, score and coverage
+        are interpolated linearly, and no score is sure where none is at the higher one; below the lowest fitted one
+        its thresholds hold, which promise more. A threshold is never below that of a lower precision.
+
         Raises:
-            InputError: the model has no thresholds, or none for this precision.
+            InputError: the model has no thresholds, or the precision is outside that range.
         """
-        found = [each for each in self.thresholds if math.isclose(each.precision, precision)]
-        if not found:
-            stored = ", ".join(f"{each:g}" for each in self.precisions)
+        stored = self.precisions
+        if not stored:
             raise InputError(
-                f"this model has thresholds for the precisions {stored}, not {precision:g}"
-                if stored
-                else "this model has no thresholds; fit them on labelled images with: hierclass-train calibrate"
+                "this model has no thresholds; fit them on labelled images with: hierclass-train calibrate"
             )
-        found.sort(key=lambda each: (each.level, each.tier))
-        return tuple(tuple(group) for _, group in itertools.groupby(found, key=lambda each: each.level))
+        near = [each for each in stored if math.isclose(each, precision)]
+        wanted = near[0] if near else precision
+        if not min(LOWEST_PRECISION, stored[0]) <= wanted <= stored[-1]:
+            raise InputError(
+                f"the precision is a share of right answers from {LOWEST_PRECISION:g} to {stored[-1]:g}, the highest "
+                f"that this model has thresholds for, not {precision:g}"
+            )
+        own = sorted(self.thresholds, key=lambda each: (each.level, each.tier, each.precision))
+        found = (_between(list(group), wanted) for _, group in itertools.groupby(own, _place))
+        return tuple(tuple(group) for _, group in itertools.groupby(found, lambda each: each.level))
 
     def why_never_sure(self, precision: float) -> str:
         """Return a line if no score of any level is sure at a precision, so that no image gets an answer; else ""."""
@@ -102,9 +116,9 @@ class Decision:
 
         if some(precision):
             return ""
-        others = ", ".join(f"{each:g}" for each in self.precisions if some(each))
-        return f"no answer of this model is sure at --precision {precision:g}, so that all stay empty; " + (
-            f"some are at {others}" if others else "calibrate it on more labelled images"
+        highest = max(filter(some, self.precisions), default=None)
+        return f"no answer of this model is sure at --precision {precision:g}, so that all are guesses; " + (
+            "calibrate it on more labelled images" if highest is None else f"some are up to {highest:g}"
         )
 
 
@@ -121,6 +135,34 @@ def first_levels(decision: Mapping[str, Any], num_levels: int) -> dict[str, Any]
 def to_rows(thresholds: tuple[Threshold, ...]) -> list[dict[str, Any]]:
     """Return thresholds as JSON values, as a checkpoint stores them."""
     return [asdict(each) for each in thresholds]
+
+
+def _place(threshold: Threshold) -> tuple[int, int]:
+    return threshold.level, threshold.tier
+
+
+def _between(fitted: Sequence[Threshold], precision: float) -> Threshold:
+    """The threshold at a precision that is not above the highest of those fitted for a level and tier, which rise."""
+    rising = itertools.accumulate(fitted, _not_below)
+    below = after = next(rising)
+    while after.precision < precision:
+        below, after = after, next(rising)
+    if after.precision == precision or below is after or below.score is None or after.score is None:
+        return replace(after, precision=precision)
+    part = (precision - below.precision) / (after.precision - below.precision)
+    return replace(
+        after,
+        precision=precision,
+        score=below.score + part * (after.score - below.score),
+        coverage=below.coverage + part * (after.coverage - below.coverage),
+    )
+
+
+def _not_below(lower: Threshold, higher: Threshold) -> Threshold:
+    """The threshold of a higher precision, raised to that of a lower one if it is below."""
+    if higher.score is None or (lower.score is not None and lower.score <= higher.score):
+        return higher
+    return replace(higher, score=lower.score, coverage=lower.coverage)
 
 
 def _read_threshold(row: Any, num_levels: int) -> Threshold:

@@ -1,7 +1,7 @@
 """The cascade: every image is answered at the lowest level that is enough, in full batches.
 
-A `Cascade` runs in the caller's thread, a `ParallelCascade` in several threads. A `FeatureCascade` gives the
-features of one level in place of answers.
+A `Cascade` runs in the caller's thread, a `ParallelCascade` in several threads. In place of answers a `FeatureCascade`
+gives the features of one level, a `PredictionCascade` predictions.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.decisions.exit_policy import Answers, ExitPolicy
-from hierclass.decisions.prediction import combine_levels
+from hierclass.decisions.named_classes import Flags
+from hierclass.decisions.prediction import Prediction, Scores, combine_levels
 from hierclass.errors import unexpected
 from hierclass.runtime.interface import Batch, BatchState, Runtime
 
@@ -29,8 +30,8 @@ _log = logging.getLogger(__name__)
 
 Tags: TypeAlias = NDArray[np.int64]
 """Numbers (N,) by which the caller knows N images."""
-Done: TypeAlias = "tuple[Tags, Answers | NDArray[np.float32] | str]"
-"""Tags of N finished images, and their answers or features (N, F), or the error that all of them met."""
+Done: TypeAlias = "tuple[Tags, Answers | list[Prediction] | NDArray[np.float32] | str]"
+"""Tags of N finished images, and their answers, predictions or features (N, F), or the error that all of them met."""
 MOST = 4
 """Cascades that run at once, at most: each holds a batch in memory."""
 Logits: TypeAlias = "list[NDArray[np.floating[Any]] | None]"
@@ -110,14 +111,17 @@ class Cascade:
             return
         self.computed[level] += len(group)
         weight, temperatures = self._classifier.lower_weight, self._classifier.temperatures
-        enough, answers = self._policy.judge(
-            combine_levels(logits, self._classifier.taxonomy, weight, temperatures)
-        )
+        tiers = combine_levels(logits, self._classifier.taxonomy, weight, temperatures)
+        enough, answers = self._policy.judge(tiers)
         if enough.any():
-            yield group.tags[enough], answers.take(enough)
+            yield group.tags[enough], self._finished(tiers, answers, enough)
         if not enough.all():
             rows = np.flatnonzero(~enough).tolist()
             self._waiting[level].append(self._part(_LevelBatch(group.state, group.tags, logits), rows))
+
+    def _finished(self, tiers: list[Scores], answers: Answers, enough: Flags) -> Answers | list[Prediction]:
+        """What is given out for those of the `answers` to scores `tiers` that are `enough`."""
+        return answers.take(enough)
 
     def _logits(self, group: _LevelBatch, level: int) -> Logits:
         """The logits of levels 0 … `level`; None for lower levels that do not count in the answer."""
@@ -168,6 +172,27 @@ class FeatureCascade(Cascade):
             yield from self._run_halves(images, group, level, error)
             return
         yield group.tags, features
+
+
+class PredictionCascade(Cascade):
+    """Gives predictions in place of answers; an error of the network is raised."""
+
+    def predict(self, batches: Iterable[NDArray[np.uint8]]) -> list[Prediction]:
+        """Return the predictions for batches of images as `push` takes them, in order."""
+        done, count = list[Done](), 0
+        for images in batches:
+            done += self.push(images, np.arange(count, count + len(images)))
+            count += len(images)
+        found: dict[int, Prediction] = {}
+        for tags, predictions in done + self.finish():
+            found |= zip(tags.tolist(), cast("list[Prediction]", predictions), strict=True)
+        return [found[number] for number in range(count)]
+
+    def _finished(self, tiers: list[Scores], answers: Answers, enough: Flags) -> list[Prediction]:
+        return self._policy.predictions([scores[enough] for scores in tiers], answers.take(enough))
+
+    def _run_halves(self, images: Batch, group: _LevelBatch, level: int, error: Exception) -> Iterator[Done]:
+        raise error
 
 
 class ParallelCascade:

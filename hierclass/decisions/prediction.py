@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,63 +28,100 @@ class Step:
         return {"synset": self.synset, "label": self.label, "score": round(self.score, 6)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
-    """The answer of a level to one image.
+    """The answer of a level to one image: the class `label` with its `synset` (or own id) and `score` (0 … 1).
 
-    `path` holds one class per tier 0 … `level`, a path of the tree; its scores never rise from coarse to fine.
+    `path` holds one class per tier from 0 to that of the answer, a path of the tree; its scores never rise from coarse
+    to fine. `level` is the last level that was computed.
+
+    `stop_reason` and `sure` are None where nothing but a level was asked for. With `level="auto"`, `only`, `exclude` or
+    `prior`, `stop_reason` says why no finer level was computed, as in the table of `hierclass label` (a
+    `hierclass.decisions.exit_policy.StopReason` in words). `sure` says whether an answer is, and is false where there
+    is none: "not sure" (the path is the coarsest guess), "excluded" (the path is what the model sees, none of the
+    classes asked for), or "asked" (the level is too coarse for `only`). It is None where the level that was asked for
+    has answered.
+
+    It is a dataclass of JSON values: web frameworks and JSON encoders that take dataclasses take it, and
+    `json.dumps(prediction.to_dict())` works everywhere.
     """
 
     level: int
+    synset: str = field(init=False)
+    label: str = field(init=False)
+    score: float = field(init=False)
     path: tuple[Step, ...]
-    _classes: tuple[tuple[Node, ...], ...] = field(repr=False, compare=False)
-    _scores: tuple[Scores, ...] = field(repr=False, compare=False)
+    stop_reason: str | None = field(default=None, kw_only=True)
+    sure: bool | None = field(default=None, kw_only=True)
+    _classes: InitVar[tuple[tuple[Node, ...], ...]] = ()
+    _scores: InitVar[tuple[Scores, ...]] = ()
 
-    @property
-    def label(self) -> str:
-        """Name of the finest class of the path."""
-        return self.path[-1].label
+    def __post_init__(self, _classes: tuple[tuple[Node, ...], ...], _scores: tuple[Scores, ...]) -> None:
+        """Keep the scores (num_classes[j],) of tiers 0 … level and their classes, which are no fields."""
+        last = self.path[-1]
+        values = {"synset": last.synset, "label": last.label, "score": last.score}
+        for name, value in {**values, "_classes": _classes, "_scores": _scores}.items():
+            object.__setattr__(self, name, value)
 
-    @property
-    def synset(self) -> str:
-        """Synset id (or own id) of the finest class of the path."""
-        return self.path[-1].synset
+    def __repr__(self) -> str:
+        why = f", {self.stop_reason}" if self.stop_reason else ""
+        path = " > ".join(f"{step.label} {step.score:.2f}" for step in self.path)
+        return f"<Prediction of level {self.level}{why}: {path}>"
 
-    @property
-    def score(self) -> float:
-        """Probability (0 … 1) of the finest class of the path."""
-        return self.path[-1].score
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> Any:
+        """Let pydantic, and FastAPI by it, write a prediction as `to_dict` does."""
+        from pydantic_core import core_schema
+
+        return core_schema.any_schema(
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda value: value.to_dict() if isinstance(value, cls) else value,
+                return_schema=core_schema.dict_schema(),
+            )
+        )
 
     def top(self, k: int = 5, tier: int | None = None) -> tuple[Step, ...]:
-        """Return the k most probable classes of a tier (None: the level's own), best first.
+        """Return the k most probable classes of a tier (None: the answer's), best first.
 
         Raises:
             LevelError: the level does not answer that tier.
         """
-        tier = self._tier(tier)
-        classes, scores = self._classes[tier], self._scores[tier]
+        classes, scores = self._classes_of(tier)
         order = np.argsort(-scores, kind="stable")[: max(k, 0)]
-        return tuple(_step(classes[i], scores[i]) for i in order)
+        allowed = order[scores[order] >= 0]  # see `restrict_classes`
+        return tuple(_step(classes[i], scores[i]) for i in allowed)
 
     def scores(self, tier: int | None = None) -> Scores:
-        """Return the probability (num_classes[tier],) of every class of a tier (None: the level's own).
+        """Return the probability (num_classes[tier],) of every class of a tier (None: the answer's).
 
         Raises:
             LevelError: the level does not answer that tier.
         """
-        return self._scores[self._tier(tier)].copy()
+        found: Scores = np.maximum(self._classes_of(tier)[1], 0.0)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the prediction as JSON values."""
-        last = self.path[-1].to_dict()
-        return {"level": self.level, **last, "path": [step.to_dict() for step in self.path]}
+        """Return the prediction as JSON values: level, synset, label, score and path, scores with 6 digits.
 
-    def _tier(self, tier: int | None) -> int:
+        `stop_reason` and `sure` follow where they are not None.
+        """
+        last, path = self.path[-1].to_dict(), [step.to_dict() for step in self.path]
+        why = {} if self.stop_reason is None else {"stop_reason": self.stop_reason}
+        sure = {} if self.sure is None else {"sure": self.sure}
+        return {"level": self.level, **last, "path": path, **why, **sure}
+
+    def ended(self, end: int, stop_reason: str, sure: bool | None) -> Prediction:
+        """Return the prediction with a path that ends at tier `end`, and why no finer level was computed."""
+        return replace(self, path=self.path[: end + 1], stop_reason=stop_reason, sure=sure)
+
+    def _classes_of(self, tier: int | None) -> tuple[tuple[Node, ...], Scores]:
+        """The classes of a tier (None: the answer's) and their scores, below 0 for those that may be no answer."""
         if tier is None:
-            return self.level
+            tier = len(self.path) - 1
         if not 0 <= tier <= self.level:
             raise LevelError(f"level {self.level} answers tiers 0 to {self.level}, not {tier}")
-        return tier
+        kept = vars(self)
+        return kept["_classes"][tier], kept["_scores"][tier]
 
 
 def consensus(
@@ -114,11 +151,13 @@ def sum_up(log_scores: Scores, taxonomy: Taxonomy, level: int, temperature: floa
     stays (Guo et al. 2017, *On Calibration of Modern Neural Networks*, section 4.2). Returns scores
     (B, num_classes[j]) of tiers 0 … level; each row sums to 1, and no class scores more than its parent.
     """
-    finest = np.exp(_log_softmax(log_scores / temperature))
-    tiers: list[Scores] = []
-    for tier, ancestors in enumerate(_ancestors(taxonomy, level)):
-        tiers.append(_summed(finest, ancestors, taxonomy.num_classes[tier]))
-    return [*tiers, finest]
+    return sum_classes(np.exp(_log_softmax(log_scores / temperature)), taxonomy, level)
+
+
+def sum_classes(scores: Scores, taxonomy: Taxonomy, level: int) -> list[Scores]:
+    """Sum scores (B, num_classes[level]) up the tree: those (B, num_classes[j]) of tiers 0 … level."""
+    above = enumerate(_ancestors(taxonomy, level))
+    return [*(_summed(scores, each, taxonomy.num_classes[tier]) for tier, each in above), scores]
 
 
 def combine_levels(

@@ -1,6 +1,6 @@
-"""Check the boxes of AVIF and JPEG 2000 files, which say how much a decoder has to set up before a pixel is seen.
+"""Check the boxes of AVIF, HEIC and JPEG 2000 files, which say how much a decoder has to set up before a pixel is seen.
 
-Both are ISO media files: boxes of a length, a name and a content, which may be boxes. JPEG 2000 can also be a bare
+They are ISO media files: boxes of a length, a name and a content, which may be boxes. JPEG 2000 can also be a bare
 codestream. A decoder takes memory for each item, tile, code block and packet that is announced, whether it comes or
 not.
 """
@@ -89,6 +89,123 @@ def check_avif(data: bytes) -> bytes:
         if entries > limit:
             raise ImageError(f"is broken or hostile: {entries:,} entries in a list of its header")
     return _EXIF_ITEM.sub(rb"\1free", data) if _EXIF_ITEM.search(data) else data
+
+
+MAX_SPARE = 1 << 26
+"""Pixels by which the tiles of a HEIC may be more than four times the picture: the last ones reach beyond its edge."""
+_MOST_PARTS = 1 << 16
+"""Pictures that make a HEIC, tiles and planes of opacity each time that they are used."""
+
+
+def check_heic(data: bytes) -> bytes:
+    """Check a HEIC file, as `check_avif` does, and return it.
+
+    Raises:
+        ImageError: items share their bytes, or the picture is put together from more pixels than it has.
+    """
+    check_avif(data)
+    items = _Items(data)
+    if items.num_bytes > 4 * len(data):
+        raise ImageError(
+            f"is truncated or hostile: its items take {items.num_bytes:,} bytes of a file of {len(data):,}"
+        )
+    shown = items.areas.get(items.main, 0)
+    coded = items.coded(items.main, 0) + sum(
+        items.coded(item, 0) for kind, item, of in items.references if kind == b"auxl" and items.main in of
+    )
+    if coded > 4 * shown + MAX_SPARE:
+        raise ImageError(f"is broken or hostile: {coded:,} pixels are decoded for {shown:,} that are shown")
+    return data
+
+
+class _Items:
+    """What the boxes of a HEIC say of its items: which is shown, their pixels, bytes and references."""
+
+    def __init__(self, data: bytes):
+        self.main, self.num_bytes = -1, 0
+        self.areas: dict[int, int] = {}
+        self.references: list[tuple[bytes, int, tuple[int, ...]]] = []
+        self._left = _MOST_PARTS
+        properties, spans, wide = (0, 0), list[tuple[bytes, int, int]](), False
+        for name, begin, end in _boxes(data):
+            if name == b"pitm":
+                self.main = int.from_bytes(
+                    data[begin + 4 : begin + (8 if data[begin : begin + 1] > b"\0" else 6)], "big"
+                )
+            elif name == b"ipco":
+                properties = begin, end
+            elif name == b"iref":
+                wide = data[begin : begin + 1] > b"\0"
+            elif name == b"iloc":
+                self.num_bytes += sum(_extents(data[begin:end]))
+            spans.append((name, begin, end))
+        sizes = [
+            math.prod(struct.unpack_from(">2I", data[begin + 4 : begin + 12].ljust(8, b"\0")))
+            if name == b"ispe"
+            else 0
+            for name, begin, end in spans
+            if properties[0] <= begin and end <= properties[1] and name != b"ipco"
+        ]
+        for name, begin, end in spans:
+            if name == b"ipma":
+                self._note_areas(data[begin:end], sizes)
+            elif name in (b"dimg", b"auxl"):
+                step = 4 if wide else 2
+                numbers = [
+                    int.from_bytes(data[at : at + step], "big") for at in range(begin + step + 2, end, step)
+                ]
+                self.references.append(
+                    (name, int.from_bytes(data[begin : begin + step], "big"), tuple(numbers))
+                )
+        self._parts = {item: of for kind, item, of in self.references if kind == b"dimg"}
+
+    def _note_areas(self, box: bytes, sizes: list[int]) -> None:
+        """Note the pixels of each item, by which of the properties are its."""
+        wide, large = box[:1] > b"\0", len(box) > 3 and box[3] & 1
+        place, step = 8, 4 if wide else 2
+        while place + step < len(box):
+            item, count = int.from_bytes(box[place : place + step], "big"), box[place + step]
+            place += step + 1
+            for _ in range(count):
+                number = (
+                    (
+                        int.from_bytes(box[place : place + 2], "big") & 0x7FFF
+                        if large
+                        else box[place : place + 1][0] & 0x7F
+                    )
+                    if place < len(box)
+                    else 0
+                )
+                place += 2 if large else 1
+                if 0 < number <= len(sizes) and sizes[number - 1]:
+                    self.areas[item] = sizes[number - 1]
+
+    def coded(self, item: int, depth: int) -> int:
+        """Pixels that are decoded for an item. Raises ImageError if it is put together from too many."""
+        self._left -= 1
+        if self._left < 0 or depth > 4:
+            raise ImageError("is broken or hostile: it is put together from more pictures than are read")
+        parts = self._parts.get(item)
+        return sum(self.coded(part, depth + 1) for part in parts) if parts else self.areas.get(item, 0)
+
+
+def _extents(box: bytes) -> Iterator[int]:
+    """Yield how many bytes each place of each item takes, as a box `iloc` says."""
+    if len(box) < 8:
+        return
+    version, sizes = box[0], (box[4] >> 4, box[4] & 15, box[5] >> 4, box[5] & 15)
+    wide = 4 if version == 2 else 2
+    place = 6 + wide
+    for _ in range(int.from_bytes(box[6 : 6 + wide], "big")):
+        place += wide + (2 if version else 0) + 2 + sizes[2]
+        count = int.from_bytes(box[place : place + 2], "big")
+        place += 2
+        for _ in range(count):
+            place += (sizes[3] if version else 0) + sizes[0]
+            yield int.from_bytes(box[place : place + sizes[1]], "big")
+            place += sizes[1]
+            if place > len(box):
+                return
 
 
 class _Coding(NamedTuple):

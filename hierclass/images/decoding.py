@@ -7,19 +7,18 @@ knows. Pillow's global settings are neither used nor changed.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
 import math
 import os
-import re
 import stat
 import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -35,10 +34,14 @@ from PIL import (
 )
 
 from hierclass.errors import ImageError
-from hierclass.images.inspection import Inspection, Stream, exif_of_text, inspect
-from hierclass.images.tags import read_orientation, read_thumbnail
-
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+from hierclass.images.conversion import TRANSPOSES, as_upright_rgb, orientation_of, without_unused_opacity
+from hierclass.images.inspection import Inspection, inspect
+from hierclass.images.path_lists import is_url, why_missing
+from hierclass.images.raw import MIN_PREVIEW, RawFile, open_raw
+from hierclass.images.recognition import recognise
+from hierclass.images.sources import ImageSource, check_length, open_source
+from hierclass.images.streams import Stream
+from hierclass.images.tags import read_thumbnail
 
 # Twice Pillow's MAX_IMAGE_PIXELS, where Pillow itself refuses; checked in the header, before decoding.
 MAX_PIXELS = 178_956_970
@@ -48,18 +51,19 @@ MAX_MEMORY = 2_000_000_000
 # An uncompressed 16-bit RGB picture of MAX_PIXELS; some decoders read the whole file at once.
 MAX_BYTES = 1 << 30
 
-# Photographs only: no EPS (runs Ghostscript), no documents. Imported here so that worker threads need not.
-_PLUGINS: tuple[type[ImageFile.ImageFile], ...] = (
-    JpegImagePlugin.JpegImageFile,  # also for a JPEG of several pictures (MPO): the first is read
-    PngImagePlugin.PngImageFile,
-    WebPImagePlugin.WebPImageFile,
-    GifImagePlugin.GifImageFile,
-    BmpImagePlugin.BmpImageFile,
-    TiffImagePlugin.TiffImageFile,
-    Jpeg2KImagePlugin.Jpeg2KImageFile,
-    AvifImagePlugin.AvifImageFile,
-    PpmImagePlugin.PpmImageFile,
-)
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,  # also for a JPEG of several pictures (MPO): the first is read
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "DIB": BmpImagePlugin.DibImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "PPM": PpmImagePlugin.PpmImageFile,
+}
+"""Pillow's classes, by format. The usual ones are imported here, so that threads need not; others when they are met."""
 
 # Pictures are decoded at no less than this many times the requested side. Against a full decode, 100
 # ImageNet photographs brought to 64 pixels differ by 1.3 grey levels on average (of 255; bicubic against
@@ -71,49 +75,37 @@ _MARGIN = 2
 _LARGE = 24_000_000
 _large_image_lock: contextlib.AbstractContextManager[Any] = threading.Lock()
 
-_STRIP_PIXELS = 1 << 22
 _BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "I;16": 2, "I;16B": 2, "I;16L": 2}
 """Bytes that Pillow takes for a pixel, by mode; 4 for all others."""
 _MAX_PREVIEW = 1 << 22
 """Pixels of a thumbnail that is read: cameras write 160 x 120, some 640 x 480."""
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _SAME_RATIO = 0.02
 """Aspect ratios that differ by no more than this share are the same: sides of thumbnails are rounded."""
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_RAW = "RAW"
+_UNUSED_OPACITY = ("BMP", "DDS", "DIB", "ICO", "TGA")
+"""Formats whose writers may leave opacity at 0 everywhere, where they mean none."""
+PREVIEW = "preview"
+"""Key of `info` that is True in a picture which `read_image` returns if it is a preview inside of a RAW file."""
 
 
 def read_image(source: ImageSource, *, min_side: int | None = None) -> Image.Image:
     """Read a picture as RGB, upright.
 
-    `source` is a path, the bytes of a file, a PIL image or a uint8 array (H, W, 3) in RGB order. EXIF
-    orientation is applied; transparent pixels lie on white; 16-bit grey is scaled to 8 bits; an animation
-    gives its first frame. With `min_side`, the side in pixels that the shorter side will be resized to, a
-    large picture is decoded at a reduced scale where that is cheaper, never below twice `min_side`.
+    `source` is one of the forms of `hierclass.images.sources.ImageSource`. EXIF orientation is applied; transparent
+    pixels lie on white; 16-bit grey is scaled to 8 bits; an animation gives its first frame. With `min_side`, the
+    side in pixels that the shorter side will be resized to, a large picture is decoded at a reduced scale where that
+    is cheaper, never below twice `min_side`.
 
     Raises:
         ImageError: the source is no complete picture of at most 178 megapixels, or no regular file.
     """
     try:
-        if isinstance(source, np.ndarray):
-            return _from_array(source)
-        if isinstance(source, Image.Image):
-            _check_size(source.size)
-            source.load()
-            return _finish(source, min_side)
-        if not isinstance(source, str | bytes | os.PathLike):
-            raise ImageError(
-                "an image is a path, bytes, a PIL image or a uint8 array (H, W, 3), "
-                f"not a {type(source).__name__}"
-            )
-        with _open_stream(source) as stream:
+        found = open_source(source, MAX_BYTES)
+        if isinstance(found, Image.Image):
+            _check_size(found.size)
+            found.load()
+            return _finish(found, min_side)
+        with _open_stream(found) as stream:
             return _decode(stream, min_side)
     except ImageError:
         raise
@@ -146,17 +138,20 @@ def read_header(source: str | os.PathLike[str] | bytes) -> ImageHeader:
     """
     try:
         with _open_stream(source) as stream:
-            plugin = _plugin(stream)
-            whole = _ends_whole(stream, plugin.format)
-            with _open_image(stream, plugin, header_only=True)[0] as image:
-                return ImageHeader(image.size, whole)
+            if (format_ := _format(stream)) == _RAW:
+                with open_raw(stream) as raw:
+                    return ImageHeader(raw.size, False)
+            whole = _ends_whole(stream, format_)
+            image, inspection = _open_image(stream, format_, header_only=True)
+            with image:
+                return ImageHeader(inspection.size or image.size, whole)
     except ImageError:
         raise
     except Exception as error:
         raise ImageError(_reason(error)) from error
 
 
-def _ends_whole(stream: Stream, format_: str | None) -> bool:
+def _ends_whole(stream: Stream, format_: str) -> bool:
     length = stream.length
     stream.seek(max(0, length - 12))
     tail = stream.read(12)
@@ -178,11 +173,10 @@ def read_preview(source: str | os.PathLike[str] | bytes, min_side: int) -> Image
     """
     try:
         with _open_stream(source) as stream:
-            plugin = _plugin(stream)
-            with _open_image(stream, plugin, header_only=True)[0] as image:
-                if image.format != "JPEG":
-                    return None
-                size, turn = image.size, _TRANSPOSES.get(_orientation(image))
+            if (format_ := _format(stream)) != "JPEG":
+                return None
+            with _open_image(stream, format_, header_only=True)[0] as image:
+                size, turn = image.size, TRANSPOSES.get(orientation_of(image))
                 data = read_thumbnail(image.info.get("exif", b""))
     except ImageError:
         raise
@@ -223,13 +217,13 @@ def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[Stream]:
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         raw = io.FileIO(os.open(source, flags), "r")
         size = os.fstat(raw.fileno()).st_size
-    with raw, Stream(raw, size) as stream:
+    path = "" if isinstance(source, bytes) else os.fsdecode(source)
+    with raw, Stream(raw, size, path) as stream:
         if isinstance(raw, io.FileIO):
             _check_regular(os.fstat(raw.fileno()).st_mode)
         if size == 0:
             raise ImageError("is empty (0 bytes)")
-        if size > MAX_BYTES:
-            raise ImageError(f"has {size / (1 << 30):.1f} GiB; files of up to {MAX_BYTES >> 30} GiB are read")
+        check_length(size, MAX_BYTES)
         yield stream
 
 
@@ -241,10 +235,16 @@ def _check_regular(mode: int) -> None:
 
 
 def _decode(stream: Stream, min_side: int | None) -> Image.Image:
-    image, inspection = _open_image(stream, _plugin(stream))
+    format_ = _format(stream)
+    return _decode_raw(stream, min_side) if format_ == _RAW else _decode_as(format_, stream, min_side)
+
+
+def _decode_as(format_: str, stream: Stream, min_side: int | None, turn: int | None = None) -> Image.Image:
+    """Decode a picture of a format; `turn` is its orientation, if not what it says of itself."""
+    image, inspection = _open_image(stream, format_)
     with image:
         pixels = image.width * image.height
-        if min_side is not None:
+        if min_side is not None and image.format == "JPEG":
             scale = _MARGIN * min_side / min(image.size)
             if scale < 1:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
@@ -252,35 +252,80 @@ def _decode(stream: Stream, min_side: int | None) -> Image.Image:
             pixels = image.width * image.height
         with _large_image_lock if pixels > _LARGE else contextlib.nullcontext():
             image.load()
-            return _finish(image, min_side)
+            loaded: Image.Image = image
+            if inspection.step > 1:
+                half = (image.width // inspection.step, image.height)
+                loaded = image.transform(half, Image.Transform.AFFINE, (2, 0, -1, 0, 1, 0))
+            elif format_ in _UNUSED_OPACITY:
+                loaded = without_unused_opacity(image)
+            return _finish(loaded, min_side, turn)
 
 
-def _plugin(stream: Stream) -> type[ImageFile.ImageFile]:
-    """Pillow's class for the first format whose signature fits."""
-    prefix = stream.read(16)
-    stream.seek(0)
-    for plugin in _PLUGINS:
-        accept = Image.OPEN[plugin.format or ""][1]
-        accepted = accept is None or accept(prefix)
-        if isinstance(accepted, str):
-            raise ImageError(
-                f"is an {plugin.format} image, and this Pillow was built without {plugin.format}"
-            )
-        if accepted:
-            return plugin
-    if prefix[4:8] == b"ftyp":
-        raise ImageError("is a HEIC image or a video, which is not read; convert it to JPEG")
-    kinds = ", ".join(plugin.format or "" for plugin in _PLUGINS)
-    raise ImageError(f"is no image of a kind that is read ({kinds})")
+def _decode_raw(stream: Stream, min_side: int | None) -> Image.Image:
+    """Read the preview of a RAW file, if it is large enough, else the photograph itself at half its size."""
+    with open_raw(stream) as raw:
+        preview = _read_raw_preview(raw, min_side)
+        if preview is not None and min(preview.size) >= (min_side or MIN_PREVIEW):
+            return preview
+        try:
+            _check_size(raw.sensor, Inspection(stream, pixel_bytes=8))
+            with _large_image_lock if math.prod(raw.sensor) > _LARGE else contextlib.nullcontext():
+                return raw.develop()
+        except Exception:
+            if preview is None:
+                raise
+            return preview
+
+
+def _read_raw_preview(raw: RawFile, min_side: int | None) -> Image.Image | None:
+    """The preview of a RAW file, upright; marked as such in `info`. None if there is none, or it is broken."""
+    found = raw.preview()
+    if found is None:
+        return None
+    try:
+        stream = Stream(io.BytesIO(found), len(found))
+        with _open_image(stream, "JPEG", header_only=True)[0] as image:
+            turn = raw.upright_turn(image.size, orientation_of(image))
+        preview = _decode_as("JPEG", stream, min_side, turn)
+    except Exception:
+        return None
+    preview.info = {PREVIEW: True}
+    return preview
+
+
+def _format(stream: Stream) -> str:
+    """The format of a file as Pillow names it, `HEIF`, or `RAW`. Raises ImageError if it is not read."""
+    kind = recognise(stream)
+    return kind.formats[0] if kind.formats else {"heic": "HEIF", "raw": _RAW}[kind.needs]
+
+
+@functools.cache
+def _plugin(format_: str) -> type[ImageFile.ImageFile]:
+    """Pillow's class for a format, or ours."""
+    if format_ == "HEIF":
+        from hierclass.images.heif import HeifPicture
+
+        return HeifPicture
+    if format_ == "AVIF" and not AvifImagePlugin.SUPPORTED:
+        raise ImageError("is an AVIF image, and this Pillow was built without AVIF")
+    if format_ in _PLUGINS:
+        return _PLUGINS[format_]
+    name = format_.capitalize()
+    plugin: type[ImageFile.ImageFile] = getattr(
+        importlib.import_module(f"PIL.{name}ImagePlugin"), f"{name}ImageFile"
+    )
+    return plugin
 
 
 def _open_image(
-    stream: Stream, plugin: type[ImageFile.ImageFile], *, header_only: bool = False
+    stream: Stream, format_: str, *, header_only: bool = False
 ) -> tuple[ImageFile.ImageFile, Inspection]:
     """Read the header, by what of the file Pillow is to see: Image.open without its global limits."""
-    inspection = inspect(stream, plugin.format or "", header_only=header_only)
+    plugin = _plugin(format_)
+    inspection = inspect(stream, format_, header_only=header_only)
     if inspection.size is not None:
         _check_size(inspection.size, inspection)
+    plugin = _plugin(inspection.format) if inspection.format else plugin
     image = plugin(inspection.shown, "")
     if image.format == "JPEG":
         image.fp = _Endless(inspection.shown)  # type: ignore[assignment]
@@ -316,93 +361,26 @@ def _check_size(size: tuple[int, int], inspection: Inspection | None = None, mod
         )
 
 
-def _finish(image: Image.Image, min_side: int | None) -> Image.Image:
+def _finish(image: Image.Image, min_side: int | None, turn: int | None = None) -> Image.Image:
     """Convert a loaded picture to RGB, smaller if `min_side` allows and it is very large, and upright."""
     factor = 1
     if min_side is not None and image.width * image.height > _LARGE:
         factor = max(1, min(image.size) // (_MARGIN * min_side))
-    rgb = _to_rgb(image, factor)
-    if (turn := _TRANSPOSES.get(_orientation(image))) is None:
-        return rgb
-    upright = rgb.transpose(turn)
-    upright.info = {}  # what still said how to turn it; read again, it stays as it is
-    return upright
-
-
-def _orientation(image: Image.Image) -> int:
-    """The orientation that EXIF, or else XMP, gives a loaded picture; of a TIFF, Pillow has applied it."""
-    if image.format == "TIFF":
-        return 1
-    info = image.info
-    orientation = read_orientation(info.get("exif") or exif_of_text(info.get("Raw profile type exif", "")))
-    if orientation is None:
-        xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
-        found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
-        orientation = int(found[1]) if found else 1
-    return orientation
-
-
-def _to_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """Convert to RGB at 1/factor of the size, strip by strip: large pictures are not held twice."""
-    if factor == 1 and image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    levels = _grey_levels(image)
-    width, height = image.size
-    rgb = Image.new("RGB", (-(-width // factor), -(-height // factor)))
-    rows = max(1, _STRIP_PIXELS // width // factor) * factor
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        strip = _on_white(strip) if levels is None else _scaled_grey(strip, levels)
-        rgb.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
-    return rgb
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(rgba, mask=rgba.getchannel("A"))
-    return white
-
-
-def _grey_levels(image: Image.Image) -> tuple[float, float] | None:
-    """Return the values that mean black and white for modes of more than 8 bits, None for the others."""
-    if image.mode.startswith("I;16"):
-        return 0, 65535
-    if image.mode not in ("I", "F"):
-        return None
-    low, high = (float(value) for value in image.getextrema() if not isinstance(value, tuple))
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise ImageError("holds values that are no numbers")
-    ceilings = (1, 255, 65535) if image.mode == "F" else (255, 65535)
-    white = next((ceiling for ceiling in ceilings if high <= ceiling), None)
-    return (0, white) if low >= 0 and white is not None else (low, max(high, low + 1))
-
-
-def _scaled_grey(image: Image.Image, levels: tuple[float, float]) -> Image.Image:
-    black, white = levels
-    grey = (np.asarray(image).astype(np.float32) - black) * (255 / (white - black))
-    return Image.fromarray(np.nan_to_num(grey).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-
-
-def _from_array(array: NDArray[np.uint8]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ImageError(
-            f"an array must be uint8 of shape (H, W, 3), not {array.dtype} of shape {array.shape}"
-        )
-    return Image.fromarray(np.ascontiguousarray(array))
+    return as_upright_rgb(image, factor=factor, turn=turn)
 
 
 def _reason(error: Exception) -> str:
     """Say in one short line, without the path, why a picture cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
+    path = os.fsdecode(error.filename or "") if isinstance(error, OSError) else ""
+    if isinstance(error, FileNotFoundError) or is_url(path):  # some are too long for a path
+        return why_missing(path)
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     text = " ".join(str(error).split())[:160]
+    if text.startswith(("Unsupported", "Unimplemented", "unsupported")):
+        return f"is of a variant that is not read ({text})"
     if isinstance(error, struct.error) or any(
         word in text.lower() for word in ("truncated", "unexpected end")
     ):

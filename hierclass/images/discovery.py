@@ -4,16 +4,84 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import BinaryIO
 
 from hierclass.errors import InputError
-from hierclass.images.kinds import scanned_endings
+from hierclass.images.kinds import photograph_advice, scanned_endings
+from hierclass.images.path_lists import PACKED_ENDINGS, as_meant, how_to_label, read_list, why_no_image
+from taxonomy.folders import IGNORED, Ignore
 
 STANDARD_INPUT = "-"
-LONGEST_PATH = 1 << 20
-"""Bytes of a line of a list of paths, at most; the longest paths of any system have 32 KB."""
+_MOST_ENDINGS, _MOST_SHOWN, _LONGEST_ENDING = 1000, 6, 12
+"""How many endings are counted apart and shown, and how long one may be: names are a stranger's."""
+_OTHERS = "others"
+_NO_IMAGES = "is a folder without images"
+_OF_RUNS = {"run.json", "inputs.parquet", "parts"}
+_TABLES = {"labels.csv", "labels.jsonl", "labels.parquet", "features.parquet"}
+"""What `hierclass label -o run/` writes into a folder."""
+
+
+class PassedOver:
+    """Counts the files that a search leaves out because their endings are not of images, by ending."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._endings = Counter[str]()
+
+    def __len__(self) -> int:
+        return self._endings.total()
+
+    def add(self, name: str) -> None:
+        """Count a file."""
+        ending = ending_of(name)
+        if ending not in self._endings and (
+            len(self._endings) >= _MOST_ENDINGS or len(ending) > _LONGEST_ENDING or not ending.isprintable()
+        ):
+            ending = _OTHERS
+        self._endings[ending] += 1
+
+    def update(self, other: PassedOver) -> None:
+        """Count what another has counted."""
+        self._endings.update(other._endings)
+
+    def counts(self) -> str:
+        """Return a text such as "12 other files passed over (.nef 9, .mov 3)"; empty if there are none."""
+        if not self:
+            return ""
+        ordered = sorted(
+            self._endings.items(), key=lambda item: (item[0] == _OTHERS, -item[1], not item[0], item[0])
+        )
+        shown = [f"{ending or 'no ending'} {count:,}" for ending, count in ordered[:_MOST_SHOWN]]
+        if more := sum(count for _, count in ordered[_MOST_SHOWN:]):
+            shown.append(f"{_OTHERS} {more:,}")
+        return f"{len(self):,} other file{'s' if len(self) > 1 else ''} passed over ({', '.join(shown)})"
+
+    def advice(self) -> str:
+        """Say how photographs among them can be read that are not read here; empty if there are none."""
+        return photograph_advice(self._endings)
+
+    def text(self) -> str:
+        """Return the counts and the advice as one line; empty if there are none."""
+        return "; ".join(filter(None, [self.counts(), self.advice()]))
+
+    def where_to_look(self) -> str:
+        """Say how to search those that may hold images: what is packed, and Parquet files."""
+        packed = ", ".join(ending for ending in PACKED_ENDINGS if ending in self._endings)
+        return "; ".join(
+            ([f"unpack {packed} first"] if packed else [])
+            + (["name a .parquet file to label its rows"] if ".parquet" in self._endings else [])
+        )
+
+
+def nothing_to_do(found: str, passed_over: PassedOver) -> InputError:
+    """Return the error that there is nothing to label: what was found instead, and what to do."""
+    instead = [passed_over.text(), passed_over.where_to_look()]
+    if not any(instead):
+        instead = ["name image files, folders of images, or - for a list of paths"]
+    return InputError("; ".join([f"nothing to do: {found}", *filter(None, instead)]))
 
 
 def find_inputs(
@@ -21,17 +89,24 @@ def find_inputs(
     *,
     stdin: BinaryIO | None = None,
     also: Collection[str] = (),
+    ignore: Collection[str] = IGNORED,
+    passed_over: PassedOver | None = None,
 ) -> Iterator[str]:
     """Yield the path of every image that `names` lead to, in their order.
 
-    A file is yielded as it is named, whether it exists or not. A folder yields its images, recursively, sorted by
-    name, without hidden files and folders; each folder is entered once, so links may form loops. A folder without
-    images is yielded itself; reading it gives the error. `-` stands for the paths listed on `stdin` (standard input
-    if None), one per line or separated by NUL bytes. Files with one of the endings `also` count as images.
+    A file is yielded as it is named, whether it exists or not; blanks and quotes around a name, `~` and file URLs are
+    understood where there is no file of that very name. A folder yields its images, recursively, sorted by name,
+    without what the patterns `ignore` leave out (`taxonomy.folders.Ignore`); each folder is entered once, so links may
+    form loops. A folder without images is yielded itself; reading it gives the error. `-` stands for the list on
+    `stdin` (standard input if None), as `hierclass.images.path_lists.read_list` reads it. Files with one of the endings
+    `also` count as images; the other files in folders are counted in `passed_over`.
 
     Raises:
-        InputError: there were only empty folders and lists (raised after the last path).
+        InputError: a name is that of a list, of a table or of something packed (raised when it is reached), or there
+            were only empty folders and lists (after the last path).
     """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    endings = scanned_endings() | frozenset(also)
     num_files = 0
     folder, asked = "", list[str]()
     for name in _expand(_noted(names, asked), stdin):
@@ -41,7 +116,7 @@ def find_inputs(
             continue
         folder = name
         empty = True
-        for path in _walk(name, scanned_endings() | frozenset(also)):
+        for path in _walk(name, endings, Ignore(ignore, name), passed_over):
             empty = False
             num_files += 1
             yield path
@@ -50,15 +125,39 @@ def find_inputs(
     if num_files == 0:
         found = "the list on standard input is empty" if asked else "no image is named"
         if folder:
+            why = what_else(folder)
             found = f"no images in the folder {display_name(folder)}"
-        raise InputError(
-            f"nothing to do: {found}; name image files, folders of images, or - for a list of paths"
-        )
+            found = found if why == _NO_IMAGES else f"{display_name(folder)} {why}"
+        raise nothing_to_do(found, passed_over)
+
+
+def check_named(name: str | os.PathLike[str]) -> None:
+    """Raise InputError if a file that somebody names is a list, a table or packed, with what to do."""
+    path = as_meant(os.fspath(name))
+    if why := why_no_image(path):
+        how = f"; leave it out, or give it as a list: {command}" if (command := how_to_label(path)) else ""
+        raise InputError(f"{display_name(path)} {why}{how}")
+
+
+def what_else(path: str) -> str:
+    """Say what a path is that can't be read as an image: a folder, a list, a table or packed; "" for another file."""
+    if not os.path.isdir(path):  # noqa: PTH112 - raises nothing where a name is too long
+        return why_no_image(path)
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        return f"is a folder that can't be listed: {(error.strerror or str(error)).lower()}"
+    return _NO_IMAGES
 
 
 def display_name(path: str | os.PathLike[str]) -> str:
     """Return a path as valid UTF-8 text; other bytes are written as `\\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def ending_of(name: str) -> str:
+    """Return the ending of a file's name, with the dot and in lower case; empty if it has none."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - PurePath takes three times as long
 
 
 def _noted(names: Iterable[str | os.PathLike[str]], asked: list[str]) -> Iterator[str]:
@@ -69,67 +168,48 @@ def _noted(names: Iterable[str | os.PathLike[str]], asked: list[str]) -> Iterato
         yield os.fspath(name)
 
 
-def _expand(names: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None) -> Iterator[str]:
+def _expand(names: Iterable[str], stdin: BinaryIO | None) -> Iterator[str]:
     for name in names:
-        if os.fspath(name) == STANDARD_INPUT:
+        if name == STANDARD_INPUT:
             if stdin is None and sys.stdin is None:
                 raise InputError("standard input is closed; name image files or folders")
-            yield from _listed(sys.stdin.buffer if stdin is None else stdin)
+            yield from read_list(sys.stdin.buffer if stdin is None else stdin)
         else:
-            yield os.fspath(name)
+            check_named(name)
+            yield as_meant(name)
 
 
-def _listed(stream: BinaryIO) -> Iterator[str]:
-    head = stream.read(1 << 16)  # longer than any path: a list separated by NUL bytes shows one here
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(
-            "the list on standard input is UTF-16 text; write it as UTF-8 (in PowerShell: | Out-File -Encoding utf8)"
-        )
-    separator = b"\0" if b"\0" in head else b"\n"
-    rest = head.removeprefix(b"\xef\xbb\xbf")
-    while True:
-        chunk = stream.read(1 << 16)
-        *lines, rest = (rest + chunk).split(separator)
-        if len(rest) > LONGEST_PATH:
-            raise InputError("the list on standard input has a line of a mebibyte, which is no path")
-        if not chunk:
-            lines.append(rest)
-        for line in lines:
-            path = line if separator == b"\0" else line.removesuffix(b"\r")
-            if path.strip():
-                yield os.fsdecode(path)
-        if not chunk:
-            return
-
-
-def _walk(folder: str, endings: Collection[str]) -> Iterator[str]:
+def _walk(folder: str, endings: Collection[str], ignore: Ignore, passed_over: PassedOver) -> Iterator[str]:
     """Yield the images under a folder; a stack of sorted listings in place of recursion, so depth is unlimited."""
     entered = {_identity(folder)}
-    stack = [iter(_listing(folder) or ())]
+    stack = [iter(_listing(folder, folder, ignore) or ())]
     while stack:
         path, is_folder = next(stack[-1], ("", False))
         if not path:
             stack.pop()
         elif not is_folder:
-            if _has_ending(path, endings):
+            if ending_of(path) in endings:
                 yield path
+            else:
+                passed_over.add(path)
         elif (identity := _identity(path)) not in entered:
             entered.add(identity)
-            listing = _listing(path)
+            listing = _listing(path, folder, ignore)
             # A folder that can't be listed, and an empty one called photo.jpg, would be missed by the user.
-            if listing is None or (not listing and _has_ending(path, endings)):
+            if listing is None or (not listing and ending_of(path) in endings):
                 yield path
             else:
                 stack.append(iter(listing))
 
 
-def _listing(folder: str) -> list[tuple[str, bool]] | None:
-    """Return (path, is a folder) of a folder's entries, sorted by name; None if it can't be listed."""
+def _listing(folder: str, root: str, ignore: Ignore) -> list[tuple[str, bool]] | None:
+    """Return (path, is a folder) of a folder's entries under a root, sorted by name; None if it can't be listed."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                (entry.path, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")
-            )
+        with os.scandir(folder) as scan:
+            entries = [e for e in scan if not ignore(e.name, e.path[len(root) :].lstrip(os.sep))]
+            if {entry.name for entry in entries} >= _OF_RUNS:  # files of ours, which nobody misses
+                entries = [entry for entry in entries if entry.name not in _OF_RUNS | _TABLES]
+            return sorted((entry.path, _is_folder(entry)) for entry in entries)
     except OSError:
         return None
 
@@ -139,10 +219,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _has_ending(path: str, endings: Collection[str]) -> bool:
-    return PurePath(path).suffix.lower() in endings
 
 
 def _identity(folder: str) -> tuple[int, int] | str:

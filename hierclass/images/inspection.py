@@ -7,9 +7,7 @@ Everything is read in small pieces; what is left to the decoders grows with pixe
 
 from __future__ import annotations
 
-import bisect
 import io
-import os
 import re
 import struct
 import zlib
@@ -17,8 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple
 
 from hierclass.errors import ImageError
-from hierclass.images.boxes import check_avif, check_jpeg2000
-from hierclass.images.repacking import repack_bmp, repack_pnm
+from hierclass.images.boxes import check_avif, check_heic, check_jpeg2000
+from hierclass.images.extracting import Extracted, extract_dcx, extract_icon, extract_psd
+from hierclass.images.repacking import repack_bmp, repack_dds, repack_dib, repack_pnm, repack_qoi
+from hierclass.images.streams import BLOCK, Stream, only, read_at
 from hierclass.images.tags import check_tiff
 
 MAX_SCANS = 500
@@ -36,7 +36,6 @@ MAX_COMMENT_BLOCKS = 1 << 20
 MAX_METADATA = 1 << 20
 """Bytes of EXIF or XMP that are looked at: orientation and thumbnail are in the first 64 KB."""
 
-_BLOCK = 1 << 16
 _HARMLESS = 1 << 12
 """Bytes of a JPEG's metadata that are left in place, since to cut them out takes longer than to read over them."""
 
@@ -54,81 +53,17 @@ class Inspection(NamedTuple):
     """Memory that the decoder takes for a pixel, beside the picture that it makes."""
     fixed_bytes: int = 0
     """Memory that it takes beside."""
-
-
-class Stream(io.BufferedReader):
-    """A file of known length."""
-
-    def __init__(self, raw: io.RawIOBase | io.BytesIO, length: int = 0):
-        """`length` is that of the file in bytes, where it is known."""
-        super().__init__(raw)
-        self.length = length
-
-
-class _Parts(io.RawIOBase):
-    """Parts of a file as if they were all of it."""
-
-    def __init__(self, stream: Stream, parts: list[tuple[int, int]]):
-        """`parts` are beginnings and ends in `stream`, which this reads and moves."""
-        self._stream = stream
-        self._parts = parts
-        self._begins = [0]
-        for begin, end in parts:
-            self._begins.append(self._begins[-1] + end - begin)
-        self._place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._begins[-1]}[whence]
-        self._place = max(0, origin + offset)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
-        index = bisect.bisect_right(self._begins, self._place) - 1
-        if index >= len(self._parts):
-            return 0
-        begin, end = self._parts[index]
-        begin += self._place - self._begins[index]
-        self._stream.seek(begin)
-        data = self._stream.read(min(len(buffer), end - begin))
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
-
-
-def _only(stream: Stream, parts: list[tuple[int, int]]) -> Stream:
-    """Show these parts of a stream, neighbours joined; the stream itself if they are all of it."""
-    joined: list[tuple[int, int]] = []
-    for begin, end in parts:
-        if joined and joined[-1][1] == begin:
-            begin = joined.pop()[0]
-        joined.append((begin, end))
-    if joined == [(0, stream.length)]:
-        return stream
-    if stream.length <= _BLOCK:
-        data = _read_at(stream, 0, _BLOCK)
-        return Stream(io.BytesIO(b"".join([data[begin:end] for begin, end in joined])))
-    return Stream(_Parts(stream, joined))
-
-
-def _read_at(stream: IO[bytes], place: int, count: int) -> bytes:
-    stream.seek(place)
-    return stream.read(count)
+    format: str = ""
+    """As what Pillow is to read it, if not as the format that was asked for."""
+    step: int = 1
+    """Columns of what Pillow reads that make a pixel, of which the first counts."""
 
 
 def _find(stream: IO[bytes], pattern: re.Pattern[bytes], place: int) -> tuple[int, bytes] | None:
     """The next place of a pattern of one or two bytes and the bytes found."""
     before = b""
     stream.seek(place)
-    while block := stream.read(_BLOCK):
+    while block := stream.read(BLOCK):
         data = before + block
         if match := pattern.search(data):
             return place - len(before) + match.start(), match.group()
@@ -151,16 +86,16 @@ _XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
 
 def _segments(stream: Stream) -> Iterator[tuple[int, int, int, bytes]]:
     """Yield code, begin, end and first bytes of every marker segment of a JPEG; coded data lie between them."""
-    place, begin, data = 2, 0, _read_at(stream, 0, _BLOCK)
+    place, begin, data = 2, 0, read_at(stream, 0, BLOCK)
     for _ in range(MAX_SEGMENTS):
         at = place - begin
         if at + 4 + _PEEK > len(data) and begin + len(data) < stream.length:
-            begin, data, at = place, _read_at(stream, place, _BLOCK), 0
+            begin, data, at = place, read_at(stream, place, BLOCK), 0
         if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] in _NO_MARKERS:
             if (found := _find(stream, _MARKER, place)) is None:
                 return
             place = begin = found[0]
-            data, at = _read_at(stream, place, _BLOCK).ljust(4, b"\0"), 0
+            data, at = read_at(stream, place, BLOCK).ljust(4, b"\0"), 0
         code = data[at + 1]
         if code == _EOI:
             return
@@ -188,9 +123,9 @@ def _jpeg(stream: Stream) -> Inspection:
             continue
         elif code in _METADATA:
             if not exif and head.startswith(b"Exif\0\0"):
-                exif = _read_at(stream, begin + 4, end - begin - 4)
+                exif = read_at(stream, begin + 4, end - begin - 4)
             elif not xmp and head.startswith(_XMP_NAME):
-                xmp = _read_at(stream, begin + 4, end - begin - 4)
+                xmp = read_at(stream, begin + 4, end - begin - 4)
         else:
             kept += end - begin
             parts.append((begin, end))
@@ -199,7 +134,7 @@ def _jpeg(stream: Stream) -> Inspection:
             if code in _FRAMES:
                 frame = code, head
     cut = (parts[-1][0] if scans else stream.length) - 2 - kept
-    shown = _only(stream, parts) if cut > _HARMLESS else stream
+    shown = only(stream, parts) if cut > _HARMLESS else stream
     return Inspection(shown, exif, xmp, pixel_bytes=_coefficients(frame[1]) if several else 0)
 
 
@@ -230,7 +165,7 @@ def _png(stream: Stream) -> Inspection:
     counts = {True: MAX_CHUNKS, False: MAX_SEGMENTS}
     exif = xmp = b""
     while place < length:
-        head = _read_at(stream, place, 8)
+        head = read_at(stream, place, 8)
         size, kind = int.from_bytes(head[:4], "big"), head[4:]
         end = place + 12 + size
         if end > length or not kind.isalnum() or kind == b"IEND":
@@ -252,7 +187,7 @@ def _png(stream: Stream) -> Inspection:
             elif name == b"Raw profile type exif" and not exif:
                 exif = exif_of_text(text.decode("latin-1"))
         place = end
-    return Inspection(_only(stream, parts), exif, xmp)
+    return Inspection(only(stream, parts), exif, xmp)
 
 
 def _text(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
@@ -282,13 +217,13 @@ _INTRODUCER = re.compile(rb"[!,;]")
 
 def _gif(stream: Stream) -> Inspection:
     length = stream.length
-    flags = _read_at(stream, 10, 1) or b"\0"
+    flags = read_at(stream, 10, 1) or b"\0"
     place = 13 + ((6 << (flags[0] & 7)) if flags[0] & 0x80 else 0)
     parts, extensions, left = [(0, place)], 0, MAX_COMMENT_BLOCKS
     while (found := _find_near(stream, place)) is not None and found[1] == b"!":
         begin = found[0]
         place, left = _skip_blocks(stream, begin + 2, left)
-        if _read_at(stream, begin + 1, 1) == b"\xf9":  # which colour is transparent
+        if read_at(stream, begin + 1, 1) == b"\xf9":  # which colour is transparent
             parts.append((begin, place))
         extensions += 1
         if extensions > MAX_SEGMENTS:
@@ -296,7 +231,7 @@ def _gif(stream: Stream) -> Inspection:
                 f"is broken or hostile: more than {MAX_SEGMENTS:,} extensions before its picture"
             )
     parts.append((found[0] if found else place, length))
-    return Inspection(_only(stream, parts), pixel_bytes=2)
+    return Inspection(only(stream, parts), pixel_bytes=2)
 
 
 def _skip_blocks(stream: IO[bytes], place: int, left: int) -> tuple[int, int]:
@@ -304,7 +239,7 @@ def _skip_blocks(stream: IO[bytes], place: int, left: int) -> tuple[int, int]:
     begin, data = place, b""
     while left > 0:
         if place - begin >= len(data):
-            begin, data = place, _read_at(stream, place, _BLOCK)
+            begin, data = place, read_at(stream, place, BLOCK)
             if not data:
                 return place, left
         size = data[place - begin]
@@ -318,12 +253,12 @@ def _skip_blocks(stream: IO[bytes], place: int, left: int) -> tuple[int, int]:
 
 
 def _find_near(stream: IO[bytes], place: int) -> tuple[int, bytes] | None:
-    byte = _read_at(stream, place, 1)
+    byte = read_at(stream, place, 1)
     return (place, byte) if _INTRODUCER.match(byte) else _find(stream, _INTRODUCER, place)
 
 
 def _webp(stream: Stream) -> Inspection:
-    data = _read_at(stream, 0, -1)  # as Pillow does
+    data = read_at(stream, 0, -1)  # as Pillow does
     place, chunks, exif, xmp = 12, 0, b"", b""
     while place + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, place)
@@ -353,8 +288,30 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _avif(stream: Stream) -> Inspection:
-    data = check_avif(_read_at(stream, 0, -1))  # Pillow reads all of it as well
+    data = check_avif(read_at(stream, 0, -1))  # Pillow reads all of it as well
     return Inspection(io.BytesIO(data), pixel_bytes=6, fixed_bytes=2 * len(data))
+
+
+def _heif(stream: Stream) -> Inspection:
+    data = check_heic(read_at(stream, 0, -1))
+    return Inspection(io.BytesIO(data), pixel_bytes=6, fixed_bytes=2 * len(data))
+
+
+def _psd(stream: Stream) -> Inspection:
+    found = extract_psd(stream)
+    return Inspection(found.shown, size=found.size, pixel_bytes=4 * (found.step - 1), step=found.step)
+
+
+def _extracted(found: Extracted, header_only: bool) -> Inspection:
+    inspection = inspect(found.shown, found.format, header_only=header_only)
+    return inspection._replace(format=inspection.format or found.format)
+
+
+def _repacked(stream: Stream, tga: bytes | None) -> Inspection:
+    """The picture repacked as TGA, or as it is if it was not repacked; both are in memory."""
+    if tga is None:
+        return Inspection(stream)
+    return Inspection(io.BytesIO(tga), fixed_bytes=len(tga), format="TGA")
 
 
 _LOOKS: dict[str, Callable[[Stream, bool], Inspection]] = {
@@ -367,6 +324,15 @@ _LOOKS: dict[str, Callable[[Stream, bool], Inspection]] = {
     "JPEG2000": lambda stream, _: Inspection(stream, fixed_bytes=check_jpeg2000(stream)),
     "AVIF": lambda stream, _: _avif(stream),
     "PPM": lambda stream, header_only: Inspection(repack_pnm(stream, header_only=header_only)),
+    "DIB": lambda stream, header_only: Inspection(repack_dib(stream, header_only=header_only), pixel_bytes=1),
+    "HEIF": lambda stream, _: _heif(stream),
+    "PSD": lambda stream, _: _psd(stream),
+    "ICO": lambda stream, header_only: _extracted(extract_icon(stream, header_only=header_only), header_only),
+    "DCX": lambda stream, header_only: _extracted(extract_dcx(stream), header_only),
+    "QOI": lambda stream, header_only: _repacked(stream, repack_qoi(stream, header_only=header_only)),
+    "DDS": lambda stream, header_only: _repacked(stream, repack_dds(stream, header_only=header_only)),
+    "SGI": lambda stream, _: Inspection(stream, fixed_bytes=stream.length),
+    **dict.fromkeys(("TGA", "PCX", "SUN", "PCD"), lambda stream, _: Inspection(stream)),
 }
 
 

@@ -67,13 +67,13 @@ KINDS: tuple[Kind, ...] = (
         signature=rb"RIFF.{4}WEBPVP8",
     ),
     Kind("GIF", (".gif",), note="the first frame", formats=("GIF",), signature=rb"GIF8[79]a"),
-    Kind("BMP", (".bmp",), formats=("BMP",), signature=rb"BM"),
+    Kind("BMP", (".bmp",), note="run-length encoded as well", formats=("BMP",), signature=rb"BM"),
     Kind(
         "DIB",
         (".dib",),
         note="a BMP without the first 14 bytes",
         formats=("DIB",),
-        signature=rb"[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+        signature=rb"\x0c\0\0\0.{4}\x01\0|[\x28\x34\x38\x40\x6c\x7c]\0\0\0.{8}\x01\0",
     ),
     Kind(
         "TIFF",
@@ -94,41 +94,57 @@ KINDS: tuple[Kind, ...] = (
         (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
         note="numbers as text or bytes; PFM in grey",
         formats=("PPM",),
-        signature=rb"P[0-6fy]",
+        signature=rb"P[1-6f][\s#]|P0CMYK|Py(P|RGBA|CMYK)\s",
     ),
     Kind(
         "HEIC, HEIF",
         (".heic", ".heif", ".hif"),
         needs="heic",
-        note="the main picture; upright as the file says",
+        note="the main picture, lying as the file says; its EXIF does not count",
         photographs=True,
     ),
     Kind(
         "RAW of cameras",
         tuple(_RAW_ENDINGS.split()),
         needs="raw",
-        note="the preview that the camera made, if it is large enough, else the photograph itself at half its size",
+        note="the preview that the camera made, if it is large enough (`preview` is true), else the photograph itself "
+        "at half its size",
         photographs=True,
     ),
     Kind(
         "Photoshop (PSD)",
         (".psd",),
-        note="all layers together, as Photoshop saved them; 8 bits",
+        note="all layers together, as Photoshop saved them; 8 or 16 bits",
         formats=("PSD",),
         signature=rb"8BPS\0\x01",
     ),
-    Kind("Targa (TGA)", (".tga",), note="known by its ending, or its last bytes", formats=("TGA",)),
-    Kind("QOI", (".qoi",), formats=("QOI",), signature=rb"qoif"),
+    Kind(
+        "Targa (TGA)",
+        (".tga",),
+        note="known by its ending, or its last bytes; opacity of 0 everywhere counts as none",
+        formats=("TGA",),
+    ),
+    Kind(
+        "QOI",
+        (".qoi",),
+        note="up to 6 million codes, about as many pixels of a photograph",
+        formats=("QOI",),
+        signature=rb"qoif",
+    ),
     Kind("SGI", (".sgi", ".rgb", ".rgba", ".bw"), formats=("SGI",), signature=rb"\x01\xda[\0\x01][\x01\x02]"),
-    Kind("PCX", (".pcx",), formats=("PCX",), signature=rb"\n[\0\x02\x03\x05]"),
+    Kind("PCX", (".pcx",), formats=("PCX",), signature=rb"\n[\0\x02\x03\x05][\0\x01]"),
     Kind("DCX", (".dcx",), note="several PCX; the first", formats=("DCX",), signature=rb"\xb1\x68\xde\x3a"),
     Kind(
-        "DDS", (".dds",), note="the largest size of the first texture", formats=("DDS",), signature=rb"DDS "
+        "DDS",
+        (".dds",),
+        note="the largest size of the first texture, compressed or not",
+        formats=("DDS",),
+        signature=rb"DDS ",
     ),
     Kind(
         "Windows icon (ICO)",
         (".ico",),
-        note="the largest picture",
+        note="the largest picture, of the most colours",
         formats=("ICO",),
         signature=rb"\0\0\x01\0",
     ),
@@ -183,7 +199,9 @@ KINDS: tuple[Kind, ...] = (
         formats=("EPS",),
         signature=rb"%!PS|\xc5\xd0\xd3\xc6",
     ),
-    _unread("SVG", ".svg .svgz", "a drawing without pixels; save it as PNG"),
+    _unread(
+        "SVG", ".svg .svgz", "a drawing without pixels; save it as PNG", signature=rb"\s*(<\?xml.{0,50})?<svg"
+    ),
     _unread(
         "Windows metafile",
         ".wmf .emf",
@@ -213,7 +231,10 @@ KINDS: tuple[Kind, ...] = (
         signature=rb"\0\0\0\0\0\0\0\x04",
     ),
     _unread(
-        "SPIDER", ".spi", "measurements of electron microscopes; save a rendering as PNG", formats=("SPIDER",)
+        "SPIDER",
+        ".spi .spider",
+        "measurements of electron microscopes; save a rendering as PNG",
+        formats=("SPIDER",),
     ),
     _unread(
         "macOS icon (ICNS)",
@@ -227,7 +248,7 @@ KINDS: tuple[Kind, ...] = (
         ".cur .ani",
         "no picture that one labels; save it as PNG",
         formats=("CUR",),
-        signature=rb"\0\0\x02\0",
+        signature=rb"\0\0\x02\0(?!\0\0)",
     ),
     _unread(
         "XBM, XPM",
@@ -243,7 +264,13 @@ KINDS: tuple[Kind, ...] = (
         formats=("MSP",),
         signature=rb"DanM|LinS",
     ),
-    _unread("FLI, FLC", ".fli .flc", "animations of the 1990s; save a frame as PNG", formats=("FLI",)),
+    _unread(
+        "FLI, FLC",
+        ".fli .flc",
+        "animations of the 1990s; save a frame as PNG",
+        formats=("FLI",),
+        signature=rb".{4}[\x11\x12]\xaf",
+    ),
     _unread("IM", ".im", "LabEye, a format of the 1980s; save it as PNG", formats=("IM",)),
     _unread("IM Tools", ".imt", "a format of the 1980s; save it as PNG", formats=("IMT",)),
     _unread(
@@ -261,7 +288,7 @@ KINDS: tuple[Kind, ...] = (
         signature=rb"P7 332",
     ),
     _unread("IPTC", ".iim", "notes about a picture of newspapers", formats=("IPTC",)),
-    _unread("GIMP brush", ".gbr", "a brush; save it as PNG", formats=("GBR",)),
+    _unread("GIMP brush", ".gbr", "a brush; save it as PNG", formats=("GBR",), signature=rb".{20}GIMP"),
     _unread(
         "BLP",
         ".blp",

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hierclass.images.decoding import ImageSource, read_image
+from hierclass.images.decoding import read_image
+from hierclass.images.sources import ImageSource
 
 ArrayT = TypeVar("ArrayT")
 

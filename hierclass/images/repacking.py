@@ -1,6 +1,7 @@
 """Repack files that Pillow would decode value by value in Python as files that it decodes at once.
 
-PBM, PGM and PPM files whose values are text, or range to other than 255, and run-length encoded BMP files.
+PBM, PGM and PPM files whose values are text, or range to other than 255, run-length encoded BMP files, QOI, and DDS
+that is not compressed.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.errors import ImageError
+from hierclass.images.streams import read_at
 
 MAX_TEXT = 1 << 27
 """Bytes of a file that holds values as text: a photograph of 11 megapixels takes as much, and 3 s."""
 MAX_RUNS = 1 << 25
 """Bytes of a run-length encoded BMP file: a scan of 33 megapixels that could not be compressed."""
 MAX_CODES = 6_000_000
-"""Codes of such a file, of 1 to 255 pixels each: they take up to a microsecond."""
+"""Codes of such a file, or of a QOI, of 1 to 255 pixels each: they take up to a microsecond."""
 MAX_VALUES = 3 * 178_956_970
 """Values of a picture: more are refused by their number of pixels, so there is no need to read them."""
 _MAX_HEADER = 1 << 16
@@ -207,3 +209,124 @@ def _runs(code: bytes, odd: int, size: tuple[int, int], halves: bool) -> bytearr
             f"is a run-length encoded BMP file of more than {MAX_CODES:,} codes, the most that are read: save it as PNG"
         )
     return pixels
+
+
+def repack_dib(stream: IO[bytes], *, header_only: bool = False) -> IO[bytes]:
+    """Return a run-length encoded DIB (a BMP without its first 14 bytes) decoded, as `repack_bmp` does."""
+    if int.from_bytes(read_at(stream, 16, 4), "little") not in (1, 2) or header_only:
+        return stream
+    stream.seek(0)
+    whole = io.BytesIO(b"BM" + bytes(12) + stream.read(MAX_RUNS + 1))
+    packed = repack_bmp(whole)
+    packed.seek(14)
+    return io.BytesIO(packed.read())
+
+
+def as_tga(size: tuple[int, int], pixels: bytes | bytearray, channels: int) -> bytes:
+    """A TGA file of pixels from the upper left on: 3 (blue, green, red) or 4 bytes each (opacity as well)."""
+    head = struct.pack("<2xB9x2H2B", 2, *size, 8 * channels, 0x20 + (8 if channels == 4 else 0))
+    return b"".join((head, pixels, bytes(8) + b"TRUEVISION-XFILE.\0"))
+
+
+def repack_qoi(stream: IO[bytes], *, header_only: bool = False) -> bytes | None:
+    """Return a QOI file as TGA; None if it has too many pixels. Raises ImageError if it has too many codes."""
+    width, height, channels = struct.unpack(">IIB", read_at(stream, 4, 9).ljust(9, b"\0"))
+    if not 0 < width * height <= MAX_VALUES // 3 or max(width, height) > 0xFFFF:
+        return None
+    channels = 4 if channels == 4 else 3
+    if header_only:
+        return as_tga((width, height), b"", channels)
+    pixels = _qoi_pixels(read_at(stream, 14, 5 * MAX_CODES), width * height * channels, channels)
+    return as_tga((width, height), pixels, channels)
+
+
+def _qoi_pixels(code: bytes, total: int, channels: int) -> bytearray:
+    """Pixels of QOI's codes, each of one pixel or a run of up to 62; opacity is dropped with 3 channels."""
+    pixels = bytearray()
+    seen = [(0, 0, 0, 0, bytes(channels))] * 64
+    red = green = blue = place = 0
+    alpha, pixel, end = 255, bytes((0, 0, 0, 255))[:channels], len(code)
+    with_alpha = channels == 4
+    for _ in range(MAX_CODES):
+        if place >= end or len(pixels) >= total:
+            break
+        value = code[place]
+        place += 1
+        if value < 0x40:
+            red, green, blue, alpha, pixel = seen[value]
+            pixels += pixel
+            continue
+        if value < 0x80:
+            red = red + (value >> 4 & 3) - 2 & 255
+            green = green + (value >> 2 & 3) - 2 & 255
+            blue = blue + (value & 3) - 2 & 255
+        elif value < 0xC0:
+            if place >= end:
+                break
+            other = code[place]
+            place += 1
+            step = (value & 63) - 32
+            red = red + step + (other >> 4) - 8 & 255
+            green = green + step & 255
+            blue = blue + step + (other & 15) - 8 & 255
+        elif value < 0xFE:
+            pixels += pixel * ((value & 63) + 1)
+            continue
+        else:
+            taken = 3 if value == 0xFE else 4
+            if place + taken > end:
+                break
+            red, green, blue = code[place], code[place + 1], code[place + 2]
+            alpha = alpha if taken == 3 else code[place + 3]
+            place += taken
+        pixel = bytes((blue, green, red, alpha) if with_alpha else (blue, green, red))
+        pixels += pixel
+        seen[red * 3 + green * 5 + blue * 7 + alpha * 11 & 63] = (red, green, blue, alpha, pixel)
+    else:
+        if len(pixels) < total:
+            raise ImageError(
+                f"is a QOI image of more than {MAX_CODES:,} codes, the most that are read: save it as PNG"
+            )
+    if len(pixels) < total:
+        raise ImageError("is truncated: the file ends before the picture does")
+    return pixels[:total]
+
+
+_DDS_HEAD = 128
+
+
+def repack_dds(stream: IO[bytes], *, header_only: bool = False) -> bytes | None:
+    """Return a DDS file of pixels that are not compressed as TGA; None if it is none, or has too many pixels."""
+    head = read_at(stream, 0, _DDS_HEAD)
+    if len(head) < _DDS_HEAD:
+        return None
+    height, width = struct.unpack_from("<2I", head, 12)
+    flags, _, bits, *masks = struct.unpack_from("<7I", head, 80)
+    if not flags & 0x40 or bits not in (8, 16, 24, 32):
+        return None
+    if not 0 < width * height <= MAX_VALUES // 3 or max(width, height) > 0xFFFF:
+        return None
+    channels = 4 if flags & 1 else 3
+    if header_only:
+        return as_tga((width, height), b"", channels)
+    pixels = bytearray()
+    size, rows = bits // 8, max(1, _BLOCK // (4 * width))
+    for top in range(0, height, rows):
+        wanted = min(rows, height - top) * width
+        data = read_at(stream, _DDS_HEAD + top * width * size, wanted * size)
+        if len(data) < wanted * size:
+            raise ImageError("is truncated: the file ends before the picture does")
+        values = np.zeros((wanted, 4), np.uint8)
+        values[:, :size] = np.frombuffer(data, np.uint8).reshape(wanted, size)
+        numbers = values.view("<u4")[:, 0]
+        found = np.empty((wanted, channels), np.uint8)
+        for channel, mask in zip((2, 1, 0, 3), masks[:channels], strict=False):
+            lowest = (mask & -mask).bit_length() - 1 if mask else 0
+            most = mask >> lowest
+            found[:, channel] = (
+                (numbers & mask) >> lowest
+                if most == 255
+                else (((numbers & mask) >> lowest) / max(most, 1) * 255)
+            )
+        pixels += found.tobytes()
+    return as_tga((width, height), pixels, channels)

@@ -12,6 +12,7 @@ import struct
 from typing import IO, NamedTuple
 
 from hierclass.errors import ImageError
+from hierclass.images.streams import read_at
 
 MAX_TAGS = 4096
 """Tags of one directory that are read; cameras and scanners write dozens, scientific TIFF some hundred."""
@@ -32,6 +33,7 @@ _THUMBNAIL = (0x0201, 0x0202)
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)
 """Tags that lead to further directories which Pillow reads: EXIF, GPS, interoperability."""
 _COLOURS = 320
+_REDUCED, _COLOURS_OF_PIXELS, _SUB_DIRECTORIES, _DNG_VERSION = 254, 262, 330, 50706
 _STRIPS = (273, 279, 324, 325)
 """Tags of where strips and tiles are, and of how many bytes they take."""
 _TYPES = {
@@ -102,6 +104,19 @@ class _Directories:
                 return int(value)
         return default
 
+    def numbers(self, tag: _Tag) -> list[int]:
+        """The whole numbers of a tag, up to 16."""
+        if tag.kind not in _WHOLE:
+            return []
+        begin, size = self.span(tag)
+        each, code = _TYPES[tag.kind]
+        size = min(size, 16 * each)
+        data = tag.field[:size] if begin < 0 else read_at(self.stream, begin, size)
+        return [
+            int(number)
+            for (number,) in struct.iter_unpack(self.order + code, data[: len(data) // each * each])
+        ]
+
 
 def _exif(data: bytes) -> _Directories:
     prefix = re.match(rb"(?:Exif\0\0)*", data)
@@ -130,6 +145,36 @@ def read_thumbnail(exif: bytes) -> bytes:
     begin, length = (directories.number(tags, number) for number in _THUMBNAIL)
     directories.stream.seek(max(0, begin))
     return directories.stream.read(max(0, length)) if begin > 0 else b""
+
+
+_RAW_COLOURS = (32803, 34892)
+"""What the tag of colours says of pixels of a sensor, as they are or with every colour at every pixel."""
+_MOST_DIRECTORIES = 64
+
+
+def is_raw(stream: IO[bytes]) -> bool:
+    """Whether a TIFF is a RAW file: a directory holds what a sensor saw, or the first holds a preview alone."""
+    directories = _Directories(stream)
+    stream.seek(8)
+    if stream.read(4) in (b"CR\2\0", b"IIII", b"MMMM"):  # Canon, Phase One
+        return True
+    todo, seen = [directories.first], set[int]()
+    while todo and len(seen) < _MOST_DIRECTORIES:
+        place = todo.pop()
+        try:
+            tags, following = directories.tags(place)
+        except ImageError:
+            return False
+        if directories.number(tags, _COLOURS_OF_PIXELS) in _RAW_COLOURS:
+            return True
+        if any(tag.number == _DNG_VERSION for tag in tags) and directories.number(tags, _REDUCED) & 1:
+            return True
+        below = [
+            number for tag in tags if tag.number == _SUB_DIRECTORIES for number in directories.numbers(tag)
+        ]
+        seen.add(place)
+        todo += [at for at in (following, *below) if at and at not in seen]
+    return False
 
 
 def check_tiff(stream: IO[bytes]) -> int:

@@ -7,12 +7,13 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import numpy as np
 
 from hierclass.decisions.exit_policy import LevelChoice, StopReason
+from hierclass.images.kinds import kind_of
 from hierclass.labelling.inputs import Stamp
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_parts import Range
@@ -102,7 +103,7 @@ class RowCheck:
         self._check_classes(rows)
         if self._job is not None:
             self._check_request(rows, self._job.request.level)
-            if not self._job.reading.previews and any(rows.column("preview").to_pylist()):
+            if not self._job.reading.previews and not all(map(_may_be_raw, _previews(rows))):
                 self._refuse("it was written with --previews")
 
     def _check_classes(self, rows: pa.Table) -> None:
@@ -190,6 +191,20 @@ class EarlierIndex:
         if self.sizes[number] == UNKNOWN:
             return now.modified <= self.rows.known_at
         return now == (self.sizes[number], self.times[number])
+
+
+def _previews(rows: pa.Table) -> list[str]:
+    """The paths of the images of which a preview was read."""
+    import pyarrow.compute as pc
+
+    found: list[str] = rows.filter(pc.fill_null(rows.column("preview"), False)).column("path").to_pylist()
+    return found
+
+
+def _may_be_raw(path: str) -> bool:
+    """Whether a file may be a RAW file, by its name: of those a preview is read whatever was asked for."""
+    kind = kind_of(PurePath(path).suffix)
+    return kind is not None and (kind.needs == "raw" or "TIFF" in kind.formats)
 
 
 def _num_tiers(names: Iterable[str]) -> int:

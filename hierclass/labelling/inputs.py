@@ -5,17 +5,26 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
 from hierclass.errors import HierclassError, ImageError, InputError
 from hierclass.images.decoding import MAX_BYTES
-from hierclass.images.discovery import display_name, find_inputs
-from hierclass.images.kinds import scanned_endings
+from hierclass.images.discovery import (
+    PassedOver,
+    check_named,
+    display_name,
+    ending_of,
+    find_inputs,
+    nothing_to_do,
+)
+from hierclass.images.kinds import kind_of, scanned_endings
+from hierclass.images.path_lists import PATH_COLUMNS
 from hierclass.labelling.bounded_parquet import BoundedParquet, UnreadableRowsError, short
 from hierclass.labelling.tar_members import LINK, SPARSE, list_tar
+from taxonomy.folders import IGNORED, Ignore
 
 TAR_ENDINGS = (".tar",)
 PARQUET_ENDINGS = (".parquet",)
@@ -57,55 +66,81 @@ class Input(NamedTuple):
 
 
 def list_inputs(
-    names: Iterable[str | os.PathLike[str]], *, stdin: BinaryIO | None = None, image_column: str | None = None
+    names: Iterable[str | os.PathLike[str]],
+    *,
+    stdin: BinaryIO | None = None,
+    image_column: str | None = None,
+    ignore: Collection[str] = IGNORED,
+    passed_over: PassedOver | None = None,
 ) -> Iterator[Input]:
     """Yield every image that `names` lead to, as `hierclass.images.discovery.find_inputs` does, and those in archives.
 
     A tar file (.tar, uncompressed, in folders too) yields its members with the ending of an image, in their order (the
-    layout of WebDataset); links among them can't be read. A Parquet file (.parquet) that is named yields every row of
-    `image_column`: bytes, or a struct with a field `bytes`. An archive that can't be listed is yielded as an input;
-    reading it gives the error.
+    layout of WebDataset); links among them can't be read. Members are ignored as files in folders are, and those of
+    other kinds counted in `passed_over`, but for what describes an image (`0.json` beside `0.jpg`). A Parquet file
+    (.parquet) that is named yields every row of `image_column`: bytes, or a struct with a field `bytes`. An archive
+    that can't be listed is yielded as an input; reading it gives the error.
 
     Raises:
-        InputError: there is nothing to label (at the end), or a Parquet file has no column of images.
+        InputError: a name is that of a list, of a table or of something packed (on the call, if `names` is a
+            sequence); there is nothing to label (at the end), or a Parquet file has no column of images.
     """
+    for name in names if isinstance(names, Sequence) else ():
+        check_named(name)
+    passed_over = PassedOver() if passed_over is None else passed_over
+    paths = find_inputs(names, stdin=stdin, also=TAR_ENDINGS, ignore=ignore, passed_over=passed_over)
+    return _inputs(paths, image_column, ignore, passed_over)
+
+
+def _inputs(
+    paths: Iterable[str], image_column: str | None, ignore: Collection[str], passed_over: PassedOver
+) -> Iterator[Input]:
     empty, archive = True, ""
-    for item in _list_inputs(names, stdin, image_column):
-        if isinstance(item, Input):
-            empty = False
-            yield item
-        else:
-            archive = item
-    if empty:
-        raise InputError(f"nothing to do: no images in {display_name(archive)}")
-
-
-def _list_inputs(
-    names: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None, image_column: str | None
-) -> Iterator[Input | str]:
-    """Yield inputs, and before those of an archive the path of the archive."""
-    for path in find_inputs(names, stdin=stdin, also=TAR_ENDINGS):
+    for path in paths:
         ending = PurePath(path).suffix.lower()
         if ending in TAR_ENDINGS and os.path.isfile(path):  # noqa: PTH113 - raises nothing where a name is too long
-            yield path
-            yield from _tar_members(path)
+            archive, found = path, _tar_members(path, Ignore(ignore, path), passed_over)
         elif ending in PARQUET_ENDINGS and os.path.isfile(path):  # noqa: PTH113
-            yield path
-            yield from _parquet_rows(path, image_column)
+            archive, found = path, _parquet_rows(path, image_column)
         else:
-            yield Input(path)
+            found = iter((Input(path),))
+        for item in found:
+            empty = False
+            yield item
+    if empty:
+        raise nothing_to_do(f"no images in {display_name(archive)}", passed_over)
 
 
-def _tar_members(path: str) -> Iterator[Input]:
+def _tar_members(path: str, ignore: Ignore, passed_over: PassedOver) -> Iterator[Input]:
     """Yield the images in a tar file, and the file itself if it can't be read to its end."""
     listed = stamp(path) or ()
+    endings, sample, others, has_image = scanned_endings(), "", PassedOver(), True
     try:
-        endings = scanned_endings()
         for member in list_tar(path):
-            if PurePath(member.name).suffix.lower() in endings:
+            if ignore.any_part(member.name):
+                continue
+            if (name := _sample(member.name)) != sample:
+                if not has_image:
+                    passed_over.update(others)
+                sample, others, has_image = name, PassedOver(), False
+            ending = ending_of(member.name)
+            if ending in endings:
+                has_image = True
                 yield Input(path, *member, *listed)
+            elif (kind := kind_of(ending)) is not None and kind.photographs:
+                passed_over.add(member.name)
+            else:
+                others.add(member.name)
     except (InputError, OSError):
         yield Input(path)
+    if not has_image:
+        passed_over.update(others)
+
+
+def _sample(member: str) -> str:
+    """What the files of one sample of a WebDataset have in common: all up to the first dot of the name."""
+    folder, slash, name = member.rpartition("/")
+    return f"{folder}{slash}{name.partition('.')[0]}"
 
 
 def _parquet_rows(path: str, image_column: str | None) -> Iterator[Input]:
@@ -156,8 +191,19 @@ def find_column(path: str, schema: Any, wanted: str | None) -> str:
         n for n, holds in columns.items() if holds
     ]
     if not found:
-        raise InputError(f"{display_name(path)} has no column of images (bytes); it has {_shown(columns)}")
+        raise InputError(
+            f"{display_name(path)} has no column of images (bytes); it has {_shown(columns)}{_as_list(path, schema)}"
+        )
     return found[0]
+
+
+def _as_list(path: str, schema: Any) -> str:
+    """How to label what a Parquet file without images names; empty if it has no column of paths."""
+    column = next((name for name in PATH_COLUMNS if name in schema.names), None)
+    if column is None:
+        return ""
+    code = f"import pyarrow.parquet as p; print(*p.read_table({path!r})[{column!r}], sep='\\n')"
+    return f'; as a list: python -c "{code}" | hierclass label -'
 
 
 def _shown(names: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hierclass.decisions.cascade import Cascade, Done, FeatureCascade, ParallelCascade
 from hierclass.decisions.exit_policy import Answers, ExitPolicy, Request
+from hierclass.images.discovery import PassedOver
 from hierclass.labelling.inputs import Input, Shard, Stamp, list_inputs
 from hierclass.labelling.read_ahead import NumberedInput, read_ahead
 from hierclass.labelling.read_input import ReadOptions, ReadResult
@@ -57,13 +58,23 @@ class LabelPipeline:
         self._classifier, self._reading = classifier, reading or ReadOptions()
 
     def list_inputs(
-        self, names: Iterable[str | os.PathLike[str]], shard: Shard | None = None
+        self,
+        names: Iterable[str | os.PathLike[str]],
+        shard: Shard | None = None,
+        passed_over: PassedOver | None = None,
     ) -> Iterable[NumberedInput]:
         """Return the inputs that `names` lead to, numbered from 0; with a shard, a list of its part of them.
 
-        Raises as `hierclass.labelling.inputs.list_inputs`, at the end of the inputs.
+        Other files are counted in `passed_over`.
+
+        Raises as `hierclass.labelling.inputs.list_inputs`, mostly at the end of the inputs.
         """
-        inputs = enumerate(list_inputs(names, image_column=self._reading.image_column))
+        reading = self._reading
+        inputs = enumerate(
+            list_inputs(
+                names, image_column=reading.image_column, ignore=reading.ignore, passed_over=passed_over
+            )
+        )
         return inputs if shard is None else shard.of_all(inputs)
 
     def run(self, inputs: Iterable[NumberedInput]) -> Iterator[ReadInputs]:

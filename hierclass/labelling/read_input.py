@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hierclass.errors import ImageError, InputError, unexpected
-from hierclass.images.decoding import read_image, read_preview
+from hierclass.images.decoding import PREVIEW, read_image, read_preview
+from hierclass.images.discovery import what_else
 from hierclass.images.preprocessing import decode_side, read_square, square
 from hierclass.labelling.inputs import SECONDS_PER_IMAGE, SECONDS_RANGE, Input, Stamp, source, stamp
+from taxonomy.folders import IGNORED
 
 if TYPE_CHECKING:
     from hierclass.images.preprocessing import Preprocessing
@@ -38,6 +40,8 @@ class ReadOptions:
     """Seconds after which a process that reads an image is ended, and the image gets an error; 0.1 … 3600."""
     image_column: str | None = None
     """Column of Parquet files that holds the images; None: the first that does."""
+    ignore: tuple[str, ...] = IGNORED
+    """What searches of folders and tar files leave out: patterns of names or, with / in them, of paths."""
     previews: bool = False
     """Read the EXIF thumbnail of a JPEG in place of the image if it is large enough for the level."""
 
@@ -99,7 +103,8 @@ class InputReader(NamedTuple):
             preview = read_preview(found, decode_side(preprocessing, margin=1))
             if preview is not None:
                 return ReadResult(square(preview, preprocessing), before, preview=True)
-        return ReadResult(read_square(found, preprocessing), before)
+        image = read_image(found, min_side=decode_side(preprocessing))
+        return ReadResult(square(image, preprocessing), before, preview=image.info.get(PREVIEW) is True)
 
 
 class PictureReader(NamedTuple):
@@ -139,6 +144,7 @@ class PictureReader(NamedTuple):
 
 def _failed(source: object, error: Exception, before: Stamp | None) -> ReadResult:
     if isinstance(error, ImageError):
-        return ReadResult(str(error), before)
+        instead = what_else(source.path) if isinstance(source, Input) and source.offset < 0 else ""
+        return ReadResult(instead or str(error), before)
     _log.debug("reading %r failed", source, exc_info=error)
     return ReadResult(unexpected(error), before)

@@ -33,9 +33,10 @@ class Row:
 
     `path` names the input. `steps` are the classes of the last computed level, one per tier from 0 to its own; their
     scores (0 … 1) never rise. `level` is the tier of the answer, an index of `steps`; None if nothing is sure
-    (`stop_reason` "last"), the image shows none of the classes asked for ("excluded"), or the level that was asked
+    (`stop_reason` "not sure"), the image shows none of the classes asked for ("excluded"), or the level that was asked
     for is too coarse to tell ("asked"). `chosen_level` is the last computed level and `stop_reason` says why it was
-    the last (a `hierclass.decisions.exit_policy.StopReason` in small letters). `preview`: the EXIF thumbnail was read.
+    the last (a `hierclass.decisions.exit_policy.StopReason` in words). `preview`: a preview was read. `guess` is the
+    index of the coarsest class that could have been the answer where `stop_reason` is "not sure", else None.
     """
 
     path: str
@@ -45,6 +46,13 @@ class Row:
     stop_reason: str | None = None
     preview: bool | None = None
     steps: tuple[Step, ...] = ()
+    guess: int | None = None
+
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"<Row {self.path}: error: {self.error}>"
+        shown = "no answer" if self.score is None else f"{self.label} {self.score:.2f}"
+        return f"<Row {self.path}: {shown}, {self.stop_reason} at level {self.chosen_level}>"
 
     @property
     def answer(self) -> Step | None:
@@ -52,19 +60,28 @@ class Row:
         return None if self.level is None else self.steps[self.level]
 
     @property
+    def sure(self) -> bool:
+        """Whether there is an answer, not a guess: with "auto" one that is sure, else that of the level asked for."""
+        return self.level is not None
+
+    @property
     def synset(self) -> str | None:
-        """Synset id (or own id) of the answer."""
-        return None if self.answer is None else self.answer.synset
+        """Synset id (or own id) of the answer, of the guess where it is not sure; None if there is neither."""
+        return None if self._shown is None else self._shown.synset
 
     @property
     def label(self) -> str | None:
-        """Name of the answer."""
-        return None if self.answer is None else self.answer.label
+        """Name of the answer, of the guess where it is not sure; None if there is neither."""
+        return None if self._shown is None else self._shown.label
 
     @property
     def score(self) -> float | None:
-        """Probability (0 … 1) that the model gives to the answer."""
-        return None if self.answer is None else self.answer.score
+        """Probability (0 … 1) that the model gives to `label`."""
+        return None if self._shown is None else self._shown.score
+
+    @property
+    def _shown(self) -> Step | None:
+        return self.answer if self.guess is None else self.steps[self.guess]
 
     def to_dict(self, num_tiers: int) -> dict[str, Value]:
         """Return the values of the columns of a table of N = `num_tiers` tiers; None where the row has none."""
@@ -77,6 +94,11 @@ class Row:
             values[f"tier{tier}_label"] = step.label
             values[f"tier{tier}_score"] = round(step.score, SCORE_DIGITS)
         return values
+
+
+def is_guess(level: int | None, stop_reason: str | None) -> bool:
+    """Return whether a row's class is a guess, by `level` and `stop_reason`; runs of earlier versions say "last"."""
+    return level is None and stop_reason in (StopReason.NOT_SURE.word, StopReason.LAST.word)
 
 
 def columns(num_tiers: int) -> tuple[str, ...]:
@@ -171,7 +193,10 @@ class Outcome(ReadInputs):
             if error is not None:
                 found.append(Row(item.name, error))
                 continue
-            level, tier = int(self.answers.level[at]), int(self.answers.tier[at])
+            level = int(self.answers.level[at])
+            tier, guess = (
+                int(each[at]) if each[at] >= 0 else None for each in (self.answers.tier, self.answers.guess)
+            )
             pairs = zip(self.answers.classes[at, : level + 1], self.answers.scores[at], strict=False)
             steps = tuple(
                 Step(nodes[k][index].id, nodes[k][index].name, float(score))
@@ -179,7 +204,7 @@ class Outcome(ReadInputs):
             )
             reason = StopReason(int(self.answers.reason[at])).word
             preview = bool(self.previews[at])
-            found.append(Row(item.name, None, tier if tier >= 0 else None, level, reason, preview, steps))
+            found.append(Row(item.name, None, tier, level, reason, preview, steps, guess))
         return found
 
     def table(self, names: ClassNames) -> pa.Table:
@@ -188,15 +213,14 @@ class Outcome(ReadInputs):
 
         answers, good = self.answers, np.array([error is None for error in self.errors], dtype=np.bool_)
         rows = np.arange(len(self))
-        tier = np.where(good, answers.tier, -1)
-        answered = tier >= 0
-        at = np.where(answered, tier, 0)
+        answered, shown = good & (answers.tier >= 0), good & (answers.shown >= 0)
+        at = np.where(shown, answers.shown, 0)
         values: dict[str, Any] = {
             **self.columns(),
-            "level": pa.array(tier.astype(np.int32), mask=~answered),
-            "synset": _taken(names.synsets, names.starts[at] + answers.classes[rows, at], answered),
-            "label": _taken(names.labels, names.starts[at] + answers.classes[rows, at], answered),
-            "score": _scores(answers.scores[rows, at], answered),
+            "level": pa.array(answers.tier.astype(np.int32), mask=~answered),
+            "synset": _taken(names.synsets, names.starts[at] + answers.classes[rows, at], shown),
+            "label": _taken(names.labels, names.starts[at] + answers.classes[rows, at], shown),
+            "score": _scores(answers.scores[rows, at], shown),
             "chosen_level": pa.array(answers.level.astype(np.int32), mask=~good),
             "stop_reason": _taken(names.reasons, answers.reason, good),
             "preview": pa.array(self.previews, mask=~good),

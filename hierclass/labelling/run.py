@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Protocol
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
 from hierclass.files import has_content, remove_temporaries
-from hierclass.images.discovery import STANDARD_INPUT, display_name
+from hierclass.images.discovery import STANDARD_INPUT, PassedOver, display_name
 from hierclass.labelling.inputs import Input, list_inputs
 from hierclass.labelling.pipeline import LabelPipeline, count_tiers
 from hierclass.labelling.read_input import ReadOptions
-from hierclass.labelling.rows import schema
+from hierclass.labelling.rows import is_guess, schema
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_inputs import Fingerprint
 from hierclass.labelling.run_manifest import (
@@ -110,7 +110,8 @@ class LabelRun:
                 f"--retry-errors: there is no run in {display_name(self.folder.path)}; a table that is one file "
                 "forgets its run when it is whole, a folder as output (-o run/) keeps it"
             )
-        inputs = self.find_inputs(job.names)
+        passed_over = PassedOver()
+        inputs = self.find_inputs(job.names, passed_over)
         if again:
             check_same(self.folder, wanted)
             self._compare(inputs, is_list=STANDARD_INPUT in job.names)
@@ -118,6 +119,8 @@ class LabelRun:
         else:
             self.listener.listed(0)
             self.folder.begin({**wanted, "keep": update}, inputs, self.listener.listed)
+        if passed_over:
+            self.listener.say(passed_over.text())
         self.finish_passes()
         if again:
             self._look_again(retry_errors=retry_errors)
@@ -126,8 +129,8 @@ class LabelRun:
         """Label the rows that meet an SQL condition again.
 
         Rows stay if their image is gone or a higher level than the requested one has answered it. A request without
-        classes takes those that the run was begun with. The request of the last call, given again, is finished;
-        images that could not be read are tried again.
+        classes takes those that the run was begun with, one without a prior its prior. The request of the last call,
+        given again, is finished; images that could not be read are tried again.
 
         Raises:
             LevelError: the model has no such level.
@@ -140,9 +143,10 @@ class LabelRun:
             )
         check_model(self.folder, describe_model(self.classifier))
         check_place(self.folder)
+        begun = request_from_json(manifest["jobs"][0])
         if not request.selects:
-            begun = request_from_json(manifest["jobs"][0])
             request = dataclasses.replace(request, only=begun.only, exclude=begun.exclude)
+        request = dataclasses.replace(request, prior=request.prior or begun.prior)
         self._check(request)
         job = {
             "kind": "refine",
@@ -151,7 +155,7 @@ class LabelRun:
             **request_to_json(request),
         }
         refined = [n for n, each in enumerate(manifest["jobs"]) if each["kind"] == "refine"]
-        if refined and manifest["jobs"][refined[-1]] == job:
+        if refined and request_to_json(Request()) | manifest["jobs"][refined[-1]] == job:
             self._repeat(refined[-1])
             return
         self._require_complete(manifest)
@@ -169,9 +173,12 @@ class LabelRun:
             self.listener.say(f"answered {what}, rows stay as they were: {count_images(finer)}")
         self._add_pass(job, levels)
 
-    def find_inputs(self, names: Iterable[str]) -> Iterator[Input]:
-        """List the inputs that names lead to."""
-        return list_inputs(names, image_column=self.reading.image_column)
+    def find_inputs(self, names: Iterable[str], passed_over: PassedOver | None = None) -> Iterator[Input]:
+        """List the inputs that names lead to, and count in `passed_over` the other files."""
+        reading = self.reading
+        return list_inputs(
+            names, image_column=reading.image_column, ignore=reading.ignore, passed_over=passed_over
+        )
 
     def assemble(self, path: Path, csv_form: CsvForm = PLAIN) -> int:
         """Write the table as `path`, a CSV table in a form; returns the number of rows with an error.
@@ -245,15 +252,21 @@ class LabelRun:
 
         With `again`, since the same was asked before an update, those that the request's level has answered, too.
 
-        Returns the others: number → the level that has answered it so far.
+        Returns the others: number → the level that has answered it so far. What the last level was not sure of has
+        no answer yet for "auto", which may be sure of it at another precision.
         """
         if request.level == "auto":
             highest = self.classifier.taxonomy.num_tiers - 2
         else:
             highest = self.classifier.check_level(request.level) - again
-        rows = zip(*(table.column(name).to_pylist() for name in ("_index", "chosen_level")), strict=True)
+        names = ("_index", "chosen_level", "level", "stop_reason")
+        rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
         wanted = set(numbers)
-        levels = {number: level for number, level in rows if number in wanted}
+        levels = {
+            number: None if request.level == "auto" and is_guess(tier, reason) else level
+            for number, level, tier, reason in rows
+            if number in wanted
+        }
         return {number: level for number, level in levels.items() if level is None or level <= highest}
 
     def _check(self, request: Request) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +15,7 @@ from hierclass.images.discovery import display_name
 from hierclass.labelling.inputs import Shard
 from hierclass.labelling.read_input import ReadOptions
 from hierclass.labelling.run_folder import RunFolder
+from taxonomy.folders import IGNORED
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -43,6 +45,7 @@ class LabelJob:
                 "names": [display_name(name) for name in self.names],
                 "folder": display_name(Path.cwd()) if relative else None,
                 "image_column": self.reading.image_column,
+                "ignore": _ignored(self.reading.ignore),
                 "shard": None if self.shard is None else f"{self.shard.number}/{self.shard.of}",
             },
             "jobs": [
@@ -53,6 +56,13 @@ class LabelJob:
                 }
             ],
         }
+
+
+def _ignored(patterns: Collection[str]) -> list[str] | None:
+    """What --ignore says of patterns; None: nothing beyond the default, as in runs before there was the option."""
+    if set(IGNORED) <= set(patterns):
+        return [each for each in patterns if each not in IGNORED] or None
+    return ["", *patterns]
 
 
 def describe_model(classifier: Classifier) -> Manifest:
@@ -94,7 +104,7 @@ def check_same(folder: RunFolder, wanted: Manifest, *, update: bool = False) -> 
             "another folder, or add --overwrite"
         )
     ours = {**wanted["inputs"], **wanted["jobs"][0]}
-    theirs = {**stored["inputs"], **stored["jobs"][0]}
+    theirs = {**request_to_json(Request()), **stored["inputs"], **stored["jobs"][0]}
     may_differ = {"names", "ignore"} if update else set[str]()
     different = [name for name, value in ours.items() if theirs.get(name) != value and name not in may_differ]
     if different:
@@ -107,16 +117,17 @@ def check_same(folder: RunFolder, wanted: Manifest, *, update: bool = False) -> 
 
 
 def request_to_json(request: Request) -> Manifest:
-    """Return a request as JSON values."""
-    values = dataclasses.asdict(request)
+    """Return a request as JSON values; its prior as an object, whose order does not count."""
+    values = {**dataclasses.asdict(request), "prior": dict(request.prior)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def request_from_json(job: Manifest) -> Request:
-    """Read the request of an entry of `jobs`."""
+    """Read the request of an entry of `jobs`, of which earlier versions did not write every value."""
+    known = request_to_json(Request()) | job
     names = [field.name for field in dataclasses.fields(Request)]
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v := job[name], list) else v for name in names}
-    return Request(**values)
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v := known[name], list) else v for name in names}
+    return Request(**{**values, "prior": tuple(known["prior"].items())})
 
 
 def _option(name: str) -> str:
@@ -130,6 +141,8 @@ def _model(about: Manifest) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{name} {weight:g}" for name, weight in value.items()]
     if isinstance(value, list) and len(value) > 4:
         return f"{', '.join(map(str, value[:3]))} and {len(value) - 3} more"
     if isinstance(value, list):

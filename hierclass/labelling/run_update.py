@@ -17,7 +17,7 @@ import numpy as np
 
 from hierclass.errors import InputError
 from hierclass.files import written_at
-from hierclass.images.discovery import STANDARD_INPUT, display_name
+from hierclass.images.discovery import STANDARD_INPUT, PassedOver, display_name
 from hierclass.labelling.earlier_rows import EarlierIndex, FinishedRows, RowCheck, RunRows
 from hierclass.labelling.inputs import Input, Stamp, stamp
 from hierclass.labelling.pipeline import LabelPipeline
@@ -179,7 +179,10 @@ class RunUpdate:
             check_same(folder, self._wanted, update=True)
         try:
             run.listener.listed(0)
-            staged = folder.stage(run.find_inputs(self._job.names), run.listener.listed)
+            passed_over = PassedOver()
+            staged = folder.stage(run.find_inputs(self._job.names, passed_over), run.listener.listed)
+            if passed_over:
+                run.listener.say(passed_over.text())
             if self._exists:
                 run.finish_passes()
             schema, index = self._earlier()

@@ -12,9 +12,10 @@ import functools
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from hierclass.errors import InputError
 from hierclass.files import read_regular, replacing
@@ -32,6 +33,10 @@ _FOLDERS = 8
 """Folders whose names are kept; inputs come folder by folder."""
 _SHOWN = 3
 """Reasons that a summary names."""
+_THREADS = 8
+"""Files that are written at once: most of the time is spent waiting until one is on the disk."""
+_Result: TypeAlias = "tuple[str, Sequence[str], bool | InputError | OSError]"
+"""An .xmp file, the path that was to be put into it, and whether it changed, or why it was left as it is."""
 
 
 class SidecarWriter:
@@ -57,6 +62,7 @@ class SidecarWriter:
             OSError: the disk is full. Other files that can't be written are counted.
         """
         names = ["error", "level", *(name for name in rows.column_names if name.endswith("_label"))]
+        wanted = defaultdict[str, list[tuple[str, list[str]]]](list)
         for item, row in zip(inputs, rows.select(names).to_pylist(), strict=True):
             if row["error"] is not None:
                 continue
@@ -64,14 +70,21 @@ class SidecarWriter:
             path = [row[f"tier{tier}_label"] for tier in range(level + 1)]
             # a class may stand on several tiers
             path = [name for tier, name in enumerate(path) if tier == 0 or name != path[tier - 1]]
-            if not path:
-                self._counts["unanswered"] += 1
+            self._counts["unanswered"] += not path
             if item.member or item.offset >= 0:
                 self._counts["archived"] += bool(path)
             elif not os.path.lexists(item.path):
                 self._counts["gone"] += bool(path)
             else:
-                self._write(item.path, path)
+                found, new = self._sidecars(item.path)
+                for sidecar in found or [new] * bool(path):  # an image may be listed twice
+                    wanted[os.path.realpath(sidecar)].append((sidecar, path))
+        pool = ThreadPoolExecutor(_THREADS)
+        try:
+            for each in pool.map(_merge_each, wanted.values()):
+                self._count(each)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def summary(self) -> str:
         """Say in a line what was written, and what was not."""
@@ -98,20 +111,14 @@ class SidecarWriter:
             parts.append(f"{_counted(others, 'other .xmp file')} not written")
         return "; ".join(parts)
 
-    def _write(self, photo: str, path: Sequence[str]) -> None:
-        found, new = self._sidecars(photo)
-        for sidecar in found or ([new] if path else []):
-            try:
-                changed = _merge(Path(sidecar), path)
-            except (InputError, OSError) as error:
-                if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                    raise
-                self._note(sidecar, error)
+    def _count(self, results: Iterable[_Result]) -> None:
+        for sidecar, path, result in results:
+            if not isinstance(result, bool):
+                self._note(sidecar, result)
+            elif path:
+                self._counts["written" if result else "same"] += 1
             else:
-                if path:
-                    self._counts["written" if changed else "same"] += 1
-                else:
-                    self._counts["removed"] += changed
+                self._counts["removed"] += result
 
     def _note(self, sidecar: str, error: InputError | OSError) -> None:
         """Count a file that was not written, and keep the first for every reason."""
@@ -161,6 +168,19 @@ def _endings_by_stem(folder: str) -> dict[str, list[str]]:
 
 def _existing(stem: str) -> str | None:
     return next((stem + ending for ending in _ENDINGS if os.path.lexists(stem + ending)), None)
+
+
+def _merge_each(wanted: Sequence[tuple[str, Sequence[str]]]) -> list[_Result]:
+    """Put keywords into one .xmp file, once for every path; raise OSError if the disk is full."""
+    found = list[_Result]()
+    for sidecar, path in wanted:
+        try:
+            found.append((sidecar, path, _merge(Path(sidecar), path)))
+        except (InputError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise
+            found.append((sidecar, path, error))
+    return found
 
 
 def _merge(sidecar: Path, path: Sequence[str]) -> bool:

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from PIL import Image
 
 from hierclass.errors import HierclassError, ImageError, InputError
+from hierclass.images.discovery import PassedOver
 from hierclass.labelling.inputs import Input
 from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.read_input import ADVICE, PictureReader, ReadOptions
 from hierclass.labelling.reader_processes import ReaderPool
 from hierclass.labelling.rows import Row, schema
 from hierclass.labelling.table_writers import marked_as_text, write_table
-from hierclass.page.messages import photographs
+from hierclass.page.messages import percent, photographs
 from hierclass.page.single import READ_SECONDS
 from hierclass.page.unpacking import ByteBudget, Photograph, unpack
 from hierclass.page.uploads import Uploads
@@ -67,6 +68,8 @@ class BatchJob:
     rows: list[Row | None] = field(default_factory=list)
     thumbnails: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """Files in zip files that are no photographs."""
 
     @property
     def total(self) -> int:
@@ -102,7 +105,8 @@ def collect_job(uploads: Uploads, sent: Any, folder: Path) -> BatchJob:
         raise InputError("there is nothing to label yet; choose photographs or a zip file of photographs")
     if len(files) > MAX_PHOTOGRAPHS:
         raise _too_many(len(files))
-    found, space = list[Photograph](), ByteBudget(min(MAX_UNPACKED, uploads.free_space()))
+    found, passed_over = list[Photograph](), PassedOver()
+    space = ByteBudget(min(MAX_UNPACKED, uploads.free_space()))
     for number, each in enumerate(files):
         name = _name_of(each, number)
         try:
@@ -112,14 +116,17 @@ def collect_job(uploads: Uploads, sent: Any, folder: Path) -> BatchJob:
                 continue
             inner = folder / str(number)
             inner.mkdir()
-            inside = list(unpack(path, name, inner, space, MAX_PHOTOGRAPHS))
-            found += inside or [Photograph(name, None, "holds no photographs")]
+            others = PassedOver()
+            inside = list(unpack(path, name, inner, space, MAX_PHOTOGRAPHS, others))
+            none = "; ".join(filter(None, ["holds no photographs", others.counts()]))
+            found += inside or [Photograph(name, None, none)]
+            passed_over.update(others)
         except (ImageError, InputError) as error:
             text = str(error)
             found.append(Photograph(name, None, text.removeprefix(f"{name} ")))
     if len(found) > MAX_PHOTOGRAPHS:
         raise _too_many(len(found))
-    return BatchJob(found)
+    return BatchJob(found, passed_over=passed_over)
 
 
 def run_batch_job(
@@ -173,7 +180,8 @@ def draw_progress(job: BatchJob, *, stopped: bool = False) -> str:
         text = f"Stopped: {done:,} of {photographs(total)} are done.{failed}"
     elif job.finished:
         speed = f" in {job.seconds:.1f} s ({rate:,.0f} a second)" if rate else ""
-        text = f"{photographs(total)} labelled{speed}{failed}"
+        others = f" · {job.passed_over.counts()}" if job.passed_over else ""
+        text = f"{photographs(total)} labelled{speed}{failed}{others}"
     else:
         left = f" · {rate:,.0f} a second · {(total - done) / rate:.0f} s left" if rate else ""
         text = f"{done:,} of {photographs(total)}{left}{failed}"
@@ -226,7 +234,17 @@ def _table_row(row: Row, picture: str) -> list[Any]:
     if row.error is not None:
         return [image, "could not be read", None, file, "", visible(row.error)]
     if row.level is None or row.answer is None:
-        return [image, "not sure", None, file, f"perhaps {' › '.join(names)}", "nothing is sure enough"]
+        guess = (
+            f": {visible(row.label)} ({percent(row.score)})" if row.label and row.score is not None else ""
+        )
+        return [
+            image,
+            f"not sure{guess}",
+            None,
+            file,
+            f"perhaps {' › '.join(names)}",
+            "nothing is sure enough",
+        ]
     given = " › ".join(names[: row.level + 1])
     remark = "" if row.level == len(names) - 1 else f"perhaps {names[-1]}"
     return [image, names[row.level], round(100 * row.answer.score, 1), file, given, remark]

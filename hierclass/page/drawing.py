@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from hierclass.page.messages import as_html, count, explain_class, percent, reason
 
 if TYPE_CHECKING:
-    from hierclass.classifier import Classifier, Level
+    from hierclass.classifier import Classifier
+    from hierclass.costs import Level
     from hierclass.page.single import AnswerOptions, Stage
 
 MORE_THAN_ALL = 1.005
@@ -90,7 +91,7 @@ def _draw_path(stages: Sequence[Stage]) -> str:
 
 
 def _draw_level(classifier: Classifier, level: Level, stages: Sequence[Stage]) -> str:
-    from hierclass.classifier import run_once
+    from hierclass.costs import run_once
 
     if level.index < len(stages):
         return _draw_stage(classifier, level, stages[level.index], stages[-1])

@@ -27,7 +27,7 @@ LABEL = (
     "Label photographs and zip files of photographs, as the command `hierclass label` does: a list of one row per "
     "photograph, in order, with an `error` where one can't be read. Streams the rows that are done; the last is whole."
 )
-MODEL = "What the levels of the model answer, cost and get right, and for which precisions it has thresholds."
+MODEL = "What the levels of the model answer, cost and get right, and the precisions that thresholds were fitted for."
 CLASSES = "Find classes by name, synset id or words of their definition."
 
 

@@ -13,7 +13,7 @@ from taxonomy.streams import visible
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from hierclass.classifier import Level
+    from hierclass.costs import Level
     from hierclass.page.single import Stage
     from taxonomy import Taxonomy
 

@@ -62,7 +62,7 @@ def introduction(classifier: Classifier) -> str:
 
 
 def _how_it_climbs(classifier: Classifier) -> str:
-    from hierclass.classifier import run_once
+    from hierclass.costs import run_once
 
     if len(classifier.levels) == 1:
         return "A network says what is in your photograph."
@@ -113,7 +113,7 @@ def reason(classifier: Classifier, stages: Sequence[Stage], options: AnswerOptio
 
 def saved(classifier: Classifier, stages: Sequence[Stage]) -> str:
     """Return a sentence on the share of work that was saved; empty if none was."""
-    from hierclass.classifier import run_once
+    from hierclass.costs import run_once
 
     rest = 1 - sum(stage.share for stage in stages)
     if rest < 0.0005 or run_once(classifier.levels):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hierclass.decisions.calibration import LOWEST_PRECISION
 from hierclass.decisions.exit_policy import ExitPolicy, Request, StopReason
 from hierclass.errors import InputError, LevelError
 from hierclass.labelling.read_input import PictureReader
@@ -29,7 +30,7 @@ class AnswerOptions:
     tier: int
     """The tier that is fine enough."""
     precision: float | None = None
-    """Share of answers (0 … 1) that must be right, with thresholds in the model; None: answers need not be sure."""
+    """Share of answers that must be right, one of `Decision.at`; None: answers need not be sure."""
 
     @property
     def request(self) -> Request:
@@ -74,7 +75,7 @@ def parse_options(classifier: Classifier, level: Any = None, precision: Any = No
     Args:
         classifier: the model that answers.
         level: a whole number from 0; None means the finest.
-        precision: 0 … 1; rounded up to the next one that the model has thresholds for. None: answers need not be sure.
+        precision: 0 … 1; below 0.5 the thresholds for 0.5 hold. None: answers need not be sure.
 
     Raises:
         LevelError: there is no such level.
@@ -91,10 +92,9 @@ def parse_options(classifier: Classifier, level: Any = None, precision: Any = No
         raise InputError(f"the precision is a number above 0, up to 1, not {str(precision)[:40]!r}")
     if not known:
         raise InputError("this model was not calibrated, so it cannot say how sure its answers are")
-    enough = [each for each in known if each >= precision - 1e-9]
-    if not enough:
+    if precision > known[-1] + 1e-9:
         raise InputError(f"this model promises answers that are right up to {known[-1]:.0%} of the time")
-    return AnswerOptions(tier=tier, precision=enough[0])
+    return AnswerOptions(tier=tier, precision=min(max(precision, LOWEST_PRECISION), known[-1]))
 
 
 def classify_by_level(classifier: Classifier, source: Path, options: AnswerOptions) -> Iterator[Stage]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hierclass.errors import HierclassError
+from hierclass.images.kinds import scanned_endings
 from hierclass.page.batch_job import (
     HEADERS,
     KINDS,
@@ -64,7 +65,7 @@ def build_batch_tab(service: Service) -> None:
             files = gr.File(
                 label="Photographs or zip files",
                 file_count="multiple",
-                file_types=["image", ".zip"],
+                file_types=["image", ".zip", *sorted(scanned_endings())],
                 height=220,
                 elem_id="pile",
             )

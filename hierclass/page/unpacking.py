@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hierclass.errors import ImageError, InputError
 from hierclass.images.decoding import MAX_BYTES
+from hierclass.images.discovery import PassedOver, ending_of
 from hierclass.images.kinds import scanned_endings
+from taxonomy.folders import usually_ignored
 
 MAX_DIRECTORY = 4 << 20
 """Bytes of a zip file's list of members, at most; zipfile reads it whole before anything else."""
@@ -46,8 +48,10 @@ class ByteBudget:
         self.left -= size
 
 
-def unpack(file: Path, name: str, folder: Path, space: ByteBudget, most: int) -> Iterator[Photograph]:
-    """Yield the photographs in a zip file, written to a folder as 0.jpg, 1.jpg …; leave other files out.
+def unpack(
+    file: Path, name: str, folder: Path, space: ByteBudget, most: int, passed_over: PassedOver
+) -> Iterator[Photograph]:
+    """Yield the photographs in a zip file, written to a folder as 0.jpg, 1.jpg …; count other files.
 
     A photograph that can't be unpacked has an error; the others are not affected. Names are `zip/member`.
 
@@ -57,14 +61,14 @@ def unpack(file: Path, name: str, folder: Path, space: ByteBudget, most: int) ->
         folder: an empty folder.
         space: how many bytes may be written; it is used up.
         most: how many photographs it may hold.
+        passed_over: counts the other files, but for hidden ones and what desktops leave behind.
 
     Raises:
         InputError: it is no zip file, or has too many photographs.
     """
     try:
         with file.open("rb", buffering=0) as raw, zipfile.ZipFile(_BoundedFile(raw)) as archive:
-            endings = scanned_endings()
-            members = [member for member in archive.infolist() if _is_photograph(member, endings)]
+            members = list(_photographs(archive.infolist(), passed_over))
             if len(members) > most:
                 raise InputError(
                     f"{name} holds {len(members):,} photographs; up to {most:,} are taken at once"
@@ -128,12 +132,15 @@ def _damaged(error: Exception) -> ImageError:
     return ImageError("is damaged inside of its zip file")
 
 
-def _is_photograph(member: zipfile.ZipInfo, endings: Collection[str]) -> bool:
-    parts = PurePosixPath(member.filename).parts
-    if not parts:
-        return False
-    hidden = any((part[0] == "." and part != "..") or part == "__MACOSX" for part in parts)
-    return not member.is_dir() and not hidden and PurePosixPath(member.filename).suffix.lower() in endings
+def _photographs(members: Iterable[zipfile.ZipInfo], passed_over: PassedOver) -> Iterator[zipfile.ZipInfo]:
+    endings, ignored = scanned_endings(), usually_ignored()
+    for member in members:
+        if member.is_dir() or ignored.any_part(member.filename):
+            continue
+        if ending_of(member.filename) in endings:
+            yield member
+        else:
+            passed_over.add(member.filename)
 
 
 class _BoundedFile(io.RawIOBase):

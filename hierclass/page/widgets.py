@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hierclass.decisions.calibration import LOWEST_PRECISION
 from hierclass.page.addresses import visitor_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def build_controls(classifier: Classifier) -> Controls:
     """Add the widgets that set how fine and how sure an answer must be."""
     import gradio as gr
 
-    from hierclass.classifier import run_once
+    from hierclass.costs import run_once
 
     levels, known = classifier.levels, classifier.decision.precisions
     info = "Fewer kinds cost less: a finer step that is not needed is never computed."
@@ -47,15 +48,14 @@ def build_controls(classifier: Classifier) -> Controls:
         info="It climbs until it is sure of an answer that is fine enough; else it says less.",
         visible=bool(known),
     )
-    low, high = (int(100 * (known or [0.9])[at] + 1e-6) for at in (0, -1))
-    steps = ", ".join(f"{100 * each:.4g}" for each in known)
+    low, high = (int(100 * each + 1e-6) for each in (LOWEST_PRECISION, known[-1] if known else 0.9))
     precision = gr.Slider(
         min(low, high - 1),
         high,
         value=90 if low <= 90 <= high else low,
         step=1,
         label="How often must a sure answer be right? (of 100)",
-        info=f"Measured for {steps}; between these, the next higher one holds.",
+        info="Measured on photographs of things that the model knows; of others nothing is promised.",
         visible=bool(known),
     )
     return Controls(level, sure, precision)

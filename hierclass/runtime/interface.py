@@ -40,6 +40,8 @@ class Runtime(abc.ABC):
     name: ClassVar[str]
     """What users call it: "onnx" or "torch"."""
     device: str = "cpu"
+    int8: bool = False
+    """Whether graphs in 8 bits are run."""
     reuses: bool
     """Whether a level is computed from what the level below kept; else every level is a run of its own."""
     sizes: tuple[int, ...] | None

@@ -44,7 +44,7 @@ class OnnxRuntime(Runtime):
     ) -> None:
         """Use the graphs of a folder, with N = `threads` threads per call (None: one per core); nothing is run yet."""
         self._folder, self._description, self._graphs = folder, description, graphs
-        self.reuses, self.sizes = graphs.reuses, graphs.sizes
+        self.reuses, self.sizes, self.int8 = graphs.reuses, graphs.sizes, graphs.int8
         self.num_classes = description.taxonomy.num_classes
         self.threads = threads or num_threads()
         self._forget()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 
 from hierclass.errors import InputError
 from hierclass.files import check_writable
-from taxonomy.streams import prepare_streams
+from taxonomy.streams import dash_hint, prepare_streams
 from taxonomy.terminal import PlainConsole
 from training.cli import options
 from training.cli.cli_recipe import given_fields, refuse_two_splits, wanted_recipe
@@ -294,5 +295,5 @@ def main(args: Sequence[str] | None = None) -> int:
         if show is None:
             raise
         if show():  # empty where the help was shown instead
-            raise failure(show(), 2) from None
+            raise failure(f"{show()}{dash_hint(sys.argv[1:] if args is None else args)}", 2) from None
         return 2

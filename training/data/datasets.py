@@ -23,7 +23,7 @@ from hierclass.errors import InputError
 from hierclass.images.discovery import display_name, find_inputs
 from hierclass.images.kinds import scanned_endings
 from taxonomy import TaxonomyError
-from taxonomy.folders import from_folder
+from taxonomy.folders import from_folder, usually_ignored
 
 LabelPath = tuple[str, ...]
 """Folder names on the path to an image, outermost first; of table rows the parts of the label, split at "/"."""
@@ -117,8 +117,9 @@ def divided(path: Path) -> tuple[Path, Path] | None:
     """The folders train and val of a folder that holds these and at most a folder test beside them, else None."""
     if not path.is_dir():
         return None
+    ignored = usually_ignored()
     folders = {
-        entry.name.lower(): entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."
+        entry.name.lower(): entry for entry in path.iterdir() if entry.is_dir() and not ignored(entry.name)
     }
     train = [folders[name] for name in TRAIN if name in folders]
     val = [folders[name] for name in VAL if name in folders]
@@ -157,7 +158,9 @@ def _list_folder(path: Path, *, one_level: bool, held_out: bool = False) -> Imag
 def _empty_folders(path: Path, ways: Sequence[LabelPath], *, one_level: bool) -> list[str]:
     """A note that names the class folders without an image."""
     if one_level:
-        folders = [entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."]
+        folders = [
+            entry.name for entry in path.iterdir() if entry.is_dir() and not usually_ignored()(entry.name)
+        ]
     else:
         folders = []
         with contextlib.suppress(TaxonomyError):  # of names that make no tree, said elsewhere

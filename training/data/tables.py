@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from hierclass.decisions.exit_policy import StopReason
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
 from hierclass.labelling.table_writers import unmarked
@@ -23,7 +24,8 @@ IMAGES = ("path", "image", "filename", "file")
 """Columns that name or hold the image; the first that is there counts."""
 LABELS = ("wnid", "label")
 """Columns of the label; the first that is there counts."""
-CORRECTED, GUESS, ERROR, SPLIT, NAME = "corrected", "label", "error", "split", "name"
+CORRECTED, GUESS, LEVEL, REASON = "corrected", "label", "level", "stop_reason"
+ERROR, SPLIT, NAME = "error", "split", "name"
 OF_LABELLING = {"chosen_level", "stop_reason"}
 """Columns that ``hierclass label`` alone writes."""
 SPLITS = dict.fromkeys(("", *TRAIN), "train") | dict.fromkeys(VAL, "val") | dict.fromkeys(TEST, "test")
@@ -123,7 +125,7 @@ class _LabelTable:
             self.image,
             self.label,
             CORRECTED if self.of_model else "",
-            ERROR if self.of_model else "",
+            *((ERROR, LEVEL, REASON) if self.of_model else ()),
             SPLIT,
             NAME,
         }
@@ -174,7 +176,9 @@ class _LabelTable:
         right = _way(self._unmarked(_text(row.get(CORRECTED if self.of_model else self.label))))
         if right or not self.of_model:
             return right, False
-        guess = _way(self._unmarked(_text(row.get(self.label))))
+        # where there is no answer, the label is what the model was not sure of
+        sure = _text(row[LEVEL]) if LEVEL in row else _text(row.get(REASON)) != StopReason.NOT_SURE.word
+        guess = _way(self._unmarked(_text(row.get(self.label)))) if sure else ()
         why = "without a correction"
         if self.pseudo_labels:
             why = (

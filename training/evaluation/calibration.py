@@ -35,8 +35,11 @@ from training.evaluation.metrics import (
 )
 from training.evaluation.predictions import Predictions
 
-PRECISIONS = (0.8, 0.9, 0.95, 0.99)
-"""Accuracies for which thresholds are sought."""
+PRECISIONS = (
+    *(0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85),
+    *(0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99),
+)
+"""Accuracies for which thresholds are sought, in rising order; between them they are interpolated."""
 MIN_IMAGES = 50
 """Least number of images: with halves of 25, a good level may already have every answer right."""
 TEMPERATURES = (0.1, 10.0)
@@ -218,7 +221,7 @@ def measure_decision(
         )
         levels.append({"level": level, "temperature": temperature, **scored.measures()})
         own = [each for each in decision.thresholds if each.level == level]
-        kept = [_apply(each, scored) for each in own]
+        kept = [apply_threshold(each, scored) for each in own]
         thresholds += [
             {**row, "measured": k.to_dict()} for row, k in zip(to_rows(tuple(own)), kept, strict=True)
         ]
@@ -311,6 +314,13 @@ def find_threshold(
     With ``weights`` (N,) the bound for the numbers of answers is moved as the weights move the share: a wrong answer
     counts as the wrong ones given do on average, and as the heaviest if none is wrong.
     """
+    return find_scores(scores, right, [precision], weights)[0]
+
+
+def find_scores(
+    scores: Shares, right: Flags, precisions: Iterable[float], weights: Shares | None = None
+) -> list[float | None]:
+    """`find_threshold` for several precisions; a higher one never has a lower score."""
     weights = np.ones(len(scores)) if weights is None else weights
     order = np.argsort(-scores, kind="stable")
     ordered, counts = scores[order], np.arange(1, len(scores) + 1)
@@ -320,22 +330,25 @@ def find_threshold(
         counts, num_right, np.cumsum(weighed), np.cumsum(weighed * right[order]), weights.max(initial=0.0)
     )
     bounds = tilt(wilson_lower_bounds(num_right, counts), ratio)
-    holds = np.flatnonzero(last_of_equals & (bounds >= precision))
-    if not len(holds):
-        return None
-    lowest, below = ordered[holds[-1]], np.append(ordered, 0.0)[holds[-1] + 1]
-    return float(lowest - min(MARGIN, (lowest - below) / 2))
+    found: list[float | None] = []
+    for precision in precisions:
+        holds = np.flatnonzero(last_of_equals & (bounds >= precision))
+        if not len(holds):
+            found.append(None)
+            continue
+        lowest, below = ordered[holds[-1]], np.append(ordered, 0.0)[holds[-1] + 1]
+        found.append(float(lowest - min(MARGIN, (lowest - below) / 2)))
+    return found
 
 
 def find_thresholds(
-    scored: LevelScores, level: int, precisions: Iterable[float] = PRECISIONS
+    scored: LevelScores, level: int, precisions: Sequence[float] = PRECISIONS
 ) -> list[Threshold]:
     """A level's threshold for each tier 0 … level and precision."""
     found = []
     for tier in range(level + 1):
         scores, right, weights = scored.tier(tier)
-        for precision in precisions:
-            score = find_threshold(scores, right, precision, weights)
+        for precision, score in zip(precisions, find_scores(scores, right, precisions, weights), strict=True):
             coverage = 0.0 if score is None else float(np.average(scores >= score, weights=weights))
             found.append(Threshold(level, tier, precision, score, coverage))
     return found
@@ -358,7 +371,7 @@ def _calibrate_level(
         parts.append(scored.rows(measured))
         places.append(measured)
         found = find_thresholds(scored.rows(fitted), level)
-        kept.append([_apply(each, parts[-1]) for each in found])
+        kept.append([apply_threshold(each, parts[-1]) for each in found])
     after = LevelScores.join(parts[:2]).rows(np.concatenate(places[:2]).argsort())
     return LevelCalibration(
         level,
@@ -367,7 +380,7 @@ def _calibrate_level(
         score(1.0),
         after,
         tuple(thresholds),
-        tuple(_add(each, splits) for each in zip(*kept, strict=True)),
+        tuple(add_outcomes(each, splits) for each in zip(*kept, strict=True)),
         splits,
     )
 
@@ -377,7 +390,7 @@ def _weights(predictions: Predictions, weighting: Weighting | None) -> Shares:
     return np.ones(len(predictions.kept)) if weighting is None else weighting.kept
 
 
-def _apply(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:
+def apply_threshold(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:
     """Outcome of a threshold on a level's scores."""
     scores, flags, weights = scored.tier(threshold.tier)
     given = scores >= (np.inf if threshold.score is None else threshold.score)
@@ -392,7 +405,7 @@ def _apply(threshold: Threshold, scored: LevelScores) -> ThresholdOutcome:
     )
 
 
-def _add(parts: Sequence[ThresholdOutcome], times: int) -> ThresholdOutcome:
+def add_outcomes(parts: Sequence[ThresholdOutcome], times: int) -> ThresholdOutcome:
     """Sum outcomes over halves in which each image is counted ``times`` times."""
     return ThresholdOutcome(
         sum(part.given for part in parts),

@@ -11,6 +11,8 @@ from rich.table import Table
 
 from taxonomy.terminal import PlainConsole
 
+USUAL = (0.8, 0.9, 0.95, 0.99)
+"""The wanted rates of right answers that tables show; thresholds are fitted for more."""
 Rows = tuple[list[str], list[list[str]]]
 """Column heads and rows of a table, as text."""
 TEMPERATURE_HEADS = ["level", "temperature", "likelihood loss", "Brier score", "calibration error"]
@@ -229,6 +231,11 @@ def _measures(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['nll']:.3f}", f"{row['brier']:.3f}", f"{row['ece'][-1]:.1%}"]
 
 
+def usual(thresholds: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows of thresholds for the rates of `USUAL`; all where none is."""
+    return [row for row in thresholds if row["precision"] in USUAL] or list(thresholds)
+
+
 def coverage_table(thresholds: Sequence[Mapping[str, Any]]) -> Table:
     """Table of the coverage at each wanted rate of right answers."""
     title = "coverage by the wanted rate of right answers: fitted to all images (cross-fitted)"
@@ -236,11 +243,12 @@ def coverage_table(thresholds: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def coverage_rows(thresholds: Sequence[Mapping[str, Any]]) -> Rows:
-    """Heads and rows of `coverage_table`: per level and tier (rows) and wanted rate (columns).
+    """Heads and rows of `coverage_table`: per level and tier (rows) and wanted rate of `USUAL` (columns).
 
     Cells have the coverage of the shipped threshold, or "none" if the rate can't be reached, and the cross-fitted one
     in brackets.
     """
+    thresholds = usual(thresholds)
     rates = sorted({row["precision"] for row in thresholds})
     cells: dict[tuple[int, int], list[str]] = {}
     for row in sorted(thresholds, key=lambda row: row["precision"]):
@@ -261,7 +269,7 @@ def threshold_table(thresholds: Sequence[Mapping[str, Any]], *, how: str = "cros
 
 
 def threshold_rows(thresholds: Sequence[Mapping[str, Any]]) -> Rows:
-    """Heads and rows of `threshold_table`."""
+    """Heads and rows of `threshold_table`, for the rates of `USUAL`."""
     heads = [
         "level",
         "tier",
@@ -273,7 +281,7 @@ def threshold_rows(thresholds: Sequence[Mapping[str, Any]]) -> Rows:
         "coverage measured",
     ]
     rows = []
-    for row in thresholds:
+    for row in usual(thresholds):
         measured = row["measured"]
         given = measured["interval"] is not None
         rows.append(

@@ -25,7 +25,7 @@ from hierclass.errors import ImageError, InputError
 from hierclass.files import has_content, make_folder, remove_temporaries, replacing_all, written_at
 from training.data.samples import inner_nodes
 from training.evaluation import plots, report_data
-from training.evaluation.console import alone_sentence, weighting_sentence
+from training.evaluation.console import alone_sentence, usual, weighting_sentence
 from training.evaluation.evaluate import Evaluation
 from training.evaluation.metrics import wilson_interval
 
@@ -165,6 +165,7 @@ def render(evaluation: Evaluation, numbers: dict[str, Any]) -> str:
         percent=lambda share, digits=1: f"{100 * share:.{digits}f}%",
         interval=lambda pair: f"{100 * pair[0]:.1f}–{100 * pair[1]:.1f}",
         shown=lambda text: one_line(str(text)),
+        usual=usual,
     )
     weight = evaluation.predictions.lower_weights.index(numbers["lower_weight"])
     return environment.get_template("report.html").render(
@@ -215,7 +216,7 @@ def _figures(numbers: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
     }
     for row in numbers["curves"] or ():
         level = row["level"]
-        kept = [each for each in numbers["calibration"]["thresholds"] if each["level"] == level]
+        kept = [each for each in usual(numbers["calibration"]["thresholds"]) if each["level"] == level]
         drawn["reliability"].append(plots.reliability_diagram(row, f"Reliability of level {level}"))
         about = f"Share of right answers by coverage, level {level}"
         drawn["coverage"].append(plots.risk_coverage_diagram(row, kept, taxonomy.num_classes, about))
