@@ -53,7 +53,7 @@ def test_a_finished_table_is_replaced_only_when_told_to(
     assert sorted(file.name for file in tmp_path.glob("labels*")) == ["labels.csv"]
 
 
-@pytest.mark.parametrize("content", [b"image,label\na.jpg,cat\n", b"\0" * 300_000, b"x" * 300_000])
+@pytest.mark.parametrize("content", [b"path,label,error\na.jpg,cat,\n", b"\0" * 300_000, b"x" * 300_000])
 def test_a_file_of_others_is_replaced_only_when_told_to(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_table_that_came_while_a_run_was_at_work_stays(
     words = command(photos, tiny_checkpoint, f"{run}/")
     assert main(words) == 3  # as a run beside a table that was stopped before the table was written
     (run / "labels.parquet").unlink()
-    table.write_text("path,error\nmine,\n")
+    table.write_text("path,error,chosen_level\nmine,,\n")
     line = refused(command(photos, tiny_checkpoint, table), capsys)
     assert "was changed since its run wrote it, or comes from elsewhere; move it away" in line
     table.rename(tmp_path / "away.csv")

@@ -95,7 +95,7 @@ def check_ours(table: Path) -> list[str]:
         names = _columns_of(table)
     except (OSError, ValueError, RecursionError, csv.Error):  # Arrow's errors are ValueErrors
         names = []
-    if not {"path", "error"} <= set(names):
+    if not {"path", "error"} <= set(names) or not {"chosen_level", "features"} & set(names):
         raise InputError(
             f"{display_name(table)} exists and is no table that hierclass wrote; name another file, or add --overwrite "
             "to replace it"
