@@ -41,7 +41,9 @@ from hierclass.errors import HierclassError, ImageError
 from hierclass.images.decoding import read_header, read_image, read_preview
 from hierclass.images.discovery import PassedOver
 from hierclass.labelling.inputs import ParquetRows, list_inputs, source
+from hierclass.labelling.rows import schema
 from hierclass.labelling.sql_filter import SqlFilter
+from hierclass.labelling.table_files import AddedColumns, read_rows
 from hierclass.page.unpacking import ByteBudget, unpack
 from hierclass.runtime.onnx_runtime import import_onnxruntime
 from taxonomy import load_taxonomy
@@ -111,9 +113,12 @@ def _summary(said: Iterator[Any]) -> str:
 
 
 def read_table(path: Path) -> str:
-    """Read a taxonomy, or a table of labels."""
+    """Read a taxonomy, a table of labels, or one that `hierclass label --update` takes up."""
     if path.stem == "tree":
         load_taxonomy(path)
+    elif path.stem == "answers":
+        for rows in read_rows(path, schema(1)):
+            AddedColumns(path).add_to(rows)
     else:
         read_images((str(path),), small_tree())
     return "read"

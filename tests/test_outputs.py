@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from labelling_data import make_photos
+from labelling_data import READING, make_photos
 
+import hierclass
 from hierclass.cli import main
+from hierclass.cli.output_target import OutputTarget
+from hierclass.cli.shared import Stopped
 from hierclass.errors import InputError
 from hierclass.files import check_writable
 from taxonomy.cli import main as taxonomy
@@ -116,6 +119,22 @@ def test_the_table_of_a_run_that_somebody_changed_is_not_written_anew(
     assert "mine" in table.read_text()
     table.unlink()
     assert main(words) == 3
+
+
+def test_who_stops_a_command_that_begins_anew_is_told_how_it_goes_on(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    target = OutputTarget.parse(str(tmp_path / "labels.csv"), None)
+    classifier = hierclass.load(tiny_checkpoint, device="cpu")
+    for overwrite, how in (
+        (False, "same command goes on"),
+        (True, "same command without --overwrite goes on"),
+    ):
+        with (
+            pytest.raises(Stopped, match=how),
+            target.run(classifier, READING, None, overwrite=overwrite),
+        ):
+            raise Stopped(130)
 
 
 def test_features_are_replaced_only_when_told_to(

@@ -17,8 +17,11 @@ from PIL import Image, ImageFilter, features
 
 from hierclass.checkpoints.checkpoint import Checkpoint, build, save_checkpoint
 from hierclass.checkpoints.description import Architecture
+from hierclass.decisions.prediction import Step
 from hierclass.export.graphs import write_graphs
 from hierclass.images.preprocessing import Preprocessing
+from hierclass.labelling.rows import Row, schema
+from hierclass.labelling.table_writers import write_table
 from hostile.kinds import dng, psd
 from taxonomy import Node, Taxonomy
 
@@ -115,7 +118,7 @@ def write_archives(folder: Path) -> list[Path]:
 
 
 def write_tables(folder: Path) -> list[Path]:
-    """Write taxonomies as JSON and CSV, and a table of labels."""
+    """Write taxonomies as JSON and CSV, a table of labels, and tables of answers."""
     tree = small_tree()
     tree.save(folder / "tree.json")
     rows = "".join(f"{tier},{leaf},{leaf}-id\n" for tier, leaf in (("a", "b"), ("a", "c"), ("d", "e")))
@@ -123,6 +126,11 @@ def write_tables(folder: Path) -> list[Path]:
     (folder / "labels.csv").write_text("path,label\n1.jpg,a\n2.jpg,b\n3.jpg,a\n", encoding="utf-8")
     lines = [json.dumps({"path": f"{number}.jpg", "label": "ab"[number % 2]}) for number in range(4)]
     (folder / "labels.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    steps = (Step("animal", "animal", 0.9),)
+    answers = [Row(f"{number}.jpg", None, 0, 0, "asked", False, steps).to_dict(1) for number in range(4)]
+    table = pa.Table.from_pylist(answers, schema(1)).append_column("corrected", [["pug", None, "oak", None]])
+    for ending in ("csv", "jsonl", "parquet"):
+        write_table(folder / f"answers.{ending}", [table], table.schema)
     return sorted(folder.iterdir())
 
 

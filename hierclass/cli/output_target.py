@@ -118,18 +118,17 @@ class OutputTarget:
 
         folder = RunFolder(self.folder)
         progress = RunProgress(PlainConsole(stderr=True), self.verb)
+        goes_on = f"the same command{' without --overwrite' if overwrite else ''} goes on from there"
         try:
             with folder.lock(), progress:
                 self.check_lost(overwrite=overwrite, update=update)
                 yield LabelRun(folder, classifier, reading, progress, engine), progress
         except Stopped as stop:
-            raise Stopped(stop.code, f"stopped{progress.how_far()}; {_GOES_ON}") from None
+            raise Stopped(stop.code, f"stopped{progress.how_far()}; {goes_on}") from None
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             where = f" ({display_name(error.filename)})" if error.filename and not full else ""
-            what = (
-                f"{error.strerror or error}{where}; {'make room' if full else 'mend that'}, then {_GOES_ON}"
-            )
+            what = f"{error.strerror or error}{where}; {'make room' if full else 'mend that'}, then {goes_on}"
             raise Stopped(1, f"writing failed{progress.how_far()}: {what}") from error
 
     def check_lost(self, *, overwrite: bool, update: bool = False) -> None:
@@ -183,9 +182,6 @@ class OutputTarget:
             if name != self.table.name:
                 self.table.with_name(name).unlink(missing_ok=True)  # of another format, and now outdated
         return num_errors
-
-
-_GOES_ON = "the same command goes on from there"
 
 
 def survive_closed_pipes() -> None:

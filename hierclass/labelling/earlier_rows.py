@@ -117,7 +117,9 @@ class RowCheck:
             given = pc.unique(rows.column(name)).drop_null()
             unknown = given.filter(pc.invert(pc.is_in(given, value_set=pa.array(ids, pa.string()))))
             if len(unknown):
-                self._refuse(f"it has {unknown[0].as_py()!r} in {name}, where this model has no such class")
+                self._refuse(
+                    f"it has {unknown[0].as_py()[:40]!r} in {name}, where this model has no such class"
+                )
 
     def _check_request(self, rows: pa.Table, level: LevelChoice) -> None:
         asked = StopReason.ASKED.word

@@ -188,18 +188,11 @@ class RunFolder:
 
     def _remove_editions(self, but: int = 0) -> None:
         """Remove the inputs and parts of all editions after the first, and with `but` of all others than that."""
-        kept = RunFolder(self.path, but)
-        first = ["inputs.parquet", "parts"] if but else []
-        for file in (self.path / name for name in (*first, *filter(_LATER.fullmatch, self._names()))):
-            if file == kept._parts or file == kept._inputs:
-                continue
-            if file.is_dir():
-                shutil.rmtree(file, ignore_errors=True)
-            else:
-                file.unlink(missing_ok=True)
-
-    def _names(self) -> list[str]:
-        return [file.name for file in self.path.iterdir()]
+        kept, first = RunFolder(self.path, but), ("inputs.parquet", "parts")
+        for file in list(self.path.iterdir()):
+            ours = _LATER.fullmatch(file.name) or (but and file.name in first)
+            if ours and file.name not in (kept._inputs.name, kept._parts.name):
+                shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
 
     def _discard(self) -> None:
         """Remove a run that was not begun."""

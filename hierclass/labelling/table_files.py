@@ -66,7 +66,7 @@ def refuse_finished(table: Path, verb: str, *, can_update: bool) -> NoReturn:
     """
     added = check_ours(table)
     about = f"{_num_rows(table)}written {written_at(table)}"
-    keeps, loses = (f" and keeps your column {added[0]!r}", ", without it") if added else ("", "")
+    keeps, loses = (f" and keeps your column {added[0][:40]!r}", ", without it") if added else ("", "")
     update = f"--update {verb}s what is new or changed{keeps}, " if can_update else ""
     raise InputError(f"{display_name(table)} exists ({about}); {update}--overwrite begins anew{loses}")
 
@@ -84,8 +84,8 @@ def refuse_to_lose(table: Path) -> None:
     """Raise InputError if a file that would be replaced is no table of ours, or has columns that people added to it."""
     if added := check_ours(table):
         raise InputError(
-            f"{display_name(table)} has a column {added[0]!r} that would be lost; move that file away, name another, "
-            "or add --overwrite"
+            f"{display_name(table)} has a column {added[0][:40]!r} that would be lost; move that file away, name "
+            "another, or add --overwrite"
         )
 
 

@@ -103,7 +103,9 @@ class _LabelTable:
         missing = [] if self.image else [_either(IMAGES)]
         missing += [] if self.label in columns or CORRECTED in columns else [_either(LABELS[::-1])]
         if missing:
-            there = ", ".join(map(display_name, columns[:12])) + (", …" if len(columns) > 12 else "")
+            there = ", ".join(
+                [*(display_name(name)[:40] for name in columns[:12]), *["…"][: len(columns) > 12]]
+            )
             raise InputError(
                 f"{self.where}: no column {' and no column '.join(missing)}; there are {there or 'none'}"
             )
