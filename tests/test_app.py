@@ -162,7 +162,7 @@ def test_a_program_may_leave_level_and_precision_out(client: Any) -> None:
 
 
 def test_a_program_may_ask_for_no_more_than_is_sure(client: Any) -> None:
-    last = client.predict(handle(CAT), 2, 0.85, api_name="/classify")
+    last = client.predict(handle(CAT), 2, 0.9, api_name="/classify")
     assert (last["stop_reason"], last["answer"]["synset"]) == ("last", last["path"][0]["synset"])
 
 

@@ -183,11 +183,17 @@ def test_csv_for_a_spreadsheet_has_a_byte_order_mark_its_line_ends_and_no_formul
     assert data.endswith(b"\r\n")
     with open(file, newline="", encoding="utf-8-sig") as stream:
         found = list(csv.DictReader(stream, delimiter=delimiter))
-    assert [tuple(row) for row in found] == [columns(2)] * 4
-    paths = ["'=cmd|' /C calc'!A0.jpg", "été;a,b.jpg", 'new\nline, "quoted" caf\\xe9\r.jpg', "s.tar/x/d.jpg"]
+    assert [tuple(row) for row in found] == [columns(2)] * 5
+    paths = [
+        "'=cmd|' /C calc'!A0.jpg",
+        "été;a,b.jpg",
+        'new\nline, "quoted" caf\\xe9\r.jpg',
+        "s.tar/x/d.jpg",
+        "e.jpg",
+    ]
     assert [row["path"] for row in found] == paths
-    assert [row["score"] for row in found] == [f"0{decimal}3333", "", f"1{decimal}0", ""]
-    assert [row["level"] for row in found] == ["1", "", "0", ""]
+    assert [row["score"] for row in found] == [f"0{decimal}3333", "", f"1{decimal}0", "", f"0{decimal}41"]
+    assert [row["level"] for row in found] == ["1", "", "0", "", ""]
     assert csv_form_of(file) == form
     refuse_to_lose(file)  # it is known as a table of ours
 

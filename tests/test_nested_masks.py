@@ -112,9 +112,9 @@ def test_costs_are_what_one_counts_by_hand() -> None:
 
 @pytest.mark.parametrize("level", [3, -1, True, 1.0, "auto"])
 def test_a_level_that_does_not_exist_is_named_with_those_that_do(level: int, resnet: MaskedNetwork) -> None:
-    with pytest.raises(LevelError, match=f"level {level} does not exist; this .* has levels 0 to 2"):
+    with pytest.raises(LevelError, match=f"level {level!r} does not exist; this .* has levels 0 to 2"):
         resnet(images(), level)
-    with pytest.raises(LevelError, match=f"level {level} does not exist; this .* has levels 0 to 2"):
+    with pytest.raises(LevelError, match=f"level {level!r} does not exist; this .* has levels 0 to 2"):
         resnet.masked(images(), level=level)
 
 

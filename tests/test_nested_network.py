@@ -126,7 +126,7 @@ def test_a_state_at_the_last_level_cannot_be_refined(shared: NestedNetwork) -> N
 
 @pytest.mark.parametrize("level", [3, -1, True, 1.0, "auto"])
 def test_a_level_that_does_not_exist_is_named_with_those_that_do(shared: NestedNetwork, level: int) -> None:
-    with pytest.raises(LevelError, match=f"level {level} does not exist; this model has levels 0 to 2"):
+    with pytest.raises(LevelError, match=f"level {level!r} does not exist; this model has levels 0 to 2"):
         shared(images(), level)
 
 

@@ -293,7 +293,7 @@ class MaskedModule(nn.Module):
             )
         level = last if level is None else level
         if not _is_level(level, last):
-            raise LevelError(f"level {level} does not exist; this network has levels 0 to {last}")
+            raise LevelError(f"level {level!r} does not exist; this network has levels 0 to {last}")
         return [level] * len(self.stages)  # type: ignore[list-item]
 
     def _runs(self, name: str, levels: Sequence[int]) -> bool:
