@@ -205,7 +205,7 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
         (["embed", "-dash.jpg", "-o", "x.parquet"], "No such option: -d; -dash.jpg is taken for options"),
         (["label", "x.jpg", "-old.jpg"], "not 'ld.jpg'; -old.jpg is taken for options"),
         (["label", "x.jpg", "-dsh"], "No such option: -d\n"),
-        (["label", "x.jpg", "--outpt", "x.csv"], "(Possible options: --output)\n"),
+        (["label", "x.jpg", "--outpt", "x.csv"], "(Possible options: --output, --update)\n"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
