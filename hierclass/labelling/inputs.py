@@ -14,6 +14,7 @@ from hierclass.errors import HierclassError, ImageError, InputError
 from hierclass.images.decoding import MAX_BYTES
 from hierclass.images.discovery import (
     PassedOver,
+    but_ignored,
     check_named,
     display_name,
     ending_of,
@@ -108,7 +109,8 @@ def _inputs(
             empty = False
             yield item
     if empty:
-        raise nothing_to_do(f"no images in {display_name(archive)}", passed_over)
+        ignored = next((item.name for item in _tar_members(archive, Ignore(()), PassedOver())), "")
+        raise nothing_to_do(f"no images in {display_name(archive)}{but_ignored(ignored)}", passed_over)
 
 
 def _tar_members(path: str, ignore: Ignore, passed_over: PassedOver) -> Iterator[Input]:
