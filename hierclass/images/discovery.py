@@ -87,7 +87,7 @@ def nothing_to_do(found: str, passed_over: PassedOver) -> InputError:
 
 def but_ignored(path: str) -> str:
     """Return what follows "no images" where only an ignored one, `path`, is there; "" if there is none."""
-    return f" but such as --ignore leaves out: {display_name(path)}" if path else ""
+    return f" but ignored ones, such as {display_name(path)} (see --ignore)" if path else ""
 
 
 def find_inputs(

@@ -109,8 +109,10 @@ def _inputs(
             empty = False
             yield item
     if empty:
-        ignored = next((item.name for item in _tar_members(archive, Ignore(()), PassedOver())), "")
-        raise nothing_to_do(f"no images in {display_name(archive)}{but_ignored(ignored)}", passed_over)
+        is_tar = PurePath(archive).suffix.lower() in TAR_ENDINGS
+        first = next(_tar_members(archive, Ignore(()), PassedOver()), None) if is_tar else None
+        what = f"no images in {display_name(archive)}{but_ignored(first.name if first else '')}"
+        raise nothing_to_do(what, passed_over)
 
 
 def _tar_members(path: str, ignore: Ignore, passed_over: PassedOver) -> Iterator[Input]:
