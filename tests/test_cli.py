@@ -307,6 +307,16 @@ def test_predict_draws_the_path_with_scores_and_costs(
     )
 
 
+def test_predict_takes_paths_as_people_write_them(
+    photos: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(photos))
+    names = ["~/0.png", f" file://{photos}/1.png"]
+    assert main(["predict", *names, "--json", "--level", "0", "--model", str(tiny_checkpoint)]) == 0
+    found = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+    assert found == [str(photos / "0.png"), str(photos / "1.png")]
+
+
 def test_predict_stops_at_the_level(
     photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,8 +123,8 @@ def test_where_all_images_are_ignored_one_of_them_is_named(tmp_path: Path) -> No
     with pytest.raises(InputError) as caught:
         list(find_inputs([tmp_path], ignore=(*IGNORED, "b*")))
     assert str(caught.value) == (
-        f"nothing to do: no images in the folder {tmp_path} but ignored ones, such as {tmp_path}/.a.jpg (see --ignore); "
-        "1 other file passed over (.jxl 1); convert to JPEG or PNG: .jxl"
+        f"nothing to do: no images in the folder {tmp_path} but ignored ones, such as {tmp_path}/.a.jpg (see --ignore)"
+        "; 1 other file passed over (.jxl 1); convert to JPEG or PNG: .jxl"
     )
 
 

@@ -134,7 +134,11 @@ def test_files_of_several_kinds_say_the_same(name: str, text: str, tmp_path: Pat
             "dog,many\n",
             r"line 1: the weight is no number but 'many'; give a number from 0, as 2\.5 or 0$",
         ),
-        ("a.csv", "class,weight\ntool, or two,3\n", "line 2: .*; a comma in a name needs quotes"),
+        (
+            "a.csv",
+            "class,weight\ntool, or two,3\n",
+            "line 2: .*; a comma in a name needs quotes, a further column a heading",
+        ),
         ("a.csv", "dog\t2,5\n", "line 1: the weight is no number but '2,5'"),
         ("a.csv", "dog;1.000,5\n", "line 1: the weight is no number but '1.000,5'"),
         ("a.csv", "dog,nan\n", "line 1: the weight is nan"),

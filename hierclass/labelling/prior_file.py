@@ -87,7 +87,8 @@ def _csv_entries(name: str, text: str) -> Entries:
                 continue
             if len(cells) < 2 or not cells[0] or any(cells[num_columns:]):
                 raise InputError(
-                    f"{place}: give a class and its weight, as dog,2.5; a comma in a name needs quotes"
+                    f"{place}: give a class and its weight, as dog,2.5; a comma in a name needs quotes, a "
+                    "further column a heading beside class,weight"
                 )
             weight = _DECIMAL_COMMA.sub(r"\1.\2", cells[1]) if delimiter == ";" else cells[1]
             found.append(((cells[0], read_weight(weight, place)), place))
