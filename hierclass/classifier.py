@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hierclass.checkpoints.description import ModelDescription, stored_fields
 from hierclass.costs import describe_levels
-from hierclass.decisions.calibration import Decision, Threshold
+from hierclass.decisions.calibration import Decision, Threshold, warn_if_never_sure
 from hierclass.decisions.cascade import PredictionCascade
 from hierclass.decisions.exit_policy import ExitPolicy, LevelChoice, Request
 from hierclass.decisions.prediction import Prediction, combine_levels, to_predictions
@@ -342,6 +342,8 @@ class Classifier:
         kept = self._kept_policy
         if kept is None or kept[0] != request:
             kept = self._kept_policy = request, ExitPolicy(request, self.taxonomy, self._decision)
+            if request.level == "auto":
+                warn_if_never_sure(self._decision, request.precision)
         return kept[1]
 
     def _decide(self, logits: Sequence[Logits | None]) -> list[Prediction]:

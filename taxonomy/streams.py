@@ -39,6 +39,11 @@ def dash_hint(words: Sequence[str]) -> str:
     return ""
 
 
+def is_option(word: str) -> bool:
+    """Return whether a word reads as an option and not as the name of a file."""
+    return word.startswith("-") and len(word) > 1 and not _FILE_NAME.fullmatch(word)
+
+
 def prepare_streams() -> None:
     """Let standard output and errors take any text, and reserve the numbers of standard streams that are closed.
 

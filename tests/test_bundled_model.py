@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 from page_data import EXAMPLES
 
 import hierclass
 from hierclass.classifier import Classifier
+from hierclass.decisions.named_classes import find_classes
+from hierclass.decisions.prior import from_mapping, leaf_weights
 from hierclass.files import BUNDLED
 from hierclass.images.preprocessing import decode_side, resize_side
+from hierclass.labelling.prior_file import PriorFile
 from taxonomy import load_taxonomy
 
 
@@ -45,6 +52,26 @@ def test_it_was_measured_and_knows_when_it_is_sure(classifier: Classifier) -> No
         assert every == sorted(every)
         assert every[0] < every[30] < every[45] < 1
     assert (BUNDLED / "MODEL_CARD.md").is_file()
+
+
+def test_it_knows_the_classes_of_the_examples_in_the_documents(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    page, tree = (docs / "labelling.md").read_text(encoding="utf-8"), classifier.taxonomy
+    (block,) = re.findall(r"^```\n(class,weight\n.*?)```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "spring.csv").write_text(block, encoding="utf-8")
+    prior = PriorFile.read(tmp_path / "spring.csv")
+    prior.check(tree)
+    assert classifier.predict(EXAMPLES / "cat.jpg", 0, prior=dict(prior.entries)).label == "mammal"
+    given = re.findall(r"\{\"[^{}]*\}", page + (docs / "python.md").read_text(encoding="utf-8"))
+    assert len(given) >= 3
+    for each in given:
+        leaf_weights(from_mapping(json.loads(each)), tree)
+    for each in re.findall(r"--(?:only|exclude) (\w+)", page):
+        assert find_classes(each, tree)
+    (keywords,) = re.findall(r"`(\w+\|.*?)`", page)
+    assert keywords == "|".join(node.name for node in tree.path("n02085620"))
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_a_model_without_sure_answers_says_at_which_precisions_it_has_some() -> 
     assert Decision(thresholds=found).why_never_sure(0.9) == ""
     assert (
         Decision(thresholds=found).why_never_sure(0.93)
-        == "no answer of this model is sure at --precision 0.93, so that all are guesses; some are up to 0.9"
+        == "no answer of this model is sure at precision 0.93, so that all are guesses; some are up to 0.9"
     )
     assert "more labelled images" in Decision(thresholds=found[2:]).why_never_sure(0.95)
     with pytest.raises(InputError, match="no thresholds"):

@@ -70,15 +70,15 @@ def test_predictions_are_the_rows_of_a_table(
     assert len(rows) == len(predictions) == 39
     for row, prediction in zip(rows, predictions, strict=True):
         assert (prediction.level, prediction.stop_reason) == (row.chosen_level, row.stop_reason)
-        asked = row.stop_reason == "asked" and row.level is not None
-        assert prediction.sure == (None if asked else row.sure)
+        assert prediction.sure is row.sure
         shown = row.steps[: len(prediction.path)]
         assert [step.synset for step in prediction.path] == [step.synset for step in shown]
         assert [step.score for step in prediction.path] == pytest.approx([s.score for s in shown], abs=1e-4)
         if row.label is not None:
             assert (prediction.label, prediction.synset) == (row.label, row.synset)
         else:
-            assert len(prediction.path) == prediction.level + 1
+            assert (len(prediction.path), prediction.sure) == (prediction.level + 1, False)
+            assert f"{row.stop_reason}, no answer; it sees: " in repr(prediction)
 
 
 def test_the_requests_meet_every_reason_to_stop(classifier: Classifier, files: list[Path]) -> None:
@@ -98,6 +98,55 @@ def test_a_guess_is_the_coarsest_class_and_says_that_it_is_not_sure(
         assert {"stop_reason": "not sure", "sure": False}.items() <= guess.to_dict().items()
         assert repr(guess) == f"<Prediction of level 2, not sure: {guess.label} {guess.score:.2f}>"
         assert guess.top(1)[0].label == guess.label
+
+
+def test_an_answer_is_sure_only_where_that_was_asked(classifier: Classifier, files: list[Path]) -> None:
+    (row,) = hierclass.label(files[0], classifier=classifier, level=0)
+    assert (row.sure, row.answer) == (None, row.steps[0])
+    assert classifier.predict(files[0], 0).sure is None
+    row, prediction = (
+        next(hierclass.label(files[0], classifier=classifier, level=0, only="dog")),
+        classifier.predict(files[0], 0, only="dog"),
+    )
+    assert (row.sure, row.answer, row.label) == (False, None, None)
+    assert (prediction.sure, prediction.to_dict()["sure"]) == (False, False)
+    assert f"asked, no answer; it sees: {prediction.label}" in repr(prediction)
+    missing = next(hierclass.label("gone.jpg", classifier=classifier, level=0))
+    assert missing.sure is False
+
+
+def test_a_precision_at_which_nothing_is_sure_is_a_warning_once(
+    classifier: Classifier, files: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsure() -> Classifier:
+        rows = [{**row, "score": None} for row in classifier.checkpoint.decision["thresholds"]]
+        decision = {**classifier.checkpoint.decision, "thresholds": rows}
+        return Classifier(dataclasses.replace(classifier.checkpoint, decision=decision), device="cpu")
+
+    never = unsure()
+    for _ in range(2):
+        never.predict(files[0], "auto", precision=0.9)
+        never.predict(files[0], 0)
+        list(hierclass.label(files[0], classifier=unsure(), level="auto", precision=0.9))
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text[:52] for text in said] == ["no answer of this model is sure at precision 0.9, so"]
+
+
+def test_a_list_among_images_is_a_row_with_an_error(
+    classifier: Classifier, files: list[Path], tmp_path: Path
+) -> None:
+    for name in ("l.csv", "z.zip"):
+        (tmp_path / name).write_bytes(b"PK\3\4" if name == "z.zip" else b"path\na.jpg\n")
+    paths = [files[0], tmp_path / "l.csv", tmp_path / "z.zip", files[1]]
+    for given in (iter(paths), paths):
+        rows = list(hierclass.label(given, classifier=classifier, level=0))
+        assert [row.path for row in rows] == list(map(str, paths))
+        assert [row.error for row in rows] == [
+            None,
+            "is a list or a table, not an image",
+            "is packed; unpack it first",
+            None,
+        ]
 
 
 def test_images_that_are_sure_are_not_taken_further(

@@ -194,6 +194,14 @@ def test_inputs_that_cannot_be_read_have_rows_and_exit_code_3(
         (["label", "x.jpg", "-o", "out.xlsx"], "must end in .csv, .jsonl or .parquet, or be a folder"),
         (["label", "x.jpg", "-o", "missing/folder/out.csv"], "cannot write missing/folder/out.csv"),
         (["label", "x.jpg", "--model", "missing"], "there is no model at missing"),
+        (
+            ["label", "x.jpg", "--", "-dash.jpg", "--level", "0"],
+            "error: --level is taken for a file after --; options are given before it",
+        ),
+        (["embed", "-o", "x.parquet", "--", "x.jpg", "-o"], "-o is taken for a file after --; options"),
+        (["predict", "--", "-dash.jpg", "--json"], "--json is taken for a file after --; options"),
+        (["predict", "x.jpg", "--level", "x"], "--level x: give a number from 0, or auto"),
+        (["predict", "x.jpg", "--precision", "0.9"], "--precision belongs to --level auto"),
         (["predict", "x.jpg", "--model", "missing"], "there is no model at missing"),
         (["levels", "--model", "missing"], "there is no model at missing"),
         (["lable", "x.jpg"], "No such command 'lable'"),
@@ -299,11 +307,57 @@ def test_predict_draws_the_path_with_scores_and_costs(
     )
 
 
+def test_predict_takes_paths_as_people_write_them(
+    photos: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(photos))
+    names = ["~/0.png", f" file://{photos}/1.png"]
+    assert main(["predict", *names, "--json", "--level", "0", "--model", str(tiny_checkpoint)]) == 0
+    found = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+    assert found == [str(photos / "0.png"), str(photos / "1.png")]
+
+
 def test_predict_stops_at_the_level(
     photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(photos / "0.png"), "--level", "1", "--model", str(tiny_checkpoint)]) == 0
     assert capsys.readouterr().out.count("tier") == 2
+
+
+def test_predict_goes_as_far_as_the_image_needs(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    del config["digest"]
+    shutil.copytree(tiny_checkpoint, model := tmp_path / "sure")
+    for score, level, reason in (
+        (0.0, 0, "sure at level 0\n"),
+        (1.0, 2, "not sure at level 2, so that this is a"),
+    ):
+        thresholds = [
+            {"level": k, "tier": t, "precision": 0.9, "score": score, "coverage": 1.0}
+            for k in range(3)
+            for t in range(k + 1)
+        ]
+        config["decision"] = {**config["decision"], "thresholds": thresholds}
+        (model / "config.json").write_text(json.dumps(config))
+        command = [
+            "predict",
+            str(photos / "0.png"),
+            "--level",
+            "auto",
+            "--precision",
+            "0.9",
+            "--model",
+            str(model),
+        ]
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert reason in out
+        assert out.count("\ntier ") == 1
+        assert main([*command, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["level"], found["stop_reason"]) == (level, reason.split(" at")[0])
 
 
 def test_predict_prints_a_line_of_json_for_each_image(

@@ -118,6 +118,16 @@ def test_however_many_endings_there_are_the_line_is_short_and_so_is_the_memory()
     )
 
 
+def test_where_all_images_are_ignored_one_of_them_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, ".a.jpg", "b.jpg", "c.jxl")
+    with pytest.raises(InputError) as caught:
+        list(find_inputs([tmp_path], ignore=(*IGNORED, "b*")))
+    assert str(caught.value) == (
+        f"nothing to do: no images in the folder {tmp_path} but ignored ones, such as {tmp_path}/.a.jpg (see --ignore)"
+        "; 1 other file passed over (.jxl 1); convert to JPEG or PNG: .jxl"
+    )
+
+
 def test_a_folder_of_other_files_alone_says_what_is_there(tmp_path: Path) -> None:
     touch(tmp_path, "a.jxl", "b.zip", "c.parquet")
     with pytest.raises(InputError) as caught:

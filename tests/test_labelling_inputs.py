@@ -99,6 +99,15 @@ def test_an_archive_of_other_files_alone_says_what_is_in_it(tmp_path: Path) -> N
         list(list_inputs([shard]))
 
 
+def test_of_a_tar_file_whose_images_are_all_ignored_one_is_named(tmp_path: Path) -> None:
+    shard = tar_of(tmp_path / "a.tar", {"x/0.png": png(0)})
+    with pytest.raises(
+        InputError,
+        match=r"no images in .*a\.tar but ignored ones, such as .*a\.tar/x/0\.png \(see --ignore\);",
+    ):
+        list(list_inputs([shard], ignore=("x",)))
+
+
 def test_folders_in_a_tar_file_are_no_images_and_links_are_errors(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, kind in (

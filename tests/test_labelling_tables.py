@@ -106,6 +106,13 @@ def test_the_columns_of_a_table_are_the_values_of_the_rows() -> None:
             )
 
 
+def test_a_row_alone_has_the_columns_of_its_own_tiers() -> None:
+    dog, broken, _, other, _ = outcome().rows(TREE)
+    assert dog.to_dict() == dog.to_dict(2)
+    assert other.to_dict() == other.to_dict(1)
+    assert tuple(broken.to_dict()) == columns(0)
+
+
 def test_a_row_says_what_its_answer_says() -> None:
     dog, broken, unsure, other, _ = outcome().rows(TREE)
     assert (dog.path, dog.level, dog.synset, dog.label) == ("a.jpg", 1, "n2", "dog")
@@ -131,7 +138,7 @@ def test_a_row_that_is_not_sure_shows_its_coarsest_guess_without_a_level() -> No
     *sure, guess = outcome().rows(TREE)
     assert (guess.level, guess.answer, guess.sure, guess.stop_reason) == (None, None, False, "not sure")
     assert (guess.synset, guess.label, guess.score) == ("n1", "animal", pytest.approx(0.41))
-    assert [row.sure for row in sure] == [True, False, True, False]
+    assert [row.sure for row in sure] == [None, False, True, False]
     record = table().to_pylist()[-1]
     assert (record["level"], record["label"], record["stop_reason"]) == (None, "animal", "not sure")
 

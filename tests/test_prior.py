@@ -108,6 +108,8 @@ def read(folder: Path, text: str | bytes, name: str = "spring.csv") -> PriorFile
         ("a.csv", 'class,weight\ndog,2.5\n\n"tool, or two",0\n'),
         ("b.csv", '\ufeffdog;2.5\r\n"tool, or two";0'),
         ("c.txt", "dog\t2.5\ntool, or two\t0\n"),
+        ("e.csv", "class;weight;note\ndog;2,5;seen often\ntool, or two;0;\n"),
+        ("f.csv", 'dog,2.5,\n"tool, or two",0,,\n'),
         ("d.json", '{"dog": 2.5, "tool, or two": 0}'),
     ],
 )
@@ -132,7 +134,13 @@ def test_files_of_several_kinds_say_the_same(name: str, text: str, tmp_path: Pat
             "dog,many\n",
             r"line 1: the weight is no number but 'many'; give a number from 0, as 2\.5 or 0$",
         ),
-        ("a.csv", "dog;2,5\n", "line 1: the weight is no number but '2,5'"),
+        (
+            "a.csv",
+            "class,weight\ntool, or two,3\n",
+            "line 2: .*; a comma in a name needs quotes, a further column a heading",
+        ),
+        ("a.csv", "dog\t2,5\n", "line 1: the weight is no number but '2,5'"),
+        ("a.csv", "dog;1.000,5\n", "line 1: the weight is no number but '1.000,5'"),
         ("a.csv", "dog,nan\n", "line 1: the weight is nan"),
         ("a.csv", "dog,1e999\n", "line 1: the weight is inf"),
         ("a.csv", "dog,-0.5\n", r"line 1: the weight is -0\.5"),
@@ -140,8 +148,9 @@ def test_files_of_several_kinds_say_the_same(name: str, text: str, tmp_path: Pat
         ("a.csv", b"dog,1\nc\xe9,2\n", "line 2 is no UTF-8; save it as CSV UTF-8"),
         ("a.csv", b"x" * ((1 << 20) + 1), "larger than a mebibyte"),
         ("a.json", '{"dog": 1,\n "cat" 2}', r"^a\.json line 2 is no JSON: Expecting ':'"),
-        ("a.json", '{"dog": true}', "entry 1: the weight is no number but 'True'"),
-        ("a.json", '{"dog": 1, "cat": NaN}', "entry 2: the weight is nan"),
+        ("a.json", '{"dog":\n true}', r"^a\.json line 1: the weight is no number but 'true'"),
+        ("a.json", '{"dog": "1",\n\n "c\\"a:t" : null}', "line 3: the weight is no number but 'null'"),
+        ("a.json", '{"dog": 1, "cat": NaN}', "line 1: the weight is nan"),
         ("a.json", "[1]", "is no JSON object of classes and weights"),
         ("a.json", "[" * 100_000, "is no JSON object"),
         ("a.json", '{"dog": ' + "9" * 5000 + "}", "is no JSON object"),
@@ -165,6 +174,8 @@ def test_a_class_that_the_model_lacks_is_named_with_its_line(tmp_path: Path) -> 
         InputError, match=r"^spring\.csv line 2: 'Cat' has a weight already, by spring\.csv line 1;"
     ):
         read(tmp_path, "cat,1\nCat,2\n").check(TREE)
+    with pytest.raises(InputError, match=r"^spring\.csv gives every class of this model the weight 0;"):
+        read(tmp_path, "*,0\n").check(TREE)
 
 
 # ---------------------------------------------------------------- requests with a prior

@@ -31,13 +31,13 @@ import typer
 import hierclass
 from hierclass.cli.embed import embed
 from hierclass.cli.export import export, show_level
-from hierclass.cli.label import label, refine
+from hierclass.cli.label import label, open_for, refine
+from hierclass.cli.label_options import LevelOrAuto, Precision, read_request
 from hierclass.cli.shared import (
     SOME_INPUTS_FAILED,
     DeviceOption,
     FormerForce,
     Int8Option,
-    LevelOption,
     ModelChoice,
     ModelOption,
     RuntimeOption,
@@ -53,6 +53,8 @@ from hierclass.labelling.reader_pipes import kept_ready
 from taxonomy.streams import dash_hint, prepare_streams, visible
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.console import Console
 
     from hierclass.costs import Level
@@ -104,7 +106,8 @@ app.command()(export)
 @app.command()
 def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files.")],
-    level: LevelOption = None,
+    level: LevelOrAuto = None,
+    precision: Precision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each image.")] = False,
     model: ModelOption = None,
     timm: TimmOption = None,
@@ -115,6 +118,8 @@ def predict(
     int8: Int8Option = False,
 ) -> None:
     """Look at images: draw the path from coarse to fine, with scores and what each step costs."""
+    from hierclass.decisions.cascade import PredictionCascade
+    from hierclass.decisions.exit_policy import ExitPolicy
     from hierclass.images.discovery import check_named
     from hierclass.images.path_lists import as_meant
     from hierclass.labelling.inputs import SECONDS_PER_IMAGE
@@ -122,10 +127,23 @@ def predict(
     from hierclass.labelling.reader_processes import ReaderPool
     from taxonomy.terminal import PlainConsole
 
+    request = read_request(level, None, precision, None, None)
     for path in images:
         check_named(path)
-    classifier = ModelChoice(model, timm, weights, device, runtime, threads, int8).open()
-    last = classifier.check_level(level)
+    classifier = open_for(
+        ModelChoice(model, timm, weights, device, runtime, threads, int8), request, precision
+    )
+    last = classifier.check_level(None if request.level == "auto" else request.level)
+    policy = ExitPolicy(request, classifier.taxonomy, classifier.decision)
+
+    def answers(pixels: NDArray[np.uint8]) -> Iterator[Prediction]:
+        if request.level == "auto":
+            yield from PredictionCascade(classifier, policy, 1).predict([pixels])
+        elif as_json:
+            yield from classifier.predict_pixels(pixels, last)
+        else:
+            yield from islice(classifier.refine_pixels(pixels), last + 1)
+
     console = PlainConsole()
     reader = PictureReader(classifier.preprocessing_for(last if as_json else None))
     failed = False
@@ -141,9 +159,9 @@ def predict(
                     say(f"error: {path}: {error}")
                 continue
             if as_json:
-                _print_json(path, classifier.predict_pixels(pixels, last)[0].to_dict())
+                _print_json(path, next(answers(pixels)).to_dict())
             else:
-                _draw(path, islice(classifier.refine_pixels(pixels), last + 1), classifier.levels, console)
+                _draw(path, answers(pixels), classifier.levels, console)
     if failed:
         raise typer.Exit(SOME_INPUTS_FAILED)
 

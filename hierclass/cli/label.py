@@ -64,6 +64,7 @@ from hierclass.labelling.table_writers import PLAIN, CsvForm, open_writer
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
+    from hierclass.decisions.exit_policy import Request
     from hierclass.labelling.run import LabelRun
     from hierclass.labelling.run_manifest import LabelJob
     from hierclass.labelling.run_pass import Engine
@@ -136,9 +137,7 @@ def label(
         survive_closed_pipes()
     part = None if shard is None else Shard.parse(shard)
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
-    classifier = _open(choice, precision, prior_file)
-    if request.level == "auto" and (reason := classifier.decision.why_never_sure(request.precision)):
-        say(reason)
+    classifier = open_for(choice, request, precision, prior_file)
     from hierclass.labelling.read_input import ReadOptions
     from hierclass.labelling.run_manifest import LabelJob
 
@@ -212,7 +211,7 @@ def refine(
     target.check_lost(overwrite=False)
     survive_closed_pipes()
     choice = ModelChoice(model, timm, weights, device, runtime, threads, int8)
-    classifier = _open(choice, precision, prior_file)
+    classifier = open_for(choice, request, precision, prior_file)
     from hierclass.labelling.read_input import ReadOptions
 
     reading = ReadOptions(
@@ -230,13 +229,20 @@ def refine(
     progress.summarise(target.table, num_errors, run.num_unread + num_failed)
 
 
-def _open(choice: ModelChoice, precision: float | None, prior: PriorFile | None) -> Classifier:
-    """Load the classifier; raise InputError if it has no thresholds for the precision, or no class of the prior."""
+def open_for(
+    choice: ModelChoice, request: Request, precision: float | None, prior: PriorFile | None = None
+) -> Classifier:
+    """Load the classifier; raise InputError if it has no thresholds for the precision, or no class of the prior.
+
+    Say so if no answer can be sure.
+    """
     classifier = choice.open()
     if precision is not None:
         classifier.decision.at(precision)
     if prior is not None:
         prior.check(classifier.taxonomy)
+    if request.level == "auto" and (reason := classifier.decision.why_never_sure(request.precision)):
+        say(reason)
     return classifier
 
 

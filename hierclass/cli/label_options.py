@@ -67,7 +67,8 @@ Precision = Annotated[
     float | None,
     typer.Option(
         "--precision",
-        help="With auto, --only and --exclude: the share of answers that are to be right, 0.5 to 0.99. Default: 0.95.",
+        help="With auto, --only and --exclude: the share of answers that are to be right, 0.5 to 0.99. Default: 0.95. "
+        "At the highest a model may be sure of nothing, which a line says.",
     ),
 ]
 Only = Annotated[

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 SOME_INPUTS_FAILED = 3
 """Exit code when some inputs could not be read."""
 
-LevelOption = Annotated[
-    int | None,
-    typer.Option("--level", min=0, help="Answer at this level; 0 is the coarsest. Default: the finest."),
-]
 ModelOption = Annotated[
     Path | None,
     typer.Option("--model", help="Folder of a model. Default: the one that comes with hierclass."),

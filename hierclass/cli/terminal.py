@@ -67,7 +67,8 @@ def plural(count: int, noun: str) -> str:
 def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, unicode: bool) -> RenderableType:
     """Draw a prediction: a line per tier, coarse first, with score, bar and cost of its level.
 
-    The total cost follows if it is more than the last level alone costs.
+    Why no finer level was computed follows where that is said, and the total cost if it is more than the last level
+    alone costs.
     """
     full, empty = "█░" if unicode else "#."
     grid = Table.grid(padding=(0, 2))
@@ -76,15 +77,19 @@ def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, uni
         cost = f"{'+' if tier else ''}{levels[tier].step_share:.0%} of the cost"
         grid.add_row(
             Text(f"tier {tier}", "dim"),
-            Text(step.label, "bold" if tier == prediction.level else ""),
+            Text(step.label, "bold" if step is prediction.path[-1] else ""),
             Text(full * filled + empty * (_BAR_WIDTH - filled), "green"),
             f"{step.score:.2f}",
             Text(cost, "dim"),
         )
     drawn: list[RenderableType] = [one_line(path), grid]
-    total, alone = sum(level.step_share for level in levels[: tier + 1]), levels[tier].share
+    last = prediction.level
+    if prediction.stop_reason is not None:
+        guess = ", so that this is a guess" if prediction.sure is False else ""
+        drawn.append(Text(f"{prediction.stop_reason} at level {last}{guess}", "dim"))
+    total, alone = sum(level.step_share for level in levels[: last + 1]), levels[last].share
     if total > alone * 1.005:
-        drawn.append(Text(f"in all {total:.0%} of the cost; level {tier} alone costs {alone:.0%}", "dim"))
+        drawn.append(Text(f"in all {total:.0%} of the cost; level {last} alone costs {alone:.0%}", "dim"))
     return Group(*drawn)
 
 

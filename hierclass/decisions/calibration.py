@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from hierclass.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 LOWEST_PRECISION = 0.5
 """Precisions below are refused: what is wrong more often than right is no answer to be sure of."""
@@ -117,9 +121,16 @@ class Decision:
         if some(precision):
             return ""
         highest = max(filter(some, self.precisions), default=None)
-        return f"no answer of this model is sure at --precision {precision:g}, so that all are guesses; " + (
+        return f"no answer of this model is sure at precision {precision:g}, so that all are guesses; " + (
             "calibrate it on more labelled images" if highest is None else f"some are up to {highest:g}"
         )
+
+
+@functools.lru_cache(maxsize=8)
+def warn_if_never_sure(decision: Decision, precision: float) -> None:
+    """Log `Decision.why_never_sure` as a warning, once for a model and precision."""
+    if reason := decision.why_never_sure(precision):
+        _log.warning(reason)
 
 
 def first_levels(decision: Mapping[str, Any], num_levels: int) -> dict[str, Any]:

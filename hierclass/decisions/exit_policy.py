@@ -248,9 +248,9 @@ class ExitPolicy:
         found = []
         for row, prediction in enumerate(to_predictions(shown, self.taxonomy)):
             reason, tier, end = (each[row] for each in (answers.reason, answers.tier, answers.shown))
-            sure = None if reason == StopReason.ASKED and tier >= 0 else bool(tier >= 0)
             end = int(end) if end >= 0 else prediction.level
-            found.append(prediction.ended(end, StopReason(int(reason)).word, sure))
+            word = StopReason(int(reason)).word
+            found.append(prediction.ended(end, word, is_sure(bool(tier >= 0), word)))
         return found
 
     def _sure(self, scores: Scores) -> Flags:
@@ -266,7 +266,7 @@ class ExitPolicy:
             return None
         leaves = leaf_weights(request.prior, self.taxonomy)
         if self._allowed is not None and not leaves[self._allowed[-1]].any():
-            raise InputError("--only and --exclude leave classes alone that the prior gives the weight 0")
+            raise InputError("only and exclude leave classes alone that the prior gives the weight 0")
         return tier_weights(leaves, self.taxonomy)
 
     def _find_thresholds(self, request: Request, decision: Decision) -> list[Scores] | None:
@@ -277,6 +277,11 @@ class ExitPolicy:
             np.array([np.inf if each.score is None else each.score for each in of_level])
             for of_level in decision.at(request.precision)
         ]
+
+
+def is_sure(answered: bool, stop_reason: str | None) -> bool | None:
+    """Return whether an answer is sure: false where there is none, None where a level was asked for and answered."""
+    return None if answered and stop_reason == StopReason.ASKED.word else answered
 
 
 def _flags_of(classes: NDArray[np.integer], flags: Sequence[Flags]) -> Flags:

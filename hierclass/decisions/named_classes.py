@@ -46,7 +46,7 @@ def allowed_classes(request: Request, taxonomy: Taxonomy) -> list[Flags]:
     for name in request.exclude:
         leaves &= ~_leaves_below(name, taxonomy)
     if not leaves.any():
-        raise InputError("--only and --exclude leave no class to answer with; name fewer in --exclude")
+        raise InputError("only and exclude leave no class to answer with; exclude fewer")
     return _holding(leaves, taxonomy)
 
 

@@ -37,10 +37,10 @@ class Prediction:
 
     `stop_reason` and `sure` are None where nothing but a level was asked for. With `level="auto"`, `only`, `exclude` or
     `prior`, `stop_reason` says why no finer level was computed, as in the table of `hierclass label` (a
-    `hierclass.decisions.exit_policy.StopReason` in words). `sure` says whether an answer is, and is false where there
-    is none: "not sure" (the path is the coarsest guess), "excluded" (the path is what the model sees, none of the
-    classes asked for), or "asked" (the level is too coarse for `only`). It is None where the level that was asked for
-    has answered.
+    `hierclass.decisions.exit_policy.StopReason` in words). `sure` is what `hierclass.labelling.rows.Row.sure` is: true
+    for a sure answer of "auto", None for that of the level asked for, false where there is no answer. Then `label` is
+    the coarsest guess ("not sure"), or what the model sees, which was not asked for ("excluded"; "asked": the level is
+    too coarse for `only`).
 
     It is a dataclass of JSON values: web frameworks and JSON encoders that take dataclasses take it, and
     `json.dumps(prediction.to_dict())` works everywhere.
@@ -65,6 +65,8 @@ class Prediction:
 
     def __repr__(self) -> str:
         why = f", {self.stop_reason}" if self.stop_reason else ""
+        if self.sure is False and self.stop_reason != "not sure":
+            why += ", no answer; it sees"
         path = " > ".join(f"{step.label} {step.score:.2f}" for step in self.path)
         return f"<Prediction of level {self.level}{why}: {path}>"
 

@@ -31,32 +31,35 @@ def from_mapping(weights: Mapping[str, float]) -> Prior:
     return tuple((name, read_weight(weight, f"prior, {name!r}")) for name, weight in weights.items())
 
 
-def leaf_weights(prior: Prior, taxonomy: Taxonomy, places: Sequence[str] = ()) -> Scores:
+def leaf_weights(
+    prior: Prior, taxonomy: Taxonomy, places: Sequence[str] = (), name: str = "the prior"
+) -> Scores:
     """Return the weight (num_leaves,) of every leaf, the largest 1: that of the nearest class at or above it.
 
     So a line says all of a class but what lines below it say: "animal,0" and "dog,1" leave the dogs. A leaf without a
-    class at or above it has the weight of "*", 1 if that is not given. `places` says where each entry stands.
+    class at or above it has the weight of "*", 1 if that is not given. `places` says where each entry stands, `name`
+    what holds them all.
 
     Raises:
         InputError: a class is unknown or named twice, a weight is no number from 0, or all are 0.
     """
     known, first = dict[str, float](), dict[str, str]()
-    for at, (name, weight) in enumerate(prior):
-        place = places[at] if places else f"prior, {name!r}"
+    for at, (each_class, weight) in enumerate(prior):
+        place = places[at] if places else f"prior, {each_class!r}"
         try:
-            ids = frozenset({REST}) if name.strip() == REST else find_classes(name, taxonomy)
+            ids = frozenset({REST}) if each_class.strip() == REST else find_classes(each_class, taxonomy)
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
         for each in ids:
             if each in known:
                 raise InputError(
-                    f"{place}: {name!r} has a weight already, by {first[each]}; leave one of them out"
+                    f"{place}: {each_class!r} has a weight already, by {first[each]}; leave one of them out"
                 )
             known[each], first[each] = read_weight(weight, place), place
     rest = known.get(REST, 1.0)
     found = np.array([_nearest(leaf, taxonomy, known, rest) for leaf in taxonomy.leaves])
     if not found.any():
-        raise InputError("the prior gives every class of this model the weight 0; give some class more")
+        raise InputError(f"{name} gives every class of this model the weight 0; give some class more")
     scaled: Scores = found / found.max()
     return scaled
 

@@ -213,6 +213,8 @@ def _open_stream(source: str | bytes | os.PathLike[str]) -> Iterator[Stream]:
         raw: io.BytesIO | io.FileIO = io.BytesIO(source)
     else:
         # Ask before opening: to open a device can do something, to open a pipe can block for ever.
+        if not os.fspath(source):
+            raise ImageError("an empty text is no path; name an image file")
         _check_regular(Path(source).stat().st_mode)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         raw = io.FileIO(os.open(source, flags), "r")

@@ -13,6 +13,7 @@ from hierclass.errors import InputError
 from hierclass.images.kinds import photograph_advice, scanned_endings
 from hierclass.images.path_lists import PACKED_ENDINGS, as_meant, how_to_label, read_list, why_no_image
 from taxonomy.folders import IGNORED, Ignore
+from taxonomy.streams import is_option
 
 STANDARD_INPUT = "-"
 _MOST_ENDINGS, _MOST_SHOWN, _LONGEST_ENDING = 1000, 6, 12
@@ -84,6 +85,11 @@ def nothing_to_do(found: str, passed_over: PassedOver) -> InputError:
     return InputError("; ".join([f"nothing to do: {found}", *filter(None, instead)]))
 
 
+def but_ignored(path: str) -> str:
+    """Return what follows "no images" where only an ignored one, `path`, is there; "" if there is none."""
+    return f" but ignored ones, such as {display_name(path)} (see --ignore)" if path else ""
+
+
 def find_inputs(
     names: Iterable[str | os.PathLike[str]],
     *,
@@ -102,8 +108,7 @@ def find_inputs(
     `also` count as images; the other files in folders are counted in `passed_over`.
 
     Raises:
-        InputError: a name is that of a list, of a table or of something packed (raised when it is reached), or there
-            were only empty folders and lists (after the last path).
+        InputError: there were only empty folders and lists (after the last path), or standard input holds no list.
     """
     passed_over = PassedOver() if passed_over is None else passed_over
     endings = scanned_endings() | frozenset(also)
@@ -126,14 +131,17 @@ def find_inputs(
         found = "the list on standard input is empty" if asked else "no image is named"
         if folder:
             why = what_else(folder)
+            ignored = next(_walk(folder, endings, Ignore(()), PassedOver()), "")
             found = f"no images in the folder {display_name(folder)}"
-            found = found if why == _NO_IMAGES else f"{display_name(folder)} {why}"
+            found = found + but_ignored(ignored) if why == _NO_IMAGES else f"{display_name(folder)} {why}"
         raise nothing_to_do(found, passed_over)
 
 
 def check_named(name: str | os.PathLike[str]) -> None:
-    """Raise InputError if a file that somebody names is a list, a table or packed, with what to do."""
+    """Raise InputError if a file that somebody names is a list, a table, packed or rather an option; say what to do."""
     path = as_meant(os.fspath(name))
+    if is_option(path) and not os.path.lexists(path):
+        raise InputError(f"{display_name(path)} is taken for a file after --; options are given before it")
     if why := why_no_image(path):
         how = f"; leave it out, or give it as a list: {command}" if (command := how_to_label(path)) else ""
         raise InputError(f"{display_name(path)} {why}{how}")
@@ -175,7 +183,6 @@ def _expand(names: Iterable[str], stdin: BinaryIO | None) -> Iterator[str]:
                 raise InputError("standard input is closed; name image files or folders")
             yield from read_list(sys.stdin.buffer if stdin is None else stdin)
         else:
-            check_named(name)
             yield as_meant(name)
 
 

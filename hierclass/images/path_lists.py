@@ -57,7 +57,9 @@ def read_list(stream: BinaryIO) -> Iterator[str]:
     first = next(lines, "")
     delimiter, column = _table(first)
     if column is None:
-        yield from map(as_meant, itertools.chain([first] if first else [], lines))
+        second = next(lines, "") if delimiter else ""
+        _check_headings(first, second, delimiter)
+        yield from map(as_meant, itertools.chain(filter(None, [first, second]), lines))
         return
     yield from _of_table(lines, delimiter, column)
 
@@ -72,7 +74,7 @@ def _of_table(lines: Iterator[str], delimiter: str, column: int) -> Iterator[str
             size += len(line)
             if size > LONGEST_PATH:
                 raise csv.Error("a row of a mebibyte")
-            yield line
+            yield f"{line}\n"  # which a name in quotes may hold
 
     table = csv.reader(measured(), delimiter=delimiter, strict=True)
     try:
@@ -107,6 +109,8 @@ def _split(stream: BinaryIO, rest: bytes, separator: bytes) -> Iterator[str]:
 def _table(first: str) -> tuple[str, int | None]:
     """Return the delimiter of a table and the number of its column of paths; None for a list of paths.
 
+    The delimiter is "" where the first line can be no heading.
+
     Raises:
         InputError: it is a table whose first line does not name its columns, or lines of JSON.
     """
@@ -130,7 +134,28 @@ def _table(first: str) -> tuple[str, int | None]:
             "the list on standard input is a table whose first line names no columns; write a line such as path,label "
             "over it, or give the column of paths alone: cut -d, -f1 FILE | hierclass label -"
         )
-    return "", None
+    return delimiter if len(cells) > 1 and all(map(_is_heading, cells)) else "", None
+
+
+def _check_headings(first: str, second: str, delimiter: str) -> None:
+    """Raise InputError if two lines, whose first may be headings, begin a table: no path, with a cell for each."""
+    if not second or os.path.lexists(as_meant(second)):
+        return
+    try:
+        names, cells = csv.reader([first, second], delimiter=delimiter)
+    except csv.Error:
+        return
+    if len(names) == len(cells):
+        shown = ", ".join([name.strip()[:40] for name in names[:12]] + ["…"] * (len(names) > 12))
+        raise InputError(
+            f"the list on standard input is a table with the columns {shown}; name that of paths one of "
+            f"{', '.join(PATH_COLUMNS[:-1])} or {PATH_COLUMNS[-1]}"
+        )
+
+
+def _is_heading(cell: str) -> bool:
+    """Whether a cell may be the name of a column: a text without the dot or the slash that paths have."""
+    return bool(cell.strip()) and not set(cell) & {".", "/", os.sep}
 
 
 def as_meant(path: str) -> str:

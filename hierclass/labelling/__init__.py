@@ -51,13 +51,15 @@ def label(
     be endless, but for a `shard` ("2/8": the second of eight equal parts). `prior` maps classes to their weights. The
     other arguments are those of `hierclass label`: `hierclass.decisions.exit_policy.Request` explains them, and
     `hierclass.labelling.read_input.ReadOptions` explains `reading`. Memory does not grow with the number of images.
-    When all is labelled, a line is logged that counts the other files which were passed over.
+    A list, a table or a packed file is no image: its row has an error. When all is labelled, a line is logged that
+    counts the other files which were passed over.
 
     Raises:
         LevelError: the model has no such level (on the call, before anything is read).
         InputError: an argument does not fit (on the call); or, at the end, there was nothing to label.
     """
     from hierclass.classifier import load
+    from hierclass.decisions.calibration import warn_if_never_sure
     from hierclass.decisions.exit_policy import Request
     from hierclass.images.discovery import PassedOver
     from hierclass.images.sources import is_one_image
@@ -67,7 +69,10 @@ def label(
     if not isinstance(paths, (str, Iterable)) or is_one_image(paths):
         paths = [cast("str | os.PathLike[str]", paths)]
     request = Request.of(level, min_tier, precision, only, exclude, prior)
-    pipeline = LabelPipeline(load() if classifier is None else classifier, request, reading)
+    classifier = load() if classifier is None else classifier
+    pipeline = LabelPipeline(classifier, request, reading)
+    if level == "auto":
+        warn_if_never_sure(classifier.decision, request.precision)
     passed_over = PassedOver()
     inputs = pipeline.list_inputs(
         map(_path, paths), None if shard is None else Shard.parse(shard), passed_over

@@ -14,6 +14,7 @@ from hierclass.errors import HierclassError, ImageError, InputError
 from hierclass.images.decoding import MAX_BYTES
 from hierclass.images.discovery import (
     PassedOver,
+    but_ignored,
     check_named,
     display_name,
     ending_of,
@@ -108,7 +109,10 @@ def _inputs(
             empty = False
             yield item
     if empty:
-        raise nothing_to_do(f"no images in {display_name(archive)}", passed_over)
+        is_tar = PurePath(archive).suffix.lower() in TAR_ENDINGS
+        first = next(_tar_members(archive, Ignore(()), PassedOver()), None) if is_tar else None
+        what = f"no images in {display_name(archive)}{but_ignored(first.name if first else '')}"
+        raise nothing_to_do(what, passed_over)
 
 
 def _tar_members(path: str, ignore: Ignore, passed_over: PassedOver) -> Iterator[Input]:

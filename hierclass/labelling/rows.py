@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from hierclass.decisions.exit_policy import Answers, StopReason
+from hierclass.decisions.exit_policy import Answers, StopReason, is_sure
 from hierclass.decisions.prediction import Step
 from hierclass.labelling.inputs import Input, Stamp
 
@@ -60,9 +60,9 @@ class Row:
         return None if self.level is None else self.steps[self.level]
 
     @property
-    def sure(self) -> bool:
-        """Whether there is an answer, not a guess: with "auto" one that is sure, else that of the level asked for."""
-        return self.level is not None
+    def sure(self) -> bool | None:
+        """Whether the answer is sure, with "auto"; None: the level that was asked for answered; false: no answer."""
+        return is_sure(self.level is not None, self.stop_reason)
 
     @property
     def synset(self) -> str | None:
@@ -83,9 +83,12 @@ class Row:
     def _shown(self) -> Step | None:
         return self.answer if self.guess is None else self.steps[self.guess]
 
-    def to_dict(self, num_tiers: int) -> dict[str, Value]:
-        """Return the values of the columns of a table of N = `num_tiers` tiers; None where the row has none."""
-        values: dict[str, Value] = dict.fromkeys(columns(num_tiers))
+    def to_dict(self, num_tiers: int | None = None) -> dict[str, Value]:
+        """Return the values of the columns of a table of N = `num_tiers` tiers (None: those that the row has).
+
+        They are None where the row has none.
+        """
+        values: dict[str, Value] = dict.fromkeys(columns(len(self.steps) if num_tiers is None else num_tiers))
         values |= {name: getattr(self, name) for name in columns(0)}
         if self.score is not None:
             values["score"] = round(self.score, SCORE_DIGITS)
