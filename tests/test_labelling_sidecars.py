@@ -20,13 +20,15 @@ import pytest
 from hostile import HostileFile
 from hostile.sidecars import SIDECARS
 from labelling_data import make_photos
+from PIL import Image
 
 from hierclass.cli import main
 from hierclass.errors import InputError
 from hierclass.labelling.inputs import Input
 from hierclass.labelling.rows import schema
 from hierclass.labelling.sidecars import SidecarWriter
-from hierclass.labelling.xmp_keywords import EMPTY, with_keywords
+from hierclass.labelling.xmp_document import EMPTY, MAX_BYTES
+from hierclass.labelling.xmp_keywords import OURS, with_keywords
 
 PUG, CAT = ("animal", "dog", "pug"), ("animal", "cat")
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -191,8 +193,27 @@ def test_the_keywords_of_others_stay_and_ours_are_replaced(
     assert once[PATHS] == [*paths, "animal|dog|pug"]
     twice = lists(merged(merged(text, *PUG), *CAT))
     assert (twice[FLAT], twice[PATHS]) == ([*flat, "animal", "cat"], [*paths, "animal|cat"])
-    none = lists(merged(merged(text, *PUG)))
-    assert (none[FLAT], none[PATHS]) == (flat, paths)
+
+
+@pytest.mark.parametrize("text", [*OTHERS, NO_PREFIX, EMPTY.decode()])
+def test_a_document_is_what_it_was_when_our_keywords_are_taken_away(text: str) -> None:
+    before = text.replace("\n   <dc:subject/>", "").encode()  # an empty list is as good as none
+    assert merged(merged(text, *PUG)) == before
+    assert merged(merged(merged(text, *PUG), *CAT)) == before
+    twice = merged(merged(merged(text, *PUG)), *CAT)
+    assert lists(twice)[PATHS][-1] == "animal|cat"
+    assert merged(twice) == before
+
+
+def test_a_list_that_held_only_our_keywords_goes_and_one_of_others_stays() -> None:
+    data = merged(EMPTY, *PUG).replace(
+        b"<rdf:li>dog</rdf:li>", b"<rdf:li>dog</rdf:li><rdf:li>Rex</rdf:li>", 1
+    )
+    assert list(lists(merged(data)).values()) == [["Rex"]]
+    # a keyword that is somebody's needs no list of ours that says so
+    mine = merged(LIGHTROOM.replace("places", "pug"), *PUG)
+    mine = merged(mine, "pug")
+    assert [each for each in lists(mine) if OURS in each] == [f"{{{OURS}}}hierarchicalSubject"]
 
 
 def test_lists_of_digikam_are_kept_in_step_where_they_are() -> None:
@@ -272,7 +293,7 @@ def test_a_hostile_sidecar_is_left_as_it_is_or_merged(hostile: HostileFile, tmp_
     before = (tmp_path / "pixel.png.xmp").read_bytes()
     writer = write(picture)
     assert writer.num_failed == bool(hostile.says)
-    assert hostile.says in writer.summary()
+    assert hostile.says in "".join(writer.failures)
     assert ((tmp_path / "pixel.png.xmp").read_bytes() == before) == bool(hostile.says)
 
 
@@ -309,6 +330,13 @@ def test_exiftool_reads_the_keywords_and_everything_else_as_before(tmp_path: Pat
         ["animal", "cat"],
         ["animal", "cat"],
     ]
+    # and takes no empty keyword from one that lost ours
+    (image,) = photo(tmp_path, "a.jpg")
+    Image.new("RGB", (2, 2)).save(image)
+    after[3].write_bytes(merged(after[3].read_bytes()))
+    copy = ["exiftool", "-q", "-m", "-tagsFromFile", str(after[3]), "-XMP-dc:Subject", str(image)]
+    subprocess.run(copy, check=False, stderr=subprocess.DEVNULL)  # 1: there is nothing to copy
+    assert "XMP-dc:Subject" not in by_exiftool(image)[0] | by_exiftool(after[3])[0]
 
 
 # ---------------------------------------------------------------- files
@@ -374,23 +402,59 @@ def test_a_summary_counts_what_was_written_and_what_was_not(tmp_path: Path) -> N
         "keywords: 2 .xmp files written; removed from 1 .xmp file of images without an answer; 1 image without an "
         "answer; 1 image in archives, where there are no .xmp files; 1 image gone since; "
     )
-    assert "c.jpg.xmp is a link, which is not followed" in says
-    assert "d.jpg.xmp: it is no regular file" in says
-    assert "jpg.xmp: File name too long" in says
+    assert says.endswith(
+        "; 3 .xmp files not written, see above; once that is mended, the same command writes them"
+    )
+    link, folder, long = writer.failures
+    assert "c.jpg.xmp is a link, which is not followed; put the file itself in its place" in link
+    assert "d.jpg.xmp: it is no regular file" in folder
+    assert "jpg.xmp: File name too long" in long
     assert writer.num_failed == 3
-    assert lists((tmp_path / "a.jpg.xmp").read_bytes())[FLAT] == []
+    assert lists((tmp_path / "a.jpg.xmp").read_bytes()) == {}
     assert lists((tmp_path / "b.jpg.xmp").read_bytes())[FLAT] == ["animal", "cat"]
     assert "Rome" not in str(sidecars(tmp_path))
 
 
-def test_many_files_of_one_failure_are_counted_in_one_line(tmp_path: Path) -> None:
+def test_every_file_of_a_failure_is_named_with_what_to_do(tmp_path: Path) -> None:
     photos = photo(tmp_path, *(f"{number}.jpg" for number in range(5)))
     for each in photos:
         each.with_name(f"{each.name}.xmp").write_text("<!DOCTYPE a>" + LIGHTROOM)
-    says = write(*photos).summary()
-    assert says == (
-        f"keywords: 0 .xmp files written; left as it is: {photos[0]}.xmp declares a document type (5 such files)"
+    writer = write(*photos)
+    assert writer.failures == [
+        f"left as it is: {each}.xmp declares a document type; take its <!DOCTYPE …> out, or move it away"
+        for each in photos
+    ]
+    assert writer.summary("that").endswith(
+        "5 .xmp files not written, see above; once that is mended, that writes them"
     )
+
+
+def test_an_image_without_an_answer_is_no_failure_where_nothing_was_to_be_taken_away(tmp_path: Path) -> None:
+    photos = photo(tmp_path, "link.jpg", "folder.jpg", "big.jpg", "broken.jpg", "ours.jpg")
+    link, folder, big, broken, ours = (each.with_name(f"{each.name}.xmp") for each in photos)
+    link.symlink_to("nowhere")
+    folder.mkdir()
+    with big.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    broken.write_text("mine")
+    ours.write_bytes(merged(EMPTY, *PUG)[:-100])  # something was to be taken away
+    writer = write(*photos, path=None)
+    assert [Path(line.split()[4]) for line in writer.failures] == [ours]
+    assert "no whole XML (" in writer.failures[0]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (image,) = photo(tmp_path, "a.jpg")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f".a.jpg.xmp.{dead.pid}.tmp", f".B.XMP.{dead.pid}.tmp", f".a.xmp.{os.getppid()}.tmp"]
+    names += [f".a.jpg.{dead.pid}.tmp", ".a.jpg.xmp.tmp", f"a.jpg.xmp.{dead.pid}.tmp"]
+    photo(tmp_path, *names)
+    write(image, path=None)
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["a.jpg", *names[2:]])
+    os.utime(tmp_path / names[2], (0, 0))  # the number is that of another process by now
+    write(image)
+    assert not (tmp_path / names[2]).exists()
 
 
 def test_a_sidecar_keeps_its_rights_and_one_that_may_not_be_written_stays(
@@ -404,7 +468,8 @@ def test_a_sidecar_keeps_its_rights_and_one_that_may_not_be_written_stays(
     assert sidecar.stat().st_mode & 0o777 == 0o640
     monkeypatch.setattr(os, "access", lambda *_: False)  # as for another user than root
     writer = write(image, path=CAT)
-    assert writer.summary().endswith(f"; not written: {sidecar}: Permission denied")
+    (line,) = writer.failures
+    assert line == f"not written: {sidecar}: Permission denied; make the file and its folder writable"
     assert "pug" in sidecar.read_text()
 
 
@@ -442,7 +507,7 @@ def test_a_complete_run_gets_its_keywords_when_they_are_asked_for(
     assert sidecars(photos) == []
     assert main(["label", str(photos), "-o", run, "--level", "0", *model, "--keywords", "xmp"]) == 0
     assert capsys.readouterr().err.endswith(
-        f"keywords: 6 .xmp files written\nnothing was left to do -> {run}labels.parquet\n"
+        f"keywords: 6 .xmp files written\nno image was left to label -> {run}labels.parquet\n"
     )
     (photos / "02.png.xmp").unlink()
     refine = ["refine", run, "--where", "path like '%03.png'", "--level", "2", *model, "--keywords", "xmp"]
@@ -471,10 +536,29 @@ def test_a_sidecar_that_is_left_as_it_is_makes_the_exit_code_3(
 ) -> None:
     photos = whole_photos(tmp_path / "photos", 2)
     (photos / "00.png.xmp").write_text("mine")
-    command = ["label", str(photos), "--model", str(tiny_checkpoint), "--keywords", "xmp"]
-    assert main([*command, "-o", str(tmp_path / "out.csv")]) == 3
-    assert "keywords: 1 .xmp file written; left as it is: " in capsys.readouterr().err
+    command = [
+        "label",
+        str(photos),
+        "--model",
+        str(tiny_checkpoint),
+        "-o",
+        str(tmp_path / "out.csv"),
+        "--keywords",
+        "xmp",
+    ]
+    assert main(command) == 3
+    named, summary, _ = capsys.readouterr().err.splitlines()[-3:]
+    assert named.startswith(f"left as it is: {photos / '00.png.xmp'} is no whole XML (")
+    assert summary.endswith(
+        "1 .xmp file written; 1 .xmp file not written, see above; once that is mended, the same command with --update "
+        "writes it"
+    )
     assert (photos / "00.png.xmp").read_text() == "mine"
+    (photos / "00.png.xmp").unlink()
+    assert main([*command, "--update"]) == 0
+    assert (
+        "keywords: 1 .xmp file written, 1 had them\nno image was left to label ->" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.full
