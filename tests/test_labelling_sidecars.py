@@ -1,343 +1,38 @@
-"""Keywords go into .xmp files beside images: what others wrote stays, what an earlier call wrote is replaced."""
+"""Answers go as keywords into .xmp files beside images."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
-import pyarrow as pa
 import pytest
-from hostile import HostileFile
-from hostile.sidecars import SIDECARS
 from labelling_data import make_photos
-from PIL import Image
+from xmp_data import (
+    CAT,
+    FLAT,
+    LIGHTROOM,
+    PATHS,
+    PUG,
+    answers,
+    lists,
+    merged,
+    photo,
+    sidecars,
+    whole_photos,
+    write,
+)
 
 from hierclass.cli import main
-from hierclass.errors import InputError
+from hierclass.cli.label import say_keywords
+from hierclass.cli.output_target import OutputTarget
 from hierclass.labelling.inputs import Input
-from hierclass.labelling.rows import schema
 from hierclass.labelling.sidecars import SidecarWriter
 from hierclass.labelling.xmp_document import EMPTY, MAX_BYTES
-from hierclass.labelling.xmp_keywords import OURS, with_keywords
-
-PUG, CAT = ("animal", "dog", "pug"), ("animal", "cat")
-RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
-FLAT = "{http://purl.org/dc/elements/1.1/}subject"
-PATHS = "{http://ns.adobe.com/lightroom/1.0/}hierarchicalSubject"
-TAGS = "{http://www.digikam.org/ns/1.0/}TagsList"
-MICROSOFT = "{http://ns.microsoft.com/photo/1.0/}LastKeywordXMP"
-NAMESPACES = """
-    xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:dc="http://purl.org/dc/elements/1.1/"
-    xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:lr="http://ns.adobe.com/lightroom/1.0/"
-    xmlns:crs="http://ns.adobe.com/camera-raw-settings/1.0/" xmlns:darktable="http://darktable.sf.net/"
-    xmlns:digiKam="http://www.digikam.org/ns/1.0/" xmlns:MicrosoftPhoto="http://ns.microsoft.com/photo/1.0/"
-"""
-LIGHTROOM = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="Adobe XMP Core">
- <rdf:RDF {NAMESPACES}>
-  <rdf:Description rdf:about="" xmp:Rating="3" xmp:Label='a > b' crs:Exposure2012="+0.35" crs:HasSettings="True">
-   <dc:subject>
-    <rdf:Bag>
-     <rdf:li>Rome</rdf:li>
-     <rdf:li>places</rdf:li>
-    </rdf:Bag>
-   </dc:subject>
-   <lr:hierarchicalSubject>
-    <rdf:Bag>
-     <rdf:li>places|Rome</rdf:li>
-    </rdf:Bag>
-   </lr:hierarchicalSubject>
-   <crs:ToneCurvePV2012><rdf:Seq><rdf:li>0, 0</rdf:li><rdf:li>255, 255</rdf:li></rdf:Seq></crs:ToneCurvePV2012>
-  </rdf:Description>
- </rdf:RDF>
-</x:xmpmeta>"""
-DARKTABLE = f"""<?xml version="1.0" encoding="UTF-8"?>
-<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="XMP Core 4.4.0-Exiv2">
- <rdf:RDF {NAMESPACES}>
-  <rdf:Description rdf:about="" xmp:Rating="1" darktable:xmp_version="5" darktable:history_end="1">
-   <darktable:history>
-    <rdf:Seq>
-     <rdf:li darktable:num="0" darktable:operation="exposure" darktable:params="gz02eJxjYGBg"/>
-    </rdf:Seq>
-   </darktable:history>
-   <dc:subject>
-    <rdf:Seq>
-     <rdf:li>Ferien am See</rdf:li>
-    </rdf:Seq>
-   </dc:subject>
-  </rdf:Description>
- </rdf:RDF>
-</x:xmpmeta>
-"""
-DIGIKAM = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
-<x:xmpmeta xmlns:x="adobe:ns:meta/">
- <rdf:RDF {NAMESPACES}>
-  <rdf:Description rdf:about="uuid:1" xmp:Rating="4">
-   <digiKam:TagsList><rdf:Seq><rdf:li>People/Zoë</rdf:li></rdf:Seq></digiKam:TagsList>
-   <MicrosoftPhoto:LastKeywordXMP><rdf:Bag><rdf:li>People/Zoë</rdf:li></rdf:Bag></MicrosoftPhoto:LastKeywordXMP>
-   <dc:subject/>
-  </rdf:Description>
- </rdf:RDF>
-</x:xmpmeta>
-<?xpacket end="w"?>"""
-OTHERS = [LIGHTROOM, DARKTABLE, DIGIKAM]
-NO_PREFIX = """<RDF xmlns="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:s="http://purl.org/dc/elements/1.1/">
-<Description><s:subject><Bag><li>sea</li></Bag></s:subject></Description></RDF>"""
-
-needs_exiftool = pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
-
-
-def merged(text: str | bytes, *path: str) -> bytes:
-    return with_keywords(text.encode() if isinstance(text, str) else text, path)
-
-
-def lists(data: bytes) -> dict[str, list[str | None]]:
-    """The entries of every property of a document, by an XML parser that is not ours."""
-    return {
-        each.tag: [item.text for item in each.iter(f"{RDF}li")]
-        for description in ElementTree.fromstring(data).iter(f"{RDF}Description")
-        for each in description
-    }
-
-
-def whole_photos(folder: Path, count: int) -> Path:
-    """A folder of images that can all be read."""
-    (make_photos(folder, count) / "07.png").unlink()
-    return folder
-
-
-def by_exiftool(*files: Path) -> list[dict[str, Any]]:
-    command = ["exiftool", "-j", "-G1", "-XMP:all", *map(str, files)]
-    found: list[dict[str, Any]] = json.loads(
-        subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    )
-    return found
-
-
-def answers(*paths: Sequence[str] | None, error: str | None = None) -> pa.Table:
-    """A table of labels with these answers; None where nothing is sure."""
-    rows = [
-        {"error": error, "level": len(path) - 1 if path else None}
-        | {f"tier{tier}_label": name for tier, name in enumerate(path or PUG)}
-        for path in paths
-    ]
-    return pa.Table.from_pylist(rows, schema(3))
-
-
-def write(*photos: Path, path: Sequence[str] | None = PUG, **more: Any) -> SidecarWriter:
-    """Write the same answer for photographs."""
-    writer = SidecarWriter(**more)
-    writer.write([Input(str(photo)) for photo in photos], answers(*[path] * len(photos)))
-    return writer
-
-
-def photo(folder: Path, *names: str) -> list[Path]:
-    for name in names:
-        (folder / name).write_bytes(b"picture")
-    return [folder / name for name in names]
-
-
-def sidecars(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir() if each.name.lower().endswith(".xmp"))
-
-
-# ---------------------------------------------------------------- documents
-
-
-def test_a_new_document_has_every_class_and_the_whole_path() -> None:
-    found = lists(merged(EMPTY, *PUG))
-    assert (found[FLAT], found[PATHS]) == (["animal", "dog", "pug"], ["animal|dog|pug"])
-    assert TAGS not in found
-
-
-@pytest.mark.parametrize("text", [*OTHERS, NO_PREFIX])
-def test_what_others_wrote_stays_byte_by_byte(text: str) -> None:
-    data = merged(text, *PUG)
-    kept = iter(data.decode())
-    parts = text.replace("<dc:subject/>", "").split("</")
-    assert all(any(char == each for each in kept) for char in "".join(parts))  # all of it, in order
-    assert merged(data, *PUG) == data
-    assert (
-        lists(merged(data, *CAT)).items()
-        >= {
-            key: entries
-            for key, entries in lists(text.encode()).items()
-            if key not in (FLAT, PATHS, TAGS, MICROSOFT)
-        }.items()
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "flat", "paths"),
-    [
-        (LIGHTROOM, ["Rome", "places"], ["places|Rome"]),
-        (DARKTABLE, ["Ferien am See"], ["Ferien am See"]),  # else darktable would not find it any more
-        (DIGIKAM, [], []),
-        (NO_PREFIX, ["sea"], ["sea"]),
-    ],
-)
-def test_the_keywords_of_others_stay_and_ours_are_replaced(
-    text: str, flat: list[str], paths: list[str]
-) -> None:
-    once = lists(merged(text, *PUG))
-    assert once[FLAT] == [*flat, "animal", "dog", "pug"]
-    assert once[PATHS] == [*paths, "animal|dog|pug"]
-    twice = lists(merged(merged(text, *PUG), *CAT))
-    assert (twice[FLAT], twice[PATHS]) == ([*flat, "animal", "cat"], [*paths, "animal|cat"])
-
-
-@pytest.mark.parametrize("text", [*OTHERS, NO_PREFIX, EMPTY.decode()])
-def test_a_document_is_what_it_was_when_our_keywords_are_taken_away(text: str) -> None:
-    before = text.replace("\n   <dc:subject/>", "").encode()  # an empty list is as good as none
-    assert merged(merged(text, *PUG)) == before
-    assert merged(merged(merged(text, *PUG), *CAT)) == before
-    twice = merged(merged(merged(text, *PUG)), *CAT)
-    assert lists(twice)[PATHS][-1] == "animal|cat"
-    assert merged(twice) == before
-
-
-def test_a_list_that_held_only_our_keywords_goes_and_one_of_others_stays() -> None:
-    data = merged(EMPTY, *PUG).replace(
-        b"<rdf:li>dog</rdf:li>", b"<rdf:li>dog</rdf:li><rdf:li>Rex</rdf:li>", 1
-    )
-    assert list(lists(merged(data)).values()) == [["Rex"]]
-    # a keyword that is somebody's needs no list of ours that says so
-    mine = merged(LIGHTROOM.replace("places", "pug"), *PUG)
-    mine = merged(mine, "pug")
-    assert [each for each in lists(mine) if OURS in each] == [f"{{{OURS}}}hierarchicalSubject"]
-
-
-def test_lists_of_digikam_are_kept_in_step_where_they_are() -> None:
-    data = merged(DIGIKAM, *PUG)
-    assert lists(data)[TAGS] == lists(data)[MICROSOFT] == ["People/Zoë", "animal/dog/pug"]
-    assert lists(merged(data, *CAT))[TAGS] == ["People/Zoë", "animal/cat"]
-    # digiKam copies all keywords into its own list
-    copied = merged(EMPTY, *PUG).replace(
-        b"<lr:hier",
-        b'<digiKam:TagsList xmlns:digiKam="http://www.digikam.org/ns/1.0/"><rdf:Seq><rdf:li>animal/dog/pug</rdf:li>'
-        b"</rdf:Seq></digiKam:TagsList><lr:hier",
-    )
-    assert lists(merged(copied, *CAT))[TAGS] == ["animal/cat"]
-
-
-def test_a_keyword_that_was_there_before_is_not_ours() -> None:
-    before = LIGHTROOM.replace("places|Rome", "animal|dog|pug").replace("<rdf:li>Rome", "<rdf:li>dog")
-    data = lists(merged(merged(before, *PUG), *CAT))
-    assert data[FLAT] == ["dog", "places", "animal", "cat"]
-    assert data[PATHS] == ["animal|dog|pug", "animal|cat"]
-
-
-@pytest.mark.parametrize(
-    ("name", "keyword"),
-    [
-        ("cats|dogs", "cats-dogs"),
-        ("and/or", "and-or"),
-        ("duck, goose; or swan", "duck goose or swan"),
-        ("a\x00b\x1b[2J\nc\u0085d\udcff\ufffe", "a b [2J c d"),
-        ("<b> & é 犬", "<b> & é 犬"),
-    ],
-)
-def test_names_of_classes_are_made_keywords(name: str, keyword: str) -> None:
-    found = lists(merged(EMPTY, "animal", name))
-    assert (found[FLAT], found[PATHS]) == (["animal", keyword], [f"animal|{keyword}"])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (LIGHTROOM.replace("<rdf:Bag>\n     <rdf:li>Rome", "see <rdf:Bag>\n     <rdf:li>Rome"), "form"),
-        (LIGHTROOM.replace('xmp:Rating="3"', 'dc:subject="Rome"'), "form"),
-        (LIGHTROOM.replace("<crs:ToneCurvePV2012>", "<dc:subject/><crs:ToneCurvePV2012>"), "form"),
-        (LIGHTROOM.replace("<rdf:Bag>", "<rdf:Bog>").replace("</rdf:Bag>", "</rdf:Bog>"), "form"),
-        (DARKTABLE.replace("UTF-8", "ISO-8859-1"), "not in UTF-8"),
-        ("<html/>", "holds no XMP"),
-        ("", "no whole XML"),
-    ],
-)
-def test_a_document_of_an_unknown_form_is_refused(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        merged(text, *PUG)
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"/>',
-        LIGHTROOM.replace(
-            "<rdf:li>Rome</rdf:li>", '<rdf:li xml:lang="x-default"><rdf:value>R</rdf:value></rdf:li>'
-        ),
-        LIGHTROOM.replace("<rdf:li>Rome</rdf:li>", "<!-- a --><rdf:li><![CDATA[Rome]]></rdf:li><!-- b -->"),
-        DIGIKAM.replace("<rdf:Seq><rdf:li>People/Zoë</rdf:li></rdf:Seq>", "<rdf:Seq/>"),
-        DIGIKAM.replace("<dc:subject/>", "<dc:subject>\n</dc:subject>"),
-    ],
-)
-def test_every_form_of_a_list_is_merged_into(before: str) -> None:
-    data = merged(before, *PUG)
-    assert lists(data)[FLAT][-3:] == ["animal", "dog", "pug"]
-    assert merged(data, *PUG) == data
-    assert "pug" not in str(lists(merged(data, *CAT)))
-
-
-@pytest.mark.parametrize("hostile", SIDECARS, ids=[each.name for each in SIDECARS])
-def test_a_hostile_sidecar_is_left_as_it_is_or_merged(hostile: HostileFile, tmp_path: Path) -> None:
-    picture = hostile.write(tmp_path)
-    before = (tmp_path / "pixel.png.xmp").read_bytes()
-    writer = write(picture)
-    assert writer.num_failed == bool(hostile.says)
-    assert hostile.says in "".join(writer.failures)
-    assert ((tmp_path / "pixel.png.xmp").read_bytes() == before) == bool(hostile.says)
-
-
-@needs_exiftool
-def test_exiftool_reads_the_keywords_and_everything_else_as_before(tmp_path: Path) -> None:
-    before, after = [], []
-    for number, text in enumerate([*OTHERS, EMPTY.decode()]):
-        for files, data in ((before, text.encode()), (after, merged(text, *PUG))):
-            files.append(tmp_path / f"{'after' if files is after else 'before'}{number}.xmp")
-            files[-1].write_bytes(data)
-    found = by_exiftool(*before, *after)
-    keywords = ["SourceFile", "XMP-dc:Subject", "XMP-lr:HierarchicalSubject", "XMP-digiKam:TagsList"]
-    keywords.append("XMP-microsoft:LastKeywordXMP")
-    rest = [
-        {name: value for name, value in each.items() if name not in keywords and "hierclass:" not in name}
-        for each in found
-    ]
-    assert rest[: len(before)] == rest[len(before) :]
-    assert [each.get("XMP-xmp:Rating") for each in rest] == [3, 1, 4, None] * 2
-    assert [each["XMP-lr:HierarchicalSubject"] for each in found[4:]] == [
-        ["places|Rome", "animal|dog|pug"],
-        ["Ferien am See", "animal|dog|pug"],
-        "animal|dog|pug",
-        "animal|dog|pug",
-    ]
-    assert found[7]["XMP-dc:Subject"] == ["animal", "dog", "pug"]
-    # another program writes the document anew, and ours are still known
-    command = ["exiftool", "-q", "-overwrite_original", "-XMP-dc:Title=Rome", *map(str, after)]
-    subprocess.run(command, check=True)
-    again = [lists(merged(file.read_bytes(), *CAT)) for file in after]
-    assert [each[FLAT] for each in again] == [
-        ["Rome", "places", "animal", "cat"],
-        ["Ferien am See", "animal", "cat"],
-        ["animal", "cat"],
-        ["animal", "cat"],
-    ]
-    # and takes no empty keyword from one that lost ours
-    (image,) = photo(tmp_path, "a.jpg")
-    Image.new("RGB", (2, 2)).save(image)
-    after[3].write_bytes(merged(after[3].read_bytes()))
-    copy = ["exiftool", "-q", "-m", "-tagsFromFile", str(after[3]), "-XMP-dc:Subject", str(image)]
-    subprocess.run(copy, check=False, stderr=subprocess.DEVNULL)  # 1: there is nothing to copy
-    assert "XMP-dc:Subject" not in by_exiftool(image)[0] | by_exiftool(after[3])[0]
-
 
 # ---------------------------------------------------------------- files
 
@@ -559,6 +254,49 @@ def test_a_sidecar_that_is_left_as_it_is_makes_the_exit_code_3(
     assert (
         "keywords: 1 .xmp file written, 1 had them\nno image was left to label ->" in capsys.readouterr().err
     )
+
+
+def test_a_terminal_shows_the_first_twenty_files_that_were_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photo(tmp_path, *(f"{number}.jpg" for number in range(30)))
+    for each in photos:
+        each.with_name(f"{each.name}.xmp").write_text("mine")
+    writer = write(*photos)
+    say_keywords(writer)
+    assert len(capsys.readouterr().err.splitlines()) == 31
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    say_keywords(writer)
+    *shown, more, _ = capsys.readouterr().err.splitlines()
+    assert len(shown) == 20
+    assert more.startswith("10 more were not written; 2> FILE ")
+
+
+def test_what_is_given_for_keywords_that_are_missing_is_what_the_command_takes(tmp_path: Path) -> None:
+    file, folder = (
+        OutputTarget.parse(str(tmp_path / "a.csv"), None),
+        OutputTarget.parse(f"{tmp_path}/r/", None),
+    )
+    says = [
+        target.same_command(overwrite=overwrite, update=False, shard=shard)
+        for target, overwrite, shard in (
+            (file, False, False),
+            (file, True, False),
+            (file, False, True),
+            (file, True, True),
+            (folder, False, True),
+            (folder, True, False),
+        )
+    ]
+    assert [each.removeprefix("the same command").lstrip() for each in says] == [
+        "with --update",
+        "with --update in place of --overwrite",
+        "with --overwrite",
+        "",
+        "",
+        "without --overwrite",
+    ]
+    assert file.same_command(overwrite=False, update=True, shard=False) == "the same command"
 
 
 @pytest.mark.full

@@ -279,18 +279,18 @@ def _write_keywords(
         for inputs, rows in run.rows():
             sidecars.write(inputs, rows)
             advance(len(inputs))
-    _say_keywords(sidecars, again)
+    say_keywords(sidecars, again)
     return sidecars.num_failed
 
 
-def _say_keywords(sidecars: SidecarWriter, again: str = "the same command") -> None:
+def say_keywords(sidecars: SidecarWriter, again: str = "the same command") -> None:
     """Print every .xmp file that was not written, on a terminal the first ones, and the summary."""
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     shown = sidecars.failures[: _SHOWN if on_terminal else None]
     for line in shown:
         say(line)
     if more := sidecars.num_failed - len(shown):
-        say(f"{more:,} more not written; 2> FILE at the end of the command lists them in a file")
+        say(f"{more:,} more were not written; 2> FILE at the end of the next command keeps a list in a file")
     say(sidecars.summary(again))
 
 
@@ -334,5 +334,5 @@ def _print_rows(
     if passed_over:
         say(passed_over.text())
     if sidecars is not None:
-        _say_keywords(sidecars)
+        say_keywords(sidecars)
     progress.summarise(None, num_errors, sidecars.num_failed if sidecars else 0)

@@ -97,7 +97,7 @@ class Property:
     items: list[_Item] = field(default_factory=list)
 
 
-class Document:
+class XmpDocument:
     """Finds properties of an XMP document that are lists of texts, by their places in its bytes."""
 
     def __init__(self, data: bytes, keys: Set[str]) -> None:

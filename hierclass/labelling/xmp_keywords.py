@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence, Set
 from typing import NamedTuple
 
-from hierclass.labelling.xmp_document import SEPARATOR, Document, Edit, Property, edited
+from hierclass.labelling.xmp_document import SEPARATOR, Edit, Property, XmpDocument, edited
 
 OURS = "urn:hierclass:keywords/"
 """Namespace of the properties that list what was put in, under the names of the lists that it was put into."""
@@ -112,7 +112,7 @@ def _clean(name: str) -> str:
     return _UNWANTED.sub(" ", name).replace("|", "-").replace("/", "-").strip()
 
 
-class _Keywords(Document):
+class _Keywords(XmpDocument):
     """A document with lists of keywords."""
 
     def ours(self, wanted: _KeywordList) -> set[str]:
