@@ -10,6 +10,8 @@ import itertools
 import os
 import re
 import stat
+import sys
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -26,8 +28,9 @@ MAX_GRAPH_BYTES = 2**31 - 1
 """Size of a graph; what its format (protocol buffers) allows."""
 BUNDLED = Path(__file__).parent / "models" / "imagenet-1k"
 """Folder of the model that comes with the package."""
-_TEMPORARY = re.compile(r"\.(?P<file>.+)\.\d+\.tmp")
+_TEMPORARY = re.compile(r"\.(?P<file>.+)\.(?P<process>\d+)\.tmp")
 """Name of the temporary file of a process (its number); a kill leaves it behind."""
+_HOUR = 3600.0
 _ATTEMPTS = 100
 """To make a lock in a folder that others may remove."""
 
@@ -221,6 +224,29 @@ def remove_temporaries(folder: Path, *names: str) -> None:
     """Remove the temporary files that killed writers of these files left in a folder."""
     for file in _temporaries(folder, *names):
         file.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """Yield temporary files and folders that killed processes left in a folder: theirs who are gone, or an hour old."""
+    for name in os.listdir(folder):  # noqa: PTH208 - folders of photographs are large
+        if match := _TEMPORARY.fullmatch(name):
+            path = folder / name
+            with contextlib.suppress(OSError):
+                if not _runs(int(match["process"])) or time.time() - path.lstat().st_mtime > _HOUR:
+                    yield path
+
+
+def _runs(process: int) -> bool:
+    """Return whether there is a process of this number; on Windows, that there may be."""
+    if sys.platform == "win32":  # where signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _temporary(path: Path) -> Path:

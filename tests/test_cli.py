@@ -114,6 +114,8 @@ def test_csv_for_a_spreadsheet_goes_wherever_csv_goes_and_is_a_matter_of_the_tab
     ):
         assert main([*command, "--csv-excel", *more]) == 2
         assert one_error(capsys) == f"error: --csv-excel is for CSV, not for {what}\n"
+    assert main([*command, "--csv-excel", "--csv-excel-semicolon"]) == 2
+    assert one_error(capsys).endswith("; give one of them\n")
     assert not (tmp_path / "new").exists()
 
 
@@ -494,7 +496,7 @@ def test_a_folder_as_output_is_a_run_that_can_be_refined(
     assert main([*first, "--format", "csv"]) == 0
     assert (
         capsys.readouterr().err.splitlines()[1]
-        == f"nothing was left to do -> {tmp_path / 'run' / 'labels.csv'}"
+        == f"no image was left to label -> {tmp_path / 'run' / 'labels.csv'}"
     )
     assert (
         main(["refine", run, "--where", "path like '%/1.png'", "--level", "2", "--format", "csv", *model])

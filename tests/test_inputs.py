@@ -84,10 +84,21 @@ def counted(*names: str) -> PassedOver:
 
 
 def test_other_files_are_counted_by_ending_and_hidden_and_ignored_ones_are_not(tmp_path: Path) -> None:
-    touch(tmp_path, "a.jpg", "a.xmp", "b/c.MOV", "b/d.mov", "README", ".hidden", "@eaDir/e.mov", "x.tiff.bak")
+    touch(
+        tmp_path,
+        "a.jpg",
+        "a.xmp",
+        "b/c.MOV",
+        "b/d.mov",
+        "README",
+        ".hidden",
+        "@eaDir/e.mov",
+        "x.tiff.bak",
+        "y.XMP",
+    )
     passed_over = PassedOver()
     list(find_inputs([tmp_path, tmp_path / "a.xmp"], passed_over=passed_over))
-    assert passed_over.text() == "5 other files passed over (.mov 2, .bak 1, .xmp 1, no ending 1)"
+    assert passed_over.text() == "4 other files passed over (.mov 2, .bak 1, no ending 1)"
 
 
 def test_what_hierclass_wrote_into_a_folder_is_not_counted(tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ if TYPE_CHECKING:
     from hierclass.labelling.run_pass import Engine
     from hierclass.labelling.sidecars import SidecarWriter
 
+_SHOWN = 20
+"""Files without keywords that are named on a terminal."""
+
 
 def label(
     paths: Paths,
@@ -163,7 +166,8 @@ def label(
             update=update,
             earlier=target.earlier() if update else None,
         )
-        num_failed = _write_keywords(run, sidecars, progress)
+        again = target.same_command(overwrite=overwrite, update=update, shard=part is not None)
+        num_failed = _write_keywords(run, sidecars, progress, again)
         num_errors = target.finish(run)
     progress.summarise(target.table, num_errors, num_failed)
 
@@ -268,16 +272,32 @@ def _sidecars(keywords: str | None) -> SidecarWriter | None:
     return SidecarWriter(long_names=keywords == "xmp-long")
 
 
-def _write_keywords(run: LabelRun, sidecars: SidecarWriter | None, progress: RunProgress) -> int:
-    """Write the keywords of a run that has all its rows; returns how many files could not be written."""
+def _write_keywords(
+    run: LabelRun, sidecars: SidecarWriter | None, progress: RunProgress, again: str = "the same command"
+) -> int:
+    """Write the keywords of a run that has all its rows; returns how many files could not be written.
+
+    `again` writes those, once they are mended.
+    """
     if sidecars is None:
         return 0
     with progress.task("writing keywords", run.num_inputs) as advance:
         for inputs, rows in run.rows():
             sidecars.write(inputs, rows)
             advance(len(inputs))
-    say(sidecars.summary())
+    say_keywords(sidecars, again)
     return sidecars.num_failed
+
+
+def say_keywords(sidecars: SidecarWriter, again: str = "the same command") -> None:
+    """Print every .xmp file that was not written, on a terminal the first ones, and the summary."""
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
+    shown = sidecars.failures[: _SHOWN if on_terminal else None]
+    for line in shown:
+        say(line)
+    if more := sidecars.num_failed - len(shown):
+        say(f"{more:,} more were not written; 2> FILE at the end of the next command keeps a list in a file")
+    say(sidecars.summary(again))
 
 
 def _print_rows(
@@ -320,5 +340,5 @@ def _print_rows(
     if passed_over:
         say(passed_over.text())
     if sidecars is not None:
-        say(sidecars.summary())
+        say_keywords(sidecars)
     progress.summarise(None, num_errors, sidecars.num_failed if sidecars else 0)

@@ -214,7 +214,15 @@ def parse_format(text: str | None) -> str | None:
 
 
 def parse_csv_form(excel: bool, semicolon: bool) -> CsvForm | None:
-    """Return the form of CSV that --csv-excel or --csv-excel-semicolon asks for, None for neither."""
+    """Return the form of CSV that --csv-excel or --csv-excel-semicolon asks for, None for neither.
+
+    Raises:
+        InputError: both are given.
+    """
+    if excel and semicolon:
+        raise InputError(
+            "--csv-excel writes , and 0.5, --csv-excel-semicolon ; and 0,5 (German, French …); give one of them"
+        )
     return EXCEL_SEMICOLON if semicolon else EXCEL if excel else None
 
 

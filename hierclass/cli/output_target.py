@@ -160,6 +160,14 @@ class OutputTarget:
         )
         return self.table if alone else None
 
+    def same_command(self, *, overwrite: bool, update: bool, shard: bool) -> str:
+        """Return what to give, once the table is whole, to have the keywords written that are missing."""
+        if self.is_file and not update and not shard:
+            return "the same command with --update" + (" in place of --overwrite" if overwrite else "")
+        if self.is_file and shard:
+            return "the same command" + ("" if overwrite else " with --overwrite")
+        return "the same command" + (" without --overwrite" if overwrite else "")
+
     def check_inputs(self, names: Sequence[str]) -> None:
         """Raise InputError if the table would replace a file that is to be labelled."""
         if any(os.path.realpath(name) == str(self.table) for name in names):

@@ -96,7 +96,7 @@ class RunProgress:
         """
         from hierclass.cli.terminal import plural
 
-        what = "; ".join(self._summaries or ["nothing was left to do"])
+        what = "; ".join(self._summaries or [f"no image was left to {self._verb}"])
         errors = f", {plural(num_errors, 'error')} (see the column error)" if num_errors else ""
         say(f"{what}{errors}" + (f" -> {display_name(table)}" if table else ""))
         if num_errors or num_unread:

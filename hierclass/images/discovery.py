@@ -19,6 +19,7 @@ STANDARD_INPUT = "-"
 _MOST_ENDINGS, _MOST_SHOWN, _LONGEST_ENDING = 1000, 6, 12
 """How many endings are counted apart and shown, and how long one may be: names are a stranger's."""
 _OTHERS = "others"
+_SIDECAR = ".xmp"
 _NO_IMAGES = "is a folder without images"
 _OF_RUNS = {"run.json", "inputs.parquet", "parts"}
 _TABLES = {"labels.csv", "labels.jsonl", "labels.parquet", "features.parquet"}
@@ -26,7 +27,10 @@ _TABLES = {"labels.csv", "labels.jsonl", "labels.parquet", "features.parquet"}
 
 
 class PassedOver:
-    """Counts the files that a search leaves out because their endings are not of images, by ending."""
+    """Counts the files that a search leaves out because their endings are not of images, by ending.
+
+    Sidecars (.xmp) are not counted: they lie beside photographs and are no photographs that somebody misses.
+    """
 
     def __init__(self) -> None:
         """Begin with none."""
@@ -38,6 +42,8 @@ class PassedOver:
     def add(self, name: str) -> None:
         """Count a file."""
         ending = ending_of(name)
+        if ending == _SIDECAR:
+            return
         if ending not in self._endings and (
             len(self._endings) >= _MOST_ENDINGS or len(ending) > _LONGEST_ENDING or not ending.isprintable()
         ):

@@ -5,8 +5,8 @@ network), `reader_processes`, `reader_pipes` and `reader_child` (in processes, w
 `pipeline` (all of it as `LabelPipeline`, which the command, Python, Ray and the page use). Runs on disk: `run_inputs`,
 `run_parts` and `run_folder` (files), `run_manifest` (what was asked), `run_pass` (one pass over the inputs), `run` (a
 run), `earlier_rows` and `run_update` (only what is new), `sql_filter` (rows to refine), `prior_file` (weights of
-classes), `table_writers` and `table_files` (the finished table), `xmp_keywords` and `sidecars` (keywords beside
-images), `cluster` (many machines).
+classes), `table_writers` and `table_files` (the finished table), `xmp_document`, `xmp_keywords` and `sidecars`
+(keywords beside images), `cluster` (many machines).
 """
 
 from __future__ import annotations

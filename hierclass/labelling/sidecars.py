@@ -18,21 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from hierclass.errors import InputError
-from hierclass.files import read_regular, replacing
+from hierclass.files import leftovers, meant_name, read_regular, replacing
 from hierclass.images.discovery import display_name
 from hierclass.images.kinds import kind_of
 from hierclass.labelling.inputs import Input
-from hierclass.labelling.xmp_keywords import EMPTY, MAX_BYTES, has_keywords, with_keywords
+from hierclass.labelling.xmp_document import EMPTY, MAX_BYTES
+from hierclass.labelling.xmp_keywords import has_keywords, with_keywords
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ENDINGS = (".xmp", ".XMP")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_FOLDERS = 8
-"""Folders whose names are kept; inputs come folder by folder."""
-_SHOWN = 3
-"""Reasons that a summary names."""
+_NO_LEAVE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FOLDERS, _TIDIED = 8, 10_000
+"""Folders whose names are kept, and of which is known that they are tidy; inputs come folder by folder."""
+_MOST_FAILURES = 100_000
+"""Files that were not written whose reason is kept."""
 _THREADS = 8
 """Files that are written at once: most of the time is spent waiting until one is on the disk."""
 _Result: TypeAlias = "tuple[str, Sequence[str], bool | InputError | OSError]"
@@ -46,12 +48,12 @@ class SidecarWriter:
         """Name new files `photo.nef.xmp` even of RAW files, if `long_names`."""
         self.num_failed = 0
         """Number of .xmp files that should have been written and were not."""
+        self.failures: list[str] = []
+        """What each of them is called, why it was not written, and what to do; of very many the first."""
         self._long_names = long_names
         self._counts = Counter[str]()
-        self._failures = Counter[str]()
-        self._examples: dict[str, str] = {}
-        """What to say of the first file of every reason."""
         self._endings_in = functools.lru_cache(_FOLDERS)(_endings_by_stem)
+        self._tidy = functools.lru_cache(_TIDIED)(_remove_leftovers)
 
     def write(self, inputs: Sequence[Input], rows: pa.Table) -> None:
         """Write the keywords of some inputs, which have a row each of a table of labels.
@@ -76,6 +78,7 @@ class SidecarWriter:
             elif not os.path.lexists(item.path):
                 self._counts["gone"] += bool(path)
             else:
+                self._tidy(os.path.dirname(item.path))  # noqa: PTH120 - names are as they come
                 found, new = self._sidecars(item.path)
                 for sidecar in found or [new] * bool(path):  # an image may be listed twice
                     wanted[os.path.realpath(sidecar)].append((sidecar, path))
@@ -86,8 +89,8 @@ class SidecarWriter:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def summary(self) -> str:
-        """Say in a line what was written, and what was not."""
+    def summary(self, again: str = "the same command") -> str:
+        """Say in a line what was written, and what was not; `again` writes what is missing."""
         counts = self._counts
         written = f"keywords: {_counted(counts['written'], '.xmp file')} written"
         parts = [written + (f", {counts['same']:,} had them" if counts["same"] else "")]
@@ -103,12 +106,10 @@ class SidecarWriter:
             )
         if counts["gone"]:
             parts.append(f"{_counted(counts['gone'], 'image')} gone since")
-        shown = self._failures.most_common(_SHOWN)
-        for reason, count in shown:
-            more = f" ({count:,} such files)" if count > 1 else ""
-            parts.append(self._examples[reason] + more)
-        if others := self.num_failed - sum(count for _, count in shown):
-            parts.append(f"{_counted(others, 'other .xmp file')} not written")
+        if self.num_failed:
+            what = f"{_counted(self.num_failed, '.xmp file')} not written, see above"
+            them = "it" if self.num_failed == 1 else "them"
+            parts.append(f"{what}; once that is mended, {again} writes {them}")
         return "; ".join(parts)
 
     def _count(self, results: Iterable[_Result]) -> None:
@@ -121,15 +122,16 @@ class SidecarWriter:
                 self._counts["removed"] += result
 
     def _note(self, sidecar: str, error: InputError | OSError) -> None:
-        """Count a file that was not written, and keep the first for every reason."""
-        reason = getattr(error, "strerror", None) or str(error)
-        name = display_name(sidecar)
-        known = isinstance(error, InputError)
-        self._examples.setdefault(
-            reason, f"left as it is: {name} {reason}" if known else f"not written: {name}: {reason}"
-        )
-        self._failures[reason] += 1
+        """Count a file that was not written, and keep the reason."""
+        name, reason = display_name(sidecar), getattr(error, "strerror", None) or str(error)
+        if isinstance(error, InputError):
+            line = f"left as it is: {name} {reason}"
+        else:
+            how = "; make the file and its folder writable" if error.errno in _NO_LEAVE else ""
+            line = f"not written: {name}: {reason}{how}"
         self.num_failed += 1
+        if self.num_failed <= _MOST_FAILURES:
+            self.failures.append(line)
 
     def _sidecars(self, photo: str) -> tuple[list[str], str]:
         """The .xmp files of an image that are there, and the name of a new one."""
@@ -166,6 +168,14 @@ def _endings_by_stem(folder: str) -> dict[str, list[str]]:
     return dict(found)
 
 
+def _remove_leftovers(folder: str) -> None:
+    """Remove what killed processes left of .xmp files in a folder."""
+    with contextlib.suppress(OSError):
+        for path in leftovers(Path(folder)):
+            if meant_name(path.name).lower().endswith(_ENDINGS[0]):
+                path.unlink(missing_ok=True)
+
+
 def _existing(stem: str) -> str | None:
     return next((stem + ending for ending in _ENDINGS if os.path.lexists(stem + ending)), None)
 
@@ -190,11 +200,13 @@ def _merge(sidecar: Path, path: Sequence[str]) -> bool:
         InputError: it is a link, or no XMP that can be changed.
         OSError: it can't be read or written.
     """
-    there = os.path.lexists(sidecar)
-    if there and path and sidecar.is_symlink():
-        raise InputError("is a link, which is not followed")
+    there, is_link = os.path.lexists(sidecar), sidecar.is_symlink()
+    if not path and (is_link or not sidecar.is_file() or sidecar.stat().st_size > MAX_BYTES):
+        return False  # nothing was ever put into it
+    if is_link:
+        raise InputError("is a link, which is not followed; put the file itself in its place")
     data = read_regular(sidecar, MAX_BYTES) if there else b""
-    if not path and (sidecar.is_symlink() or not has_keywords(data)):
+    if not path and not has_keywords(data):
         return False
     changed = with_keywords(data if data.strip() else EMPTY, path)
     if changed == data:

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 import hierclass
 from hierclass.checkpoints.description import DIGEST, GRAPHS, ModelDescription, config_text, read_description
 from hierclass.errors import ExportError
-from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, make_folder, open_regular, read_regular, replacing
+from hierclass.files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    leftovers,
+    make_folder,
+    open_regular,
+    read_regular,
+    replacing,
+)
 from hierclass.runtime.onnx_runtime import OnnxRuntime
 from taxonomy import Taxonomy
 
@@ -36,8 +43,6 @@ MAKERS = ("torch", "timm", "onnxscript", "onnxruntime")
 """Packages on which the graphs depend; where one is not installed, graphs of any version of it are taken."""
 SEARCHED = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TORCH_HOME", "XDG_CACHE_HOME")
 """Variables of the environment that say where timm's own weights lie."""
-_LEFTOVER = re.compile(r"\..+\.(?P<process>\d+)\.tmp")
-_HOUR = 3600.0
 _NO_MEMORY = re.compile(r"allocate memory|bad_alloc|out of memory|no space left", re.IGNORECASE)
 
 
@@ -112,7 +117,8 @@ class CachedGraphs:
                 _write_note(refused, "reason", str(error))
             raise
         make_folder(self.folder.parent)
-        _remove_leftovers(self.folder.parent)
+        for left in leftovers(self.folder.parent):
+            _remove(left)
         made = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
         _remove(made)
         made.mkdir()
@@ -192,28 +198,6 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes did not finish in a folder: theirs who are gone, or an hour old."""
-    for path in list(folder.iterdir()):
-        if match := _LEFTOVER.fullmatch(path.name):
-            with contextlib.suppress(OSError):
-                if not _runs(int(match["process"])) or time.time() - path.lstat().st_mtime > _HOUR:
-                    _remove(path)
-
-
-def _runs(process: int) -> bool:
-    """Return whether there is a process of this number; on Windows, that there may be."""
-    if sys.platform == "win32":  # where signal 0 is no question
-        return True
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def remember_weights(name: str, file: Path) -> None:
