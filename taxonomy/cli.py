@@ -109,6 +109,11 @@ def build(
         raise typer.BadParameter("give one of: class names, --names FILE, --ids FILE or --folder DIR")
     if output is None:
         raise typer.BadParameter("say with -o FILE.json where the taxonomy goes")
+    if any(
+        each is not None and each.exists() and output.exists() and each.samefile(output)
+        for each in (ids, names_file, anchors)
+    ):
+        raise typer.BadParameter(f"{output} is what the tree is made of; name another file")
     if output.is_file() and output.stat().st_size and not overwrite:
         raise typer.BadParameter(f"{output} exists; add --overwrite to replace it, or name another file")
     if named and ids is None:

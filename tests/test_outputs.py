@@ -208,3 +208,25 @@ def test_a_distillation_leaves_files_of_others(tmp_path: Path) -> None:
     (tmp_path / "unreadable.csv").write_text("mine")
     with pytest.raises(InputError, match=r"holds unreadable\.csv, which is no part of a run"):
         DistilDir(tmp_path).refuse_others()
+
+
+def test_a_table_of_others_in_the_folder_of_a_run_stays(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(command(photos, tiny_checkpoint, f"{run}/", "--format", "csv")) == 3
+    mine = run / "labels.jsonl"
+    mine.write_text('{"path": "a.jpg", "label": "cat"}\n')
+    again = command(photos, tiny_checkpoint, f"{run}/", "--format", "parquet", "--overwrite")
+    assert main(again) == 3
+    assert f"{mine} is no table of this run; it stays as it is" in capsys.readouterr().err
+    assert sorted(file.name for file in run.glob("labels.*")) == ["labels.jsonl", "labels.parquet"]
+
+
+def test_what_a_taxonomy_is_made_of_is_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("tabby cat\n")
+    with pytest.raises(SystemExit):
+        taxonomy(["build", "--names", str(names), "-o", str(names), "--overwrite"])
+    assert "is what the tree is made of; name another file" in capsys.readouterr().err
+    assert names.read_text() == "tabby cat\n"

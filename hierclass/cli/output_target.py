@@ -186,9 +186,13 @@ class OutputTarget:
             if not run.folder.is_kept:
                 run.folder.clear()  # without a run, its lock removes the folder
             return num_errors
-        for name in TABLES:
-            if name != self.table.name:
-                self.table.with_name(name).unlink(missing_ok=True)  # of another format, and now outdated
+        others = [self.folder / name for name in TABLES if name != self.table.name]
+        for outdated in filter(has_content, others):  # of another format
+            try:
+                refuse_to_lose(outdated)
+                outdated.unlink()
+            except InputError:
+                run.listener.say(f"{display_name(outdated)} is no table of this run; it stays as it is")
         return num_errors
 
 

@@ -381,6 +381,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     text = " ".join(str(error).split())[:160]
+    if isinstance(error, ImportError):  # of an extra that is there
+        return f"can't be read here: what reads it can't be loaded ({text}); install that anew"
     if text.startswith(("Unsupported", "Unimplemented", "unsupported")):
         return f"is of a variant that is not read ({text})"
     if isinstance(error, struct.error) or any(

@@ -177,6 +177,8 @@ def evaluate(
         images = _labelled(ctx)
         if json_ is not None:
             json_ = check_writable(json_, "--json", overwrite=overwrite)
+            if json_.parent == model.resolve():
+                raise InputError(f"--json {json_} lies in the folder of the model; name a file elsewhere")
         if report is not None:
             from training.evaluation.html_report import claim_folder, write_report
 
