@@ -32,7 +32,7 @@ BLOCK = 64
 """Crops that are made, answered and written at once."""
 RESERVE = 64 << 20
 """Bytes of the disk that are left free."""
-ANSWERS, SIDES = "answers.f16", "sides.u16"
+HEADER, ANSWERS, SIDES = "crops.json", "answers.f16", "sides.u16"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class CropStore:
 
         Raises `InputError` if they were not, or if the disk is too small.
         """
-        header = self.folder / "crops.json"
+        header = self.folder / HEADER
         if header.exists():
             self._check(header)
         missing = sum(self._missing_bytes(name) for name in self.columns)

@@ -24,6 +24,7 @@ from hierclass.checkpoints.description import read_config
 from hierclass.checkpoints.weights_header import open_weights
 from hierclass.errors import CheckpointError, InputError
 from hierclass.files import CONFIG_FILE, WEIGHTS_FILE, locked
+from training.distillation.crop_store import HEADER
 from training.distillation.model_card import distilled_card
 from training.distillation.recipe import COMMON, DistilRecipe
 from training.recipe.option import as_text
@@ -87,8 +88,10 @@ class DistilDir:
 
     def refuse_others(self) -> None:
         """Raise `InputError` if no run was begun in the folder, and it holds something that one would replace."""
-        levels = (each.name for each in self.path.glob("level-*"))
-        refuse_others(self.path, (START, self.crops.name, self.unreadable.name, *levels))
+        names = [each.name for each in self.path.glob("level-*")]
+        if not (self.path / "crops" / HEADER).exists():  # crops say themselves what they are of
+            names.append("crops")
+        refuse_others(self.path, (START, self.unreadable.name, *names))
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
