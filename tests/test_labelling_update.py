@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from labelling_data import READING, BreakingEngine, RunListener, job, label, make_photos, rows, run_in
@@ -24,8 +25,11 @@ from hierclass.cli import main
 from hierclass.decisions.exit_policy import Request
 from hierclass.errors import InputError
 from hierclass.labelling import run_update
+from hierclass.labelling.rows import columns
+from hierclass.labelling.run import LabelRun
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_manifest import LabelJob
+from hierclass.labelling.table_files import AddedColumns
 
 
 @pytest.fixture(scope="module")
@@ -421,6 +425,131 @@ def finished(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("finished")
     assert main(command(make_photos(folder / "photos", 9), tiny_checkpoint, folder / "labels.csv")) == 3
     return folder / "labels.csv"
+
+
+def saved_again(finished: Path, table: Path, delimiter: str, decimal: str, encoding: str) -> Path:
+    """A table with a column `corrected` as a spreadsheet saves it in a language, TRUE and FALSE in capitals."""
+    found = read(finished)
+    with table.open("w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow([*found[0], "corrected"])
+        for row in found:
+            cells = {name: value or "" for name, value in row.items()}
+            for name in cells:
+                if name.endswith("score"):
+                    cells[name] = cells[name].replace(".", decimal)
+            writer.writerow([*{**cells, "preview": cells["preview"].upper()}.values(), "K\xe4se 1.5; 2,5"])
+    return table
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    ("delimiter", "decimal"), [(";", ","), (";", "."), (",", ","), (",", "."), ("\t", ",")]
+)
+def test_a_table_that_a_spreadsheet_saved_in_its_own_form_is_updated(
+    tiny_checkpoint: Path, tmp_path: Path, finished: Path, delimiter: str, decimal: str, encoding: str
+) -> None:
+    photos = finished.parent / "photos"
+    table = saved_again(finished, tmp_path / "labels.csv", delimiter, decimal, encoding)
+    assert main(command(photos, tiny_checkpoint, table, "--update")) == 3
+    excel = delimiter != "," or encoding == "utf-8-sig"
+    assert table.read_bytes().startswith(b"\xef\xbb\xbfpath" if excel else b"path")
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        found = list(csv.DictReader(file, delimiter=delimiter))
+    assert {row.pop("corrected") for row in found} == {"K\xe4se 1.5; 2,5"}
+    kept = decimal if delimiter != "," else "."
+    assert [row["score"].replace(kept, ".") or None for row in found] == [
+        row["score"] for row in read(finished)
+    ]
+    assert {row["preview"] for row in found} == {"False", ""}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "encoding", "message"),
+    [
+        (
+            "FALSE",
+            "FALSCH",
+            "utf-8",
+            "its column 'preview' has 'FALSCH', which is neither TRUE nor FALSE; mend",
+        ),
+        (";0,", ";about 0,", "utf-8", "its column 'score' has 'about 0,"),
+        ("", "", "cp1252", 'can\'t be read: its encoding is not UTF-8; save it as "CSV UTF-8"'),
+        ("", "", "utf-16", 'can\'t be read: its encoding is not UTF-8; save it as "CSV UTF-8"'),
+        ("path", "path", "late", 'can\'t be taken up: its encoding is not UTF-8; save it as "CSV UTF-8"'),
+        (";corrected", ";corrected;corrected", "utf-8", "it has more than one column 'corrected'; mend that"),
+    ],
+)
+def test_a_table_of_a_spreadsheet_that_can_not_be_read_is_refused_in_words(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    old: str,
+    new: str,
+    encoding: str,
+    message: str,
+) -> None:
+    table = saved_again(finished, tmp_path / "labels.csv", ";", ",", "utf-8")
+    text = table.read_text("utf-8").replace(old, new)
+    if encoding == "late":
+        head, rows_ = text.split("\n", 1)
+        table.write_bytes(f"{head}\n{rows_.replace(chr(228), 'ae') * 20}".encode() + rows_.encode("cp1252"))
+    else:
+        table.write_text(text, encoding)
+    before = table.read_bytes()
+    assert main(command(finished.parent / "photos", tiny_checkpoint, table, "--update")) == 2
+    (error,) = capsys.readouterr().err.splitlines()[-1:]
+    assert message in error
+    assert "begins anew" not in error
+    assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("ending", "values", "message"),
+    [
+        ("parquet", [["a", "b"]], "it holds lists in column 'tags', which are not read"),
+        ("jsonl", [[1, "a"]], "its column 'tags' has values of several kinds, or too large numbers"),
+        ("jsonl", ["a", 1], "its column 'tags' has values of several kinds, or too large numbers"),
+        ("jsonl", [2**70], "its column 'tags' has values of several kinds, or too large numbers"),
+    ],
+)
+def test_an_added_column_that_can_not_stay_is_refused_before_anything_is_labelled(
+    photos: Path,
+    classifier: Classifier,
+    tmp_path: Path,
+    ending: str,
+    values: list[Any],
+    message: str,
+) -> None:
+    table, listener = unlabelled(tmp_path / f"labels.{ending}", values), RunListener()
+    run = LabelRun(RunFolder.beside(table), classifier, READING, listener)
+    with pytest.raises(InputError) as caught:
+        run.label(job(photos), update=True, earlier=table)
+    assert str(caught.value) == (
+        f"the rows of {table} can't be taken up: {message}; mend that, or name another file "
+        "(--overwrite would lose your column 'tags')"
+    )
+    assert (listener.lines, listener.passes) == ([], [])
+
+
+def test_an_added_column_that_is_empty_stays(tmp_path: Path) -> None:
+    added = AddedColumns(unlabelled(tmp_path / "labels.jsonl", [None, None]))
+    assert [field.name for field in added.fields] == ["tags"]
+    assert added.add_to(pa.table({"path": ["0.png"]})).to_pylist() == [{"path": "0.png", "tags": None}]
+
+
+def unlabelled(table: Path, values: list[Any]) -> Path:
+    """A table of rows without an answer, and a column `tags` that somebody added."""
+    whole = [
+        {**dict.fromkeys(columns(1)), "path": f"{number}.png", "tags": value}
+        for number, value in enumerate(values)
+    ]
+    if table.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(whole), table)
+    else:
+        table.write_text("".join(f"{json.dumps(row)}\n" for row in whole), "utf-8")
+    return table
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,8 @@ def test_a_hostile_parquet_file_is_told_in_a_line(
 def test_lists_in_tables_are_refused(tmp_path: Path, tiny_taxonomy: Taxonomy) -> None:
     pq.write_table(pa.table({"image": [b""], "label": [["dog"]]}), tmp_path / "a.parquet")
     with pytest.raises(
-        InputError, match=r"a\.parquet row 0 or after it can't be read: it holds lists, which"
+        InputError,
+        match=r"a\.parquet row 0 or after it can't be read: it holds lists in column 'label', which",
     ):
         read_images([tmp_path / "a.parquet"], tiny_taxonomy)
 

@@ -214,9 +214,9 @@ class BoundedParquet:
             about = schema.column(
                 number
             )  # Arrow goes by the schema: names and types beside the pages may differ
-            if any(f"{about.path}.".startswith(f"{column}.") for column in columns):
+            if found := [column for column in columns if f"{about.path}.".startswith(f"{column}.")]:
                 if about.max_repetition_level:
-                    raise InputError("holds lists, which are not read")
+                    raise InputError(f"holds lists in column {found[0][:40]!r}, which are not read")
                 width = about.length if about.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
                 if width > MAX_PAGE:
                     raise InputError(f"has values of {width >> 20} MiB, which are not read")

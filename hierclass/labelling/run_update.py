@@ -24,7 +24,7 @@ from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_manifest import LabelJob, Manifest, check_same
 from hierclass.labelling.run_parts import Part
-from hierclass.labelling.table_files import not_taken_up
+from hierclass.labelling.table_files import AddedColumns, not_taken_up
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -172,11 +172,14 @@ class RunUpdate:
         Ended early, it leaves all as it was.
 
         Raises:
-            InputError: another request has made the rows, there are no inputs, or rows would go that should not.
+            InputError: another request has made the rows, there are no inputs, or rows or added columns would go that
+                should not.
         """
         run, folder = self._run, self._run.folder
         if self._exists:
             check_same(folder, self._wanted, update=True)
+        if self._table is not None:
+            AddedColumns(self._table)  # refused now, not when all is labelled
         try:
             run.listener.listed(0)
             passed_over = PassedOver()

@@ -15,7 +15,7 @@ from hierclass.errors import InputError
 from hierclass.files import written_at
 from hierclass.images.discovery import display_name
 from hierclass.labelling.bounded_parquet import BoundedParquet, UnreadableRowsError, short
-from hierclass.labelling.table_writers import csv_form_of, format_of, unmarked
+from hierclass.labelling.table_writers import csv_form_of, delimiter_of, format_of, unmarked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,6 +93,10 @@ def check_ours(table: Path) -> list[str]:
     """Return the columns that people added to a table; raise InputError for a file that hierclass did not write."""
     try:
         names = _columns_of(table)
+    except UnicodeDecodeError:
+        names = []
+        if _looks_ours(table):
+            raise InputError(f"{display_name(table)} can't be read: {_not_utf8(table)}") from None
     except (OSError, ValueError, RecursionError, csv.Error):  # Arrow's errors are ValueErrors
         names = []
     if not {"path", "error"} <= set(names) or not {"chosen_level", "features"} & set(names):
@@ -116,9 +120,19 @@ def _columns_of(table: Path) -> list[str]:
     return list(first) if isinstance(first, dict) else []
 
 
-def delimiter_of(head: str) -> str:
-    """Return what separates the columns of a CSV table, by its first line."""
-    return ";" if ";" in head else ","
+def _looks_ours(table: Path) -> bool:
+    """Whether a text that is not in UTF-8 begins as a table of ours, in UTF-16 or with one byte for a letter."""
+    with table.open("rb") as file:
+        head = file.read(1 << 12)
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin-1"
+    names = set(re.findall(r"\w+", head.decode(encoding, "replace").partition("\n")[0]))
+    return {"path", "error", "chosen_level"} <= names
+
+
+def _not_utf8(table: Path) -> str:
+    """What is wrong with a table in another encoding than UTF-8, and what to do."""
+    wanted = '"CSV UTF-8"' if format_of(table) == "csv" else "UTF-8"
+    return f"its encoding is not UTF-8; save it as {wanted}"
 
 
 def _num_rows(table: Path) -> str:
@@ -149,14 +163,22 @@ def _taking_up(table: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RecursionError, csv.Error, pa.ArrowException) as error:
+        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
+            raise InputError(
+                f"the rows of {display_name(table)} can't be taken up: {_not_utf8(table)}"
+            ) from error
         raise not_taken_up(table, str(error) if isinstance(error, InputError) else short(error)) from error
 
 
 def not_taken_up(table: Path, why: str) -> InputError:
     """Return the error that an update can't begin with the rows of a table."""
-    return InputError(
-        f"the rows of {display_name(table)} can't be taken up: {why}; --overwrite in place of --update begins anew"
-    )
+    added: list[str] = []
+    with contextlib.suppress(InputError):
+        added = check_ours(table)
+    to_do = "--overwrite in place of --update begins anew"
+    if added:
+        to_do = f"mend that, or name another file (--overwrite would lose your column {added[0][:40]!r})"
+    return InputError(f"the rows of {display_name(table)} can't be taken up: {why}; {to_do}")
 
 
 def our_columns(table: Path) -> list[str]:
@@ -171,20 +193,24 @@ def read_rows(table: Path, wanted: pa.Schema) -> Iterator[pa.Table]:
     Raises:
         InputError: a column is missing, or the file can't be read as this table.
     """
-    reader = {"csv": _read_csv, "jsonl": _read_lines, "parquet": _read_parquet}[format_of(table)]
     with _taking_up(table):
-        there = _columns_of(table)
-        if missing := [name for name in wanted.names if name not in there]:
-            raise InputError(f"it has no column {missing[0]!r}")
-        for rows in reader(table, wanted):
-            yield rows.select(wanted.names).cast(wanted)
+        yield from _read(table, wanted)
+
+
+def _read(table: Path, wanted: pa.Schema) -> Iterator[pa.Table]:
+    reader = {"csv": _read_csv, "jsonl": _read_lines, "parquet": _read_parquet}[format_of(table)]
+    there = _columns_of(table)
+    if missing := [name for name in wanted.names if name not in there]:
+        raise InputError(f"it has no column {missing[0]!r}")
+    for rows in reader(table, wanted):
+        yield rows.select(wanted.names).cast(wanted)
 
 
 def _read_csv(table: Path, wanted: pa.Schema) -> Iterator[pa.Table]:
     import pyarrow as pa
     import pyarrow.csv
 
-    form = csv_form_of(table)
+    is_marked = csv_form_of(table).for_people
     with table.open(encoding="utf-8-sig", newline="") as file:
         delimiter = delimiter_of(file.readline(_LONGEST_LINE))
     with pa.csv.open_csv(
@@ -192,21 +218,44 @@ def _read_csv(table: Path, wanted: pa.Schema) -> Iterator[pa.Table]:
         pa.csv.ReadOptions(block_size=_LONGEST_LINE, use_threads=False),
         pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         pa.csv.ConvertOptions(
-            column_types=wanted,
+            column_types=dict.fromkeys(wanted.names, pa.string()),
             include_columns=wanted.names,
             null_values=[""],
             strings_can_be_null=True,
-            decimal_point=form.decimal,
         ),
     ) as batches:
         for batch in batches:
-            rows = pa.Table.from_batches([batch])
-            for at, field in enumerate(rows.schema):
-                if form.for_people and pa.types.is_string(field.type):
-                    texts = rows.column(at).to_pylist()
-                    plain = pa.array([None if each is None else unmarked(each) for each in texts], field.type)
-                    rows = rows.set_column(at, field, plain)
-            yield rows
+            yield pa.table([_cells(batch.column(each.name), each, is_marked) for each in wanted], wanted)
+
+
+def _cells(texts: pa.Array, field: pa.Field, is_marked: bool) -> pa.Array:
+    """The values that the cells of a column hold, however a spreadsheet writes them: 0.5 or 0,5, True or TRUE."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_string(field.type):
+        if not is_marked:
+            return texts
+        return pa.array([each and unmarked(each) for each in texts.to_pylist()], field.type)
+
+    def parse(given: pa.Array) -> pa.Array:
+        if pa.types.is_boolean(field.type):
+            return given.cast(field.type)
+        return pc.replace_substring(given, ",", ".").cast(pa.float64()).cast(field.type)
+
+    texts = pc.utf8_trim_whitespace(texts)
+    try:
+        return parse(texts)
+    except pa.ArrowInvalid:
+        what = "is neither TRUE nor FALSE" if pa.types.is_boolean(field.type) else "is no such number"
+        for number, text in enumerate(texts):
+            try:
+                parse(texts.slice(number, 1))
+            except pa.ArrowInvalid:
+                raise InputError(
+                    f"its column {field.name!r} has {text.as_py()[:40]!r}, which {what}"
+                ) from None
+        raise
 
 
 def _read_lines(table: Path, wanted: pa.Schema) -> Iterator[pa.Table]:
@@ -258,12 +307,14 @@ class AddedColumns:
         names = [name for name in self._names(table) if not _OURS.fullmatch(name)]
         if not names:
             return
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(f"it has more than one column {twice[0][:40]!r}")
         if format_of(table) == "jsonl":
             for record in (each for records in _records(table) for each in records):
                 self._note(record["path"], tuple(record.get(name) for name in names))
-            columns = zip(*self._values.values(), strict=True)
             self.fields = [
-                pa.field(name, pa.array(values).type) for name, values in zip(names, columns, strict=True)
+                pa.field(name, _type_of(name, [values[at] for values in self._values.values()]))
+                for at, name in enumerate(names)
             ]
             return
         if format_of(table) == "csv":
@@ -271,7 +322,7 @@ class AddedColumns:
         else:
             with BoundedParquet(table) as file:
                 self.fields = [file.schema.field(name) for name in names]
-        for rows in read_rows(table, pa.schema([pa.field("path", pa.string()), *self.fields])):
+        for rows in _read(table, pa.schema([pa.field("path", pa.string()), *self.fields])):
             for path, *values in zip(*(column.to_pylist() for column in rows.columns), strict=True):
                 self._note(path, tuple(values))
 
@@ -294,3 +345,15 @@ class AddedColumns:
             values = [None if each is None else each[at] for each in found]
             table = table.append_column(field, pa.array(values, field.type))
         return table
+
+
+def _type_of(name: str, values: list[Any]) -> pa.DataType:
+    """The type of the values of an added column."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values).type
+    except (ValueError, TypeError, OverflowError, pa.ArrowException):
+        raise InputError(
+            f"its column {name[:40]!r} has values of several kinds, or too large numbers"
+        ) from None

@@ -218,16 +218,27 @@ def format_of(path: Path) -> str:
     return ending
 
 
+def delimiter_of(head: str) -> str:
+    """Return what separates the columns of a CSV table, by its first line."""
+    return max(",;\t", key=head.count)
+
+
 def csv_form_of(table: Path) -> CsvForm:
-    """Return the form of a CSV table that was written here; `PLAIN` if there is none."""
+    """Return the form of a CSV table that was written here, or saved by a spreadsheet; `PLAIN` if there is none.
+
+    One with semicolons or tabs is for people even without the byte order mark, which spreadsheets drop. The first of
+    its cells that is a number with a fraction tells what numbers have before it.
+    """
     try:
         with table.open("rb") as file:
-            head = file.read(1 << 10).decode("utf-8", "replace")
+            head, _, rows = file.read(1 << 16).decode("utf-8", "replace").partition("\n")
     except OSError:
         return PLAIN
-    if not head.startswith(_BOM):
-        return PLAIN
-    return EXCEL_SEMICOLON if ";" in head.partition("\n")[0] else EXCEL
+    delimiter = delimiter_of(head)
+    if delimiter == ",":
+        return EXCEL if head.startswith(_BOM) else PLAIN
+    number = re.search(rf"{delimiter}\d+([,.])\d+(?=[{delimiter}\r\n])", rows)
+    return CsvForm(for_people=True, delimiter=delimiter, decimal=number[1] if number else ",")
 
 
 def check_target(path: Path) -> Path:
