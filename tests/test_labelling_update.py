@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,72 @@ def test_an_archive_that_changed_is_labelled_anew_and_others_keep_their_rows(
     assert rows(run)[0]["score"] == before[7]["score"]
 
 
+@pytest.mark.parametrize("left", [b"", b"half of it", b"\0" * 1024, None])
+def test_an_archive_that_was_copied_in_part_costs_no_row(
+    classifier: Classifier, photos: Path, tmp_path: Path, left: bytes | None
+) -> None:
+    files = sorted(photos.iterdir())
+    box = tmp_path / "box"
+    box.mkdir()
+    shutil.copy2(files[9], box)
+    archive, whole = pack(box / "a.tar", files[:6]), tmp_path / "whole.tar"
+    named = LabelJob(names=(str(archive), str(files[8])), request=Request(level=0), reading=READING)
+    found = dataclasses.replace(named, names=(str(box), str(files[8])))
+    for run, wanted in ((tmp_path / "named", named), (tmp_path / "found", found)):
+        label(run, classifier, wanted)
+        before = rows(run)
+        shutil.copy2(archive, whole)
+        with archive.open("r+b") as file:
+            file.truncate(archive.stat().st_size // 3 if left is None else 0)
+            file.write(left or b"") if left is not None else None
+        with pytest.raises(InputError, match=r"a\.tar lacks \d images? with rows, and can't be read"):
+            label(run, classifier, wanted, update=True)
+        assert rows(run) == before
+        shutil.copy2(whole, archive)
+        assert label(run, classifier, wanted, update=True).passes == []
+    archive.unlink()
+    with pytest.raises(InputError, match=r"no image in .*a\.tar, of which 6 have rows; if its disk is away"):
+        label(tmp_path / "named", classifier, named, update=True)
+    gone = label(tmp_path / "found", classifier, found, update=True)  # as any file of a folder
+    assert gone.lines == [f"0 new, 0 changed, 2 kept, 6 gone (the first: {archive}/00.png)"]
+
+
+def test_a_list_that_names_images_once_that_had_several_rows_drops_the_others(
+    classifier: Classifier, photos: Path, tmp_path: Path
+) -> None:
+    names = tuple(str(photos / f"{number:02}.png") for number in range(4))
+    twice = LabelJob(names=names * 2, request=Request(level=0), reading=READING)
+    label(tmp_path / "run", classifier, twice)
+    before = rows(tmp_path / "run")
+    once = dataclasses.replace(twice, names=names)
+    listener = label(tmp_path / "run", classifier, once, update=True)
+    assert (listener.lines, listener.passes) == (
+        ["0 new, 0 changed, 4 kept, 0 gone, 4 repeated rows dropped"],
+        [],
+    )
+    assert rows(tmp_path / "run") == before[:4]
+
+
+@pytest.mark.parametrize("update", [True, False])
+def test_rows_that_told_what_to_install_are_read_again_once_it_is_there(
+    classifier: Classifier, photos: Path, tmp_path: Path, update: bool
+) -> None:
+    pytest.importorskip("pillow_heif")
+    (photos / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        label(tmp_path / "run", classifier, job(photos))
+        assert "hierclass[heic]" in str(rows(tmp_path / "run")[-1]["error"])
+        assert label(tmp_path / "run", classifier, job(photos), update=update).passes == []
+    listener = label(tmp_path / "run", classifier, job(photos), update=update)
+    said = (
+        "0 new, 0 changed, 20 kept, 0 gone, 1 with an error read again"
+        if update
+        else "had an error, read again: 1 image"
+    )
+    assert (listener.lines, listener.passes) == ([said], [(1, 0)])
+
+
 def test_errors_are_read_again_when_told_to(classifier: Classifier, photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     label(run, classifier, job(photos))
@@ -364,6 +431,50 @@ def test_a_finished_table_is_updated_and_keeps_what_people_added(
     assert read(table)[0]["corrected"] == "cat"
 
 
+@pytest.mark.parametrize("verb", ["label", "embed"])
+def test_an_update_that_begins_anew_keeps_what_later_updates_need(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    table = tmp_path / "table.parquet"
+    words = [verb, *command(photos, tiny_checkpoint, table)[1:]]
+    assert main(words) == 3
+    correct(table)
+    if verb == "embed":
+        assert main([*words, "--update"]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.endswith("; --update --overwrite begins anew and keeps what later updates need")
+    assert main([*words, "--update", "--overwrite"]) == 3
+    assert "corrected" not in read(table)[0]
+    correct(table)
+    os.utime(photos / "12.png", (1, 1))
+    capsys.readouterr()
+    if verb == "label":  # what is added from then on stays
+        assert main([*words, "--update"]) == 3
+        assert "\n0 new, 1 changed, 19 kept, 0 gone\n" in capsys.readouterr().err
+        assert read(table)[0]["corrected"] == "cat"
+        return
+    assert main([*words, "--update", "--overwrite"]) == 3
+    os.utime(photos / "12.png", (2, 2))
+    capsys.readouterr()
+    assert main([*words, "--update"]) == 3
+    assert capsys.readouterr().err.startswith("0 new, 1 changed, 19 kept, 0 gone\n")
+
+
+def test_an_update_that_begins_anew_and_was_stopped_goes_on_without_overwrite(
+    photos: Path, tiny_checkpoint: Path, classifier: Classifier, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,note\nof,others\n")
+    engine = BreakingEngine(classifier, 3, KeyboardInterrupt())
+    run, _ = run_in(tmp_path / "labels.csv.run", classifier, engine)
+    with run.folder.lock(), pytest.raises(KeyboardInterrupt):
+        run.label(job(photos), update=True, overwrite=True)
+    (photos / "03.png").unlink()
+    assert main(command(photos, tiny_checkpoint, table, "--update")) == 3
+    assert len(read(table)) == 19
+    assert "note" not in read(table)[0]
+
+
 def test_answers_that_people_changed_in_a_table_stay(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,7 +525,7 @@ def test_a_table_of_another_request_is_not_taken_up(
     assert main([*command(photos, tiny_checkpoint, table, "--update"), *more]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error
-    assert "--overwrite in place of --update begins anew" in error
+    assert "; --update --overwrite begins anew and keeps what later updates need" in error
     assert table.read_bytes() == before
     assert not (tmp_path / "labels.csv.run").exists()
 
@@ -555,10 +666,6 @@ def unlabelled(table: Path, values: list[Any]) -> Path:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (
-            ["-o", "x.csv", "--update", "--overwrite"],
-            "--update keeps the rows that are there, --overwrite begins anew",
-        ),
         (["-o", "x.csv", "--update", "--shard", "1/2"], "--update can't go with --shard"),
         (["--update"], "--update and --retry-errors belong to a run on disk; give --output"),
     ],

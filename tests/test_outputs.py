@@ -149,6 +149,24 @@ def test_features_are_replaced_only_when_told_to(
     assert pq.read_metadata(tmp_path / "f.parquet").num_rows == 9
 
 
+@pytest.mark.parametrize("more", [[], ["--update"]])
+def test_a_table_of_another_command_is_not_replaced(
+    photos: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+) -> None:
+    table = tmp_path / "table.parquet"
+    label = command(photos, tiny_checkpoint, table)
+    embed = ["embed", *label[1:]]
+    for made, other in ((embed, label), (label, embed)):
+        assert main([*made, "--overwrite", *more]) == 3
+        line = refused(other, capsys)
+        assert f" by hierclass {made[0]}); name another file, --overwrite begins anew" in line
+        assert made[0] in refused([*other, "--update"], capsys)
+
+
 def test_a_file_of_results_is_replaced_only_when_told_to(tmp_path: Path) -> None:
     file, link = tmp_path / "results.json", tmp_path / "link.json"
     file.write_text("{}")

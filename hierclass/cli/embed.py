@@ -70,7 +70,7 @@ def embed(
 
     A run that was stopped or killed goes on where it was when the same command is given again.
     """
-    check_update(update=update, overwrite=overwrite, shard=shard)
+    check_update(update=update, shard=shard)
     target = OutputTarget.parse(output, None, "embed")
     target.check_inputs(paths)
     target.check_lost(overwrite=overwrite, update=update)
@@ -99,7 +99,7 @@ def embed(
             overwrite=overwrite,
             retry_errors=retry_errors,
             update=update,
-            earlier=target.earlier() if update else None,
+            earlier=target.earlier() if update and not overwrite else None,
         )
         num_errors = target.finish(run)
     progress.summarise(target.table, num_errors)

@@ -129,7 +129,7 @@ def label(
     )
     if target is None and csv_form and format_ not in (None, "csv"):
         raise InputError(f"--csv-excel is for CSV, not for --format {format_}")
-    check_update(update=update, overwrite=overwrite, shard=shard)
+    check_update(update=update, shard=shard)
     if target is None and (overwrite or update or retry_errors):
         raise InputError("--overwrite, --update and --retry-errors belong to a run on disk; give --output")
     if target is None and engine != "local":
@@ -164,7 +164,7 @@ def label(
             overwrite=overwrite,
             retry_errors=retry_errors,
             update=update,
-            earlier=target.earlier() if update else None,
+            earlier=target.earlier() if update and not overwrite else None,
         )
         again = target.same_command(overwrite=overwrite, update=update, shard=part is not None)
         num_failed = _write_keywords(run, sidecars, progress, again)

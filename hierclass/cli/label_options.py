@@ -24,7 +24,11 @@ Paths = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Begin anew, and replace the table that is there.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Begin anew, and replace the table that is there; with --update, keep what later updates need.",
+    ),
 ]
 Update = Annotated[
     bool,
@@ -181,10 +185,8 @@ def read_request(
     )
 
 
-def check_update(*, update: bool, overwrite: bool, shard: str | None) -> None:
-    """Raise InputError if --update is given beside an option that it can't go with."""
-    if update and overwrite:
-        raise InputError("--update keeps the rows that are there, --overwrite begins anew; give one of them")
+def check_update(*, update: bool, shard: str | None) -> None:
+    """Raise InputError if --update is given beside --shard, with which it can't go."""
     if update and shard is not None:
         raise InputError(
             "--update can't go with --shard: with other inputs every part has others; leave --shard out, or label what "

@@ -21,7 +21,12 @@ from hierclass.files import has_content
 from hierclass.images.discovery import display_name
 from hierclass.labelling.rows import FORMATS
 from hierclass.labelling.run_folder import TABLES, RunFolder
-from hierclass.labelling.table_files import check_ours, refuse_changed, refuse_finished, refuse_to_lose
+from hierclass.labelling.table_files import (
+    refuse_changed,
+    refuse_finished,
+    refuse_to_lose,
+    writer_of,
+)
 from hierclass.labelling.table_writers import PLAIN, CsvForm, check_target, csv_form_of, format_of
 
 if TYPE_CHECKING:
@@ -141,7 +146,8 @@ class OutputTarget:
         for table in filter(has_content, [] if overwrite else tables):
             known = run.knows(table) if run.exists else None
             if self.is_file and update:
-                check_ours(table)
+                if not known and writer_of(table) != self.verb:
+                    refuse_finished(table, self.verb, can_update=False)
             elif known is False:
                 refuse_changed(table)
             elif self.is_file and not run.exists:

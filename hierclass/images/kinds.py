@@ -345,6 +345,11 @@ def photograph_advice(endings: Iterable[str]) -> str:
     return "; ".join(f"{how} {', '.join(found)}" for how, found in sorted(missing.items(), reverse=True))
 
 
+def done_installs() -> tuple[str, ...]:
+    """The commands of `install_command` whose extras are there; an error that names one can be gone by now."""
+    return tuple(install_command(extra) for extra in _MODULES if is_installed(extra))
+
+
 def install_command(extra: str) -> str:
     """What to type to install an extra."""
     return f"pip install 'hierclass[{extra}]'"

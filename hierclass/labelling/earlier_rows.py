@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 import numpy as np
 
 from hierclass.decisions.exit_policy import LevelChoice, StopReason
-from hierclass.images.kinds import kind_of
+from hierclass.images.kinds import done_installs, kind_of
 from hierclass.labelling.inputs import Stamp
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_parts import Range
@@ -147,12 +147,16 @@ class EarlierIndex:
         self._numbers = dict[str, int]()
         self._more = dict[str, deque[int]]()
         """Of paths with several rows, such as a file that was named twice, those that are still to be taken."""
-        self.sizes, self.times, self.failed = array("q"), array("q"), bytearray()
+        self.sizes, self.times, self.failed, self.mended = array("q"), array("q"), bytearray(), bytearray()
+        """Of each row; `mended`: whether its error was that an extra is missing which is there now."""
+        installs = done_installs()
         for table in rows.tables():
             first = len(self.sizes)
             self.sizes.frombytes(_numbers(table, "_size"))
             self.times.frombytes(_numbers(table, "_modified"))
-            self.failed += bytes(value is not None for value in table.column("error").to_pylist())
+            errors = table.column("error").to_pylist()
+            self.failed += bytes(error is not None for error in errors)
+            self.mended += bytes(bool(error) and any(each in error for each in installs) for error in errors)
             for number, path in enumerate(table.column("path").to_pylist(), start=first):
                 if self._numbers.setdefault(path, number) != number:
                     self._more.setdefault(path, deque()).append(number)
@@ -180,11 +184,16 @@ class EarlierIndex:
         return number
 
     def left(self) -> Iterator[str]:
-        """Yield the paths of rows that were not taken."""
+        """Yield the paths of which no row was taken, for each row."""
         for path, number in self._numbers.items():
             if not self._met[number]:
                 yield path
-            yield from (path for _ in self._more.get(path, ()))
+                yield from (path for _ in self._more.get(path, ()))
+
+    @property
+    def num_spare(self) -> int:
+        """Number of rows that were not taken of paths of which others were."""
+        return sum(len(rest) for path, rest in self._more.items() if self._met[self._numbers[path]])
 
     def is_same(self, number: int, now: Stamp) -> bool:
         """Return whether the file of a row is as it was when it was labelled."""

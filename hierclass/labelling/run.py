@@ -91,7 +91,8 @@ class LabelRun:
         """Begin a run, or continue it and label files again that have changed since their rows were made.
 
         With `update` the inputs are listed anew: images that are new or changed are labelled, the rows of others stay
-        (those of a finished table, `earlier`, if that is given), and those of images that are gone go.
+        (those of a finished table, `earlier`, if that is given), and those of images that are gone go. With `overwrite`
+        as well the run begins anew, and is kept for later updates.
 
         Raises:
             LevelError: the model has no such level.
@@ -101,7 +102,7 @@ class LabelRun:
         self._check(job.request)
         wanted = job.manifest(self.classifier)
         again = self.folder.exists and not overwrite
-        if update and (self.folder.exists or earlier is not None):
+        if update and not overwrite and (self.folder.exists or earlier is not None):
             RunUpdate(self, job, earlier, retry_errors=retry_errors).switch()
             self.finish_passes()
             return
@@ -187,7 +188,8 @@ class LabelRun:
             InputError: the file is neither this run's nor one that was there when the run began.
         """
         errors = 0
-        added = AddedColumns(path) if self.folder.is_kept and has_content(path) else None
+        taken_up = self.folder.is_kept and has_content(path) and not self.folder.replaces(path)
+        added = AddedColumns(path) if taken_up else None
 
         def counted() -> Iterator[pa.Table]:
             nonlocal errors

@@ -56,8 +56,7 @@ class RunFolder:
         """How often an update replaced the list of inputs, and with it what their numbers in the parts mean."""
         if self._edition is not None:
             return self._edition
-        found = self._raw_manifest().get("edition", 0)
-        return found if isinstance(found, int) else 0
+        return found if isinstance(found := self._raw_manifest().get("edition"), int) else 0
 
     @property
     def _inputs(self) -> Path:
@@ -79,10 +78,10 @@ class RunFolder:
 
     def tables(self) -> list[Path]:
         """Return the tables that there are: in the folder, and the file that it is beside."""
-        beside = [self.path.with_name(self.path.name.removesuffix(_BESIDE))] * self.path.name.endswith(
-            _BESIDE
-        )
-        return [table for table in (*(self.path / name for name in TABLES), *beside) if has_content(table)]
+        tables = [self.path / name for name in TABLES]
+        if self.path.name.endswith(_BESIDE):
+            tables.append(self.path.with_name(self.path.name.removesuffix(_BESIDE)))
+        return list(filter(has_content, tables))
 
     def check(self) -> None:
         """Raise InputError if the folder holds something else than a run; touch nothing."""
@@ -97,8 +96,7 @@ class RunFolder:
             raise InputError(f"cannot use {display_name(self.path)}: {error.strerror}") from error
         if ours and self.exists:
             return
-        known = {LOCK, "parts", "inputs.parquet", *TABLES} if ours else set[str]()
-        rest = sorted(names - known)
+        rest = sorted(names - ({LOCK, "parts", "inputs.parquet", *TABLES} if ours else set[str]()))
         others = [name for name in rest if not (ours and (name.endswith(".tmp") or _LATER.fullmatch(name)))]
         if others:
             raise InputError(
@@ -166,7 +164,7 @@ class RunFolder:
         """Store the manifest of a run that begins."""
         about = {**manifest["inputs"], "count": count, "digest": digest}
         tables = {table.name: [TableMark.of(table, digest=False)] for table in self.tables()}
-        kept = {"format": FORMAT, "version": VERSION, "edition": self.edition}
+        kept = {"format": FORMAT, "version": VERSION, "edition": self.edition, "replaced": tables}
         self.write_manifest({**kept, **manifest, "inputs": about, "tables": tables})
 
     def clear(self, *, but: Path | None = None) -> None:
@@ -243,8 +241,11 @@ class RunFolder:
 
     def knows(self, table: Path) -> bool | None:
         """Return whether a table is as this run wrote it, or as when the run began; None: an earlier version's run."""
-        marks = self.manifest().get("tables")
-        return None if marks is None else is_marked(table, self._marks(table))
+        return is_marked(table, self._marks(table)) if "tables" in self.manifest() else None
+
+    def replaces(self, table: Path) -> bool:
+        """Return whether a table is as when the run began anew, which keeps nothing of it."""
+        return is_marked(table, self._marks(table, "replaced"))
 
     def wrote(self, table: Path) -> bool:
         """Return whether a table is as this run wrote it last."""
@@ -273,8 +274,8 @@ class RunFolder:
         manifest = self.manifest()
         self.write_manifest({**manifest, "tables": {**manifest.get("tables", {}), table.name: marks}})
 
-    def _marks(self, table: Path) -> list[TableMark]:
-        return [TableMark(*mark) for mark in self.manifest().get("tables", {}).get(table.name, ())]
+    def _marks(self, table: Path, which: str = "tables") -> list[TableMark]:
+        return [TableMark(*mark) for mark in self.manifest().get(which, {}).get(table.name, ())]
 
     # -- inputs
 
@@ -359,14 +360,13 @@ class RunFolder:
         The columns are those of the schema `wanted`, and `_generation`, the pass of a row. `within`: of these numbers
         alone. Rows with an error of a pass that refines are left out: the earlier row stays.
         """
-        kinds = [job["kind"] for job in self.manifest()["jobs"]]
-        begin, end = within or self.bounds
+        jobs, (begin, end) = self.manifest()["jobs"], within or self.bounds
         passes = [
             PassRows(
                 self._parts,
                 [part for part in self.parts(each) if part.first < end and part.end > begin],
                 wanted,
-                errors=kinds[each] != "refine",
+                errors=jobs[each]["kind"] != "refine",
             )
             for each in generations
         ]

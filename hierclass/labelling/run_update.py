@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,13 +19,14 @@ import numpy as np
 from hierclass.errors import InputError
 from hierclass.files import written_at
 from hierclass.images.discovery import STANDARD_INPUT, PassedOver, display_name
+from hierclass.images.kinds import done_installs
 from hierclass.labelling.earlier_rows import EarlierIndex, FinishedRows, RowCheck, RunRows
-from hierclass.labelling.inputs import Input, Stamp, stamp
+from hierclass.labelling.inputs import PARQUET_ENDINGS, TAR_ENDINGS, Input, Stamp, stamp
 from hierclass.labelling.pipeline import LabelPipeline
 from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_manifest import LabelJob, Manifest, check_same
 from hierclass.labelling.run_parts import Part
-from hierclass.labelling.table_files import AddedColumns, not_taken_up
+from hierclass.labelling.table_files import BEGIN_ANEW, AddedColumns, not_taken_up
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,14 +65,18 @@ class UpdatePlan:
         self.carried, self._sizes, self._times = array("q"), array("q"), array("q")
         """For each input the number of its earlier row, or -1; and the stamp that its row has from now on."""
         self.num_new = self.num_changed = self.num_failed = self.num_away = 0
+        self._unlisted = list[str]()
+        """Archives that can't be listed to their end, and names that are not there."""
         stamps = StampCache()
         for _, item in inputs:
             number, now = earlier.take(item.name), stamps.of(item)
+            if item.offset < 0 and (_is_archive(item.path) or (now is None and number < 0)):
+                self._unlisted.append(item.name)
             if number < 0:
                 self.num_new += 1
             elif now is not None and not earlier.is_same(number, now):
                 self.num_changed, number = self.num_changed + 1, -1
-            elif retry_errors and earlier.failed[number]:
+            elif earlier.mended[number] or (retry_errors and earlier.failed[number]):
                 self.num_failed, number = self.num_failed + 1, -1
             elif now is None:
                 self.num_away += not earlier.failed[number]
@@ -97,7 +103,9 @@ class UpdatePlan:
         counts = [f"{self.num_new:,} new", f"{self.num_changed:,} changed", f"{self.num_kept:,} kept"]
         again = [f"{self.num_failed:,} with an error read again"] if self.num_failed else []
         away = [f"{self.num_away:,} of the kept not there any more"] if self.num_away else []
-        return ", ".join([*counts, f"{len(self.gone):,} gone{first}", *again, *away])
+        spare = self.earlier.num_spare
+        fewer = [f"{spare:,} repeated {'row' if spare == 1 else 'rows'} dropped"] if spare else []
+        return ", ".join([*counts, f"{len(self.gone):,} gone{first}", *fewer, *again, *away])
 
     def refuse_loss(self, empty: Iterable[str], *, named_anew: bool) -> None:
         """Raise InputError if rows would go whose images may still be there.
@@ -105,18 +113,23 @@ class UpdatePlan:
         `empty` are names of inputs that lead to no image. `named_anew`: whether the inputs may be named otherwise than
         when the rows were made, as in a list.
         """
-        for name in empty:
-            below = [path for path in self.gone if path.startswith(f"{name.rstrip('/')}/")]
-            if below:
+        names = {name.rstrip("/") for name in (*empty, *self._unlisted)} if self.gone else set[str]()
+        above = (folder for path in self.gone for folder in _above(path) if folder in names)
+        for name, count in Counter(above).items():
+            if _is_archive(name):
                 raise InputError(
-                    f"there is no image in {name}, of which {len(below):,} have rows; if its disk is away, mount it; "
-                    "if they are to go, leave that name out"
+                    f"{name} lacks {count_images(count)} with rows, and can't be read to its end or holds none; if it "
+                    "was copied in part, copy it again; if they are to go, move it away and leave its name out"
                 )
+            raise InputError(
+                f"there is no image in {name}, of which {count:,} have rows; if its disk is away, mount it; if they "
+                "are to go, leave that name out"
+            )
         there = [path for path in self.gone if _exists(path)] if named_anew else []
         if there:
             raise InputError(
                 f"{len(there):,} images that have rows are there but not among these inputs (the first: {there[0]}); "
-                "name all that the table is to hold, or --overwrite in place of --update begins anew"
+                f"name all that the table is to hold; {BEGIN_ANEW}"
             )
 
     def todo(self) -> list[int]:
@@ -193,9 +206,9 @@ class RunUpdate:
             stored = folder.manifest() if self._exists else {"inputs": {}, "jobs": []}
             about, now = stored["inputs"], self._wanted["inputs"]
             named_anew = STANDARD_INPUT in self._job.names or about.get("names") != now["names"]
-            plan.refuse_loss(
-                map(display_name, filter(self._is_empty, self._job.names)), named_anew=named_anew
-            )
+            archives = {each for path in plan.gone for each in _above(path) if _is_archive(each)}
+            empty = filter(self._is_empty, (*self._job.names, *archives))
+            plan.refuse_loss(map(display_name, empty), named_anew=named_anew)
             run.listener.say(plan.summary())
             if (
                 self._table is None
@@ -220,6 +233,7 @@ class RunUpdate:
             "jobs": [*self._wanted["jobs"], *([{"kind": "again", "of": 0}] if again else [])],
             "keep": True,
             "refined": [*stored.get("refined", []), *refined],
+            "replaced": stored.get("replaced", {}),
             **({"num_tiers": self._run.num_tiers} if has_tiers else {}),
         }
 
@@ -247,10 +261,11 @@ class RunUpdate:
 
     def _is_empty(self, name: str) -> bool:
         """Whether a name leads to no image: a disk that is away, say."""
-        if name == STANDARD_INPUT or os.path.isfile(name):  # noqa: PTH113 - raises nothing for long names
+        is_file = os.path.isfile(name)  # noqa: PTH113 - raises nothing for long names
+        if name == STANDARD_INPUT or (is_file and not _is_archive(name)):
             return False
         with contextlib.suppress(InputError):
-            return not any(item.path != name for item in self._run.find_inputs([name]))
+            return not any(item.member or item.path != name for item in self._run.find_inputs([name]))
         return True
 
 
@@ -263,11 +278,12 @@ def changed_since(
 ) -> dict[int, list[int]]:
     """Return the inputs of a complete run whose files have changed since their rows were made, by the rows' passes.
 
-    With `retry_errors` those that have an error, too. `say` gets a line for each kind of change.
+    Those whose error was that an extra is missing, which is there now, too; with `retry_errors` all with an error.
+    `say` gets a line for each kind of change.
     """
     again, gone = defaultdict[int, list[int]](list), 0
     changed = failed = relisted = 0
-    stamps = StampCache()
+    stamps, installs = StampCache(), done_installs()
     rows = (row for table in tables for row in table.to_pylist())
     for row, (number, item) in zip(rows, inputs, strict=False):
         assert row["_index"] == number
@@ -279,7 +295,10 @@ def changed_since(
             continue
         elif now != before:
             changed += 1
-        if (now is not None and now != before) or (retry_errors and row["error"] is not None):
+        retried = row["error"] is not None and (
+            retry_errors or any(each in row["error"] for each in installs)
+        )
+        if (now is not None and now != before) or retried:
             failed += now is None or now == before
             again[row["_generation"]].append(number)
     for count, what in (
@@ -299,6 +318,16 @@ def changed_since(
 def count_images(count: int) -> str:
     """Return a number of images in words."""
     return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _is_archive(name: str) -> bool:
+    """Whether a name is that of an archive that is there, whose images have rows of their own."""
+    return name.lower().endswith(TAR_ENDINGS + PARQUET_ENDINGS) and os.path.isfile(name)  # noqa: PTH113
+
+
+def _above(path: str) -> Iterator[str]:
+    """The folders that a path lies in, and its archive."""
+    return (path[: slash.start()] for slash in re.finditer("/", path))
 
 
 def _exists(path: str) -> bool:

@@ -24,6 +24,7 @@ _OURS = re.compile(
     r"path|error|level|synset|label|score|chosen_level|stop_reason|preview|features|tier\d+_(synset|label|score)"
 )
 """Names of the columns of the tables that hierclass writes."""
+BEGIN_ANEW = "--update --overwrite begins anew and keeps what later updates need"
 _LONGEST_LINE = 16 << 20
 """Bytes of a line of a text table that are read."""
 _ROWS = 10_000
@@ -62,12 +63,14 @@ def _digest(table: Path) -> str:
 def refuse_finished(table: Path, verb: str, *, can_update: bool) -> NoReturn:
     """Raise InputError that says what is in a table which is not to be replaced, and what to do.
 
-    `verb` is what the command does to images; `can_update`: whether --update can.
+    `verb` is the command; `can_update`: whether --update can, if the same command wrote the table.
     """
-    added = check_ours(table)
-    about = f"{_num_rows(table)}written {written_at(table)}"
+    added, writer = check_ours(table), writer_of(table)
+    about = f"{_num_rows(table)}written {written_at(table)} by hierclass {writer}"
     keeps, loses = (f" and keeps your column {added[0][:40]!r}", ", without it") if added else ("", "")
     update = f"--update {verb}s what is new or changed{keeps}, " if can_update else ""
+    if writer != verb:
+        update = "name another file, "
     raise InputError(f"{display_name(table)} exists ({about}); {update}--overwrite begins anew{loses}")
 
 
@@ -105,6 +108,12 @@ def check_ours(table: Path) -> list[str]:
             "to replace it"
         )
     return [name for name in names if not _OURS.fullmatch(name)]
+
+
+def writer_of(table: Path) -> str:
+    """Return the command that wrote a table, "label" (or refine) or "embed"; raises InputError as `check_ours`."""
+    check_ours(table)
+    return "label" if "chosen_level" in _columns_of(table) else "embed"
 
 
 def _columns_of(table: Path) -> list[str]:
@@ -175,7 +184,7 @@ def not_taken_up(table: Path, why: str) -> InputError:
     added: list[str] = []
     with contextlib.suppress(InputError):
         added = check_ours(table)
-    to_do = "--overwrite in place of --update begins anew"
+    to_do = BEGIN_ANEW
     if added:
         to_do = f"mend that, or name another file (--overwrite would lose your column {added[0][:40]!r})"
     return InputError(f"the rows of {display_name(table)} can't be taken up: {why}; {to_do}")
