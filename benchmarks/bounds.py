@@ -53,11 +53,12 @@ _KEYWORDS = (*_LABEL, "--keywords", "xmp")
 _PREDICT = ("-m", "hierclass", "predict", "examples/{example}", "--model", "{file}")
 _UNPACK = (
     "-c",
-    "import sys, tempfile; from pathlib import Path; from hierclass.page.unpacking import ByteBudget, unpack\n"
+    "import sys, tempfile; from pathlib import Path; from hierclass.images.discovery import PassedOver\n"
+    "from hierclass.page.unpacking import ByteBudget, unpack\n"
     "from hierclass.errors import HierclassError\n"
     "with tempfile.TemporaryDirectory() as place:\n"
     "    try: print(*(each.error or 'read' for each in unpack("
-    "Path(sys.argv[1]), 'x.zip', Path(place), ByteBudget(1 << 30), 500)), sep='\\n')\n"
+    "Path(sys.argv[1]), 'x.zip', Path(place), ByteBudget(1 << 30), 500, PassedOver())), sep='\\n')\n"
     "    except HierclassError as error: print('error:', error)\n",
     "{file}",
 )
