@@ -25,6 +25,11 @@ def visible(text: str) -> str:
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 error`, `1,200 errors`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def clipped(text: str) -> str:
     """Return a message of at most `LONGEST_MESSAGE` characters: its beginning, if it has more."""
     return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} …"

@@ -99,7 +99,7 @@ def embed(
             overwrite=overwrite,
             retry_errors=retry_errors,
             update=update,
-            earlier=target.earlier() if update and not overwrite else None,
+            earlier=target.earlier(update=update, overwrite=overwrite),
         )
         num_errors = target.finish(run)
     progress.summarise(target.table, num_errors)

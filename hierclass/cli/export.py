@@ -160,8 +160,8 @@ def _add_int8(model: Path, int8: _Int8Wish) -> None:
 
 def _quantise(model: Path, int8: _Int8Wish) -> Int8Graphs:
     """Make the graphs in 8 bits, and say how well they agree with the others."""
-    from hierclass.cli.terminal import plural
     from hierclass.export.int8_files import make_int8
+    from taxonomy.streams import plural
 
     with _bar() as progress:
         made = make_int8(model, int8.images, int8.num_images, progress)

@@ -164,7 +164,7 @@ def label(
             overwrite=overwrite,
             retry_errors=retry_errors,
             update=update,
-            earlier=target.earlier() if update and not overwrite else None,
+            earlier=target.earlier(update=update, overwrite=overwrite),
         )
         again = target.same_command(overwrite=overwrite, update=update, shard=part is not None)
         num_failed = _write_keywords(run, sidecars, progress, again)

@@ -158,8 +158,10 @@ class OutputTarget:
             elif self.is_file and run.is_kept and run.wrote(table) and run.is_complete():
                 refuse_finished(table, self.verb, can_update=True)
 
-    def earlier(self) -> Path | None:
-        """Return the finished table whose rows an update begins with; None: the run, if there is one, has them."""
+    def earlier(self, *, update: bool, overwrite: bool) -> Path | None:
+        """Return the finished table whose rows an update begins with; None: the run has them, or all is begun anew."""
+        if overwrite or not update:
+            return None
         run = RunFolder(self.folder)
         alone = (
             self.is_file and has_content(self.table) and (not run.exists or run.knows(self.table) is False)

@@ -62,7 +62,7 @@ class RunProgress:
 
     def advance(self, num_images: int, num_errors: int) -> None:
         """Count images that are done, and errors among them."""
-        from hierclass.cli.terminal import plural
+        from taxonomy.streams import plural
 
         self._num_images += num_images
         self._num_errors += num_errors
@@ -94,7 +94,7 @@ class RunProgress:
         `num_errors` rows of the table have an error, `num_unread` rows stayed since their image could not be read, or
         got no keywords since these could not be written.
         """
-        from hierclass.cli.terminal import plural
+        from taxonomy.streams import plural
 
         what = "; ".join(self._summaries or [f"no image was left to {self._verb}"])
         errors = f", {plural(num_errors, 'error')} (see the column error)" if num_errors else ""
@@ -104,7 +104,7 @@ class RunProgress:
 
     def _end(self) -> None:
         """Remove the bar and note what was done."""
-        from hierclass.cli.terminal import plural
+        from taxonomy.streams import plural
 
         if self._bar is None:
             return

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from hierclass.errors import InputError
 from hierclass.images.discovery import display_name
+from taxonomy.streams import plural
 
 if TYPE_CHECKING:
     from hierclass.checkpoints.compress import Footprint
@@ -57,11 +58,6 @@ def task_bar(console: Console) -> Progress:
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun: `1 error`, `1,200 errors`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def draw_path(path: str, prediction: Prediction, levels: Sequence[Level], *, unicode: bool) -> RenderableType:

@@ -13,7 +13,7 @@ from hierclass.errors import InputError
 from hierclass.images.kinds import photograph_advice, scanned_endings
 from hierclass.images.path_lists import PACKED_ENDINGS, as_meant, how_to_label, read_list, why_no_image
 from taxonomy.folders import IGNORED, Ignore
-from taxonomy.streams import is_option
+from taxonomy.streams import is_option, plural
 
 STANDARD_INPUT = "-"
 _MOST_ENDINGS, _MOST_SHOWN, _LONGEST_ENDING = 1000, 6, 12
@@ -64,7 +64,7 @@ class PassedOver:
         shown = [f"{ending or 'no ending'} {count:,}" for ending, count in ordered[:_MOST_SHOWN]]
         if more := sum(count for _, count in ordered[_MOST_SHOWN:]):
             shown.append(f"{_OTHERS} {more:,}")
-        return f"{len(self):,} other file{'s' if len(self) > 1 else ''} passed over ({', '.join(shown)})"
+        return f"{plural(len(self), 'other file')} passed over ({', '.join(shown)})"
 
     def advice(self) -> str:
         """Say how photographs among them can be read that are not read here; empty if there are none."""

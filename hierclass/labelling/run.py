@@ -35,10 +35,11 @@ from hierclass.labelling.run_manifest import (
 )
 from hierclass.labelling.run_parts import Range
 from hierclass.labelling.run_pass import Engine, LocalEngine, RunPass
-from hierclass.labelling.run_update import RunUpdate, changed_since, count_images
+from hierclass.labelling.run_update import RunUpdate, changed_since
 from hierclass.labelling.sql_filter import SqlFilter
 from hierclass.labelling.table_files import AddedColumns
 from hierclass.labelling.table_writers import PLAIN, CsvForm, write_table
+from taxonomy.streams import plural
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -171,7 +172,7 @@ class LabelRun:
         if finer:
             what = "by the last level" if request.level == "auto" else "at a higher level"
             what += " or so before" if again else ""
-            self.listener.say(f"answered {what}, rows stay as they were: {count_images(finer)}")
+            self.listener.say(f"answered {what}, rows stay as they were: {plural(finer, 'image')}")
         self._add_pass(job, levels)
 
     def find_inputs(self, names: Iterable[str], passed_over: PassedOver | None = None) -> Iterator[Input]:
@@ -301,8 +302,8 @@ class LabelRun:
                 "or --overwrite"
             )
         self.listener.say(
-            f"the inputs are not what they were: {count_images(now.count)} now, {began['count']:,} when the run began; "
-            "it keeps its list; --update labels what is new, --overwrite begins anew"
+            f"the inputs are not what they were: {plural(now.count, 'image')} now, {began['count']:,} when the run "
+            "began; it keeps its list; --update labels what is new, --overwrite begins anew"
         )
 
     # -- passes
@@ -343,8 +344,8 @@ class LabelRun:
         if what.keeps_known and num_errors:
             self.num_unread += num_errors
             self.listener.say(
-                f"could not be read again, rows stay as they were: {count_images(num_errors)}; the same command tries "
-                "again"
+                f"could not be read again, rows stay as they were: {plural(num_errors, 'image')}; the same command "
+                "tries again"
             )
 
     def _pass(self, generation: int) -> RunPass:

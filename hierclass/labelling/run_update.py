@@ -27,6 +27,7 @@ from hierclass.labelling.run_folder import RunFolder
 from hierclass.labelling.run_manifest import LabelJob, Manifest, check_same
 from hierclass.labelling.run_parts import Part
 from hierclass.labelling.table_files import BEGIN_ANEW, AddedColumns, not_taken_up
+from taxonomy.streams import plural
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,7 +105,7 @@ class UpdatePlan:
         again = [f"{self.num_failed:,} with an error read again"] if self.num_failed else []
         away = [f"{self.num_away:,} of the kept not there any more"] if self.num_away else []
         spare = self.earlier.num_spare
-        fewer = [f"{spare:,} repeated {'row' if spare == 1 else 'rows'} dropped"] if spare else []
+        fewer = [f"{plural(spare, 'repeated row')} dropped"] if spare else []
         return ", ".join([*counts, f"{len(self.gone):,} gone{first}", *fewer, *again, *away])
 
     def refuse_loss(self, empty: Iterable[str], *, named_anew: bool) -> None:
@@ -118,8 +119,8 @@ class UpdatePlan:
         for name, count in Counter(above).items():
             if _is_archive(name):
                 raise InputError(
-                    f"{name} lacks {count_images(count)} with rows, and can't be read to its end or holds none; if it "
-                    "was copied in part, copy it again; if they are to go, move it away and leave its name out"
+                    f"{name} lacks {plural(count, 'image')} with rows, and can't be read to its end or holds none; if "
+                    "it was copied in part, copy it again; if they are to go, move it away and leave its name out"
                 )
             raise InputError(
                 f"there is no image in {name}, of which {count:,} have rows; if its disk is away, mount it; if they "
@@ -311,13 +312,8 @@ def changed_since(
         (failed, "had an error, read again"),
     ):
         if count:
-            say(f"{what}: {count_images(count)}")
+            say(f"{what}: {plural(count, 'image')}")
     return again
-
-
-def count_images(count: int) -> str:
-    """Return a number of images in words."""
-    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _is_archive(name: str) -> bool:

@@ -24,6 +24,7 @@ from hierclass.images.kinds import kind_of
 from hierclass.labelling.inputs import Input
 from hierclass.labelling.xmp_document import EMPTY, MAX_BYTES
 from hierclass.labelling.xmp_keywords import has_keywords, with_keywords
+from taxonomy.streams import plural
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,22 +93,18 @@ class SidecarWriter:
     def summary(self, again: str = "the same command") -> str:
         """Say in a line what was written, and what was not; `again` writes what is missing."""
         counts = self._counts
-        written = f"keywords: {_counted(counts['written'], '.xmp file')} written"
+        written = f"keywords: {plural(counts['written'], '.xmp file')} written"
         parts = [written + (f", {counts['same']:,} had them" if counts["same"] else "")]
         if counts["removed"]:
-            parts.append(
-                f"removed from {_counted(counts['removed'], '.xmp file')} of images without an answer"
-            )
+            parts.append(f"removed from {plural(counts['removed'], '.xmp file')} of images without an answer")
         if counts["unanswered"]:
-            parts.append(f"{_counted(counts['unanswered'], 'image')} without an answer")
+            parts.append(f"{plural(counts['unanswered'], 'image')} without an answer")
         if counts["archived"]:
-            parts.append(
-                f"{_counted(counts['archived'], 'image')} in archives, where there are no .xmp files"
-            )
+            parts.append(f"{plural(counts['archived'], 'image')} in archives, where there are no .xmp files")
         if counts["gone"]:
-            parts.append(f"{_counted(counts['gone'], 'image')} gone since")
+            parts.append(f"{plural(counts['gone'], 'image')} gone since")
         if self.num_failed:
-            what = f"{_counted(self.num_failed, '.xmp file')} not written, see above"
+            what = f"{plural(self.num_failed, '.xmp file')} not written, see above"
             them = "it" if self.num_failed == 1 else "them"
             parts.append(f"{what}; once that is mended, {again} writes {them}")
         return "; ".join(parts)
@@ -219,7 +216,3 @@ def _merge(sidecar: Path, path: Sequence[str]) -> bool:
             with contextlib.suppress(OSError):
                 shutil.copymode(sidecar, temporary)
     return True
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

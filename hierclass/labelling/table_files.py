@@ -16,6 +16,7 @@ from hierclass.files import written_at
 from hierclass.images.discovery import display_name
 from hierclass.labelling.bounded_parquet import BoundedParquet, UnreadableRowsError, short
 from hierclass.labelling.table_writers import csv_form_of, delimiter_of, format_of, unmarked
+from taxonomy.streams import plural
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,7 +159,7 @@ def _num_rows(table: Path) -> str:
                 count = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
     except (OSError, ValueError, csv.Error):
         return ""
-    return f"{count:,} row{'' if count == 1 else 's'}, "
+    return f"{plural(count, 'row')}, "
 
 
 # -- reading rows back

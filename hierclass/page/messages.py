@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hierclass.decisions.exit_policy import StopReason
 from hierclass.errors import HierclassError, ImageError
-from taxonomy.streams import visible
+from taxonomy.streams import plural, visible
 
 if TYPE_CHECKING:
     from hierclass.classifier import Classifier
@@ -149,4 +149,4 @@ def count(number: int) -> str:
 
 def photographs(number: int) -> str:
     """Return a count with its noun: "2 photographs"."""
-    return f"{number:,} photograph{'' if number == 1 else 's'}"
+    return plural(number, "photograph")
